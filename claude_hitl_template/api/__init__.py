@@ -1,0 +1,1 @@
+"""The REST API: the Managed Agents wire protocol, and the inbox across sessions."""

@@ -1,0 +1,344 @@
+"""The application under /v1: routers put together, with everything they need handed in."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import TypeAdapter
+
+from claude_hitl_template.api import problems
+from claude_hitl_template.api.auth import Authenticator
+from claude_hitl_template.api.reading import (
+    Body,
+    parse,
+    query_choice,
+    query_limit,
+    query_list,
+    query_order,
+    query_page,
+    query_times,
+    read_json,
+)
+from claude_hitl_template.api.wire import (
+    CreateSession,
+    UpdateSession,
+    agent_wire,
+    approval_wire,
+    build_agent,
+    environment_wire,
+    session_wire,
+)
+from claude_hitl_template.errors import InvalidInput, NotFound, Unavailable
+from claude_hitl_template.events import EVENT_TYPES, ClientEvent, UserToolConfirmation
+from claude_hitl_template.models import (
+    Agent,
+    ApiKey,
+    ApprovalState,
+    Environment,
+    SessionStatus,
+    new_id,
+    utcnow,
+)
+from claude_hitl_template.store.protocol import Store
+
+KEEP_ALIVE_S = 10.0
+PREVIEW_TYPES = ("agent.message", "agent.thinking")
+_EVENTS: TypeAdapter[list[Any]] = TypeAdapter(list[ClientEvent])
+_STATES = TypeAdapter(ApprovalState)
+_STATUSES: TypeAdapter[Any] = TypeAdapter(SessionStatus)
+
+
+class SendEvents(Body):
+    events: list[Any]
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes stand on. `health` raises when something is wrong; `facts` is what /v1/version shows."""
+
+    store: Store
+    agent: Agent
+    environment: Environment
+    facts: dict[str, Any]
+    drain: Callable[[float], Awaitable[int]]
+    max_request_bytes: int
+    requests_per_minute: int
+
+
+def build_app(service: Service) -> FastAPI:
+    """A FastAPI whose every failure is JSON in the protocol's shape; to be mounted, never merged into another."""
+    app = FastAPI(title="claude-hitl", version=str(service.facts.get("version", "")))
+    problems.install(app)
+    authenticate = Authenticator(service.store, service.requests_per_minute)
+    routes = _Routes(service)
+    app.include_router(_open_routes(service))
+    app.include_router(routes.router, dependencies=[Depends(authenticate)])
+    app.dependency_overrides[_caller] = authenticate
+    return app
+
+
+def _caller() -> ApiKey:
+    raise AssertionError("build_app says who calls")
+
+
+Caller = Annotated[ApiKey, Depends(_caller)]
+
+
+def _open_routes(service: Service) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/v1/health")
+    async def health() -> Any:
+        try:
+            await asyncio.wait_for(service.store.ping(), 10)
+        except TimeoutError as error:
+            raise Unavailable("the ledger does not answer") from error
+        return {"status": "ok", **service.facts}
+
+    return router
+
+
+class _Routes:
+    def __init__(self, service: Service) -> None:
+        self._s, self._store = service, service.store
+        self.router = router = APIRouter()
+        for method, path, endpoint, tag in (
+            ("POST", "/v1/sessions", self.create_session, "sessions"),
+            ("GET", "/v1/sessions", self.list_sessions, "sessions"),
+            ("GET", "/v1/sessions/{session_id}", self.get_session, "sessions"),
+            ("POST", "/v1/sessions/{session_id}", self.update_session, "sessions"),
+            ("DELETE", "/v1/sessions/{session_id}", self.delete_session, "sessions"),
+            ("POST", "/v1/sessions/{session_id}/archive", self.archive_session, "sessions"),
+            ("GET", "/v1/sessions/{session_id}/events", self.list_events, "events"),
+            ("POST", "/v1/sessions/{session_id}/events", self.send_events, "events"),
+            ("GET", "/v1/sessions/{session_id}/events/stream", self.stream_events, "events"),
+            ("GET", "/v1/approvals", self.list_approvals, "approvals"),
+            ("GET", "/v1/approvals/{approval_id}", self.get_approval, "approvals"),
+            ("POST", "/v1/approvals/{approval_id}/decide", self.decide, "approvals"),
+            ("GET", "/v1/agents", self.list_agents, "agents"),
+            ("GET", "/v1/agents/{agent_id}", self.get_agent, "agents"),
+            ("GET", "/v1/environments", self.list_environments, "environments"),
+            ("GET", "/v1/environments/{environment_id}", self.get_environment, "environments"),
+            ("GET", "/v1/version", self.version, "health"),
+            ("POST", "/v1/internal/drain", self.drain, "health"),
+        ):
+            router.add_api_route(path, endpoint, methods=[method], tags=[tag], response_model=None)
+
+    async def _body(self, request: Request) -> Any:
+        return await read_json(request, self._s.max_request_bytes)
+
+    # -- sessions
+
+    async def create_session(self, request: Request, caller: Caller) -> Any:
+        body = parse(CreateSession, await self._body(request))
+        if body.environment_id != self._s.environment.id:
+            raise NotFound(f"there is no environment {body.environment_id!r}")
+        session = await self._store.create_session(
+            caller.id,
+            agent=build_agent(body.agent, self._s.agent),
+            environment=self._s.environment,
+            title=body.title,
+            metadata=body.metadata,
+            initial=body.initial_events,
+            idempotency_key=_idempotency_key(request),
+        )
+        return session_wire(session)
+
+    async def list_sessions(self, request: Request, caller: Caller) -> Any:
+        archived = request.query_params.get("include_archived", "false")
+        page = await self._store.list_sessions(
+            caller.id,
+            limit=query_limit(request),
+            page=query_page(request),
+            order=query_order(request, "desc"),
+            statuses=query_choice(request, "statuses", _STATUSES),
+            agent_id=request.query_params.get("agent_id"),
+            created=query_times(request),
+            include_archived=parse(bool, archived, "include_archived"),
+        )
+        return {"data": [session_wire(s) for s in page.data], "next_page": page.next_page}
+
+    async def get_session(self, session_id: str, caller: Caller) -> Any:
+        return session_wire(await self._store.get_session(session_id, caller.id))
+
+    async def update_session(self, session_id: str, request: Request, caller: Caller) -> Any:
+        body = parse(UpdateSession, await self._body(request))
+        changes = body.model_dump(exclude_unset=True)
+        return session_wire(await self._store.update_session(session_id, caller.id, changes=changes))
+
+    async def archive_session(self, session_id: str, caller: Caller) -> Any:
+        return session_wire(await self._store.archive_session(session_id, caller.id))
+
+    async def delete_session(self, session_id: str, caller: Caller) -> Any:
+        await self._store.delete_session(session_id, caller.id)
+        return {"type": "session_deleted", "id": session_id}
+
+    # -- events
+
+    async def list_events(self, session_id: str, request: Request, caller: Caller) -> Any:
+        types = query_list(request, "types")
+        unknown = sorted(set(types) - EVENT_TYPES)
+        if unknown:
+            raise InvalidInput(f"{unknown[0]!r} is no event type of this service", "types")
+        page = await self._store.list_events(
+            session_id,
+            caller.id,
+            limit=query_limit(request, 100),
+            page=query_page(request),
+            order=query_order(request, "asc"),
+            types=types,
+            created=query_times(request),
+        )
+        return {"data": [e.wire() for e in page.data], "next_page": page.next_page}
+
+    async def send_events(self, session_id: str, request: Request, caller: Caller) -> Any:
+        body = parse(SendEvents, await self._body(request))
+        if not 1 <= len(body.events) <= 100:
+            raise InvalidInput("from 1 to 100 events", "events")
+        sent = await self._store.send_events(
+            session_id,
+            caller.id,
+            parse(_EVENTS, body.events, "events"),
+            decided_by=caller.name,
+            idempotency_key=_idempotency_key(request),
+        )
+        return {"data": [e.wire() for e in sent]}
+
+    async def stream_events(self, session_id: str, request: Request, caller: Caller) -> StreamingResponse:
+        wanted = query_list(request, "event_deltas")
+        for name in wanted:
+            if name not in PREVIEW_TYPES:
+                raise InvalidInput(f"one of {', '.join(PREVIEW_TYPES)}", "event_deltas")
+        newest = await self._store.last_seq(session_id, caller.id)
+        after = _last_event_id(request, newest)
+        stream = self._stream(session_id, caller.id, after, frozenset(wanted))
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+    async def _stream(
+        self, session_id: str, key_id: str, after: int, wanted: frozenset[str]
+    ) -> AsyncIterator[str]:
+        yield ": connected\n\n"
+        previewed: set[str] = set()
+        while True:
+            try:
+                found, previews = await self._store.wait_events(
+                    session_id, key_id, after, timeout_s=KEEP_ALIVE_S, previews=bool(wanted)
+                )
+            except NotFound:
+                yield _sse(
+                    {"type": "session.deleted", "id": new_id("sevt"), "processed_at": utcnow().isoformat()}
+                )
+                return
+            for preview in previews:
+                if _wants(preview, wanted, previewed):
+                    yield _sse(preview)
+            for event in found:
+                yield _sse(event.wire(), event.seq)
+                after = event.seq
+            if not found and not previews:
+                yield "event: ping\ndata: {}\n\n"
+            if found and found[-1].type == "session.status_terminated":
+                return
+
+    # -- approvals
+
+    async def list_approvals(self, request: Request, caller: Caller) -> Any:
+        page = await self._store.list_approvals(
+            caller.id,
+            limit=query_limit(request),
+            page=query_page(request),
+            states=query_choice(request, "states", _STATES) or query_choice(request, "state", _STATES),
+            session_id=request.query_params.get("session_id"),
+        )
+        return {"data": [approval_wire(a) for a in page.data], "next_page": page.next_page}
+
+    async def get_approval(self, approval_id: str, caller: Caller) -> Any:
+        return approval_wire(await self._store.get_approval(approval_id, caller.id))
+
+    async def decide(self, approval_id: str, request: Request, caller: Caller) -> Any:
+        approval = await self._store.get_approval(approval_id, caller.id)
+        body = await self._body(request)
+        if not isinstance(body, dict):
+            raise InvalidInput("the body is a JSON object")
+        said = {**body, "type": "user.tool_confirmation", "tool_use_id": approval.event_id}
+        confirmation = parse(UserToolConfirmation, said)
+        await self._store.send_events(
+            approval.session_id,
+            caller.id,
+            [confirmation],
+            decided_by=caller.name,
+            idempotency_key=_idempotency_key(request),
+        )
+        return approval_wire(await self._store.get_approval(approval_id, caller.id))
+
+    # -- agents, environments, the service itself
+
+    async def list_agents(self) -> Any:
+        return {"data": [self._agent()], "next_page": None}
+
+    async def get_agent(self, agent_id: str) -> Any:
+        if agent_id != self._s.agent.id:
+            raise NotFound(f"there is no agent {agent_id!r}")
+        return self._agent()
+
+    def _agent(self) -> dict[str, Any]:
+        epoch = "2026-01-01T00:00:00+00:00"
+        return {
+            **agent_wire(self._s.agent), "archived_at": None, "created_at": epoch, "updated_at": epoch, "metadata": {}
+        }  # fmt: skip
+
+    async def list_environments(self) -> Any:
+        return {"data": [environment_wire(self._s.environment)], "next_page": None}
+
+    async def get_environment(self, environment_id: str) -> Any:
+        if environment_id != self._s.environment.id:
+            raise NotFound(f"there is no environment {environment_id!r}")
+        return environment_wire(self._s.environment)
+
+    async def version(self) -> Any:
+        return self._s.facts
+
+    async def drain(self, request: Request) -> JSONResponse:
+        body = await self._body(request)
+        grace_s = parse(float, body.get("grace_s", 10) if isinstance(body, dict) else 10, "grace_s")
+        return JSONResponse({"still_running": await self._s.drain(min(max(grace_s, 0), 300))})
+
+
+def _idempotency_key(request: Request) -> str:
+    """The caller's, or one of our own: the store needs one to be told twice without acting twice."""
+    given = request.headers.get("idempotency-key")
+    if given is not None and not 1 <= len(given) <= 255:
+        raise InvalidInput("from 1 to 255 characters", "Idempotency-Key")
+    return given or new_id("req")
+
+
+def _last_event_id(request: Request, newest: int) -> int:
+    """Where a stream begins: behind Last-Event-ID, or with what happens from now on."""
+    given = request.headers.get("last-event-id")
+    if given is None:
+        return newest
+    if not given.isdecimal() or int(given[:18]) > newest:
+        raise InvalidInput(
+            "the id of an event of this stream, as it was sent; 0 for the beginning", "Last-Event-ID"
+        )
+    return int(given)
+
+
+def _wants(preview: dict[str, Any], wanted: frozenset[str], opened: set[str]) -> bool:
+    """Only previews of the wanted types, and only from their beginning."""
+    if preview["type"] == "event_start":
+        if preview["event"]["type"] in wanted:
+            opened.add(preview["event"]["id"])
+            return True
+        return False
+    return preview["event_id"] in opened
+
+
+def _sse(event: dict[str, Any], seq: int | None = None) -> str:
+    cursor = f"id: {seq}\n" if seq is not None else ""
+    return f"{cursor}event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"

@@ -1,0 +1,81 @@
+"""Errors as the wire protocol shows them: {"type": "error", "error": {"type", "message"}}."""
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from claude_hitl_template.errors import (
+    Conflict,
+    HitlError,
+    InvalidInput,
+    NotFound,
+    NotWaiting,
+    RateLimited,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
+
+log = structlog.get_logger()
+
+# The first class that fits decides.
+_STATUS: tuple[tuple[type[HitlError], int, str], ...] = (
+    (TooLarge, 413, "request_too_large"),
+    (InvalidInput, 400, "invalid_request_error"),
+    (NotWaiting, 400, "invalid_request_error"),
+    (Unauthorized, 401, "authentication_error"),
+    (NotFound, 404, "not_found_error"),
+    (Conflict, 409, "invalid_request_error"),
+    (RateLimited, 429, "rate_limit_error"),
+    (Unavailable, 503, "overloaded_error"),
+)
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
+
+
+def problem(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    body = {"type": "error", "error": {"type": kind, "message": message}}
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Makes every failure of `app` answer in the protocol's shape, with no traceback in it."""
+    app.add_exception_handler(HitlError, _ours)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _ours(request: Request, error: Exception) -> JSONResponse:
+    for kind, status, name in _STATUS:
+        if isinstance(error, kind):
+            headers = (
+                {"retry-after": f"{error.retry_after_s:.0f}"} if isinstance(error, RateLimited) else None
+            )
+            return problem(status, name, str(error), headers)
+    return _unexpected(request, error)
+
+
+def _validation(_request: Request, error: Exception) -> JSONResponse:
+    first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": str(error)}
+    field = ".".join(str(part) for part in first["loc"][1:])
+    return problem(400, "invalid_request_error", f"{field}: {first['msg']}")
+
+
+def _http(_request: Request, error: Exception) -> JSONResponse:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    message = str(error.detail) if isinstance(error, HTTPException) else "error"
+    return problem(
+        status, _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error"), message
+    )
+
+
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.exception("request failed", path=request.url.path, exc_info=error)
+    return problem(500, "api_error", "the service failed on this request; its log says why")

@@ -1,0 +1,227 @@
+"""The engine that drives the real Claude Code CLI, through the Claude Agent SDK."""
+
+import asyncio
+import json
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import claude_agent_sdk
+import structlog
+from claude_agent_sdk import (
+    ClaudeAgentOptions,
+    ClaudeSDKClient,
+    ClaudeSDKError,
+    CLINotFoundError,
+    HookMatcher,
+    PermissionResultAllow,
+    PermissionResultDeny,
+    ToolPermissionContext,
+)
+
+from claude_hitl_template.claude.engine import EngineEvent, ToolUse
+from claude_hitl_template.claude.gate import Answer, Gate
+from claude_hitl_template.claude.messages import Reader
+from claude_hitl_template.claude.transcripts import TranscriptStore
+from claude_hitl_template.errors import EngineError, HitlError
+from claude_hitl_template.models import Session
+from claude_hitl_template.policy import compile_settings
+
+log = structlog.get_logger()
+
+# Everything the agent can be offered. Tools that outlive a turn (schedules, background work) are left out: a parked
+# session has no process that could carry them.
+TOOLS = (
+    "Bash", "Read", "Write", "Edit", "NotebookEdit", "Glob", "Grep", "WebFetch", "WebSearch",
+    "Agent", "AskUserQuestion", "EnterPlanMode", "ExitPlanMode", "Skill",
+)  # fmt: skip
+HOOK_TIMEOUT_S = 400 * 86400  # the gate decides how long a call waits, not the hook
+LAUNCHER = Path(__file__).parent / "launch.sh"
+STDERR_LINES = 20
+
+
+@dataclass(frozen=True)
+class CliConfig:
+    """Where the engine works. `token` opens the model endpoint at `model_url` and nothing else."""
+
+    workspace: Path
+    config_dir: Path
+    model_url: str
+    token: str
+    cli_path: Path | None = None
+
+
+def is_plan_folder(config_dir: Path) -> Callable[[Path], bool]:
+    """Where plan mode keeps drafts: in the CLI's config folder, which a store-backed resume makes anew under TMPDIR."""
+    temporary = Path(tempfile.gettempdir()).resolve()
+
+    def check(folder: Path) -> bool:
+        parent = folder.parent
+        resumed = parent.parent == temporary and parent.name.startswith("claude-resume-")
+        return folder.name == "plans" and (parent == config_dir.resolve() or resumed)
+
+    return check
+
+
+def bundled_cli() -> Path:
+    return Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
+
+
+class CliEngine:
+    def __init__(self, session: Session, gate: Gate, transcripts: TranscriptStore, config: CliConfig) -> None:
+        self._session, self._gate, self._transcripts, self._config = session, gate, transcripts, config
+        self._client: ClaudeSDKClient | None = None
+        self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
+
+    async def start(self, *, resume: bool, plan_mode: bool) -> None:
+        self._config.workspace.mkdir(parents=True, exist_ok=True)
+        client = ClaudeSDKClient(self._options(resume=resume, plan_mode=plan_mode))
+        try:
+            await client.connect()
+        except CLINotFoundError as error:
+            raise EngineError(
+                "the Claude Code CLI is missing; install the dependencies again (./hitl up) or set HITL_CLI_PATH",
+                retryable=False,
+            ) from error
+        except (ClaudeSDKError, OSError, RuntimeError) as error:
+            raise EngineError(f"the Claude Code CLI did not start: {error}{self._last_words()}") from error
+        self._client = client
+
+    async def say(self, message_uuid: str, content: list[dict[str, Any]]) -> None:
+        async def one() -> AsyncIterator[dict[str, Any]]:
+            message = {"role": "user", "content": content}
+            yield {"type": "user", "uuid": message_uuid, "message": message, "parent_tool_use_id": None}
+
+        try:
+            await self._connected().query(one())
+        except (ClaudeSDKError, OSError) as error:
+            raise EngineError(f"the Claude Code CLI is gone: {error}{self._last_words()}") from error
+
+    async def events(self) -> AsyncIterator[EngineEvent]:
+        reader = Reader()
+        try:
+            async for message in self._connected().receive_messages():
+                for event in reader.read(message):
+                    yield event
+        except (ClaudeSDKError, OSError) as error:
+            raise EngineError(f"the Claude Code CLI ended: {error}{self._last_words()}") from error
+        raise EngineError(f"the Claude Code CLI ended without a word{self._last_words()}")
+
+    async def interrupt(self) -> None:
+        try:
+            await self._connected().interrupt()
+        except (ClaudeSDKError, OSError) as error:
+            raise EngineError(f"the Claude Code CLI did not take the interrupt: {error}") from error
+
+    async def stop(self) -> None:
+        client, self._client = self._client, None
+        if client is None:
+            return
+        try:
+            await client.disconnect()
+        except (ClaudeSDKError, OSError) as error:  # it is gone already, which is what was wanted
+            log.info("cli ended before it was stopped", session=self._session.id, why=str(error))
+        await asyncio.to_thread(shutil.rmtree, self._config.config_dir, True)
+
+    def _connected(self) -> ClaudeSDKClient:
+        if self._client is None:
+            raise EngineError("the Claude Code CLI is not running")
+        return self._client
+
+    def _last_words(self) -> str:
+        return "".join(f"\n  {line}" for line in self._stderr)
+
+    def _options(self, *, resume: bool, plan_mode: bool) -> ClaudeAgentOptions:
+        agent = self._session.agent
+        tools = enabled_tools(agent.toolset)
+        # "Task" is an old name of "Agent" that the CLI still takes.
+        settings = compile_settings(agent.policy, [*tools, "Task"], list(agent.mcp_servers))
+        transcript_id = self._session.transcript_id
+        return ClaudeAgentOptions(
+            tools=tools,
+            system_prompt={"type": "preset", "preset": "claude_code", "append": agent.system or ""},
+            model=None if agent.model == "default" else agent.model,
+            mcp_servers={
+                name: {"type": "http", "url": str(c["url"])} for name, c in agent.mcp_servers.items()
+            },
+            strict_mcp_config=True,
+            permission_mode="plan" if plan_mode else "default",
+            cwd=self._config.workspace,
+            setting_sources=[],
+            settings=json.dumps(settings),
+            session_id=None if resume else transcript_id,
+            resume=transcript_id if resume else None,
+            session_store=self._transcripts,
+            session_store_flush="eager",
+            include_partial_messages=True,
+            can_use_tool=self._can_use_tool,
+            hooks={
+                "PreToolUse": [HookMatcher(hooks=[self._hook], timeout=HOOK_TIMEOUT_S, on_failure="block")]
+            },
+            env=self._environment(),
+            cli_path=LAUNCHER,
+            stderr=self._stderr.append,
+            max_buffer_size=64 * 1024 * 1024,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "HITL_CLI": str(self._config.cli_path or bundled_cli()),
+            "ANTHROPIC_BASE_URL": self._config.model_url,
+            "ANTHROPIC_API_KEY": self._config.token,
+            "CLAUDE_CONFIG_DIR": str(self._config.config_dir),
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
+            "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
+            "CLAUDE_CODE_DISABLE_TERMINAL_TITLE": "1",
+            "CLAUDE_AGENT_SDK_CLIENT_APP": "claude-hitl",
+            **({"IS_SANDBOX": "1"} if os.getuid() == 0 else {}),
+        }
+
+    # -- what the CLI asks
+
+    async def _hook(self, given: Any, tool_use_id: str | None, _context: Any) -> Any:
+        use = ToolUse(tool_use_id or "", given["tool_name"], given["tool_input"], given.get("agent_id"))
+        answer = await self._ask(self._gate.before(use), use)
+        return {
+            "hookSpecificOutput": {
+                "hookEventName": "PreToolUse",
+                "permissionDecision": answer.behavior,
+                "permissionDecisionReason": answer.message,
+            }
+        }
+
+    async def _can_use_tool(
+        self, name: str, given: dict[str, Any], context: ToolPermissionContext
+    ) -> PermissionResultAllow | PermissionResultDeny:
+        use = ToolUse(context.tool_use_id or "", name, given, context.agent_id)
+        answer = await self._ask(self._gate.permit(use), use)
+        if answer.behavior == "allow":
+            return PermissionResultAllow(
+                updated_input=given if answer.run_input is None else answer.run_input
+            )
+        return PermissionResultDeny(message=answer.message)
+
+    async def _ask(self, asking: Any, use: ToolUse) -> Answer:
+        """A gate that fails says no: the error ends the session's owner elsewhere, the call must not run here."""
+        try:
+            return await asking
+        except HitlError as error:
+            log.error("gate failed, call denied", session=self._session.id, call=use.call_id, why=str(error))
+            return Answer("deny", "Not run: the service could not check whether a human allowed it.")
+
+
+def enabled_tools(toolset: dict[str, Any] | None) -> list[str]:
+    """The CLI's tools that an agent_toolset_20260401 leaves switched on; all of them without one."""
+    if toolset is None:
+        return list(TOOLS)
+    default = bool((toolset.get("default_config") or {}).get("enabled", True))
+    chosen = {c["name"]: bool(c.get("enabled", default)) for c in toolset.get("configs") or []}
+    by_wire_name = {"web_fetch": "WebFetch", "web_search": "WebSearch"}
+    named = {by_wire_name.get(name, name.capitalize()): on for name, on in chosen.items()}
+    return [tool for tool in TOOLS if named.get(tool, default)]

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Starts the Claude Code CLI ($HITL_CLI) for one session, given to the SDK as its cli_path.
+#
+# - Only the variables below reach the agent: whatever the service's own process holds (keys, tokens) does not.
+# - The CLI dies with the process that started it, so that no agent goes on unattended (Linux only: setpriv).
+for name in $(env | sed -n 's/^\([A-Za-z_][A-Za-z0-9_]*\)=.*/\1/p'); do
+  case $name in
+    PATH | HOME | PWD | USER | LOGNAME | SHELL | LANG | LC_* | TZ | TERM | TMPDIR | HITL_CLI) ;;
+    CLAUDE_* | ANTHROPIC_BASE_URL | ANTHROPIC_API_KEY | IS_SANDBOX | DISABLE_*) ;;
+    *) unset "$name" ;;
+  esac
+done
+if command -v setpriv >/dev/null 2>&1; then
+  exec setpriv --pdeathsig KILL "$HITL_CLI" "$@"
+fi
+exec "$HITL_CLI" "$@"

@@ -1,0 +1,200 @@
+"""The wire protocol's events: building those the service emits, parsing those a client sends.
+
+Shapes follow the Managed Agents protocol as the PyPI package `anthropic` types it (types/beta/sessions). Fields of
+our own (`decided_by`, `updated_input`, `answers`, `remember`, `outcome`) are additions that its clients ignore.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from claude_hitl_template.models import Usage, new_id
+
+MAX_TEXT_CHARS = 1_000_000
+ErrorType = Literal[
+    "unknown_error",
+    "model_overloaded_error",
+    "model_rate_limited_error",
+    "model_request_failed_error",
+    "billing_error",
+]
+EVENT_TYPES = frozenset({
+    "user.message", "user.interrupt", "user.tool_confirmation",
+    "agent.message", "agent.thinking", "agent.tool_use", "agent.tool_result", "agent.mcp_tool_use", "agent.mcp_tool_result",
+    "session.error", "session.status_running", "session.status_idle", "session.status_rescheduled",
+    "session.status_terminated", "session.updated", "session.deleted", "session.usage",
+    "span.model_request_start", "span.model_request_end",
+})  # fmt: skip
+
+
+class Draft(BaseModel):
+    """An event that is not committed yet. Committing the same id twice is committing it once."""
+
+    model_config = ConfigDict(frozen=True)
+    id: str
+    type: str
+    payload: dict[str, Any] = Field(default_factory=dict[str, Any])
+    queued: bool = False  # True: processed_at stays empty until an owner takes the event up
+
+
+def draft(type_: str, id_: str | None = None, *, queued: bool = False, **payload: Any) -> Draft:
+    return Draft(id=id_ or new_id("sevt"), type=type_, payload=payload, queued=queued)
+
+
+# What a client may send ------------------------------------------------------------------------------------------
+
+
+class _Inbound(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class InboundText(_Inbound):
+    type: Literal["text"]
+    text: Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS)]
+
+
+class InboundImageSource(_Inbound):
+    type: Literal["base64"]
+    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
+    data: str
+
+
+class InboundImage(_Inbound):
+    type: Literal["image"]
+    source: InboundImageSource
+
+
+class UserMessage(_Inbound):
+    """`user.message`: queued, and worked on in order."""
+
+    type: Literal["user.message"]
+    content: Annotated[
+        list[Annotated[InboundText | InboundImage, Field(discriminator="type")]],
+        Field(min_length=1, max_length=100),
+    ]
+
+
+class UserInterrupt(_Inbound):
+    """`user.interrupt`: stops the turn; what waits for a human is superseded."""
+
+    type: Literal["user.interrupt"]
+    session_thread_id: None = None
+
+
+class UserToolConfirmation(_Inbound):
+    """`user.tool_confirmation`: the only event that is a decision.
+
+    Ours, beyond the protocol: `updated_input` (edit before allowing), `answers` (to a question, by question text;
+    a list for several choices), `remember` (True for the narrowest standing rule, or a rule such as "Bash(npm test:*)").
+    """
+
+    type: Literal["user.tool_confirmation"]
+    tool_use_id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    result: Literal["allow", "deny"]
+    deny_message: Annotated[str, StringConstraints(max_length=10_000)] | None = None
+    updated_input: dict[str, Any] | None = None
+    answers: dict[str, str | list[str]] | None = None
+    remember: bool | str = False
+
+
+ClientEvent = Annotated[UserMessage | UserInterrupt | UserToolConfirmation, Field(discriminator="type")]
+
+
+# What the service emits ------------------------------------------------------------------------------------------
+
+
+def text_blocks(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def agent_message(id_: str, text: str, thread: str | None = None) -> Draft:
+    return draft("agent.message", id_, content=text_blocks(text), **_thread(thread))
+
+
+def agent_thinking(id_: str, thread: str | None = None) -> Draft:
+    return draft("agent.thinking", id_, **_thread(thread))
+
+
+def tool_use(
+    tool_use_id: str, name: str, given: Mapping[str, Any], verdict: str, thread: str | None
+) -> Draft:
+    """agent.tool_use, or agent.mcp_tool_use for a tool named mcp__server__tool. Its id is the call's tool_use_id."""
+    evaluation = {"allow": {"type": "always_allow"}, "ask": {"type": "always_ask"}}.get(verdict)
+    body: dict[str, Any] = {"input": dict(given), "evaluated_permission": verdict, "evaluation": evaluation}
+    body |= _thread(thread)
+    server, tool = mcp_parts(name)
+    if server:
+        return draft("agent.mcp_tool_use", tool_use_id, name=tool, mcp_server_name=server, **body)
+    return draft("agent.tool_use", tool_use_id, name=name, **body)
+
+
+def tool_result(
+    tool_use_id: str,
+    content: Sequence[Mapping[str, Any]],
+    is_error: bool,
+    *,
+    mcp: bool = False,
+    outcome: str | None = None,
+) -> Draft:
+    """agent.tool_result of one call. `outcome` "unknown" says that nobody knows whether the call took effect."""
+    extra = {"outcome": outcome} if outcome else {}
+    kind, field = (
+        ("agent.mcp_tool_result", "mcp_tool_use_id") if mcp else ("agent.tool_result", "tool_use_id")
+    )
+    body = {field: tool_use_id, "content": [dict(b) for b in content], "is_error": is_error, **extra}
+    return draft(kind, f"sevt_result_{tool_use_id}", **body)
+
+
+def session_error(message: str, kind: str = "unknown_error", retry: str = "exhausted") -> Draft:
+    """`retry` is retrying | exhausted | terminal, as the protocol's retry_status."""
+    return draft("session.error", error={"type": kind, "message": message, "retry_status": {"type": retry}})
+
+
+def status_running() -> Draft:
+    return draft("session.status_running")
+
+
+def status_rescheduled() -> Draft:
+    return draft("session.status_rescheduled")
+
+
+def status_idle(stop_reason: Mapping[str, Any]) -> Draft:
+    return draft("session.status_idle", stop_reason=dict(stop_reason), stop_details=None)
+
+
+def requires_action(event_ids: Sequence[str]) -> dict[str, Any]:
+    return {"type": "requires_action", "event_ids": list(event_ids)}
+
+
+END_TURN: dict[str, Any] = {"type": "end_turn"}
+RETRIES_EXHAUSTED: dict[str, Any] = {"type": "retries_exhausted"}
+
+
+def usage_event(usage: Usage, active_seconds: float) -> Draft:
+    return draft("session.usage", usage=usage_wire(usage, active_seconds))
+
+
+def usage_wire(usage: Usage, active_seconds: float) -> dict[str, Any]:
+    """The protocol's usage snapshot. list_cost.amount is in whole cents, as a string; cost_usd is the exact figure."""
+    return {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cache_read_input_tokens": usage.cache_read_input_tokens,
+        "cache_creation": {"ephemeral_5m_input_tokens": usage.cache_creation_input_tokens},
+        "active_seconds": round(active_seconds, 3),
+        "list_cost": {"amount": str(round(usage.cost_usd * 100)), "currency": "USD"},
+        "cost_usd": round(usage.cost_usd, 6),
+    }
+
+
+def mcp_parts(name: str) -> tuple[str, str]:
+    """("server", "tool") of "mcp__server__tool"; ("", name) for a built-in tool."""
+    if not name.startswith("mcp__"):
+        return "", name
+    server, _, tool = name.removeprefix("mcp__").partition("__")
+    return server, tool
+
+
+def _thread(thread: str | None) -> dict[str, str]:
+    return {"session_thread_id": thread} if thread else {}

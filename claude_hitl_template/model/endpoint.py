@@ -1,0 +1,296 @@
+"""The endpoint that sessions talk to instead of Anthropic: it knows the key, they do not.
+
+A session's process sends a session token as its API key. The endpoint checks it and relays the call to an
+upstream: Anthropic, with the real key put in, or the offline model. Bodies are streamed through both ways
+as they come, and the upstream's call is cancelled as soon as the client is gone.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import SecretStr
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from claude_hitl_template.errors import ConfigError, InvalidInput, Unauthorized, Unavailable
+from claude_hitl_template.model.offline import Reply, Scenarios, count_tokens, message, respond, sse
+
+MESSAGES = "/v1/messages"
+COUNT_TOKENS = "/v1/messages/count_tokens"
+
+# Only these leave the service: whatever else a client sends, its key above all, is nothing to Anthropic.
+_SENT_ON = {
+    "accept",
+    "accept-encoding",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "user-agent",
+    "x-app",
+}
+_SENT_ON_PREFIXES = ("anthropic-", "x-claude-code-", "x-stainless-")
+# Hop-by-hop headers (RFC 9110, 7.6.1), what the server sets itself, and cookies, which are the service's.
+_NOT_SENT_BACK = {
+    "connection",
+    "date",
+    "keep-alive",
+    "proxy-authenticate",
+    "server",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+}
+# https://docs.claude.com/en/api/errors
+_ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One POST of a client.
+
+    `path` is MESSAGES or COUNT_TOKENS, `query` has no "?", names of headers are in lower case, and `body` can
+    be read once.
+    """
+
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    body: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What comes back. `chunks` can be read once; if it raises, the client's connection is broken off."""
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: AsyncIterator[bytes]
+
+
+class Upstream(Protocol):
+    """A service that speaks the Messages API."""
+
+    def call(self, call: Call) -> AbstractAsyncContextManager[Answer]:
+        """The answer to `call`, usable within the context; leaving or cancelling it ends the call at once.
+
+        Failures of the service are answers in Anthropic's shape. Their text names no key.
+        """
+        ...
+
+
+class OfflineUpstream:
+    """The offline model as an upstream."""
+
+    def __init__(self, scenarios: Scenarios) -> None:
+        self._scenarios = scenarios
+
+    @asynccontextmanager
+    async def call(self, call: Call) -> AsyncGenerator[Answer]:
+        yield self._answer(call.path, b"".join([chunk async for chunk in call.body]))
+
+    def _answer(self, path: str, raw: bytes) -> Answer:
+        try:
+            body = _parsed(raw)
+        except InvalidInput as error:
+            return _error(400, str(error))
+        if path == COUNT_TOKENS:
+            return _json(200, {"input_tokens": count_tokens(body)})
+        reply, model = respond(body, self._scenarios), str(body.get("model"))
+        if reply.failure and isinstance(status := reply.failure.status, int):
+            headers = {} if (wait := reply.failure.retry_after_s) is None else {"retry-after": str(wait)}
+            return _error(status, reply.failure.message, reply.failure.type, headers)
+        if body.get("stream"):
+            return Answer(200, {"content-type": "text/event-stream; charset=utf-8"}, _paced(reply, model))
+        return _json(200, message(reply, model))
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(raw)
+    except ValueError as error:
+        raise InvalidInput(f"the body is not JSON: {error}") from error
+    if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
+        raise InvalidInput("must be a list", "messages")
+    return body
+
+
+async def _paced(reply: Reply, model: str) -> AsyncIterator[bytes]:
+    for chunk in sse(reply, model):
+        yield chunk
+        await asyncio.sleep(reply.delay_s)
+    if reply.failure and reply.failure.status == "cut":
+        raise Unavailable("the offline model breaks the stream off, as its scenario says")
+
+
+class AnthropicUpstream:
+    """Anthropic's service, or any that speaks its protocol, at `base_url` without "/v1".
+
+    `client` brings the timeouts, and is closed by whoever made it. Raises ConfigError if the key cannot be
+    sent in a header.
+    """
+
+    def __init__(self, base_url: str, api_key: SecretStr, client: httpx.AsyncClient) -> None:
+        key = api_key.get_secret_value()
+        # A header that httpx refuses is quoted in its error.
+        if not (key.isascii() and key.isprintable() and key.strip() == key != ""):
+            raise ConfigError("The Anthropic API key is empty or has characters no key has.", "Set it anew.")
+        self._base_url = base_url.rstrip("/")
+        self._api_key = api_key
+        self._client = client
+
+    @asynccontextmanager
+    async def call(self, call: Call) -> AsyncGenerator[Answer]:
+        query = f"?{call.query}" if call.query else ""
+        request = self._client.build_request(
+            "POST",
+            f"{self._base_url}{call.path}{query}",
+            headers=self._headers(call.headers),
+            content=call.body,
+        )
+        try:
+            response = await self._client.send(request, stream=True)
+        except httpx.TransportError as error:
+            yield _unreachable(error)
+            return
+        try:
+            headers = {name: value for name, value in response.headers.items() if name not in _NOT_SENT_BACK}
+            yield Answer(response.status_code, headers, _raw(response))
+        finally:
+            await response.aclose()
+
+    def _headers(self, sent: Mapping[str, str]) -> dict[str, str]:
+        kept = {n: v for n, v in sent.items() if n in _SENT_ON or n.startswith(_SENT_ON_PREFIXES)}
+        # The body goes back as it came: without this, httpx would offer encodings which the client did not.
+        return {"accept-encoding": "identity", **kept, "x-api-key": self._api_key.get_secret_value()}
+
+
+async def _raw(response: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in response.aiter_raw():
+            yield chunk
+    except httpx.TransportError as error:
+        # Not `from error`: it holds the request, and with it the key.
+        raise Unavailable(f"the stream of the model broke off ({type(error).__name__})") from None
+
+
+def _unreachable(error: httpx.TransportError) -> Answer:
+    kind = type(error).__name__
+    if isinstance(error, httpx.TimeoutException):
+        return _error(504, f"the model's service did not answer in time ({kind})")
+    return _error(529, f"the model's service cannot be reached ({kind})")
+
+
+def build_router(upstream: Upstream, verify: Callable[[str], None]) -> APIRouter:
+    """The routes that the Claude Code CLI calls under its ANTHROPIC_BASE_URL.
+
+    `verify` gets what the client sent as its API key, or as bearer token, and raises Unauthorized if it may
+    not call the model; the client then gets a 401.
+    """
+    router = APIRouter()
+
+    async def relay(request: Request) -> Response:
+        try:
+            verify(_token(request))
+        except Unauthorized as error:
+            return JSONResponse(_problem(401, error.message), 401)
+        path = COUNT_TOKENS if request.url.path.endswith(COUNT_TOKENS) else MESSAGES
+        return _Relay(upstream, path, request)
+
+    async def hello() -> Response:
+        return Response()
+
+    router.add_api_route(MESSAGES, relay, methods=["POST"], summary="Messages API", response_model=None)
+    router.add_api_route(COUNT_TOKENS, relay, methods=["POST"], summary="Count tokens", response_model=None)
+    # The CLI warms its connection up with this one, without a key.
+    router.add_api_route("/api/hello", hello, methods=["GET", "HEAD"], summary="Probe", response_model=None)
+    return router
+
+
+def _token(request: Request) -> str:
+    """Raises Unauthorized if the request has none."""
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    token = request.headers.get("x-api-key") or (bearer.strip() if scheme.lower() == "bearer" else "")
+    if not token:
+        raise Unauthorized("no session token: it is sent as x-api-key or as bearer token")
+    return token
+
+
+class _Relay(Response):
+    """A response that is the upstream's, and whose upstream ends with the client."""
+
+    def __init__(self, upstream: Upstream, path: str, request: Request) -> None:
+        super().__init__()
+        self._upstream = upstream
+        self._request = request
+        self._sent = asyncio.Event()
+        self._call = Call(path, request.url.query, dict(request.headers), self._body())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        relaying = asyncio.create_task(self._relay(send))
+        leaving = asyncio.create_task(self._client_gone(receive))
+        try:
+            await asyncio.wait((relaying, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            relaying_ended = relaying.done()
+            relaying.cancel()
+            leaving.cancel()
+            await asyncio.wait((relaying, leaving))
+        if relaying_ended:
+            with suppress(ClientDisconnect):
+                relaying.result()
+
+    async def _relay(self, send: Send) -> None:
+        async with self._upstream.call(self._call) as answer:
+            headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in answer.headers.items()]
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            async for chunk in answer.chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _body(self) -> AsyncIterator[bytes]:
+        async for chunk in self._request.stream():
+            yield chunk
+        self._sent.set()
+
+    async def _client_gone(self, receive: Receive) -> None:
+        # While the body comes in, only its reader may receive; it notices by itself when the client goes.
+        await self._sent.wait()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+def _problem(status: int, text: str, kind: str = "") -> dict[str, Any]:
+    return {
+        "type": "error",
+        "error": {"type": kind or _ERROR_TYPES.get(status, "api_error"), "message": text},
+    }
+
+
+def _error(status: int, text: str, kind: str = "", headers: Mapping[str, str] | None = None) -> Answer:
+    return _json(status, _problem(status, text, kind), headers)
+
+
+def _json(status: int, content: dict[str, Any], headers: Mapping[str, str] | None = None) -> Answer:
+    async def once() -> AsyncIterator[bytes]:
+        yield json.dumps(content).encode()
+
+    return Answer(status, {"content-type": "application/json", **(headers or {})}, once())

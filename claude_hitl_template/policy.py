@@ -1,0 +1,700 @@
+"""Decides, for one tool call, whether it is allowed, waits for a human, or is denied.
+
+Rules are written in Claude Code's notation: `Bash`, `Bash(git status:*)`, `Bash(npm test)`,
+`Read(./secrets/**)`, `Edit(src/**)`, `Write(//abs/path/**)`, `WebFetch(domain:example.com)`, `mcp__server`,
+`mcp__server__tool`, `mcp__server__*`. A deny rule wins over an ask rule, that over an allow rule, and that
+over the default.
+
+One idea runs through this module: **an allow rule must be sure, a deny or ask rule may guess.** What cannot
+be read with certainty (a command with shell syntax, a path with two meanings, a URL with a user in it)
+matches no allow pattern, and matches a deny or ask pattern if any reading of it does.
+
+Bash
+    An allow pattern matches a command only if that is one simple command: no character of `_SHELL_SYNTAX`,
+    quoted or not, no leading `VAR=value`, nothing unprintable; and then either exactly, or (`git status:*`,
+    `git status *`) up to a word's end. The program is trusted with every argument: `Bash(git:*)` lets it run
+    whatever git can be told to run.
+    A deny or ask pattern matches if any part of the command, split at shell syntax, begins with it: quotes,
+    assignments, redirections, options between its words and wrappers (`sudo`, `env`, `xargs`, `bash -c`, ...)
+    do not hide it. It is a guard rail, not a wall: no list of words sees what `$X` or `python -c` will run.
+    The wall is to ask.
+Paths
+    Globs with `*`, `?` and `**`, relative to the workspace (`x`, `./x`), absolute (`//x`) or under home
+    (`~/x`). An allow pattern must match where the path really leads, and name `.claude`, `.git` or
+    `.mcp.json` to allow edits there; a deny or ask pattern matches the path as written, or where it leads,
+    and all below it, and a lone name (`.env`) at any depth. `Edit` covers every editing tool, `Read` every
+    reading one. A Bash command that reads a file is a matter for Bash rules.
+    The answer holds for the moment it is given: when a symlink may have changed, evaluate again.
+"""
+
+import hashlib
+import json
+import os.path
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from claude_hitl_template.errors import InvalidInput
+
+PolicyName = Literal["always_allow", "always_ask", "always_deny"]
+
+# They ask the human themselves: to allow them unseen would answer in the human's name.
+_QUESTIONS = frozenset({"AskUserQuestion", "ExitPlanMode"})
+
+# They touch nothing but the session's own state. Not among them: what stops something (KillShell, TaskStop),
+# reaches other sessions (SendMessage, ListAgents), schedules (CronCreate, ScheduleWakeup) or checks out
+# (EnterWorktree).
+_HARMLESS = frozenset(
+    {"TodoWrite", "TaskCreate", "TaskUpdate", "TaskList", "TaskGet", "TaskOutput", "BashOutput", "ToolSearch"}
+    | {"EnterPlanMode", "StructuredOutput"}
+)
+_SPAWNING = frozenset({"Agent", "Task"})
+# A subagent's calls come to the same gate; other fields (`isolation`, `mode`, `cwd`) may lead past it.
+_SPAWN_FIELDS = frozenset({"description", "prompt", "subagent_type", "model", "effort", "run_in_background"})
+
+_READING = frozenset({"Read", "Glob", "Grep", "LS", "NotebookRead"})
+_EDITING = frozenset({"Edit", "Write", "MultiEdit", "NotebookEdit"})
+_SEARCHING = frozenset({"Glob", "Grep", "LS"})
+_OTHERS = frozenset({"Bash", "WebFetch", "WebSearch", "Skill", "KillShell", "TaskStop", "Monitor"})
+_KNOWN = _QUESTIONS | _HARMLESS | _SPAWNING | _READING | _EDITING | _OTHERS
+
+_PATH_FIELD = {
+    **dict.fromkeys(("Read", "Edit", "Write", "MultiEdit"), "file_path"),
+    **dict.fromkeys(("NotebookRead", "NotebookEdit"), "notebook_path"),
+    **dict.fromkeys(("Glob", "Grep", "LS"), "path"),
+}
+_REQUIRED_TEXT: dict[str, tuple[str, ...]] = {
+    **{tool: (field,) for tool, field in _PATH_FIELD.items()},
+    **dict.fromkeys(("Glob", "Grep"), ("pattern",)),
+    "Bash": ("command",),
+    "WebFetch": ("url",),
+    "WebSearch": ("query",),
+}
+_OPTIONAL_TEXT = {"Glob": ("path",), "Grep": ("path", "glob")}
+
+# As in Claude Code: a rule for the first also speaks of the others.
+_FAMILIES = {"Read": _READING, "Edit": _EDITING, "Agent": _SPAWNING, "Task": _SPAWNING}
+# Monitor runs its command in the same shell; a rule that allows Bash was not written with it in mind.
+_GUARDED_FAMILIES = {**_FAMILIES, "Bash": frozenset({"Bash", "Monitor"})}
+
+_SHELL_SYNTAX = frozenset(";&|<>$(){}`\n\r\\#*?[]~!")
+_SHELL_SPLIT = re.compile(r"[;&|<>$(){}`\n\r!]+")
+_REDIRECTION = re.compile(r"""\d{0,9}&?[<>]+[&|]?\s*("[^"]*"|'[^']*'|[^\s;&|<>(){}`])*""")
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*(\[.*\])?\+?=")
+# Any later word of their line may be the program that runs.
+_WRAPPER = re.compile(
+    r"env|sudo|doas|su|runuser|command|builtin|exec|eval|nohup|time|timeout|nice|ionice|stdbuf|setsid|setarch|"
+    r"taskset|xargs|parallel|watch|find|fd|entr|script|flock|chroot|unshare|nsenter|bwrap|strace|ltrace|gdb|"
+    r"busybox|ssh|trap|sh|bash|dash|zsh|ksh|fish|if|then|elif|else|while|until|do|coproc"
+)
+# Any other field (`dangerouslyDisableSandbox`, or what a later CLI adds) was not what the pattern promised.
+_PLAIN_BASH_FIELDS = frozenset({"command", "description", "timeout", "run_in_background"})
+# The model writes these anew each time, and what runs is the same.
+_UNSEEN_BASH_FIELDS = frozenset({"description", "timeout"})
+
+# What is written there may later run, or change the rules, with nobody asked: hooks, settings, servers.
+_PROTECTED = frozenset({".claude", ".git", ".mcp.json"})
+
+_GLOB_SYNTAX = frozenset("*?[]{}!\\")
+_TOOL = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+_MCP_RULE = re.compile(r"mcp__[A-Za-z0-9_.-]+(__\*)?")
+_HOST = re.compile(r"[a-z0-9]([a-z0-9_.-]*[a-z0-9])?")
+
+
+class Rule(BaseModel):
+    """One line of a permission policy.
+
+    `rule` is text in Claude Code's notation, at most 2000 characters. With a `digest` (SHA-256, hex) it is a
+    tool's name, and covers only the calls of that tool that do exactly the same; `remember_rule` makes such
+    rules. Raises ValueError (pydantic's ValidationError) that says what is wrong and how to mend it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: str = Field(max_length=2000, description="For instance `Bash(git status:*)` or `Edit(src/**)`.")
+    policy: PolicyName
+    digest: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="Narrows the rule to one exact call."
+    )
+
+    @model_validator(mode="after")
+    def _is_understood(self) -> Self:
+        tool, spec = _parse(self.rule)
+        if self.digest is not None and (self.rule != tool or tool.endswith("*")):
+            raise ValueError(f"`{self.rule}` has a pattern and a digest; leave one of them out")
+        if spec is not None:
+            _check_spec(tool, spec, allows=self.policy == "always_allow")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.rule} [only the call {self.digest[:12]}]" if self.digest else self.rule
+
+
+class PermissionPolicy(BaseModel):
+    """Rules, and what holds where none of them matches.
+
+    `default` None: what writes, runs or leaves the machine asks; reading inside the workspace and the
+    session's own bookkeeping do not. "always_ask": nothing runs unasked. "always_deny": nothing runs without
+    a rule. "always_allow" is permitted, as an explicit choice; questions to the human are asked even then.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rules: tuple[Rule, ...] = ()
+    default: PolicyName | None = None
+
+
+class Verdict(StrEnum):
+    allow = "allow"
+    ask = "ask"
+    deny = "deny"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A verdict, and its `source`: the text of the rule that decided, or "default"."""
+
+    verdict: Verdict
+    source: str
+
+
+def evaluate(
+    policy: PermissionPolicy, tool_name: str, tool_input: Mapping[str, Any], workspace: Path
+) -> Evaluation:
+    """Says what holds for this call. Never raises for what a model may send, never allows what is malformed.
+
+    `workspace` is the folder that relative paths start from. Reads the file system only to follow symlinks.
+    """
+    call = _Call.read(tool_name, tool_input, workspace)
+    if denied := _first(policy, "always_deny", call):
+        return Evaluation(Verdict.deny, str(denied))
+    if asked := _first(policy, "always_ask", call):
+        return Evaluation(Verdict.ask, str(asked))
+    if allowed := _first(policy, "always_allow", call):
+        return Evaluation(Verdict.ask if call.name in _QUESTIONS else Verdict.allow, str(allowed))
+    return Evaluation(_by_default(policy.default, call), "default")
+
+
+def remember_rule(tool_name: str, tool_input: Mapping[str, Any], workspace: Path) -> Rule:
+    """The narrowest standing allow rule that is of use: what "allow and remember" records for this call.
+
+    Bash: this exact command. A tool that reads or writes one file: this file, any content (relative to the
+    workspace if inside it, because the workspace moves between nodes). WebFetch: the host. MCP: the tool.
+    Otherwise: this exact input. Where the notation cannot say that, the rule has a digest.
+    Raises InvalidInput(field="remember") for malformed calls and for questions, which no rule can answer.
+    """
+    call = _Call.read(tool_name, tool_input, workspace)
+    if not call.sound or call.name in _QUESTIONS:
+        raise InvalidInput(f"such a call of {tool_name!r} cannot be remembered; decide it once", "remember")
+    text = _narrow_text(call)
+    rule = _allow_rule(text) if text else None
+    if rule is None or not _matches(rule, call):
+        rule = _allow_rule(call.name, call.digest)
+    if rule is None:
+        raise InvalidInput(f"no rule can name the tool {tool_name!r}; decide it once", "remember")
+    return rule
+
+
+def validate_remember(rule: Rule, tool_name: str, tool_input: Mapping[str, Any], workspace: Path) -> None:
+    """Refuses a human's own standing rule unless it allows, and covers, the call at hand.
+
+    Raises InvalidInput(field="remember").
+    """
+    call = _Call.read(tool_name, tool_input, workspace)
+    if rule.policy != "always_allow":
+        raise InvalidInput(
+            f"its policy is `{rule.policy}`; only `always_allow` can be remembered", "remember"
+        )
+    if call.name in _QUESTIONS:
+        raise InvalidInput(f"{call.name} is a question to a human and is asked every time", "remember")
+    if not _matches(rule, call):
+        raise InvalidInput(f"`{rule}` does not match this call; mend it, or allow the call once", "remember")
+
+
+def compile_settings(
+    policy: PermissionPolicy, tools: Sequence[str], mcp_servers: Sequence[str]
+) -> dict[str, Any]:
+    """`{"permissions": {"ask": [...], "deny": [...]}}` for the CLI's `--settings`.
+
+    Every tool stands under `ask`, so that the CLI runs none on its own authority, not even while it replays a
+    deferred call before the hooks are registered: the gate decides. There is never an allow list.
+    """
+    # The CLI spells server names in tool names like this.
+    servers = [f"mcp__{re.sub('[^a-zA-Z0-9_-]', '_', server)}" for server in mcp_servers]
+    ask = dict.fromkeys([*tools, *servers])
+    deny = dict.fromkeys(r.rule for r in policy.rules if r.policy == "always_deny" and r.digest is None)
+    return {"permissions": {"ask": list(ask), "deny": list(deny)}}
+
+
+def canonical_json(value: object) -> str:
+    """The one JSON text of `value`: sorted keys, no spaces, no escapes beyond need.
+
+    Raises InvalidInput for what JSON or UTF-8 cannot say: NaN, infinity, lone surrogates, foreign types, and
+    nesting beyond what can be written.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"this is not a JSON value: {error}") from error
+    return text
+
+
+def digest(value: object) -> str:
+    """SHA-256 (64 hex digits) of the canonical JSON in UTF-8. Raises what `canonical_json` raises."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+# -- the notation
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> tuple[str, str | None]:
+    """`Tool` -> (Tool, None); `Tool(spec)` -> (Tool, spec)."""
+    if not text.strip():
+        raise ValueError("the rule is empty; name a tool, for instance `Bash(git status:*)`")
+    if not text.isprintable():
+        raise ValueError(f"{text!r} contains control or invisible characters; remove them")
+    match = re.fullmatch(r"([^()]*)(?:\(([^()]*)\))?", text)
+    if not match:
+        raise ValueError(f"`{text}`: write `Tool` or `Tool(pattern)`, and `?` for a parenthesis in a path")
+    tool, spec = str(match[1]), match[2]
+    if tool.startswith("mcp__") and (spec is not None or not _MCP_RULE.fullmatch(tool)):
+        raise ValueError(f"`{text}`: write `mcp__server`, `mcp__server__tool` or `mcp__server__*`")
+    if not tool.startswith("mcp__") and not _TOOL.fullmatch(tool):
+        raise ValueError(f"`{text}` is no rule: write `Tool`, `Tool(pattern)` or `mcp__server__tool`")
+    _check_spelling(tool)
+    return tool, None if tool == "Bash" and spec == "*" else spec
+
+
+def _check_spelling(tool: str) -> None:
+    """A deny rule for `bash` would silently deny nothing."""
+    for name in _KNOWN:
+        if tool != name and tool.lower() == name.lower():
+            raise ValueError(f"tool names are case-sensitive: write `{name}`, not `{tool}`")
+
+
+def _check_spec(tool: str, spec: str, *, allows: bool) -> None:
+    if not spec.strip():
+        raise ValueError(f"`{tool}({spec})` has an empty pattern; write `{tool}` for every call of it")
+    if spec != spec.strip():
+        raise ValueError(f"remove the spaces at the ends of the pattern in `{tool}({spec})`")
+    if tool == "Bash":
+        _check_bash_spec(spec, allows=allows)
+    elif tool in _PATH_FIELD:
+        _check_path_spec(tool, spec)
+    elif tool == "WebFetch":
+        if not spec.startswith("domain:") or not _HOST.fullmatch(_domain(spec)):
+            raise ValueError(f"`WebFetch({spec})`: write `WebFetch(domain:example.com)`, subdomains included")
+    else:
+        raise ValueError(f"`{tool}` takes no pattern; write `{tool}`")
+
+
+def _check_bash_spec(spec: str, *, allows: bool) -> None:
+    pattern, _ = _bash_pattern(spec, allows=allows)
+    if "*" in pattern:
+        raise ValueError(f"`Bash({spec})`: a `*` may stand only at the end, as in `Bash(git push:*)`")
+    if allows and not _is_simple_command(pattern):
+        raise ValueError(f"`Bash({spec})` has shell syntax; an allow rule covers one simple command")
+    if _SHELL_SPLIT.search(pattern) or not _words(pattern):
+        raise ValueError(f"`Bash({spec})` names no simple command; write one rule for each part")
+
+
+def _check_path_spec(tool: str, spec: str) -> None:
+    if spec == "*":
+        raise ValueError(f"`{tool}(*)`: write `{tool}` for every path, `{tool}(./**)` for the workspace")
+    if spec.startswith("/") and not spec.startswith("//"):
+        raise ValueError(f"`{tool}({spec})`: write `//` for an absolute path, `./` for the workspace")
+    if spec.startswith("~") and spec != "~" and not spec.startswith("~/"):
+        raise ValueError(f"`{tool}({spec})`: only your own home has a short form, `~/`")
+    if ".." in spec.split("/"):
+        raise ValueError(f"`{tool}({spec})`: in place of `..` write the absolute path, beginning with `//`")
+    if _GLOB_SYNTAX & set(spec) - set("*?"):
+        raise ValueError(f"`{tool}({spec})`: of the wildcards only `*`, `?` and `**` are understood")
+
+
+# -- one call, read once
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A tool call as far as it is understood; `sound` is False if its input is not what the tool takes."""
+
+    name: str
+    given: Mapping[str, Any]
+    workspace: Path
+    sound: bool
+
+    @classmethod
+    def read(cls, name: str, given: object, workspace: Path) -> Self:
+        fields: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
+        sound = all(isinstance(fields.get(key), str) and fields[key] for key in _REQUIRED_TEXT.get(name, ()))
+        sound &= all(isinstance(fields.get(key, ""), str) for key in _OPTIONAL_TEXT.get(name, ()))
+        try:
+            canonical_json(given)
+        except InvalidInput:
+            sound = False
+        return cls(name, fields, workspace.resolve(), sound and isinstance(given, Mapping))
+
+    def text(self, key: str) -> str:
+        """The field's text, "" if it is missing or something else."""
+        value = self.given.get(key)
+        return value if isinstance(value, str) else ""
+
+    @cached_property
+    def digest(self) -> str:
+        """Of what a sound call does: the exact command, the exact file, else the exact input."""
+        if self.name == "Bash":
+            return digest({key: value for key, value in self.given.items() if key not in _UNSEEN_BASH_FIELDS})
+        file = self.one_file
+        return digest(self.given) if file is None else digest({"path": self.portable(file)})
+
+    @cached_property
+    def spots(self) -> "_Spots":
+        return _spots(self)
+
+    @property
+    def one_file(self) -> Path | None:
+        """The file this call reads or writes, if it is a tool for one file and there is no doubt which."""
+        if self.name not in _PATH_FIELD or self.name in _SEARCHING or not self.spots.certain:
+            return None
+        return next(iter(self.spots.real)) if len(self.spots.real) == 1 else None
+
+    def portable(self, file: Path) -> str:
+        """`./x` inside the workspace, else `//x`."""
+        return f"./{file.relative_to(self.workspace)}" if file.is_relative_to(self.workspace) else f"/{file}"
+
+    def stays_inside(self) -> bool:
+        return self.spots.certain and all(spot.is_relative_to(self.workspace) for spot in self.spots.real)
+
+
+def _first(policy: PermissionPolicy, name: PolicyName, call: _Call) -> Rule | None:
+    return next((rule for rule in policy.rules if rule.policy == name and _matches(rule, call)), None)
+
+
+def _by_default(default: PolicyName | None, call: _Call) -> Verdict:
+    if default == "always_deny":
+        return Verdict.deny
+    if default == "always_ask" or not call.sound or call.name in _QUESTIONS:
+        return Verdict.ask
+    if default == "always_allow" or call.name in _HARMLESS:
+        return Verdict.allow
+    if call.name in _SPAWNING:
+        return Verdict.allow if call.given.keys() <= _SPAWN_FIELDS else Verdict.ask
+    return Verdict.allow if call.name in _READING and call.stays_inside() else Verdict.ask
+
+
+def _allow_rule(text: str, digest: str | None = None) -> Rule | None:
+    try:
+        return Rule(rule=text, policy="always_allow", digest=digest)
+    except ValueError:  # the notation cannot say it
+        return None
+
+
+def _narrow_text(call: _Call) -> str | None:
+    """A rule for what this call does and nothing else, or None where the notation would say more."""
+    if call.name == "Bash":
+        command = call.text("command")
+        return f"Bash({command})" if _is_simple_command(command) else None
+    if call.name == "WebFetch":
+        host = _host(call.text("url"))
+        return f"WebFetch(domain:{host})" if host else None
+    if re.fullmatch(r"mcp__.+__[^*]+", call.name):
+        return call.name
+    file = call.portable(call.one_file) if call.one_file else None
+    return None if file is None or _GLOB_SYNTAX & set(file) else f"{call.name}({file})"
+
+
+def _matches(rule: Rule, call: _Call) -> bool:
+    allows = rule.policy == "always_allow"
+    if not call.sound and (allows or rule.digest is not None):
+        return False
+    if rule.digest is not None:
+        return rule.rule == call.name and rule.digest == call.digest
+    tool, spec = _parse(rule.rule)
+    if not _names_tool(tool, call.name, allows=allows) or (allows and _is_protected(spec, call)):
+        return False
+    return spec is None or _spec_matches(tool, spec, rule.policy, call)
+
+
+def _names_tool(tool: str, name: str, *, allows: bool) -> bool:
+    if not tool.startswith("mcp__"):
+        return name in (_FAMILIES if allows else _GUARDED_FAMILIES).get(tool, {tool})
+    server = tool.removesuffix("__*")
+    if name == server or not name.startswith(f"{server}__"):
+        return name == tool
+    if not allows:
+        return True
+    # `mcp__a__b` is tool b of a, and `mcp__a__b__c` tool c of a server `a__b` that nobody allowed; so is, for
+    # the rule `mcp__a`, whatever has a second `__`.
+    is_server = tool != server or "__" not in tool.removeprefix("mcp__")
+    return is_server and "__" not in "_" + name.removeprefix(f"{server}__")
+
+
+def _spec_matches(tool: str, spec: str, policy: PolicyName, call: _Call) -> bool:
+    allows = policy == "always_allow"
+    if tool == "Bash":
+        return _bash_allows(spec, call) if allows else _bash_guards(spec, call)
+    if tool == "WebFetch":
+        return _web_matches(spec, call.text("url"), allows=allows)
+    if allows:
+        return _path_allows(spec, call)
+    return _path_guards(spec, call, searches_below=policy == "always_ask")
+
+
+# -- Bash
+
+
+def _bash_pattern(spec: str, *, allows: bool) -> tuple[str, bool]:
+    """The pattern's text, and whether it is a prefix. Guards always are: `rm -rf /*` just loses its star."""
+    for ending in (":*", " *") if allows else (":*", " *", "*"):
+        if spec.endswith(ending):
+            return spec.removesuffix(ending), True
+    return spec, False
+
+
+def _is_simple_command(command: str) -> bool:
+    """One program and its arguments, with nothing in it that a shell could take for more, quoted or not."""
+    if not command.isprintable() or _SHELL_SYNTAX & set(command):
+        return False
+    return "=" not in command.split(" ", 1)[0]
+
+
+def _bash_allows(spec: str, call: _Call) -> bool:
+    command = call.text("command")
+    if not call.given.keys() <= _PLAIN_BASH_FIELDS or not _is_simple_command(command):
+        return False
+    pattern, is_prefix = _bash_pattern(spec, allows=True)
+    return command == pattern or (is_prefix and command.startswith(f"{pattern} "))
+
+
+def _bash_guards(spec: str, call: _Call) -> bool:
+    wanted = _words(_bash_pattern(spec, allows=False)[0])
+    return any(_begins_with(words, start, wanted) for words, start in _starts(call.text("command")))
+
+
+def _words(text: str) -> list[str]:
+    """Words as a shell might see them once its quoting is gone; a comma may part them too (`{rm,-rf,x}`)."""
+    return re.sub(r"""["'\\]""", "", text).replace(",", " ").split()
+
+
+def _starts(command: str) -> Iterator[tuple[list[str], int]]:
+    """Every word (a list, and an index into it) that may be a program which a shell starts."""
+    joined = command.replace("\\\n", "")
+    # `>out rm x` runs rm, and `>(rm x)` does too: once without redirections, once with them.
+    for text in (_REDIRECTION.sub(" ", joined), joined):
+        for part in _SHELL_SPLIT.split(text):
+            words = _words(part)
+            start = next((i for i, word in enumerate(words) if not _ASSIGNMENT.match(word)), len(words))
+            is_wrapper = _WRAPPER.fullmatch(_program(words, start))
+            yield from ((words, i) for i in range(start, len(words) if is_wrapper else start + 1))
+
+
+def _program(words: list[str], start: int) -> str:
+    return os.path.basename(words[start]) if start < len(words) else ""
+
+
+def _begins_with(words: list[str], start: int, wanted: list[str]) -> bool:
+    """Whether `words[start:]` begins with the wanted program and arguments, options between them aside."""
+    if _program(words, start) != _program(wanted, 0):
+        return False
+    i = start + 1
+    for argument in wanted[1:]:
+        while i < len(words) and not words[i].startswith(argument):
+            if not words[i].startswith("-"):
+                return False
+            i += 1
+            if i < len(words) and not words[i].startswith(("-", argument)):
+                i += 1  # perhaps the option's value
+        i += 1
+    return i <= len(words)
+
+
+# -- paths
+
+
+@dataclass(frozen=True)
+class _Spots:
+    """Where a call's paths lead. `certain`: every path could be read in one way only."""
+
+    written: frozenset[Path]
+    real: frozenset[Path]
+    certain: bool
+
+
+def _spots(call: _Call) -> _Spots:
+    base = call.text(_PATH_FIELD.get(call.name, "")) or "."
+    globs = _globs(call)
+    certain = all(_is_plain(text) for text in (base, *globs))
+    written: set[Path] = set()
+    real: set[Path] = set()
+    for glob in globs if call.name == "Glob" else ("", *globs):
+        fixed, rest = _split_glob(glob.split("/"))
+        certain &= not _may_climb(glob, rest)
+        for path in _path_readings(os.path.join(base, *fixed) if glob else base, call.workspace):
+            written.add(Path(os.path.normpath(path)))
+            if end := _resolved(Path(path)):
+                real.add(end)
+            else:
+                certain = False
+    return _Spots(frozenset(written), frozenset(real), certain)
+
+
+def _globs(call: _Call) -> list[str]:
+    if call.name == "Glob":
+        return [call.text("pattern")]
+    return [glob.removeprefix("!") for glob in call.text("glob").split()] if call.name == "Grep" else []
+
+
+def _is_plain(path: str) -> bool:
+    """Whether Node, Python and the kernel read it alike: the CLI trims paths and normalizes their Unicode."""
+    return path.isprintable() and "\\" not in path and path == unicodedata.normalize("NFC", path.strip())
+
+
+def _split_glob(parts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The leading parts without wildcards, and the rest."""
+    count = next((i for i, part in enumerate(parts) if _GLOB_SYNTAX & set(part)), len(parts))
+    fixed = list(parts[:count])
+    return ["/", *fixed[1:]] if fixed[:1] == [""] else fixed, list(parts[count:])
+
+
+def _may_climb(glob: str, rest: Sequence[str]) -> bool:
+    """Whether a search may leave the folder that the glob's leading parts name (`*/..`, `~`, `{/etc,x}`)."""
+    return glob.startswith("~") or any(".." in part for part in rest) or bool(re.search(r"[{,][/~]", glob))
+
+
+def _path_readings(raw: str, workspace: Path) -> set[str]:
+    """What `raw` may mean: tidied by the CLI or not, `~` expanded or not, `..` before or after symlinks."""
+    texts = {raw, unicodedata.normalize("NFC", raw).strip()}
+    joined = {os.path.join(workspace, path) for text in texts for path in (text, _expand_home(text))}
+    return joined | {os.path.normpath(path) for path in joined}
+
+
+def _expand_home(text: str) -> str:
+    try:
+        return os.path.expanduser(text)
+    except ValueError:  # `~` and a NUL
+        return text
+
+
+def _path_pattern(spec: str, workspace: Path) -> tuple[Path, list[str]]:
+    """The folder a pattern starts from, and its parts below that."""
+    base, below = workspace, spec
+    if spec.startswith("//"):
+        base, below = Path("/"), spec
+    elif spec.startswith("~"):
+        base, below = Path(os.path.expanduser("~")).resolve(), spec[1:]
+    parts = [part for part in below.split("/") if part not in ("", ".")]
+    return base, [*parts, "**"] if not parts or spec.endswith("/") else parts
+
+
+def _path_allows(spec: str, call: _Call) -> bool:
+    base, parts = _path_pattern(spec, call.workspace)
+    if call.name in _SEARCHING and parts[-1] != "**":
+        return False  # a search reaches all below
+    if call.name not in _SEARCHING and parts[-1] == "**":
+        parts = [*parts, "*"]  # gitignore's `src/**` is what is inside src, not src
+    return call.spots.certain and all(_is_below(spot, base, parts) for spot in call.spots.real)
+
+
+def _is_protected(spec: str | None, call: _Call) -> bool:
+    """Whether the call edits a place that an allow rule must name."""
+    named = set((spec or "").split("/"))
+    places = (set(call.portable(spot).lower().split("/")) for spot in call.spots.real)
+    return call.name in _EDITING and any(place & _PROTECTED - named for place in places)
+
+
+def _is_below(spot: Path, base: Path, parts: list[str]) -> bool:
+    return spot.is_relative_to(base) and _glob_matches(parts, spot.relative_to(base).parts)
+
+
+def _path_guards(spec: str, call: _Call, *, searches_below: bool) -> bool:
+    """`searches_below`: a Grep that may reach into the guarded place counts too.
+
+    Deny rules do without it, because the CLI keeps its searches out of what it is told to deny (measured on
+    2.1.330); nothing but this keeps them out of what must be asked for.
+    """
+    base, parts = _path_pattern(spec, call.workspace)
+    if len(parts) == 1 and not spec.startswith(("./", "//", "~")):
+        parts = ["**", *parts]
+    fixed, rest = _split_glob(parts)
+    anchor = base.joinpath(*fixed)
+    spots = call.spots.written | call.spots.real
+    for start in {anchor, _resolved(anchor) or anchor}:
+        if any(_is_below(spot, start, [*rest, "**"]) for spot in spots):
+            return True
+        if searches_below and call.name == "Grep" and any(_overlap(start, spot) for spot in spots):
+            return True
+    return False
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def _resolved(path: Path) -> Path | None:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of symlinks, a NUL, a surrogate
+        return None
+
+
+def _glob_matches(parts: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether the parts match all names; `**` is any number of them. At most parts times names steps."""
+    part = name = 0
+    star, taken = -1, 0
+    while name < len(names):
+        if part < len(parts) and parts[part] == "**":
+            star, taken = part, name
+            part += 1
+        elif part < len(parts) and fnmatchcase(names[name], parts[part]):
+            part, name = part + 1, name + 1
+        elif star >= 0:
+            taken += 1
+            part, name = star + 1, taken
+        else:
+            return False
+    return all(left == "**" for left in parts[part:])
+
+
+# -- URLs
+
+
+def _domain(spec: str) -> str:
+    return spec.removeprefix("domain:").lower().rstrip(".")
+
+
+def _web_matches(spec: str, url: str, *, allows: bool) -> bool:
+    domain, host = _domain(spec), _host(url)
+    hosts = {host} if host else set[str]() if allows else _possible_hosts(url)
+    return any(host == domain or host.endswith(f".{domain}") for host in hosts)
+
+
+def _host(url: str) -> str | None:
+    """The host (lower case, no trailing dot) of a URL that every parser reads alike; else None."""
+    if not url.isascii() or not url.isprintable() or set(url) & set(" \\"):
+        return None
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").rstrip(".")
+        parts.port  # noqa: B018 - raises for a port that is no number
+    except ValueError:
+        return None
+    is_clear = parts.scheme in ("http", "https") and "@" not in parts.netloc and _HOST.fullmatch(host)
+    return host if is_clear else None
+
+
+def _possible_hosts(url: str) -> set[str]:
+    """Whatever some parser may take for the host."""
+    text = unicodedata.normalize("NFKC", unquote(url)).lower().replace("。", ".")
+    text = "".join(char for char in text if char.isprintable())
+    return {token.strip(".") for token in re.findall(r"[a-z0-9_.-]+", text)}

@@ -1,0 +1,464 @@
+"""One conversation as its owner drives it: a state machine over a Store and an Engine. No Ray in here.
+
+The owner asks the store what there is to do, makes the engine do it, and commits what the engine says. When there is
+nothing to do it gives the lease up and ends: the session is parked, and costs rows.
+"""
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from claude_hitl_template import events
+from claude_hitl_template.claude.engine import (
+    Engine,
+    EngineEvent,
+    Preview,
+    RequestEnd,
+    RequestStart,
+    Retrying,
+    Text,
+    Thinking,
+    ToolResult,
+    ToolUse,
+    TurnEnd,
+)
+from claude_hitl_template.claude.gate import Gate
+from claude_hitl_template.errors import EngineError, HitlError, NotWaiting, StaleOwner
+from claude_hitl_template.events import Draft
+from claude_hitl_template.models import (
+    Approval,
+    ApprovalState,
+    PermissionMode,
+    Session,
+    Snapshot,
+    Usage,
+    utcnow,
+)
+from claude_hitl_template.store.protocol import Store, TranscriptKey
+
+log = structlog.get_logger()
+
+RENEW_S = (
+    4.0  # how long one look at the store may wait; it renews the lease, so it must be well under LEASE_S
+)
+REPLAY_TIMEOUT_S = 20.0  # a resumed CLI asks for its deferred call within half a second, or not at all
+UNAVAILABLE_PAUSE_S = 0.5
+CONTINUE = (
+    "The process that ran this session ended unexpectedly and was started again. Continue from where you left off. "
+    "Calls whose outcome is unknown were not repeated: check what they did before you issue them again."
+)
+DECIDED = (
+    "A human has decided on calls that were held. Issue each allowed call again, exactly as given, to run it."
+)
+PLAN_MODES: dict[str, PermissionMode] = {"EnterPlanMode": "plan", "ExitPlanMode": "default"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Times in seconds."""
+
+    hot_window_s: float = 60.0
+    idle_timeout_s: float = 600.0
+    approval_ttl_s: float | None = None
+
+
+type EngineFactory = Callable[[Session, Gate], Engine]
+type GateFactory = Callable[..., Gate]
+
+
+@dataclass
+class _Turn:
+    """What was heard in this turn and is not committed yet."""
+
+    drafts: list[Draft] = field(default_factory=list[Draft])
+    batch: list[ToolUse] = field(default_factory=list[ToolUse])
+    early_results: list[ToolResult] = field(default_factory=list[ToolResult])
+    names: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class SessionRunner:
+    """Drives one session under one lease. `run` returns when the session is parked.
+
+    Raises StaleOwner when the lease was taken over, EngineError when the engine died: whoever started the runner
+    lets the supervisor decide what comes next.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        session: Session,
+        *,
+        make_engine: EngineFactory,
+        workspace: Path,
+        is_plan_folder: Callable[[Path], bool] = lambda _folder: False,
+        limits: Limits = Limits(),
+    ) -> None:
+        self._store, self._id, self._epoch = store, session.id, session.epoch
+        self._make_engine, self._workspace, self._limits = make_engine, workspace, limits
+        self._is_plan_folder = is_plan_folder
+        self._snapshot: Snapshot | None = None
+        self._woken = asyncio.Event()
+        self._engine: Engine | None = None
+        self._heard: asyncio.Queue[EngineEvent | Exception] = asyncio.Queue()
+        self._hearing: asyncio.Task[None] | None = None
+        self._turn = _Turn()
+        self._registering = asyncio.Lock()
+        self._previews: list[dict[str, Any]] = []
+        self._previewing: asyncio.Task[None] | None = None
+        self._gate = self._new_gate(session)
+
+    async def run(self) -> None:
+        self._snapshot = await self._store.snapshot(self._id, self._epoch)
+        watching = asyncio.create_task(self._watch())
+        driving = asyncio.create_task(self._drive())
+        try:
+            await asyncio.wait({watching, driving}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (driving, watching):
+                if task.done():
+                    task.result()
+        finally:
+            for task in (driving, watching):
+                await _cancel(task)
+            await self._stop_engine()
+
+    # -- what the store says
+
+    async def _watch(self) -> None:
+        """Keeps the lease, and hears of what comes from outside: messages, decisions, interrupts, expiry."""
+        while True:
+            try:
+                found = await self._store.wait_session(
+                    self._id, self._epoch, self._now.session.wakes, timeout_s=RENEW_S
+                )
+            except StaleOwner:
+                raise
+            except HitlError as error:  # the ledger restarts: the lease decides, not one failed call
+                log.warning("store not reached", session=self._id, why=str(error))
+                await asyncio.sleep(UNAVAILABLE_PAUSE_S)
+                continue
+            await self._look_at(found)
+
+    async def _look_at(self, found: Snapshot) -> None:
+        changed = found.session.wakes != self._now.session.wakes
+        self._snapshot = found
+        self._gate.update(found.session, await self._with_closed(found.approvals))
+        if changed:
+            self._woken.set()
+
+    async def _with_closed(self, open_approvals: Sequence[Approval]) -> list[Approval]:
+        """The open approvals, and those that were waiting when last looked at and are closed now."""
+        still = {a.id for a in open_approvals}
+        gone = [a.call_id for a in self._gate.waiting() if a.id not in still]
+        found = [await self._store.find_approval(self._id, self._epoch, call_id) for call_id in gone]
+        return [*open_approvals, *[a for a in found if a]]
+
+    @property
+    def _now(self) -> Snapshot:
+        if self._snapshot is None:
+            raise AssertionError("run() takes a snapshot first")
+        return self._snapshot
+
+    # -- what to do next
+
+    async def _drive(self) -> None:
+        while True:
+            self._woken.clear()
+            await self._look_at(await self._store.snapshot(self._id, self._epoch))
+            session = self._now.session
+            if session.status == "running":
+                await self._take_turn()
+            elif await self._wait_idle(session) and await self._release():
+                return
+
+    async def _wait_idle(self, session: Session) -> bool:
+        """True when it is time to park. A session that waits for a human has had its hot window already."""
+        waits = (session.stop_reason or {}).get("type") == "requires_action" or session.status == "terminated"
+        patience = 0.0 if waits or self._engine is None else self._limits.idle_timeout_s
+        try:
+            await asyncio.wait_for(self._woken.wait(), patience)
+        except TimeoutError:
+            return True
+        return False
+
+    async def _release(self) -> bool:
+        await self._stop_engine()
+        return await self._store.release(self._id, self._epoch)
+
+    async def _take_turn(self) -> None:
+        session = self._now.session
+        if session.interrupted:
+            await self._end_turn(TurnEnd(interrupted=True))
+            return
+        try:
+            await self._begin_turn()
+            await self._hear_turn()
+        except EngineError as error:
+            await self._stop_engine()
+            if error.retryable:
+                raise
+            await self._end_turn(TurnEnd(error=(error.kind, str(error))))
+
+    async def _begin_turn(self) -> None:
+        """Makes the engine do the first thing there is to do."""
+        now, session = self._now, self._now.session
+        self._gate.new_turn()
+        self._turn = _Turn()
+        fresh = self._engine is None
+        resumed = await self._start_engine() if fresh else False
+        engine = self._running_engine()
+        decided = [a for a in now.approvals if a.held and a.state is ApprovalState.ALLOWED and not a.reminded]
+        if fresh and resumed and session.deferred:
+            return  # the CLI asks for the deferred call by itself
+        if now.turn_event is not None:
+            await self._go_on_with(engine, resumed, now.turn_event.id, now.turn_event.payload["content"])
+        elif decided:
+            await self._store.remind(self._id, self._epoch, [a.id for a in decided])
+            await engine.say(str(uuid.uuid4()), events.text_blocks(_reminder(decided)))
+        elif now.queued:
+            event = now.queued[0]
+            await self._store.begin_turn(self._id, self._epoch, event.id)
+            await engine.say(_message_uuid(event.id), event.payload["content"])
+        else:
+            self._heard.put_nowait(TurnEnd())
+
+    async def _go_on_with(
+        self, engine: Engine, resumed: bool, event_id: str, content: list[dict[str, Any]]
+    ) -> None:
+        """A turn whose owner died: said again if the transcript has not got it, else continued."""
+        entries = await self._store.load_transcript(self._transcript_key()) if resumed else None
+        if any(e.get("uuid") == _message_uuid(event_id) for e in entries or ()):
+            await engine.say(str(uuid.uuid4()), events.text_blocks(CONTINUE))
+        else:
+            await engine.say(_message_uuid(event_id), content)
+
+    # -- the engine
+
+    def _new_gate(self, session: Session) -> Gate:
+        return Gate(
+            self._store,
+            session,
+            workspace=self._workspace,
+            is_plan_folder=self._is_plan_folder,
+            hot_window_s=self._limits.hot_window_s,
+            on_overdue=self._register_batch,
+        )
+
+    async def _start_engine(self) -> bool:
+        """Returns whether a transcript was resumed."""
+        session = self._now.session
+        resume = await self._store.load_transcript(self._transcript_key()) is not None
+        self._gate = self._new_gate(session)
+        self._gate.update(session, self._now.approvals)
+        if session.deferred is not None:
+            deferred = await self._store.find_approval(self._id, self._epoch, session.deferred)
+            self._gate.register([deferred] if deferred else [])
+        engine = self._make_engine(session, self._gate)
+        self._engine = engine
+        await engine.start(resume=resume, plan_mode=session.agent.permission_mode == "plan")
+        self._heard = asyncio.Queue()
+        self._hearing = asyncio.create_task(self._hear(engine, self._heard))
+        return resume
+
+    async def _hear(self, engine: Engine, heard: "asyncio.Queue[EngineEvent | Exception]") -> None:
+        try:
+            async for event in engine.events():
+                heard.put_nowait(event)
+        except EngineError as error:
+            heard.put_nowait(error)
+
+    async def _stop_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        hearing, self._hearing = self._hearing, None
+        for task in (hearing, self._previewing):
+            if task is not None:
+                await _cancel(task)
+        if engine is not None:
+            await engine.stop()
+
+    def _running_engine(self) -> Engine:
+        if self._engine is None:
+            raise EngineError("the engine is not running")
+        return self._engine
+
+    def _transcript_key(self) -> TranscriptKey:
+        transcript_id = self._now.session.transcript_id
+        return {"scope": self._id, "project_key": "-", "session_id": transcript_id, "subpath": ""}
+
+    # -- one turn
+
+    async def _hear_turn(self) -> None:
+        interrupting: asyncio.Task[None] | None = None
+        replaying = self._now.session.deferred is not None
+        interrupting = asyncio.create_task(self._interrupt_when_told())
+        try:
+            while True:
+                event = await self._next(REPLAY_TIMEOUT_S if replaying else None)
+                replaying = False
+                if isinstance(event, TurnEnd):
+                    await self._end_turn(event)
+                    return
+                await self._note(event)
+                if self._heard.empty():
+                    await self._flush()
+        finally:
+            await _cancel(interrupting)
+
+    async def _next(self, timeout_s: float | None) -> EngineEvent:
+        try:
+            event = await asyncio.wait_for(self._heard.get(), timeout_s)
+        except TimeoutError:
+            await self._running_engine().say(str(uuid.uuid4()), events.text_blocks(CONTINUE))
+            event = await self._heard.get()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    async def _interrupt_when_told(self) -> None:
+        while not self._now.session.interrupted:
+            await self._woken.wait()
+            self._woken.clear()
+        await self._running_engine().interrupt()
+
+    async def _note(self, event: EngineEvent) -> None:
+        turn = self._turn
+        match event:
+            case RequestStart():
+                turn.batch.clear()  # an answer that was cut off is asked for anew; its calls never come
+                turn.drafts.append(events.draft("span.model_request_start", f"sevt_{event.message_id}_start"))
+            case RequestEnd():
+                await self._register_batch()
+                turn.drafts.append(_request_end(event))
+            case Preview():
+                self._preview(event)
+            case Text():
+                turn.drafts.append(events.agent_message(event.event_id, event.text, event.thread))
+            case Thinking():
+                turn.drafts.append(events.agent_thinking(event.event_id, event.thread))
+            case ToolUse():
+                await self._note_use(event)
+            case ToolResult():
+                await self._note_result(event)
+            case Retrying():
+                turn.drafts.append(events.session_error(event.message, event.kind, "retrying"))
+            case TurnEnd():
+                raise AssertionError("the caller handles the turn's end")
+
+    async def _note_use(self, use: ToolUse) -> None:
+        use = self._gate.with_plan(use)
+        self._turn.names[use.call_id] = use.name
+        self._turn.batch.append(use)
+        if use.thread is not None:  # a subagent's answers are not streamed: no end of message will come
+            await self._register_batch()
+
+    async def _note_result(self, result: ToolResult) -> None:
+        if any(use.call_id == result.call_id for use in self._turn.batch):
+            self._turn.early_results.append(result)
+            return
+        name = self._turn.names.get(result.call_id, "")
+        self._turn.drafts.append(_result(result, name))
+        if not result.is_error and name in PLAN_MODES:
+            await self._flush(PLAN_MODES[name])
+
+    async def _register_batch(self) -> None:
+        """Commits the calls heard so far, with what came before them, and lets the gate answer for them."""
+        async with self._registering:
+            turn = self._turn
+            batch, turn.batch = turn.batch, []
+            if not batch:
+                return
+            calls = [self._gate.classify(use) for use in batch]
+            drafts, turn.drafts = turn.drafts, []
+            drafts += [events.tool_use(c.call_id, c.tool_name, c.input, c.verdict, c.agent_id) for c in calls]
+            opened = await self._store.open_calls(
+                self._id, self._epoch, drafts, calls, cwd=str(self._workspace), expires_at=self._expiry()
+            )
+            self._gate.register(opened)
+            early, turn.early_results = turn.early_results, []
+            turn.drafts += [_result(r, turn.names.get(r.call_id, "")) for r in early]
+
+    def _expiry(self) -> Any:
+        ttl = self._limits.approval_ttl_s
+        return None if ttl is None else utcnow() + timedelta(seconds=ttl)
+
+    async def _flush(self, permission_mode: PermissionMode | None = None) -> None:
+        drafts, self._turn.drafts = self._turn.drafts, []
+        if drafts or permission_mode:
+            await self._store.commit(self._id, self._epoch, drafts, permission_mode=permission_mode)
+
+    async def _end_turn(self, end: TurnEnd) -> None:
+        drafts, self._turn.drafts = self._turn.drafts, []
+        stop_reason = events.END_TURN
+        if end.deferred is not None:
+            await self._store.defer(self._id, self._epoch, end.deferred)
+            await self._stop_engine()
+        if end.error is not None:
+            drafts.append(events.session_error(end.error[1], end.error[0]))
+            stop_reason = events.RETRIES_EXHAUSTED
+        await self._store.end_turn(
+            self._id,
+            self._epoch,
+            drafts,
+            end_id=str(uuid.uuid4()),
+            usage=end.usage,
+            stop_reason=stop_reason,
+            finished=end.deferred is None,
+        )
+
+    # -- previews: best effort, at most one call under way
+
+    def _preview(self, piece: Preview) -> None:
+        if piece.text is None:
+            event = {"id": piece.event_id, "type": piece.type}
+            self._previews.append({"type": "event_start", "event": event})
+        else:
+            content = {"type": "text", "text": piece.text}
+            delta = {"type": "content_delta", "index": 0, "content": content}
+            self._previews.append({"type": "event_delta", "event_id": piece.event_id, "delta": delta})
+        if self._previewing is None or self._previewing.done():
+            self._previewing = asyncio.create_task(self._send_previews())
+
+    async def _send_previews(self) -> None:
+        while self._previews:
+            pieces, self._previews = self._previews, []
+            try:
+                await self._store.preview(self._id, self._epoch, pieces)
+            except HitlError as error:
+                log.debug("preview lost", session=self._id, why=str(error))
+
+
+def _message_uuid(event_id: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"claude-hitl:{event_id}"))
+
+
+def _reminder(decided: Sequence[Approval]) -> str:
+    lines = [json.dumps({"name": a.tool_name, "input": a.input}, ensure_ascii=False) for a in decided]
+    return "\n".join((DECIDED, *lines))
+
+
+def _request_end(event: RequestEnd) -> Draft:
+    start = f"sevt_{event.message_id}_start"
+    return events.draft(
+        "span.model_request_end",
+        f"sevt_{event.message_id}_end",
+        model_request_start_id=start,
+        model_usage=event.usage,
+        is_error=False,
+    )
+
+
+def _result(result: ToolResult, name: str) -> Draft:
+    return events.tool_result(result.call_id, result.content, result.is_error, mcp=name.startswith("mcp__"))
+
+
+async def _cancel(task: "asyncio.Task[Any]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, HitlError):
+        await task

@@ -1,0 +1,95 @@
+"""What a backend must offer: transactions over five collections. The rules of the Store live in core.py, not here."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Any, Protocol
+
+from claude_hitl_template.models import ApiKey, Approval, ApprovalState, Event, Session, SessionStatus
+from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
+
+
+class Tx(Protocol):
+    """One transaction. Leaving its context normally commits, durably; leaving it by an error undoes everything."""
+
+    async def add_key(self, key: ApiKey) -> None: ...
+    async def find_key(self, secret_hash: str) -> ApiKey | None: ...
+
+    async def session(self, session_id: str) -> Session | None: ...
+    async def put_session(self, session: Session) -> None: ...
+    async def delete_session(self, session_id: str) -> None:
+        """With its events, approvals and transcripts."""
+        ...
+
+    async def sessions(
+        self,
+        key_id: str,
+        *,
+        after: tuple[datetime, str] | None,
+        limit: int,
+        order: Order,
+        statuses: Sequence[SessionStatus],
+        agent_id: str | None,
+        created: TimeRange,
+        include_archived: bool,
+    ) -> list[Session]: ...
+    async def supervised(self) -> list[Session]: ...
+
+    async def add_events(self, session_id: str, events: Sequence[Event]) -> None: ...
+    async def event(self, session_id: str, event_id: str) -> Event | None: ...
+    async def known_events(self, session_id: str, ids: Sequence[str]) -> set[str]: ...
+    async def events(
+        self,
+        session_id: str,
+        *,
+        after: int | None,
+        limit: int,
+        order: Order,
+        types: Sequence[str],
+        created: TimeRange,
+    ) -> list[Event]:
+        """With order "desc", `after` means below it."""
+        ...
+
+    async def queued(self, session_id: str) -> list[Event]: ...
+    async def set_processed(self, session_id: str, event_id: str, at: datetime) -> None: ...
+
+    async def approval(self, approval_id: str) -> Approval | None: ...
+    async def approval_of_call(self, session_id: str, call_id: str) -> Approval | None:
+        """By event id or current call id."""
+        ...
+
+    async def put_approval(self, approval: Approval) -> None: ...
+    async def open_approvals(self, session_id: str) -> list[Approval]:
+        """Pending, allowed or claimed ones, oldest first."""
+        ...
+
+    async def approvals(
+        self,
+        key_id: str,
+        *,
+        after: tuple[datetime, str] | None,
+        limit: int,
+        states: Sequence[ApprovalState],
+        session_id: str | None,
+    ) -> list[Approval]: ...
+    async def due_approvals(self, now: datetime) -> list[Approval]: ...
+
+    async def remembered_reply(self, key_id: str, idempotency_key: str) -> tuple[str, Any] | None:
+        """(digest of the request, JSON reply) of an earlier request."""
+        ...
+
+    async def remember_reply(self, key_id: str, idempotency_key: str, digest: str, reply: Any) -> None: ...
+
+    async def append_transcript(
+        self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], now: datetime
+    ) -> None: ...
+    async def load_transcript(self, key: TranscriptKey) -> list[dict[str, Any]]: ...
+    async def list_transcripts(self, scope: str, project_key: str) -> list[tuple[TranscriptKey, int]]: ...
+    async def delete_transcripts(self, key: TranscriptKey) -> None: ...
+
+
+class Backend(Protocol):
+    def begin(self, *, write: bool) -> AbstractAsyncContextManager[Tx]:
+        """Writing transactions exclude one another; reading ones see a consistent state."""
+        ...

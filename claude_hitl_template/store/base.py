@@ -1,0 +1,100 @@
+"""What the three groups of the Store's rules share: transactions, time, waking, cursors."""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from claude_hitl_template.errors import InvalidInput
+from claude_hitl_template.models import Session
+from claude_hitl_template.store.backend import Backend, Tx
+from claude_hitl_template.store.signals import Signals
+from claude_hitl_template.store.unit import SessionUnit
+
+SUPERVISED = "supervised"
+
+
+def log_topic(session_id: str) -> str:
+    return f"log:{session_id}"
+
+
+def wake_topic(session_id: str) -> str:
+    return f"wake:{session_id}"
+
+
+class StoreBase:
+    def __init__(self, backend: Backend, clock: Callable[[], datetime]) -> None:
+        self._backend, self._clock = backend, clock
+        self._signals = Signals()
+        self._previews: dict[str, list[asyncio.Queue[dict[str, Any]]]] = {}
+
+    @asynccontextmanager
+    async def _changing(
+        self, session_id: str, *, epoch: int | None = None, key_id: str | None = None
+    ) -> AsyncIterator[SessionUnit]:
+        """A session loaded for change, saved at the end, and its waiters woken once that is durable."""
+        async with self._backend.begin(write=True) as tx:
+            now = self._clock()
+            if epoch is None:
+                unit = await SessionUnit.load(tx, session_id, now, key_id=key_id)
+            else:
+                unit = await SessionUnit.load_owned(tx, session_id, epoch, now)
+            before = unit.session
+            yield unit
+            after = unit.session if unit.session is before else await unit.save()
+        self._announce(before, after)
+
+    def _announce(self, before: Session | None, after: Session) -> None:
+        if before is None or after.next_seq != before.next_seq:
+            self._signals.notify(log_topic(after.id))
+        if before is None or after.wakes != before.wakes or after.epoch != before.epoch:
+            self._signals.notify(wake_topic(after.id))
+        if before is None or after.status != before.status or after.lease != before.lease:
+            self._signals.notify(SUPERVISED)
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[Tx]:
+        async with self._backend.begin(write=False) as tx:
+            yield tx
+
+
+def encode_cursor(kind: str, *parts: str) -> str:
+    return base64.urlsafe_b64encode("\x1f".join((kind, *parts)).encode()).decode().rstrip("=")
+
+
+def decode_cursor(kind: str, page: str | None, count: int) -> list[str] | None:
+    """The parts of a cursor that `encode_cursor` made; None for no cursor. Raises InvalidInput(field="page")."""
+    if page is None:
+        return None
+    try:
+        found, *parts = base64.urlsafe_b64decode(page + "=" * (-len(page) % 4)).decode().split("\x1f")
+    except (binascii.Error, UnicodeError, ValueError) as error:
+        raise InvalidInput("this is no cursor; use next_page of an earlier answer", "page") from error
+    if found != kind or len(parts) != count:
+        raise InvalidInput("this cursor belongs to another listing", "page")
+    return parts
+
+
+def decode_time_cursor(kind: str, page: str | None) -> tuple[datetime, str] | None:
+    parts = decode_cursor(kind, page, 2)
+    if parts is None:
+        return None
+    try:
+        at = datetime.fromisoformat(parts[0])
+        if at.tzinfo is None:
+            raise InvalidInput("this is no cursor; use next_page of an earlier answer", "page")
+        return at.astimezone(UTC), parts[1]
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput("this is no cursor; use next_page of an earlier answer", "page") from error
+
+
+def decode_seq_cursor(kind: str, page: str | None) -> int | None:
+    parts = decode_cursor(kind, page, 1)
+    if parts is None:
+        return None
+    if not parts[0].isdecimal() or len(parts[0]) > 18:
+        raise InvalidInput("this is no cursor; use next_page of an earlier answer", "page")
+    return int(parts[0])

@@ -1,0 +1,361 @@
+"""The Store's rules for clients: sessions, what they send, what they read, what they decide."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from claude_hitl_template import events
+from claude_hitl_template.errors import Conflict, InvalidInput, NotFound
+from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
+from claude_hitl_template.models import (
+    Agent,
+    ApiKey,
+    Approval,
+    ApprovalState,
+    Environment,
+    Event,
+    Page,
+    Session,
+    SessionStatus,
+    new_id,
+)
+from claude_hitl_template.policy import digest
+from claude_hitl_template.store.backend import Tx
+from claude_hitl_template.store.base import (
+    StoreBase,
+    decode_seq_cursor,
+    decode_time_cursor,
+    encode_cursor,
+    log_topic,
+)
+from claude_hitl_template.store.decisions import confirm
+from claude_hitl_template.store.protocol import Inbound, Order, TimeRange
+from claude_hitl_template.store.unit import SessionUnit
+
+MAX_METADATA_PAIRS = 16  # the wire protocol's own limit
+
+
+class ClientRules(StoreBase):
+    # -- keys
+
+    async def add_key(self, name: str, secret_hash: str) -> ApiKey:
+        async with self._backend.begin(write=True) as tx:
+            found = await tx.find_key(secret_hash)
+            if found:
+                return found
+            key = ApiKey(id=new_id("key"), name=name, secret_hash=secret_hash, created_at=self._clock())
+            await tx.add_key(key)
+            return key
+
+    async def find_key(self, secret_hash: str) -> ApiKey | None:
+        async with self._reading() as tx:
+            return await tx.find_key(secret_hash)
+
+    # -- sessions
+
+    async def create_session(
+        self,
+        key_id: str,
+        *,
+        agent: Agent,
+        environment: Environment,
+        title: str | None,
+        metadata: Mapping[str, str],
+        initial: Sequence[UserMessage],
+        idempotency_key: str | None = None,
+    ) -> Session:
+        request = digest([
+            "create", agent.model_dump(mode="json"), environment.id, title, dict(metadata),
+            [m.model_dump(mode="json") for m in initial],
+        ])  # fmt: skip
+        async with self._backend.begin(write=True) as tx:
+            earlier = await _earlier_reply(tx, key_id, idempotency_key, request)
+            if earlier is not None:
+                return (await SessionUnit.load(tx, earlier, self._clock(), key_id=key_id)).session
+            now = self._clock()
+            session = Session(
+                id=new_id("sesn"),
+                key_id=key_id,
+                title=title,
+                metadata=dict(metadata),
+                agent=agent,
+                environment=environment,
+                created_at=now,
+                updated_at=now,
+            )
+            unit = SessionUnit(tx, session, now)
+            await tx.put_session(session)
+            await _send_all(unit, initial, decided_by=key_id)
+            session = await unit.save()
+            await _remember_reply(tx, key_id, idempotency_key, request, session.id)
+        self._announce(None, session)
+        return session
+
+    async def get_session(self, session_id: str, key_id: str | None = None) -> Session:
+        async with self._reading() as tx:
+            return (await SessionUnit.load(tx, session_id, self._clock(), key_id=key_id)).session
+
+    async def list_sessions(
+        self,
+        key_id: str,
+        *,
+        limit: int,
+        page: str | None = None,
+        order: Order = "desc",
+        statuses: Sequence[SessionStatus] = (),
+        agent_id: str | None = None,
+        created: TimeRange | None = None,
+        include_archived: bool = False,
+    ) -> Page[Session]:
+        after = decode_time_cursor("sessions", page)
+        async with self._reading() as tx:
+            found = await tx.sessions(
+                key_id,
+                after=after,
+                limit=limit + 1,
+                order=order,
+                statuses=statuses,
+                agent_id=agent_id,
+                created=created or TimeRange(),
+                include_archived=include_archived,
+            )
+        last = found[limit - 1] if len(found) > limit else None
+        cursor = encode_cursor("sessions", last.created_at.isoformat(), last.id) if last else None
+        return Page(data=found[:limit], next_page=cursor)
+
+    async def update_session(self, session_id: str, key_id: str, *, changes: Mapping[str, Any]) -> Session:
+        async with self._changing(session_id, key_id=key_id) as unit:
+            _refuse_archived(unit)
+            session = unit.session
+            changed: dict[str, Any] = {}
+            if "title" in changes and changes["title"] != session.title:
+                changed["title"] = changes["title"]
+            if changes.get("metadata"):
+                merged = {**session.metadata, **changes["metadata"]}
+                metadata = {k: v for k, v in merged.items() if v is not None}
+                if len(metadata) > MAX_METADATA_PAIRS:
+                    raise InvalidInput(f"at most {MAX_METADATA_PAIRS} pairs", "metadata")
+                if metadata != session.metadata:
+                    changed["metadata"] = metadata
+            if changed:
+                unit.set(**changed)
+                shown = {k: v for k, v in changed.items() if v != {}}
+                await unit.append([events.draft("session.updated", **shown)])
+        return unit.session
+
+    async def archive_session(self, session_id: str, key_id: str) -> Session:
+        async with self._changing(session_id, key_id=key_id) as unit:
+            if unit.session.archived_at is None:
+                await _refuse_running(unit, "archived")
+                await unit.supersede()
+                await unit.terminate()
+                unit.set(archived_at=unit.now, lease=None, turn=None, deferred=None, interrupted=False)
+                unit.wake()
+        return unit.session
+
+    async def delete_session(self, session_id: str, key_id: str) -> None:
+        async with self._backend.begin(write=True) as tx:
+            unit = await SessionUnit.load(tx, session_id, self._clock(), key_id=key_id)
+            await _refuse_running(unit, "deleted")
+            await tx.delete_session(session_id)
+        # An owner and streams that still wait find the session gone.
+        self._announce(None, unit.session)
+
+    # -- what clients send
+
+    async def send_events(
+        self,
+        session_id: str,
+        key_id: str,
+        inbound: Sequence[Inbound],
+        *,
+        decided_by: str,
+        idempotency_key: str | None = None,
+    ) -> list[Event]:
+        request = digest(["send", session_id, [m.model_dump(mode="json") for m in inbound]])
+        async with self._changing(session_id, key_id=key_id) as unit:
+            earlier = await _earlier_reply(unit.tx, key_id, idempotency_key, request)
+            if earlier is not None:
+                found = [await unit.tx.event(session_id, event_id) for event_id in earlier]
+                return [e for e in found if e]
+            sent = await _send_all(unit, inbound, decided_by=decided_by)
+            await _remember_reply(unit.tx, key_id, idempotency_key, request, [e.id for e in sent])
+        return sent
+
+    # -- what clients read
+
+    async def list_events(
+        self,
+        session_id: str,
+        key_id: str,
+        *,
+        limit: int,
+        page: str | None = None,
+        order: Order = "asc",
+        types: Sequence[str] = (),
+        created: TimeRange | None = None,
+    ) -> Page[Event]:
+        after = decode_seq_cursor("events", page)
+        async with self._reading() as tx:
+            await SessionUnit.load(tx, session_id, self._clock(), key_id=key_id)
+            found = await tx.events(
+                session_id,
+                after=after,
+                limit=limit + 1,
+                order=order,
+                types=types,
+                created=created or TimeRange(),
+            )
+        cursor = encode_cursor("events", str(found[limit - 1].seq)) if len(found) > limit else None
+        return Page(data=found[:limit], next_page=cursor)
+
+    async def last_seq(self, session_id: str, key_id: str) -> int:
+        return (await self.get_session(session_id, key_id)).next_seq - 1
+
+    async def wait_events(
+        self, session_id: str, key_id: str, after: int, *, timeout_s: float, previews: bool = False
+    ) -> tuple[list[Event], list[dict[str, Any]]]:
+        deltas: asyncio.Queue[dict[str, Any]] | None = None
+        with self._signals.listen(log_topic(session_id)) as listener:
+            if previews:
+                deltas = asyncio.Queue()
+                self._previews.setdefault(session_id, []).append(deltas)
+            try:
+                found = await self._events_after(session_id, key_id, after)
+                if not found and await listener.wait(timeout_s):
+                    found = await self._events_after(session_id, key_id, after)
+                return found, _drain(deltas)
+            finally:
+                if deltas is not None:
+                    self._forget_previews(session_id, deltas)
+
+    async def _events_after(self, session_id: str, key_id: str, after: int) -> list[Event]:
+        async with self._reading() as tx:
+            await SessionUnit.load(tx, session_id, self._clock(), key_id=key_id)
+            return await tx.events(
+                session_id, after=after, limit=500, order="asc", types=(), created=TimeRange()
+            )
+
+    def _forget_previews(self, session_id: str, deltas: "asyncio.Queue[dict[str, Any]]") -> None:
+        listening = self._previews[session_id]
+        listening.remove(deltas)
+        if not listening:
+            del self._previews[session_id]
+
+    async def list_approvals(
+        self,
+        key_id: str,
+        *,
+        limit: int,
+        page: str | None = None,
+        states: Sequence[ApprovalState] = (),
+        session_id: str | None = None,
+    ) -> Page[Approval]:
+        after = decode_time_cursor("approvals", page)
+        async with self._reading() as tx:
+            found = await tx.approvals(
+                key_id, after=after, limit=limit + 1, states=states, session_id=session_id
+            )
+        last = found[limit - 1] if len(found) > limit else None
+        cursor = encode_cursor("approvals", last.created_at.isoformat(), last.id) if last else None
+        return Page(data=found[:limit], next_page=cursor)
+
+    async def get_approval(self, approval_id: str, key_id: str) -> Approval:
+        async with self._reading() as tx:
+            approval = await tx.approval(approval_id)
+        if approval is None or approval.key_id != key_id:
+            raise NotFound(f"there is no approval {approval_id!r}")
+        return approval
+
+
+async def _send_all(unit: SessionUnit, inbound: Sequence[Inbound], *, decided_by: str) -> list[Event]:
+    sent: list[Event] = []
+    for item in inbound:
+        _refuse_archived(unit)
+        match item:
+            case UserMessage():
+                sent += await _queue(unit, item)
+            case UserInterrupt():
+                sent += await _interrupt(unit)
+            case UserToolConfirmation():
+                sent += await confirm(unit, item, decided_by)
+    return sent
+
+
+async def _queue(unit: SessionUnit, message: UserMessage) -> list[Event]:
+    content = message.model_dump(mode="json")["content"]
+    queued = await unit.append([events.draft("user.message", queued=True, content=content)])
+    waits = (unit.session.stop_reason or {}).get("type") == "requires_action"
+    if not waits:  # a message while an approval waits is queued behind the turn that waits
+        await unit.run()
+    unit.wake()
+    return queued
+
+
+async def _interrupt(unit: SessionUnit) -> list[Event]:
+    sent = await unit.append([events.draft("user.interrupt")])
+    await unit.supersede()
+    session = unit.session
+    if session.status == "running" and session.turn is None:
+        await _end_unbegun_turn(unit)
+    elif session.status != "idle":
+        unit.set(interrupted=True)  # whoever drives the session, or will next, ends the turn
+    elif session.stop_reason != events.END_TURN:
+        unit.set(interrupted=session.lease is not None)
+        await _next_or_idle(unit)
+    unit.wake()
+    return sent
+
+
+async def _end_unbegun_turn(unit: SessionUnit) -> None:
+    """The message that was to be next is not worked on; those after it are."""
+    queued = await unit.tx.queued(unit.session.id)
+    if queued:
+        await unit.tx.set_processed(unit.session.id, queued[0].id, unit.now)
+    await _next_or_idle(unit)
+
+
+async def _next_or_idle(unit: SessionUnit) -> None:
+    unit.set(turn=None)
+    if await unit.tx.queued(unit.session.id):
+        await unit.run()
+    else:
+        await unit.idle(events.END_TURN)
+
+
+def _refuse_archived(unit: SessionUnit) -> None:
+    if unit.session.archived_at is not None:
+        raise Conflict(f"session {unit.session.id} is archived; it can be read, and not changed")
+
+
+async def _refuse_running(unit: SessionUnit, what: str) -> None:
+    claimed = any(a.state is ApprovalState.CLAIMED for a in await unit.open_approvals())
+    if claimed or unit.session.status in ("running", "rescheduling"):
+        raise Conflict(
+            f"session {unit.session.id} is running and cannot be {what}; send user.interrupt first, then try again"
+        )
+
+
+async def _earlier_reply(tx: Tx, key_id: str, idempotency_key: str | None, request: str) -> Any:
+    if idempotency_key is None:
+        return None
+    earlier = await tx.remembered_reply(key_id, idempotency_key)
+    if earlier is None:
+        return None
+    if earlier[0] != request:
+        raise Conflict(
+            "this Idempotency-Key came before with another request; use a new key for a new request"
+        )
+    return earlier[1]
+
+
+async def _remember_reply(tx: Tx, key_id: str, idempotency_key: str | None, request: str, reply: Any) -> None:
+    if idempotency_key is not None:
+        await tx.remember_reply(key_id, idempotency_key, request, reply)
+
+
+def _drain(queue: "asyncio.Queue[dict[str, Any]] | None") -> list[dict[str, Any]]:
+    drained: list[dict[str, Any]] = []
+    while queue is not None and not queue.empty():
+        drained.append(queue.get_nowait())
+    return drained

@@ -1,0 +1,157 @@
+"""A confirmation becomes a decision: compare-and-set, the first writer wins."""
+
+from pathlib import Path
+from typing import Any
+
+from claude_hitl_template import events, policy
+from claude_hitl_template.errors import AlreadyDecided, InvalidInput, NotWaiting, Superseded
+from claude_hitl_template.events import UserToolConfirmation
+from claude_hitl_template.models import Approval, ApprovalState, Decision, Event
+from claude_hitl_template.policy import Rule
+from claude_hitl_template.store.unit import SessionUnit
+
+
+async def confirm(unit: SessionUnit, said: UserToolConfirmation, decided_by: str) -> list[Event]:
+    """Commits what `said` decides; the same decision again is a success without effect.
+
+    Raises NotWaiting, AlreadyDecided, Superseded, InvalidInput.
+    """
+    approval = await unit.tx.approval_of_call(unit.session.id, said.tool_use_id)
+    if approval is None:
+        raise NotWaiting(
+            f"{said.tool_use_id!r} is not a call of this session that waits, or waited, for a decision"
+        )
+    run_input = _run_input(approval, said)
+    decision = Decision(
+        result=said.result,
+        deny_message=said.deny_message,
+        updated_input=run_input if run_input != approval.input else None,
+        remember=_remember(approval, said, run_input),
+        decided_by=decided_by,
+        decided_at=unit.now,
+    )
+    if approval.state is not ApprovalState.PENDING:
+        return [await _repeated(unit, approval, decision)]
+    return await _decide(unit, approval, decision, run_input)
+
+
+async def _decide(
+    unit: SessionUnit, approval: Approval, decision: Decision, run_input: dict[str, Any] | None
+) -> list[Event]:
+    if run_input is not None:
+        decided = approval.to(
+            ApprovalState.ALLOWED, decision=decision, run_input=run_input, run_digest=policy.digest(run_input)
+        )
+    else:
+        decided = approval.to(ApprovalState.DENIED, decision=decision, closed_at=unit.now)
+    await unit.tx.put_approval(decided)
+    if decision.remember is not None and decision.remember not in unit.session.rules:
+        unit.set(rules=(*unit.session.rules, decision.remember))
+    sent = await unit.append([_confirmation(approval, decision)])
+    await unit.after_decisions()
+    unit.wake()
+    return sent
+
+
+def _confirmation(approval: Approval, decision: Decision) -> events.Draft:
+    body: dict[str, Any] = {"decided_by": decision.decided_by}
+    if decision.updated_input is not None:
+        body["updated_input"] = decision.updated_input
+    if decision.remember is not None:
+        body["remember"] = decision.remember.model_dump(mode="json")
+    return events.draft(
+        "user.tool_confirmation",
+        _confirmation_id(approval),
+        tool_use_id=approval.event_id,
+        result=decision.result,
+        deny_message=decision.deny_message,
+        **body,
+    )
+
+
+def _confirmation_id(approval: Approval) -> str:
+    return f"sevt_decision_{approval.id}"
+
+
+async def _repeated(unit: SessionUnit, approval: Approval, decision: Decision) -> Event:
+    if approval.state in (ApprovalState.SUPERSEDED, ApprovalState.EXPIRED) and approval.decision is None:
+        raise Superseded(
+            f"the call {approval.event_id} stopped waiting: it was {approval.state.value} before this decision"
+        )
+    if approval.decision is None or not _same(approval.decision, decision):
+        first = approval.decision
+        by = f" by {first.decided_by} at {first.decided_at.isoformat()}" if first else ""
+        raise AlreadyDecided(
+            f"the call {approval.event_id} was already decided ({first.result if first else approval.state.value}){by}"
+        )
+    event = await unit.tx.event(unit.session.id, _confirmation_id(approval))
+    if event is None:  # decided by a standing rule, which sends no confirmation
+        raise AlreadyDecided(f"the call {approval.event_id} was already allowed by a remembered rule")
+    return event
+
+
+def _same(first: Decision, second: Decision) -> bool:
+    def essence(decision: Decision) -> tuple[Any, ...]:
+        return decision.result, decision.deny_message, decision.updated_input, decision.remember
+
+    return essence(first) == essence(second)
+
+
+def _run_input(approval: Approval, said: UserToolConfirmation) -> dict[str, Any] | None:
+    """The input that may run, None when the answer is no. Raises InvalidInput where the parts contradict."""
+    if said.result == "deny":
+        for name in ("updated_input", "answers"):
+            if getattr(said, name) is not None:
+                raise InvalidInput("goes with result allow only", name)
+        if said.remember:
+            raise InvalidInput("goes with result allow only", "remember")
+        return None
+    if said.deny_message is not None:
+        raise InvalidInput("goes with result deny only", "deny_message")
+    given = dict(approval.input) if said.updated_input is None else said.updated_input
+    if approval.kind == "question":
+        return _answered(approval, given, said.answers)
+    if said.answers is not None:
+        raise InvalidInput("this call is not a question; only AskUserQuestion takes answers", "answers")
+    policy.digest(given)  # refuses what has no canonical JSON
+    return given
+
+
+def _answered(
+    approval: Approval, given: dict[str, Any], answers: dict[str, str | list[str]] | None
+) -> dict[str, Any]:
+    """The question's input with an answer to each of its questions; several choices are joined with ", "."""
+    asked = [str(q.get("question", "")) for q in approval.input.get("questions", []) if isinstance(q, dict)]
+    raw: dict[str, Any] = answers if answers is not None else given.get("answers") or {}
+    if not isinstance(raw, dict):
+        raise InvalidInput("an object from question text to answer", "answers")
+    missing = [q for q in asked if not raw.get(q)]
+    if missing:
+        raise InvalidInput(
+            f"this call is a question; give an answer to {missing[0]!r} (its text is the key)", "answers"
+        )
+    unknown = [q for q in raw if q not in asked]
+    if unknown:
+        raise InvalidInput(f"{unknown[0]!r} was not asked", "answers")
+    joined = {q: a if isinstance(a, str) else ", ".join(map(str, a)) for q, a in raw.items()}
+    return {**approval.input, "answers": joined}
+
+
+def _remember(
+    approval: Approval, said: UserToolConfirmation, run_input: dict[str, Any] | None
+) -> Rule | None:
+    if not said.remember or run_input is None:
+        return None
+    if approval.kind != "tool":
+        raise InvalidInput(
+            "a question or a plan is asked anew each time; it cannot be remembered", "remember"
+        )
+    workspace = Path(approval.cwd)
+    if said.remember is True:
+        return policy.remember_rule(approval.tool_name, run_input, workspace)
+    try:
+        rule = Rule(rule=said.remember, policy="always_allow")
+    except ValueError as error:
+        raise InvalidInput(str(error), "remember") from error
+    policy.validate_remember(rule, approval.tool_name, run_input, workspace)
+    return rule

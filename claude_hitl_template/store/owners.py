@@ -1,0 +1,290 @@
+"""The Store's rules for owners: every write names a lease epoch, and only the present one is taken."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from claude_hitl_template import events
+from claude_hitl_template.errors import NotWaiting
+from claude_hitl_template.events import Draft
+from claude_hitl_template.models import (
+    KINDS,
+    Approval,
+    ApprovalState,
+    Decision,
+    Lease,
+    PermissionMode,
+    Session,
+    Snapshot,
+    Usage,
+    new_id,
+)
+from claude_hitl_template.store.base import StoreBase, log_topic, wake_topic
+from claude_hitl_template.store.protocol import Call, TranscriptKey
+from claude_hitl_template.store.unit import SessionUnit
+
+LEASE_S = 15.0  # a third of it passes between two renewals; see session.RENEW_S
+
+
+class OwnerRules(StoreBase):
+    async def snapshot(self, session_id: str, epoch: int) -> Snapshot:
+        async with self._reading() as tx:
+            unit = await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
+            turn = unit.session.turn
+            return Snapshot(
+                session=unit.session,
+                turn_event=await tx.event(session_id, turn) if turn else None,
+                queued=tuple(await tx.queued(session_id)),
+                approvals=tuple(await tx.open_approvals(session_id)),
+            )
+
+    async def find_approval(self, session_id: str, epoch: int, call_id: str) -> Approval | None:
+        async with self._reading() as tx:
+            await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
+            return await tx.approval_of_call(session_id, call_id)
+
+    async def wait_session(self, session_id: str, epoch: int, wakes: int, *, timeout_s: float) -> Snapshot:
+        with self._signals.listen(wake_topic(session_id)) as listener:
+            found = await self.snapshot(session_id, epoch)
+            if found.session.wakes == wakes:
+                await listener.wait(timeout_s)
+            await self._renew(session_id, epoch)
+            return await self.snapshot(session_id, epoch)
+
+    async def _renew(self, session_id: str, epoch: int) -> None:
+        async with self._backend.begin(write=True) as tx:
+            unit = await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
+            lease = unit.session.lease
+            if lease is not None and lease.expires_at < unit.now + timedelta(seconds=LEASE_S * 2 / 3):
+                renewed = Lease(
+                    epoch=epoch, holder=lease.holder, expires_at=unit.now + timedelta(seconds=LEASE_S)
+                )
+                await tx.put_session(unit.session.but(lease=renewed))
+
+    async def commit(
+        self,
+        session_id: str,
+        epoch: int,
+        drafts: Sequence[Draft],
+        *,
+        permission_mode: PermissionMode | None = None,
+    ) -> None:
+        async with self._changing(session_id, epoch=epoch) as unit:
+            await _append(unit, drafts)
+            if permission_mode is not None:
+                unit.set(agent=unit.session.agent.but(permission_mode=permission_mode))
+
+    async def open_calls(
+        self,
+        session_id: str,
+        epoch: int,
+        drafts: Sequence[Draft],
+        calls: Sequence[Call],
+        *,
+        cwd: str,
+        expires_at: datetime | None,
+    ) -> list[Approval]:
+        async with self._changing(session_id, epoch=epoch) as unit:
+            await _append(unit, drafts)
+            asking = [c for c in calls if c.verdict == "ask" or c.standing_rule]
+            batch = tuple(c.call_id for c in asking if not c.standing_rule)
+            known = [await unit.tx.approval_of_call(session_id, c.call_id) for c in asking]
+            opened = [
+                old or await _open(unit, call, batch, cwd, expires_at)
+                for call, old in zip(asking, known, strict=True)
+            ]
+            if any(a.state is ApprovalState.PENDING for a in opened) and None in known:
+                await unit.after_decisions()
+        return opened
+
+    async def begin_turn(self, session_id: str, epoch: int, event_id: str) -> None:
+        async with self._changing(session_id, epoch=epoch) as unit:
+            if unit.session.turn == event_id:
+                return
+            if event_id not in {e.id for e in await unit.tx.queued(session_id)}:
+                raise NotWaiting(f"message {event_id} is no longer queued")
+            await unit.tx.set_processed(session_id, event_id, unit.now)
+            unit.set(turn=event_id)
+
+    async def claim(
+        self, session_id: str, epoch: int, call_id: str, run_digest: str, *, claim_id: str
+    ) -> Approval:
+        async with self._changing(session_id, epoch=epoch) as unit:
+            approval = await unit.tx.approval_of_call(session_id, call_id)
+            if approval is None or approval.call_id != call_id:
+                raise NotWaiting(f"call {call_id} has no approval")
+            if approval.claim_id == claim_id:
+                return approval
+            if approval.state is not ApprovalState.ALLOWED:
+                raise NotWaiting(f"call {call_id} is {approval.state.value}, not allowed")
+            if approval.run_digest != run_digest:
+                raise NotWaiting(f"call {call_id} was allowed with another input")
+            if unit.session.interrupted:
+                raise NotWaiting(f"call {call_id} was interrupted")
+            claimed = approval.to(ApprovalState.CLAIMED, claimed_epoch=epoch, claim_id=claim_id)
+            await unit.tx.put_approval(claimed)
+        return claimed
+
+    async def hold(self, session_id: str, epoch: int, call_id: str) -> None:
+        async with self._changing(session_id, epoch=epoch) as unit:
+            approval = await unit.tx.approval_of_call(session_id, call_id)
+            if approval is not None and not approval.held:
+                await unit.tx.put_approval(approval.but(held=True))
+
+    async def defer(self, session_id: str, epoch: int, call_id: str) -> None:
+        async with self._changing(session_id, epoch=epoch) as unit:
+            unit.set(deferred=call_id)
+
+    async def remind(self, session_id: str, epoch: int, approval_ids: Sequence[str]) -> None:
+        async with self._changing(session_id, epoch=epoch) as unit:
+            for approval_id in approval_ids:
+                approval = await unit.tx.approval(approval_id)
+                if approval is not None and approval.session_id == session_id:
+                    await unit.tx.put_approval(approval.but(reminded=True))
+
+    async def end_turn(
+        self,
+        session_id: str,
+        epoch: int,
+        drafts: Sequence[Draft],
+        *,
+        end_id: str,
+        usage: Usage,
+        stop_reason: Mapping[str, Any],
+        finished: bool = True,
+    ) -> Session:
+        async with self._changing(session_id, epoch=epoch) as unit:
+            if unit.session.last_end == end_id:
+                return unit.session
+            await _append(unit, drafts)
+            unit.set(last_end=end_id, usage=unit.session.usage.plus(usage), recoveries=0)
+            if finished:
+                await _finish(unit, dict(stop_reason))
+        return unit.session
+
+    async def release(self, session_id: str, epoch: int) -> bool:
+        async with self._changing(session_id) as unit:
+            if unit.session.lease is None and unit.session.epoch == epoch:
+                return True
+            unit.check_owner(epoch)
+            if unit.session.status == "running":
+                return False
+            unit.set(lease=None, interrupted=False)
+        return True
+
+    async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> bool:
+        """The epoch is not looked up: a preview is not stored, and the event that follows is fenced."""
+        listening = self._previews.get(session_id, [])
+        for queue in listening:
+            for delta in deltas:
+                queue.put_nowait(dict(delta))
+        if listening:
+            self._signals.notify(log_topic(session_id))
+        return bool(listening)
+
+    async def append_transcript(
+        self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], *, epoch: int | None = None
+    ) -> None:
+        async with self._backend.begin(write=True) as tx:
+            if epoch is not None:
+                await SessionUnit.load_owned(tx, key["scope"], epoch, self._clock())
+            await tx.append_transcript(key, entries, self._clock())
+
+    async def load_transcript(self, key: TranscriptKey) -> list[dict[str, Any]] | None:
+        async with self._reading() as tx:
+            return await tx.load_transcript(key) or None
+
+    async def list_transcripts(self, scope: str, project_key: str) -> list[tuple[TranscriptKey, int]]:
+        async with self._reading() as tx:
+            return await tx.list_transcripts(scope, project_key)
+
+    async def delete_transcripts(self, key: TranscriptKey) -> None:
+        async with self._backend.begin(write=True) as tx:
+            await tx.delete_transcripts(key)
+
+
+async def _append(unit: SessionUnit, drafts: Sequence[Draft]) -> None:
+    """Events of the owner; a result among them closes its call's approval."""
+    fresh = await unit.append(drafts)
+    for event in fresh:
+        if event.type in ("agent.tool_result", "agent.mcp_tool_result"):
+            call_id = event.payload.get("tool_use_id") or event.payload.get("mcp_tool_use_id") or ""
+            await _close(unit, call_id, failed=bool(event.payload.get("is_error")))
+
+
+async def _close(unit: SessionUnit, call_id: str, *, failed: bool) -> None:
+    approval = await unit.tx.approval_of_call(unit.session.id, call_id)
+    if approval is not None and approval.call_id == call_id and approval.state is ApprovalState.CLAIMED:
+        state = ApprovalState.FAILED if failed else ApprovalState.SUCCEEDED
+        await unit.tx.put_approval(approval.to(state, closed_at=unit.now))
+
+
+async def _open(
+    unit: SessionUnit, call: Call, batch: tuple[str, ...], cwd: str, expires_at: datetime | None
+) -> Approval:
+    """The approval of one asking call: the held one it takes over, or a new one."""
+    held = await _held_twin(unit, call)
+    if held is not None:
+        adopted = held.but(call_id=call.call_id, held=False)
+        await unit.tx.put_approval(adopted)
+        return adopted
+    approval = Approval(
+        id=new_id("appr"),
+        session_id=unit.session.id,
+        key_id=unit.session.key_id,
+        event_id=call.call_id,
+        call_id=call.call_id,
+        batch=batch,
+        kind=KINDS.get(call.tool_name, "tool"),
+        tool_name=call.tool_name,
+        input=call.input,
+        digest=call.digest,
+        cwd=cwd,
+        agent_id=call.agent_id,
+        created_at=unit.now,
+        expires_at=expires_at,
+    )
+    if call.standing_rule:
+        approval = _by_rule(unit, approval, call.standing_rule)
+    await unit.tx.put_approval(approval)
+    return approval
+
+
+def _by_rule(unit: SessionUnit, approval: Approval, rule: str) -> Approval:
+    decision = Decision(result="allow", decided_by=f"rule:{rule}", decided_at=unit.now)
+    return approval.to(
+        ApprovalState.ALLOWED, decision=decision, run_input=approval.input, run_digest=approval.digest
+    )
+
+
+async def _held_twin(unit: SessionUnit, call: Call) -> Approval | None:
+    """A held approval of the identical call. Denials are not spent: the model may ask again, and a human answers anew."""
+    for approval in await unit.open_approvals():
+        identical = approval.tool_name == call.tool_name and approval.digest == call.digest
+        if approval.held and identical and approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED):
+            return approval
+    return None
+
+
+async def _finish(unit: SessionUnit, stop_reason: dict[str, Any]) -> None:
+    """The turn is over: what is asked still waits, what was decided and reminded of in vain is superseded."""
+    unit.set(turn=None, deferred=None)
+    interrupted = unit.session.interrupted
+    unit.set(interrupted=False)
+    left: list[Approval] = []
+    for approval in await unit.open_approvals():
+        if approval.state is ApprovalState.CLAIMED:
+            continue
+        if interrupted or not approval.held or approval.reminded:
+            await unit.tx.put_approval(approval.to(ApprovalState.SUPERSEDED, closed_at=unit.now))
+        else:
+            left.append(approval)
+    await unit.close_unknown()
+    await unit.append([events.usage_event(unit.session.usage, unit.session.active_seconds)])
+    pending = [a.event_id for a in left if a.state is ApprovalState.PENDING]
+    if pending:
+        await unit.idle(events.requires_action(pending))
+    elif left or await unit.tx.queued(unit.session.id):
+        await unit.run()
+    elif (unit.session.status, unit.session.stop_reason) != ("idle", stop_reason):
+        await unit.idle(stop_reason)

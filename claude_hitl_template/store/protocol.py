@@ -1,0 +1,322 @@
+"""The Store protocol: every durable fact of the service passes through these methods.
+
+Three kinds of caller, three rules:
+
+- *Clients* (REST, panel, terminal) name the API key they act for; another key's session is NotFound.
+- *Owners* (one per awake session) name their lease epoch; a stale one gets StaleOwner and must stop.
+- *The supervisor* hands out leases and looks after time.
+
+Every method is one transaction: it happened or it did not. Every write may be repeated with the same arguments
+(the caller could not know whether the first try got through) and has then no further effect.
+Every argument and result can be pickled, for the Store is reached over Ray.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, Protocol, TypedDict
+
+from pydantic import BaseModel, ConfigDict
+
+from claude_hitl_template.events import Draft, UserInterrupt, UserMessage, UserToolConfirmation
+from claude_hitl_template.models import (
+    Agent,
+    ApiKey,
+    Approval,
+    ApprovalState,
+    Environment,
+    Event,
+    Frozen,
+    Page,
+    PermissionMode,
+    Session,
+    SessionStatus,
+    Snapshot,
+    Usage,
+)
+
+type Order = Literal["asc", "desc"]
+type Inbound = UserMessage | UserInterrupt | UserToolConfirmation
+
+
+class TimeRange(Frozen):
+    """Bounds on a creation time; the names are the wire protocol's."""
+
+    gt: datetime | None = None
+    gte: datetime | None = None
+    lt: datetime | None = None
+    lte: datetime | None = None
+
+
+class Call(BaseModel):
+    """One tool call as the model issued it, with the policy's verdict."""
+
+    model_config = ConfigDict(frozen=True)
+    call_id: str
+    tool_name: str
+    input: dict[str, Any]
+    digest: str
+    agent_id: str | None = None
+    verdict: Literal["allow", "ask", "deny"]
+    standing_rule: str | None = None  # text of the remembered rule that allows the call, if one does
+
+
+class TranscriptKey(TypedDict):
+    """One transcript file of the CLI. `subpath` is "" for the main one."""
+
+    scope: str
+    project_key: str
+    session_id: str
+    subpath: str
+
+
+class Store(Protocol):
+    # -- keys
+    async def add_key(self, name: str, secret_hash: str) -> ApiKey:
+        """Records a key; the same hash again returns the key that is there."""
+        ...
+
+    async def find_key(self, secret_hash: str) -> ApiKey | None: ...
+
+    # -- clients
+    async def create_session(
+        self,
+        key_id: str,
+        *,
+        agent: Agent,
+        environment: Environment,
+        title: str | None,
+        metadata: Mapping[str, str],
+        initial: Sequence[UserMessage],
+        idempotency_key: str | None = None,
+    ) -> Session:
+        """Raises Conflict when the idempotency key came before with another request."""
+        ...
+
+    async def get_session(self, session_id: str, key_id: str | None = None) -> Session:
+        """`key_id` None sees every session (the service itself). Raises NotFound."""
+        ...
+
+    async def list_sessions(
+        self,
+        key_id: str,
+        *,
+        limit: int,
+        page: str | None = None,
+        order: Order = "desc",
+        statuses: Sequence[SessionStatus] = (),
+        agent_id: str | None = None,
+        created: TimeRange | None = None,
+        include_archived: bool = False,
+    ) -> Page[Session]:
+        """Raises InvalidInput for a page cursor that was not handed out."""
+        ...
+
+    async def update_session(
+        self,
+        session_id: str,
+        key_id: str,
+        *,
+        changes: Mapping[str, Any],
+    ) -> Session:
+        """`changes` may hold `title` (str or None) and `metadata` (patch: None deletes a key)."""
+        ...
+
+    async def archive_session(self, session_id: str, key_id: str) -> Session:
+        """Supersedes what waits. Raises Conflict while the session runs."""
+        ...
+
+    async def delete_session(self, session_id: str, key_id: str) -> None:
+        """Raises Conflict while the session runs."""
+        ...
+
+    async def send_events(
+        self,
+        session_id: str,
+        key_id: str,
+        inbound: Sequence[Inbound],
+        *,
+        decided_by: str,
+        idempotency_key: str | None = None,
+    ) -> list[Event]:
+        """Commits what a client sends, all or nothing. A confirmation is a decision; a message never is.
+
+        Raises NotWaiting (no such call waits), AlreadyDecided, Superseded, Conflict (archived), InvalidInput.
+        """
+        ...
+
+    async def list_events(
+        self,
+        session_id: str,
+        key_id: str,
+        *,
+        limit: int,
+        page: str | None = None,
+        order: Order = "asc",
+        types: Sequence[str] = (),
+        created: TimeRange | None = None,
+    ) -> Page[Event]: ...
+
+    async def wait_events(
+        self, session_id: str, key_id: str, after: int, *, timeout_s: float, previews: bool = False
+    ) -> tuple[list[Event], list[dict[str, Any]]]:
+        """Events with seq > `after`, as soon as there are any; ([], []) after `timeout_s`.
+
+        With `previews`, also returns as soon as there are deltas of an event in the making. Raises NotFound when the
+        session is deleted meanwhile.
+        """
+        ...
+
+    async def last_seq(self, session_id: str, key_id: str) -> int:
+        """The seq of the session's newest event."""
+        ...
+
+    async def list_approvals(
+        self,
+        key_id: str,
+        *,
+        limit: int,
+        page: str | None = None,
+        states: Sequence[ApprovalState] = (),
+        session_id: str | None = None,
+    ) -> Page[Approval]:
+        """Oldest first."""
+        ...
+
+    async def get_approval(self, approval_id: str, key_id: str) -> Approval: ...
+
+    # -- owners
+    async def snapshot(self, session_id: str, epoch: int) -> Snapshot: ...
+
+    async def find_approval(self, session_id: str, epoch: int, call_id: str) -> Approval | None:
+        """The approval of a call, in whatever state."""
+        ...
+
+    async def wait_session(self, session_id: str, epoch: int, wakes: int, *, timeout_s: float) -> Snapshot:
+        """The session as soon as its `wakes` is another, or after `timeout_s`. Renews the lease."""
+        ...
+
+    async def commit(
+        self,
+        session_id: str,
+        epoch: int,
+        drafts: Sequence[Draft],
+        *,
+        permission_mode: PermissionMode | None = None,
+    ) -> None:
+        """Appends events, and closes the approvals whose results are among them.
+
+        `permission_mode` is what the CLI is in from now on, to be set again when the session is resumed.
+        """
+        ...
+
+    async def open_calls(
+        self,
+        session_id: str,
+        epoch: int,
+        drafts: Sequence[Draft],
+        calls: Sequence[Call],
+        *,
+        cwd: str,
+        expires_at: datetime | None,
+    ) -> list[Approval]:
+        """Commits the batch's events and an approval for each call that asks; all of them at once, before anyone sees.
+
+        A call that was held before and is issued again, identically, takes over the approval given for it.
+        Returns the approvals of `calls`, in order, for those that ask.
+        """
+        ...
+
+    async def begin_turn(self, session_id: str, epoch: int, event_id: str) -> None:
+        """Takes the queued user.message `event_id` up."""
+        ...
+
+    async def claim(
+        self, session_id: str, epoch: int, call_id: str, run_digest: str, *, claim_id: str
+    ) -> Approval:
+        """The one permission to run a call. Raises NotWaiting unless it is allowed, unclaimed, and of this digest.
+
+        `claim_id` is new for each attempt to run; repeating it repeats the answer.
+        """
+        ...
+
+    async def hold(self, session_id: str, epoch: int, call_id: str) -> None:
+        """The model was told to issue this call again later."""
+        ...
+
+    async def defer(self, session_id: str, epoch: int, call_id: str) -> None:
+        """The CLI will ask for this call again when its transcript is resumed."""
+        ...
+
+    async def end_turn(
+        self,
+        session_id: str,
+        epoch: int,
+        drafts: Sequence[Draft],
+        *,
+        end_id: str,
+        usage: Usage,
+        stop_reason: Mapping[str, Any],
+        finished: bool = True,
+    ) -> Session:
+        """The turn is over, or (`finished` False) broken off by parking: then only usage is recorded.
+
+        `end_id` is new for each end; repeating it has no effect.
+        """
+        ...
+
+    async def remind(self, session_id: str, epoch: int, approval_ids: Sequence[str]) -> None:
+        """The model was told that these held calls are decided; at the next turn's end they are superseded."""
+        ...
+
+    async def release(self, session_id: str, epoch: int) -> bool:
+        """Gives the lease up, unless there is work: then False, and the owner goes on."""
+        ...
+
+    async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> bool:
+        """Passes deltas of an event in the making to whoever streams; nothing is stored. False: nobody listens."""
+        ...
+
+    async def append_transcript(
+        self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], *, epoch: int | None = None
+    ) -> None:
+        """`epoch`: that of the owner of session `scope`; None for a scope that is no session."""
+        ...
+
+    async def load_transcript(self, key: TranscriptKey) -> list[dict[str, Any]] | None: ...
+
+    async def list_transcripts(self, scope: str, project_key: str) -> list[tuple[TranscriptKey, int]]:
+        """Every transcript of the project with the time of its last write, in milliseconds."""
+        ...
+
+    async def delete_transcripts(self, key: TranscriptKey) -> None:
+        """Removes one transcript; with subpath "" its subagents' too."""
+        ...
+
+    # -- the supervisor
+    async def acquire(self, session_id: str, holder: str, *, lease_s: float) -> Session:
+        """A new lease with a raised epoch, whoever held the old one. Claimed calls without a result become unknown."""
+        ...
+
+    async def give_up(self, session_id: str, message: str) -> None:
+        """Ends the turn of a session that cannot be recovered; it stays usable."""
+        ...
+
+    async def drop_lease(self, session_id: str, epoch: int) -> None:
+        """The owner with this epoch is known to be gone."""
+        ...
+
+    async def supervised(self) -> list[Session]:
+        """Sessions that have an owner or need one: never the parked ones."""
+        ...
+
+    async def wait_supervised(self, version: int, *, timeout_s: float) -> int:
+        """Returns a new version as soon as `supervised()` may have changed, or after `timeout_s`."""
+        ...
+
+    async def expire_due(self) -> int:
+        """Denies, as expired, every pending approval whose time has come; returns how many."""
+        ...
+
+    async def ping(self) -> None:
+        """Raises when the store cannot be written."""
+        ...

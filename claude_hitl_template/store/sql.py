@@ -1,0 +1,367 @@
+"""The Store's backend on SQLAlchemy: SQLite in WAL mode now; nothing here but the dialect's options is SQLite's own."""
+
+import asyncio
+import json
+import operator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from claude_hitl_template.errors import ConfigError, Unavailable
+from claude_hitl_template.models import ApiKey, Approval, ApprovalState, Event, Session, SessionStatus
+from claude_hitl_template.store.backend import Tx
+from claude_hitl_template.store.memory import OPEN
+from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
+from claude_hitl_template.store.tables import api_keys, approvals, events, replies, sessions, transcripts
+
+BUSY_TIMEOUT_MS = 10_000
+READERS = 4
+
+
+def sqlite_url(path: Path) -> str:
+    return f"sqlite+aiosqlite:///{path}"
+
+
+def migrate(url: str) -> None:
+    """Brings the schema at `url` to the newest migration. Blocking. Raises ConfigError when it cannot be written."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["url"] = url
+    try:
+        command.upgrade(config, "head")
+    except DBAPIError as error:
+        raise ConfigError(
+            f"the database cannot be opened or written: {error.orig}",
+            "check that the data folder (HITL_DATA_DIR) exists, is writable, and that the disk has room",
+        ) from error
+
+
+class SqlBackend:
+    """`begin(write=True)` transactions follow one another through one connection; reads have their own."""
+
+    def __init__(self, url: str) -> None:
+        self._writer = _engine(url, pool_size=1)
+        self._readers = _engine(url, pool_size=READERS)
+        self._writing = asyncio.Lock()
+
+    @asynccontextmanager
+    async def begin(self, *, write: bool) -> AsyncIterator[Tx]:
+        try:
+            if write:
+                async with self._writing, self._writer.begin() as connection:
+                    yield SqlTx(connection)
+            else:
+                async with self._readers.connect() as connection:
+                    yield SqlTx(connection)
+        except DBAPIError as error:
+            raise Unavailable(
+                f"the store cannot be used now ({error.orig}); nothing was changed. Try again; if it goes on, "
+                "check the disk's free space and the data folder's permissions"
+            ) from error
+
+    async def close(self) -> None:
+        await self._writer.dispose()
+        await self._readers.dispose()
+
+
+def _engine(url: str, *, pool_size: int) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        json_serializer=lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":")),
+    )
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine.sync_engine, "connect", _sqlite_pragmas)
+        begin = "BEGIN IMMEDIATE" if pool_size == 1 else "BEGIN"
+        sa.event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    return engine
+
+
+def _sqlite_pragmas(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions are begun by us, not guessed by the driver
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",  # a commit that was acknowledged survives a power cut
+        "foreign_keys=ON",
+        f"busy_timeout={BUSY_TIMEOUT_MS}",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+class SqlTx:
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._c = connection
+        dialect = connection.dialect.name
+        self._insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+
+    async def _one(self, query: sa.Select[Any]) -> Any:
+        return (await self._c.execute(query)).first()
+
+    async def _all(self, query: sa.Select[Any]) -> Sequence[Any]:
+        return (await self._c.execute(query)).all()
+
+    async def _upsert(self, table: sa.Table, row: dict[str, Any]) -> None:
+        statement = self._insert(table).values(row)
+        changed = {name: statement.excluded[name] for name in row if name != "id"}
+        await self._c.execute(statement.on_conflict_do_update(index_elements=[table.c.id], set_=changed))
+
+    # -- keys
+
+    async def add_key(self, key: ApiKey) -> None:
+        row = {"id": key.id, "secret_hash": key.secret_hash, "doc": key.model_dump(mode="json")}
+        await self._c.execute(self._insert(api_keys).values(row).on_conflict_do_nothing())
+
+    async def find_key(self, secret_hash: str) -> ApiKey | None:
+        row = await self._one(sa.select(api_keys.c.doc).where(api_keys.c.secret_hash == secret_hash))
+        return ApiKey.model_validate(row.doc) if row else None
+
+    # -- sessions
+
+    async def session(self, session_id: str) -> Session | None:
+        query = sa.select(sessions.c.doc).where(sessions.c.id == session_id)
+        if self._c.dialect.name == "postgresql" and self._c.in_transaction():
+            query = query.with_for_update()
+        row = await self._one(query)
+        return Session.model_validate(row.doc) if row else None
+
+    async def put_session(self, session: Session) -> None:
+        supervised = session.lease is not None or session.status in ("running", "rescheduling")
+        row = {
+            "id": session.id,
+            "key_id": session.key_id,
+            "agent_id": session.agent.id,
+            "status": session.status,
+            "archived": session.archived_at is not None,
+            "supervised": supervised,
+            "created_at": session.created_at,
+            "doc": session.model_dump(mode="json"),
+        }
+        await self._upsert(sessions, row)
+
+    async def delete_session(self, session_id: str) -> None:
+        await self._c.execute(sa.delete(events).where(events.c.session_id == session_id))
+        await self._c.execute(sa.delete(approvals).where(approvals.c.session_id == session_id))
+        await self._c.execute(sa.delete(transcripts).where(transcripts.c.scope == session_id))
+        await self._c.execute(sa.delete(sessions).where(sessions.c.id == session_id))
+
+    async def sessions(
+        self,
+        key_id: str,
+        *,
+        after: tuple[datetime, str] | None,
+        limit: int,
+        order: Order,
+        statuses: Sequence[SessionStatus],
+        agent_id: str | None,
+        created: TimeRange,
+        include_archived: bool,
+    ) -> list[Session]:
+        t = sessions.c
+        query = sa.select(t.doc).where(t.key_id == key_id, *_bounds(t.created_at, created))
+        if statuses:
+            query = query.where(t.status.in_(statuses))
+        if agent_id is not None:
+            query = query.where(t.agent_id == agent_id)
+        if not include_archived:
+            query = query.where(t.archived.is_(False))
+        rows = await self._all(_paged(query, t.created_at, t.id, after, limit, order))
+        return [Session.model_validate(row.doc) for row in rows]
+
+    async def supervised(self) -> list[Session]:
+        rows = await self._all(sa.select(sessions.c.doc).where(sessions.c.supervised))
+        return [Session.model_validate(row.doc) for row in rows]
+
+    # -- events
+
+    async def add_events(self, session_id: str, events_: Sequence[Event]) -> None:
+        if events_:
+            rows = [{"session_id": session_id, **event.model_dump()} for event in events_]
+            await self._c.execute(sa.insert(events), rows)
+
+    async def event(self, session_id: str, event_id: str) -> Event | None:
+        row = await self._one(
+            _event_query().where(events.c.session_id == session_id, events.c.id == event_id)
+        )
+        return _event(row) if row else None
+
+    async def known_events(self, session_id: str, ids: Sequence[str]) -> set[str]:
+        query = sa.select(events.c.id).where(events.c.session_id == session_id, events.c.id.in_(ids))
+        return {row.id for row in await self._all(query)} if ids else set()
+
+    async def events(
+        self,
+        session_id: str,
+        *,
+        after: int | None,
+        limit: int,
+        order: Order,
+        types: Sequence[str],
+        created: TimeRange,
+    ) -> list[Event]:
+        t = events.c
+        query = _event_query().where(t.session_id == session_id, *_bounds(t.created_at, created))
+        if types:
+            query = query.where(t.type.in_(types))
+        if after is not None:
+            query = query.where(t.seq > after if order == "asc" else t.seq < after)
+        query = query.order_by(t.seq.asc() if order == "asc" else t.seq.desc()).limit(limit)
+        return [_event(row) for row in await self._all(query)]
+
+    async def queued(self, session_id: str) -> list[Event]:
+        query = _event_query().where(events.c.session_id == session_id, events.c.processed_at.is_(None))
+        return [_event(row) for row in await self._all(query.order_by(events.c.seq))]
+
+    async def set_processed(self, session_id: str, event_id: str, at: datetime) -> None:
+        where = (events.c.session_id == session_id, events.c.id == event_id)
+        await self._c.execute(sa.update(events).where(*where).values(processed_at=at))
+
+    # -- approvals
+
+    async def approval(self, approval_id: str) -> Approval | None:
+        row = await self._one(sa.select(approvals.c.doc).where(approvals.c.id == approval_id))
+        return Approval.model_validate(row.doc) if row else None
+
+    async def approval_of_call(self, session_id: str, call_id: str) -> Approval | None:
+        t = approvals.c
+        query = sa.select(t.doc).where(t.session_id == session_id)
+        row = await self._one(query.where(t.event_id == call_id)) or await self._one(
+            query.where(t.call_id == call_id)
+        )
+        return Approval.model_validate(row.doc) if row else None
+
+    async def put_approval(self, approval: Approval) -> None:
+        row = {
+            name: getattr(approval, name)
+            for name in ("id", "session_id", "key_id", "event_id", "call_id", "created_at", "expires_at")
+        }
+        await self._upsert(
+            approvals, {**row, "state": approval.state.value, "doc": approval.model_dump(mode="json")}
+        )
+
+    async def open_approvals(self, session_id: str) -> list[Approval]:
+        t = approvals.c
+        query = sa.select(t.doc).where(t.session_id == session_id, t.state.in_([s.value for s in OPEN]))
+        return [
+            Approval.model_validate(row.doc) for row in await self._all(query.order_by(t.created_at, t.id))
+        ]
+
+    async def approvals(
+        self,
+        key_id: str,
+        *,
+        after: tuple[datetime, str] | None,
+        limit: int,
+        states: Sequence[ApprovalState],
+        session_id: str | None,
+    ) -> list[Approval]:
+        t = approvals.c
+        query = sa.select(t.doc).where(t.key_id == key_id)
+        if states:
+            query = query.where(t.state.in_([s.value for s in states]))
+        if session_id is not None:
+            query = query.where(t.session_id == session_id)
+        rows = await self._all(_paged(query, t.created_at, t.id, after, limit, "asc"))
+        return [Approval.model_validate(row.doc) for row in rows]
+
+    async def due_approvals(self, now: datetime) -> list[Approval]:
+        t = approvals.c
+        query = sa.select(t.doc).where(t.state == ApprovalState.PENDING.value, t.expires_at <= now)
+        return [Approval.model_validate(row.doc) for row in await self._all(query)]
+
+    # -- idempotency
+
+    async def remembered_reply(self, key_id: str, idempotency_key: str) -> tuple[str, Any] | None:
+        where = (replies.c.key_id == key_id, replies.c.idempotency_key == idempotency_key)
+        row = await self._one(sa.select(replies.c.digest, replies.c.reply).where(*where))
+        return (row.digest, row.reply) if row else None
+
+    async def remember_reply(self, key_id: str, idempotency_key: str, digest: str, reply: Any) -> None:
+        row = {"key_id": key_id, "idempotency_key": idempotency_key, "digest": digest, "reply": reply}
+        await self._c.execute(sa.insert(replies).values(**row, created_at=sa.func.current_timestamp()))
+
+    # -- transcripts
+
+    async def append_transcript(
+        self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], now: datetime
+    ) -> None:
+        if not entries:
+            return
+        written_ms = int(now.timestamp() * 1000)
+        rows = [
+            {**key, "uuid": entry.get("uuid"), "written_ms": written_ms, "entry": dict(entry)}
+            for entry in entries
+        ]
+        await self._c.execute(self._insert(transcripts).on_conflict_do_nothing(), rows)
+
+    async def load_transcript(self, key: TranscriptKey) -> list[dict[str, Any]]:
+        query = sa.select(transcripts.c.entry).where(*_transcript(key)).order_by(transcripts.c.id)
+        return [row.entry for row in await self._all(query)]
+
+    async def list_transcripts(self, scope: str, project_key: str) -> list[tuple[TranscriptKey, int]]:
+        t = transcripts.c
+        query = sa.select(t.session_id, t.subpath, sa.func.max(t.written_ms).label("at"))
+        query = query.where(t.scope == scope, t.project_key == project_key).group_by(t.session_id, t.subpath)
+        found: list[tuple[TranscriptKey, int]] = []
+        for row in await self._all(query):
+            key = TranscriptKey(
+                scope=scope, project_key=project_key, session_id=row.session_id, subpath=row.subpath
+            )
+            found.append((key, row.at))
+        return found
+
+    async def delete_transcripts(self, key: TranscriptKey) -> None:
+        where = _transcript(key)
+        await self._c.execute(sa.delete(transcripts).where(*(where if key["subpath"] else where[:-1])))
+
+
+def _transcript(key: TranscriptKey) -> list[sa.ColumnElement[bool]]:
+    t = transcripts.c
+    return [
+        t.scope == key["scope"],
+        t.project_key == key["project_key"],
+        t.session_id == key["session_id"],
+        t.subpath == key["subpath"],
+    ]
+
+
+def _event_query() -> sa.Select[Any]:
+    t = events.c
+    return sa.select(t.seq, t.id, t.type, t.created_at, t.processed_at, t.payload)
+
+
+def _event(row: Any) -> Event:
+    return Event(**row._mapping)
+
+
+def _bounds(column: sa.Column[datetime], created: TimeRange) -> list[sa.ColumnElement[bool]]:
+    compare = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
+    bounds = ((name, getattr(created, name)) for name in compare)
+    return [compare[name](column, bound) for name, bound in bounds if bound is not None]
+
+
+def _paged(
+    query: sa.Select[Any],
+    at: sa.Column[datetime],
+    id_: sa.Column[str],
+    after: tuple[datetime, str] | None,
+    limit: int,
+    order: Order,
+) -> sa.Select[Any]:
+    if after is not None:
+        here = sa.tuple_(at, id_)
+        there = sa.tuple_(sa.literal(after[0], at.type), sa.literal(after[1]))
+        query = query.where(here > there if order == "asc" else here < there)
+    ordering = (at.asc(), id_.asc()) if order == "asc" else (at.desc(), id_.desc())
+    return query.order_by(*ordering).limit(limit)

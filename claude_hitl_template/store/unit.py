@@ -1,0 +1,159 @@
+"""One session inside one transaction: its status, its log and its approvals change together or not at all."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from claude_hitl_template import events
+from claude_hitl_template.errors import NotFound, StaleOwner
+from claude_hitl_template.events import Draft
+from claude_hitl_template.models import (
+    Approval,
+    ApprovalState,
+    Event,
+    Lease,
+    Session,
+    check_session_transition,
+)
+from claude_hitl_template.store.backend import Tx
+
+OUTCOME_UNKNOWN = (
+    "Outcome unknown: the process that ran this call ended before it recorded a result. "
+    "The call may or may not have taken effect; it was not repeated."
+)
+
+
+class SessionUnit:
+    """A session under change. Call `save` once at the end; until then nothing of the session itself is written."""
+
+    def __init__(self, tx: Tx, session: Session, now: datetime) -> None:
+        self.tx, self.session, self.now = tx, session, now
+
+    @classmethod
+    async def load(
+        cls, tx: Tx, session_id: str, now: datetime, *, key_id: str | None = None
+    ) -> "SessionUnit":
+        """Raises NotFound, also for the session of another key."""
+        session = await tx.session(session_id)
+        if session is None or (key_id is not None and session.key_id != key_id):
+            raise NotFound(f"there is no session {session_id!r}")
+        return cls(tx, session, now)
+
+    @classmethod
+    async def load_owned(cls, tx: Tx, session_id: str, epoch: int, now: datetime) -> "SessionUnit":
+        """Raises StaleOwner unless `epoch` is the session's present lease."""
+        session = await tx.session(session_id)
+        if session is None:
+            raise StaleOwner(f"session {session_id} is gone")
+        unit = cls(tx, session, now)
+        unit.check_owner(epoch)
+        return unit
+
+    def check_owner(self, epoch: int) -> None:
+        lease = self.session.lease
+        if lease is None or lease.epoch != epoch:
+            raise StaleOwner(f"session {self.session.id} is no longer driven by epoch {epoch}")
+
+    def set(self, **changes: Any) -> None:
+        self.session = self.session.but(**changes)
+
+    def wake(self) -> None:
+        self.set(wakes=self.session.wakes + 1)
+
+    async def save(self) -> Session:
+        self.set(updated_at=self.now)
+        await self.tx.put_session(self.session)
+        return self.session
+
+    async def append(self, drafts: Sequence[Draft]) -> list[Event]:
+        """Gives each new event the next seq. An id that is in the log already is passed over."""
+        known = await self.tx.known_events(self.session.id, [d.id for d in drafts])
+        fresh: list[Event] = []
+        for draft in drafts:
+            if draft.id in known:
+                continue
+            known.add(draft.id)
+            processed = None if draft.queued else self.now
+            fresh.append(
+                Event(
+                    seq=self.session.next_seq + len(fresh),
+                    id=draft.id,
+                    type=draft.type,
+                    payload=draft.payload,
+                    created_at=self.now,
+                    processed_at=processed,
+                )
+            )
+        self.set(next_seq=self.session.next_seq + len(fresh))
+        await self.tx.add_events(self.session.id, fresh)
+        return fresh
+
+    async def run(self, *, rescheduled: bool = False) -> None:
+        """To `running`, by way of `rescheduling` when an owner was lost."""
+        if rescheduled:
+            check_session_transition(self.session.status, "rescheduling")
+            await self.append([events.status_rescheduled()])
+        elif self.session.status == "running":
+            return
+        check_session_transition("rescheduling" if rescheduled else self.session.status, "running")
+        since = self.session.running_since or self.now
+        self.set(status="running", stop_reason=None, running_since=since)
+        await self.append([events.status_running()])
+
+    async def idle(self, stop_reason: dict[str, Any]) -> None:
+        check_session_transition(self.session.status, "idle")
+        self._stop_clock()
+        self.set(status="idle", stop_reason=stop_reason)
+        await self.append([events.status_idle(stop_reason)])
+
+    async def terminate(self) -> None:
+        check_session_transition(self.session.status, "terminated")
+        self._stop_clock()
+        self.set(status="terminated", stop_reason=None)
+        await self.append([events.draft("session.status_terminated")])
+
+    def _stop_clock(self) -> None:
+        since = self.session.running_since
+        if since is not None:
+            elapsed = max((self.now - since).total_seconds(), 0.0)
+            self.set(active_seconds=self.session.active_seconds + elapsed, running_since=None)
+
+    async def open_approvals(self) -> list[Approval]:
+        return await self.tx.open_approvals(self.session.id)
+
+    async def pending(self) -> list[Approval]:
+        return [a for a in await self.open_approvals() if a.state is ApprovalState.PENDING]
+
+    async def supersede(self) -> None:
+        """Nothing that waits, or was allowed and has not begun, will run any more."""
+        for approval in await self.open_approvals():
+            if approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED):
+                await self.tx.put_approval(approval.to(ApprovalState.SUPERSEDED, closed_at=self.now))
+
+    async def close_unknown(self) -> None:
+        """Claimed calls whose result never came: said in the log, never repeated."""
+        for approval in await self.open_approvals():
+            if approval.state is ApprovalState.CLAIMED:
+                await self.tx.put_approval(approval.to(ApprovalState.UNKNOWN, closed_at=self.now))
+                await self.append([
+                    events.tool_result(
+                        approval.call_id,
+                        events.text_blocks(OUTCOME_UNKNOWN),
+                        is_error=True,
+                        mcp=approval.tool_name.startswith("mcp__"),
+                        outcome="unknown",
+                    )
+                ])  # fmt: skip
+
+    async def after_decisions(self) -> None:
+        """Says what is still waited for, or goes on when nothing is."""
+        pending = await self.pending()
+        if pending:
+            await self.idle(events.requires_action([a.event_id for a in pending]))
+        else:
+            await self.run()
+
+    def lease(self, holder: str, lease_s: float) -> None:
+        epoch = self.session.epoch + 1
+        expires = self.now + timedelta(seconds=lease_s)
+        self.set(epoch=epoch, lease=Lease(epoch=epoch, holder=holder, expires_at=expires))
