@@ -340,7 +340,7 @@ class _Call:
         sound = all(isinstance(fields.get(key), str) and fields[key] for key in _REQUIRED_TEXT.get(name, ()))
         sound &= all(isinstance(fields.get(key, ""), str) for key in _OPTIONAL_TEXT.get(name, ()))
         try:
-            canonical_json(given)
+            canonical_json(fields)
         except InvalidInput:
             sound = False
         return cls(name, fields, workspace.resolve(), sound and isinstance(given, Mapping))

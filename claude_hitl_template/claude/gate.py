@@ -79,7 +79,7 @@ class Gate:
         own = self._evaluate(use, remembered=False)
         effective = self._evaluate(use, remembered=True)
         standing = (
-            effective.source if (own.verdict, effective.verdict) == (Verdict.ASK, Verdict.ALLOW) else None
+            effective.source if (own.verdict, effective.verdict) == (Verdict.ask, Verdict.allow) else None
         )
         self._verdicts[use.call_id] = effective
         return Call(
@@ -216,7 +216,7 @@ class Gate:
 
     def _by_policy(self, use: ToolUse) -> Answer:
         verdict = self._verdicts[use.call_id]
-        if verdict.verdict is Verdict.ALLOW:
+        if verdict.verdict is Verdict.allow:
             return Answer("allow")
         return Answer("deny", f"Not permitted by this session's policy ({verdict.source}).")
 

@@ -1,0 +1,197 @@
+"""A session over the real CLI and the offline model: the runner as the actor drives it, without Ray."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from claude_hitl_template.claude.cli import CliConfig, CliEngine, is_plan_folder
+from claude_hitl_template.claude.transcripts import TranscriptStore
+from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
+from claude_hitl_template.model.endpoint import OfflineUpstream, build_router
+from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.models import Agent, Environment, Event, Session
+from claude_hitl_template.policy import PermissionPolicy, Rule
+from claude_hitl_template.session import Limits, SessionRunner
+from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.memory import MemoryBackend
+
+KEY = "key_test"
+WAIT_S = 60
+
+
+@pytest.fixture(scope="module")
+async def model_url() -> AsyncIterator[str]:
+    app = FastAPI()
+    app.include_router(build_router(OfflineUpstream(Scenarios.load()), lambda _token: None))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    await serving
+
+
+@dataclass
+class House:
+    """One session, its store, and the folders it lives in."""
+
+    store: CoreStore
+    session: Session
+    root: Path
+    model_url: str
+    limits: Limits
+    runs: list[str] = field(default_factory=list)
+
+    @property
+    def workspace(self) -> Path:
+        return self.root / "workspace"
+
+    async def drive(self) -> None:
+        """One owner, from its lease to its parking."""
+        session = await self.store.acquire(self.session.id, "test", lease_s=60)
+        config = CliConfig(self.workspace, self.root / f"config-{session.epoch}", self.model_url, "token")
+        transcripts = TranscriptStore(self.store, session.id, epoch=session.epoch, any_folder=True)
+        runner = SessionRunner(
+            self.store,
+            session,
+            make_engine=lambda s, gate: CliEngine(s, gate, transcripts, config),
+            workspace=self.workspace,
+            is_plan_folder=is_plan_folder(config.config_dir),
+            limits=self.limits,
+        )
+        await asyncio.wait_for(runner.run(), WAIT_S)
+
+    async def send(self, *inbound: Any) -> list[Event]:
+        return await self.store.send_events(self.session.id, KEY, inbound, decided_by="tester")
+
+    async def confirm(self, event_id: str, result: Any = "allow", **more: Any) -> None:
+        said = UserToolConfirmation(
+            type="user.tool_confirmation", tool_use_id=event_id, result=result, **more
+        )
+        await self.send(said)
+
+    async def until_idle(self) -> dict[str, Any]:
+        """The stop reason, once the session is idle again."""
+        while True:
+            session = await self.store.get_session(self.session.id)
+            if session.status == "idle" and session.stop_reason:
+                return session.stop_reason
+            after = session.next_seq - 1
+            await asyncio.wait_for(self.store.wait_events(session.id, KEY, after, timeout_s=1), WAIT_S)
+
+    async def log(self, *types: str) -> list[Event]:
+        return (await self.store.list_events(self.session.id, KEY, limit=1000, types=types)).data
+
+    async def said(self) -> str:
+        return " ".join(e.payload["content"][0]["text"] for e in await self.log("agent.message"))
+
+
+def user(text: str) -> UserMessage:
+    return UserMessage.model_validate({"type": "user.message", "content": [{"type": "text", "text": text}]})
+
+
+async def house(tmp_path: Path, model_url: str, prompt: str, *, hot_s: float = 0.0, **agent: Any) -> House:
+    store = CoreStore(MemoryBackend())
+    session = await store.create_session(
+        KEY, agent=Agent(**agent), environment=Environment(), title=None, metadata={}, initial=[user(prompt)]
+    )
+    return House(store, session, tmp_path, model_url, Limits(hot_window_s=hot_s, idle_timeout_s=0.0))
+
+
+@contextlib.asynccontextmanager
+async def driven(house: House) -> AsyncIterator[None]:
+    driving = asyncio.create_task(house.drive())
+    try:
+        yield
+        await driving
+    finally:
+        driving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await driving
+
+
+async def test_a_call_that_was_allowed_while_hot_runs(tmp_path: Path, model_url: str):
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting", hot_s=30)
+    async with driven(h):
+        stop = await h.until_idle()
+        assert stop["type"] == "requires_action"
+        assert not (h.workspace / "hello.txt").exists()
+        await h.confirm(stop["event_ids"][0])
+        assert (await h.until_idle())["type"] == "end_turn"
+    assert (h.workspace / "hello.txt").exists()
+
+
+async def test_a_call_that_was_allowed_while_parked_runs_with_the_edited_input(
+    tmp_path: Path, model_url: str
+):
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting")
+    await h.drive()
+    stop = await h.until_idle()
+    assert (await h.store.get_session(h.session.id)).parked
+    edited = {"file_path": "hello.txt", "content": "edited by a human"}
+    await h.confirm(stop["event_ids"][0], updated_input=edited)
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    assert (h.workspace / "hello.txt").read_text() == "edited by a human"
+
+
+async def test_a_denied_call_never_runs_and_the_model_is_told_why(tmp_path: Path, model_url: str):
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting")
+    await h.drive()
+    stop = await h.until_idle()
+    await h.confirm(stop["event_ids"][0], "deny", deny_message="not in this folder")
+    await h.drive()
+    assert "not in this folder" in await h.said()
+    assert not (h.workspace / "hello.txt").exists()
+
+
+async def test_a_message_while_an_approval_waits_is_no_decision(tmp_path: Path, model_url: str):
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting")
+    await h.drive()
+    await h.send(user("yes, run it"))
+    session = await h.store.get_session(h.session.id)
+    assert session.status == "idle"
+    assert not (h.workspace / "hello.txt").exists()
+
+
+async def test_a_batch_is_shown_at_once_and_each_call_runs_once(tmp_path: Path, model_url: str):
+    h = await house(tmp_path, model_url, "Do three things at once")
+    await h.drive()
+    stop = await h.until_idle()
+    assert len(stop["event_ids"]) > 1
+    for event_id in stop["event_ids"]:
+        await h.confirm(event_id)
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    approvals = (await h.store.list_approvals(KEY, limit=100)).data
+    assert [a.state.value for a in approvals] == ["succeeded"] * len(stop["event_ids"])
+
+
+async def test_an_interrupt_ends_a_parked_turn_and_the_call_never_runs(tmp_path: Path, model_url: str):
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting")
+    await h.drive()
+    await h.send(UserInterrupt(type="user.interrupt"))
+    assert (await h.until_idle())["type"] == "end_turn"
+    await h.send(user("Run a command"))
+    await h.drive()
+    assert not (h.workspace / "hello.txt").exists()
+
+
+async def test_a_rule_of_the_policy_allows_without_asking(tmp_path: Path, model_url: str):
+    policy = PermissionPolicy(rules=(Rule(rule="Write(./hello.txt)", policy="always_allow"),))
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting", policy=policy)
+    await h.drive()
+    assert (h.workspace / "hello.txt").exists()
+    assert not (await h.store.list_approvals(KEY, limit=10)).data
