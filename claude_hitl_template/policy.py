@@ -403,11 +403,9 @@ def _allow_rule(text: str, digest: str | None = None) -> Rule | None:
 def _narrow_text(call: _Call) -> str | None:
     """A rule for what this call does and nothing else, or None where the notation would say more."""
     if call.name == "Bash":
-        command = call.text("command")
-        return f"Bash({command})" if _is_simple_command(command) else None
+        return f"Bash({call.text('command')})" if _is_simple_command(call.text("command")) else None
     if call.name == "WebFetch":
-        host = _host(call.text("url"))
-        return f"WebFetch(domain:{host})" if host else None
+        return f"WebFetch(domain:{host})" if (host := _host(call.text("url"))) else None
     if re.fullmatch(r"mcp__.+__[^*]+", call.name):
         return call.name
     file = call.portable(call.one_file) if call.one_file else None
@@ -573,17 +571,19 @@ def _may_climb(glob: str, rest: Sequence[str]) -> bool:
 
 
 def _path_readings(raw: str, workspace: Path) -> set[str]:
-    """What `raw` may mean: tidied by the CLI or not, `~` expanded or not, `..` before or after symlinks."""
+    """What `raw` may mean: tidied by the CLI or not, with a home, with `..` before or after symlinks."""
     texts = {raw, unicodedata.normalize("NFC", raw).strip()}
-    joined = {os.path.join(workspace, path) for text in texts for path in (text, _expand_home(text))}
+    joined = {os.path.join(workspace, path) for text in texts for path in _with_home(text)}
     return joined | {os.path.normpath(path) for path in joined}
 
 
-def _expand_home(text: str) -> str:
+def _with_home(text: str) -> set[str]:
+    """The CLI expands `~` and `~/x` (measured on 2.1.330) but not `~user/x`, which is read both ways."""
     try:
-        return os.path.expanduser(text)
+        home = os.path.expanduser(text)
     except ValueError:  # `~` and a NUL
-        return text
+        return {text}
+    return {home} if text == "~" or text.startswith("~/") else {home, text}
 
 
 def _path_pattern(spec: str, workspace: Path) -> tuple[Path, list[str]]:

@@ -380,7 +380,7 @@ class SessionRunner:
             opened = await self._store.open_calls(
                 self._id, self._epoch, drafts, calls, cwd=str(self._workspace), expires_at=self._expiry()
             )
-            self._gate.register(opened)
+            self._gate.register(opened, calls)
             early, turn.early_results = turn.early_results, []
             turn.drafts += [_result(r, turn.names.get(r.call_id, "")) for r in early]
 

@@ -65,6 +65,7 @@ class Gate:
         self._is_plan_folder = is_plan_folder
         self._hot_window_s, self._on_overdue = hot_window_s, on_overdue
         self._verdicts: dict[str, Evaluation] = {}
+        self._committed: set[str] = set()
         self._approvals: dict[str, Approval] = {}
         self._asked_at: dict[str, float] = {}
         self._changed = asyncio.Event()
@@ -92,9 +93,10 @@ class Gate:
             standing_rule=standing,
         )
 
-    def register(self, approvals: Iterable[Approval]) -> None:
-        """These calls are committed, and may be answered."""
+    def register(self, approvals: Iterable[Approval], calls: Iterable[Call] = ()) -> None:
+        """These calls are committed, with their approvals, and may be answered: not before."""
         now = time.monotonic()
+        self._committed.update(call.call_id for call in calls)
         for approval in approvals:
             self._approvals[approval.call_id] = approval
             self._asked_at.setdefault(approval.call_id, now)
@@ -110,7 +112,7 @@ class Gate:
         self._wake()
 
     def knows(self, call_id: str) -> bool:
-        return call_id in self._verdicts or call_id in self._approvals
+        return call_id in self._committed or call_id in self._approvals
 
     def waiting(self) -> list[Approval]:
         """Those that had not begun when last looked at."""

@@ -5,6 +5,10 @@ import sys
 
 import typer
 
+from claude_hitl_template.cli import service
+from claude_hitl_template.errors import HitlError
+from claude_hitl_template.settings import Settings
+
 app = typer.Typer(help="Human-approved Claude sessions on your own Ray cluster.", no_args_is_help=True)
 
 
@@ -20,10 +24,25 @@ def test(context: typer.Context) -> None:
 
 
 @app.command()
-def deploy() -> None:
-    """Deploys the service to the Ray cluster at RAY_ADDRESS."""
-    sys.exit(subprocess.call([sys.executable, "-m", "claude_hitl_template.query"]))  # noqa: S603
+def up() -> None:
+    """Starts Ray and the service where they do not run yet."""
+    settings = Settings.load()
+    made = service.prepare(settings)
+    service.start(settings)
+    facts = service.healthy(settings) or {}
+    typer.echo(f"REST       {settings.base_url}/v1   (model: {facts.get('model')})")
+    typer.echo(f"Dashboard  http://{settings.host}:{settings.dashboard_port}")
+    typer.echo(f"API key    {made or settings.secrets_dir / 'api-key'}")
+
+
+@app.command()
+def down() -> None:
+    """Ends everything that `up` started; nothing that was committed is lost."""
+    service.stop(Settings.load())
 
 
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except HitlError as error:
+        sys.exit(f"error: {error}")

@@ -48,7 +48,7 @@ def bash(command: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """outside/secret.txt beside ws/, which holds src/a.py, secrets/key, deep/er/est, and links that lead out and in."""
+    """outside/ beside ws/, which holds src/, secrets/, deep/er/est/, with links out, in and nowhere."""
     ws = tmp_path / "ws"
     for folder in ("src/sub", "secrets", "deep/er/est"):
         (ws / folder).mkdir(parents=True)
@@ -431,7 +431,7 @@ def test_a_long_command_is_read_in_good_time(workspace: Path) -> None:
         ("Glob", {"pattern": "src/*.{js,ts}"}),
         ("Glob", {"pattern": "src/../secrets/*"}),
         ("Glob", {"pattern": "../secrets/*", "path": "src"}),
-        ("Glob", {"pattern": "**/a..b"[:4], "path": "{ws}"}),
+        ("Glob", {"pattern": "**/a", "path": "{ws}"}),
         ("Grep", {"pattern": "../etc", "path": "src", "glob": "*.py !*.md"}),
         ("Grep", {"pattern": "/etc/passwd"}),
     ],
@@ -493,9 +493,13 @@ def test_reading_outside_the_workspace_asks(tool: str, given: dict[str, str], wo
     assert verdict(PermissionPolicy(), tool, placed, workspace) is ASK
 
 
-def test_home_inside_the_workspace_may_be_read(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_is_where_it_is(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(workspace))
     assert verdict(PermissionPolicy(), "Read", {"file_path": "~/src/a.py"}, workspace) is ALLOW
+    monkeypatch.setenv("HOME", "/elsewhere")
+    (workspace / "~").mkdir()
+    for tool, given in (("Read", {"file_path": "~/x"}), ("Grep", {"pattern": "x", "path": "~"})):
+        assert verdict(PermissionPolicy(), tool, given, workspace) is ASK
 
 
 def test_a_workspace_reached_through_a_symlink_is_the_same_workspace(workspace: Path) -> None:
@@ -856,6 +860,8 @@ def test_remembering_uses_the_notation_where_it_can(
         ("Bash", {"command": "ls\nrm"}),
         ("Bash", {"command": "x" * 5000}),
         ("Bash", {"command": "ls", "dangerouslyDisableSandbox": True}),
+        ("Write", {"file_path": ".", "content": ""}),
+        ("Write", {"file_path": "/", "content": ""}),
         ("Write", {"file_path": "a*.py", "content": ""}),
         ("Write", {"file_path": "a(b).py", "content": ""}),
         ("Write", {"file_path": "[slug].tsx", "content": ""}),
@@ -879,8 +885,8 @@ def test_remembering_otherwise_binds_the_exact_call(
     assert verdict(rules, tool, given, workspace) is ALLOW
     assert str(rule.digest)[:12] in evaluate(rules, tool, given, workspace).source
     for key, value in given.items():
-        changed = {**given, key: f"{value}x"}
-        assert verdict(rules, tool, changed, workspace) is ASK
+        if key != "content":  # a remembered file may get any
+            assert verdict(rules, tool, {**given, key: f"{value}x"}, workspace) is ASK
     assert verdict(rules, f"{tool}2", given, workspace) is ASK
 
 

@@ -1,17 +1,17 @@
 """What the permission policy promises for every input, not only for the ones somebody thought of."""
 
+import os.path
 import string
 from pathlib import Path
 from typing import Any
 
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from claude_hitl_template.policy import (
     PermissionPolicy,
     Rule,
     Verdict,
-    canonical_json,
     digest,
     evaluate,
     remember_rule,
@@ -89,13 +89,9 @@ def test_deny_always_wins(policy: PermissionPolicy, tool: str, tool_input: Any) 
 
 @given(st.sampled_from(TOOLS), inputs)
 def test_nothing_is_allowed_that_has_no_digest(tool: str, tool_input: Any) -> None:
-    try:
+    policy = PermissionPolicy(rules=(Rule(rule=tool, policy="always_allow"),), default="always_allow")
+    if evaluate(policy, tool, tool_input, WORKSPACE).verdict is Verdict.allow:
         digest(tool_input)
-    except ValueError:
-        return
-    except Exception:  # noqa: BLE001 - InvalidInput: what follows must hold for it
-        policy = PermissionPolicy(rules=(Rule(rule=tool, policy="always_allow"),), default="always_allow")
-        assert evaluate(policy, tool, tool_input, WORKSPACE).verdict is Verdict.ask
 
 
 @given(shell_text, st.sampled_from(SHELL_SYNTAX + "\t\x00\u00a0\u202e\u2028"), shell_text)
@@ -118,29 +114,31 @@ def test_an_allow_pattern_matches_only_its_own_prefix(rest: str) -> None:
         assert rest == "" or rest.startswith(" ")
 
 
-@given(shell_text, st.sampled_from([";", "&&", "|", "\n", "$(", "`", "(", "sudo ", "A=1 ", "bash -c '"]))
+# Quoting and redirections may well swallow what follows.
+plain_text = st.text(st.characters(codec="utf-8", exclude_characters="\\\"'<>"), max_size=15)
+
+
+@given(plain_text, st.sampled_from([";", "&&", "|", "\n", "$(", "`", "(", "sudo ", "A=1 ", "bash -c '"]))
 def test_a_deny_pattern_matches_whatever_surrounds_a_part_that_begins_with_it(
     before: str, joint: str
 ) -> None:
-    assume(not set(before) & set("\\\"'<>"))  # quoting and redirection may well swallow what follows
     if joint[-1] in " '":
-        before = ""
+        before = ""  # it would be another program's argument
     policy = PermissionPolicy(
         rules=(Rule(rule="Bash", policy="always_allow"), Rule(rule="Bash(rm -rf:*)", policy="always_deny"))
     )
-    tool_input = {"command": f"{before}{joint}rm -rf x"}
-    try:
-        canonical_json(tool_input)
-    finally:
-        assert evaluate(policy, "Bash", tool_input, WORKSPACE).verdict is Verdict.deny
+    command = f"{before}{joint}rm -rf x"
+    assert evaluate(policy, "Bash", {"command": command}, WORKSPACE).verdict is Verdict.deny
 
 
-@given(shell_text, shell_text)
+commands = st.text(st.sampled_from(SHELL_SYNTAX + " 'ab=-/\"\té"), min_size=1, max_size=15)
+
+
+@given(commands, commands)
 @example("*", "rm -rf x")
 @example("ls:*", "ls x")
 @example("ls *", "ls x")
 def test_a_remembered_command_allows_no_other_command(command: str, other: str) -> None:
-    assume(command and command != other and command.isascii() and other.isascii())
     rule = remember_rule("Bash", {"command": command}, WORKSPACE)
     policy = PermissionPolicy(rules=(rule,))
     assert evaluate(policy, "Bash", {"command": command}, WORKSPACE).verdict is Verdict.allow
@@ -158,7 +156,7 @@ def test_a_remembered_file_allows_no_other_file(name: str, other: str) -> None:
     policy = PermissionPolicy(rules=(rule,))
     validate_remember(rule, "Write", {"file_path": name, "content": ""}, WORKSPACE)
     if evaluate(policy, "Write", {"file_path": other, "content": ""}, WORKSPACE).verdict is Verdict.allow:
-        same = [(WORKSPACE / Path(path).expanduser()).resolve() for path in (name, other)]
+        same = [(WORKSPACE / os.path.expanduser(path)).resolve() for path in (name, other)]
         assert same[0] == same[1]
 
 
