@@ -451,6 +451,7 @@ def test_reading_inside_the_workspace_does_not_ask(tool: str, given: dict[str, s
         ("Read", {"file_path": "{ws}x/a"}),
         ("Read", {"file_path": "~/.ssh/id_rsa"}),
         ("Read", {"file_path": "~root/.ssh/id_rsa"}),
+        ("Read", {"file_path": "~\x00/.ssh/id_rsa"}),
         ("Read", {"file_path": "src/out/secret.txt"}),
         ("Read", {"file_path": "src/out.txt"}),
         ("Read", {"file_path": "src/out/not_there_yet"}),
