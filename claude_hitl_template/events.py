@@ -42,6 +42,16 @@ def draft(type_: str, id_: str | None = None, *, queued: bool = False, **payload
     return Draft(id=id_ or new_id("sevt"), type=type_, payload=payload, queued=queued)
 
 
+# What the service itself says to the model; the offline model knows these texts
+
+CONTINUE = (
+    "The process that ran this session ended unexpectedly and was started again. Continue from where you left off. "
+    "Calls whose outcome is unknown were not repeated: check what they did before you issue them again."
+)
+DECIDED = (
+    "A human has decided on calls that were held. Issue each allowed call again, exactly as given, to run it."
+)
+
 # What a client may send ------------------------------------------------------------------------------------------
 
 

@@ -51,13 +51,6 @@ RENEW_S = (
 )
 REPLAY_TIMEOUT_S = 20.0  # a resumed CLI asks for its deferred call within half a second, or not at all
 UNAVAILABLE_PAUSE_S = 0.5
-CONTINUE = (
-    "The process that ran this session ended unexpectedly and was started again. Continue from where you left off. "
-    "Calls whose outcome is unknown were not repeated: check what they did before you issue them again."
-)
-DECIDED = (
-    "A human has decided on calls that were held. Issue each allowed call again, exactly as given, to run it."
-)
 PLAN_MODES: dict[str, PermissionMode] = {"EnterPlanMode": "plan", "ExitPlanMode": "default"}
 
 
@@ -235,7 +228,7 @@ class SessionRunner:
         """A turn whose owner died: said again if the transcript has not got it, else continued."""
         entries = await self._store.load_transcript(self._transcript_key()) if resumed else None
         if any(e.get("uuid") == _message_uuid(event_id) for e in entries or ()):
-            await engine.say(str(uuid.uuid4()), events.text_blocks(CONTINUE))
+            await engine.say(str(uuid.uuid4()), events.text_blocks(events.CONTINUE))
         else:
             await engine.say(_message_uuid(event_id), content)
 
@@ -315,7 +308,7 @@ class SessionRunner:
         try:
             event = await asyncio.wait_for(self._heard.get(), timeout_s)
         except TimeoutError:
-            await self._running_engine().say(str(uuid.uuid4()), events.text_blocks(CONTINUE))
+            await self._running_engine().say(str(uuid.uuid4()), events.text_blocks(events.CONTINUE))
             event = await self._heard.get()
         if isinstance(event, Exception):
             raise event
@@ -440,7 +433,7 @@ def _message_uuid(event_id: str) -> str:
 
 def _reminder(decided: Sequence[Approval]) -> str:
     lines = [json.dumps({"name": a.tool_name, "input": a.input}, ensure_ascii=False) for a in decided]
-    return "\n".join((DECIDED, *lines))
+    return "\n".join((events.DECIDED, *lines))
 
 
 def _request_end(event: RequestEnd) -> Draft:

@@ -7,12 +7,15 @@ off." beside them; what a user sends while the model works arrives in a `system`
 off after a finished block of text, the CLI keeps that block and asks for the rest in a user message.
 """
 
+import json
 import re
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
+
+from claude_hitl_template.events import CONTINUE, DECIDED
 
 HELD_MARKER = "held: another call of this batch waits for a human"
 """In the result of a call that was put off because an earlier call of its batch waits for a decision."""
@@ -107,7 +110,10 @@ def read(messages: Iterable[dict[str, Any]]) -> Conversation:
             *results,
             *(_result(block, calls) for block in blocks if block.get("type") == "tool_result"),
         ]
-        if said := _said(role, blocks):
+        said = _said(role, blocks)
+        if said.startswith(DECIDED):
+            results += [ToolResult(call, HELD_MARKER, is_error=True) for call in _decided(said)]
+        elif said and not said.startswith(CONTINUE):
             prompt, step, cut_off = said, 0, False
             # A prompt ends what came before; one sent while the model works leaves held calls standing.
             results = results if role == "system" else []
@@ -142,6 +148,15 @@ def _result(block: dict[str, Any], calls: dict[str, ToolUse]) -> ToolResult:
     identity = str(block.get("tool_use_id"))
     call = calls.get(identity, ToolUse("unknown", {}, identity))
     return ToolResult(call, _without_reminders(_text(block.get("content"))), bool(block.get("is_error")))
+
+
+def _decided(said: str) -> list[ToolUse]:
+    """The calls that a reminder names, one JSON object a line."""
+    try:
+        named = [json.loads(line) for line in said.splitlines()[1:]]
+        return [ToolUse(str(call["name"]), dict(call["input"])) for call in named]
+    except (ValueError, TypeError, KeyError):  # somebody else's words that begin alike
+        return []
 
 
 def _said(role: str, blocks: list[dict[str, Any]]) -> str:

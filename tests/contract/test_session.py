@@ -195,3 +195,43 @@ async def test_a_rule_of_the_policy_allows_without_asking(tmp_path: Path, model_
     await h.drive()
     assert (h.workspace / "hello.txt").exists()
     assert not (await h.store.list_approvals(KEY, limit=10)).data
+
+
+async def test_a_turn_whose_process_was_killed_is_continued(tmp_path: Path, model_url: str):
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting", hot_s=30)
+    with contextlib.suppress(asyncio.CancelledError):
+        async with driven(h):
+            stop = await h.until_idle()
+            raise asyncio.CancelledError
+    await h.confirm(stop["event_ids"][0])
+    await h.drive()
+    assert (await h.until_idle())["type"] in ("end_turn", "requires_action")
+    seqs = [e.seq for e in await h.log()]
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
+async def test_a_subagents_call_is_held_and_runs_once_it_is_allowed(tmp_path: Path, model_url: str):
+    h = await house(tmp_path, model_url, "Let a subagent do it")
+    await h.drive()
+    stop = await h.until_idle()
+    assert stop["type"] == "requires_action"
+    await h.confirm(stop["event_ids"][0])
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    states = [a.state.value for a in (await h.store.list_approvals(KEY, limit=10)).data]
+    assert states == ["succeeded"]
+
+
+async def test_a_question_is_answered_by_a_human(tmp_path: Path, model_url: str):
+    h = await house(tmp_path, model_url, "Ask me a question")
+    await h.drive()
+    stop = await h.until_idle()
+    approval = (await h.store.list_approvals(KEY, limit=10)).data[0]
+    assert approval.kind == "question"
+    asked = approval.input["questions"]
+    answers = {q["question"]: q["options"][0]["label"] for q in asked}
+    await h.confirm(stop["event_ids"][0], answers=answers)
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    results = await h.log("agent.tool_result")
+    assert asked[0]["options"][0]["label"] in str(results[-1].payload["content"])
