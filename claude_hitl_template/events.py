@@ -148,11 +148,16 @@ def tool_result(
     outcome: str | None = None,
 ) -> Draft:
     """agent.tool_result of one call. `outcome` "unknown" says that nobody knows whether the call took effect."""
-    extra = {"outcome": outcome} if outcome else {}
+    extra: dict[str, Any] = {"outcome": outcome} if outcome else {}
     kind, field = (
         ("agent.mcp_tool_result", "mcp_tool_use_id") if mcp else ("agent.tool_result", "tool_use_id")
     )
-    body = {field: tool_use_id, "content": [dict(b) for b in content], "is_error": is_error, **extra}
+    body: dict[str, Any] = {
+        field: tool_use_id,
+        "content": [dict(b) for b in content],
+        "is_error": is_error,
+        **extra,
+    }
     return draft(kind, f"sevt_result_{tool_use_id}", **body)
 
 
@@ -206,5 +211,5 @@ def mcp_parts(name: str) -> tuple[str, str]:
     return server, tool
 
 
-def _thread(thread: str | None) -> dict[str, str]:
+def _thread(thread: str | None) -> dict[str, Any]:
     return {"session_thread_id": thread} if thread else {}

@@ -52,13 +52,14 @@ class _Remote:
             raise AttributeError(method)
 
         async def call(*args: Any, **kwargs: Any) -> Any:
+            async def once() -> tuple[bool, Any]:
+                return await self._handle.call.remote(method, *args, **kwargs)
+
             try:
-                async for attempt in _retrying():
-                    with attempt:
-                        ok, result = await self._handle.call.remote(method, *args, **kwargs)
+                ok, result = await _retrying()(once)
             except (RayError, RayServeException) as error:
                 raise Unavailable(f"the ledger does not answer: {type(error).__name__}") from error
-            if not ok:
+            if isinstance(result, HitlError) and not ok:
                 raise result
             return result
 

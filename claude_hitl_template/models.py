@@ -200,8 +200,9 @@ class Approval(Frozen):
     """The durable record of one call that waits, or waited, for a human.
 
     `event_id` is the agent.tool_use event that clients see and confirm; `call_id` the tool_use_id that may run, which
-    differs once the model issued a held call again; `cwd` the folder it runs in. `digest` is the SHA-256 of the canonical JSON of `input`,
-    `run_digest` that of `run_input`, the input that may run. `batch` lists the event ids that were asked together.
+    differs once the model issued a held call again; `cwd` the folder it runs in. `digest` is the SHA-256 of the
+    canonical JSON of `input`, `run_digest` that of `run_input`, the input that may run. `batch` lists the event ids
+    that were asked together.
     """
 
     id: str

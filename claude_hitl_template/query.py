@@ -69,7 +69,7 @@ class Supervisor(SupervisorService):
 
 
 @serve.deployment(name="Ingress", max_ongoing_requests=_STREAMS, ray_actor_options=_LIGHT)
-@serve.ingress(outer)
+@serve.ingress(outer)  # pyright: ignore[reportUntypedClassDecorator]
 class Ingress:
     """REST, event streams, and the model endpoint. Stateless."""
 
@@ -141,9 +141,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from claude_hitl_template import (
-        query,
-    )  # under its own name, so that replicas import it instead of copying it
+    # Under its own name, so that replicas import it instead of copying it.
+    from claude_hitl_template import query  # noqa: PLW0406
 
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:

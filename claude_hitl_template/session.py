@@ -31,7 +31,7 @@ from claude_hitl_template.claude.engine import (
     TurnEnd,
 )
 from claude_hitl_template.claude.gate import Gate
-from claude_hitl_template.errors import EngineError, HitlError, NotWaiting, StaleOwner
+from claude_hitl_template.errors import EngineError, HitlError, StaleOwner
 from claude_hitl_template.events import Draft
 from claude_hitl_template.models import (
     Approval,
@@ -39,7 +39,6 @@ from claude_hitl_template.models import (
     PermissionMode,
     Session,
     Snapshot,
-    Usage,
     utcnow,
 )
 from claude_hitl_template.store.protocol import Store, TranscriptKey

@@ -212,7 +212,9 @@ class CliEngine:
         try:
             return await asking
         except HitlError as error:
-            log.error("gate failed, call denied", session=self._session.id, call=use.call_id, why=str(error))
+            log.warning(
+                "gate failed, call denied", session=self._session.id, call=use.call_id, why=str(error)
+            )
             return Answer("deny", "Not run: the service could not check whether a human allowed it.")
 
 

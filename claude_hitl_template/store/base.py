@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -34,7 +34,7 @@ class StoreBase:
     @asynccontextmanager
     async def _changing(
         self, session_id: str, *, epoch: int | None = None, key_id: str | None = None
-    ) -> AsyncIterator[SessionUnit]:
+    ) -> AsyncGenerator[SessionUnit]:
         """A session loaded for change, saved at the end, and its waiters woken once that is durable."""
         async with self._backend.begin(write=True) as tx:
             now = self._clock()
@@ -56,7 +56,7 @@ class StoreBase:
             self._signals.notify(SUPERVISED)
 
     @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[Tx]:
+    async def _reading(self) -> AsyncGenerator[Tx]:
         async with self._backend.begin(write=False) as tx:
             yield tx
 

@@ -122,7 +122,7 @@ def _answered(
 ) -> dict[str, Any]:
     """The question's input with an answer to each of its questions; several choices are joined with ", "."""
     asked = [str(q.get("question", "")) for q in approval.input.get("questions", []) if isinstance(q, dict)]
-    raw: dict[str, Any] = answers if answers is not None else given.get("answers") or {}
+    raw: Any = answers if answers is not None else given.get("answers") or {}
     if not isinstance(raw, dict):
         raise InvalidInput("an object from question text to answer", "answers")
     missing = [q for q in asked if not raw.get(q)]

@@ -2,7 +2,7 @@
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -48,7 +48,7 @@ class MemoryBackend:
         self._writing = asyncio.Lock()
 
     @asynccontextmanager
-    async def begin(self, *, write: bool) -> AsyncIterator[Tx]:
+    async def begin(self, *, write: bool) -> AsyncGenerator[Tx]:
         if not write:
             yield _MemoryTx(self._state)
             return
@@ -110,8 +110,8 @@ class _MemoryTx:
             if s.lease is not None or s.status in ("running", "rescheduling")
         ]
 
-    async def add_events(self, session_id: str, events: Sequence[Event]) -> None:
-        self._s.events[session_id] = (*self._s.events.get(session_id, ()), *events)
+    async def add_events(self, session_id: str, fresh: Sequence[Event]) -> None:
+        self._s.events[session_id] = (*self._s.events.get(session_id, ()), *fresh)
 
     async def event(self, session_id: str, event_id: str) -> Event | None:
         return next((e for e in self._s.events.get(session_id, ()) if e.id == event_id), None)

@@ -3,15 +3,17 @@
 import asyncio
 import json
 import operator
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from sqlalchemy import event as sa_event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -54,7 +56,7 @@ class SqlBackend:
         self._writing = asyncio.Lock()
 
     @asynccontextmanager
-    async def begin(self, *, write: bool) -> AsyncIterator[Tx]:
+    async def begin(self, *, write: bool) -> AsyncGenerator[Tx]:
         try:
             if write:
                 async with self._writing, self._writer.begin() as connection:
@@ -78,13 +80,21 @@ def _engine(url: str, *, pool_size: int) -> AsyncEngine:
         url,
         pool_size=pool_size,
         max_overflow=0,
-        json_serializer=lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":")),
+        json_serializer=_to_json,
     )
     if engine.dialect.name == "sqlite":
-        sa.event.listen(engine.sync_engine, "connect", _sqlite_pragmas)
+        sa_event.listen(engine.sync_engine, "connect", _sqlite_pragmas)
         begin = "BEGIN IMMEDIATE" if pool_size == 1 else "BEGIN"
-        sa.event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+        sa_event.listen(engine.sync_engine, "begin", partial(_execute, statement=begin))
     return engine
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _execute(connection: sa.Connection, *, statement: str) -> None:
+    connection.exec_driver_sql(statement)
 
 
 def _sqlite_pragmas(connection: Any, _record: Any) -> None:
@@ -106,10 +116,10 @@ class SqlTx:
         dialect = connection.dialect.name
         self._insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
 
-    async def _one(self, query: sa.Select[Any]) -> Any:
+    async def _one(self, query: sa.Select[*tuple[Any, ...]]) -> Any:
         return (await self._c.execute(query)).first()
 
-    async def _all(self, query: sa.Select[Any]) -> Sequence[Any]:
+    async def _all(self, query: sa.Select[*tuple[Any, ...]]) -> Sequence[Any]:
         return (await self._c.execute(query)).all()
 
     async def _upsert(self, table: sa.Table, row: dict[str, Any]) -> None:
@@ -176,7 +186,7 @@ class SqlTx:
             query = query.where(t.agent_id == agent_id)
         if not include_archived:
             query = query.where(t.archived.is_(False))
-        rows = await self._all(_paged(query, t.created_at, t.id, after, limit, order))
+        rows = await self._all(_paged(query, t.created_at, t.id, after=after, limit=limit, order=order))
         return [Session.model_validate(row.doc) for row in rows]
 
     async def supervised(self) -> list[Session]:
@@ -185,9 +195,9 @@ class SqlTx:
 
     # -- events
 
-    async def add_events(self, session_id: str, events_: Sequence[Event]) -> None:
-        if events_:
-            rows = [{"session_id": session_id, **event.model_dump()} for event in events_]
+    async def add_events(self, session_id: str, fresh: Sequence[Event]) -> None:
+        if fresh:
+            rows = [{"session_id": session_id, **event.model_dump()} for event in fresh]
             await self._c.execute(sa.insert(events), rows)
 
     async def event(self, session_id: str, event_id: str) -> Event | None:
@@ -272,7 +282,7 @@ class SqlTx:
             query = query.where(t.state.in_([s.value for s in states]))
         if session_id is not None:
             query = query.where(t.session_id == session_id)
-        rows = await self._all(_paged(query, t.created_at, t.id, after, limit, "asc"))
+        rows = await self._all(_paged(query, t.created_at, t.id, after=after, limit=limit, order="asc"))
         return [Approval.model_validate(row.doc) for row in rows]
 
     async def due_approvals(self, now: datetime) -> list[Approval]:
@@ -336,7 +346,7 @@ def _transcript(key: TranscriptKey) -> list[sa.ColumnElement[bool]]:
     ]
 
 
-def _event_query() -> sa.Select[Any]:
+def _event_query() -> sa.Select[*tuple[Any, ...]]:
     t = events.c
     return sa.select(t.seq, t.id, t.type, t.created_at, t.processed_at, t.payload)
 
@@ -355,6 +365,7 @@ def _paged(
     query: sa.Select[Any],
     at: sa.Column[datetime],
     id_: sa.Column[str],
+    *,
     after: tuple[datetime, str] | None,
     limit: int,
     order: Order,

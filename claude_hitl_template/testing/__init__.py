@@ -1,0 +1,1 @@
+"""What stands in for something in tests; never imported by production code."""
