@@ -3,6 +3,8 @@
 from hashlib import sha256
 from pathlib import Path
 
+__version__ = "0.1.0"
+
 
 def code_version() -> str:
     """12 hexadecimal characters over this package's files: tells whether a running service is this code."""

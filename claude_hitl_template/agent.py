@@ -3,10 +3,11 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import structlog
+from ray.util import list_named_actors
 
 from claude_hitl_template.claude.cli import CliConfig, CliEngine, is_plan_folder
 from claude_hitl_template.claude.gate import Gate
@@ -21,8 +22,8 @@ NAMESPACE = "claude-hitl"
 
 
 @dataclass(frozen=True)
-class ActorConfig:
-    """Handed to the actor as an argument: runtime_env variables can be read by anyone on the cluster."""
+class Assignment:
+    """What an owner is told to drive. An argument of a call: runtime_env can be read by anyone on the cluster."""
 
     session: Session
     workspace: str
@@ -33,21 +34,31 @@ class ActorConfig:
     limits: Limits
 
 
-def actor_name(session_id: str) -> str:
-    return f"claude-session-{session_id}"
-
-
 class ClaudeSessionActor:
-    """Drives one session until it is parked, lost or taken over; then its process ends."""
+    """Drives one session until it is parked, lost or taken over; then its process ends.
 
-    def __init__(self, config: ActorConfig) -> None:
-        self._config = config
+    It is started without a session, so that one can be kept ready: the start is most of what a resume takes.
+    """
 
-    async def run(self) -> str:
+    def __init__(self) -> None:
+        self._store = connect()
+        self._driving: tuple[str, int] | None = None
+
+    async def ready(self) -> int:
+        """The process id, once the ledger can be reached."""
+        await self._store.ping()
+        return os.getpid()
+
+    async def driving(self) -> tuple[str, int] | None:
+        """The session and the lease epoch it was told to drive."""
+        return self._driving
+
+    async def run(self, assignment: Assignment) -> str:
         """Returns why it ended: "parked", "taken over", or "died: <message>"."""
-        session = self._config.session
+        session = assignment.session
+        self._driving = session.id, session.epoch
         try:
-            await self._runner(session).run()
+            await self._runner(assignment).run()
         except StaleOwner:
             return "taken over"
         except EngineError as error:
@@ -55,57 +66,59 @@ class ClaudeSessionActor:
             return f"died: {error}"
         return "parked"
 
-    async def ping(self) -> int:
-        """The process id."""
-        return os.getpid()
-
-    def _runner(self, session: Session) -> SessionRunner:
-        store, config = connect(), self._config
-        transcripts = TranscriptStore(store, session.id, epoch=session.epoch, any_folder=True)
+    def _runner(self, assignment: Assignment) -> SessionRunner:
+        session = assignment.session
+        transcripts = TranscriptStore(self._store, session.id, epoch=session.epoch, any_folder=True)
         cli = CliConfig(
-            workspace=Path(config.workspace),
-            config_dir=Path(config.run_dir) / f"{session.id}-{session.epoch}",
-            model_url=config.model_url,
-            token=config.token,
-            cli_path=Path(config.cli_path) if config.cli_path else None,
+            workspace=Path(assignment.workspace),
+            config_dir=Path(assignment.run_dir) / f"{session.id}-{session.epoch}",
+            model_url=assignment.model_url,
+            token=assignment.token,
+            cli_path=Path(assignment.cli_path) if assignment.cli_path else None,
         )
 
         def make_engine(session: Session, gate: Gate) -> CliEngine:
             return CliEngine(session, gate, transcripts, cli)
 
         return SessionRunner(
-            store,
+            self._store,
             session,
             make_engine=make_engine,
             workspace=cli.workspace,
             is_plan_folder=is_plan_folder(cli.config_dir),
-            limits=config.limits,
+            limits=assignment.limits,
         )
 
 
-def create_actor(config: ActorConfig, *, cpus: float) -> Any:
-    """Starts the session's owner: detached, so that it outlives whoever started it, and never restarted by Ray."""
+def create_actor(name: str, *, cpus: float) -> Any:
+    """Starts an owner: detached, so that it outlives whoever started it, and never restarted by Ray."""
     options = {
-        "name": actor_name(config.session.id),
+        "name": name,
         "namespace": NAMESPACE,
         "lifetime": "detached",
         "max_restarts": 0,
         "max_task_retries": 0,
         "num_cpus": cpus,
     }
-    return ray.remote(ClaudeSessionActor).options(**options).remote(config)
+    return ray.remote(ClaudeSessionActor).options(**options).remote()
 
 
-def get_actor(session_id: str) -> Any | None:
-    """The session's owner if it is alive."""
+def get_actor(name: str) -> Any | None:
+    """The owner of that name, if it is alive; a session's is called as its lease's holder."""
     try:
-        return ray.get_actor(actor_name(session_id), namespace=NAMESPACE)
+        return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         return None
 
 
-def cleanup_actor(session_id: str) -> None:
-    """Ends the session's owner, whatever it is doing; the store and the transcript have what it committed."""
-    actor = get_actor(session_id)
+def list_actors() -> list[str]:
+    """The names of all owners that are alive, ready ones included."""
+    found = cast("list[dict[str, str]]", list_named_actors(all_namespaces=True))
+    return [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
+
+
+def cleanup_actor(name: str) -> None:
+    """Ends an owner, whatever it is doing; the store and the transcript have what it committed."""
+    actor = get_actor(name)
     if actor is not None:
         ray.kill(actor, no_restart=True)

@@ -4,10 +4,11 @@ Shapes follow the Managed Agents protocol as the PyPI package `anthropic` types 
 our own (`decided_by`, `updated_input`, `answers`, `remember`, `outcome`) are additions that its clients ignore.
 """
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from claude_hitl_template.models import Usage, new_id
 
@@ -25,6 +26,16 @@ EVENT_TYPES = frozenset({
     "session.error", "session.status_running", "session.status_idle", "session.status_rescheduled",
     "session.status_terminated", "session.updated", "session.deleted", "session.usage",
     "span.model_request_start", "span.model_request_end",
+})  # fmt: skip
+# Types of the protocol that this service never emits. A client may filter by them all the same, and finds none.
+FOREIGN_TYPES = frozenset({
+    "user.custom_tool_result", "user.define_outcome", "user.tool_result", "system.message",
+    "agent.custom_tool_use", "agent.thread_message_received", "agent.thread_message_sent", "agent.thread_context_compacted",
+    "session.thread_created", "session.thread_status_running", "session.thread_status_idle",
+    "session.thread_status_terminated", "session.thread_status_rescheduled",
+    "span.outcome_evaluation_start", "span.outcome_evaluation_end", "span.outcome_evaluation_ongoing",
+    "workflow_run.created", "workflow_run.status_running", "workflow_run.status_idle", "workflow_run.status_ended",
+    "workflow_run.error", "workflow_run.phase_started", "workflow_run.phase_ended",
 })  # fmt: skip
 
 
@@ -64,10 +75,15 @@ class InboundText(_Inbound):
     text: Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS)]
 
 
+def _is_base64(data: str) -> str:
+    base64.b64decode(data, validate=True)  # its errors are ValueErrors, which pydantic reports
+    return data
+
+
 class InboundImageSource(_Inbound):
     type: Literal["base64"]
     media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
-    data: str
+    data: Annotated[str, StringConstraints(min_length=1), AfterValidator(_is_base64)]
 
 
 class InboundImage(_Inbound):

@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import grpc
 import structlog
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
@@ -12,19 +13,22 @@ from claude_hitl_template.errors import HitlError, Unavailable
 from claude_hitl_template.settings import Settings
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import Store
-from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
 
 log = structlog.get_logger()
 
 APP_NAME = "claude-hitl"
 LEDGER = "Ledger"
 RETRY_S = 30.0  # a ledger that is started anew answers well within this
+_TRANSPORT = (RayError, RayServeException, grpc.RpcError)
 
 
 class LedgerService:
     """Serves the Store. An error of ours is a result, so that it reaches the caller as what it is."""
 
     def __init__(self) -> None:
+        # Every owner imports this module, and only the ledger's own process needs a database: half a second.
+        from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url  # noqa: PLC0415
+
         settings = Settings.load()
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         url = sqlite_url(settings.database_path)
@@ -57,7 +61,7 @@ class _Remote:
 
             try:
                 ok, result = await _retrying()(once)
-            except (RayError, RayServeException) as error:
+            except _TRANSPORT as error:
                 raise Unavailable(f"the ledger does not answer: {type(error).__name__}") from error
             if isinstance(result, HitlError) and not ok:
                 raise result
@@ -77,12 +81,15 @@ def _retrying() -> AsyncRetrying:
 
 def _may_pass(error: BaseException) -> bool:
     """An error inside the ledger (a defect) comes again; one on the way there may not."""
-    return isinstance(error, RayError | RayServeException) and not isinstance(error, RayTaskError)
+    return isinstance(error, _TRANSPORT) and not isinstance(error, RayTaskError)
 
 
 def remote_store(handle: Any) -> Store:
-    """The Store behind a Serve handle of the ledger."""
-    return cast(Store, _Remote(handle))
+    """The Store behind a Serve handle of the ledger.
+
+    Over Serve's gRPC: calls by reference stood still for a second whenever a session started (docs/decisions/0002).
+    """
+    return cast(Store, _Remote(handle.options(_by_reference=False)))
 
 
 def connect() -> Store:

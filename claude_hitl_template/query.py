@@ -17,9 +17,9 @@ from fastapi import FastAPI
 from ray import serve
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from claude_hitl_template import code_version
+from claude_hitl_template import __version__, code_version
 from claude_hitl_template.api.app import Service, build_app
-from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.errors import ConfigError, NotFound, Unauthorized
 from claude_hitl_template.ledger import APP_NAME, LedgerService, remote_store
 from claude_hitl_template.model import tokens
 from claude_hitl_template.model.endpoint import AnthropicUpstream, OfflineUpstream, Upstream, build_router
@@ -79,8 +79,14 @@ class Ingress:
         upstream, model = _upstream(settings)
         signing_key = read_signing_key(settings)
 
-        def verify(token: str) -> None:
-            tokens.check(signing_key, token)
+        async def verify(token: str) -> None:
+            session_id, epoch = tokens.check(signing_key, token)
+            try:
+                lease = (await self._store.get_session(session_id)).lease
+            except NotFound:
+                lease = None
+            if lease is None or lease.epoch != epoch:
+                raise Unauthorized("another process drives this session now")
 
         async def drain(grace_s: float) -> int:
             return await supervisor.drain.remote(grace_s)
@@ -90,7 +96,7 @@ class Ingress:
             agent=Agent(model=settings.model),
             environment=Environment(),
             facts={
-                "version": _package_version(),
+                "version": __version__,
                 "code": code_version(),
                 "model": model,
                 "ray": version("ray"),
@@ -115,10 +121,6 @@ def _upstream(settings: Settings) -> tuple[Upstream, str]:
         return OfflineUpstream(Scenarios.load()), "offline"
     client = httpx.AsyncClient(timeout=MODEL_TIMEOUT_S)
     return AnthropicUpstream(settings.anthropic_base_url, key, client), settings.anthropic_base_url
-
-
-def _package_version() -> str:
-    return "0.1.0"
 
 
 def build(settings: Settings) -> Any:

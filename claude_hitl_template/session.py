@@ -10,7 +10,7 @@ import json
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,7 @@ class SessionRunner:
             workspace=self._workspace,
             is_plan_folder=self._is_plan_folder,
             hot_window_s=self._limits.hot_window_s,
-            on_overdue=self._register_batch,
+            on_overdue=self._register_overdue,
         )
 
     async def _start_engine(self) -> bool:
@@ -323,7 +323,7 @@ class SessionRunner:
         turn = self._turn
         match event:
             case RequestStart():
-                turn.batch.clear()  # an answer that was cut off is asked for anew; its calls never come
+                await self._register_batch()  # the CLI runs the finished calls of an answer that was cut off
                 turn.drafts.append(events.draft("span.model_request_start", f"sevt_{event.message_id}_start"))
             case RequestEnd():
                 await self._register_batch()
@@ -354,7 +354,7 @@ class SessionRunner:
         if any(use.call_id == result.call_id for use in self._turn.batch):
             self._turn.early_results.append(result)
             return
-        name = self._turn.names.get(result.call_id, "")
+        name = self._tool_name(result.call_id)
         self._turn.drafts.append(_result(result, name))
         if not result.is_error and name in PLAN_MODES:
             await self._flush(PLAN_MODES[name])
@@ -374,9 +374,19 @@ class SessionRunner:
             )
             self._gate.register(opened, calls)
             early, turn.early_results = turn.early_results, []
-            turn.drafts += [_result(r, turn.names.get(r.call_id, "")) for r in early]
+            turn.drafts += [_result(r, self._tool_name(r.call_id)) for r in early]
 
-    def _expiry(self) -> Any:
+    def _tool_name(self, call_id: str) -> str:
+        """A deferred call was issued in an earlier turn; the gate knows it from its approval."""
+        return self._turn.names.get(call_id) or self._gate.tool_name(call_id)
+
+    async def _register_overdue(self, use: ToolUse) -> None:
+        """A call is asked about, and the message that holds it does not end, or was never seen."""
+        if use.call_id not in self._turn.names:
+            await self._note_use(use)
+        await self._register_batch()
+
+    def _expiry(self) -> datetime | None:
         ttl = self._limits.approval_ttl_s
         return None if ttl is None else utcnow() + timedelta(seconds=ttl)
 

@@ -73,6 +73,13 @@ class Settings(BaseSettings):
     session_cpus: float = Field(
         0.05, gt=0, le=64, description="Share of a CPU that Ray sets aside for an awake session."
     )
+    spare_owners: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="Processes kept started for the next session that wakes (about 100 MB each); it then takes a "
+        "second instead of four.",
+    )
     start_timeout_s: Seconds = Field(
         60.0, description="How long a session may wait for room before its turn ends with a reason."
     )

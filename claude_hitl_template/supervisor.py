@@ -2,18 +2,18 @@
 
 import asyncio
 import contextlib
-import socket
-from datetime import timedelta
+from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
+from ray.exceptions import RayError
 
-from claude_hitl_template.agent import ActorConfig, cleanup_actor, create_actor, get_actor
+from claude_hitl_template.agent import Assignment, cleanup_actor, create_actor, get_actor, list_actors
 from claude_hitl_template.errors import HitlError, NotFound
 from claude_hitl_template.ledger import remote_store
 from claude_hitl_template.model.tokens import mint
-from claude_hitl_template.models import Session, utcnow
+from claude_hitl_template.models import Session, new_id, utcnow
 from claude_hitl_template.secrets import read_signing_key
 from claude_hitl_template.session import Limits
 from claude_hitl_template.settings import Settings
@@ -21,17 +21,28 @@ from claude_hitl_template.store.owners import LEASE_S
 
 log = structlog.get_logger()
 TICK_S = 1.0
-EXPIRY_TICK_S = 1.0
+ANSWER_S = 10.0  # an actor that is alive answers a question within this
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A started actor that can drive a session. The lease's holder is its name."""
+
+    name: str
+    actor: Any
 
 
 class SupervisorService:
-    """One replica. Its only state is the set of actors it waits for; a new one finds the rest in the store."""
+    """One replica. It knows the actors it started; a new one finds the rest in the store, or ends them."""
 
     def __init__(self, ledger: Any) -> None:
         self._settings = Settings.load()
         self._store = remote_store(ledger)
         self._signing_key = read_signing_key(self._settings)
         self._attending: dict[str, asyncio.Task[None]] = {}
+        self._spares: deque[Owner] = deque()
+        self._warming: asyncio.Task[None] | None = None
+        self._starting = 0
         self._draining = False
         self._loops = [asyncio.create_task(self._supervise()), asyncio.create_task(self._expire())]
 
@@ -40,10 +51,7 @@ class SupervisorService:
         self._draining = True
         deadline = asyncio.get_running_loop().time() + grace_s
         while asyncio.get_running_loop().time() < deadline:
-            busy = [
-                s for s in await self._store.supervised() if s.lease is not None and s.status == "running"
-            ]
-            if not busy:
+            if not any(s.lease is not None and s.status == "running" for s in await self._store.supervised()):
                 break
             await asyncio.sleep(0.2)
         return sum(s.status == "running" for s in await self._store.supervised())
@@ -53,14 +61,21 @@ class SupervisorService:
             if loop.done():
                 raise RuntimeError(f"the supervisor stopped: {loop.exception()}")
 
+    # -- what should be running
+
     async def _supervise(self) -> None:
-        version = -1
+        version, swept = -1, False
         while True:
             try:
-                for session in await self._store.supervised():
+                sessions = await self._store.supervised()
+                if not swept:
+                    await asyncio.to_thread(_sweep, {s.lease.holder for s in sessions if s.lease})
+                    swept = True
+                for session in sessions:
                     self._attend(session)
+                self._tend_spares()
                 version = await self._store.wait_supervised(version, timeout_s=TICK_S)
-            except HitlError as error:
+            except (HitlError, RayError) as error:
                 log.warning("supervisor cannot reach the store", why=str(error))
                 await asyncio.sleep(TICK_S)
 
@@ -68,7 +83,7 @@ class SupervisorService:
         while True:
             with contextlib.suppress(HitlError):  # logged by the other loop, which meets the same store
                 await self._store.expire_due()
-            await asyncio.sleep(EXPIRY_TICK_S)
+            await asyncio.sleep(TICK_S)
 
     def _attend(self, session: Session) -> None:
         """One task a session: it starts an owner or finds the one there is, and stays until it ends."""
@@ -80,65 +95,73 @@ class SupervisorService:
 
     async def _look_after(self, session: Session) -> None:
         try:
-            if session.lease is not None and session.lease.expires_at > utcnow():
-                actor = await asyncio.to_thread(get_actor, session.id)
-                if actor is not None and await self._watch(session, actor):
+            while session.lease is not None or session.status in ("running", "rescheduling"):
+                await self._look_once(session)
+                if self._draining:
                     return
-            await self._take_over(session)
+                session = await self._store.get_session(session.id)
         except NotFound:
-            await asyncio.to_thread(cleanup_actor, session.id)
+            if session.lease is not None:
+                await asyncio.to_thread(cleanup_actor, session.lease.holder)
         except (HitlError, RayError) as error:
             log.warning("session not looked after; trying again", session=session.id, why=str(error))
             await asyncio.sleep(TICK_S)
 
-    async def _watch(self, session: Session, actor: Any) -> bool:
-        """Stays until an owner that another supervisor started is gone. False: it is gone already."""
-        epoch = session.epoch
-        try:
-            while True:
-                await asyncio.wait_for(actor.ping.remote(), LEASE_S)
-                await asyncio.sleep(TICK_S)
-                current = await self._store.get_session(session.id)
-                if current.lease is None or current.epoch != epoch:
-                    return True
-                if current.lease.expires_at < utcnow():
-                    return False
-        except (ActorDiedError, RayError, GetTimeoutError, TimeoutError):
-            return False
-
-    async def _take_over(self, session: Session) -> None:
-        """Ends whatever owner there was, raises the epoch, starts the next, and waits for its end."""
-        await asyncio.to_thread(cleanup_actor, session.id)
-        if session.lease is not None:
-            await self._store.drop_lease(session.id, session.lease.epoch)
-        current = await self._store.get_session(session.id)
-        if current.status not in ("running", "rescheduling") or self._draining:
+    async def _look_once(self, session: Session) -> None:
+        lease = session.lease
+        if lease is not None:
+            if lease.expires_at > utcnow():
+                await self._watch(session, lease.holder)
+            await asyncio.to_thread(cleanup_actor, lease.holder)
+            await self._store.drop_lease(session.id, lease.epoch)
+            session = await self._store.get_session(session.id)
+        if self._draining or session.status not in ("running", "rescheduling"):
             return
-        if current.recoveries >= self._settings.max_recoveries:
+        if session.recoveries >= self._settings.max_recoveries:
             await self._store.give_up(
                 session.id,
-                f"the session's process died {current.recoveries} times in a row; send a message to try again. "
+                f"the session's process died {session.recoveries} times in a row; send a message to try again. "
                 "`./hitl logs` says why it died",
             )
             return
-        acquired = await self._store.acquire(session.id, socket.gethostname(), lease_s=LEASE_S)
-        await self._run(acquired)
+        owner = await self._owner(session)
+        if owner is not None:
+            await self._drive(session, owner)
 
-    async def _run(self, session: Session) -> None:
-        actor = await asyncio.to_thread(create_actor, self._config(session), cpus=self._settings.session_cpus)
-        try:
-            if not await self._started(session, actor):
+    async def _watch(self, session: Session, holder: str) -> None:
+        """Stays until an owner that another supervisor started is gone, or has lost its lease."""
+        actor = await asyncio.to_thread(get_actor, holder)
+        while actor is not None:
+            try:
+                driving = await asyncio.wait_for(actor.driving.remote(), ANSWER_S)
+            except (RayError, TimeoutError):
                 return
-            ended = await self._ended(session, actor)
-            log.info("owner ended", session=session.id, epoch=session.epoch, how=ended)
+            current = await self._store.get_session(session.id)
+            lease = current.lease
+            if driving != (session.id, session.epoch) or lease is None or lease.epoch != session.epoch:
+                return
+            if lease.expires_at < utcnow():
+                return
+            await asyncio.sleep(TICK_S)
+
+    # -- owners
+
+    async def _drive(self, session: Session, owner: Owner) -> None:
+        """Gives the session to the owner, and waits for its end."""
+        acquired = None
+        try:
+            acquired = await self._store.acquire(session.id, owner.name, lease_s=LEASE_S)
+            ended = await self._ended(acquired, owner.actor)
+            log.info("owner ended", session=session.id, epoch=acquired.epoch, how=ended)
         finally:
-            await asyncio.to_thread(_kill, actor)
-            with contextlib.suppress(NotFound):
-                await self._store.drop_lease(session.id, session.epoch)
+            await asyncio.to_thread(cleanup_actor, owner.name)
+            if acquired is not None:
+                with contextlib.suppress(NotFound):
+                    await self._store.drop_lease(session.id, acquired.epoch)
 
     async def _ended(self, session: Session, actor: Any) -> str:
         """Waits for the owner's end. One that lives but lets its lease run out counts as ended."""
-        running = asyncio.ensure_future(actor.run.remote())
+        running = asyncio.ensure_future(actor.run.remote(self._assignment(session)))
         while not running.done():
             await asyncio.wait({running}, timeout=LEASE_S / 3)
             if not running.done():
@@ -152,32 +175,60 @@ class SupervisorService:
         except RayError as error:
             return f"died: {type(error).__name__}"
 
-    async def _started(self, session: Session, actor: Any) -> bool:
-        """False, with a reason in the session's log, when the cluster has no room in time."""
-        starting = asyncio.ensure_future(actor.ping.remote())
-        deadline = utcnow() + timedelta(seconds=self._settings.start_timeout_s)
-        while utcnow() < deadline:
-            done, _ = await asyncio.wait({starting}, timeout=LEASE_S / 3)
-            if done:
-                try:
-                    await starting
-                except RayError as error:
-                    log.warning("owner did not start", session=session.id, why=str(error))
-                return starting.exception() is None
-            await self._store.wait_session(
-                session.id, session.epoch, session.wakes, timeout_s=0
-            )  # keeps the lease
-        starting.cancel()
-        await self._store.give_up(
-            session.id,
-            f"no room for the session within {self._settings.start_timeout_s:g} s: the cluster's CPUs are taken by "
-            "other sessions. Try again later, or lower HITL_SESSION_CPUS",
-        )
-        return False
+    async def _owner(self, session: Session) -> Owner | None:
+        """A started owner: a spare one, or a new one. None when it could not be started; the session's log says why."""
+        self._starting += 1
+        try:
+            while self._spares:
+                spare = self._spares.popleft()
+                with contextlib.suppress(TimeoutError):
+                    if await _answers(spare, ANSWER_S):
+                        return spare
+                await asyncio.to_thread(cleanup_actor, spare.name)
+            return await self._start(session)
+        finally:
+            self._starting -= 1
 
-    def _config(self, session: Session) -> ActorConfig:
+    async def _start(self, session: Session) -> Owner | None:
+        name = f"claude-session-{session.id}"
+        await asyncio.to_thread(cleanup_actor, name)
+        actor = await asyncio.to_thread(create_actor, name, cpus=self._settings.session_cpus)
+        owner = Owner(name, actor)
+        try:
+            if await _answers(owner, self._settings.start_timeout_s):
+                return owner
+            why = "the session's process could not be started; `./hitl logs` says why"
+        except TimeoutError:
+            why = (
+                f"no room for the session within {self._settings.start_timeout_s:g} s: the cluster's CPUs are taken "
+                "by other sessions. Try again later, or lower HITL_SESSION_CPUS"
+            )
+        await asyncio.to_thread(cleanup_actor, name)
+        await self._store.give_up(session.id, why)
+        return None
+
+    def _tend_spares(self) -> None:
+        """One at a time, and never while a session starts: it would take the CPU that the session needs."""
+        wanted = not self._draining and len(self._spares) < self._settings.spare_owners
+        busy = self._starting > 0 or (self._warming is not None and not self._warming.done())
+        if wanted and not busy:
+            self._warming = asyncio.create_task(self._warm())
+
+    async def _warm(self) -> None:
+        name = f"claude-session-spare-{new_id('own').removeprefix('own_')}"
+        try:
+            actor = await asyncio.to_thread(create_actor, name, cpus=self._settings.session_cpus)
+            spare = Owner(name, actor)
+            if await _answers(spare, self._settings.start_timeout_s):
+                self._spares.append(spare)
+                return
+        except (RayError, TimeoutError) as error:  # a cluster that is full has no room for spares
+            log.info("no spare owner", why=type(error).__name__)
+        await asyncio.to_thread(cleanup_actor, name)
+
+    def _assignment(self, session: Session) -> Assignment:
         settings = self._settings
-        return ActorConfig(
+        return Assignment(
             session=session,
             workspace=str(settings.workspaces / session.id),
             run_dir=str(settings.data_dir / "run"),
@@ -188,8 +239,17 @@ class SupervisorService:
         )
 
 
-def _kill(actor: Any) -> None:
-    import ray  # noqa: PLC0415
+async def _answers(owner: Owner, timeout_s: float) -> bool:
+    """False when it is dead. Raises TimeoutError when it does not answer."""
+    try:
+        await asyncio.wait_for(owner.actor.ready.remote(), timeout_s)
+    except RayError as error:
+        log.warning("owner is gone", owner=owner.name, why=str(error))
+        return False
+    return True
 
-    with contextlib.suppress(RayError):
-        ray.kill(actor, no_restart=True)
+
+def _sweep(holders: set[str]) -> None:
+    """Ends the owners that drive nothing: the spares of a supervisor that is gone."""
+    for name in set(list_actors()) - holders:
+        cleanup_actor(name)

@@ -14,6 +14,7 @@ from claude_hitl_template.api import problems
 from claude_hitl_template.api.auth import Authenticator
 from claude_hitl_template.api.reading import (
     Body,
+    check_url,
     parse,
     query_choice,
     query_limit,
@@ -22,6 +23,8 @@ from claude_hitl_template.api.reading import (
     query_page,
     query_times,
     read_json,
+    read_number,
+    refuse_filters,
 )
 from claude_hitl_template.api.wire import (
     CreateSession,
@@ -33,7 +36,7 @@ from claude_hitl_template.api.wire import (
     session_wire,
 )
 from claude_hitl_template.errors import InvalidInput, NotFound, Unavailable
-from claude_hitl_template.events import EVENT_TYPES, ClientEvent, UserToolConfirmation
+from claude_hitl_template.events import EVENT_TYPES, FOREIGN_TYPES, ClientEvent, UserToolConfirmation
 from claude_hitl_template.models import (
     Agent,
     ApiKey,
@@ -43,7 +46,7 @@ from claude_hitl_template.models import (
     new_id,
     utcnow,
 )
-from claude_hitl_template.store.protocol import Store
+from claude_hitl_template.store.protocol import NOW, Store
 
 KEEP_ALIVE_S = 10.0
 PREVIEW_TYPES = ("agent.message", "agent.thinking")
@@ -71,12 +74,20 @@ class Service:
 
 def build_app(service: Service) -> FastAPI:
     """A FastAPI whose every failure is JSON in the protocol's shape; to be mounted, never merged into another."""
-    app = FastAPI(title="claude-hitl", version=str(service.facts.get("version", "")))
+    # No pages of documentation: they would be open to everyone, and load their scripts from elsewhere.
+    app = FastAPI(
+        title="claude-hitl",
+        version=str(service.facts.get("version", "")),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
     problems.install(app)
     authenticate = Authenticator(service.store, service.requests_per_minute)
     routes = _Routes(service)
     app.include_router(_open_routes(service))
-    app.include_router(routes.router, dependencies=[Depends(authenticate)])
+    # By the name that routes ask for it under, or it would run, and count the request, twice.
+    app.include_router(routes.router, dependencies=[Depends(_caller), Depends(check_url)])
     app.dependency_overrides[_caller] = authenticate
     return app
 
@@ -149,6 +160,7 @@ class _Routes:
         return session_wire(session)
 
     async def list_sessions(self, request: Request, caller: Caller) -> Any:
+        refuse_filters(request, "agent_version", "deployment_id", "memory_store_id")
         archived = request.query_params.get("include_archived", "false")
         page = await self._store.list_sessions(
             caller.id,
@@ -181,9 +193,9 @@ class _Routes:
 
     async def list_events(self, session_id: str, request: Request, caller: Caller) -> Any:
         types = query_list(request, "types")
-        unknown = sorted(set(types) - EVENT_TYPES)
+        unknown = sorted(set(types) - EVENT_TYPES - FOREIGN_TYPES)
         if unknown:
-            raise InvalidInput(f"{unknown[0]!r} is no event type of this service", "types")
+            raise InvalidInput(f"{unknown[0]!r} is no event type", "types")
         page = await self._store.list_events(
             session_id,
             caller.id,
@@ -224,16 +236,18 @@ class _Routes:
     ) -> AsyncIterator[str]:
         yield ": connected\n\n"
         previewed: set[str] = set()
+        position = NOW if wanted else None
         while True:
             try:
-                found, previews = await self._store.wait_events(
-                    session_id, key_id, after, timeout_s=KEEP_ALIVE_S, previews=bool(wanted)
+                found, previews, newest = await self._store.wait_events(
+                    session_id, key_id, after, timeout_s=KEEP_ALIVE_S, previews=position
                 )
             except NotFound:
                 yield _sse(
                     {"type": "session.deleted", "id": new_id("sevt"), "processed_at": utcnow().isoformat()}
                 )
                 return
+            position = newest if wanted else None
             for preview in previews:
                 if _wants(preview, wanted, previewed):
                     yield _sse(preview)
@@ -265,6 +279,9 @@ class _Routes:
         body = await self._body(request)
         if not isinstance(body, dict):
             raise InvalidInput("the body is a JSON object")
+        for name in ("type", "tool_use_id"):
+            if name in body:
+                raise InvalidInput("the address says which call is decided", name)
         said = {**body, "type": "user.tool_confirmation", "tool_use_id": approval.event_id}
         confirmation = parse(UserToolConfirmation, said)
         await self._store.send_events(
@@ -278,12 +295,16 @@ class _Routes:
 
     # -- agents, environments, the service itself
 
-    async def list_agents(self) -> Any:
+    async def list_agents(self, request: Request) -> Any:
+        _check_only_page(request)
         return {"data": [self._agent()], "next_page": None}
 
-    async def get_agent(self, agent_id: str) -> Any:
+    async def get_agent(self, agent_id: str, request: Request) -> Any:
         if agent_id != self._s.agent.id:
             raise NotFound(f"there is no agent {agent_id!r}")
+        version = parse(int, request.query_params.get("version", self._s.agent.version), "version")
+        if version != self._s.agent.version:
+            raise NotFound(f"agent {agent_id!r} has no version {version}")
         return self._agent()
 
     def _agent(self) -> dict[str, Any]:
@@ -292,7 +313,8 @@ class _Routes:
             **agent_wire(self._s.agent), "archived_at": None, "created_at": epoch, "updated_at": epoch, "metadata": {}
         }  # fmt: skip
 
-    async def list_environments(self) -> Any:
+    async def list_environments(self, request: Request) -> Any:
+        _check_only_page(request)
         return {"data": [environment_wire(self._s.environment)], "next_page": None}
 
     async def get_environment(self, environment_id: str) -> Any:
@@ -309,6 +331,12 @@ class _Routes:
         return JSONResponse({"still_running": await self._s.drain(min(max(grace_s, 0), 300))})
 
 
+def _check_only_page(request: Request) -> None:
+    query_limit(request)
+    if query_page(request) is not None:
+        raise InvalidInput("this is no cursor; everything is on the first page", "page")
+
+
 def _idempotency_key(request: Request) -> str:
     """The caller's, or one of our own: the store needs one to be told twice without acting twice."""
     given = request.headers.get("idempotency-key")
@@ -322,11 +350,12 @@ def _last_event_id(request: Request, newest: int) -> int:
     given = request.headers.get("last-event-id")
     if given is None:
         return newest
-    if not given.isdecimal() or int(given[:18]) > newest:
+    seq = read_number(given)
+    if seq is None or seq > newest:
         raise InvalidInput(
             "the id of an event of this stream, as it was sent; 0 for the beginning", "Last-Event-ID"
         )
-    return int(given)
+    return seq
 
 
 def _wants(preview: dict[str, Any], wanted: frozenset[str], opened: set[str]) -> bool:

@@ -59,7 +59,7 @@ class Gate:
         workspace: Path,
         is_plan_folder: Callable[[Path], bool],
         hot_window_s: float,
-        on_overdue: Callable[[], Awaitable[None]],
+        on_overdue: Callable[[ToolUse], Awaitable[None]],
     ) -> None:
         self._store, self._session, self._workspace = store, session, workspace
         self._is_plan_folder = is_plan_folder
@@ -77,8 +77,7 @@ class Gate:
 
     def classify(self, use: ToolUse) -> Call:
         """The policy's word on a call: a remembered rule counts as the human's recorded decision."""
-        own = self._evaluate(use, remembered=False)
-        effective = self._evaluate(use, remembered=True)
+        own, effective = self._evaluations(use)
         standing = (
             effective.source if (own.verdict, effective.verdict) == (Verdict.ask, Verdict.allow) else None
         )
@@ -113,6 +112,11 @@ class Gate:
 
     def knows(self, call_id: str) -> bool:
         return call_id in self._committed or call_id in self._approvals
+
+    def tool_name(self, call_id: str) -> str:
+        """ "" for a call that has no approval."""
+        approval = self._approvals.get(call_id)
+        return approval.tool_name if approval else ""
 
     def waiting(self) -> list[Approval]:
         """Those that had not begun when last looked at."""
@@ -167,9 +171,14 @@ class Gate:
 
     # -- how it decides
 
-    def _evaluate(self, use: ToolUse, *, remembered: bool) -> Evaluation:
-        policy = self._session.effective_policy() if remembered else self._session.agent.policy
-        return evaluate(policy, use.name, use.input, self._workspace)
+    def _evaluations(self, use: ToolUse) -> tuple[Evaluation, Evaluation]:
+        """By the agent's policy alone, and with what humans asked to be remembered."""
+        if self._is_plan_file(use):
+            draft = Evaluation(Verdict.allow, "the draft of a plan")
+            return draft, draft
+        policies = self._session.agent.policy, self._session.effective_policy()
+        own, effective = (evaluate(p, use.name, use.input, self._workspace) for p in policies)
+        return own, effective
 
     def _is_plan_file(self, use: ToolUse) -> bool:
         """Plan mode keeps its draft in the CLI's own folder, outside the workspace; the plan itself is asked about."""
@@ -187,7 +196,7 @@ class Gate:
         deadline = time.monotonic() + REGISTER_TIMEOUT_S
         while not self.knows(use.call_id):
             if not await self._change_before(deadline):
-                await self._on_overdue()
+                await self._on_overdue(use)
                 deadline = time.monotonic() + REGISTER_TIMEOUT_S
 
     async def _decided(self, approval: Approval) -> bool:

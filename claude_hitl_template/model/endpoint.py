@@ -7,7 +7,7 @@ as they come, and the upstream's call is cancelled as soon as the client is gone
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -199,19 +199,21 @@ def _unreachable(error: httpx.TransportError) -> Answer:
     return _error(529, f"the model's service cannot be reached ({kind})")
 
 
-def build_router(upstream: Upstream, verify: Callable[[str], None]) -> APIRouter:
+def build_router(upstream: Upstream, verify: Callable[[str], Awaitable[None]]) -> APIRouter:
     """The routes that the Claude Code CLI calls under its ANTHROPIC_BASE_URL.
 
     `verify` gets what the client sent as its API key, or as bearer token, and raises Unauthorized if it may
-    not call the model; the client then gets a 401.
+    not call the model. The client then gets a 403: after a 401 the CLI asks again for minutes.
     """
     router = APIRouter()
 
     async def relay(request: Request) -> Response:
         try:
-            verify(_token(request))
+            await verify(_token(request))
         except Unauthorized as error:
-            return JSONResponse(_problem(401, error.message), 401)
+            return JSONResponse(_problem(403, error.message), 403)
+        except Unavailable as error:
+            return JSONResponse(_problem(529, error.message), 529)
         path = COUNT_TOKENS if request.url.path.endswith(COUNT_TOKENS) else MESSAGES
         return _Relay(upstream, path, request)
 

@@ -1,17 +1,15 @@
 """What the three groups of the Store's rules share: transactions, time, waking, cursors."""
 
-import asyncio
 import base64
 import binascii
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
 
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.models import Session
 from claude_hitl_template.store.backend import Backend, Tx
-from claude_hitl_template.store.signals import Signals
+from claude_hitl_template.store.signals import Previews, Signals
 from claude_hitl_template.store.unit import SessionUnit
 
 SUPERVISED = "supervised"
@@ -19,6 +17,10 @@ SUPERVISED = "supervised"
 
 def log_topic(session_id: str) -> str:
     return f"log:{session_id}"
+
+
+def preview_topic(session_id: str) -> str:
+    return f"preview:{session_id}"
 
 
 def wake_topic(session_id: str) -> str:
@@ -29,7 +31,7 @@ class StoreBase:
     def __init__(self, backend: Backend, clock: Callable[[], datetime]) -> None:
         self._backend, self._clock = backend, clock
         self._signals = Signals()
-        self._previews: dict[str, list[asyncio.Queue[dict[str, Any]]]] = {}
+        self._previews = Previews()
 
     @asynccontextmanager
     async def _changing(
@@ -48,6 +50,8 @@ class StoreBase:
         self._announce(before, after)
 
     def _announce(self, before: Session | None, after: Session) -> None:
+        if after.lease is None:
+            self._previews.forget(after.id)
         if before is None or after.next_seq != before.next_seq:
             self._signals.notify(log_topic(after.id))
         if before is None or after.wakes != before.wakes or after.epoch != before.epoch:

@@ -1,6 +1,6 @@
 """The Store's rules for clients: sessions, what they send, what they read, what they decide."""
 
-import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,9 +27,10 @@ from claude_hitl_template.store.base import (
     decode_time_cursor,
     encode_cursor,
     log_topic,
+    preview_topic,
 )
 from claude_hitl_template.store.decisions import confirm
-from claude_hitl_template.store.protocol import Inbound, Order, TimeRange
+from claude_hitl_template.store.protocol import NOW, Inbound, Order, TimeRange
 from claude_hitl_template.store.unit import SessionUnit
 
 MAX_METADATA_PAIRS = 16  # the wire protocol's own limit
@@ -213,21 +214,21 @@ class ClientRules(StoreBase):
         return (await self.get_session(session_id, key_id)).next_seq - 1
 
     async def wait_events(
-        self, session_id: str, key_id: str, after: int, *, timeout_s: float, previews: bool = False
-    ) -> tuple[list[Event], list[dict[str, Any]]]:
-        deltas: asyncio.Queue[dict[str, Any]] | None = None
-        with self._signals.listen(log_topic(session_id)) as listener:
-            if previews:
-                deltas = asyncio.Queue()
-                self._previews.setdefault(session_id, []).append(deltas)
-            try:
+        self, session_id: str, key_id: str, after: int, *, timeout_s: float, previews: int | None = None
+    ) -> tuple[list[Event], list[dict[str, Any]], int]:
+        deadline = time.monotonic() + timeout_s
+        topics = (
+            [log_topic(session_id)]
+            if previews is None
+            else [log_topic(session_id), preview_topic(session_id)]
+        )
+        start = self._previews.after(session_id, None)[1] if previews == NOW else previews
+        with self._signals.listen(*topics) as listener:
+            while True:
                 found = await self._events_after(session_id, key_id, after)
-                if not found and await listener.wait(timeout_s):
-                    found = await self._events_after(session_id, key_id, after)
-                return found, _drain(deltas)
-            finally:
-                if deltas is not None:
-                    self._forget_previews(session_id, deltas)
+                deltas, position = self._previews.after(session_id, start)
+                if found or deltas or not await listener.wait(max(deadline - time.monotonic(), 0)):
+                    return found, deltas, position
 
     async def _events_after(self, session_id: str, key_id: str, after: int) -> list[Event]:
         async with self._reading() as tx:
@@ -235,12 +236,6 @@ class ClientRules(StoreBase):
             return await tx.events(
                 session_id, after=after, limit=500, order="asc", types=(), created=TimeRange()
             )
-
-    def _forget_previews(self, session_id: str, deltas: "asyncio.Queue[dict[str, Any]]") -> None:
-        listening = self._previews[session_id]
-        listening.remove(deltas)
-        if not listening:
-            del self._previews[session_id]
 
     async def list_approvals(
         self,
@@ -352,10 +347,3 @@ async def _earlier_reply(tx: Tx, key_id: str, idempotency_key: str | None, reque
 async def _remember_reply(tx: Tx, key_id: str, idempotency_key: str | None, request: str, reply: Any) -> None:
     if idempotency_key is not None:
         await tx.remember_reply(key_id, idempotency_key, request, reply)
-
-
-def _drain(queue: "asyncio.Queue[dict[str, Any]] | None") -> list[dict[str, Any]]:
-    drained: list[dict[str, Any]] = []
-    while queue is not None and not queue.empty():
-        drained.append(queue.get_nowait())
-    return drained

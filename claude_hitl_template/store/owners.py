@@ -19,7 +19,7 @@ from claude_hitl_template.models import (
     Usage,
     new_id,
 )
-from claude_hitl_template.store.base import StoreBase, log_topic, wake_topic
+from claude_hitl_template.store.base import StoreBase, preview_topic, wake_topic
 from claude_hitl_template.store.protocol import Call, TranscriptKey
 from claude_hitl_template.store.unit import SessionUnit
 
@@ -172,15 +172,10 @@ class OwnerRules(StoreBase):
             unit.set(lease=None, interrupted=False)
         return True
 
-    async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> bool:
+    async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> None:
         """The epoch is not looked up: a preview is not stored, and the event that follows is fenced."""
-        listening = self._previews.get(session_id, [])
-        for queue in listening:
-            for delta in deltas:
-                queue.put_nowait(dict(delta))
-        if listening:
-            self._signals.notify(log_topic(session_id))
-        return bool(listening)
+        self._previews.add(session_id, deltas)
+        self._signals.notify(preview_topic(session_id))
 
     async def append_transcript(
         self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], *, epoch: int | None = None

@@ -35,6 +35,7 @@ from claude_hitl_template.models import (
 )
 
 type Order = Literal["asc", "desc"]
+NOW = -1  # the position of previews that are still to come
 type Inbound = UserMessage | UserInterrupt | UserToolConfirmation
 
 
@@ -157,12 +158,12 @@ class Store(Protocol):
     ) -> Page[Event]: ...
 
     async def wait_events(
-        self, session_id: str, key_id: str, after: int, *, timeout_s: float, previews: bool = False
-    ) -> tuple[list[Event], list[dict[str, Any]]]:
-        """Events with seq > `after`, as soon as there are any; ([], []) after `timeout_s`.
+        self, session_id: str, key_id: str, after: int, *, timeout_s: float, previews: int | None = None
+    ) -> tuple[list[Event], list[dict[str, Any]], int]:
+        """Events with seq > `after`, as soon as there are any; none after `timeout_s`.
 
-        With `previews`, also returns as soon as there are deltas of an event in the making. Raises NotFound when the
-        session is deleted meanwhile.
+        With `previews`, also as soon as there are deltas of events in the making behind that position: NOW at first,
+        then the position that came back. Raises NotFound when the session is deleted meanwhile.
         """
         ...
 
@@ -272,8 +273,8 @@ class Store(Protocol):
         """Gives the lease up, unless there is work: then False, and the owner goes on."""
         ...
 
-    async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> bool:
-        """Passes deltas of an event in the making to whoever streams; nothing is stored. False: nobody listens."""
+    async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> None:
+        """Passes deltas of an event in the making to whoever streams; nothing is stored."""
         ...
 
     async def append_transcript(

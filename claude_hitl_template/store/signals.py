@@ -1,7 +1,12 @@
-"""Waking those who wait for a change, inside one process."""
+"""Waking those who wait for a change, and what is shown before it is committed: inside one process."""
 
 import asyncio
-from collections import defaultdict
+import itertools
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PREVIEWS_KEPT = 1000  # of one session; who streams is rarely more than a few behind
 
 
 class Signals:
@@ -15,32 +20,31 @@ class Signals:
     def version(self) -> int:
         return self._version
 
-    def listeners(self, topic: str) -> int:
-        return len(self._waiting.get(topic, ()))
-
     def notify(self, topic: str) -> None:
         self._version += 1
         for event in self._waiting.get(topic, ()):
             event.set()
 
-    def listen(self, topic: str) -> "Listener":
-        return Listener(self._waiting, topic)
+    def listen(self, *topics: str) -> "Listener":
+        return Listener(self._waiting, topics)
 
 
 class Listener:
     """Register first, look at the store second, wait third: so that no change falls between."""
 
-    def __init__(self, waiting: defaultdict[str, set[asyncio.Event]], topic: str) -> None:
-        self._waiting, self._topic, self._event = waiting, topic, asyncio.Event()
+    def __init__(self, waiting: defaultdict[str, set[asyncio.Event]], topics: Sequence[str]) -> None:
+        self._waiting, self._topics, self._event = waiting, topics, asyncio.Event()
 
     def __enter__(self) -> "Listener":
-        self._waiting[self._topic].add(self._event)
+        for topic in self._topics:
+            self._waiting[topic].add(self._event)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._waiting[self._topic].discard(self._event)
-        if not self._waiting[self._topic]:
-            del self._waiting[self._topic]
+        for topic in self._topics:
+            self._waiting[topic].discard(self._event)
+            if not self._waiting[topic]:
+                del self._waiting[topic]
 
     async def wait(self, timeout_s: float) -> bool:
         """True when notified, False after `timeout_s`. May be called again."""
@@ -50,3 +54,27 @@ class Listener:
             return False
         self._event.clear()
         return True
+
+
+class Previews:
+    """Deltas of events in the making, numbered across sessions, so that a stream goes on where it was."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._newest = 0
+        self._kept: dict[str, deque[tuple[int, dict[str, Any]]]] = {}
+
+    def add(self, session_id: str, deltas: Sequence[Mapping[str, Any]]) -> None:
+        kept = self._kept.setdefault(session_id, deque(maxlen=PREVIEWS_KEPT))
+        for delta in deltas:
+            self._newest = next(self._numbers)
+            kept.append((self._newest, dict(delta)))
+
+    def after(self, session_id: str, position: int | None) -> tuple[list[dict[str, Any]], int]:
+        """The deltas behind `position`, and the position to ask from next; none for None, which is the present."""
+        if position is None:
+            return [], self._newest
+        return [d for number, d in self._kept.get(session_id, ()) if number > position], self._newest
+
+    def forget(self, session_id: str) -> None:
+        self._kept.pop(session_id, None)

@@ -90,7 +90,7 @@ class Turn:
 
 @pytest.fixture(scope="module")
 async def url() -> AsyncIterator[str]:
-    def verify(token: str) -> None:
+    async def verify(token: str) -> None:
         if tokens.check(SECRET, token) != ("sesn_1", 1):
             raise Unauthorized("not this session's token")
 
@@ -302,7 +302,7 @@ async def test_a_wrong_token_gets_no_answer(cli: Cli):
     turn = await cli.turn("Hello", env={"ANTHROPIC_API_KEY": TOKEN + "0", "CLAUDE_CODE_MAX_RETRIES": "0"})
 
     assert turn.result.is_error
-    assert "401" in turn.texts[-1]
+    assert "403" in turn.texts[-1]
 
 
 async def test_the_context_command_can_count_tokens(cli: Cli):

@@ -17,7 +17,7 @@ from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
 from claude_hitl_template.model.endpoint import OfflineUpstream, build_router
 from claude_hitl_template.model.offline import Scenarios
-from claude_hitl_template.models import Agent, Environment, Event, Session
+from claude_hitl_template.models import Agent, ApprovalState, Environment, Event, Session
 from claude_hitl_template.policy import PermissionPolicy, Rule
 from claude_hitl_template.session import Limits, SessionRunner
 from claude_hitl_template.store.core import CoreStore
@@ -27,10 +27,14 @@ KEY = "key_test"
 WAIT_S = 60
 
 
+async def _anyone(_token: str) -> None:
+    """Any token will do."""
+
+
 @pytest.fixture(scope="module")
 async def model_url() -> AsyncIterator[str]:
     app = FastAPI()
-    app.include_router(build_router(OfflineUpstream(Scenarios.load()), lambda _token: None))
+    app.include_router(build_router(OfflineUpstream(Scenarios.load()), _anyone))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -235,3 +239,90 @@ async def test_a_question_is_answered_by_a_human(tmp_path: Path, model_url: str)
     assert (await h.until_idle())["type"] == "end_turn"
     results = await h.log("agent.tool_result")
     assert asked[0]["options"][0]["label"] in str(results[-1].payload["content"])
+
+
+async def test_a_plan_is_accepted_while_parked_and_then_carried_out(tmp_path: Path, model_url: str):
+    h = await house(tmp_path, model_url, "Make a plan first")
+    kinds: list[str] = []
+    for _ in range(6):
+        await h.drive()
+        stop = await h.until_idle()
+        if stop["type"] != "requires_action":
+            break
+        waiting = (await h.store.list_approvals(KEY, limit=10, states=[ApprovalState.PENDING])).data
+        kinds += [f"{a.kind} {a.tool_name}" for a in waiting]
+        assert all("planned.txt" in a.input["plan"] for a in waiting if a.kind == "plan")
+        for event_id in stop["event_ids"]:
+            await h.confirm(event_id)
+    assert kinds == ["plan ExitPlanMode", "tool Write"]
+    assert (h.workspace / "planned.txt").exists()
+    assert (await h.store.get_session(h.session.id)).agent.permission_mode == "default"
+
+
+async def test_a_plan_that_is_sent_back_is_not_carried_out(tmp_path: Path, model_url: str):
+    h = await house(tmp_path, model_url, "Make a plan first")
+    await h.drive()
+    stop = await h.until_idle()
+    await h.confirm(stop["event_ids"][0], "deny", deny_message="say why first")
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    assert "say why first" in await h.said()
+    assert not (h.workspace / "planned.txt").exists()
+    assert (await h.store.get_session(h.session.id)).agent.permission_mode == "plan"
+
+
+async def test_what_is_remembered_is_not_asked_again_and_nothing_else_is_allowed(
+    tmp_path: Path, model_url: str
+):
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting")
+    await h.drive()
+    await h.confirm((await h.until_idle())["event_ids"][0], remember=True)
+    await h.drive()
+    (h.workspace / "hello.txt").unlink()
+    await h.send(user("Write hello.txt with a greeting"))
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    assert (h.workspace / "hello.txt").exists()
+    await h.send(user("Run a command"))
+    await h.drive()
+    assert (await h.until_idle())["type"] == "requires_action"
+    second = (await h.store.list_approvals(KEY, limit=10)).data[1]
+    assert second.decision is not None
+    assert second.decision.decided_by.startswith("rule:")
+
+
+async def test_a_call_that_nobody_decided_on_in_time_never_runs(tmp_path: Path, model_url: str):
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting")
+    h.limits = Limits(hot_window_s=0, idle_timeout_s=0, approval_ttl_s=0)
+    await h.drive()
+    await h.until_idle()
+    assert await h.store.expire_due() == 1
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    assert "nobody decided" in (await h.said()).lower()
+    assert not (h.workspace / "hello.txt").exists()
+
+
+async def test_calls_of_an_answer_that_was_cut_off_wait_for_a_human_too(tmp_path: Path, model_url: str):
+    prompt = (
+        "```scenario\n"
+        "- text: Two calls, and the line breaks in the second.\n"
+        "  tools:\n"
+        "    - {name: Bash, input: {command: 'echo ran >> first.txt'}}\n"
+        "    - {name: Bash, input: {command: 'echo ran >> second.txt'}}\n"
+        "  error: {status: malformed}\n"
+        "- text: Done.\n"
+        "```"
+    )
+    h = await house(tmp_path, model_url, prompt)
+    await h.drive()
+    for _ in range(4):
+        stop = await h.until_idle()
+        if stop["type"] != "requires_action":
+            break
+        assert not (h.workspace / "first.txt").exists()
+        for event_id in stop["event_ids"]:
+            await h.confirm(event_id)
+        await h.drive()
+    assert (h.workspace / "first.txt").read_text() == "ran\n"
+    assert not (h.workspace / "second.txt").exists()

@@ -25,7 +25,7 @@ from claude_hitl_template.models import Agent, Approval, ApprovalState, Environm
 from claude_hitl_template.store.base import encode_cursor
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
-from claude_hitl_template.store.protocol import Call, TimeRange, TranscriptKey
+from claude_hitl_template.store.protocol import NOW, Call, TimeRange, TranscriptKey
 
 KEY, OTHER = "key_1", "key_2"
 S = ApprovalState
@@ -1123,32 +1123,40 @@ async def test_waiting_for_events_ends_at_a_commit(store: CoreStore):
     await asyncio.sleep(0.05)
     assert not waiting.done()
     await store.commit(session_id, 1, [events.agent_message("a1", "hi")])
-    found, deltas = await asyncio.wait_for(waiting, 5)
+    found, deltas, _ = await asyncio.wait_for(waiting, 5)
     assert ([e.id for e in found], deltas) == (["a1"], [])
 
 
 async def test_waiting_for_events_returns_what_is_there(store: CoreStore):
     session_id = await begun(store)
-    found, _ = await asyncio.wait_for(store.wait_events(session_id, KEY, 0, timeout_s=30), 5)
+    found, _, _ = await asyncio.wait_for(store.wait_events(session_id, KEY, 0, timeout_s=30), 5)
     assert found == await log(store, session_id)
 
 
 async def test_waiting_for_events_ends_empty_in_time(store: CoreStore):
     session_id = await begun(store)
     last, start = await store.last_seq(session_id, KEY), time.monotonic()
-    assert await store.wait_events(session_id, KEY, last, timeout_s=0.05) == ([], [])
+    assert await store.wait_events(session_id, KEY, last, timeout_s=0.05) == ([], [], 0)
     assert 0.04 < time.monotonic() - start < 5
 
 
-async def test_previews_reach_only_who_asks(store: CoreStore):
+async def test_previews_reach_only_who_asks_and_none_is_lost_between_two_calls(store: CoreStore):
     session_id = await begun(store)
-    assert await store.preview(session_id, 1, [{"d": 0}]) is False
+    await store.preview(session_id, 1, [{"d": 0}])
     last = await store.last_seq(session_id, KEY)
-    waiting = asyncio.create_task(store.wait_events(session_id, KEY, last, timeout_s=30, previews=True))
+    waiting = asyncio.create_task(store.wait_events(session_id, KEY, last, timeout_s=30, previews=NOW))
+    without = asyncio.create_task(store.wait_events(session_id, KEY, last, timeout_s=0.3))
     await asyncio.sleep(0.05)
-    assert await store.preview(session_id, 1, [{"d": 1}, {"d": 2}]) is True
-    assert await asyncio.wait_for(waiting, 5) == ([], [{"d": 1}, {"d": 2}])
-    assert await store.preview(session_id, 1, [{"d": 3}]) is False
+    await store.preview(session_id, 1, [{"d": 1}, {"d": 2}])
+    found, deltas, position = await asyncio.wait_for(waiting, 5)
+    assert (found, deltas) == ([], [{"d": 1}, {"d": 2}])
+    await store.preview(session_id, 1, [{"d": 3}])
+    again = store.wait_events(session_id, KEY, last, timeout_s=30, previews=position)
+    assert (await asyncio.wait_for(again, 5))[1] == [{"d": 3}]
+    assert (await without)[:2] == ([], [])
+    await store.end_turn(session_id, 1, [], end_id="e", usage=Usage(), stop_reason=events.END_TURN)
+    await store.release(session_id, 1)
+    assert (await store.wait_events(session_id, KEY, last + 9, timeout_s=0, previews=0))[1] == []
 
 
 async def test_a_decision_wakes_the_owner(store: CoreStore):

@@ -21,7 +21,7 @@ TOKEN = "hitl-session-s.1.abc"
 ASK = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "tools": [{"name": "Bash"}]}
 
 
-def verify(token: str) -> None:
+async def verify(token: str) -> None:
     if token != TOKEN:
         raise Unauthorized("not a valid session token")
 
@@ -157,9 +157,9 @@ async def test_without_a_valid_token_nothing_reaches_the_upstream(path: str, hea
         del client.headers["x-api-key"]
         response = await client.post(path, json=ASK, headers=headers)
 
-    assert response.status_code == 401
+    assert response.status_code == 403
     assert response.json()["type"] == "error"
-    assert response.json()["error"]["type"] == "authentication_error"
+    assert response.json()["error"]["type"] == "permission_error"
     assert fake.url == ""
 
 
