@@ -62,6 +62,7 @@ CONTINUE = (
 DECIDED = (
     "A human has decided on calls that were held. Issue each allowed call again, exactly as given, to run it."
 )
+REFUSED = "These were refused, and must not be issued again:"
 
 # What a client may send ------------------------------------------------------------------------------------------
 

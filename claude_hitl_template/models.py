@@ -127,6 +127,7 @@ class Session(Frozen):
     interrupted: bool = False
     recoveries: int = 0
     wakes: int = 0
+    untold: tuple[str, ...] = ()  # ids of held approvals that were refused, which the model was not told yet
     last_end: str | None = None  # id of the last end_turn, which may be repeated
     rules: tuple[Rule, ...] = ()
     usage: Usage = Usage()
@@ -261,8 +262,9 @@ class Page[T](BaseModel):
 
 
 class Snapshot(Frozen):
-    """All that a session's owner needs to know to go on: its session, what is queued, which calls are open;
-    `turn_event` is the user.message of a turn that was begun.
+    """All that a session's owner needs to know to go on: its session, what is queued, which calls are open.
+
+    `turn_event` is the user.message of a turn that was begun; `untold` the refused calls of `session.untold`.
 
     `session.wakes` is its version: hand it to `wait_session` to be woken by the next change.
     """
@@ -271,6 +273,7 @@ class Snapshot(Frozen):
     turn_event: "Event | None"
     queued: tuple["Event", ...]
     approvals: tuple[Approval, ...]
+    untold: tuple[Approval, ...]
 
 
 class Event(Frozen):

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -31,6 +31,7 @@ from claude_hitl_template.claude.engine import (
     TurnEnd,
 )
 from claude_hitl_template.claude.gate import Gate
+from claude_hitl_template.claude.lost_calls import deferral, unanswered
 from claude_hitl_template.errors import EngineError, HitlError, StaleOwner
 from claude_hitl_template.events import Draft
 from claude_hitl_template.models import (
@@ -50,6 +51,7 @@ RENEW_S = (
 )
 REPLAY_TIMEOUT_S = 20.0  # a resumed CLI asks for its deferred call within half a second, or not at all
 UNAVAILABLE_PAUSE_S = 0.5
+ANSWERABLE = (ApprovalState.PENDING, ApprovalState.ALLOWED, ApprovalState.DENIED, ApprovalState.EXPIRED)
 PLAN_MODES: dict[str, PermissionMode] = {"EnterPlanMode": "plan", "ExitPlanMode": "default"}
 
 
@@ -200,20 +202,20 @@ class SessionRunner:
 
     async def _begin_turn(self) -> None:
         """Makes the engine do the first thing there is to do."""
-        now, session = self._now, self._now.session
         self._gate.new_turn()
         self._turn = _Turn()
         fresh = self._engine is None
         resumed = await self._start_engine() if fresh else False
+        now, session = self._now, self._now.session
         engine = self._running_engine()
         decided = [a for a in now.approvals if a.held and a.state is ApprovalState.ALLOWED and not a.reminded]
         if fresh and resumed and session.deferred:
             return  # the CLI asks for the deferred call by itself
         if now.turn_event is not None:
             await self._go_on_with(engine, resumed, now.turn_event.id, now.turn_event.payload["content"])
-        elif decided:
-            await self._store.remind(self._id, self._epoch, [a.id for a in decided])
-            await engine.say(str(uuid.uuid4()), events.text_blocks(_reminder(decided)))
+        elif decided or now.untold:
+            await self._store.remind(self._id, self._epoch, [a.id for a in (*decided, *now.untold)])
+            await engine.say(str(uuid.uuid4()), events.text_blocks(_reminder(decided, now.untold)))
         elif now.queued:
             event = now.queued[0]
             await self._store.begin_turn(self._id, self._epoch, event.id)
@@ -245,8 +247,11 @@ class SessionRunner:
 
     async def _start_engine(self) -> bool:
         """Returns whether a transcript was resumed."""
+        transcript = await self._store.load_transcript(self._transcript_key())
+        resume = transcript is not None
+        if self._now.session.turn is not None and self._now.session.deferred is None:
+            await self._take_up_lost_calls(transcript or [])
         session = self._now.session
-        resume = await self._store.load_transcript(self._transcript_key()) is not None
         self._gate = self._new_gate(session)
         self._gate.update(session, self._now.approvals)
         if session.deferred is not None:
@@ -258,6 +263,22 @@ class SessionRunner:
         self._heard = asyncio.Queue()
         self._hearing = asyncio.create_task(self._hear(engine, self._heard))
         return resume
+
+    async def _take_up_lost_calls(self, transcript: Sequence[Mapping[str, Any]]) -> None:
+        """The last owner died in this turn. The first call it left waiting is asked for again; the model is told of
+        the others once they are decided, as of any held call."""
+        session = self._now.session
+        found = [await self._store.find_approval(self._id, self._epoch, c) for c in unanswered(transcript)]
+        asked = [a.call_id for a in found if a and a.state in ANSWERABLE]
+        waiting = [a.call_id for a in self._now.approvals if a.state in ANSWERABLE]
+        again = asked[0] if asked else None
+        for call_id in {*asked, *waiting} - {again}:
+            await self._store.hold(self._id, self._epoch, call_id)
+        entry = deferral(transcript, again, utcnow()) if again else None
+        if again and entry:
+            await self._store.append_transcript(self._transcript_key(), [entry], epoch=session.epoch)
+            await self._store.defer(self._id, self._epoch, again)
+        await self._look_at(await self._store.snapshot(self._id, self._epoch))
 
     async def _hear(self, engine: Engine, heard: "asyncio.Queue[EngineEvent | Exception]") -> None:
         try:
@@ -440,9 +461,18 @@ def _message_uuid(event_id: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"claude-hitl:{event_id}"))
 
 
-def _reminder(decided: Sequence[Approval]) -> str:
-    lines = [json.dumps({"name": a.tool_name, "input": a.input}, ensure_ascii=False) for a in decided]
-    return "\n".join((events.DECIDED, *lines))
+def _reminder(allowed: Sequence[Approval], refused: Sequence[Approval]) -> str:
+    def line(approval: Approval, **more: str) -> str:
+        return json.dumps({"name": approval.tool_name, "input": approval.input, **more}, ensure_ascii=False)
+
+    told = [
+        line(a, refused=(a.decision and a.decision.deny_message) or "no reason was given") for a in refused
+    ]
+    return "\n".join((
+        events.DECIDED,
+        *(map(line, allowed)),
+        *([events.REFUSED, *told] if told else []),
+    ))  # fmt: skip
 
 
 def _request_end(event: RequestEnd) -> Draft:

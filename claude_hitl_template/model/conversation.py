@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from claude_hitl_template.events import CONTINUE, DECIDED
+from claude_hitl_template.events import CONTINUE, DECIDED, REFUSED
 
 HELD_MARKER = "held: another call of this batch waits for a human"
 """In the result of a call that was put off because an earlier call of its batch waits for a decision."""
@@ -112,7 +112,7 @@ def read(messages: Iterable[dict[str, Any]]) -> Conversation:
         ]
         said = _said(role, blocks)
         if said.startswith(DECIDED):
-            results += [ToolResult(call, HELD_MARKER, is_error=True) for call in _decided(said)]
+            results += _decided(said)
         elif said and not said.startswith(CONTINUE):
             prompt, step, cut_off = said, 0, False
             # A prompt ends what came before; one sent while the model works leaves held calls standing.
@@ -150,12 +150,19 @@ def _result(block: dict[str, Any], calls: dict[str, ToolUse]) -> ToolResult:
     return ToolResult(call, _without_reminders(_text(block.get("content"))), bool(block.get("is_error")))
 
 
-def _decided(said: str) -> list[ToolUse]:
-    """The calls that a reminder names, one JSON object a line."""
+def _decided(said: str) -> list[ToolResult]:
+    """What a reminder says of held calls, one JSON object a line: to be issued again, or refused."""
     try:
-        named = [json.loads(line) for line in said.splitlines()[1:]]
-        return [ToolUse(str(call["name"]), dict(call["input"])) for call in named]
-    except (ValueError, TypeError, KeyError):  # somebody else's words that begin alike
+        named = [json.loads(line) for line in said.splitlines()[1:] if line != REFUSED]
+        return [
+            ToolResult(
+                ToolUse(str(call["name"]), dict(call["input"])),
+                str(call.get("refused", HELD_MARKER)),
+                is_error=True,
+            )
+            for call in named
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError):  # somebody else's words that begin alike
         return []
 
 

@@ -44,6 +44,8 @@ async def _decide(
         )
     else:
         decided = approval.to(ApprovalState.DENIED, decision=decision, closed_at=unit.now)
+        if approval.held:
+            unit.tell_later(approval)
     await unit.tx.put_approval(decided)
     if decision.remember is not None and decision.remember not in unit.session.rules:
         unit.set(rules=(*unit.session.rules, decision.remember))

@@ -31,11 +31,13 @@ class OwnerRules(StoreBase):
         async with self._reading() as tx:
             unit = await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
             turn = unit.session.turn
+            untold = [await tx.approval(approval_id) for approval_id in unit.session.untold]
             return Snapshot(
                 session=unit.session,
                 turn_event=await tx.event(session_id, turn) if turn else None,
                 queued=tuple(await tx.queued(session_id)),
                 approvals=tuple(await tx.open_approvals(session_id)),
+                untold=tuple(approval for approval in untold if approval),
             )
 
     async def find_approval(self, session_id: str, epoch: int, call_id: str) -> Approval | None:
@@ -130,6 +132,8 @@ class OwnerRules(StoreBase):
             approval = await unit.tx.approval_of_call(session_id, call_id)
             if approval is not None and not approval.held:
                 await unit.tx.put_approval(approval.but(held=True))
+                if approval.state in (ApprovalState.DENIED, ApprovalState.EXPIRED):
+                    unit.tell_later(approval)
 
     async def defer(self, session_id: str, epoch: int, call_id: str) -> None:
         async with self._changing(session_id, epoch=epoch) as unit:
@@ -137,6 +141,7 @@ class OwnerRules(StoreBase):
 
     async def remind(self, session_id: str, epoch: int, approval_ids: Sequence[str]) -> None:
         async with self._changing(session_id, epoch=epoch) as unit:
+            unit.set(untold=tuple(i for i in unit.session.untold if i not in approval_ids))
             for approval_id in approval_ids:
                 approval = await unit.tx.approval(approval_id)
                 if approval is not None and approval.session_id == session_id:
@@ -222,6 +227,7 @@ async def _open(
     if held is not None:
         adopted = held.but(call_id=call.call_id, held=False)
         await unit.tx.put_approval(adopted)
+        unit.set(untold=tuple(i for i in unit.session.untold if i != adopted.id))
         return adopted
     approval = Approval(
         id=new_id("appr"),
@@ -253,10 +259,12 @@ def _by_rule(unit: SessionUnit, approval: Approval, rule: str) -> Approval:
 
 
 async def _held_twin(unit: SessionUnit, call: Call) -> Approval | None:
-    """A held approval of the identical call. Denials are not spent: the model may ask again, and a human answers anew."""
-    for approval in await unit.open_approvals():
-        identical = approval.tool_name == call.tool_name and approval.digest == call.digest
-        if approval.held and identical and approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED):
+    """A held approval of the identical call, decided or not: what was said of it is the answer, once."""
+    refused = [await unit.tx.approval(approval_id) for approval_id in unit.session.untold]
+    for approval in [*await unit.open_approvals(), *refused]:
+        if approval is None or not approval.held or approval.state is ApprovalState.CLAIMED:
+            continue
+        if approval.tool_name == call.tool_name and approval.digest == call.digest:
             return approval
     return None
 
@@ -265,7 +273,7 @@ async def _finish(unit: SessionUnit, stop_reason: dict[str, Any]) -> None:
     """The turn is over: what is asked still waits, what was decided and reminded of in vain is superseded."""
     unit.set(turn=None, deferred=None)
     interrupted = unit.session.interrupted
-    unit.set(interrupted=False)
+    unit.set(interrupted=False, untold=() if interrupted else unit.session.untold)
     left: list[Approval] = []
     for approval in await unit.open_approvals():
         if approval.state is ApprovalState.CLAIMED:
@@ -279,7 +287,7 @@ async def _finish(unit: SessionUnit, stop_reason: dict[str, Any]) -> None:
     pending = [a.event_id for a in left if a.state is ApprovalState.PENDING]
     if pending:
         await unit.idle(events.requires_action(pending))
-    elif left or await unit.tx.queued(unit.session.id):
+    elif left or unit.session.untold or await unit.tx.queued(unit.session.id):
         await unit.run()
     elif (unit.session.status, unit.session.stop_reason) != ("idle", stop_reason):
         await unit.idle(stop_reason)

@@ -1,9 +1,11 @@
 """The Store's rules for the supervisor: leases, recovery, time."""
 
+import contextlib
 import time
 
 from claude_hitl_template import events
-from claude_hitl_template.models import ApprovalState, Session
+from claude_hitl_template.errors import NotFound
+from claude_hitl_template.models import Approval, ApprovalState, Session
 from claude_hitl_template.store.base import SUPERVISED, StoreBase
 
 
@@ -55,15 +57,23 @@ class SupervisorRules(StoreBase):
     async def expire_due(self) -> int:
         async with self._reading() as tx:
             due = await tx.due_approvals(self._clock())
+        expired = 0
         for found in due:
-            async with self._changing(found.session_id) as unit:
-                approval = await unit.tx.approval(found.id)
-                if approval is None or approval.state is not ApprovalState.PENDING:
-                    continue
-                await unit.tx.put_approval(approval.to(ApprovalState.EXPIRED, closed_at=unit.now))
-                await unit.after_decisions()
-                unit.wake()
-        return len(due)
+            with contextlib.suppress(NotFound):  # deleted meanwhile
+                expired += await self._expire(found)
+        return expired
+
+    async def _expire(self, found: Approval) -> bool:
+        async with self._changing(found.session_id) as unit:
+            approval = await unit.tx.approval(found.id)
+            if approval is None or approval.state is not ApprovalState.PENDING:
+                return False
+            await unit.tx.put_approval(approval.to(ApprovalState.EXPIRED, closed_at=unit.now))
+            if approval.held:
+                unit.tell_later(approval)
+            await unit.after_decisions()
+            unit.wake()
+        return True
 
     async def ping(self) -> None:
         async with self._backend.begin(write=True) as tx:

@@ -126,9 +126,14 @@ class SessionUnit:
 
     async def supersede(self) -> None:
         """Nothing that waits, or was allowed and has not begun, will run any more."""
+        self.set(untold=())
         for approval in await self.open_approvals():
             if approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED):
                 await self.tx.put_approval(approval.to(ApprovalState.SUPERSEDED, closed_at=self.now))
+
+    def tell_later(self, refused: Approval) -> None:
+        """The model was told to issue the call again; it will be told not to, when its turn comes."""
+        self.set(untold=(*self.session.untold, refused.id))
 
     async def close_unknown(self) -> None:
         """Claimed calls whose result never came: said in the log, never repeated."""

@@ -1,1 +1,1 @@
-"""What stands in for something in tests; never imported by production code."""
+"""What tests and the benchmark stand on. Never imported by production code."""

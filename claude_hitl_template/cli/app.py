@@ -1,0 +1,62 @@
+"""The commands, put together."""
+
+import typer
+
+from claude_hitl_template.cli import doctor, inbox, logs, service, sessions, status, talk, upkeep
+from claude_hitl_template.cli.common import step
+from claude_hitl_template.settings import Settings
+
+app = typer.Typer(
+    help="Human-approved Claude sessions on your own Ray cluster.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.callback()
+def main() -> None:
+    """Human-approved Claude sessions on your own Ray cluster."""
+
+
+app.command(epilog=talk.STATUSES)(talk.demo)
+app.command(epilog=talk.STATUSES)(talk.chat)
+app.command()(status.status)
+app.add_typer(inbox.app, name="approvals")
+app.add_typer(sessions.app, name="sessions")
+app.command()(logs.logs)
+app.command()(doctor.doctor)
+app.command()(upkeep.clean)
+app.command()(upkeep.check)
+app.command(context_settings=_PASS_ON)(upkeep.test)
+
+
+@app.command()
+def up() -> None:
+    """Starts Ray and the service where they do not run yet, and restarts them when settings or code changed."""
+    settings = Settings.load()
+    made = talk.ensure_up(settings)
+    facts = service.healthy(settings) or {}
+    typer.echo(f"REST       {settings.base_url}/v1   (model: {facts.get('model')})")
+    typer.echo(f"Dashboard  http://{settings.host}:{settings.dashboard_port}")
+    typer.echo(f"Data       {settings.data_dir}")
+    if made:
+        typer.echo(f"API key    {made}   (shown this once; kept in {settings.secrets_dir / 'api-key'})")
+    else:
+        typer.echo(f"API key    in {settings.secrets_dir / 'api-key'}")
+    typer.echo("Next       ./hitl demo")
+
+
+@app.command()
+def down() -> None:
+    """Ends everything that `up` started; nothing that was committed is lost."""
+    settings = Settings.load()
+    with step("Letting running turns come to rest, then stopping"):
+        stopped = service.stop(settings)
+    if not stopped.processes:
+        typer.echo("nothing ran")
+        return
+    typer.echo(f"stopped: {stopped.processes} processes ended; sessions, approvals and files are kept")
+    if stopped.unfinished:
+        typer.echo(f"{stopped.unfinished} turns were cut off; they are taken up again at the next ./hitl up")

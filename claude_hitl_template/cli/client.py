@@ -1,0 +1,195 @@
+"""The REST API as this command line uses it. The key is read from a file or the environment, never shown."""
+
+import json
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from claude_hitl_template.errors import (
+    Conflict,
+    HitlError,
+    InvalidInput,
+    NotFound,
+    RateLimited,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
+from claude_hitl_template.models import new_id
+from claude_hitl_template.secrets import read_api_key
+from claude_hitl_template.settings import Settings
+
+TIMEOUT_S = 30.0
+STREAM_SILENCE_S = 35.0  # the service says something at least every 10 s
+PAGE = 200
+FIRST_PAUSE_S = 0.5
+_MEND_KEY = (
+    "use the key that ./hitl up made or was given (HITL_API_KEY), or run ./hitl up to make this one known"
+)
+_ERRORS: dict[int, type[HitlError]] = {
+    400: InvalidInput,
+    404: NotFound,
+    409: Conflict,
+    413: TooLarge,
+    503: Unavailable,
+}
+
+
+class ServiceFailed(HitlError):
+    """The service answered with an error that is its own fault."""
+
+
+class Client:
+    """Requests with the key. Each raises the HitlError that fits the answer; Unavailable when there is none.
+
+    What does not answer, or answers 429 or 503, is asked again for `patience_s` seconds; `say` is told so each time.
+    Requests that change something carry an idempotency key, so asking again does nothing twice.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        *,
+        patience_s: float = 0.0,
+        say: Callable[[str], None] = lambda _: None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.base_url, self._patience_s, self._say = base_url, patience_s, say
+        self._http = httpx.Client(
+            base_url=base_url, headers={"x-api-key": api_key}, timeout=TIMEOUT_S, transport=transport
+        )
+
+    @classmethod
+    def open(
+        cls, settings: Settings, *, patience_s: float = 0.0, say: Callable[[str], None] = lambda _: None
+    ) -> "Client":
+        """A client of the service on this machine. Raises ConfigError when there is no key yet."""
+        given = settings.api_key
+        key = given.get_secret_value() if given else read_api_key(settings)
+        return cls(settings.base_url, key, patience_s=patience_s, say=say)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def get(self, path: str, **params: Any) -> Any:
+        return self._request("GET", path, params=params)
+
+    def post(self, path: str, body: Any = None, *, timeout_s: float = TIMEOUT_S) -> Any:
+        headers = {"idempotency-key": new_id("cli")}
+        return self._request(
+            "POST", path, json={} if body is None else body, headers=headers, timeout=timeout_s
+        )
+
+    def delete(self, path: str) -> Any:
+        return self._request("DELETE", path)
+
+    def pages(self, path: str, **params: Any) -> Iterator[dict[str, Any]]:
+        """Every item of a listing, page after page."""
+        page: str | None = None
+        while True:
+            answer = self.get(path, limit=PAGE, **params, **({"page": page} if page else {}))
+            yield from answer["data"]
+            page = answer["next_page"]
+            if page is None:
+                return
+
+    @contextmanager
+    def stream(self, path: str, after: int) -> Generator[Iterator[str]]:
+        """The lines of an event stream behind event number `after`. Raises as the other requests do."""
+        timeout = httpx.Timeout(TIMEOUT_S, read=STREAM_SILENCE_S)
+        headers = {"last-event-id": str(after)}
+        with (
+            _reachable(self.base_url),
+            self._http.stream("GET", path, headers=headers, timeout=timeout) as answer,
+        ):
+            if not answer.is_success:
+                answer.read()
+                raise _error(answer)
+            yield _lines(answer)
+
+    def patiently[T](self, action: Callable[[], T]) -> T:
+        """`action`, again while the service does not answer or asks to wait."""
+        retrying = Retrying(
+            retry=retry_if_exception_type((Unavailable, RateLimited)),
+            wait=_pause_s,
+            stop=stop_after_delay(self._patience_s),
+            before_sleep=self._tell,
+            reraise=True,
+        )
+        return retrying(action)
+
+    def _tell(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        first_line = str(error).splitlines()[0]
+        self._say(f"{first_line}; trying again (attempt {state.attempt_number + 1})")
+
+    def _request(self, method: str, path: str, **options: Any) -> Any:
+        def once() -> Any:
+            with _reachable(self.base_url):
+                answer = self._http.request(method, path, **options)
+            if not answer.is_success:
+                raise _error(answer)
+            return _json(answer)
+
+        return self.patiently(once)
+
+
+@contextmanager
+def _reachable(base_url: str) -> Generator[None]:
+    try:
+        yield
+    except httpx.TransportError as error:
+        why = str(error) or type(error).__name__
+        raise Unavailable(
+            f"the service does not answer at {base_url} ({why})\n  Mend: start it with ./hitl up; ./hitl status says more"
+        ) from error
+
+
+def _lines(answer: httpx.Response) -> Iterator[str]:
+    """Split at newlines only: httpx splits at U+2028 too, which JSON text may hold."""
+    rest = ""
+    for chunk in answer.iter_text():
+        *lines, rest = (rest + chunk).split("\n")
+        yield from (line.removesuffix("\r") for line in lines)
+
+
+def _pause_s(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, RateLimited):
+        return error.retry_after_s
+    return wait_exponential(multiplier=FIRST_PAUSE_S, max=5)(state)
+
+
+def _error(answer: httpx.Response) -> HitlError:
+    message = _message(answer)
+    status = answer.status_code
+    if status == 401:
+        return Unauthorized(f"{message}\n  Mend: {_MEND_KEY}")
+    if status == 429:
+        wait = answer.headers.get("retry-after", "")
+        return RateLimited(message, float(wait) if wait.isdecimal() else 1.0)
+    known = _ERRORS.get(status)
+    if known is not None:
+        return known(message)
+    return ServiceFailed(f"the service answered {status}: {message}\n  Mend: ./hitl logs says why")
+
+
+def _message(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:200] or answer.reason_phrase
+
+
+def _json(answer: httpx.Response) -> Any:
+    try:
+        return answer.json()
+    except json.JSONDecodeError as error:
+        raise ServiceFailed(
+            f"{answer.url} answered with something that is not JSON\n"
+            "  Mend: is another program on this port? ./hitl doctor names it"
+        ) from error

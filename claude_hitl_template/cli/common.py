@@ -1,0 +1,92 @@
+"""What all commands share: the console, progress, ages, errors as exit statuses."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from claude_hitl_template.cli.client import Client
+from claude_hitl_template.cli.visible import shown, visible
+from claude_hitl_template.errors import HitlError
+from claude_hitl_template.settings import Settings
+
+UNWRAPPED = 1_000_000  # columns
+INTERRUPTED = 130  # as shells have it
+
+
+def console() -> Console:
+    """Standard output. Lines for a pipe or a file are left whole."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=UNWRAPPED)
+
+
+def say(message: str) -> None:
+    """One remark, where it does not mix with a command's output."""
+    Console(stderr=True, highlight=False).print(shown(message, "yellow"), soft_wrap=True)
+
+
+@contextmanager
+def step(message: str) -> Generator[None]:
+    """Shows what takes a while: as a spinner on a terminal, else as a line."""
+    errors = Console(stderr=True, highlight=False)
+    if errors.is_terminal:
+        with errors.status(Text(message)):
+            yield
+    else:
+        errors.print(Text(f"{message} ..."))
+        yield
+
+
+@contextmanager
+def service_client(patience_s: float = 0.0) -> Generator[Client]:
+    client = Client.open(Settings.load(), patience_s=patience_s, say=say)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))  # ASCII: nothing in it can act on a terminal
+
+
+def age(since: str, now: datetime | None = None) -> str:
+    """How long ago an ISO 8601 time was: `5s`, `12m`, `3h`, `4d`."""
+    seconds = int(((now or datetime.now(UTC)) - datetime.fromisoformat(since)).total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{max(seconds, 0)}s"
+
+
+def size(count_bytes: int) -> str:
+    """Bytes as a human reads them: `512 B`, `3.4 MiB`."""
+    value, units = float(count_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def run(app: Callable[..., Any]) -> int:
+    """Runs the command line. Expected errors become a message and an exit status, never a traceback."""
+    try:
+        app(prog_name="./hitl")
+    except HitlError as error:
+        print(f"error: {visible(str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader is gone; without this, Python says so again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0

@@ -1,0 +1,241 @@
+"""`hitl doctor`: looks at everything the service needs, and says what mends what is wrong."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import httpx
+import psutil
+import typer
+
+from claude_hitl_template import code_version
+from claude_hitl_template.cli import service
+from claude_hitl_template.cli.common import print_json, size
+from claude_hitl_template.cli.visible import visible
+from claude_hitl_template.settings import Settings, variable
+
+LEAST_PYTHON = (3, 12)
+LEAST_DISK_BYTES = 1024**3
+LEAST_MEMORY_BYTES = 2 * 1024**3
+SOCKET_PATH_BYTES = 107
+# As Ray names its longest socket below its folder.
+LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+VERSION_TIMEOUT_S = 20.0
+UPSTREAM_TIMEOUT_S = 5.0
+Level = Literal["ok", "warning", "wrong"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at, what was found, and, unless it is ok, what mends it."""
+
+    name: str
+    level: Level
+    found: str
+    mend: str = ""
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Checks everything the service needs, and says what mends what is wrong. Exit status: 1 if something is."""
+    found = list(examine(Settings.load()))
+    if as_json:
+        print_json([asdict(check) for check in found])
+    else:
+        typer.echo("\n".join(line for check in found for line in lines(check)))
+    raise typer.Exit(1 if any(check.level == "wrong" for check in found) else 0)
+
+
+def examine(settings: Settings) -> Iterator[Check]:
+    """Every check, in the order in which a human would mend things."""
+    yield python_check(sys.version_info[:2])
+    yield cli_check(settings.cli_path)
+    yield from _ray_checks(settings)
+    for name in service.PORTS:
+        yield port_check(settings, name)
+    yield folder_check(settings.data_dir)
+    yield disk_check(shutil.disk_usage(_nearest(settings.data_dir)).free)
+    yield memory_check(psutil.virtual_memory().available)
+    yield secrets_check(settings.secrets_dir)
+    yield key_check(_model_key(settings))
+    if settings.anthropic_api_key is not None:
+        yield upstream_check(settings.anthropic_base_url)
+    yield service_check(service.healthy(settings), service.ray_process(settings) is not None, code_version())
+    if sys.platform == "linux":
+        yield setpriv_check(shutil.which("setpriv"))
+
+
+def lines(check: Check) -> list[str]:
+    sign = {"ok": "ok      ", "warning": "warning ", "wrong": "WRONG   "}[check.level]
+    mend = [f"         Mend: {check.mend}"] if check.mend else []
+    return [visible(line) for line in [f"{sign} {check.name}: {check.found}", *mend]]
+
+
+def python_check(found: tuple[int, ...]) -> Check:
+    shown = ".".join(map(str, found))
+    if found >= LEAST_PYTHON:
+        return Check("Python", "ok", shown)
+    return Check(
+        "Python", "wrong", f"{shown} is too old", "install Python 3.12 or newer, delete .venv, run ./hitl up"
+    )
+
+
+def cli_check(chosen: Path | None) -> Check:
+    """The Claude Code CLI answers, and is not older than the one that this project was tested with."""
+    from claude_agent_sdk._cli_version import __cli_version__ as least  # noqa: PLC0415  (slow to import)
+
+    from claude_hitl_template.claude.cli import bundled_cli  # noqa: PLC0415
+
+    path = chosen or bundled_cli()
+    mend = "correct HITL_CLI_PATH, or unset it" if chosen else "delete .venv and run ./hitl up"
+    try:
+        result = subprocess.run(  # noqa: S603
+            [path, "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check("Claude Code CLI", "wrong", f"{path} does not run: {error}", mend)
+    return cli_version_check(result.stdout, least, mend)
+
+
+def cli_version_check(said: str, least: str, mend: str) -> Check:
+    first = said.partition(" ")[0].strip()
+    if _numbers(first) < _numbers(least):
+        return Check("Claude Code CLI", "wrong", f"version {first or 'unknown'} is older than {least}", mend)
+    return Check("Claude Code CLI", "ok", first)
+
+
+def ray_version_check(installed: str, running: str | None) -> Check:
+    if running in (None, installed):
+        return Check("Ray", "ok", installed + (" (not running)" if running is None else ""))
+    return Check("Ray", "wrong", f"{running} runs, {installed} is installed", "./hitl down, then ./hitl up")
+
+
+def socket_check(folder: Path) -> Check:
+    longest = len(os.fsencode(folder / LONGEST_SOCKET))
+    if longest <= SOCKET_PATH_BYTES:
+        return Check("Ray's folder", "ok", str(folder))
+    found = f"{folder} makes socket paths of {longest} bytes, {SOCKET_PATH_BYTES} are possible"
+    return Check("Ray's folder", "wrong", found, "choose a shorter folder with HITL_RAY_TEMP_DIR")
+
+
+def port_check(settings: Settings, name: str) -> Check:
+    port, label = getattr(settings, name), f"port {getattr(settings, name)} ({variable(name)})"
+    if service.is_free(port):
+        return Check(label, "ok", "free")
+    holder = service.holder_of(port)
+    if holder is not None and _belongs(settings, holder):
+        return Check(label, "ok", f"ours (process {holder.pid})")
+    return Check(label, "wrong", *service.taken(port, variable(name)))
+
+
+def folder_check(folder: Path) -> Check:
+    mend = "choose another folder with HITL_DATA_DIR, or correct its permissions"
+    place = _nearest(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return Check("data folder", "ok", f"{folder}{'' if place == folder else ' (not made yet)'}")
+    except OSError as error:
+        return Check("data folder", "wrong", f"{folder} cannot be written: {error.strerror}", mend)
+
+
+def disk_check(free_bytes: int) -> Check:
+    if free_bytes >= LEAST_DISK_BYTES:
+        return Check("disk", "ok", f"{size(free_bytes)} free")
+    return Check("disk", "warning", f"only {size(free_bytes)} free", "make room, or move HITL_DATA_DIR")
+
+
+def memory_check(free_bytes: int) -> Check:
+    if free_bytes >= LEAST_MEMORY_BYTES:
+        return Check("memory", "ok", f"{size(free_bytes)} free")
+    return Check(
+        "memory", "warning", f"only {size(free_bytes)} free", "end other programs; a session needs 0.4 GiB"
+    )
+
+
+def secrets_check(folder: Path) -> Check:
+    """Secrets are readable by their owner only."""
+    if not folder.is_dir():
+        return Check("secrets", "ok", "none yet")
+    loose = [path.name for path in sorted(folder.iterdir()) if path.is_file() and path.stat().st_mode & 0o077]
+    if loose:
+        return Check("secrets", "wrong", f"others may read {', '.join(loose)}", f"chmod 600 {folder}/*")
+    return Check("secrets", "ok", f"{folder}, readable by you only")
+
+
+def key_check(key: str | None) -> Check:
+    """The model key is absent, or looks like one; it is never shown."""
+    if key is None:
+        return Check("model key", "ok", "none: the offline model answers (a script, no AI)")
+    odd = [what for what, there in _oddities(key) if there]
+    if odd:
+        return Check(
+            "model key", "wrong", f"ANTHROPIC_API_KEY holds {' and '.join(odd)}", "set it to the bare key"
+        )
+    return Check("model key", "ok", "set")
+
+
+def upstream_check(url: str) -> Check:
+    try:
+        answer = httpx.get(url, timeout=UPSTREAM_TIMEOUT_S)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        why = str(error) or type(error).__name__
+        mend = "check the network and its proxy, or ANTHROPIC_BASE_URL"
+        return Check("model", "wrong", f"{url} cannot be reached: {why}", mend)
+    return Check("model", "ok", f"{url} answers ({answer.status_code})")
+
+
+def service_check(app: dict[str, str] | None, head: bool, code: str) -> Check:
+    if app is None:
+        found = "Ray runs, but the service does not answer" if head else "does not run"
+        return Check("service", "wrong" if head else "warning", found, "./hitl up")
+    if app.get("code") != code:
+        return Check("service", "warning", "healthy, but older than the working tree", "./hitl up")
+    return Check("service", "ok", f"healthy, code {code}")
+
+
+def setpriv_check(path: str | None) -> Check:
+    if path:
+        return Check("setpriv", "ok", path)
+    return Check(
+        "setpriv", "wrong", "missing: a killed session could leave its CLI behind", "apt install util-linux"
+    )
+
+
+def _ray_checks(settings: Settings) -> Iterator[Check]:
+    app = service.healthy(settings)
+    yield ray_version_check(version("ray"), app.get("ray") if app else None)
+    yield socket_check(service.temp_dir(settings))
+
+
+def _belongs(settings: Settings, process: psutil.Process) -> bool:
+    head = service.ray_process(settings)
+    try:
+        under_head = head is not None and (process == head or head in process.parents())
+    except psutil.Error:
+        under_head = False
+    return under_head or service.is_ours(settings, process)
+
+
+def _model_key(settings: Settings) -> str | None:
+    return settings.anthropic_api_key.get_secret_value() if settings.anthropic_api_key else None
+
+
+def _oddities(key: str) -> Iterator[tuple[str, bool]]:
+    yield "white space", any(char.isspace() for char in key)
+    yield "quotes", any(char in "'\"`" for char in key)
+    yield "characters that are no ASCII", not key.isascii()
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest one above that exists."""
+    return next((place for place in (folder, *folder.parents) if place.exists()), Path("/"))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdecimal())

@@ -1,0 +1,141 @@
+"""`hitl status`: what runs, where, and whether it is well."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from claude_hitl_template import code_version
+from claude_hitl_template.cli import service
+from claude_hitl_template.cli.client import Client
+from claude_hitl_template.cli.common import print_json, size
+from claude_hitl_template.cli.sessions import state
+from claude_hitl_template.cli.visible import visible
+from claude_hitl_template.errors import HitlError
+from claude_hitl_template.settings import Settings, variable
+
+STATES = ("running", "rescheduling", "waiting hot", "waiting parked", "idle")
+
+
+def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """What runs, where, and whether it is well. Exit status: 0 healthy, 1 not."""
+    facts = gather(Settings.load())
+    if as_json:
+        print_json(facts)
+    else:
+        typer.echo("\n".join(describe(facts)))
+    raise typer.Exit(0 if facts["healthy"] else 1)
+
+
+def gather(settings: Settings) -> dict[str, Any]:
+    """What is known of this machine's service, as JSON. `problems` names what is wrong, each with what mends it."""
+    head, app = service.ray_process(settings), service.healthy(settings)
+    work = _work(settings) if app else None
+    problems = find_problems(
+        head=head is not None,
+        app=app,
+        code=code_version(),
+        changed=service.changed_settings(settings) if head else [],
+        refused=work if isinstance(work, str) else None,
+    )
+    return {
+        "healthy": not problems,
+        "problems": problems,
+        "ray": {
+            "pid": head.pid if head else None,
+            "running_s": round(time.time() - head.create_time()) if head else None,
+            "ports": {variable(name): getattr(settings, name) for name in service.PORTS},
+            "temp_dir": str(service.temp_dir(settings)),
+        },
+        "app": {"url": f"{settings.base_url}/v1", **(app or {})},
+        "work": work if isinstance(work, dict) else None,
+        "data": _data(settings),
+    }
+
+
+def find_problems(
+    *, head: bool, app: dict[str, str] | None, code: str, changed: list[str], refused: str | None
+) -> list[str]:
+    """What is wrong, worst first; [] when all is well."""
+    if app is None:
+        return [
+            "Ray runs, but the service does not answer; ./hitl up deploys it, ./hitl logs says why"
+            if head
+            else "nothing runs; start it with ./hitl up"
+        ]
+    problems: list[str] = []
+    if not head:
+        problems.append("something answers on the port, but it was not started from this data folder")
+    if app.get("code") != code:
+        problems.append("the service is older than the working tree: ./hitl up")
+    if changed:
+        problems.append(f"{', '.join(changed)} changed since the start: ./hitl up")
+    return [*problems, refused] if refused else problems
+
+
+def count_states(sessions: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """How many sessions are in each state."""
+    found = Counter(state(session) for session in sessions)
+    return {name: found[name] for name in STATES}
+
+
+def describe(facts: dict[str, Any]) -> list[str]:
+    """The facts as lines for a human."""
+    ray, app, work, data = facts["ray"], facts["app"], facts["work"], facts["data"]
+    ports = ", ".join(f"{name}={port}" for name, port in ray["ports"].items())
+    runs = f"process {ray['pid']}, for {ray['running_s']} s" if ray["pid"] else "does not run"
+    lines = [
+        f"service    {'healthy' if facts['healthy'] else 'NOT HEALTHY'}",
+        f"ray        {runs}; {ports}",
+        f"rest       {app['url']}",
+    ]
+    if "model" in app:
+        lines.append(
+            f"model      {'offline (a script, no AI)' if app['model'] == 'offline' else app['model']}"
+        )
+        lines.append(
+            f"versions   claude-hitl {app.get('version')}, code {app.get('code')}, Ray {app.get('ray')}"
+        )
+    if work:
+        counts = ", ".join(f"{count} {name}" for name, count in work["sessions"].items() if count) or "none"
+        lines.append(f"sessions   {counts}")
+        lines.append(f"approvals  {work['pending']} waiting for a decision")
+    lines.append(
+        f"data       {data['folder']}: {size(data['bytes'])}, database {size(data['database_bytes'])}"
+    )
+    return [visible(line) for line in [*lines, *(f"problem    {p}" for p in facts["problems"])]]
+
+
+def _work(settings: Settings) -> dict[str, Any] | str:
+    """Sessions by state and pending approvals; or why the service does not say."""
+    try:
+        client = Client.open(settings)
+        pending = sum(1 for _ in client.pages("/v1/approvals", **{"states[]": "pending"}))
+        return {"sessions": count_states(client.pages("/v1/sessions")), "pending": pending}
+    except HitlError as error:
+        return str(error)
+
+
+def _data(settings: Settings) -> dict[str, Any]:
+    database = settings.database_path
+    parts = [database.with_name(database.name + suffix) for suffix in ("", "-wal", "-shm")]
+    return {
+        "folder": str(settings.data_dir),
+        "bytes": folder_bytes(settings.data_dir),
+        "database_bytes": sum(part.stat().st_size for part in parts if part.exists()),
+    }
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes in the files below a folder; links are not followed, and what vanishes meanwhile counts nothing."""
+    total = 0
+    for base, _, names in folder.walk():
+        for name in names:
+            try:
+                total += (base / name).lstat().st_size
+            except FileNotFoundError:
+                continue
+    return total

@@ -1,0 +1,191 @@
+"""`hitl demo` and `hitl chat`: a session in this terminal."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from claude_hitl_template.cli import service
+from claude_hitl_template.cli.client import Client
+from claude_hitl_template.cli.common import INTERRUPTED, console, say, step
+from claude_hitl_template.cli.conversation import (
+    OFFLINE_NOTE,
+    Conversation,
+    End,
+    Left,
+    Terminal,
+    account,
+    ask_human,
+)
+from claude_hitl_template.cli.dialogue import Body, Decider, scripted
+from claude_hitl_template.cli.render import approval_view, event_lines
+from claude_hitl_template.cli.visible import shown
+from claude_hitl_template.settings import Settings
+
+PATIENCE_S = 120.0  # a service that is restarted answers again well within this
+DEMO_PROMPT = "Write hello.txt with a greeting"
+RECENT_EVENTS = 12
+STATUSES = (
+    "Exit status: 0 the turn ended (what was denied was denied); 3 it ended with an error; 4 calls still wait; "
+    "1 the service cannot be started or reached; 2 wrong usage; 130 Ctrl-C while the agent works."
+)
+
+
+class Answer(StrEnum):
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+def demo(
+    prompt: Annotated[str, typer.Option(help="What the agent is asked to do.")] = DEMO_PROMPT,
+    answer: Annotated[
+        Answer | None,
+        typer.Option(help="Decide every call like this instead of asking; of a question, the first option."),
+    ] = None,
+    deny_message: Annotated[
+        str | None, typer.Option(help="What the agent is told, with --answer deny.")
+    ] = None,
+) -> None:
+    """Shows the product: starts what does not run, has an agent work, and asks you before a gated call runs."""
+    if deny_message is not None and answer is not Answer.DENY:
+        raise typer.BadParameter("goes with --answer deny", param_hint="--deny-message")
+    settings = Settings.load()
+    ensure_up(settings)
+    terminal = Terminal(console())
+    decide: Decider = ask_human(terminal)
+    if answer is not None:
+        decide = _by_script(terminal, answer, deny_message)
+    client = Client.open(settings, patience_s=PATIENCE_S, say=say)
+    conversation = Conversation(client, _create(client, prompt), terminal, decide, seen=0)
+    _introduce(terminal, client, conversation.id)
+    raise typer.Exit(_to_rest(settings, client, conversation, terminal))
+
+
+def chat(
+    session: Annotated[
+        str | None, typer.Argument(help="A session to go on with. Default: a new one.")
+    ] = None,
+) -> None:
+    """Talks with an agent: messages, decisions, Ctrl-C to stop a turn. /quit or Ctrl-D ends the chat, not the session."""
+    settings = Settings.load()
+    Client.open(settings).get("/v1/version")  # what does not run is not waited for
+    client = Client.open(settings, patience_s=PATIENCE_S, say=say)
+    terminal = Terminal(console())
+    session_id = session or _create(client)
+    recent, seen = _recent(client, session_id)
+    conversation = Conversation(client, session_id, terminal, ask_human(terminal), seen=seen)
+    _introduce(terminal, client, session_id)
+    for event in recent:
+        view = event_lines(event)
+        if view is not None:
+            terminal.show(view)
+    raise typer.Exit(_chat(settings, client, conversation, terminal))
+
+
+def ensure_up(settings: Settings) -> str | None:
+    """What `hitl up` does; returns the first API key if it was made just now."""
+    prepared = service.prepare(settings)
+    done = service.start(settings, step)
+    if done:
+        say("; ".join(done))
+    if prepared.former_key:
+        say(
+            "HITL_API_KEY is another key than before. A session is seen only with the key that made it; "
+            f"the former key still works, and is kept in {prepared.former_key}"
+        )
+    return prepared.made_key
+
+
+def _by_script(terminal: Terminal, answer: Answer, deny_message: str | None) -> Decider:
+    def decide(approval: Mapping[str, Any]) -> Body:
+        terminal.show(approval_view(approval))
+        return scripted(approval, answer.value, deny_message)
+
+    return decide
+
+
+def _create(client: Client, prompt: str | None = None) -> str:
+    body: dict[str, Any] = {"agent": "default", "environment_id": "default"}
+    if prompt is not None:
+        body["title"] = prompt[:80]
+        body["initial_events"] = [{"type": "user.message", "content": [{"type": "text", "text": prompt}]}]
+    return str(client.post("/v1/sessions", body)["id"])
+
+
+def _introduce(terminal: Terminal, client: Client, session_id: str) -> None:
+    model = OFFLINE_NOTE if _is_offline(client) else client.get("/v1/version")["model"]
+    terminal.show(Text.assemble(("session    ", "bold"), session_id))
+    terminal.show(Text.assemble(("model      ", "bold"), shown(model)))
+
+
+def _conclude(settings: Settings, client: Client, terminal: Terminal, session_id: str) -> None:
+    session = client.get(f"/v1/sessions/{session_id}")
+    for line in account(settings, session, offline=_is_offline(client)):
+        terminal.show(line)
+
+
+def _is_offline(client: Client) -> bool:
+    return client.get("/v1/version")["model"] == "offline"
+
+
+def _recent(client: Client, session_id: str) -> tuple[list[dict[str, Any]], int]:
+    """The last events, and the number of the very last: they count from 1 without gaps."""
+    events = list(client.pages(f"/v1/sessions/{session_id}/events"))
+    told = [event for event in events if event_lines(event) is not None]
+    return told[-RECENT_EVENTS:], len(events)
+
+
+def _to_rest(settings: Settings, client: Client, conversation: Conversation, terminal: Terminal) -> int:
+    try:
+        end = conversation.until_rest()
+    except Left:
+        terminal.show(_go_on("calls still wait for a decision, for as long as it takes", conversation.id))
+        return End.LEFT
+    except KeyboardInterrupt:
+        terminal.show(_go_on("left; the agent goes on working", conversation.id))
+        return INTERRUPTED
+    _conclude(settings, client, terminal, conversation.id)
+    return end
+
+
+def _go_on(what: str, session_id: str) -> Text:
+    return Text(f"{what}. Go on with: ./hitl chat {session_id}", style="yellow")
+
+
+def _chat(settings: Settings, client: Client, conversation: Conversation, terminal: Terminal) -> int:
+    end = End.DONE
+    session = client.get(f"/v1/sessions/{conversation.id}")
+    waits = (session["stop_reason"] or {}).get("type") == "requires_action"
+    busy = session["status"] != "idle" or waits
+    while True:
+        try:
+            if busy:
+                end = _stoppable(conversation, waits)
+            text = terminal.ask("you > ").strip()
+        except Left:
+            terminal.show(_go_on("calls still wait for a decision, for as long as it takes", conversation.id))
+            return End.LEFT
+        except (EOFError, KeyboardInterrupt):
+            terminal.show("")  # the cursor stands behind the prompt
+            text = "/quit"
+        if text == "/quit":
+            _conclude(settings, client, terminal, conversation.id)
+            return end
+        busy, waits = bool(text), False
+        if text:
+            conversation.send(text)
+
+
+def _stoppable(conversation: Conversation, waits: bool) -> End:
+    """One turn; the first Ctrl-C stops it, a second one leaves."""
+    try:
+        return conversation.decide_and_follow() if waits else conversation.until_rest()
+    except KeyboardInterrupt:
+        say("stopping the turn (Ctrl-C again leaves it to itself)")
+        conversation.interrupt()
+        with suppress(KeyboardInterrupt):
+            return conversation.until_rest()
+        return End.LEFT

@@ -1,0 +1,93 @@
+"""`hitl clean`, `hitl check` and `hitl test`: for whoever works on the project."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from claude_hitl_template.cli import service
+from claude_hitl_template.cli.common import size
+from claude_hitl_template.cli.status import folder_bytes
+from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.settings import Settings
+
+CACHES = (".pytest_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache", ".coverage", "htmlcov")
+CHECKS = {
+    "format": ["ruff", "format", "--check"],
+    "lint": ["ruff", "check"],
+    "types": ["pyright"],
+    "imports": ["lint-imports"],
+    "tests": [],
+}
+ROOT = Path(__file__).parents[2]
+
+
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", help="Delete the data folder without asking.")] = False,
+) -> None:
+    """Deletes caches and Ray's old logs and, if you say so, the data folder: all sessions, approvals, files and keys."""
+    settings = Settings.load()
+    if service.ray_process(settings) is not None:
+        raise ConfigError("the service runs; nothing was deleted", "./hitl down")
+    for path in [*(ROOT / name for name in CACHES), service.temp_dir(settings)]:
+        if path.exists():
+            _delete(path)
+    data = settings.data_dir
+    if not data.exists():
+        return
+    if not settings.secrets_dir.is_dir():
+        raise ConfigError(
+            f"{data} does not look like a data folder of this service; it was not deleted",
+            "check HITL_DATA_DIR",
+        )
+    question = (
+        f"delete {data} ({size(folder_bytes(data))}), with all sessions, approvals, files and keys in it?"
+    )
+    if yes or (sys.stdin.isatty() and click.confirm(question)):
+        _delete(data)
+    else:
+        typer.echo(f"kept {data} (--yes deletes it)")
+
+
+def check() -> None:
+    """What CI runs: format, lint, types, import rules, tests; stops at the first that fails, and names it."""
+    for name, command in CHECKS.items():
+        typer.echo(f"== {name}")
+        status = _tool(command) if command else pytest([])
+        if status != 0:
+            typer.echo(f"failed: {name}", err=True)
+            raise typer.Exit(1)
+    typer.echo("all checks passed")
+
+
+def test(context: typer.Context) -> None:
+    """Runs the tests; arguments are passed on to pytest."""
+    raise typer.Exit(pytest(context.args))
+
+
+def pytest(arguments: list[str]) -> int:
+    return subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=ROOT)  # noqa: S603
+
+
+def _tool(command: list[str]) -> int:
+    program = Path(sys.executable).parent / command[0]
+    if not program.exists():
+        raise ConfigError(
+            f"{command[0]} is not installed", "run it as ./hitl check, which installs requirements-dev.lock"
+        )
+    return subprocess.call([program, *command[1:]], cwd=ROOT)  # noqa: S603
+
+
+def _delete(path: Path) -> None:
+    typer.echo(f"deleting {path}")
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be deleted: {error.strerror}", "correct its permissions") from error

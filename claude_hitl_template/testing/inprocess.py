@@ -1,0 +1,253 @@
+"""The service in one process, without Ray: the real API, store, CLI and offline model, for tests and the benchmark.
+
+    async with serve_in_process(folder, keys={"alice": "a secret"}) as service:
+        anthropic.AsyncAnthropic(base_url=service.url, api_key="a secret")
+
+What is missing is what Ray gives: owners are tasks of this process instead of actors on a cluster.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import socket
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from claude_hitl_template.api import problems
+from claude_hitl_template.api.app import Service, build_app
+from claude_hitl_template.claude.cli import CliConfig, CliEngine, is_plan_folder
+from claude_hitl_template.claude.gate import Gate
+from claude_hitl_template.claude.transcripts import TranscriptStore
+from claude_hitl_template.errors import EngineError, NotFound, StaleOwner, Unauthorized
+from claude_hitl_template.model import tokens
+from claude_hitl_template.model.endpoint import OfflineUpstream, build_router
+from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.models import Agent, Environment, Session
+from claude_hitl_template.secrets import hash_api_key
+from claude_hitl_template.session import Limits, SessionRunner
+from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.memory import MemoryBackend
+from claude_hitl_template.store.owners import LEASE_S
+from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+
+log = structlog.get_logger()
+
+ROUTE = "/claude-hitl"
+TICK_S = 1.0
+MAX_RECOVERIES = 5
+STREAMS_END_S = 1  # how long uvicorn waits for open event streams, which do not end by themselves
+Backing = Literal["sqlite", "memory"]
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """A service that runs. `url` is what the SDK takes as its base_url; `folder` holds the database and workspaces.
+
+    `keys` has the secret of each API key by its name; `app` is the API that is mounted at `url`.
+    """
+
+    url: str
+    keys: Mapping[str, str]
+    store: CoreStore
+    folder: Path
+    app: FastAPI
+
+    def workspace(self, session_id: str) -> Path:
+        return self.folder / "workspaces" / session_id
+
+
+@asynccontextmanager
+async def serve_in_process(
+    folder: Path,
+    *,
+    keys: Mapping[str, str],
+    hot_window_s: float = 60.0,
+    idle_timeout_s: float = 600.0,
+    approval_ttl_s: float | None = None,
+    backing: Backing = "sqlite",
+    max_request_bytes: int = 4 * 1024 * 1024,
+    requests_per_minute: int = 1_000_000,
+) -> AsyncGenerator[InProcess]:
+    """Serves on a free port of 127.0.0.1 until the context is left; no task and no CLI is left behind then.
+
+    `folder` exists; nothing is written outside of it. `keys` maps names to the secrets of API keys. Raises, on
+    leaving, what an owner failed with unexpectedly.
+    """
+    async with _store(folder, backing) as store:
+        for name, secret in keys.items():
+            await store.add_key(name, hash_api_key(secret))
+        with _listener() as listener:
+            root = f"http://127.0.0.1:{listener.getsockname()[1]}{ROUTE}"
+            limits = Limits(hot_window_s, idle_timeout_s, approval_ttl_s)
+            owners = Owners(store, folder, f"{root}/model", limits)
+            service = Service(
+                store=store,
+                agent=Agent(),
+                environment=Environment(),
+                facts={"version": "testing", "model": "offline"},
+                drain=owners.running,
+                max_request_bytes=max_request_bytes,
+                requests_per_minute=requests_per_minute,
+            )
+            api = build_app(service)
+            async with _serving(_mounted(api, store, owners.signing_key), listener), owners:
+                yield InProcess(root, keys, store, folder, api)
+
+
+class Owners:
+    """Gives every session that needs one an owner, as the supervisor does on a cluster; a lost signal costs a tick."""
+
+    def __init__(self, store: CoreStore, folder: Path, model_url: str, limits: Limits) -> None:
+        self._store, self._folder, self._model_url, self._limits = store, folder, model_url, limits
+        self.signing_key = secrets.token_bytes(32)
+        self._attending: dict[str, asyncio.Task[None]] = {}
+        self._failures: list[BaseException] = []
+        self._loop: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Owners":
+        self._loop = asyncio.create_task(self._supervise())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        tasks = [t for t in (self._loop, *self._attending.values()) if t is not None]
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        ended_badly = [e for e in ends if isinstance(e, Exception)]
+        failures = list(dict.fromkeys([*self._failures, *ended_badly]))
+        if failures:
+            raise BaseExceptionGroup("owners failed", failures)
+
+    async def running(self, _grace_s: float) -> int:
+        """How many sessions run now."""
+        return sum(s.status == "running" for s in await self._store.supervised())
+
+    async def _supervise(self) -> None:
+        version = -1
+        while True:
+            await self._store.expire_due()
+            for session in await self._store.supervised():
+                self._attend(session)
+            version = await self._store.wait_supervised(version, timeout_s=TICK_S)
+
+    def _attend(self, session: Session) -> None:
+        if session.id not in self._attending:
+            task = asyncio.create_task(self._look_after(session.id))
+            self._attending[session.id] = task
+            task.add_done_callback(lambda ended: self._attended(session.id, ended))
+
+    def _attended(self, session_id: str, ended: "asyncio.Task[None]") -> None:
+        self._attending.pop(session_id, None)
+        error = None if ended.cancelled() else ended.exception()
+        if error is not None:
+            self._failures.append(error)
+
+    async def _look_after(self, session_id: str) -> None:
+        with contextlib.suppress(NotFound):  # deleted meanwhile
+            while await self._take_over(await self._store.get_session(session_id)):
+                pass
+
+    async def _take_over(self, session: Session) -> bool:
+        """Ends the lease of an owner that is gone, and drives the session to its parking. False: nothing to do."""
+        if session.lease is not None:
+            await self._store.drop_lease(session.id, session.lease.epoch)
+        if session.status not in ("running", "rescheduling"):
+            return False
+        if session.recoveries >= MAX_RECOVERIES:
+            await self._store.give_up(
+                session.id, f"the session's owner died {session.recoveries} times in a row"
+            )
+            return False
+        await self._drive(await self._store.acquire(session.id, "in process", lease_s=LEASE_S))
+        return True
+
+    async def _drive(self, session: Session) -> None:
+        try:
+            await self._runner(session).run()
+        except (StaleOwner, EngineError) as error:
+            log.info("owner ended", session=session.id, epoch=session.epoch, why=str(error))
+        finally:
+            await self._store.drop_lease(session.id, session.epoch)
+
+    def _runner(self, session: Session) -> SessionRunner:
+        cli = CliConfig(
+            workspace=self._folder / "workspaces" / session.id,
+            config_dir=self._folder / "run" / f"{session.id}-{session.epoch}",
+            model_url=self._model_url,
+            token=tokens.mint(self.signing_key, session.id, session.epoch),
+        )
+        transcripts = TranscriptStore(self._store, session.id, epoch=session.epoch, any_folder=True)
+
+        def make_engine(session: Session, gate: Gate) -> CliEngine:
+            return CliEngine(session, gate, transcripts, cli)
+
+        return SessionRunner(
+            self._store,
+            session,
+            make_engine=make_engine,
+            workspace=cli.workspace,
+            is_plan_folder=is_plan_folder(cli.config_dir),
+            limits=self._limits,
+        )
+
+
+@asynccontextmanager
+async def _store(folder: Path, backing: Backing) -> AsyncGenerator[CoreStore]:
+    if backing == "memory":
+        yield CoreStore(MemoryBackend())
+        return
+    url = sqlite_url(folder / "hitl.sqlite3")
+    await asyncio.to_thread(migrate, url)
+    backend = SqlBackend(url)
+    try:
+        yield CoreStore(backend)
+    finally:
+        await backend.close()
+
+
+def _listener() -> socket.socket:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    return listener
+
+
+def _mounted(api: FastAPI, store: CoreStore, signing_key: bytes) -> FastAPI:
+    """The applications where query.py has them: the model endpoint and the API under ROUTE."""
+
+    async def verify(token: str) -> None:
+        session_id, epoch = tokens.check(signing_key, token)
+        try:
+            lease = (await store.get_session(session_id)).lease
+        except NotFound:
+            lease = None
+        if lease is None or lease.epoch != epoch:
+            raise Unauthorized("another process drives this session now")
+
+    model = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    model.include_router(build_router(OfflineUpstream(Scenarios.load()), verify))
+    outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    problems.install(outer)
+    outer.mount(f"{ROUTE}/model", model)
+    outer.mount(ROUTE, api)
+    return outer
+
+
+@asynccontextmanager
+async def _serving(app: FastAPI, listener: socket.socket) -> AsyncGenerator[None]:
+    config = uvicorn.Config(
+        app, log_level="critical", timeout_graceful_shutdown=STREAMS_END_S, lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving

@@ -1,0 +1,18 @@
+"""One service for all tests that need calls to wait hot."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.harness import Service
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Running, with calls that wait hot for as long as a test needs."""
+    one = Service(tmp_path_factory.mktemp("service"))
+    try:
+        one.up(HITL_HOT_WINDOW_S="3600")
+        yield one
+    finally:
+        one.down()

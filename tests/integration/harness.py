@@ -1,0 +1,222 @@
+"""A service of the tests' own: real Ray, real CLI, SQLite; its ports and data folder are nobody else's."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+PATIENCE_S = (
+    120  # how long anything may take before a test calls it lost; nothing is decided by it but failure
+)
+KEY = "key-of-the-integration-tests"
+
+
+def wait_for[T](what: str, look: Callable[[], T | None]) -> T:
+    """The first thing `look` finds."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"waited {PATIENCE_S} s in vain for {what}")
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.socket() for _ in range(count)]
+    for one in held:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return ports
+
+
+@dataclass
+class Service:
+    """`hitl` with an environment of its own."""
+
+    root: Path
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+
+    def __post_init__(self) -> None:
+        names = ("RAY_PORT", "RAY_CLIENT_PORT", "DASHBOARD_PORT", "SERVE_PORT")
+        ports = zip(names, free_ports(len(names)), strict=True)
+        self.environment |= {f"HITL_{name}": str(port) for name, port in ports}
+        self.environment |= {"HITL_DATA_DIR": str(self.root / "data"), "HITL_API_KEY": KEY}
+
+    def hitl(self, *args: str) -> subprocess.CompletedProcess[str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HITL_", "ANTHROPIC_"))}
+        return subprocess.run(
+            [sys.executable, "-m", "claude_hitl_template.cli", *args],
+            env={**inherited, **self.environment},
+            cwd=self.root,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    def up(self, **environment: str) -> None:
+        self.environment |= environment
+        done = self.hitl("up")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def down(self) -> None:
+        done = self.hitl("down")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    # -- processes
+
+    def head(self) -> psutil.Process:
+        known = json.loads((self.root / "data" / "run.json").read_text())
+        return psutil.Process(known["pid"])
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Those of this service's cluster whose command line holds `name`."""
+        return [p for p in self.head().children(recursive=True) if name in _command(p)]
+
+    def cli_of(self, session: "Conversation") -> psutil.Process:
+        found = wait_for("the session's CLI", lambda: self.processes(session.transcript_id))
+        return found[0]
+
+    def owner_of(self, session: "Conversation") -> psutil.Process:
+        owner = self.cli_of(session).parent()
+        assert owner is not None
+        return owner
+
+    def replica(self, deployment: str) -> psutil.Process:
+        return wait_for(deployment, lambda: self.processes(f"ServeReplica:claude-hitl:{deployment}"))[0]
+
+    def kill_everything(self) -> None:
+        family = [self.head(), *self.head().children(recursive=True)]
+        for process in family:
+            kill(process)
+        psutil.wait_procs(family, timeout=30)
+
+    # -- REST
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.environment['HITL_SERVE_PORT']}/claude-hitl"
+
+    def call(self, method: str, path: str, body: Any = None, key: str = "") -> Any:
+        """The answer's JSON. A service that is not there is asked again: that is what its clients do."""
+
+        def once() -> httpx.Response | None:
+            try:
+                headers = {"x-api-key": KEY, **({"idempotency-key": key} if key else {})}
+                answer = httpx.request(method, self.base + path, json=body, headers=headers, timeout=30)
+            except httpx.TransportError:
+                return None
+            return answer if answer.status_code < 500 else None
+
+        answer = wait_for(f"an answer to {method} {path}", once)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def start_session(self, prompt: str) -> "Conversation":
+        content = [{"type": "text", "text": prompt}]
+        body = {
+            "agent": "default",
+            "environment_id": "default",
+            "initial_events": [{"type": "user.message", "content": content}],
+        }
+        return Conversation(self, self.call("POST", "/v1/sessions", body)["id"])
+
+
+@dataclass
+class Conversation:
+    service: Service
+    id: str
+
+    @property
+    def workspace(self) -> Path:
+        return self.service.root / "data" / "workspaces" / self.id
+
+    @property
+    def transcript_id(self) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"claude-hitl:{self.id}"))
+
+    def get(self) -> Any:
+        return self.service.call("GET", f"/v1/sessions/{self.id}")
+
+    def events(self, *types: str) -> list[Any]:
+        """The whole log, oldest first; asserts that it has no gap."""
+        wanted = "".join(f"&types[]={t}" for t in types)
+        return self.service.call("GET", f"/v1/sessions/{self.id}/events?limit=1000{wanted}")["data"]
+
+    def approvals(self) -> list[Any]:
+        return self.service.call("GET", f"/v1/approvals?session_id={self.id}&limit=100")["data"]
+
+    def until_idle(self) -> Any:
+        """The stop reason, once the session waits for somebody."""
+
+        def look() -> Any:
+            found = self.get()
+            return found["stop_reason"] if found["status"] == "idle" else None
+
+        return wait_for(f"session {self.id} to come to rest", look)
+
+    def until_asked(self) -> str:
+        """The event id of the one call that waits."""
+        stop = self.until_idle()
+        assert stop["type"] == "requires_action", stop
+        (event_id,) = stop["event_ids"]
+        return event_id
+
+    def until_parked(self) -> None:
+        wait_for(f"session {self.id} to be parked", lambda: self.get()["parked"] or None)
+
+    def decide(self, event_id: str, result: str = "allow", **more: Any) -> None:
+        said = {"type": "user.tool_confirmation", "tool_use_id": event_id, "result": result, **more}
+        self.service.call(
+            "POST", f"/v1/sessions/{self.id}/events", {"events": [said]}, key=f"decide {event_id}"
+        )
+
+    def say(self, text: str) -> None:
+        message = {"type": "user.message", "content": [{"type": "text", "text": text}]}
+        self.service.call("POST", f"/v1/sessions/{self.id}/events", {"events": [message]})
+
+    def stream(self, after: int = 0) -> list[tuple[int, Any]]:
+        """(cursor, event) of what the log holds behind `after`, as the event stream tells it."""
+        newest = self.events()[-1]["id"]
+        headers = {"x-api-key": KEY, "last-event-id": str(after)}
+        url = f"{self.service.base}/v1/sessions/{self.id}/events/stream"
+        found: list[tuple[int, Any]] = []
+        with httpx.stream("GET", url, headers=headers, timeout=30) as answer:
+            cursor = 0
+            for line in answer.iter_lines():
+                if line.startswith("id: "):
+                    cursor = int(line[4:])
+                elif line.startswith("data: ") and cursor:
+                    found.append((cursor, json.loads(line[6:])))
+                    cursor = 0
+                if found and found[-1][1]["id"] == newest:
+                    return found
+        raise AssertionError("the stream ended before the log's end")
+
+
+def kill(process: psutil.Process) -> None:
+    try:
+        process.send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

@@ -1,0 +1,183 @@
+"""The command line as it is run: exit statuses, messages without tracebacks, nothing slow imported."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from claude_hitl_template.cli import common, upkeep
+from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.settings import Settings
+
+type Make = Callable[..., Settings]
+
+
+def hitl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "claude_hitl_template.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+
+
+def test_wrong_usage_is_2(make_settings: Make) -> None:
+    make_settings()
+    assert hitl("approvals", "deny").returncode == 2
+    assert hitl("demo", "--answer", "maybe").returncode == 2
+    assert hitl("demo", "--deny-message", "x").returncode == 2
+    assert hitl("nonsense").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("approvals",), ("sessions",), ("chat",), ("approvals", "allow", "appr_1"), ("sessions", "show", "x")],
+)
+def test_without_a_service_each_command_says_how_to_start_it(
+    make_settings: Make, free_port: int, arguments: tuple[str, ...]
+) -> None:
+    make_settings(serve_port=free_port, api_key="a-secret-key")
+    result = hitl(*arguments)
+    assert result.returncode == 1
+    assert "./hitl up" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "a-secret-key" not in result.stdout + result.stderr
+
+
+def test_before_the_first_start_there_is_no_key_and_that_is_said(make_settings: Make) -> None:
+    make_settings()
+    result = hitl("approvals")
+    assert (result.returncode, "Traceback" in result.stderr) == (1, False)
+    assert "./hitl up" in result.stderr
+
+
+def test_status_says_that_nothing_runs(make_settings: Make, free_port: int) -> None:
+    make_settings(serve_port=free_port)
+    result = hitl("status")
+    assert result.returncode == 1
+    assert "nothing runs; start it with ./hitl up" in result.stdout
+    assert hitl("status", "--json").stdout.startswith("{")
+
+
+def test_down_says_that_nothing_ran(make_settings: Make, free_port: int) -> None:
+    make_settings(serve_port=free_port)
+    result = hitl("down")
+    assert (result.returncode, result.stdout) == (0, "nothing ran\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("HITL_SERVE_PORT=eight", "HITL_SERVE_PORT"),
+        ("HITL_SERVE_PORT=70000", "HITL_SERVE_PORT"),
+        ("HITL_HOT_WINDOW_S=-1", "HITL_HOT_WINDOW_S"),
+        ("HITL_LOG_LEVEL=loud", "HITL_LOG_LEVEL"),
+        ("HITL_RAY_PORT=8001", "the ports must differ"),
+    ],
+)
+def test_a_wrong_value_in_env_is_named_with_what_mends_it(
+    make_settings: Make, tmp_path: Path, line: str, named: str
+) -> None:
+    make_settings()
+    (tmp_path / ".env").write_text(line)
+    result = hitl("up")
+    assert result.returncode == 1
+    assert named in result.stderr
+    assert "Mend:" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_data_folder_that_cannot_be_written_stops_up(make_settings: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    make_settings(data_dir=tmp_path / "file" / "data")
+    result = hitl("up")
+    assert result.returncode == 1
+    assert "HITL_DATA_DIR" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder of one's own, so that no other run loses its caches."""
+    (tmp_path / "project" / ".ruff_cache").mkdir(parents=True)
+    monkeypatch.setattr(upkeep, "ROOT", tmp_path / "project")
+    return tmp_path / "project"
+
+
+def test_clean_keeps_the_data_unless_told(
+    make_settings: Make, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_settings()
+    settings.secrets_dir.mkdir(parents=True)
+    upkeep.clean(yes=False)
+    assert f"kept {settings.data_dir}" in capsys.readouterr().out
+    assert settings.data_dir.is_dir()
+    assert not (project / ".ruff_cache").exists()
+    upkeep.clean(yes=True)
+    assert f"deleting {settings.data_dir}" in capsys.readouterr().out
+    assert not settings.data_dir.exists()
+
+
+@pytest.mark.usefixtures("project")
+def test_clean_does_not_delete_a_folder_that_is_not_ours(make_settings: Make, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    make_settings(data_dir=tmp_path / "precious")
+    with pytest.raises(ConfigError, match="does not look like"):
+        upkeep.clean(yes=True)
+    assert (tmp_path / "precious").is_dir()
+
+
+@pytest.mark.usefixtures("project")
+def test_clean_refuses_while_the_service_runs(make_settings: Make) -> None:
+    settings = make_settings()
+    settings.secrets_dir.mkdir(parents=True)
+    me = psutil.Process()
+    (settings.data_dir / "run.json").write_text(json.dumps({"pid": me.pid, "created": me.create_time()}))
+    with pytest.raises(ConfigError, match="the service runs"):
+        upkeep.clean(yes=True)
+    assert settings.data_dir.is_dir()
+
+
+def test_help_lists_the_exit_statuses_of_a_conversation(make_settings: Make) -> None:
+    make_settings()
+    for command in ("demo", "chat"):
+        assert "calls still wait" in " ".join(hitl(command, "--help").stdout.split())
+
+
+def test_commands_do_not_import_what_is_slow(make_settings: Make) -> None:
+    make_settings()
+    code = (
+        "import sys, claude_hitl_template.cli.app; "
+        "print([m for m in ('ray', 'claude_agent_sdk', 'sqlalchemy', 'fastapi') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError("a", "b"), 1),
+        (KeyboardInterrupt(), 130),
+        (SystemExit(4), 4),
+        (SystemExit(None), 0),
+        (None, 0),
+    ],
+)
+def test_how_it_ended_is_the_exit_status(
+    error: BaseException | None, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app(**_: object) -> None:
+        if error is not None:
+            raise error
+
+    assert common.run(app) == status
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_error_message_cannot_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def app(**_: object) -> None:
+        raise ConfigError("bad \x1b[2J")
+
+    assert common.run(app) == 1
+    assert capsys.readouterr().err == "error: bad \\x1b[2J\n"

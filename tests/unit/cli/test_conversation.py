@@ -1,0 +1,139 @@
+"""A turn followed in a terminal, over the real service, CLI and offline model: decisions, races, and how it ends."""
+
+from collections.abc import Callable, Iterator, Mapping
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from claude_hitl_template.cli.client import Client
+from claude_hitl_template.cli.conversation import Conversation, End, Left, Terminal, account, ask_human
+from claude_hitl_template.cli.dialogue import Body, Decider, denial, scripted
+from claude_hitl_template.settings import Settings
+from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+
+FAILING = """```scenario
+- text: about to fail
+  tools: [{name: Glob, input: {pattern: "*"}}]
+- text: never said
+  error: {status: 400}
+```"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
+    folder = tmp_path_factory.mktemp("served")
+    with serve_in_thread(folder, keys={"ann": "ann-secret"}, hot_window_s=600.0, idle_timeout_s=0.0) as found:
+        yield found
+
+
+class House:
+    def __init__(self, served: Threaded) -> None:
+        self.client = Client(served.service.url, "ann-secret", patience_s=30)
+        self.screen = StringIO()
+        self.terminal = Terminal(Console(file=self.screen, width=200, highlight=False))
+        self.workspace = served.service.workspace
+
+    def talk(self, prompt: str, decide: Decider) -> Conversation:
+        message = {"type": "user.message", "content": [{"type": "text", "text": prompt}]}
+        body = {"agent": "default", "environment_id": "default", "initial_events": [message]}
+        session_id = self.client.post("/v1/sessions", body)["id"]
+        return Conversation(self.client, session_id, self.terminal, decide, seen=0)
+
+    def read(self) -> str:
+        return self.screen.getvalue()
+
+
+@pytest.fixture
+def house(served: Threaded) -> Iterator[House]:
+    found = House(served)
+    yield found
+    found.client.close()
+
+
+def answer(result: str, deny_message: str | None = None) -> Decider:
+    return lambda approval: scripted(approval, result, deny_message)
+
+
+def test_what_is_allowed_runs_and_the_turn_ends(house: House, make_settings: Callable[..., Settings]) -> None:
+    talk = house.talk("Write hello.txt with a greeting", answer("allow"))
+    assert talk.until_rest() is End.DONE
+    assert (house.workspace(talk.id) / "hello.txt").exists()
+    for part in (
+        "you  Write hello.txt",
+        "● Write hello.txt (asks first)",
+        "allowed by ann",
+        "Done: `hello.txt`",
+    ):
+        assert part in house.read()
+    settings = make_settings(data_dir=house.workspace(talk.id).parents[1])
+    lines = [
+        line.plain for line in account(settings, house.client.get(f"/v1/sessions/{talk.id}"), offline=True)
+    ]
+    assert "free of charge" in lines[0]
+    assert f"{house.workspace(talk.id)}  (hello.txt)" in lines[1]
+
+
+def test_what_is_denied_does_not_run_and_the_agent_is_told_why(house: House) -> None:
+    talk = house.talk("Do three things at once", answer("deny", "not today"))
+    assert talk.until_rest() is End.DONE
+    assert not list(house.workspace(talk.id).glob("*"))
+    assert house.read().count("denied by ann: not today") == 3
+    assert "call 3 of 3 waits" in house.read()
+
+
+def test_a_turn_that_fails_ends_with_3(house: House) -> None:
+    assert house.talk(FAILING, answer("allow")).until_rest() is End.FAILED
+    assert "error: " in house.read()
+    assert End.FAILED == 3
+
+
+def test_without_a_terminal_the_call_is_shown_and_keeps_waiting(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", StringIO(""))
+    talk = house.talk("Run a command", ask_human(house.terminal))
+    with pytest.raises(Left):
+        talk.until_rest()
+    assert "date -u > date.txt" in house.read()
+    waiting = list(house.client.pages("/v1/approvals", **{"session_id": talk.id, "states[]": "pending"}))
+    assert len(waiting) == 1
+    house.client.post(f"/v1/approvals/{waiting[0]['id']}/decide", denial(None))
+
+
+def test_a_decision_that_lost_a_race_says_who_won_and_goes_on(house: House) -> None:
+    def too_late(approval: Mapping[str, Any]) -> Body:
+        house.client.post(f"/v1/approvals/{approval['id']}/decide", denial("I was first"))
+        return {"result": "allow"}
+
+    talk = house.talk("Run a command", too_late)
+    assert talk.until_rest() is End.DONE
+    assert "already decided (deny) by ann" in house.read()
+    assert not (house.workspace(talk.id) / "date.txt").exists()
+
+
+def test_questions_are_answered(house: House) -> None:
+    assert house.talk("Ask me a question", answer("allow")).until_rest() is End.DONE
+    assert '"Which colour should the report have?"="Blue"' in house.read()
+
+
+def test_a_second_message_is_sent_without_showing_it_twice(house: House) -> None:
+    talk = house.talk("Write hello.txt with a greeting", answer("deny"))
+    assert talk.until_rest() is End.DONE
+    talk.send("Read hello.txt")
+    assert talk.until_rest() is End.DONE
+    assert "you  Read" not in house.read()
+    assert "● Read hello.txt" in house.read()
+
+
+def test_an_interrupt_ends_the_turn(house: House) -> None:
+    def leave(_: Mapping[str, Any]) -> Body:
+        raise Left
+
+    talk = house.talk("Run a command", leave)
+    with pytest.raises(Left):
+        talk.until_rest()
+    talk.interrupt()
+    assert talk.until_rest() is End.DONE
+    assert "interrupted" in house.read()

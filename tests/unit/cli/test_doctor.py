@@ -1,0 +1,93 @@
+"""Each check says what is wrong and what mends it, and never shows a secret."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from claude_hitl_template.cli import doctor
+from claude_hitl_template.cli.doctor import Check
+from claude_hitl_template.settings import Settings
+
+GIB = 1024**3
+
+
+def mended(check: Check) -> bool:
+    """What is not ok has a mend, and what is ok has none."""
+    return (check.level == "ok") != bool(check.mend)
+
+
+@pytest.mark.parametrize(
+    ("check", "level"),
+    [
+        (doctor.python_check((3, 12)), "ok"),
+        (doctor.python_check((3, 11)), "wrong"),
+        (doctor.cli_version_check("2.1.330 (Claude Code)\n", "2.1.330", "m"), "ok"),
+        (doctor.cli_version_check("2.2.0", "2.1.330", "m"), "ok"),
+        (doctor.cli_version_check("2.1.9 (Claude Code)", "2.1.330", "m"), "wrong"),
+        (doctor.cli_version_check("", "2.1.330", "m"), "wrong"),
+        (doctor.cli_check(Path("/nonexistent/claude")), "wrong"),
+        (doctor.ray_version_check("2.60.0", None), "ok"),
+        (doctor.ray_version_check("2.60.0", "2.60.0"), "ok"),
+        (doctor.ray_version_check("2.60.0", "2.59.0"), "wrong"),
+        (doctor.socket_check(Path("/tmp/hitl-0-12345678")), "ok"),
+        (doctor.socket_check(Path("/tmp") / ("x" * 60)), "wrong"),
+        (doctor.disk_check(2 * GIB), "ok"),
+        (doctor.disk_check(GIB - 1), "warning"),
+        (doctor.memory_check(2 * GIB), "ok"),
+        (doctor.memory_check(2 * GIB - 1), "warning"),
+        (doctor.key_check(None), "ok"),
+        (doctor.key_check("sk-ant-abc"), "ok"),
+        (doctor.key_check("sk-ant abc"), "wrong"),
+        (doctor.key_check("sk-ant\n"), "wrong"),
+        (doctor.key_check('"sk-ant"'), "wrong"),
+        (doctor.key_check("sk-ant\u200b"), "wrong"),
+        (doctor.service_check(None, False, "c"), "warning"),
+        (doctor.service_check(None, True, "c"), "wrong"),
+        (doctor.service_check({"code": "b"}, True, "c"), "warning"),
+        (doctor.service_check({"code": "c"}, True, "c"), "ok"),
+        (doctor.setpriv_check("/usr/bin/setpriv"), "ok"),
+        (doctor.setpriv_check(None), "wrong"),
+    ],
+    ids=str,
+)
+def test_each_check_tells_good_from_bad(check: Check, level: str) -> None:
+    assert check.level == level
+    assert mended(check)
+
+
+def test_the_key_is_never_shown() -> None:
+    assert "sk-ant" not in "".join(doctor.lines(doctor.key_check("'sk-ant-oops '")))
+
+
+def test_a_missing_folder_is_checked_where_it_would_be_made(tmp_path: Path) -> None:
+    assert doctor.folder_check(tmp_path / "a" / "b").level == "ok"
+    (tmp_path / "file").write_text("")
+    found = doctor.folder_check(tmp_path / "file" / "b")
+    assert (found.level, "HITL_DATA_DIR" in found.mend) == ("wrong", True)
+
+
+def test_secrets_that_others_may_read_are_named(tmp_path: Path) -> None:
+    assert doctor.secrets_check(tmp_path / "none").level == "ok"
+    (tmp_path / "api-key").write_text("x")
+    (tmp_path / "api-key").chmod(0o640)
+    found = doctor.secrets_check(tmp_path)
+    assert (found.level, "api-key" in found.found, "chmod 600" in found.mend) == ("wrong", True, True)
+    (tmp_path / "api-key").chmod(0o600)
+    assert doctor.secrets_check(tmp_path).level == "ok"
+
+
+def test_a_port_is_free_or_held_by_someone(make_settings: Callable[..., Settings], free_port: int) -> None:
+    settings = make_settings(serve_port=free_port)
+    assert doctor.port_check(settings, "serve_port").level == "ok"
+    with socket.create_server(("127.0.0.1", free_port)):
+        found = doctor.port_check(settings, "serve_port")
+    assert found.level == "wrong"
+    assert "HITL_SERVE_PORT" in found.mend
+
+
+def test_an_upstream_that_cannot_be_reached_is_wrong(free_port: int) -> None:
+    found = doctor.upstream_check(f"http://127.0.0.1:{free_port}")
+    assert (found.level, "ANTHROPIC_BASE_URL" in found.mend) == ("wrong", True)
+    assert doctor.upstream_check("http://[").level == "wrong"
