@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import structlog
 from ray.exceptions import RayError
 
@@ -43,6 +44,8 @@ class SupervisorService:
         self._spares: deque[Owner] = deque()
         self._warming: asyncio.Task[None] | None = None
         self._starting = 0
+        # More at once than there are CPUs would only make each start slower, and in the end too slow.
+        self._starts = asyncio.Semaphore(max(2, int(ray.cluster_resources().get("CPU", 1))))
         self._draining = False
         self._loops = [asyncio.create_task(self._supervise()), asyncio.create_task(self._expire())]
 
@@ -185,7 +188,8 @@ class SupervisorService:
                     if await _answers(spare, ANSWER_S):
                         return spare
                 await asyncio.to_thread(cleanup_actor, spare.name)
-            return await self._start(session)
+            async with self._starts:
+                return await self._start(session)
         finally:
             self._starting -= 1
 

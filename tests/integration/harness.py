@@ -68,6 +68,14 @@ class Service:
             check=False,
         )
 
+    def python(self, code: str) -> Any:
+        """What `code` prints as JSON; its argument is the address of this service's Ray."""
+        address = f"127.0.0.2:{self.environment['HITL_RAY_PORT']}"
+        command = [sys.executable, "-c", code, address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
     def up(self, **environment: str) -> None:
         self.environment |= environment
         done = self.hitl("up")
