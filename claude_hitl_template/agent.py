@@ -1,6 +1,9 @@
 """ClaudeSessionActor: a thin Ray shell around session.py. It holds one session's CLI, and nothing that must last."""
 
+import asyncio
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +12,7 @@ import ray
 import structlog
 from ray.util import list_named_actors
 
+from claude_hitl_template import logs
 from claude_hitl_template.claude.cli import CliConfig, CliEngine, is_plan_folder
 from claude_hitl_template.claude.gate import Gate
 from claude_hitl_template.claude.transcripts import TranscriptStore
@@ -16,6 +20,7 @@ from claude_hitl_template.errors import EngineError, StaleOwner
 from claude_hitl_template.ledger import connect
 from claude_hitl_template.models import Session
 from claude_hitl_template.session import Limits, SessionRunner
+from claude_hitl_template.settings import Settings
 
 log = structlog.get_logger()
 NAMESPACE = "claude-hitl"
@@ -41,6 +46,7 @@ class ClaudeSessionActor:
     """
 
     def __init__(self) -> None:
+        logs.configure(Settings.load().log_level)
         self._store = connect()
         self._driving: tuple[str, int] | None = None
 
@@ -57,21 +63,25 @@ class ClaudeSessionActor:
         """Returns why it ended: "parked", "taken over", or "died: <message>"."""
         session = assignment.session
         self._driving = session.id, session.epoch
+        home = Path(assignment.run_dir) / f"{session.id}-{session.epoch}"
         try:
-            await self._runner(assignment).run()
+            await asyncio.to_thread(_move_in, home, session.id)
+            await self._runner(assignment, home).run()
         except StaleOwner:
             return "taken over"
         except EngineError as error:
             log.warning("engine died", session=session.id, epoch=session.epoch, why=str(error))
             return f"died: {error}"
+        finally:
+            await asyncio.to_thread(shutil.rmtree, home, True)
         return "parked"
 
-    def _runner(self, assignment: Assignment) -> SessionRunner:
+    def _runner(self, assignment: Assignment, home: Path) -> SessionRunner:
         session = assignment.session
         transcripts = TranscriptStore(self._store, session.id, epoch=session.epoch, any_folder=True)
         cli = CliConfig(
             workspace=Path(assignment.workspace),
-            config_dir=Path(assignment.run_dir) / f"{session.id}-{session.epoch}",
+            config_dir=home / "config",
             model_url=assignment.model_url,
             token=assignment.token,
             cli_path=Path(assignment.cli_path) if assignment.cli_path else None,
@@ -88,6 +98,15 @@ class ClaudeSessionActor:
             is_plan_folder=is_plan_folder(cli.config_dir),
             limits=assignment.limits,
         )
+
+
+def _move_in(home: Path, session_id: str) -> None:
+    """Makes the folder that lasts as long as the owner, the process's temporary folder too: the SDK keeps the
+    resumed transcript there. What earlier owners of the session left is removed: they are fenced off, or dead."""
+    for left in home.parent.glob(f"{session_id}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    home.mkdir(parents=True, mode=0o700)
+    tempfile.tempdir = str(home)
 
 
 def create_actor(name: str, *, cpus: float) -> Any:

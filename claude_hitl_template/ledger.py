@@ -9,6 +9,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
+from claude_hitl_template import logs
 from claude_hitl_template.errors import HitlError, Unavailable
 from claude_hitl_template.settings import Settings
 from claude_hitl_template.store.core import CoreStore
@@ -30,6 +31,7 @@ class LedgerService:
         from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url  # noqa: PLC0415
 
         settings = Settings.load()
+        logs.configure(settings.log_level)
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         url = sqlite_url(settings.database_path)
         migrate(url)

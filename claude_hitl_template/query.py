@@ -12,12 +12,12 @@ from typing import Any
 
 import httpx
 import ray
-import structlog
 from fastapi import FastAPI
 from ray import serve
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from claude_hitl_template import __version__, code_version
+from claude_hitl_template import __version__, code_version, logs
+from claude_hitl_template.api import problems
 from claude_hitl_template.api.app import Service, build_app
 from claude_hitl_template.errors import ConfigError, NotFound, Unauthorized
 from claude_hitl_template.ledger import APP_NAME, LedgerService, remote_store
@@ -54,11 +54,18 @@ def _stand_behind(**apps: ASGIApp) -> None:
 
 
 outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+problems.install(outer)  # for what misses both mounts
 outer.mount("/model", _model)
 outer.mount("/", _api)
 
 
-@serve.deployment(name="Ledger", num_replicas=1, max_ongoing_requests=_STREAMS, ray_actor_options=_LIGHT)
+@serve.deployment(
+    name="Ledger",
+    num_replicas=1,
+    max_ongoing_requests=_STREAMS,
+    ray_actor_options=_LIGHT,
+    logging_config={"enable_access_log": False},  # a line for each call of the Store says nothing
+)
 class Ledger(LedgerService):
     """The only process with a database connection."""
 
@@ -75,6 +82,7 @@ class Ingress:
 
     def __init__(self, ledger: Any, supervisor: Any) -> None:
         settings = Settings.load()
+        logs.configure(settings.log_level)
         self._store = remote_store(ledger)
         upstream, model = _upstream(settings)
         signing_key = read_signing_key(settings)
@@ -146,7 +154,7 @@ if __name__ == "__main__":
     # Under its own name, so that replicas import it instead of copying it.
     from claude_hitl_template import query  # noqa: PLW0406
 
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logs.configure("INFO")
     try:
         query.main()
     except ConfigError as error:

@@ -190,6 +190,9 @@ class SessionRunner:
         session = self._now.session
         if session.interrupted:
             await self._end_turn(TurnEnd(interrupted=True))
+            if self._engine is None and session.deferred is not None:
+                # The transcript still has the call: a resumed CLI will ask for it, and must be told no.
+                await self._store.defer(self._id, self._epoch, session.deferred)
             return
         try:
             await self._begin_turn()

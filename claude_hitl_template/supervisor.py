@@ -10,6 +10,7 @@ import ray
 import structlog
 from ray.exceptions import RayError
 
+from claude_hitl_template import logs
 from claude_hitl_template.agent import Assignment, cleanup_actor, create_actor, get_actor, list_actors
 from claude_hitl_template.errors import HitlError, NotFound
 from claude_hitl_template.ledger import remote_store
@@ -38,6 +39,7 @@ class SupervisorService:
 
     def __init__(self, ledger: Any) -> None:
         self._settings = Settings.load()
+        logs.configure(self._settings.log_level)
         self._store = remote_store(ledger)
         self._signing_key = read_signing_key(self._settings)
         self._attending: dict[str, asyncio.Task[None]] = {}

@@ -19,6 +19,7 @@ from claude_hitl_template.errors import (
 )
 
 log = structlog.get_logger()
+MAX_MESSAGE_CHARS = 2000  # an error may quote what the caller sent
 
 # The first class that fits decides.
 _STATUS: tuple[tuple[type[HitlError], int, str], ...] = (
@@ -40,7 +41,8 @@ _TYPES = {
 
 
 def problem(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    body = {"type": "error", "error": {"type": kind, "message": message}}
+    shown = message[:MAX_MESSAGE_CHARS].encode("utf-8", "backslashreplace").decode()
+    body = {"type": "error", "error": {"type": kind, "message": shown}}
     return JSONResponse(body, status_code=status, headers=headers)
 
 
@@ -77,5 +79,5 @@ def _http(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    log.exception("request failed", path=request.url.path, exc_info=error)
+    log.error("request failed", path=request.url.path, exc_info=error)
     return problem(500, "api_error", "the service failed on this request; its log says why")

@@ -1,36 +1,67 @@
 """Reading requests: bodies that are what JSON should be, parsed with errors that name the field."""
 
 import json
-from collections.abc import Iterator
-from datetime import datetime
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
 
 from fastapi import Request
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect
 
-from claude_hitl_template.errors import InvalidInput, TooLarge
+from claude_hitl_template.errors import InvalidInput, NotFound, TooLarge
 from claude_hitl_template.store.protocol import TimeRange
 
 MAX_DEPTH = 64
+MAX_ID_CHARS = 256
+_MAX_DIGITS = 9  # of a number in a URL: more than any limit, and always quick to read
 
 
 async def read_json(request: Request, max_bytes: int) -> Any:
     """The body as JSON. Raises TooLarge, or InvalidInput for what is not UTF-8 JSON or could not be stored as text."""
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > max_bytes:
-            raise TooLarge(f"the request is over {max_bytes} bytes")
+    _check_headers(request)
+    raw = await _read(request, max_bytes)
     try:
-        value = json.loads(bytes(raw).decode(), parse_constant=_no_constant)
+        value = json.loads(raw.decode(), parse_constant=_no_constant, object_pairs_hook=_object)
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
         raise InvalidInput(f"the body is not JSON: {error}") from error
     _check(value)
     return value
 
 
+def _check_headers(request: Request) -> None:
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise InvalidInput("send application/json", "Content-Type")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise InvalidInput("send the body as it is, not compressed", "Content-Encoding")
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    raw = bytearray()
+    try:
+        async for chunk in request.stream():
+            raw += chunk
+            if len(raw) > max_bytes:
+                raise TooLarge(f"the request is over {max_bytes} bytes")
+    except ClientDisconnect as error:
+        raise InvalidInput("the connection ended before the body did") from error
+    return bytes(raw)
+
+
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON value")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers differ in which of two equal names they take: what was shown and what is stored must not."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidInput("is given twice", twice)
+    return found
 
 
 def _check(value: Any) -> None:
@@ -42,6 +73,8 @@ def _check(value: Any) -> None:
                 raise InvalidInput("holds a NUL character", path)
             if any("\ud800" <= char <= "\udfff" for char in item):
                 raise InvalidInput("holds a lone surrogate; send well-formed Unicode", path)
+        if isinstance(item, float) and not math.isfinite(item):
+            raise InvalidInput("is a number too large to keep", path)
         if isinstance(item, int) and not isinstance(item, bool) and abs(item) >= 1 << 63:
             raise InvalidInput("is a number too large to keep", path)
 
@@ -69,8 +102,32 @@ def parse[T](kind: type[T] | TypeAdapter[T], value: Any, at: str = "") -> T:
         return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join([*([at] if at else []), *(str(part) for part in first["loc"])])
-        raise InvalidInput(str(first["msg"]), path) from error
+        path = ".".join([*([at] if at else []), *_path(first["loc"], value, first["type"] == "missing")])
+        wrong = (
+            "a JSON object"
+            if first["type"] in _NO_OBJECT
+            else str(first["msg"]).removeprefix("Value error, ")
+        )
+        raise InvalidInput(wrong, path) from error
+
+
+_NO_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
+
+
+def _path(loc: Sequence[str | int], value: Any, missing: bool) -> Iterator[str]:
+    """`loc` without the names of types that pydantic puts between the fields of a union.
+
+    What is not in `value` is such a name, but for the last part when it is `missing`.
+    """
+    inside: Any = value
+    for number, part in enumerate(loc):
+        if (isinstance(inside, dict) and part in inside) or (
+            isinstance(inside, list) and isinstance(part, int)
+        ):
+            inside = cast(Any, inside)[part]
+            yield str(part)
+        elif missing and number == len(loc) - 1:
+            yield str(part)
 
 
 def query_list(request: Request, name: str) -> list[str]:
@@ -91,15 +148,41 @@ def query_times(request: Request) -> TimeRange:
             at = parse(datetime, request.query_params[name], name)
             if at.tzinfo is None:
                 raise InvalidInput("give the time zone, as in 2026-01-31T12:00:00Z", name)
-            found[bound] = at
+            try:
+                found[bound] = at.astimezone(UTC)
+            except OverflowError as error:
+                raise InvalidInput("is before the year 1 or after the year 9999", name) from error
     return TimeRange(**found)
 
 
 def query_limit(request: Request, default: int = 20, most: int = 1000) -> int:
     raw = request.query_params.get("limit", str(default))
-    if not raw.isdecimal() or not 1 <= int(raw[:9]) <= most:
+    number = read_number(raw)
+    if number is None or not 1 <= number <= most:
         raise InvalidInput(f"a whole number from 1 to {most}", "limit")
-    return int(raw)
+    return number
+
+
+def read_number(raw: str) -> int | None:
+    """A whole number of at most nine digits; None for anything else."""
+    return int(raw) if raw.isascii() and raw.isdecimal() and len(raw) <= _MAX_DIGITS else None
+
+
+def check_url(request: Request) -> None:
+    """Raises NotFound for an id that no id looks like, InvalidInput for a parameter that cannot be stored as text."""
+    for value in request.path_params.values():
+        if "\x00" in value or len(value) > MAX_ID_CHARS:
+            raise NotFound("there is nothing of this id")
+    for name, value in request.query_params.multi_items():
+        if "\x00" in name + value:
+            raise InvalidInput("holds a NUL character", name)
+
+
+def refuse_filters(request: Request, *names: str) -> None:
+    """Raises InvalidInput for filters of the protocol that mean nothing here: left aside, they would show too much."""
+    for name in names:
+        if name in request.query_params:
+            raise InvalidInput("this service cannot filter by it", name)
 
 
 def query_order(request: Request, default: str) -> Any:

@@ -122,6 +122,14 @@ class CliEngine:
         client, self._client = self._client, None
         if client is None:
             return
+        ending = asyncio.create_task(self._end(client))
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:  # a process that is half ended would be left behind
+            await ending
+            raise
+
+    async def _end(self, client: ClaudeSDKClient) -> None:
         try:
             await client.disconnect()
         except (ClaudeSDKError, OSError) as error:  # it is gone already, which is what was wanted

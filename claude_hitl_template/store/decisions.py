@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from claude_hitl_template import events, policy
 from claude_hitl_template.errors import AlreadyDecided, InvalidInput, NotWaiting, Superseded
 from claude_hitl_template.events import UserToolConfirmation
@@ -153,7 +155,7 @@ def _remember(
         return policy.remember_rule(approval.tool_name, run_input, workspace)
     try:
         rule = Rule(rule=said.remember, policy="always_allow")
-    except ValueError as error:
-        raise InvalidInput(str(error), "remember") from error
+    except ValidationError as error:
+        raise InvalidInput(str(error.errors()[0]["msg"]), "remember") from error
     policy.validate_remember(rule, approval.tool_name, run_input, workspace)
     return rule

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +12,9 @@ import pytest_asyncio
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+
+KEYS = {"alice": "alice-secret", "bob": "bob-secret"}
 
 
 class FakeClock:
@@ -54,3 +57,19 @@ async def backend(
 @pytest.fixture
 def store(backend: MemoryBackend | SqlBackend, clock: FakeClock) -> CoreStore:
     return CoreStore(backend, clock)
+
+
+@pytest.fixture(scope="session")
+def parking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
+    """The service on loopback; it parks at once whatever waits for a human."""
+    folder = tmp_path_factory.mktemp("parking")
+    with serve_in_thread(folder, keys=KEYS, hot_window_s=0.0, idle_timeout_s=0.0) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def hot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
+    """The service on loopback; it keeps the CLI of whatever waits for a human."""
+    folder = tmp_path_factory.mktemp("hot")
+    with serve_in_thread(folder, keys=KEYS, hot_window_s=600.0, idle_timeout_s=0.0) as served:
+        yield served

@@ -1,0 +1,437 @@
+"""The gate, hammered on the pinned CLI: calls are decided while no process is there, resumed, and every run is counted.
+
+A cycle is a park and a resume. `--hammer N` says how many to make.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import re
+import socket
+import stat
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from claude_hitl_template.claude.cli import CliConfig, CliEngine, bundled_cli, is_plan_folder
+from claude_hitl_template.claude.transcripts import TranscriptStore
+from claude_hitl_template.errors import HitlError
+from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
+from claude_hitl_template.model.endpoint import OfflineUpstream, build_router
+from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.models import Agent, Approval, Environment, Event, Session
+from claude_hitl_template.session import Limits, SessionRunner
+from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+
+KEY = "key_hammer"
+AT_ONCE = 3
+DRIVE_S = 60
+MOST_PARKS = 8
+FINAL = {"succeeded", "denied", "superseded"}
+# What an agent, or a project it works on, may have written to be asked less.
+PERMISSIVE = {
+    "permissions": {
+        "allow": ["Bash", "Bash(*)", "Bash(git status:*)", "Write", "Edit", "Agent", "AskUserQuestion"],
+        "defaultMode": "bypassPermissions",
+    },
+    "skipDangerousModePermissionPrompt": True,
+    "sandbox": {"enabled": False, "autoAllowBashIfSandboxed": True},
+}
+# Starts the CLI as a careless operator might: every settings file is loaded, and nothing is to be asked.
+CARELESS = """#!/bin/sh
+before=
+for arg; do
+  shift
+  case $before$arg in
+    --setting-sources=*) arg=--setting-sources=user,project,local ;;
+    mode:*) arg=bypassPermissions ;;
+  esac
+  before=
+  [ "$arg" != --permission-mode ] || before=mode:
+  set -- "$@" "$arg"
+done
+exec "{cli}" "$@"
+"""
+# The CLI itself calls git to describe the folder; only the calls of a case carry a mark.
+GIT = """#!/bin/sh
+for arg; do
+  case $arg in *mark-*) echo "${{arg##*/}}" >> "{journal}/${{arg##*@}}" ;; esac
+done
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One cell of the matrix."""
+
+    kind: str
+    settings: str
+    decision: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}, settings {self.settings}, {self.decision}"
+
+
+DECISIONS = {
+    "bash": ("allow", "deny", "edit", "interrupt", "allow then interrupt"),
+    "echo": ("allow", "deny", "edit", "interrupt"),
+    "git status": ("allow", "deny", "edit", "interrupt"),
+    "batch": ("allow", "deny", "mixed", "interrupt"),
+    "subagent": ("allow", "deny", "edit", "interrupt"),
+    "question": ("allow", "deny", "interrupt"),
+    "plan": ("allow", "deny", "interrupt"),
+}
+SETTINGS = ("none", "project", "local", "user", "careless")
+MATRIX = [
+    Plan(kind, SETTINGS[(row + column) % len(SETTINGS)], decision)
+    for row in range(len(SETTINGS))
+    for column, (kind, decision) in enumerate((k, d) for k, ds in DECISIONS.items() for d in ds)
+]
+
+
+@dataclass
+class Bench:
+    """What all cases share."""
+
+    root: Path
+    store: CoreStore
+    model_url: str
+    cycles: Counter[str] = field(default_factory=Counter[str])
+    failures: list[str] = field(default_factory=list[str])
+    started: int = 0
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal"
+
+
+@dataclass
+class Case:
+    """One session under the hammer. `expected` are the lines that its allowed calls leave in its journal."""
+
+    bench: Bench
+    plan: Plan
+    session: Session
+    name: str
+    expected: list[str] = field(default_factory=list[str])
+    denied: bool = False
+
+    @property
+    def folder(self) -> Path:
+        return self.bench.root / self.name
+
+    @property
+    def lines(self) -> list[str]:
+        path = self.bench.journal / self.name
+        return path.read_text().split() if path.exists() else []
+
+    # -- driving
+
+    async def drive(self) -> None:
+        """One owner, from its lease to its parking, with a CLI of its own."""
+        store = self.bench.store
+        session = await store.acquire(self.session.id, "hammer", lease_s=60)
+        config = CliConfig(
+            workspace=self.folder / "workspace",
+            config_dir=self.folder / f"config-{session.epoch}",
+            model_url=self.bench.model_url,
+            token="token",
+            cli_path=self.bench.root / "careless" if self.plan.settings == "careless" else None,
+        )
+        _write_settings(self.plan.settings, config)
+        transcripts = TranscriptStore(store, session.id, epoch=session.epoch, any_folder=True)
+        runner = SessionRunner(
+            store,
+            session,
+            make_engine=lambda s, gate: CliEngine(s, gate, transcripts, config),
+            workspace=config.workspace,
+            is_plan_folder=is_plan_folder(config.config_dir),
+            limits=Limits(hot_window_s=0.0, idle_timeout_s=0.0),
+        )
+        await asyncio.wait_for(runner.run(), DRIVE_S)
+        assert not self._processes(), "a CLI outlived its owner"
+
+    def _processes(self) -> list[int]:
+        """The processes that work in this case's folder."""
+        found: list[int] = []
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if str(self.folder) in process.environ().get("CLAUDE_CONFIG_DIR", ""):
+                    found.append(process.pid)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+                continue
+        return found
+
+    async def waiting(self) -> list[Approval]:
+        session = await self.bench.store.get_session(self.session.id)
+        assert session.status == "idle", f"parked while {session.status}"
+        assert session.parked
+        return [a for a in await self.approvals() if a.state.value == "pending"]
+
+    async def approvals(self) -> list[Approval]:
+        page = await self.bench.store.list_approvals(KEY, limit=1000, session_id=self.session.id)
+        return page.data
+
+    # -- deciding, while nothing runs
+
+    async def decide(self, waiting: list[Approval]) -> None:
+        decision = self.plan.decision
+        if decision == "interrupt":
+            await self._send(UserInterrupt(type="user.interrupt"), _user("Read hello.txt"))
+            return
+        said = (
+            itertools.cycle(("allow", "deny", "edit")) if decision == "mixed" else itertools.repeat(decision)
+        )
+        for approval, how in zip(waiting, said, strict=False):
+            await self._confirm(approval, how.split()[0])
+        if decision == "allow then interrupt":
+            self.expected.clear()
+            await self._send(UserInterrupt(type="user.interrupt"), _user("Read hello.txt"))
+
+    async def _confirm(self, approval: Approval, how: str) -> None:
+        more: dict[str, Any] = {}
+        if how == "deny":
+            self.denied = True
+            more = {"deny_message": "not this one"}
+        elif approval.kind == "question":
+            more = {"answers": {q["question"]: "Blue" for q in approval.input["questions"]}}
+        elif approval.tool_name == "Bash":
+            command = approval.input["command"]
+            if how == "edit":
+                command = command.replace("mark-", "mark-edited-")
+                more = {"updated_input": {**approval.input, "command": command}}
+            self.expected += re.findall(r"mark-[\w-]+@[\w-]+", command)
+        said = UserToolConfirmation(
+            type="user.tool_confirmation",
+            tool_use_id=approval.event_id,
+            result="deny" if how == "deny" else "allow",
+            **more,
+        )
+        await self._send(said)
+
+    async def _send(self, *inbound: Any) -> None:
+        await self.bench.store.send_events(self.session.id, KEY, inbound, decided_by="hammer")
+
+    # -- judging
+
+    def check_parked(self) -> None:
+        """Nothing runs but what was allowed before, and that once."""
+        assert not Counter(self.lines) - Counter(self.expected), f"ran ungated or twice: {self.lines}"
+
+    async def check_end(self) -> None:
+        approvals = await self.approvals()
+        states = {a.event_id: a.state.value for a in approvals}
+        assert sorted(self.lines) == sorted(self.expected), (
+            f"ran {self.lines}, allowed {self.expected}; {states}"
+        )
+        assert set(states.values()) <= FINAL, f"lost: {states}"
+        marked = [a for a in approvals if "mark-" in json.dumps(a.input)]
+        assert sum(a.state.value == "succeeded" for a in marked) == len(self.expected)
+        for approval in marked:
+            if approval.state.value == "succeeded":
+                assert approval.run_input is not None
+                assert set(re.findall(r"mark-[\w-]+@[\w-]+", approval.run_input["command"])) <= set(
+                    self.lines
+                )
+        await self._check_results()
+        if "interrupt" in self.plan.decision:
+            said = await self._log("agent.message")
+            assert "could not read it" in str(said[-1].payload["content"]), (
+                "the next message was not worked on"
+            )
+
+    async def _log(self, kind: str) -> list[Event]:
+        page = await self.bench.store.list_events(self.session.id, KEY, limit=1000, types=[kind])
+        return page.data
+
+    async def _check_results(self) -> None:
+        """What the model was told agrees with the journal, and no call has a result that was not claimed first."""
+        results = await self._log("agent.tool_result")
+        ran = {e.payload["tool_use_id"] for e in results if not e.payload["is_error"]}
+        for approval in await self.approvals():
+            claimed = approval.state.value == "succeeded"
+            assert claimed or approval.call_id not in ran, f"{approval.tool_name} ran, {approval.state.value}"
+        good = [json.dumps(e.payload["content"]) for e in results if not e.payload["is_error"]]
+        told = Counter(m for text in good for m in set(re.findall(r"mark-[\w-]+@[\w-]+", text)))
+        if self.plan.kind in ("bash", "echo", "batch", "question"):
+            assert told == Counter(self.expected), f"told {told}, expected {self.expected}"
+
+
+def _write_settings(flavour: str, config: CliConfig) -> None:
+    places = {
+        "none": [],
+        "project": [config.workspace / ".claude" / "settings.json"],
+        "local": [config.workspace / ".claude" / "settings.local.json"],
+        "user": [config.config_dir / "settings.json"],
+    }
+    everywhere = [path for paths in places.values() for path in paths]
+    for path in everywhere if flavour == "careless" else places[flavour]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(PERMISSIVE))
+
+
+# -- what the model is scripted to do
+
+
+def _user(text: str) -> UserMessage:
+    return UserMessage.model_validate({"type": "user.message", "content": [{"type": "text", "text": text}]})
+
+
+def _call(name: str, **given: Any) -> dict[str, Any]:
+    return {"name": name, "input": given}
+
+
+def _script(*steps: dict[str, Any]) -> str:
+    first = {"text": "[offline model] I follow the script of a test.", **steps[0]}
+    return f"```scenario\n{json.dumps([first, *steps[1:], {'text': 'That is all.'}], indent=1)}\n```"
+
+
+def _run(journal: Path, name: str, number: int = 0) -> dict[str, Any]:
+    mark = f"mark-{number}@{name}"
+    return _call("Bash", command=f"echo {mark} | tee -a {journal / name}", description="Leave a mark")
+
+
+def prompt(kind: str, journal: Path, name: str) -> str:
+    run = _run(journal, name)
+    match kind:
+        case "bash":
+            return _script({"tools": [run]})
+        case "echo":
+            return _script({"tools": [_call("Bash", command=f"echo mark-0@{name}")]})
+        case "git status":
+            return _script({"tools": [_call("Bash", command=f"git status --short -- mark-0@{name}")]})
+        case "batch":
+            return _script({"tools": [_run(journal, name, number) for number in range(3)]})
+        case "subagent":
+            task = _call(
+                "Agent",
+                description="Leave a mark",
+                prompt=_script({"tools": [run]}),
+                subagent_type="general-purpose",
+                run_in_background=False,
+            )
+            return _script({"tools": [task]})
+        case "question":
+            options = [{"label": label, "description": "A colour."} for label in ("Blue", "Green")]
+            asked = {
+                "question": "Which colour?",
+                "header": "Colour",
+                "multiSelect": False,
+                "options": options,
+            }
+            return _script({"tools": [_call("AskUserQuestion", questions=[asked])]}, {"tools": [run]})
+        case "plan":
+            write = _call("Write", file_path="{plan_file}", content="# Plan\n1. Leave a mark.\n")
+            return _script(
+                {"tools": [_call("EnterPlanMode")]},
+                {"tools": [write]},
+                {"tools": [_call("ExitPlanMode")]},
+                {"tools": [run]},
+            )
+        case _:
+            raise AssertionError(kind)
+
+
+# -- the hammer
+
+
+async def _open(bench: Bench, plan: Plan) -> Case:
+    bench.started += 1
+    name = f"case-{bench.started}"
+    session = await bench.store.create_session(
+        KEY,
+        agent=Agent(),
+        environment=Environment(),
+        title=str(plan),
+        metadata={},
+        initial=[_user(prompt(plan.kind, bench.journal, name))],
+    )
+    return Case(bench, plan, session, name)
+
+
+async def _play(case: Case) -> None:
+    await case.drive()
+    for _ in range(MOST_PARKS):
+        case.check_parked()
+        waiting = await case.waiting()
+        if not waiting:
+            await _adopt_echo(case)
+            await case.check_end()
+            return
+        await case.decide(waiting)
+        await case.drive()
+        case.bench.cycles[case.plan.kind] += 1
+    raise AssertionError("it is asked without end")
+
+
+async def _adopt_echo(case: Case) -> None:
+    """A bare `echo` writes no file: what it printed stands for its line in the journal."""
+    if case.plan.kind == "echo" and case.expected:
+        (case.bench.journal / case.name).write_text("\n".join(case.expected))
+
+
+async def _work(bench: Bench, plans: Iterator[Plan], cycles: int) -> None:
+    while bench.cycles.total() < cycles:
+        case = await _open(bench, next(plans))
+        try:
+            await _play(case)
+        except (AssertionError, TimeoutError, HitlError) as error:
+            bench.failures.append(f"{case.name} ({case.plan}): {error!r}")
+
+
+async def _anyone(_token: str) -> None:
+    """Any token will do."""
+
+
+@pytest.fixture(scope="module")
+async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
+    root = tmp_path_factory.mktemp("hammer")
+    (root / "journal").mkdir()
+    _executable(root / "careless", CARELESS.format(cli=bundled_cli()))
+    _executable(root / "bin" / "git", GIT.format(journal=root / "journal"))
+    url = sqlite_url(root / "store.db")
+    await asyncio.to_thread(migrate, url)
+    backend = SqlBackend(url)
+    app = FastAPI()
+    app.include_router(build_router(OfflineUpstream(Scenarios.load()), _anyone))
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        yield Bench(root, CoreStore(backend), f"http://127.0.0.1:{listener.getsockname()[1]}")
+    server.should_exit = True
+    await serving
+    listener.close()
+    await backend.close()
+
+
+def _executable(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+async def test_no_gated_call_runs_but_once_and_as_decided(
+    bench: Bench, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+):
+    cycles: int = request.config.getoption("--hammer", default=200)
+    plans = itertools.cycle(MATRIX)
+    async with asyncio.TaskGroup() as workers:
+        for _ in range(AT_ONCE):
+            workers.create_task(_work(bench, plans, cycles))
+    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(bench.cycles.items()))
+    with capsys.disabled():
+        print(f"\nhammer: {bench.cycles.total()} cycles in {bench.started} sessions ({kinds}); "
+              f"{len(bench.failures)} failures")  # fmt: skip
+    assert not bench.failures, "\n".join(bench.failures)
