@@ -184,6 +184,9 @@ class SupervisorService:
         """A started owner: a spare one, or a new one. None when it could not be started; the session's log says why."""
         self._starting += 1
         try:
+            warming, self._warming = self._warming, None
+            if warming is not None and not self._spares:
+                await asyncio.wait({warming})  # it is further on than a new one; who comes next starts one
             while self._spares:
                 spare = self._spares.popleft()
                 with contextlib.suppress(TimeoutError):
