@@ -175,7 +175,11 @@ def tool_result(
         "is_error": is_error,
         **extra,
     }
-    return draft(kind, f"sevt_result_{tool_use_id}", **body)
+    return draft(kind, tool_result_id(tool_use_id), **body)
+
+
+def tool_result_id(tool_use_id: str) -> str:
+    return f"sevt_result_{tool_use_id}"
 
 
 def session_error(message: str, kind: str = "unknown_error", retry: str = "exhausted") -> Draft:

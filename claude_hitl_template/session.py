@@ -51,7 +51,6 @@ RENEW_S = (
 )
 REPLAY_TIMEOUT_S = 20.0  # a resumed CLI asks for its deferred call within half a second, or not at all
 UNAVAILABLE_PAUSE_S = 0.5
-ANSWERABLE = (ApprovalState.PENDING, ApprovalState.ALLOWED, ApprovalState.DENIED, ApprovalState.EXPIRED)
 PLAN_MODES: dict[str, PermissionMode] = {"EnterPlanMode": "plan", "ExitPlanMode": "default"}
 
 
@@ -271,12 +270,11 @@ class SessionRunner:
         """The last owner died in this turn. The first call it left waiting is asked for again; the model is told of
         the others once they are decided, as of any held call."""
         session = self._now.session
-        found = [await self._store.find_approval(self._id, self._epoch, c) for c in unanswered(transcript)]
-        asked = [a.call_id for a in found if a and a.state in ANSWERABLE]
-        waiting = [a.call_id for a in self._now.approvals if a.state in ANSWERABLE]
-        again = asked[0] if asked else None
-        for call_id in {*asked, *waiting} - {again}:
-            await self._store.hold(self._id, self._epoch, call_id)
+        lost = [a.call_id for a in await self._store.lost_calls(self._id, self._epoch)]
+        again = next((call_id for call_id in unanswered(transcript) if call_id in lost), None)
+        for call_id in lost:
+            if call_id != again:
+                await self._store.hold(self._id, self._epoch, call_id)
         entry = deferral(transcript, again, utcnow()) if again else None
         if again and entry:
             await self._store.append_transcript(self._transcript_key(), [entry], epoch=session.epoch)

@@ -23,6 +23,7 @@ CHECKS = {
     "imports": ["lint-imports"],
     "tests": [],
 }
+COVERAGE = ["--cov=claude_hitl_template", "--cov-report=term:skip-covered"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -57,7 +58,7 @@ def check() -> None:
     """What CI runs: format, lint, types, import rules, tests; stops at the first that fails, and names it."""
     for name, command in CHECKS.items():
         typer.echo(f"== {name}")
-        status = _tool(command) if command else pytest([])
+        status = _tool(command) if command else pytest(COVERAGE)
         if status != 0:
             typer.echo(f"failed: {name}", err=True)
             raise typer.Exit(1)

@@ -23,6 +23,8 @@ from claude_hitl_template.store.base import StoreBase, preview_topic, wake_topic
 from claude_hitl_template.store.protocol import Call, TranscriptKey
 from claude_hitl_template.store.unit import SessionUnit
 
+ANSWERABLE = (ApprovalState.PENDING, ApprovalState.ALLOWED, ApprovalState.DENIED, ApprovalState.EXPIRED)
+LOST_CALLS = 10_000  # more than any session has
 LEASE_S = 15.0  # a third of it passes between two renewals; see session.RENEW_S
 
 
@@ -44,6 +46,19 @@ class OwnerRules(StoreBase):
         async with self._reading() as tx:
             await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
             return await tx.approval_of_call(session_id, call_id)
+
+    async def lost_calls(self, session_id: str, epoch: int) -> list[Approval]:
+        async with self._reading() as tx:
+            session = (await SessionUnit.load_owned(tx, session_id, epoch, self._clock())).session
+            begun = await tx.event(session_id, session.turn) if session.turn else None
+            if begun is None:
+                return []
+            found = await tx.approvals(
+                session.key_id, after=None, limit=LOST_CALLS, states=ANSWERABLE, session_id=session_id
+            )
+            asked = [a for a in found if a.created_at >= begun.created_at]
+            known = await tx.known_events(session_id, [events.tool_result_id(a.call_id) for a in asked])
+            return [a for a in asked if events.tool_result_id(a.call_id) not in known]
 
     async def wait_session(self, session_id: str, epoch: int, wakes: int, *, timeout_s: float) -> Snapshot:
         with self._signals.listen(wake_topic(session_id)) as listener:

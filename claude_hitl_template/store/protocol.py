@@ -192,6 +192,10 @@ class Store(Protocol):
         """The approval of a call, in whatever state."""
         ...
 
+    async def lost_calls(self, session_id: str, epoch: int) -> list[Approval]:
+        """What was asked in the turn that was begun, was not claimed, and has no result: undecided, allowed or refused."""
+        ...
+
     async def wait_session(self, session_id: str, epoch: int, wakes: int, *, timeout_s: float) -> Snapshot:
         """The session as soon as its `wakes` is another, or after `timeout_s`. Renews the lease."""
         ...

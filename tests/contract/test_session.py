@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import uvicorn
 from fastapi import FastAPI
 
 from claude_hitl_template.claude.cli import CliConfig, CliEngine, is_plan_folder
 from claude_hitl_template.claude.transcripts import TranscriptStore
+from claude_hitl_template.errors import EngineError
 from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
 from claude_hitl_template.model.endpoint import OfflineUpstream, build_router
 from claude_hitl_template.model.offline import Scenarios
@@ -326,3 +328,95 @@ async def test_calls_of_an_answer_that_was_cut_off_wait_for_a_human_too(tmp_path
         await h.drive()
     assert (h.workspace / "first.txt").read_text() == "ran\n"
     assert not (h.workspace / "second.txt").exists()
+
+
+def kill_cli(session: Session) -> None:
+    """kill -9, as an operator or the kernel does it."""
+    found = [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if session.transcript_id in " ".join(child.cmdline())
+    ]
+    assert found
+    for child in found:
+        child.kill()
+
+
+async def test_a_batch_whose_process_was_killed_is_asked_about_once(tmp_path: Path, model_url: str):
+    h = await house(tmp_path, model_url, "Do three things at once", hot_s=60)
+    driving = asyncio.create_task(h.drive())
+    stop = await h.until_idle()
+    kill_cli(h.session)
+    with pytest.raises(EngineError):
+        await driving
+    first, second, third = stop["event_ids"]
+    await h.confirm(first)
+    await h.confirm(second, "deny", deny_message="not the date")
+    await h.confirm(third)
+    h.limits = Limits(hot_window_s=0, idle_timeout_s=0)
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    states = {a.event_id: a.state.value for a in (await h.store.list_approvals(KEY, limit=10)).data}
+    assert states == {first: "succeeded", second: "denied", third: "succeeded"}
+    assert (h.workspace / "batch.txt").exists()
+    assert not (h.workspace / "batch" / "date.txt").exists()
+    assert (h.workspace / "batch" / "system.txt").exists()
+    assert "not the date" in str([e.payload for e in await h.log()])
+
+
+async def test_a_parked_batch_in_which_one_call_is_refused_is_asked_about_once(
+    tmp_path: Path, model_url: str
+):
+    h = await house(tmp_path, model_url, "Do three things at once")
+    await h.drive()
+    first, second, third = (await h.until_idle())["event_ids"]
+    await h.confirm(second, "deny", deny_message="not the date")
+    await h.confirm(first)
+    await h.confirm(third)
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    states = {a.event_id: a.state.value for a in (await h.store.list_approvals(KEY, limit=10)).data}
+    assert states == {first: "succeeded", second: "denied", third: "succeeded"}
+    assert not (h.workspace / "batch" / "date.txt").exists()
+
+
+async def test_a_refused_call_whose_process_was_killed_is_told_to_the_model(tmp_path: Path, model_url: str):
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting", hot_s=60)
+    driving = asyncio.create_task(h.drive())
+    stop = await h.until_idle()
+    kill_cli(h.session)
+    with pytest.raises(EngineError):
+        await driving
+    await h.confirm(stop["event_ids"][0], "deny", deny_message="use another name")
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    assert "use another name" in await h.said()
+    assert not (h.workspace / "hello.txt").exists()
+
+
+async def test_a_resumed_call_whose_process_is_killed_while_it_runs_is_not_repeated(
+    tmp_path: Path, model_url: str
+):
+    prompt = (
+        "```scenario\n"
+        "- text: Slow.\n"
+        "  tools:\n"
+        "    - {name: Bash, input: {command: 'echo ran >> runs.txt; sleep 20'}}\n"
+        "- text: 'Done: {tool_result}'\n"
+        "```"
+    )
+    h = await house(tmp_path, model_url, prompt)
+    await h.drive()
+    await h.confirm((await h.until_idle())["event_ids"][0])
+    driving = asyncio.create_task(h.drive())
+    runs = h.workspace / "runs.txt"
+    while not runs.exists():
+        await asyncio.sleep(0.05)
+    kill_cli(h.session)
+    with pytest.raises(EngineError):
+        await driving
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    assert runs.read_text() == "ran\n"
+    assert [a.state.value for a in (await h.store.list_approvals(KEY, limit=10)).data] == ["unknown"]
+    assert [e.payload.get("outcome") for e in await h.log("agent.tool_result")] == ["unknown"]
