@@ -7,6 +7,7 @@ nothing to do it gives the lease up and ends: the session is parked, and costs r
 import asyncio
 import contextlib
 import json
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ log = structlog.get_logger()
 RENEW_S = (
     4.0  # how long one look at the store may wait; it renews the lease, so it must be well under LEASE_S
 )
+FLUSH_S = 0.02
 REPLAY_TIMEOUT_S = 20.0  # a resumed CLI asks for its deferred call within half a second, or not at all
 UNAVAILABLE_PAUSE_S = 0.5
 PLAN_MODES: dict[str, PermissionMode] = {"EnterPlanMode": "plan", "ExitPlanMode": "default"}
@@ -72,6 +74,7 @@ class _Turn:
     """What was heard in this turn and is not committed yet."""
 
     drafts: list[Draft] = field(default_factory=list[Draft])
+    drafted_at: float | None = None
     batch: list[ToolUse] = field(default_factory=list[ToolUse])
     early_results: list[ToolResult] = field(default_factory=list[ToolResult])
     names: dict[str, str] = field(default_factory=dict[str, str])
@@ -139,8 +142,14 @@ class SessionRunner:
                 continue
             await self._look_at(found)
 
+    async def _refresh(self) -> None:
+        await self._look_at(await self._store.snapshot(self._id, self._epoch))
+
     async def _look_at(self, found: Snapshot) -> None:
-        changed = found.session.wakes != self._now.session.wakes
+        seen, now = found.session, self._now.session
+        if seen.wakes < now.wakes or seen.next_seq < now.next_seq:
+            return  # two look at the store, and this answer was overtaken
+        changed = seen.wakes != now.wakes
         self._snapshot = found
         self._gate.update(found.session, await self._with_closed(found.approvals))
         if changed:
@@ -164,12 +173,14 @@ class SessionRunner:
     async def _drive(self) -> None:
         while True:
             self._woken.clear()
-            await self._look_at(await self._store.snapshot(self._id, self._epoch))
             session = self._now.session
             if session.status == "running":
                 await self._take_turn()
-            elif await self._wait_idle(session) and await self._release():
-                return
+                await self._refresh()
+            elif await self._wait_idle(session):
+                if await self._release():
+                    return
+                await self._refresh()
 
     async def _wait_idle(self, session: Session) -> bool:
         """True when it is time to park. A session that waits for a human has had its hot window already."""
@@ -220,8 +231,12 @@ class SessionRunner:
             await engine.say(str(uuid.uuid4()), events.text_blocks(_reminder(decided, now.untold)))
         elif now.queued:
             event = now.queued[0]
-            await self._store.begin_turn(self._id, self._epoch, event.id)
-            await engine.say(_message_uuid(event.id), event.payload["content"])
+            beginning = self._store.begin_turn(self._id, self._epoch, event.id)
+            if fresh:  # an owner that died between the two may have said it
+                await beginning
+                await self._go_on_with(engine, resumed, event.id, event.payload["content"])
+            else:
+                await asyncio.gather(beginning, engine.say(_message_uuid(event.id), event.payload["content"]))
         else:
             self._heard.put_nowait(TurnEnd())
 
@@ -279,7 +294,7 @@ class SessionRunner:
         if again and entry:
             await self._store.append_transcript(self._transcript_key(), [entry], epoch=session.epoch)
             await self._store.defer(self._id, self._epoch, again)
-        await self._look_at(await self._store.snapshot(self._id, self._epoch))
+        await self._refresh()
 
     async def _hear(self, engine: Engine, heard: "asyncio.Queue[EngineEvent | Exception]") -> None:
         try:
@@ -320,12 +335,17 @@ class SessionRunner:
                     await self._end_turn(event)
                     return
                 await self._note(event)
-                if self._heard.empty():
-                    await self._flush()
         finally:
             await _cancel(interrupting)
 
     async def _next(self, timeout_s: float | None) -> EngineEvent:
+        if self._turn.drafts:
+            with contextlib.suppress(TimeoutError):
+                event = await asyncio.wait_for(self._heard.get(), self._until_flush())
+                if isinstance(event, Exception):
+                    raise event
+                return event
+            await self._flush()
         try:
             event = await asyncio.wait_for(self._heard.get(), timeout_s)
         except TimeoutError:
@@ -334,6 +354,12 @@ class SessionRunner:
         if isinstance(event, Exception):
             raise event
         return event
+
+    def _until_flush(self) -> float:
+        """Seconds. What is heard together is committed together: the end of an answer comes in three messages."""
+        turn, now = self._turn, time.monotonic()
+        turn.drafted_at = turn.drafted_at or now
+        return max(turn.drafted_at + FLUSH_S - now, 0)
 
     async def _interrupt_when_told(self) -> None:
         while not self._now.session.interrupted:
@@ -389,7 +415,7 @@ class SessionRunner:
             if not batch:
                 return
             calls = [self._gate.classify(use) for use in batch]
-            drafts, turn.drafts = turn.drafts, []
+            drafts = self._take_drafts()
             drafts += [events.tool_use(c.call_id, c.tool_name, c.input, c.verdict, c.agent_id) for c in calls]
             opened = await self._store.open_calls(
                 self._id, self._epoch, drafts, calls, cwd=str(self._workspace), expires_at=self._expiry()
@@ -412,13 +438,17 @@ class SessionRunner:
         ttl = self._limits.approval_ttl_s
         return None if ttl is None else utcnow() + timedelta(seconds=ttl)
 
+    def _take_drafts(self) -> list[Draft]:
+        drafts, self._turn.drafts, self._turn.drafted_at = self._turn.drafts, [], None
+        return drafts
+
     async def _flush(self, permission_mode: PermissionMode | None = None) -> None:
-        drafts, self._turn.drafts = self._turn.drafts, []
+        drafts = self._take_drafts()
         if drafts or permission_mode:
             await self._store.commit(self._id, self._epoch, drafts, permission_mode=permission_mode)
 
     async def _end_turn(self, end: TurnEnd) -> None:
-        drafts, self._turn.drafts = self._turn.drafts, []
+        drafts = self._take_drafts()
         stop_reason = events.END_TURN
         if end.deferred is not None:
             await self._store.defer(self._id, self._epoch, end.deferred)

@@ -12,7 +12,6 @@ from claude_hitl_template.models import (
     Approval,
     ApprovalState,
     Decision,
-    Lease,
     PermissionMode,
     Session,
     Snapshot,
@@ -65,18 +64,19 @@ class OwnerRules(StoreBase):
             found = await self.snapshot(session_id, epoch)
             if found.session.wakes == wakes:
                 await listener.wait(timeout_s)
+                found = await self.snapshot(session_id, epoch)
+            lease = found.session.lease
+            if lease is None or lease.expires_at >= self._clock() + timedelta(seconds=LEASE_S * 2 / 3):
+                return found
             await self._renew(session_id, epoch)
             return await self.snapshot(session_id, epoch)
 
     async def _renew(self, session_id: str, epoch: int) -> None:
         async with self._backend.begin(write=True) as tx:
             unit = await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
-            lease = unit.session.lease
-            if lease is not None and lease.expires_at < unit.now + timedelta(seconds=LEASE_S * 2 / 3):
-                renewed = Lease(
-                    epoch=epoch, holder=lease.holder, expires_at=unit.now + timedelta(seconds=LEASE_S)
-                )
-                await tx.put_session(unit.session.but(lease=renewed))
+            expires = unit.now + timedelta(seconds=LEASE_S)
+            if unit.session.lease is not None:
+                await tx.put_session(unit.session.but(lease=unit.session.lease.but(expires_at=expires)))
 
     async def commit(
         self,
