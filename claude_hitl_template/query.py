@@ -14,7 +14,8 @@ import httpx
 import ray
 from fastapi import FastAPI
 from ray import serve
-from starlette.types import ASGIApp, Receive, Scope, Send
+from ray.exceptions import TaskCancelledError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from claude_hitl_template import __version__, code_version, logs
 from claude_hitl_template.api import problems
@@ -30,7 +31,10 @@ from claude_hitl_template.settings import Settings
 from claude_hitl_template.supervisor import SupervisorService
 
 ROUTE = "/claude-hitl"
-MODEL_TIMEOUT_S = 600.0
+# Seconds. A model's stream is never silent for long (it pings); a whole answer at once may be, when the CLI falls
+# back to that. `pool`: never wait for another session's stream to end.
+MODEL_TIMEOUT = httpx.Timeout(90.0, connect=5.0, pool=5.0)
+MODEL_CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 _LIGHT: dict[str, Any] = {
     "num_cpus": 0
 }  # Serve asks for a CPU a replica otherwise, and sessions then wait for ever
@@ -41,11 +45,23 @@ _inner: dict[str, ASGIApp] = {}
 
 
 async def _api(scope: Scope, receive: Receive, send: Send) -> None:
-    await _inner["api"](scope, receive, send)
+    await _inner["api"](scope, _until_gone(receive), send)
 
 
 async def _model(scope: Scope, receive: Receive, send: Send) -> None:
-    await _inner["model"](scope, receive, send)
+    await _inner["model"](scope, _until_gone(receive), send)
+
+
+def _until_gone(receive: Receive) -> Receive:
+    """Serve tells of a client that went by an error; ASGI has a message for it."""
+
+    async def until_gone() -> Message:
+        try:
+            return await receive()
+        except TaskCancelledError:
+            return {"type": "http.disconnect"}
+
+    return until_gone
 
 
 def _stand_behind(**apps: ASGIApp) -> None:
@@ -127,7 +143,7 @@ def _upstream(settings: Settings) -> tuple[Upstream, str]:
     key = read_model_key(settings)
     if key is None:
         return OfflineUpstream(Scenarios.load()), "offline"
-    client = httpx.AsyncClient(timeout=MODEL_TIMEOUT_S)
+    client = httpx.AsyncClient(timeout=MODEL_TIMEOUT, limits=MODEL_CONNECTIONS)
     return AnthropicUpstream(settings.anthropic_base_url, key, client), settings.anthropic_base_url
 
 

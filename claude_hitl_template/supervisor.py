@@ -178,7 +178,7 @@ class SupervisorService:
         try:
             return str(running.result())
         except RayError as error:
-            return f"died: {type(error).__name__}"
+            return f"died: {error}"
 
     async def _owner(self, session: Session) -> Owner | None:
         """A started owner: a spare one, or a new one. None when it could not be started; the session's log says why."""
