@@ -3,13 +3,16 @@
 #
 # - Only the variables below reach the agent: whatever the service's own process holds (keys, tokens) does not.
 # - The CLI dies with the process that started it, so that no agent goes on unattended (Linux only: setpriv).
+# - SHLVL is there: without it bash takes the CLI's sockets for a remote shell's and reads ~/.bashrc before each command,
+#   which took 300 ms where pyenv is set up.
 for name in $(env | sed -n 's/^\([A-Za-z_][A-Za-z0-9_]*\)=.*/\1/p'); do
   case $name in
-    PATH | HOME | PWD | USER | LOGNAME | SHELL | LANG | LC_* | TZ | TERM | TMPDIR | HITL_CLI) ;;
+    PATH | HOME | PWD | USER | LOGNAME | SHELL | LANG | LC_* | TZ | TERM | TMPDIR | SHLVL | HITL_CLI) ;;
     CLAUDE_* | ANTHROPIC_BASE_URL | ANTHROPIC_API_KEY | IS_SANDBOX | DISABLE_*) ;;
     *) unset "$name" ;;
   esac
 done
+export SHLVL="${SHLVL:-1}"
 if command -v setpriv >/dev/null 2>&1; then
   exec setpriv --pdeathsig KILL "$HITL_CLI" "$@"
 fi
