@@ -2,7 +2,7 @@
 
 import typer
 
-from claude_hitl_template.cli import doctor, inbox, logs, service, sessions, status, talk, upkeep
+from claude_hitl_template.cli import bench, doctor, inbox, logs, service, sessions, status, talk, upkeep
 from claude_hitl_template.cli.common import step
 from claude_hitl_template.settings import Settings
 
@@ -27,6 +27,7 @@ app.add_typer(inbox.app, name="approvals")
 app.add_typer(sessions.app, name="sessions")
 app.command()(logs.logs)
 app.command()(doctor.doctor)
+app.command()(bench.bench)
 app.command()(upkeep.clean)
 app.command()(upkeep.check)
 app.command(context_settings=_PASS_ON)(upkeep.test)

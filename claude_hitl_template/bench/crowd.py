@@ -1,0 +1,97 @@
+"""A thousand parked sessions, made by the store's own rules without a CLI, and what one of them costs in rows."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from claude_hitl_template import events, policy
+from claude_hitl_template.events import UserMessage
+from claude_hitl_template.models import Agent, Environment, Usage
+from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.owners import LEASE_S
+from claude_hitl_template.store.protocol import Call
+from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+
+CALLS = 2  # one is decided, the other goes on waiting, so that no decision wakes an owner
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A parked session, and the event ids of its pending calls."""
+
+    session_id: str
+    event_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What the database holds of one session; bytes are those of its records as JSON."""
+
+    rows: int
+    record_bytes: int
+
+
+@asynccontextmanager
+async def opened(database: Path) -> AsyncGenerator[CoreStore]:
+    """The store of a service that does not run."""
+    migrate(sqlite_url(database))
+    backend = SqlBackend(sqlite_url(database))
+    try:
+        yield CoreStore(backend)
+    finally:
+        await backend.close()
+
+
+async def make_crowd(database: Path, key_hash: str, count: int) -> list[Waiting]:
+    """`count` parked sessions of the key with this hash, each with CALLS pending approvals."""
+    async with opened(database) as store:
+        key = await store.add_key("first key", key_hash)
+        return [await _park(store, key.id, number) for number in range(count)]
+
+
+async def footprint(database: Path, key_hash: str, session_id: str) -> Footprint:
+    async with opened(database) as store:
+        key = await store.add_key("first key", key_hash)
+        session = await store.get_session(session_id, key.id)
+        log = await store.list_events(session_id, key.id, limit=1000)
+        asked = await store.list_approvals(key.id, limit=1000, session_id=session_id)
+        transcript = await store.load_transcript(
+            {"scope": session_id, "project_key": "-", "session_id": session.transcript_id, "subpath": ""}
+        )
+    records: list[BaseModel | dict[str, Any]] = [session, *log.data, *asked.data, *(transcript or ())]
+    return Footprint(len(records), sum(len(_json(record)) for record in records))
+
+
+async def _park(store: CoreStore, key_id: str, number: int) -> Waiting:
+    said = UserMessage.model_validate(
+        {"type": "user.message", "content": [{"type": "text", "text": f"Task {number}"}]}
+    )
+    session = await store.create_session(
+        key_id, agent=Agent(), environment=Environment(), title=f"Task {number}", metadata={}, initial=[said]
+    )
+    epoch = (await store.acquire(session.id, "benchmark", lease_s=LEASE_S)).epoch
+    snapshot = await store.snapshot(session.id, epoch)
+    await store.begin_turn(session.id, epoch, snapshot.queued[0].id)
+    calls = [_call(f"toolu_{session.id}_{index}", index) for index in range(CALLS)]
+    drafts = [events.tool_use(c.call_id, c.tool_name, c.input, c.verdict, None) for c in calls]
+    await store.open_calls(session.id, epoch, drafts, calls, cwd="/workspace", expires_at=None)
+    await store.defer(session.id, epoch, calls[0].call_id)
+    await store.end_turn(
+        session.id, epoch, [], end_id=session.id, usage=Usage(), stop_reason=events.END_TURN, finished=False
+    )
+    await store.release(session.id, epoch)
+    return Waiting(session.id, tuple(call.call_id for call in calls))
+
+
+def _call(call_id: str, index: int) -> Call:
+    given = {"command": f"make step-{index}", "description": "A step of the task"}
+    return Call(call_id=call_id, tool_name="Bash", input=given, digest=policy.digest(given), verdict="ask")
+
+
+def _json(record: BaseModel | dict[str, Any]) -> str:
+    return record.model_dump_json() if isinstance(record, BaseModel) else json.dumps(record)

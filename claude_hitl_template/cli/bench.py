@@ -1,0 +1,48 @@
+"""`hitl bench`: measures the service beside the bare SDK, on this machine, now."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from claude_hitl_template.cli.common import console
+from claude_hitl_template.errors import ConfigError
+
+LEAST_SESSIONS = 16
+
+
+def bench(
+    rounds: Annotated[int, typer.Option(min=1, help="How often each quick thing is measured.")] = 8,
+    sessions: Annotated[
+        int, typer.Option(min=LEAST_SESSIONS, help="How many parked sessions the inbox is measured with.")
+    ] = 1000,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="A file for figures, samples, machine and versions.")
+    ] = None,
+) -> None:
+    """Measures turns, decisions, parking and the inbox beside the bare SDK, with the offline model.
+
+    Takes some minutes. Uses a service of its own, and leaves nothing behind. A target that is not met is no failure.
+    """
+    # Slow to import, and no other command needs them.
+    from claude_hitl_template.bench.figures import table  # noqa: PLC0415
+    from claude_hitl_template.bench.run import Bench  # noqa: PLC0415
+
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise ConfigError(
+            f"{json_file} cannot be written: there is no such folder", "choose another with --json"
+        )
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # ended from outside, it still ends what it started
+    made = Bench(rounds, sessions)
+    made.run()
+    console().print(table(made.measures))
+    typer.echo(
+        f"The {sessions} parked sessions were made in the store, without running their CLIs; all else ran for real."
+    )
+    if json_file is not None:
+        figures = {**made.facts, "measures": [measure.as_json() for measure in made.measures]}
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
