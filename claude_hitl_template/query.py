@@ -10,7 +10,6 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-import httpx
 import ray
 from fastapi import FastAPI
 from ray import serve
@@ -23,7 +22,13 @@ from claude_hitl_template.api.app import Service, build_app
 from claude_hitl_template.errors import ConfigError, NotFound, Unauthorized
 from claude_hitl_template.ledger import APP_NAME, LedgerService, remote_store
 from claude_hitl_template.model import tokens
-from claude_hitl_template.model.endpoint import AnthropicUpstream, OfflineUpstream, Upstream, build_router
+from claude_hitl_template.model.endpoint import (
+    AnthropicUpstream,
+    OfflineUpstream,
+    Upstream,
+    build_router,
+    upstream_client,
+)
 from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.models import Agent, Environment
 from claude_hitl_template.secrets import hash_api_key, read_api_key, read_model_key, read_signing_key
@@ -31,10 +36,6 @@ from claude_hitl_template.settings import Settings
 from claude_hitl_template.supervisor import SupervisorService
 
 ROUTE = "/claude-hitl"
-# Seconds. A model's stream is never silent for long (it pings); a whole answer at once may be, when the CLI falls
-# back to that. `pool`: never wait for another session's stream to end.
-MODEL_TIMEOUT = httpx.Timeout(90.0, connect=5.0, pool=5.0)
-MODEL_CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
 _LIGHT: dict[str, Any] = {
     "num_cpus": 0
 }  # Serve asks for a CPU a replica otherwise, and sessions then wait for ever
@@ -143,8 +144,8 @@ def _upstream(settings: Settings) -> tuple[Upstream, str]:
     key = read_model_key(settings)
     if key is None:
         return OfflineUpstream(Scenarios.load()), "offline"
-    client = httpx.AsyncClient(timeout=MODEL_TIMEOUT, limits=MODEL_CONNECTIONS)
-    return AnthropicUpstream(settings.anthropic_base_url, key, client), settings.anthropic_base_url
+    upstream = AnthropicUpstream(settings.anthropic_base_url, key, upstream_client())
+    return upstream, settings.anthropic_base_url
 
 
 def build(settings: Settings) -> Any:

@@ -43,7 +43,7 @@ from claude_hitl_template.models import (
     Snapshot,
     utcnow,
 )
-from claude_hitl_template.store.protocol import Store, TranscriptKey
+from claude_hitl_template.store.protocol import Store, TranscriptKey, TurnEnding
 
 log = structlog.get_logger()
 
@@ -211,7 +211,7 @@ class SessionRunner:
             await self._stop_engine()
             if error.retryable:
                 raise
-            await self._end_turn(TurnEnd(error=(error.kind, str(error))))
+            await self._end_turn(TurnEnd(error=(error.kind, str(error))), how="broken off")
 
     async def _begin_turn(self) -> None:
         """Makes the engine do the first thing there is to do."""
@@ -447,10 +447,11 @@ class SessionRunner:
         if drafts or permission_mode:
             await self._store.commit(self._id, self._epoch, drafts, permission_mode=permission_mode)
 
-    async def _end_turn(self, end: TurnEnd) -> None:
+    async def _end_turn(self, end: TurnEnd, how: TurnEnding = "over") -> None:
         drafts = self._take_drafts()
         stop_reason = events.END_TURN
         if end.deferred is not None:
+            how = "parked"
             await self._store.defer(self._id, self._epoch, end.deferred)
             await self._stop_engine()
         if end.error is not None:
@@ -463,7 +464,7 @@ class SessionRunner:
             end_id=str(uuid.uuid4()),
             usage=end.usage,
             stop_reason=stop_reason,
-            finished=end.deferred is None,
+            how=how,
         )
 
     # -- previews: best effort, at most one call under way

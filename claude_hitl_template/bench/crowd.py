@@ -82,7 +82,7 @@ async def _park(store: CoreStore, key_id: str, number: int) -> Waiting:
     await store.open_calls(session.id, epoch, drafts, calls, cwd="/workspace", expires_at=None)
     await store.defer(session.id, epoch, calls[0].call_id)
     await store.end_turn(
-        session.id, epoch, [], end_id=session.id, usage=Usage(), stop_reason=events.END_TURN, finished=False
+        session.id, epoch, [], end_id=session.id, usage=Usage(), stop_reason=events.END_TURN, how="parked"
     )
     await store.release(session.id, epoch)
     return Waiting(session.id, tuple(call.call_id for call in calls))

@@ -3,11 +3,15 @@
 import asyncio
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,13 @@ from claude_agent_sdk import (
     ClaudeAgentOptions,
     ClaudeSDKClient,
     ClaudeSDKError,
-    CLINotFoundError,
     HookMatcher,
     PermissionResultAllow,
     PermissionResultDeny,
+    ProcessError,
     ToolPermissionContext,
 )
+from claude_agent_sdk._internal.transport.subprocess_cli import MINIMUM_CLAUDE_CODE_VERSION
 
 from claude_hitl_template.claude.engine import EngineEvent, ToolUse
 from claude_hitl_template.claude.gate import Answer, Gate
@@ -43,6 +48,16 @@ TOOLS = (
 HOOK_TIMEOUT_S = 400 * 86400  # the gate decides how long a call waits, not the hook
 LAUNCHER = Path(__file__).parent / "launch.sh"
 STDERR_LINES = 20
+# The CLI asks the model again after 0.5, 1, 2, 4, 8, 16 and 32 s, or when a `retry-after` of up to a minute says:
+# a model that cannot be reached ends the turn after 65 to 80 s, and one that limits the rate after 7 minutes at most.
+MODEL_RETRIES = 7
+START_TIMEOUT_S = 45.0  # it takes a third of a second, and a few on a machine that is busy
+VERSION_TIMEOUT_S = 15.0
+SIGNALLED = 128  # exit statuses from here on mean that a signal ended the process
+MEND_CLI = (
+    "set HITL_CLI_PATH to a Claude Code CLI that works, or leave it empty for the one that comes with the dependencies "
+    "(./hitl up installs them), start the service again, and send your message again"
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,61 @@ def bundled_cli() -> Path:
     return Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
 
 
+def check_cli(path: Path) -> None:
+    """Raises EngineError, which says what to mend, unless `path` is a CLI that the SDK can drive. Blocking."""
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise EngineError(f"there is no program at {path}; {MEND_CLI}", retryable=False)
+    if path != bundled_cli():  # that one was built for the SDK
+        changed = path.stat()
+        _check_version(path, changed.st_mtime_ns, changed.st_size)
+
+
+@lru_cache(maxsize=8)
+def _check_version(path: Path, _changed_ns: int, _size_bytes: int) -> None:
+    said = _version(path)
+    found = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})\b", said)
+    if found is None:
+        raise EngineError(f"{path} does not tell its version but {said[:200]!r}; {MEND_CLI}", retryable=False)
+    if [int(part) for part in found.groups()] < [int(p) for p in MINIMUM_CLAUDE_CODE_VERSION.split(".")]:
+        raise EngineError(
+            f"the Claude Code CLI at {path} is {found[0]}, and {MINIMUM_CLAUDE_CODE_VERSION} is the oldest that can be "
+            f"used; {MEND_CLI}",
+            retryable=False,
+        )
+
+
+def _version(path: Path) -> str:
+    """What it prints when asked. In a file, for what it may have started could keep a pipe open for ever."""
+    with tempfile.TemporaryFile() as output:
+        asked = subprocess.Popen(  # noqa: S603 - the operator's own setting
+            [LAUNCHER, "--version"],
+            env={**os.environ, "HITL_CLI": str(path)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            asked.wait(VERSION_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(asked.pid, signal.SIGKILL)
+            asked.wait()
+            return f"nothing for {VERSION_TIMEOUT_S:g} s"
+        output.seek(0)
+        return output.read(4096).decode(errors="replace").strip()
+
+
+def _make_workspace(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineError(
+            f"the session's workspace {folder} cannot be used: {error.strerror}. Make it a folder that the service may "
+            "write (or remove what is in its place), then send your message again",
+            retryable=False,
+        ) from error
+
+
 class CliEngine:
     def __init__(self, session: Session, gate: Gate, transcripts: TranscriptStore, config: CliConfig) -> None:
         self._session, self._gate, self._transcripts, self._config = session, gate, transcripts, config
@@ -79,17 +149,23 @@ class CliEngine:
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
 
     async def start(self, *, resume: bool, plan_mode: bool) -> None:
-        self._config.workspace.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(_make_workspace, self._config.workspace)
+        await asyncio.to_thread(check_cli, self._config.cli_path or bundled_cli())
         client = ClaudeSDKClient(self._options(resume=resume, plan_mode=plan_mode))
         try:
-            await client.connect()
-        except CLINotFoundError as error:
+            await asyncio.wait_for(client.connect(), START_TIMEOUT_S)
+        except TimeoutError as error:
             raise EngineError(
-                "the Claude Code CLI is missing; install the dependencies again (./hitl up) or set HITL_CLI_PATH",
+                f"the Claude Code CLI said nothing for {START_TIMEOUT_S:g} s after its start; {MEND_CLI}"
+                f"{self._last_words()}",
                 retryable=False,
             ) from error
         except (ClaudeSDKError, OSError, RuntimeError) as error:
-            raise EngineError(f"the Claude Code CLI did not start: {error}{self._last_words()}") from error
+            status = error.exit_code if isinstance(error, ProcessError) else None
+            raise EngineError(
+                f"the Claude Code CLI did not start: {error}{self._last_words()}",
+                retryable=status is None or status < 0 or status >= SIGNALLED,
+            ) from error
         self._client = client
 
     async def say(self, message_uuid: str, content: list[dict[str, Any]]) -> None:
@@ -187,6 +263,7 @@ class CliEngine:
             "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
             "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
             "CLAUDE_CODE_DISABLE_TERMINAL_TITLE": "1",
+            "CLAUDE_CODE_MAX_RETRIES": str(MODEL_RETRIES),
             "CLAUDE_AGENT_SDK_CLIENT_APP": "claude-hitl",
             **({"IS_SANDBOX": "1"} if os.getuid() == 0 else {}),
         }

@@ -22,6 +22,7 @@ from claude_hitl_template.errors import EngineError
 from claude_hitl_template.models import Usage
 
 _TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+CLI_ITSELF = "<synthetic>"  # the model's name in messages that no model wrote
 ERROR_KINDS = {
     401: "model_request_failed_error",
     402: "billing_error",
@@ -42,6 +43,8 @@ class Reader:
         match message:
             case StreamEvent(parent_tool_use_id=None):
                 yield from self._stream(message.event)
+            case AssistantMessage(model=model) if model == CLI_ITSELF and message.error is not None:
+                return  # how the CLI words a failure of the model; the turn's end tells it as what it is
             case AssistantMessage():
                 yield from self._assistant(message)
             case UserMessage(content=list()):
@@ -108,19 +111,18 @@ class Reader:
 
 def _error(message: ResultMessage) -> tuple[str, str]:
     text = "; ".join(message.errors or ()) or message.result or message.subtype
-    status = message.api_error_status
+    status = message.api_error_status  # None: the connection broke, or it was no matter of the model
+    of_the_model = status is not None or message.terminal_reason == "api_error"
     return ERROR_KINDS.get(
-        status or 0, "unknown_error" if status is None else "model_request_failed_error"
+        status or 0, "model_request_failed_error" if of_the_model else "unknown_error"
     ), text
 
 
 def _retrying(data: Mapping[str, Any]) -> engine.Retrying:
-    status = data.get("error_status")
-    kind = (
-        ERROR_KINDS.get(status, "model_request_failed_error") if isinstance(status, int) else "unknown_error"
-    )
+    status = data.get("error_status")  # None: the connection broke
+    kind = ERROR_KINDS.get(status or 0, "model_request_failed_error")
     attempt, most = data.get("attempt", "?"), data.get("max_retries", "?")
-    shown = f"HTTP {status}" if status else "no answer"
+    shown = f"HTTP {status}" if status else "the connection broke"
     return engine.Retrying(kind, f"The model did not answer ({shown}); trying again, {attempt} of {most}.")
 
 

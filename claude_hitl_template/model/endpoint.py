@@ -50,6 +50,13 @@ _NOT_SENT_BACK = {
     "transfer-encoding",
     "upgrade",
 }
+# Seconds. The stream of a model is never silent for long, it pings; `pool` 5: no waiting for other sessions' streams.
+UPSTREAM_TIMEOUT = httpx.Timeout(90.0, connect=5.0, pool=5.0)
+_REFUSED_KEY = 401
+KEY_REFUSED = (
+    "the model's service refused the key of this service: set ANTHROPIC_API_KEY (in the environment or in .env) to a "
+    "valid key, start the service again (./hitl down, ./hitl up), then send your message again"
+)
 # https://docs.claude.com/en/api/errors
 _ERROR_TYPES = {
     400: "invalid_request_error",
@@ -141,8 +148,18 @@ async def _paced(reply: Reply, model: str) -> AsyncIterator[bytes]:
         raise Unavailable("the offline model breaks the stream off, as its scenario says")
 
 
+def upstream_client(timeout: httpx.Timeout = UPSTREAM_TIMEOUT) -> httpx.AsyncClient:
+    """For an AnthropicUpstream. Any number of streams at once: httpx would allow 100, and sessions are more."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+    return httpx.AsyncClient(timeout=timeout, limits=limits)
+
+
 class AnthropicUpstream:
     """Anthropic's service, or any that speaks its protocol, at `base_url` without "/v1".
+
+    Answers come back as they are, but for a refused key (401): the CLI would try it again for minutes, so it is
+    told 403, and what to mend. A service that takes a session's request and stays silent is asked once more, and
+    then no more: the CLI would go on for as long as its retries last.
 
     `client` brings the timeouts, and is closed by whoever made it. Raises ConfigError if the key cannot be
     sent in a header.
@@ -156,6 +173,7 @@ class AnthropicUpstream:
         self._base_url = base_url.rstrip("/")
         self._api_key = api_key
         self._client = client
+        self._met_silence: set[str] = set()  # sessions whose last request was not answered in time
 
     @asynccontextmanager
     async def call(self, call: Call) -> AsyncGenerator[Answer]:
@@ -168,14 +186,38 @@ class AnthropicUpstream:
         )
         try:
             response = await self._client.send(request, stream=True)
-        except httpx.TransportError as error:
-            yield _unreachable(error)
+        except httpx.ReadTimeout as error:
+            yield self._silence(call, error)
             return
+        except httpx.TransportError as error:
+            yield self._unreachable(error)
+            return
+        self._met_silence.discard(_session_of(call))
         try:
+            if response.status_code == _REFUSED_KEY:
+                yield _error(403, KEY_REFUSED)
+                return
             headers = {name: value for name, value in response.headers.items() if name not in _NOT_SENT_BACK}
             yield Answer(response.status_code, headers, _raw(response))
         finally:
             await response.aclose()
+
+    def _silence(self, call: Call, error: httpx.ReadTimeout) -> Answer:
+        session = _session_of(call)
+        if session in self._met_silence:
+            self._met_silence.discard(session)
+            return self._unreachable(error, {"x-should-retry": "false"})
+        self._met_silence.add(session)
+        return self._unreachable(error)
+
+    def _unreachable(self, error: httpx.TransportError, headers: Mapping[str, str] | None = None) -> Answer:
+        kind, late = type(error).__name__, isinstance(error, httpx.TimeoutException)
+        what = "did not answer in time" if late else "cannot be reached"
+        text = (
+            f"the model's service at {httpx.URL(self._base_url).host} {what} ({kind}); check this machine's network and "
+            "ANTHROPIC_BASE_URL"
+        )
+        return _error(504 if late else 529, text, headers=headers)
 
     def _headers(self, sent: Mapping[str, str]) -> dict[str, str]:
         kept = {n: v for n, v in sent.items() if n in _SENT_ON or n.startswith(_SENT_ON_PREFIXES)}
@@ -192,11 +234,8 @@ async def _raw(response: httpx.Response) -> AsyncIterator[bytes]:
         raise Unavailable(f"the stream of the model broke off ({type(error).__name__})") from None
 
 
-def _unreachable(error: httpx.TransportError) -> Answer:
-    kind = type(error).__name__
-    if isinstance(error, httpx.TimeoutException):
-        return _error(504, f"the model's service did not answer in time ({kind})")
-    return _error(529, f"the model's service cannot be reached ({kind})")
+def _session_of(call: Call) -> str:
+    return call.headers.get("x-claude-code-session-id", "")
 
 
 def build_router(upstream: Upstream, verify: Callable[[str], Awaitable[None]]) -> APIRouter:

@@ -19,7 +19,7 @@ from claude_hitl_template.models import (
     new_id,
 )
 from claude_hitl_template.store.base import StoreBase, preview_topic, wake_topic
-from claude_hitl_template.store.protocol import Call, TranscriptKey
+from claude_hitl_template.store.protocol import Call, TranscriptKey, TurnEnding
 from claude_hitl_template.store.unit import SessionUnit
 
 ANSWERABLE = (ApprovalState.PENDING, ApprovalState.ALLOWED, ApprovalState.DENIED, ApprovalState.EXPIRED)
@@ -171,15 +171,17 @@ class OwnerRules(StoreBase):
         end_id: str,
         usage: Usage,
         stop_reason: Mapping[str, Any],
-        finished: bool = True,
+        how: TurnEnding = "over",
     ) -> Session:
         async with self._changing(session_id, epoch=epoch) as unit:
             if unit.session.last_end == end_id:
                 return unit.session
             await _append(unit, drafts)
             unit.set(last_end=end_id, usage=unit.session.usage.plus(usage), recoveries=0)
-            if finished:
+            if how == "over":
                 await _finish(unit, dict(stop_reason))
+            elif how == "broken off":
+                await unit.break_off()
         return unit.session
 
     async def release(self, session_id: str, epoch: int) -> bool:
@@ -286,23 +288,28 @@ async def _held_twin(unit: SessionUnit, call: Call) -> Approval | None:
 
 async def _finish(unit: SessionUnit, stop_reason: dict[str, Any]) -> None:
     """The turn is over: what is asked still waits, what was decided and reminded of in vain is superseded."""
-    unit.set(turn=None, deferred=None)
-    interrupted = unit.session.interrupted
-    unit.set(interrupted=False, untold=() if interrupted else unit.session.untold)
+    interrupted, failed = unit.session.interrupted, stop_reason == events.RETRIES_EXHAUSTED
+    untold = () if interrupted else unit.session.untold
+    unit.set(turn=None, deferred=None, interrupted=False, untold=untold)
     left: list[Approval] = []
     for approval in await unit.open_approvals():
         if approval.state is ApprovalState.CLAIMED:
             continue
-        if interrupted or not approval.held or approval.reminded:
+        if failed and not interrupted and approval.state is ApprovalState.ALLOWED:
+            # The model was not reached: it is told of the decision in the next turn.
+            left.append(approval.but(held=True, reminded=False))
+        elif interrupted or not approval.held or approval.reminded:
             await unit.tx.put_approval(approval.to(ApprovalState.SUPERSEDED, closed_at=unit.now))
+            continue
         else:
             left.append(approval)
+        await unit.tx.put_approval(left[-1])
     await unit.close_unknown()
     await unit.append([events.usage_event(unit.session.usage, unit.session.active_seconds)])
     pending = [a.event_id for a in left if a.state is ApprovalState.PENDING]
     if pending:
         await unit.idle(events.requires_action(pending))
-    elif left or unit.session.untold or await unit.tx.queued(unit.session.id):
+    elif not failed and (left or untold or await unit.tx.queued(unit.session.id)):
         await unit.run()
     elif (unit.session.status, unit.session.stop_reason) != ("idle", stop_reason):
         await unit.idle(stop_reason)

@@ -35,6 +35,7 @@ from claude_hitl_template.models import (
 )
 
 type Order = Literal["asc", "desc"]
+type TurnEnding = Literal["over", "parked", "broken off"]
 NOW = -1  # the position of previews that are still to come
 type Inbound = UserMessage | UserInterrupt | UserToolConfirmation
 
@@ -261,10 +262,13 @@ class Store(Protocol):
         end_id: str,
         usage: Usage,
         stop_reason: Mapping[str, Any],
-        finished: bool = True,
+        how: TurnEnding = "over",
     ) -> Session:
-        """The turn is over, or (`finished` False) broken off by parking: then only usage is recorded.
+        """The engine stopped working on the turn, with a `stop_reason` for the case that nothing is left to do.
 
+        "over": the engine finished it. After `retries_exhausted` the session rests, and what is queued or was decided
+        waits for the next message. "parked": it goes on once a human decided; only usage is recorded. "broken off":
+        the engine cannot work, and nothing of the turn is lost: the next message takes it up where it was.
         `end_id` is new for each end; repeating it has no effect.
         """
         ...
@@ -303,7 +307,8 @@ class Store(Protocol):
         ...
 
     async def give_up(self, session_id: str, message: str) -> None:
-        """Ends the turn of a session that cannot be recovered; it stays usable."""
+        """Breaks off the turn of a session that cannot be driven, and says why in its log. Nothing is lost: the next
+        message takes the turn up where it was, with the decisions that were given; an interrupt drops it."""
         ...
 
     async def drop_lease(self, session_id: str, epoch: int) -> None:

@@ -34,15 +34,10 @@ class SupervisorRules(StoreBase):
 
     async def give_up(self, session_id: str, message: str) -> None:
         async with self._changing(session_id) as unit:
-            await unit.close_unknown()
-            await unit.supersede()
-            unit.set(lease=None, interrupted=False, turn=None, recoveries=0)
-            if unit.session.status in ("idle", "terminated"):
-                return
-            for message_event in await unit.tx.queued(session_id):
-                await unit.tx.set_processed(session_id, message_event.id, unit.now)
-            await unit.append([events.session_error(message)])
-            await unit.idle(events.RETRIES_EXHAUSTED)
+            unit.set(lease=None)
+            if unit.session.status in ("running", "rescheduling"):
+                await unit.append([events.session_error(message)])
+                await unit.break_off()
 
     async def supervised(self) -> list[Session]:
         async with self._reading() as tx:

@@ -150,6 +150,15 @@ class SessionUnit:
                     )
                 ])  # fmt: skip
 
+    async def break_off(self) -> None:
+        """To `idle`, with everything kept for whoever takes the turn up. One that was interrupted is over."""
+        await self.close_unknown()
+        self.set(
+            recoveries=0, interrupted=False, turn=None if self.session.interrupted else self.session.turn
+        )
+        pending = [a.event_id for a in await self.pending()]
+        await self.idle(events.requires_action(pending) if pending else events.RETRIES_EXHAUSTED)
+
     async def after_decisions(self) -> None:
         """Says what is still waited for, or goes on when nothing is."""
         pending = await self.pending()

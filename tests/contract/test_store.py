@@ -452,6 +452,30 @@ async def test_giving_up_leaves_a_usable_session(store: CoreStore):
     assert (await store.get_session(session_id)).status == "running"
 
 
+async def test_giving_up_keeps_the_turn_its_decisions_and_the_queue(store: CoreStore):
+    session_id = await asking(store)
+    await send(store, session_id, message("next"), said("t1"))
+    turn = (await store.get_session(session_id)).turn
+    await store.give_up(session_id, "no room")
+    assert await state(store, session_id) is S.ALLOWED
+    await send(store, session_id, message("go on"))
+    session = await store.acquire(session_id, "another", lease_s=15)
+    assert (session.turn, session.recoveries) == (turn, 0)
+    queued = (await store.snapshot(session_id, session.epoch)).queued
+    assert [e.payload["content"][0]["text"] for e in queued] == ["next", "go on"]
+    await claim(store, session_id, epoch=session.epoch)
+
+
+async def test_an_interrupt_drops_what_was_given_up(store: CoreStore):
+    session_id = await asking(store)
+    await send(store, session_id, said("t1"))
+    await store.give_up(session_id, "no room")
+    await send(store, session_id, INTERRUPT)
+    session = await store.get_session(session_id)
+    assert (session.status, session.stop_reason, session.turn) == ("idle", events.END_TURN, None)
+    assert await state(store, session_id) is S.SUPERSEDED
+
+
 # -- turns
 
 
@@ -489,11 +513,48 @@ async def test_the_next_message_runs_when_a_turn_ends(store: CoreStore):
 async def test_a_turn_broken_off_by_parking_is_not_over(store: CoreStore):
     session_id = await asking(store)
     await store.defer(session_id, 1, "t1")
-    ended = await end(store, session_id, usage=Usage(input_tokens=5), finished=False)
+    ended = await end(store, session_id, usage=Usage(input_tokens=5), how="parked")
     assert (ended.deferred, ended.usage.input_tokens) == ("t1", 5)
     assert ended.turn is not None
     assert await state(store, session_id) is S.PENDING
     assert await store.release(session_id, 1) is True
+
+
+async def test_a_turn_whose_engine_cannot_work_is_kept(store: CoreStore):
+    session_id = await asking(store)
+    await store.defer(session_id, 1, "t1")
+    await send(store, session_id, said("t1"))
+    for _ in range(2):
+        broken = await end(store, session_id, how="broken off")
+        assert (broken.status, broken.stop_reason) == ("idle", events.RETRIES_EXHAUSTED)
+    assert (broken.deferred, await state(store, session_id)) == ("t1", S.ALLOWED)
+    assert len(await log(store, session_id, "session.status_idle")) == 2
+    await send(store, session_id, message("again"))
+    assert (await store.get_session(session_id)).turn == broken.turn
+
+
+async def test_a_turn_that_was_interrupted_is_over_when_its_engine_cannot_work(store: CoreStore):
+    session_id = await begun(store)
+    await send(store, session_id, INTERRUPT)
+    broken = await end(store, session_id, how="broken off")
+    assert (broken.turn, broken.interrupted) == (None, False)
+
+
+async def test_a_turn_in_which_the_model_failed_leaves_queue_and_held_decisions_for_the_next_message(
+    store: CoreStore,
+):
+    session_id = await asking(store)
+    await store.hold(session_id, 1, "t1")
+    await send(store, session_id, message("next"), said("t1"))
+    [approval] = (await store.snapshot(session_id, 1)).approvals
+    await store.remind(session_id, 1, [approval.id])
+    failed = await end(store, session_id, stop_reason=events.RETRIES_EXHAUSTED)
+    assert (failed.status, failed.stop_reason, failed.turn) == ("idle", events.RETRIES_EXHAUSTED, None)
+    await send(store, session_id, message("again"))
+    now = await store.snapshot(session_id, 1)
+    assert now.session.status == "running"
+    assert [(a.state, a.held, a.reminded) for a in now.approvals] == [(S.ALLOWED, True, False)]
+    assert [e.payload["content"][0]["text"] for e in now.queued] == ["next", "again"]
 
 
 # -- a gated call
@@ -941,7 +1002,7 @@ async def test_interrupting_supersedes_what_waits(store: CoreStore):
 
 async def test_interrupting_a_parked_session_that_waits_goes_on_with_the_queue(store: CoreStore):
     session_id = await asking(store)
-    await end(store, session_id, finished=False)
+    await end(store, session_id, how="parked")
     await store.release(session_id, 1)
     await send(store, session_id, message("instead"))
     await send(store, session_id, INTERRUPT)

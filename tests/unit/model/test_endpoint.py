@@ -216,7 +216,7 @@ async def test_paths_and_queries_are_kept_below_the_base_url(base_url: str):
         assert fake.url == base_url.rstrip("/") + "/v1/messages/count_tokens"
 
 
-@pytest.mark.parametrize("status", [200, 400, 401, 413, 429, 500, 529])
+@pytest.mark.parametrize("status", [200, 400, 403, 413, 429, 500, 529])
 async def test_status_body_and_headers_come_back_as_they_are(status: int):
     content = {"type": "error", "error": {"type": "some_error", "message": "as it was"}}
     fake = FakeAnthropic(status, content, {"retry-after": "7", "request-id": "req_1", "set-cookie": "a=b"})
