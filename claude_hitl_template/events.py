@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from claude_hitl_template.models import Usage, new_id
+from claude_hitl_template.policy import mcp_parts
 
 MAX_TEXT_CHARS = 1_000_000
 ErrorType = Literal[
@@ -187,6 +188,16 @@ def session_error(message: str, kind: str = "unknown_error", retry: str = "exhau
     return draft("session.error", error={"type": kind, "message": message, "retry_status": {"type": retry}})
 
 
+def server_down(name: str, url: str) -> Draft:
+    """An MCP server that could not be connected to."""
+    message = (
+        f"the MCP server {name!r} at {url} cannot be used: the session goes on without its tools, and tries again when "
+        "its process is started anew. Check the address, and that the server runs"
+    )
+    error = {"type": "mcp_connection_failed_error", "mcp_server_name": name, "message": message}
+    return draft("session.error", error={**error, "retry_status": {"type": "exhausted"}})
+
+
 def status_running() -> Draft:
     return draft("session.status_running")
 
@@ -222,14 +233,6 @@ def usage_wire(usage: Usage, active_seconds: float) -> dict[str, Any]:
         "list_cost": {"amount": str(round(usage.cost_usd * 100)), "currency": "USD"},
         "cost_usd": round(usage.cost_usd, 6),
     }
-
-
-def mcp_parts(name: str) -> tuple[str, str]:
-    """("server", "tool") of "mcp__server__tool"; ("", name) for a built-in tool."""
-    if not name.startswith("mcp__"):
-        return "", name
-    server, _, tool = name.removeprefix("mcp__").partition("__")
-    return server, tool
 
 
 def _thread(thread: str | None) -> dict[str, Any]:

@@ -27,8 +27,6 @@ Paths
     The answer holds for the moment it is given: when a symlink may have changed, evaluate again.
 """
 
-import hashlib
-import json
 import os.path
 import re
 import unicodedata
@@ -43,6 +41,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from claude_hitl_template.canonical import canonical_json, digest
 from claude_hitl_template.errors import InvalidInput
 
 PolicyName = Literal["always_allow", "always_ask", "always_deny"]
@@ -145,12 +144,14 @@ class PermissionPolicy(BaseModel):
     `default` None: what writes, runs or leaves the machine asks; reading inside the workspace and the
     session's own bookkeeping do not. "always_ask": nothing runs unasked. "always_deny": nothing runs without
     a rule. "always_allow" is permitted, as an explicit choice; questions to the human are asked even then.
+    `servers` has a default of their own for the tools of single MCP servers, by the server's name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rules: tuple[Rule, ...] = ()
     default: PolicyName | None = None
+    servers: dict[str, PolicyName] = Field(default_factory=dict[str, PolicyName])
 
 
 class Verdict(StrEnum):
@@ -181,7 +182,17 @@ def evaluate(
         return Evaluation(Verdict.ask, str(asked))
     if allowed := _first(policy, "always_allow", call):
         return Evaluation(Verdict.ask if call.name in _QUESTIONS else Verdict.allow, str(allowed))
-    return Evaluation(_by_default(policy.default, call), "default")
+    server, _ = mcp_parts(tool_name)
+    default = policy.servers.get(server) or policy.default
+    return Evaluation(_by_default(default, call), "default")
+
+
+def mcp_parts(name: str) -> tuple[str, str]:
+    """("server", "tool") of "mcp__server__tool"; ("", name) for a built-in tool."""
+    if not name.startswith("mcp__"):
+        return "", name
+    server, _, tool = name.removeprefix("mcp__").partition("__")
+    return server, tool
 
 
 def remember_rule(tool_name: str, tool_input: Mapping[str, Any], workspace: Path) -> Rule:
@@ -233,25 +244,6 @@ def compile_settings(
     ask = dict.fromkeys([*tools, *servers])
     deny = dict.fromkeys(r.rule for r in policy.rules if r.policy == "always_deny" and r.digest is None)
     return {"permissions": {"ask": list(ask), "deny": list(deny)}}
-
-
-def canonical_json(value: object) -> str:
-    """The one JSON text of `value`: sorted keys, no spaces, no escapes beyond need.
-
-    Raises InvalidInput for what JSON or UTF-8 cannot say: NaN, infinity, lone surrogates, foreign types, and
-    nesting beyond what can be written.
-    """
-    try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        text.encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"this is not a JSON value: {error}") from error
-    return text
-
-
-def digest(value: object) -> str:
-    """SHA-256 (64 hex digits) of the canonical JSON in UTF-8. Raises what `canonical_json` raises."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 # -- the notation

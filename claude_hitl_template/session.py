@@ -25,6 +25,7 @@ from claude_hitl_template.claude.engine import (
     RequestEnd,
     RequestStart,
     Retrying,
+    ServerDown,
     Text,
     Thinking,
     ToolResult,
@@ -388,6 +389,9 @@ class SessionRunner:
                 await self._note_result(event)
             case Retrying():
                 turn.drafts.append(events.session_error(event.message, event.kind, "retrying"))
+            case ServerDown():
+                url = str(self._now.session.agent.mcp_servers.get(event.name, {}).get("url"))
+                turn.drafts.append(events.server_down(event.name, url))
             case TurnEnd():
                 raise AssertionError("the caller handles the turn's end")
 

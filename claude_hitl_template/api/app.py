@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import TypeAdapter
 
 from claude_hitl_template.api import problems
+from claude_hitl_template.api.agents import agent_wire, build_agent
 from claude_hitl_template.api.auth import Authenticator
 from claude_hitl_template.api.reading import (
     Body,
@@ -29,9 +30,7 @@ from claude_hitl_template.api.reading import (
 from claude_hitl_template.api.wire import (
     CreateSession,
     UpdateSession,
-    agent_wire,
     approval_wire,
-    build_agent,
     environment_wire,
     session_wire,
 )

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from claude_hitl_template import events, policy
+from claude_hitl_template import events
+from claude_hitl_template.canonical import digest
 from claude_hitl_template.events import UserMessage
 from claude_hitl_template.models import Agent, Environment, Usage
 from claude_hitl_template.store.core import CoreStore
@@ -90,7 +91,7 @@ async def _park(store: CoreStore, key_id: str, number: int) -> Waiting:
 
 def _call(call_id: str, index: int) -> Call:
     given = {"command": f"make step-{index}", "description": "A step of the task"}
-    return Call(call_id=call_id, tool_name="Bash", input=given, digest=policy.digest(given), verdict="ask")
+    return Call(call_id=call_id, tool_name="Bash", input=given, digest=digest(given), verdict="ask")
 
 
 def _json(record: BaseModel | dict[str, Any]) -> str:

@@ -75,6 +75,13 @@ class Retrying:
 
 
 @dataclass(frozen=True)
+class ServerDown:
+    """The CLI could not connect to this MCP server: the turn goes on without its tools."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class TurnEnd:
     """The CLI waits for the next message. At most one of `deferred`, `interrupted` and `error` is set."""
 
@@ -85,7 +92,16 @@ class TurnEnd:
 
 
 type EngineEvent = (
-    RequestStart | RequestEnd | Preview | Text | Thinking | ToolUse | ToolResult | Retrying | TurnEnd
+    RequestStart
+    | RequestEnd
+    | Preview
+    | Text
+    | Thinking
+    | ToolUse
+    | ToolResult
+    | Retrying
+    | ServerDown
+    | TurnEnd
 )
 
 

@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 import structlog
 
+from claude_hitl_template.canonical import digest
 from claude_hitl_template.claude.engine import ToolUse
 from claude_hitl_template.errors import NotWaiting
 from claude_hitl_template.models import Approval, ApprovalState, Session
-from claude_hitl_template.policy import Evaluation, Verdict, digest, evaluate
+from claude_hitl_template.policy import Evaluation, Verdict, evaluate
 from claude_hitl_template.store.protocol import Call, Store
 from claude_hitl_template.store.unit import OUTCOME_UNKNOWN
 

@@ -22,6 +22,7 @@ from claude_hitl_template.errors import EngineError
 from claude_hitl_template.models import Usage
 
 _TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+SERVER_DOWN = ("failed", "needs-auth")
 CLI_ITSELF = "<synthetic>"  # the model's name in messages that no model wrote
 ERROR_KINDS = {
     401: "model_request_failed_error",
@@ -38,6 +39,7 @@ class Reader:
         self._message_id = ""
         self._blocks: dict[str, int] = {}
         self._cost_usd = 0.0
+        self._down: set[str] = set()
 
     def read(self, message: object) -> Iterator[engine.EngineEvent]:
         match message:
@@ -55,6 +57,8 @@ class Reader:
                 raise EngineError(f"the transcript could not be saved: {message.error}")
             case SystemMessage(subtype="api_retry"):
                 yield _retrying(message.data)
+            case SystemMessage(subtype="init"):
+                yield from self._servers(message.data)
             case _:
                 return
 
@@ -79,6 +83,12 @@ class Reader:
                 yield engine.RequestEnd(self._message_id, self._usage)
             case _:
                 return
+
+    def _servers(self, data: Mapping[str, Any]) -> Iterator[engine.ServerDown]:
+        """Each turn begins with the state of all servers; it is told when it changes for the worse."""
+        down = {s["name"] for s in data.get("mcp_servers") or () if s["status"] in SERVER_DOWN}
+        yield from map(engine.ServerDown, sorted(down - self._down))
+        self._down = down
 
     def _assistant(self, message: AssistantMessage) -> Iterator[engine.EngineEvent]:
         thread = message.parent_tool_use_id

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from claude_hitl_template import events
+from claude_hitl_template.canonical import digest
 from claude_hitl_template.errors import Conflict, InvalidInput, NotFound
 from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
 from claude_hitl_template.models import (
@@ -19,7 +20,6 @@ from claude_hitl_template.models import (
     SessionStatus,
     new_id,
 )
-from claude_hitl_template.policy import digest
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import (
     StoreBase,

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from claude_hitl_template import events, policy
+from claude_hitl_template.canonical import digest
 from claude_hitl_template.errors import AlreadyDecided, InvalidInput, NotWaiting, Superseded
 from claude_hitl_template.events import UserToolConfirmation
 from claude_hitl_template.models import Approval, ApprovalState, Decision, Event
@@ -42,7 +43,7 @@ async def _decide(
 ) -> list[Event]:
     if run_input is not None:
         decided = approval.to(
-            ApprovalState.ALLOWED, decision=decision, run_input=run_input, run_digest=policy.digest(run_input)
+            ApprovalState.ALLOWED, decision=decision, run_input=run_input, run_digest=digest(run_input)
         )
     else:
         decided = approval.to(ApprovalState.DENIED, decision=decision, closed_at=unit.now)
@@ -117,7 +118,7 @@ def _run_input(approval: Approval, said: UserToolConfirmation) -> dict[str, Any]
         return _answered(approval, given, said.answers)
     if said.answers is not None:
         raise InvalidInput("this call is not a question; only AskUserQuestion takes answers", "answers")
-    policy.digest(given)  # refuses what has no canonical JSON
+    digest(given)  # refuses what has no canonical JSON
     return given
 
 

@@ -335,7 +335,10 @@ WRONG_SESSIONS: list[tuple[dict[str, Any], str]] = [
     ({"agent": {"type": "agent", "id": "default", "version": 2}}, "agent.version"),
     ({"agent": {"type": "agent", "id": "default", "model": {"id": ""}}}, "agent.model.id"),
     ({"agent": {"type": "agent", "id": "default", "system": "x" * 100_001}}, "agent.system"),
-    ({"agent": {"type": "agent", "id": "default", "tools": [{"type": "mcp_toolset"}]}}, "agent.tools.0.type"),
+    (
+        {"agent": {"type": "agent", "id": "default", "tools": [{"type": "mcp_toolset"}]}},
+        "agent.tools.0.mcp_server_name",
+    ),
     (
         {
             "agent": {

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from claude_hitl_template import events, models, policy
+from claude_hitl_template import events, models
+from claude_hitl_template.canonical import digest
 from claude_hitl_template.errors import (
     AlreadyDecided,
     Conflict,
@@ -50,9 +51,7 @@ INTERRUPT = UserInterrupt(type="user.interrupt")
 
 def a_call(call_id: str, given: Mapping[str, Any] = LS, name: str = "Bash", **more: Any) -> Call:
     given = dict(given)
-    return Call(
-        call_id=call_id, tool_name=name, input=given, digest=policy.digest(given), verdict="ask", **more
-    )
+    return Call(call_id=call_id, tool_name=name, input=given, digest=digest(given), verdict="ask", **more)
 
 
 async def create(store: CoreStore, *initial: UserMessage, key: str = KEY, **more: Any) -> Session:
@@ -105,7 +104,7 @@ async def claim(
     claim_id: str = "c1",
     epoch: int = 1,
 ) -> Approval:
-    return await store.claim(session_id, epoch, call_id, policy.digest(dict(given)), claim_id=claim_id)
+    return await store.claim(session_id, epoch, call_id, digest(dict(given)), claim_id=claim_id)
 
 
 async def end(
@@ -760,8 +759,8 @@ async def test_the_edited_input_is_what_may_run(store: CoreStore):
     with pytest.raises(NotWaiting):
         await claim(store, session_id)
     claimed = await claim(store, session_id, given=edited)
-    assert (claimed.run_input, claimed.run_digest) == (edited, policy.digest(edited))
-    assert (claimed.input, claimed.digest) == (LS, policy.digest(LS))
+    assert (claimed.run_input, claimed.run_digest) == (edited, digest(edited))
+    assert (claimed.input, claimed.digest) == (LS, digest(LS))
     [event] = await log(store, session_id, "user.tool_confirmation")
     assert event.payload["updated_input"] == edited
 

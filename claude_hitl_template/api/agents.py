@@ -1,0 +1,255 @@
+"""Agents on the wire: what a caller may override of the built-in one, and how a session's agent is shown."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+
+from claude_hitl_template.api.reading import Body, parse
+from claude_hitl_template.errors import InvalidInput, NotFound
+from claude_hitl_template.models import Agent
+from claude_hitl_template.policy import PermissionPolicy, PolicyName, Rule
+
+MAX_MCP_SERVERS = 20
+ToolName = Literal["bash", "read", "write", "edit", "glob", "grep", "web_fetch", "web_search"]
+_CLI_NAMES = {"web_fetch": "WebFetch", "web_search": "WebSearch"}
+# The CLI makes tool names of it, mcp__<server>__<tool>, and turns other characters into "_".
+ServerName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*$", max_length=64)]
+McpToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$", max_length=128)]
+
+
+class PolicyBody(Body):
+    type: PolicyName
+
+
+class _ConfigBody(Body):
+    """`enabled` and `permission_policy` left out, or null: as the default_config has them."""
+
+    enabled: bool | None = None
+    permission_policy: PolicyBody | None = None
+
+
+class ToolConfigBody(_ConfigBody):
+    name: ToolName
+    type: str | None = None
+
+
+class McpToolConfigBody(_ConfigBody):
+    name: McpToolName
+
+
+class ToolsetBody(Body):
+    type: Literal["agent_toolset_20260401"]
+    configs: list[ToolConfigBody] = Field(default_factory=list[ToolConfigBody], max_length=8)
+    default_config: _ConfigBody | None = None
+
+
+class McpToolsetBody(Body):
+    """A server without one offers all its tools, and they ask."""
+
+    type: Literal["mcp_toolset"]
+    mcp_server_name: ServerName
+    configs: list[McpToolConfigBody] = Field(default_factory=list[McpToolConfigBody], max_length=100)
+    default_config: _ConfigBody | None = None
+
+
+_NO_TOOLS = ToolsetBody(type="agent_toolset_20260401", default_config=_ConfigBody(enabled=False))
+
+
+def _is_mcp_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
+        raise ValueError("an address that begins with http:// or https://")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(
+            "an address without a user and password in it: everyone who sees the session sees it"
+        )
+    return url
+
+
+class McpServerBody(Body):
+    type: Literal["url"]
+    name: ServerName
+    url: Annotated[str, StringConstraints(max_length=2000), AfterValidator(_is_mcp_url)]
+
+
+class RuleBody(Body):
+    rule: Annotated[str, StringConstraints(max_length=1000)]
+    policy: PolicyName
+
+
+class ModelBody(Body):
+    """A model by its id; how it is to be run (effort, speed) is the Claude Code CLI's own choice."""
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+def by_id(kind: str) -> BeforeValidator:
+    """The short form of the protocol: an id, for an object that has nothing else."""
+    extra = {"type": kind} if kind else {}
+    return BeforeValidator(lambda given: {"id": given, **extra} if isinstance(given, str) else given)
+
+
+AnyToolset = Annotated[ToolsetBody | McpToolsetBody, Field(discriminator="type")]
+
+
+class AgentBody(Body):
+    """`agent` or `agent_with_overrides`. Ours: `permission_rules` (rules as Claude Code writes them), `permission_mode`."""
+
+    type: Literal["agent", "agent_with_overrides"]
+    id: str
+    version: Literal[1] = 1
+    model: Annotated[ModelBody, by_id("")] | None = None
+    system: Annotated[str, StringConstraints(max_length=100_000)] | None = None
+    tools: Annotated[list[AnyToolset], Field(max_length=1 + MAX_MCP_SERVERS)] | None = None
+    skills: Annotated[list[Any], Field(max_length=0)] = Field(default_factory=list[Any])
+    mcp_servers: Annotated[list[McpServerBody], Field(max_length=MAX_MCP_SERVERS)] = Field(
+        default_factory=list[McpServerBody]
+    )
+    permission_rules: Annotated[list[RuleBody], Field(max_length=500)] = Field(default_factory=list[RuleBody])
+    permission_mode: Literal["default", "plan"] = "default"
+
+
+def build_agent(body: AgentBody, default: Agent) -> Agent:
+    """The agent a session will run: the built-in one, with what the caller overrides. Raises NotFound, InvalidInput."""
+    if body.id != default.id:
+        raise NotFound(f"there is no agent {body.id!r}; the built-in one is {default.id!r}")
+    changed: dict[str, Any] = {}
+    if "permission_mode" in body.model_fields_set:
+        changed["permission_mode"] = body.permission_mode
+    if body.model is not None:
+        changed["model"] = body.model.id
+    if "system" in body.model_fields_set:
+        changed["system"] = body.system
+    toolset, of_servers = _toolsets(body)
+    if toolset is not None:
+        changed["toolset"] = toolset.model_dump(mode="json", exclude_none=True)
+    changed["mcp_servers"] = {
+        server.name: {
+            "url": server.url,
+            "toolset": of_servers[server.name].model_dump(mode="json", exclude_none=True),
+        }
+        for server in body.mcp_servers
+    }
+    if body.tools is not None or body.permission_rules or of_servers:
+        changed["policy"] = _policy(toolset, of_servers, body.permission_rules)
+    return default.but(**changed)
+
+
+def _toolsets(body: AgentBody) -> tuple[ToolsetBody | None, dict[str, McpToolsetBody]]:
+    """The built-in tools' set and those of the servers. `tools` without a set of built-in tools switches them off."""
+    servers = [server.name for server in body.mcp_servers]
+    for index, name in enumerate(servers):
+        if name in servers[:index]:
+            raise InvalidInput("another server has this name", f"agent.mcp_servers.{index}.name")
+    own = None if body.tools is None else _NO_TOOLS
+    of_servers: dict[str, McpToolsetBody] = {}
+    for index, toolset in enumerate(body.tools or ()):
+        if isinstance(toolset, ToolsetBody):
+            if own not in (None, _NO_TOOLS):
+                raise InvalidInput("there is another toolset of this type", f"agent.tools.{index}.type")
+            own = toolset
+            continue
+        name, field = toolset.mcp_server_name, f"agent.tools.{index}.mcp_server_name"
+        if name not in servers:
+            raise InvalidInput("no server in agent.mcp_servers has this name", field)
+        if name in of_servers:
+            raise InvalidInput("this server has another toolset", field)
+        of_servers[name] = toolset
+    for name in servers:
+        of_servers.setdefault(name, McpToolsetBody(type="mcp_toolset", mcp_server_name=name))
+    return own, of_servers
+
+
+def _policy(
+    toolset: ToolsetBody | None, of_servers: Mapping[str, McpToolsetBody], extra: list[RuleBody]
+) -> PermissionPolicy:
+    rules: list[Rule] = []
+    for index, body in enumerate(extra):
+        rules.append(parse(Rule, body.model_dump(), f"agent.permission_rules.{index}"))
+    for config in toolset.configs if toolset else ():
+        if config.permission_policy is not None:
+            name = _CLI_NAMES.get(config.name, config.name.capitalize())
+            rules.append(Rule(rule=name, policy=config.permission_policy.type))
+    for server, of_server in of_servers.items():
+        rules += _mcp_rules(server, of_server)
+    fallback = toolset.default_config.permission_policy if toolset and toolset.default_config else None
+    return PermissionPolicy(
+        rules=tuple(rules),
+        default=fallback.type if fallback else None,
+        servers={server: _mcp_policy(of_server, None) for server, of_server in of_servers.items()},
+    )
+
+
+def _mcp_rules(server: str, toolset: McpToolsetBody) -> Iterator[Rule]:
+    for config in toolset.configs:
+        yield Rule(rule=f"mcp__{server}__{config.name}", policy=_mcp_policy(toolset, config))
+
+
+def _mcp_policy(toolset: McpToolsetBody, config: McpToolConfigBody | None) -> PolicyName:
+    """What holds for a tool of a server, or for those without a config. One that is switched off is denied."""
+    fallback = toolset.default_config or _ConfigBody()
+    enabled = fallback.enabled if config is None or config.enabled is None else config.enabled
+    if enabled is False:
+        return "always_deny"
+    policy = (config and config.permission_policy) or fallback.permission_policy
+    return policy.type if policy else "always_ask"
+
+
+def agent_wire(agent: Agent) -> dict[str, Any]:
+    """A BetaManagedAgentsSessionAgent; ours beside it: `permission_rules`, `permission_mode`."""
+    of_servers = [_mcp_toolset_wire(name, server) for name, server in agent.mcp_servers.items()]
+    return {
+        "type": "agent",
+        "id": agent.id,
+        "version": agent.version,
+        "name": agent.name,
+        "description": agent.description,
+        "execution_identity": {"type": "service_account"},
+        "mcp_servers": [
+            {"type": "url", "name": name, "url": server["url"]} for name, server in agent.mcp_servers.items()
+        ],
+        "model": {"id": agent.model},
+        "multiagent": None,
+        "skills": [],
+        "system": agent.system,
+        "tools": [_toolset_wire(agent), *of_servers],
+        "permission_rules": [r.model_dump(mode="json", exclude_none=True) for r in agent.policy.rules],
+        "permission_mode": agent.permission_mode,
+    }
+
+
+def _toolset_wire(agent: Agent) -> dict[str, Any]:
+    configs, default_config = _configs_wire(agent.toolset or {})
+    typed = [{"type": config["name"], **config} for config in configs]
+    return {"type": "agent_toolset_20260401", "configs": typed, "default_config": default_config}
+
+
+def _mcp_toolset_wire(name: str, server: Mapping[str, Any]) -> dict[str, Any]:
+    configs, default_config = _configs_wire(server.get("toolset") or {})
+    return {
+        "type": "mcp_toolset",
+        "mcp_server_name": name,
+        "configs": configs,
+        "default_config": default_config,
+    }
+
+
+def _configs_wire(toolset: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The protocol knows always_allow and always_ask; a denied tool is shown as switched off."""
+    default = toolset.get("default_config") or {}
+    fallback, switched_on = _policy_wire(default.get("permission_policy")), bool(default.get("enabled", True))
+    configs: list[dict[str, Any]] = []
+    for config in toolset.get("configs") or []:
+        given = config.get("permission_policy")
+        denied = bool(given) and given["type"] == "always_deny"
+        policy = _policy_wire(given or default.get("permission_policy"))
+        enabled = bool(config.get("enabled", switched_on)) and not denied
+        configs.append({"name": config["name"], "enabled": enabled, "permission_policy": policy})
+    return configs, {"enabled": switched_on, "permission_policy": fallback}
+
+
+def _policy_wire(given: dict[str, Any] | None) -> dict[str, str]:
+    kind = (given or {}).get("type")
+    return {"type": "always_allow" if kind == "always_allow" else "always_ask"}

@@ -1,0 +1,214 @@
+"""Tools of MCP servers: declared over REST, called by the real CLI, through the same gate as every other call."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import uvicorn
+from anthropic.types.beta import BetaManagedAgentsSession
+from mcp.server.mcpserver import MCPServer
+
+from claude_hitl_template.testing.threaded import Threaded
+from tests.contract.test_anthropic_sdk import Client, check_event, scripted, strictly
+
+SERVER = "notes"
+
+
+@dataclass
+class Notes:
+    """A real MCP server with two tools, which writes down what it was told to do."""
+
+    url: str = ""
+    added: list[str] = field(default_factory=list[str])
+    cleared: int = 0
+
+    def build(self) -> MCPServer:
+        server = MCPServer(SERVER)
+
+        @server.tool()
+        def add(text: str) -> str:
+            """Adds a note."""
+            self.added.append(text)
+            return f"added {text}"
+
+        @server.tool()
+        def clear() -> str:
+            """Deletes all notes."""
+            self.cleared += 1
+            return "cleared"
+
+        return server
+
+
+@pytest.fixture
+def notes() -> Iterator[Notes]:
+    found = Notes()
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    found.url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+    app = found.build().streamable_http_app(stateless_http=True)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    thread.start()
+    yield found
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+@pytest.fixture(scope="module")
+def client(parking: Threaded) -> Iterator[Client]:
+    made = Client(parking)
+    yield made
+    made.close()
+
+
+def agent(notes: Notes, toolset: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    body = {
+        "type": "agent_with_overrides",
+        "id": "default",
+        "mcp_servers": [{"type": "url", "name": SERVER, "url": notes.url}],
+        **more,
+    }
+    if toolset is not None:
+        body["tools"] = [{"type": "mcp_toolset", "mcp_server_name": SERVER, **toolset}]
+    return body
+
+
+def calls(*given: tuple[str, dict[str, Any]]) -> str:
+    """A prompt at which the offline model makes these calls, one after the other."""
+    steps = [{"tools": [{"name": f"mcp__{SERVER}__{tool}", "input": body}]} for tool, body in given]
+    return scripted(*steps, {"text": "Done."})
+
+
+def test_a_call_waits_parked_and_runs_once_as_it_was_edited(client: Client, notes: Notes):
+    session_id = client.create(calls(("add", {"text": "milk"})), agent=agent(notes))
+    [event_id] = client.asked(session_id)
+    assert notes.added == []
+    client.confirm(session_id, event_id, updated_input={"text": "oat milk"})
+    client.finished(session_id)
+    assert notes.added == ["oat milk"]
+    [use] = [e for e in client.log(session_id) if e.type == "agent.mcp_tool_use"]
+    [result] = [e for e in client.log(session_id) if e.type == "agent.mcp_tool_result"]
+    assert (use.mcp_server_name, use.name, use.id) == (SERVER, "add", event_id)
+    assert (result.mcp_tool_use_id, result.is_error) == (event_id, False)
+    assert "added oat milk" in result.content[0].text
+    for raw in client.raw_log(session_id):
+        check_event(raw)
+    raw = client.http.get(f"/v1/sessions/{session_id}").json()
+    strictly(BetaManagedAgentsSession, raw)
+    assert raw["agent"]["mcp_servers"] == [{"type": "url", "name": SERVER, "url": notes.url}]
+
+
+def test_a_denied_call_never_reaches_the_server(client: Client, notes: Notes):
+    session_id = client.create(calls(("clear", {})), agent=agent(notes))
+    [event_id] = client.asked(session_id)
+    client.confirm(session_id, event_id, "deny", deny_message="keep them")
+    client.finished(session_id)
+    assert notes.cleared == 0
+
+
+def test_a_remembered_tool_is_not_asked_about_again(client: Client, notes: Notes):
+    prompt = calls(("add", {"text": "one"}), ("add", {"text": "two"}))
+    session_id = client.create(prompt, agent=agent(notes))
+    [event_id] = client.asked(session_id)
+    client.confirm(session_id, event_id, remember=True)
+    client.finished(session_id)
+    assert notes.added == ["one", "two"]
+
+
+def test_a_toolset_says_for_each_tool_whether_it_asks(client: Client, notes: Notes):
+    toolset = {
+        "default_config": {"permission_policy": {"type": "always_allow"}},
+        "configs": [{"name": "clear", "permission_policy": {"type": "always_ask"}}],
+    }
+    prompt = calls(("add", {"text": "unasked"}), ("clear", {}))
+    session_id = client.create(prompt, agent=agent(notes, toolset))
+    [event_id] = client.asked(session_id)
+    assert (notes.added, notes.cleared) == (["unasked"], 0)
+    client.confirm(session_id, event_id)
+    client.finished(session_id)
+    assert notes.cleared == 1
+    shown = client.sessions.retrieve(session_id).agent.tools
+    assert [t.type for t in shown] == ["agent_toolset_20260401", "mcp_toolset"]
+    assert shown[0].default_config.enabled is False  # `tools` names no built-in ones
+    assert shown[1].default_config.permission_policy.type == "always_allow"
+
+
+@pytest.mark.parametrize(
+    ("toolset", "runs"),
+    [
+        ({"default_config": {"enabled": False}, "configs": [{"name": "add", "enabled": True}]}, True),
+        ({"default_config": {"enabled": False}}, False),
+        ({"configs": [{"name": "add", "enabled": False}]}, False),
+    ],
+    ids=["the only one switched on", "all switched off", "switched off"],
+)
+def test_a_tool_that_is_switched_off_never_runs(client: Client, notes: Notes, toolset: Any, runs: bool):
+    session_id = client.create(calls(("clear", {}), ("add", {"text": "x"})), agent=agent(notes, toolset))
+    if "configs" in toolset and not runs:  # nothing was said of `clear`, which asks
+        [event_id] = client.asked(session_id)
+        client.confirm(session_id, event_id, "deny")
+    if runs:
+        [event_id] = client.asked(session_id)
+        client.confirm(session_id, event_id)
+    client.finished(session_id)
+    assert (notes.added, notes.cleared) == (["x"] if runs else [], 0)
+
+
+def test_an_agent_whose_tools_all_run_unasked_still_asks_about_a_server_s(client: Client, notes: Notes):
+    toolset = {
+        "type": "agent_toolset_20260401",
+        "default_config": {"permission_policy": {"type": "always_allow"}},
+    }
+    session_id = client.create(calls(("add", {"text": "x"})), agent=agent(notes, tools=[toolset]))
+    assert client.asked(session_id)
+    assert notes.added == []
+
+
+def test_a_server_that_cannot_be_reached_is_said_and_the_session_goes_on(client: Client, notes: Notes):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound and not listening: every connection is refused
+        notes.url = f"http://127.0.0.1:{nobody.getsockname()[1]}/mcp"
+        session_id = client.create("Read hello.txt", agent=agent(notes))
+        client.finished(session_id)
+    [error] = [e.error for e in client.log(session_id) if e.type == "session.error"]
+    assert (error.type, error.mcp_server_name) == ("mcp_connection_failed_error", SERVER)
+    assert notes.url in error.message
+    for raw in client.raw_log(session_id):
+        check_event(raw)
+
+
+MCP = {"type": "url", "name": SERVER, "url": "http://127.0.0.1:9/mcp"}
+TOOLSET = {"type": "mcp_toolset", "mcp_server_name": SERVER}
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"mcp_servers": [{**MCP, "url": "file:///etc/passwd"}]}, "agent.mcp_servers.0.url"),
+    ({"mcp_servers": [{**MCP, "url": "http://user:secret@host/mcp"}]}, "agent.mcp_servers.0.url"),
+    ({"mcp_servers": [{**MCP, "url": "http://["}]}, "agent.mcp_servers.0.url"),
+    ({"mcp_servers": [{**MCP, "name": "a__b"}]}, "agent.mcp_servers.0.name"),
+    ({"mcp_servers": [{**MCP, "name": "a b"}]}, "agent.mcp_servers.0.name"),
+    ({"mcp_servers": [{**MCP, "type": "stdio"}]}, "agent.mcp_servers.0.type"),
+    ({"mcp_servers": [{**MCP, "command": "sh"}]}, "agent.mcp_servers.0.command"),
+    ({"mcp_servers": [MCP, MCP]}, "agent.mcp_servers.1.name"),
+    ({"mcp_servers": [MCP] * 21}, "agent.mcp_servers"),
+    ({"tools": [TOOLSET]}, "agent.tools.0.mcp_server_name"),
+    ({"mcp_servers": [MCP], "tools": [TOOLSET, TOOLSET]}, "agent.tools.1.mcp_server_name"),
+    ({"tools": [{"type": "agent_toolset_20260401"}] * 2}, "agent.tools.1.type"),
+    (
+        {"mcp_servers": [MCP], "tools": [{**TOOLSET, "configs": [{"name": "a b"}]}]},
+        "agent.tools.0.configs.0.name",
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "named"), WRONG)
+def test_what_is_wrong_with_a_server_is_named(client: Client, wrong: dict[str, Any], named: str):
+    body = {"agent": {"type": "agent_with_overrides", "id": "default", **wrong}, "environment_id": "default"}
+    answer = client.http.post("/v1/sessions", json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"].startswith(f"{named}: ")
+    assert "secret" not in answer.text
