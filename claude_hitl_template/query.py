@@ -31,7 +31,13 @@ from claude_hitl_template.model.endpoint import (
 )
 from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.models import Agent, Environment
-from claude_hitl_template.secrets import hash_api_key, read_api_key, read_model_key, read_signing_key
+from claude_hitl_template.secrets import (
+    hash_api_key,
+    operator_key,
+    read_api_key,
+    read_model_key,
+    read_signing_key,
+)
 from claude_hitl_template.settings import Settings
 from claude_hitl_template.supervisor import SupervisorService
 
@@ -127,6 +133,7 @@ class Ingress:
                 "ray": version("ray"),
             },
             drain=drain,
+            operator_key=operator_key(settings),
             max_request_bytes=settings.max_request_bytes,
             requests_per_minute=settings.requests_per_minute,
         )

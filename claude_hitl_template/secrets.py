@@ -1,6 +1,7 @@
 """Secrets in files of the data folder, readable by the service's user only; never in environments or arguments."""
 
 import hashlib
+import hmac
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -27,6 +28,11 @@ def read_model_key(settings: Settings) -> SecretStr | None:
 def read_api_key(settings: Settings) -> str:
     """The first API key, for clients on this machine. Raises ConfigError."""
     return _read(settings.secrets_dir / API_KEY)
+
+
+def operator_key(settings: Settings) -> str:
+    """What `./hitl` on this machine shows when it steers the service, which no API key may. Raises ConfigError."""
+    return hmac.new(read_signing_key(settings), b"operator", "sha256").hexdigest()
 
 
 def hash_api_key(secret: str) -> str:

@@ -1,8 +1,9 @@
 """The only reader of the environment. Every field is one variable `HITL_<NAME>`, or the alias it names.
 
-Sources, first wins: the environment, `.env` in the current folder, the default here.
+Sources, first wins: the environment, `.env` in HITL_HOME, the default here.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -20,13 +21,16 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="HITL_",
-        env_file=".env",
         env_file_encoding="utf-8",
         extra="ignore",
         frozen=True,
         env_ignore_empty=True,
     )
 
+    home: Path = Field(
+        Path(),
+        description="Folder of .env, and what a relative HITL_DATA_DIR starts from. ./hitl: its own; else the current one.",
+    )
     data_dir: Path = Field(
         Path(".hitl"), description="Folder of everything that lasts: database, workspaces, keys, logs."
     )
@@ -110,10 +114,11 @@ class Settings(BaseSettings):
     def load(cls) -> "Settings":
         """Raises ConfigError that names the variable and what is wrong with it, never its value if it is a secret."""
         try:
-            settings = cls()  # type: ignore[call-arg]
+            home = Path(os.environ.get("HITL_HOME") or ".").expanduser().absolute()
+            settings = cls(_env_file=home / ".env")  # type: ignore[call-arg]
         except ValidationError as error:
             raise ConfigError(*_explain(error)) from None
-        return settings.model_copy(update={"data_dir": settings.data_dir.expanduser().absolute()})
+        return settings.model_copy(update={"home": home, "data_dir": home / settings.data_dir.expanduser()})
 
     # -- places in the data folder
 

@@ -1,18 +1,19 @@
 """The application under /v1: routers put together, with everything they need handed in."""
 
 import asyncio
+import hmac
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter
 
 from claude_hitl_template.api import problems
 from claude_hitl_template.api.agents import agent_wire, build_agent
-from claude_hitl_template.api.auth import Authenticator
+from claude_hitl_template.api.auth import Authenticator, presented_key
 from claude_hitl_template.api.reading import (
     Body,
     check_url,
@@ -34,7 +35,7 @@ from claude_hitl_template.api.wire import (
     environment_wire,
     session_wire,
 )
-from claude_hitl_template.errors import InvalidInput, NotFound, Unavailable
+from claude_hitl_template.errors import InvalidInput, NotFound, Unauthorized, Unavailable
 from claude_hitl_template.events import EVENT_TYPES, FOREIGN_TYPES, ClientEvent, UserToolConfirmation
 from claude_hitl_template.models import (
     Agent,
@@ -60,13 +61,14 @@ class SendEvents(Body):
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes stand on. `health` raises when something is wrong; `facts` is what /v1/version shows."""
+    """What the routes stand on. `facts` is what /v1/version shows; `operator_key` opens `drain`, and nothing else."""
 
     store: Store
     agent: Agent
     environment: Environment
     facts: dict[str, Any]
     drain: Callable[[float], Awaitable[int]]
+    operator_key: str
     max_request_bytes: int
     requests_per_minute: int
 
@@ -85,6 +87,7 @@ def build_app(service: Service) -> FastAPI:
     authenticate = Authenticator(service.store, service.requests_per_minute)
     routes = _Routes(service)
     app.include_router(_open_routes(service))
+    app.include_router(_operator_routes(service))
     # By the name that routes ask for it under, or it would run, and count the request, twice.
     app.include_router(routes.router, dependencies=[Depends(_caller), Depends(check_url)])
     app.dependency_overrides[_caller] = authenticate
@@ -112,6 +115,21 @@ def _open_routes(service: Service) -> APIRouter:
     return router
 
 
+def _operator_routes(service: Service) -> APIRouter:
+    """What only `./hitl` on the service's own machine may do: no API key opens it."""
+    router = APIRouter()
+
+    @router.post("/v1/internal/drain")
+    async def drain(request: Request) -> Any:
+        if not hmac.compare_digest(presented_key(request).encode(), service.operator_key.encode()):
+            raise Unauthorized("an API key does not open this; ./hitl down does it")
+        body = await read_json(request, service.max_request_bytes)
+        grace_s = parse(float, body.get("grace_s", 10) if isinstance(body, dict) else 10, "grace_s")
+        return {"still_running": await service.drain(min(max(grace_s, 0), 300))}
+
+    return router
+
+
 class _Routes:
     def __init__(self, service: Service) -> None:
         self._s, self._store = service, service.store
@@ -134,7 +152,6 @@ class _Routes:
             ("GET", "/v1/environments", self.list_environments, "environments"),
             ("GET", "/v1/environments/{environment_id}", self.get_environment, "environments"),
             ("GET", "/v1/version", self.version, "health"),
-            ("POST", "/v1/internal/drain", self.drain, "health"),
         ):
             router.add_api_route(path, endpoint, methods=[method], tags=[tag], response_model=None)
 
@@ -323,11 +340,6 @@ class _Routes:
 
     async def version(self) -> Any:
         return self._s.facts
-
-    async def drain(self, request: Request) -> JSONResponse:
-        body = await self._body(request)
-        grace_s = parse(float, body.get("grace_s", 10) if isinstance(body, dict) else 10, "grace_s")
-        return JSONResponse({"still_running": await self._s.drain(min(max(grace_s, 0), 300))})
 
 
 def _check_only_page(request: Request) -> None:

@@ -20,11 +20,19 @@ from typing import Any
 
 import httpx
 import psutil
+from pydantic import SecretStr
 
 from claude_hitl_template import code_version
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.errors import ConfigError, HitlError
-from claude_hitl_template.secrets import API_KEY, MODEL_KEY, SIGNING_KEY, read_signing_key
+from claude_hitl_template.secrets import (
+    API_KEY,
+    MODEL_KEY,
+    SIGNING_KEY,
+    operator_key,
+    read_api_key,
+    read_signing_key,
+)
 from claude_hitl_template.settings import Settings, variable
 
 START_S = 120.0
@@ -54,10 +62,12 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` found to do: the first API key if it was made just now; where a key is kept that was replaced."""
+    """What `prepare` found to do: the first API key if it was made just now; where a key is kept that was replaced;
+    whether there was a key for the model, and is none any more."""
 
     made_key: str | None = None
     former_key: Path | None = None
+    went_offline: bool = False
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -67,15 +77,12 @@ def prepare(settings: Settings) -> Prepared:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder = settings.secrets_dir
         _keep(folder / SIGNING_KEY, secrets.token_hex(32))
-        given = settings.anthropic_api_key
-        if given is None:
-            (folder / MODEL_KEY).unlink(missing_ok=True)
-        else:
-            _write(folder / MODEL_KEY, given.get_secret_value())
+        offline = _model_key(folder / MODEL_KEY, settings.anthropic_api_key)
         if settings.api_key is not None:
-            return Prepared(former_key=_replace_key(folder / API_KEY, settings.api_key.get_secret_value()))
+            former = _replace_key(folder / API_KEY, settings.api_key.get_secret_value())
+            return Prepared(former_key=former, went_offline=offline)
         made = f"hitl_{secrets.token_urlsafe(32)}"
-        return Prepared(made_key=made if _keep(folder / API_KEY, made) else None)
+        return Prepared(made_key=made if _keep(folder / API_KEY, made) else None, went_offline=offline)
     except OSError as error:
         raise ConfigError(
             f"the data folder {settings.data_dir} cannot be written: {error.strerror}",
@@ -309,7 +316,7 @@ def _drain(settings: Settings) -> int | None:
     if healthy(settings) is None:
         return None
     try:
-        client = Client.open(settings)
+        client = Client(settings.base_url, operator_key(settings))
         answer = client.post("/v1/internal/drain", {"grace_s": DRAIN_S}, timeout_s=DRAIN_S + 10)
         return int(answer["still_running"])
     except HitlError:  # it is being stopped because something is wrong with it, perhaps this
@@ -337,13 +344,15 @@ def fingerprints(settings: Settings) -> dict[str, str]:
     key = read_signing_key(settings)
 
     def value(name: str) -> str:
-        if name not in _SECRET_FIELDS:
-            return str(getattr(settings, name))
-        path = settings.secrets_dir / _SECRET_FIELDS[name]
-        return path.read_text() if path.exists() else ""
+        given = getattr(settings, name)
+        if given is None and name == "api_key":  # then the one that was made stays
+            return read_api_key(settings)
+        return given.get_secret_value() if isinstance(given, SecretStr) else str(given)
 
     return {
-        name: hmac.new(key, value(name).encode(), "sha256").hexdigest()[:16] for name in Settings.model_fields
+        name: hmac.new(key, value(name).encode(), "sha256").hexdigest()[:16]
+        for name in Settings.model_fields
+        if name != "home"  # what it leads to counts, not where from
     }
 
 
@@ -379,6 +388,16 @@ def _last_run(settings: Settings) -> dict[str, Any]:
         return json.loads(_run_file(settings).read_text())
     except (OSError, ValueError):
         return {}
+
+
+def _model_key(path: Path, given: SecretStr | None) -> bool:
+    """Writes or removes the key for the model; True when one was removed."""
+    had = path.exists()
+    if given is None:
+        path.unlink(missing_ok=True)
+    else:
+        _write(path, given.get_secret_value())
+    return had and given is None
 
 
 def _replace_key(path: Path, key: str) -> Path | None:

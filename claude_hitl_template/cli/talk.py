@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from claude_hitl_template import code_version
 from claude_hitl_template.cli import service
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import INTERRUPTED, console, say, step
@@ -23,7 +24,7 @@ from claude_hitl_template.cli.conversation import (
 from claude_hitl_template.cli.dialogue import Body, Decider, scripted
 from claude_hitl_template.cli.render import approval_view, event_lines
 from claude_hitl_template.cli.visible import shown
-from claude_hitl_template.settings import Settings
+from claude_hitl_template.settings import Settings, variable
 
 PATIENCE_S = 120.0  # a service that is restarted answers again well within this
 DEMO_PROMPT = "Write hello.txt with a greeting"
@@ -53,7 +54,7 @@ def demo(
     if deny_message is not None and answer is not Answer.DENY:
         raise typer.BadParameter("goes with --answer deny", param_hint="--deny-message")
     settings = Settings.load()
-    ensure_up(settings)
+    _ensure_running(settings)
     terminal = Terminal(console())
     decide: Decider = ask_human(terminal)
     if answer is not None:
@@ -91,12 +92,29 @@ def ensure_up(settings: Settings) -> str | None:
     done = service.start(settings, step)
     if done:
         say("; ".join(done))
+    if prepared.went_offline:
+        say("ANTHROPIC_API_KEY is not set any more: from now on the offline model answers, in every session")
     if prepared.former_key:
         say(
             "HITL_API_KEY is another key than before. A session is seen only with the key that made it; "
             f"the former key still works, and is kept in {prepared.former_key}"
         )
     return prepared.made_key
+
+
+def _ensure_running(settings: Settings) -> None:
+    """Starts what does not run. A running service is left as it is, unless a key for its model was given now."""
+    found = service.healthy(settings)
+    if found is None or service.ray_process(settings) is None:
+        ensure_up(settings)
+        return
+    changed = service.changed_settings(settings)
+    if variable("anthropic_api_key") in changed and settings.anthropic_api_key is not None:
+        ensure_up(settings)
+    elif changed:
+        say(f"the service runs with other settings than these: {', '.join(changed)}; ./hitl up applies them")
+    elif found.get("code") != code_version():
+        say("the service is older than the working tree; ./hitl up deploys it")
 
 
 def _by_script(terminal: Terminal, answer: Answer, deny_message: str | None) -> Decider:

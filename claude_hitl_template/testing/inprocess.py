@@ -42,6 +42,7 @@ log = structlog.get_logger()
 ROUTE = "/claude-hitl"
 TICK_S = 1.0
 MAX_RECOVERIES = 5
+OPERATOR_KEY = "operator-key-for-tests"
 STREAMS_END_S = 1  # how long uvicorn waits for open event streams, which do not end by themselves
 Backing = Literal["sqlite", "memory"]
 
@@ -93,6 +94,7 @@ async def serve_in_process(
                 environment=Environment(),
                 facts={"version": "testing", "model": "offline"},
                 drain=owners.running,
+                operator_key=OPERATOR_KEY,
                 max_request_bytes=max_request_bytes,
                 requests_per_minute=requests_per_minute,
             )

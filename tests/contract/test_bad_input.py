@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from claude_hitl_template.testing.inprocess import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 
 WAIT_S = 90
@@ -452,7 +453,14 @@ def test_an_unknown_agent_or_environment_is_not_found(alice: Api, idle: str):
 
 @pytest.mark.parametrize("body", [{"grace_s": "soon"}, {"grace_s": None}, {"grace_s": [1]}])
 def test_a_wrong_grace_is_refused(alice: Api, body: Any):
-    assert "grace_s" in refused(alice.http.post("/v1/internal/drain", json=body), 400)
+    headers = {"x-api-key": OPERATOR_KEY}
+    assert "grace_s" in refused(alice.http.post("/v1/internal/drain", json=body, headers=headers), 400)
+
+
+@pytest.mark.parametrize("key", ["", "alice-secret", "é"])
+def test_no_api_key_drains_the_service(alice: Api, key: str):
+    headers = {"x-api-key": key.encode()}
+    refused(alice.http.post("/v1/internal/drain", json={}, headers=headers), 401)
 
 
 # -- queries

@@ -16,6 +16,9 @@ from typing import Any
 import httpx
 import psutil
 
+from claude_hitl_template.secrets import operator_key
+from claude_hitl_template.settings import Settings
+
 PATIENCE_S = (
     120  # how long anything may take before a test calls it lost; nothing is decided by it but failure
 )
@@ -133,6 +136,15 @@ class Service:
         answer = wait_for(f"an answer to {method} {path}", once)
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+    def drain(self) -> None:
+        """The first half of `down`: no session is started any more."""
+        settings = Settings.model_construct(data_dir=self.root / "data")
+        headers = {"x-api-key": operator_key(settings)}
+        answer = httpx.post(
+            f"{self.base}/v1/internal/drain", json={"grace_s": 5}, headers=headers, timeout=30
+        )
+        assert answer.status_code == 200, answer.text
 
     def start_session(self, prompt: str) -> "Conversation":
         content = [{"type": "text", "text": prompt}]

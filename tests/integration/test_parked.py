@@ -74,7 +74,7 @@ def test_a_decision_given_while_nothing_drives_sessions_is_carried_out_later(par
     session = parking.start_session(WRITE)
     asked = session.until_asked()
     session.until_parked()
-    parking.call("POST", "/v1/internal/drain", {"grace_s": 5})
+    parking.drain()
     session.decide(asked)
     assert session.get()["status"] == "running"
     parking.down()

@@ -44,3 +44,14 @@ def test_the_defaults_of_the_example_are_usable(monkeypatch: pytest.MonkeyPatch,
     with_example = Settings.load()
     (tmp_path / ".env").unlink()
     assert with_example == Settings.load()
+
+
+def test_env_file_and_data_folder_are_found_from_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(variable(name), raising=False)
+    (tmp_path / ".env").write_text("HITL_DATA_DIR=state\nHITL_MODEL=from-home\n")
+    monkeypatch.setenv("HITL_HOME", str(tmp_path))
+    found = Settings.load()
+    assert (found.data_dir, found.model) == (tmp_path / "state", "from-home")

@@ -99,8 +99,9 @@ def test_a_model_key_that_is_gone_is_forgotten(make_settings: Make, monkeypatch:
     service.prepare(make_settings(anthropic_api_key="sk-ant-x"))
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     settings = make_settings()
-    service.prepare(settings)
+    assert service.prepare(settings).went_offline
     assert not (settings.secrets_dir / "model-key").exists()
+    assert not service.prepare(settings).went_offline
 
 
 @pytest.fixture
@@ -128,8 +129,15 @@ def test_a_setting_that_changed_since_the_start_is_noticed(
 ) -> None:
     assert service.changed_settings(running) == []
     changed = make_settings(**{name: value})
+    assert service.changed_settings(changed) == [variable]
     service.prepare(changed)
     assert service.changed_settings(changed) == [variable]
+
+
+def test_the_same_data_folder_named_from_elsewhere_is_no_change(
+    running: Settings, make_settings: Make, tmp_path: Path
+) -> None:
+    assert service.changed_settings(make_settings(home=tmp_path.parent, api_key="one")) == []
 
 
 def test_the_record_of_a_run_says_no_secret(running: Settings) -> None:
