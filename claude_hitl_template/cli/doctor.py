@@ -23,6 +23,7 @@ from claude_hitl_template.settings import Settings, variable
 
 LEAST_PYTHON = (3, 12)
 LEAST_DISK_BYTES = 1024**3
+FULL_DISK_BYTES = 16 * 1024**2
 LEAST_MEMORY_BYTES = 2 * 1024**3
 SOCKET_PATH_BYTES = 107
 # As Ray names its longest socket below its folder.
@@ -147,7 +148,8 @@ def folder_check(folder: Path) -> Check:
 def disk_check(free_bytes: int) -> Check:
     if free_bytes >= LEAST_DISK_BYTES:
         return Check("disk", "ok", f"{size(free_bytes)} free")
-    return Check("disk", "warning", f"only {size(free_bytes)} free", "make room, or move HITL_DATA_DIR")
+    level = "warning" if free_bytes >= FULL_DISK_BYTES else "wrong"
+    return Check("disk", level, f"only {size(free_bytes)} free", "make room, or move HITL_DATA_DIR")
 
 
 def memory_check(free_bytes: int) -> Check:

@@ -42,6 +42,7 @@ DRAIN_S = 10.0
 TERM_S = 1.0
 STOP_S = 15.0
 LAST_LINES = 8
+RAY_TOO_SLOW = "timed out during startup"  # in what Ray says then
 # Ray turns 127.0.0.1 into the machine's outer address; this one stays on loopback (Linux).
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 PORTS = ("ray_port", "ray_client_port", "dashboard_port", "serve_port")
@@ -120,7 +121,7 @@ def start(settings: Settings, step: Step) -> list[str]:
         if found is None or found.get("code") != code_version():
             what = "Starting Ray and the application" if done else "Deploying the application"
             with step(f"{what} (about half a minute)"):
-                _deploy(settings)
+                _deploy_patiently(settings)
             done.append("deployed the application" if found is None else "deployed the changed code")
     return done
 
@@ -265,6 +266,18 @@ def _start_ray(settings: Settings) -> None:
     created = psutil.Process(process.pid).create_time()
     run = {"pid": process.pid, "created": created, "settings": fingerprints(settings)}
     _write(_run_file(settings), json.dumps(run))
+
+
+def _deploy_patiently(settings: Settings) -> None:
+    """Ray gives its own start 30 s, which a machine that is busy may not keep: then it is started once more."""
+    try:
+        _deploy(settings)
+    except ConfigError as error:
+        if ray_process(settings) is not None or RAY_TOO_SLOW not in error.message:
+            raise
+        _end(_strays(settings))
+        _start_ray(settings)
+        _deploy(settings)
 
 
 def _deploy(settings: Settings) -> None:

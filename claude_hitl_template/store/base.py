@@ -56,7 +56,8 @@ class StoreBase:
             self._signals.notify(log_topic(after.id))
         if before is None or after.wakes != before.wakes or after.epoch != before.epoch:
             self._signals.notify(wake_topic(after.id))
-        if before is None or after.status != before.status or after.lease != before.lease:
+        owned = after.lease is not None  # then its owner minds the status
+        if before is None or after.lease != before.lease or (after.status != before.status and not owned):
             self._signals.notify(SUPERVISED)
 
     @asynccontextmanager

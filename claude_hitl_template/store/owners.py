@@ -61,10 +61,11 @@ class OwnerRules(StoreBase):
 
     async def wait_session(self, session_id: str, epoch: int, wakes: int, *, timeout_s: float) -> Snapshot:
         with self._signals.listen(wake_topic(session_id)) as listener:
-            found = await self.snapshot(session_id, epoch)
-            if found.session.wakes == wakes:
+            async with self._reading() as tx:
+                unit = await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
+            if unit.session.wakes == wakes:
                 await listener.wait(timeout_s)
-                found = await self.snapshot(session_id, epoch)
+            found = await self.snapshot(session_id, epoch)
             lease = found.session.lease
             if lease is None or lease.expires_at >= self._clock() + timedelta(seconds=LEASE_S * 2 / 3):
                 return found
