@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.cli.visible import shown, visible
+from claude_hitl_template.cli.visible import shown
 from claude_hitl_template.errors import HitlError
+from claude_hitl_template.readable import visible
 from claude_hitl_template.settings import Settings
 
 UNWRAPPED = 1_000_000  # columns

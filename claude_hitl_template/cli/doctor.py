@@ -18,7 +18,7 @@ import typer
 from claude_hitl_template import code_version
 from claude_hitl_template.cli import service
 from claude_hitl_template.cli.common import print_json, size
-from claude_hitl_template.cli.visible import visible
+from claude_hitl_template.readable import visible
 from claude_hitl_template.settings import Settings, variable
 
 LEAST_PYTHON = (3, 12)

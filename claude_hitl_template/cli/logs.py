@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from claude_hitl_template.cli import service
-from claude_hitl_template.cli.visible import visible
 from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.readable import visible
 from claude_hitl_template.settings import Settings
 
 POLL_S = 0.5

@@ -13,8 +13,8 @@ from claude_hitl_template.cli import service
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import print_json, size
 from claude_hitl_template.cli.sessions import state
-from claude_hitl_template.cli.visible import visible
 from claude_hitl_template.errors import HitlError
+from claude_hitl_template.readable import visible
 from claude_hitl_template.settings import Settings, variable
 
 STATES = ("running", "rescheduling", "waiting hot", "waiting parked", "idle")
