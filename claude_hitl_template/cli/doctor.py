@@ -17,8 +17,9 @@ import typer
 
 from claude_hitl_template import code_version
 from claude_hitl_template.cli import service
-from claude_hitl_template.cli.common import print_json, size
-from claude_hitl_template.readable import visible
+from claude_hitl_template.cli.common import print_json
+from claude_hitl_template.cli.processes import is_ours, temp_dir
+from claude_hitl_template.readable import size, visible
 from claude_hitl_template.settings import Settings, variable
 
 LEAST_PYTHON = (3, 12)
@@ -210,7 +211,7 @@ def setpriv_check(path: str | None) -> Check:
 def _ray_checks(settings: Settings) -> Iterator[Check]:
     app = service.healthy(settings)
     yield ray_version_check(version("ray"), app.get("ray") if app else None)
-    yield socket_check(service.temp_dir(settings))
+    yield socket_check(temp_dir(settings))
 
 
 def _belongs(settings: Settings, process: psutil.Process) -> bool:
@@ -219,7 +220,7 @@ def _belongs(settings: Settings, process: psutil.Process) -> bool:
         under_head = head is not None and (process == head or head in process.parents())
     except psutil.Error:
         under_head = False
-    return under_head or service.is_ours(settings, process)
+    return under_head or is_ours(settings, process)
 
 
 def _model_key(settings: Settings) -> str | None:

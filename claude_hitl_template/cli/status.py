@@ -11,10 +11,11 @@ import typer
 from claude_hitl_template import code_version
 from claude_hitl_template.cli import service
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.cli.common import print_json, size
+from claude_hitl_template.cli.common import print_json
+from claude_hitl_template.cli.processes import temp_dir
 from claude_hitl_template.cli.sessions import state
 from claude_hitl_template.errors import HitlError
-from claude_hitl_template.readable import visible
+from claude_hitl_template.readable import size, visible
 from claude_hitl_template.settings import Settings, variable
 
 STATES = ("running", "rescheduling", "waiting hot", "waiting parked", "idle")
@@ -48,7 +49,7 @@ def gather(settings: Settings) -> dict[str, Any]:
             "pid": head.pid if head else None,
             "running_s": round(time.time() - head.create_time()) if head else None,
             "ports": {variable(name): getattr(settings, name) for name in service.PORTS},
-            "temp_dir": str(service.temp_dir(settings)),
+            "temp_dir": str(temp_dir(settings)),
         },
         "app": {"url": f"{settings.base_url}/v1", **(app or {})},
         "work": work if isinstance(work, dict) else None,

@@ -23,6 +23,7 @@ from claude_hitl_template.cli.conversation import (
 from claude_hitl_template.cli.dialogue import Body, Decider, scripted
 from claude_hitl_template.cli.render import approval_view, event_lines
 from claude_hitl_template.cli.visible import shown
+from claude_hitl_template.secrets import prepare, prepare_panel
 from claude_hitl_template.settings import Settings
 
 PATIENCE_S = 120.0  # a service that is restarted answers again well within this
@@ -87,7 +88,9 @@ def chat(
 
 def ensure_up(settings: Settings) -> str | None:
     """What `hitl up` does; returns the first API key if it was made just now."""
-    prepared = service.prepare(settings)
+    prepared = prepare(settings)
+    if settings.panel:
+        prepare_panel(settings)
     done = service.start(settings, step)
     if done:
         say("; ".join(done))

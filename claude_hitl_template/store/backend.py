@@ -23,7 +23,7 @@ class Tx(Protocol):
 
     async def sessions(
         self,
-        key_id: str,
+        key_id: str | None,
         *,
         after: tuple[datetime, str] | None,
         limit: int,
@@ -66,7 +66,7 @@ class Tx(Protocol):
 
     async def approvals(
         self,
-        key_id: str,
+        key_id: str | None,
         *,
         after: tuple[datetime, str] | None,
         limit: int,
