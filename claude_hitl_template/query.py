@@ -5,6 +5,7 @@
 `fast_app` is what Serve builds from a config file: an ingress over the ledger and the supervisor.
 """
 
+import asyncio
 import logging
 import sys
 import time
@@ -16,7 +17,7 @@ import httpx
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import TaskCancelledError
+from ray.exceptions import RayError, TaskCancelledError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from claude_hitl_template import __version__, code_version, logs
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from claude_hitl_template.panel.services import PanelServices
 
 ROUTE = "/claude-hitl"
+KODOSUMI = "kodosumi"  # the namespace of its actors
 # Seconds. A model's stream is never silent for long (it pings); a whole answer at once may be, when the CLI falls
 # back to that. `pool`: never wait for another session's stream to end.
 MODEL_TIMEOUT = httpx.Timeout(90.0, connect=5.0, pool=5.0)
@@ -172,7 +174,25 @@ def _with_panel(settings: Settings, store: Store, api: ASGIApp, model: ASGIApp) 
 def _panel_services(settings: Settings, store: Store) -> "PanelServices":
     from claude_hitl_template.panel.services import PanelServices  # noqa: PLC0415
 
-    return PanelServices(store, default_agent(settings), Environment(), settings.panel_wait_s)
+    return PanelServices(
+        store=store,
+        agent=default_agent(settings),
+        environment=Environment(),
+        wait_s=settings.panel_wait_s,
+        workspaces=settings.workspaces,
+        max_upload_bytes=settings.max_upload_bytes,
+        panel_url=settings.panel_url,
+        is_open=_is_open,
+    )
+
+
+async def _is_open(flow_id: str, role_id: str) -> bool:
+    """Whether a flow lives, and is that role's: the panel shows a flow to whoever launched it only."""
+    try:
+        runner: Any = await asyncio.to_thread(ray.get_actor, flow_id, namespace=KODOSUMI)
+        return await runner.get_username.remote() == role_id and await runner.is_active.remote()
+    except (ValueError, RayError):
+        return False
 
 
 async def mirror_session(inputs: dict[str, Any], tracer: Any) -> Any:
@@ -187,7 +207,7 @@ class RunnerLocks:
     """The locks of a Kodosumi runner, by the ids that whoever waits gave them; a `panel.services.Locks`."""
 
     def __init__(self, flow_id: str) -> None:
-        self._runner: Any = ray.get_actor(flow_id, namespace="kodosumi")
+        self._runner: Any = ray.get_actor(flow_id, namespace=KODOSUMI)
 
     async def wait(self, name: str, lock_id: str, data: Mapping[str, Any], timeout_s: float) -> Any:
         return await self._runner.lock.remote(name, lock_id, time.time() + timeout_s, dict(data))

@@ -8,6 +8,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from claude_hitl_template.errors import InvalidInput
@@ -48,7 +49,7 @@ def pieces(text: str) -> Iterator[tuple[str, bool]]:
         return
     start = 0
     for position, char in enumerate(text):
-        if _is_hidden(char):
+        if is_hidden(char):
             if position > start:
                 yield text[start:position], False
             yield _escape(char), True
@@ -63,7 +64,8 @@ def one_line(text: str, width: int) -> str:
     return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
 
 
-def _is_hidden(char: str) -> bool:
+def is_hidden(char: str) -> bool:
+    """Whether a character leaves no ink, or acts on what shows it; line breaks, tabs and blanks are neither."""
     if char in _KEPT or "!" <= char <= "~":
         return False
     return unicodedata.category(char) in _HIDDEN_CATEGORIES or ord(char) in _BLANK
@@ -74,6 +76,23 @@ def _escape(char: str) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def age(since: str, now: datetime | None = None) -> str:
+    """How long ago an ISO 8601 time was: `5s`, `12m`, `3h`, `4d`."""
+    seconds = int(((now or datetime.now(UTC)) - datetime.fromisoformat(since)).total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{max(seconds, 0)}s"
+
+
+def size(count_bytes: int) -> str:
+    """Bytes as a human reads them: `512 B`, `3.4 MiB`."""
+    value, units = float(count_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
 # -- events and calls

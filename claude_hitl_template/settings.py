@@ -101,6 +101,13 @@ class Settings(BaseSettings):
         1800.0, description="How long a conversation in the panel stays open with nothing new in it."
     )
 
+    max_upload_bytes: int = Field(
+        20 * 1024 * 1024,
+        ge=1024,
+        description="Largest size, together, of files uploaded to a conversation in the panel, and of those that a turn "
+        "offers there.",
+    )
+
     ingress_replicas: int = Field(1, ge=1, le=64, description="Processes that answer REST requests.")
     max_request_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest request body.")
     requests_per_minute: int = Field(

@@ -15,7 +15,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from claude_hitl_template.errors import HitlError, Unauthorized, Unavailable
-from claude_hitl_template.panel.users import Guard, panel_user
+from claude_hitl_template.panel.users import Guard, note_registered, panel_user
 
 log = structlog.get_logger()
 OPEN = "/openapi.json"  # the panel reads it with no login; it names the entries, and nothing else
@@ -58,6 +58,7 @@ class Front(ServeAPI):
             await _answer(error)(scope, receive, send)
             return
         # What Kodosumi believes of these headers (whose flow it is, where its locks and its files are) comes from us.
+        note_registered(connection)
         trusted = {**self._trusted, KODOSUMI_USER: panel_user(Request(scope)).id}
         await super().__call__({**scope, "headers": _with(scope, trusted)}, receive, send)
 

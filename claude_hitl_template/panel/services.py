@@ -1,7 +1,8 @@
 """What the panel's entries and flows stand on. The composition root fills it in."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from claude_hitl_template.models import Agent, Environment
@@ -25,9 +26,16 @@ class Locks(Protocol):
 
 @dataclass(frozen=True)
 class PanelServices:
-    """`wait_s`: how long a flow without change goes on before it ends with its session parked."""
+    """`wait_s`: how long a flow without change goes on before it ends with its session parked.
+
+    `workspaces` has a folder for each session. `is_open` says whether a flow lives and is a user's: (flow, user's id).
+    """
 
     store: Store
     agent: Agent
     environment: Environment
     wait_s: float
+    workspaces: Path
+    max_upload_bytes: int
+    panel_url: str
+    is_open: Callable[[str, str], Awaitable[bool]]

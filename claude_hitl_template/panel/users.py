@@ -1,5 +1,6 @@
 """Who is behind a request: the panel's login, verified, and the role asked of the panel itself."""
 
+import re
 import time
 import uuid
 from collections import OrderedDict
@@ -10,6 +11,7 @@ import httpx
 import structlog
 from jose import JWTError, jwt
 from kodosumi.config import InternalSettings
+from kodosumi.const import KODOSUMI_BASE
 from starlette.requests import HTTPConnection, Request
 
 from claude_hitl_template.errors import Unauthorized, Unavailable
@@ -21,7 +23,8 @@ ADMIN = "admin"  # the role that Kodosumi makes at its first start
 ASK_S = 10.0
 REMEMBER_S = 30.0  # how long what the panel said of a role is believed
 REMEMBERED = 10_000
-_STATE = "panel_user"
+_STATE, _ENTRIES = "panel_user", "panel_entries"
+_ADDRESS = re.compile(r"https?://([A-Za-z0-9.-]+)(?::(\d{1,5}))?((?:/[A-Za-z0-9_.-]+)*)/?")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,21 @@ class PanelUser:
 def panel_user(request: Request) -> PanelUser:
     """The user behind a request to one of Kodosumi's routes, all of which stand behind `Guard`."""
     return request.scope["state"][_STATE]
+
+
+def note_registered(connection: HTTPConnection) -> None:
+    """Keeps, for `entries_path`, the address that the panel knows this application by: one of several that are right.
+
+    It comes from a header that anyone may write, so it only ever names a path of the panel itself.
+    """
+    found = _ADDRESS.fullmatch(connection.headers.get(KODOSUMI_BASE, ""))
+    path = f"/inputs/-/{found[1]}/{found[2]}{found[3]}/-" if found else ""
+    connection.scope.setdefault("state", {})[_ENTRIES] = path
+
+
+def entries_path(request: Request) -> str:
+    """The path under which the panel shows our entries; "" behind a lock, which the panel forwards without it."""
+    return request.scope["state"][_ENTRIES]
 
 
 @dataclass(frozen=True)

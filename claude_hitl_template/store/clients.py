@@ -53,6 +53,13 @@ class ClientRules(StoreBase):
         async with self._reading() as tx:
             return await tx.find_key(secret_hash)
 
+    async def get_key(self, key_id: str) -> ApiKey:
+        async with self._reading() as tx:
+            key = await tx.key(key_id)
+        if key is None:
+            raise NotFound(f"there is no key {key_id!r}")
+        return key
+
     # -- sessions
 
     async def create_session(

@@ -68,6 +68,9 @@ class _MemoryTx:
     async def find_key(self, secret_hash: str) -> ApiKey | None:
         return self._s.keys.get(secret_hash)
 
+    async def key(self, key_id: str) -> ApiKey | None:
+        return next((key for key in self._s.keys.values() if key.id == key_id), None)
+
     async def session(self, session_id: str) -> Session | None:
         return self._s.sessions.get(session_id)
 

@@ -79,6 +79,10 @@ class Store(Protocol):
 
     async def find_key(self, secret_hash: str) -> ApiKey | None: ...
 
+    async def get_key(self, key_id: str) -> ApiKey:
+        """Whose sessions those of `key_id` are. Raises NotFound."""
+        ...
+
     # -- clients
     async def create_session(
         self,

@@ -137,6 +137,10 @@ class SqlTx:
         row = await self._one(sa.select(api_keys.c.doc).where(api_keys.c.secret_hash == secret_hash))
         return ApiKey.model_validate(row.doc) if row else None
 
+    async def key(self, key_id: str) -> ApiKey | None:
+        row = await self._one(sa.select(api_keys.c.doc).where(api_keys.c.id == key_id))
+        return ApiKey.model_validate(row.doc) if row else None
+
     # -- sessions
 
     async def session(self, session_id: str) -> Session | None:

@@ -298,8 +298,10 @@ async def test_another_keys_session_is_not_found(store: CoreStore):
 
 async def test_a_key_is_recorded_once(store: CoreStore):
     first, again = await store.add_key("a", "hash"), await store.add_key("b", "hash")
-    assert first == again == await store.find_key("hash")
+    assert first == again == await store.find_key("hash") == await store.get_key(first.id)
     assert await store.find_key("other") is None
+    with pytest.raises(NotFound):
+        await store.get_key("key_other")
 
 
 # -- creating
