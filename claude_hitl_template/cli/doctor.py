@@ -16,7 +16,7 @@ import psutil
 import typer
 
 from claude_hitl_template import code_version
-from claude_hitl_template.cli import service
+from claude_hitl_template.cli import panel, service
 from claude_hitl_template.cli.common import print_json
 from claude_hitl_template.cli.processes import is_ours, temp_dir
 from claude_hitl_template.readable import size, visible
@@ -58,7 +58,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield python_check(sys.version_info[:2])
     yield cli_check(settings.cli_path)
     yield from _ray_checks(settings)
-    for name in service.PORTS:
+    for name in service.ports(settings):
         yield port_check(settings, name)
     yield folder_check(settings.data_dir)
     yield disk_check(shutil.disk_usage(_nearest(settings.data_dir)).free)
@@ -68,6 +68,8 @@ def examine(settings: Settings) -> Iterator[Check]:
     if settings.anthropic_api_key is not None:
         yield upstream_check(settings.anthropic_base_url)
     yield service_check(service.healthy(settings), service.ray_process(settings) is not None, code_version())
+    if settings.panel and service.healthy(settings):
+        yield panel_check(panel.look(settings))
     if sys.platform == "linux":
         yield setpriv_check(shutil.which("setpriv"))
 
@@ -206,6 +208,12 @@ def setpriv_check(path: str | None) -> Check:
     return Check(
         "setpriv", "wrong", "missing: a killed session could leave its CLI behind", "apt install util-linux"
     )
+
+
+def panel_check(found: panel.Look) -> Check:
+    if found.problem is None:
+        return Check("panel", "ok", f"lists our entries; {found.flows} conversations open in it")
+    return Check("panel", "wrong", found.problem, found.mend)
 
 
 def _ray_checks(settings: Settings) -> Iterator[Check]:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from claude_hitl_template.settings import Settings
 ADMIN = "admin"
 TOKEN_HEADER = "KODOSUMI_API_KEY"  # noqa: S105  (a header's name)
 START_S = 60.0
-AGAIN_S = 1.0
+POLL_S = 0.25
 ASK_S = 10.0
 LAST_LINES = 8
 NAMES = ("spooler", "panel")
@@ -44,6 +46,43 @@ def running(settings: Settings) -> dict[str, psutil.Process]:
     return found
 
 
+@dataclass(frozen=True)
+class Look:
+    """What is there of the panel: process ids, how many flows the spooler follows; what is wrong, and what mends it."""
+
+    panel: int | None
+    spooler: int | None
+    flows: int = 0
+    problem: str | None = None
+    mend: str = ""
+
+
+def look(settings: Settings) -> Look:
+    """How the panel is."""
+    alive = running(settings)
+    pids = {name: process.pid for name, process in alive.items()}
+    found = Look(panel=pids.get("panel"), spooler=pids.get("spooler"))
+    for name in NAMES:
+        if name not in alive:
+            return replace(found, problem=f"the {name} does not run", mend="./hitl up; ./hitl logs says why")
+    try:
+        panel = Panel(settings)
+        health, entries = panel.health(), panel.entries()
+    except Unavailable as error:
+        return replace(
+            found, problem=str(error), mend="./hitl logs; ./hitl down, then ./hitl up starts it anew"
+        )
+    found = replace(found, flows=health["flows"])
+    if health["spooler"] != found.spooler:
+        return replace(
+            found, problem="the panel does not find the spooler", mend="./hitl down, then ./hitl up"
+        )
+    if not entries:
+        why = f"the panel lists no entry: it could not read {routes_url(settings)} when it started"
+        return replace(found, problem=why, mend="./hitl up")
+    return found
+
+
 def start_missing(settings: Settings) -> list[str]:
     """Starts what does not run, and does not wait for it. Returns the names of what was started."""
     alive = running(settings)
@@ -59,13 +98,11 @@ def wait(settings: Settings) -> None:
     """Returns when the spooler works and the panel lists the entries that Serve has now. Raises ConfigError."""
     deadline, panel = time.monotonic() + START_S, Panel(settings)
     while True:
-        try:
-            if panel.register() and panel.health()["spooler"]:
+        with suppress(Unavailable):
+            if panel.register() and panel.health()["spooler"] in _pids(settings):
                 return
-        except Unavailable:
-            pass
         _check(settings, deadline)
-        time.sleep(AGAIN_S / 4)
+        time.sleep(POLL_S)
 
 
 class Panel:
@@ -112,6 +149,10 @@ class Panel:
             self._settings.panel_url + "/api/login", json=body, timeout=ASK_S, trust_env=False
         )
         return str(answer.raise_for_status().json()[TOKEN_HEADER])
+
+
+def _pids(settings: Settings) -> list[int]:
+    return [process.pid for process in running(settings).values()]
 
 
 def _name(process: psutil.Process) -> str | None:

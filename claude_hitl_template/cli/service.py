@@ -87,7 +87,7 @@ def start(settings: Settings, step: Step) -> list[str]:
             with step(f"{what} (about half a minute)"):
                 _deploy(settings)
             done.append("deployed the application" if found is None else "deployed the changed code")
-        if settings.panel and (started or stale):
+        if settings.panel and (started or stale or panel.look(settings).problem):
             with step("Waiting for the panel"):
                 panel.wait(settings)
             done += [f"started the {name}" for name in started]
