@@ -88,9 +88,6 @@ class Guard:
 
     def __init__(self, store: Store, panel: PanelAccess, approvers: frozenset[str]) -> None:
         self._store, self._panel, self._approvers = store, panel, approvers
-        self._client = httpx.AsyncClient(
-            base_url=panel.url, timeout=ASK_S, headers={"accept": "application/json"}, trust_env=False
-        )
         self._known: OrderedDict[str, tuple[PanelUser, float]] = OrderedDict()
 
     async def recognise(self, connection: HTTPConnection) -> None:
@@ -132,7 +129,8 @@ class Guard:
     async def _role(self, role_id: str, token: str) -> dict[str, object] | None:
         """None when the panel does not show it to the holder of `token`."""
         try:
-            answer = await self._client.get(f"/role/{role_id}", headers={HEADER: token})
+            async with self._client() as client:
+                answer = await client.get(f"/role/{role_id}", headers={HEADER: token})
             return answer.json() if answer.status_code == 200 else None
         except (httpx.HTTPError, ValueError) as error:
             raise self._silent() from error
@@ -140,7 +138,8 @@ class Guard:
     async def _own_login(self) -> str:
         body = {"name": ADMIN, "password": self._panel.password}
         try:
-            answer = await self._client.post("/api/login", json=body)
+            async with self._client() as client:
+                answer = await client.post("/api/login", json=body)
             if answer.status_code != 200:
                 raise Unavailable(
                     f"the panel does not let the service in, which logs in as {ADMIN} with the password that the "
@@ -149,6 +148,10 @@ class Guard:
             return str(answer.json()[HEADER])
         except (httpx.HTTPError, ValueError, KeyError) as error:
             raise self._silent() from error
+
+    def _client(self) -> httpx.AsyncClient:
+        accepted = {"accept": "application/json"}
+        return httpx.AsyncClient(base_url=self._panel.url, timeout=ASK_S, headers=accepted, trust_env=False)
 
     def _silent(self) -> Unavailable:
         return Unavailable(
