@@ -63,13 +63,17 @@ def ray_environment(settings: Settings) -> dict[str, str]:
 
 
 def panel_environment(settings: Settings) -> dict[str, str]:
-    """What spooler and panel are started with: their settings are in a file, and the rest is none of their business."""
+    """What spooler and panel are started with: their settings are in a file, and the rest is none of their business.
+
+    Ray's address is said here too: the spooler lists actors without naming a cluster, and there may be several.
+    """
     ours = ray_environment(settings)
-    return {
+    kept = {
         name: value
         for name, value in ours.items()
         if not name.startswith(("KODO_", "HITL_")) or name == _MARK
     }
+    return {**kept, "RAY_ADDRESS": f"{node_address(settings)}:{settings.ray_port}"}
 
 
 def node_address(settings: Settings) -> str:
