@@ -18,8 +18,8 @@ import httpx
 import psutil
 
 from claude_hitl_template.cli.processes import CHUNK_BYTES, node_address, panel_environment, strays
-from claude_hitl_template.errors import ConfigError, Unavailable
-from claude_hitl_template.secrets import read_panel_login, write_secret
+from claude_hitl_template.errors import ConfigError, Unauthorized, Unavailable
+from claude_hitl_template.secrets import PANEL_PASSWORD, read_panel_login, write_secret
 from claude_hitl_template.settings import Settings
 
 ADMIN = "admin"
@@ -68,6 +68,8 @@ def look(settings: Settings) -> Look:
     try:
         panel = Panel(settings)
         health, entries = panel.health(), panel.entries()
+    except Unauthorized as error:
+        return replace(found, problem=str(error), mend=f"write its password into {_password_file(settings)}")
     except Unavailable as error:
         return replace(
             found, problem=str(error), mend="./hitl logs; ./hitl down, then ./hitl up starts it anew"
@@ -88,14 +90,17 @@ def start_missing(settings: Settings) -> list[str]:
     alive = running(settings)
     missing = [name for name in NAMES if name not in alive]
     if missing:
-        _write_settings(settings)
+        write_settings(settings)
     for name in missing:
         _start(settings, name)
     return missing
 
 
 def wait(settings: Settings) -> None:
-    """Returns when the spooler works and the panel lists the entries that Serve has now. Raises ConfigError."""
+    """Returns when the spooler works and the panel lists the entries that Serve has now.
+
+    Raises ConfigError, Unauthorized.
+    """
     deadline, panel = time.monotonic() + START_S, Panel(settings)
     while True:
         with suppress(Unavailable):
@@ -106,7 +111,7 @@ def wait(settings: Settings) -> None:
 
 
 class Panel:
-    """The panel as its first role sees it. Every method raises Unavailable."""
+    """The panel as its first role sees it. Every method raises Unavailable, or Unauthorized for a changed password."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -145,10 +150,16 @@ class Panel:
     def _log_in(self) -> str:
         login = read_panel_login(self._settings)
         body = {"name": ADMIN, "password": login[1] if login else ""}
-        answer = httpx.post(
-            self._settings.panel_url + "/api/login", json=body, timeout=ASK_S, trust_env=False
-        )
+        url = self._settings.panel_url + "/api/login"
+        answer = httpx.post(url, json=body, timeout=ASK_S, trust_env=False)
+        if answer.status_code == 401:
+            file = _password_file(self._settings)
+            raise Unauthorized(f"the panel refuses {ADMIN} with the password in {file}: it was changed there")
         return str(answer.raise_for_status().json()[TOKEN_HEADER])
+
+
+def _password_file(settings: Settings) -> Path:
+    return settings.secrets_dir / PANEL_PASSWORD
 
 
 def _pids(settings: Settings) -> list[int]:
@@ -179,7 +190,7 @@ def _start(settings: Settings, name: str) -> None:
         )
 
 
-def _write_settings(settings: Settings) -> None:
+def write_settings(settings: Settings) -> None:
     login = read_panel_login(settings)
     if login is None:
         raise ConfigError("the panel has no secrets", "start the service with ./hitl up")
