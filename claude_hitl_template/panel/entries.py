@@ -161,7 +161,7 @@ class _Start(_Entry):
             if names:
                 _move(Path(folder), given.workspaces / session.id)
         await given.store.send_events(
-            session.id, user.key_id, [start.message], decided_by=user.name, idempotency_key=once
+            session.id, user.key_id, [start.message], decided_by=user.name, idempotency_key=f"{once}-message"
         )
         return _launch(request, session, 0, names)
 
@@ -199,7 +199,7 @@ class _Continue(_Entry):
             return await self._list(request, filled)
         if state_of(session) == "ended":
             return await self._list(request, filled)
-        return await self._form(session, said(inputs, "back"), filled)
+        return await self._form(session, _back(inputs), filled)
 
     async def _form(self, session: Session, back: str, filled: Filled) -> Elements:
         hidden = {"nonce": _nonce(filled), "back": back}
@@ -255,14 +255,14 @@ class _Approvals(_Entry):
             asked = await self._asked(request, inputs)
         except HitlError:
             return [*message(errors.get("", "")), *await self._inbox(request, "")]
-        return decision_form(asked, utcnow(), {"back": said(inputs, "back")}, filled=Filled(inputs, errors))
+        return decision_form(asked, utcnow(), {"back": _back(inputs)}, filled=Filled(inputs, errors))
 
     async def take(self, request: Request, inputs: Inputs) -> Answer:
         asked = await self._asked(request, inputs)
         if said(inputs, "open"):
             return {"elements": decision_form(asked, utcnow(), {"back": ""})}
         await _decide(self._given, panel_user(request), asked, inputs)
-        if said(inputs, "back"):
+        if _back(inputs):
             return await _to_window(request, inputs, self._given, asked.session)
         decided = [await self._given.store.get_approval(a.id, None) for a in asked.approvals]
         done = " ".join(f"{a.tool_name}: {fate(a)}" for a in decided if a.decision is not None)
@@ -383,8 +383,8 @@ async def _last_said(given: PanelServices, session_id: str) -> str:
 
 async def _to_window(request: Request, inputs: Inputs, given: PanelServices, session: Session) -> Answer:
     """The flow that the form came from, if it is still open; else a new one."""
-    back = said(inputs, "back")
-    if _FLOW_ID.fullmatch(back) and await given.is_open(back, panel_user(request).id):
+    back = _back(inputs)
+    if back and await given.is_open(back, panel_user(request).id):
         return {"result": back, "elements": []}
     last = await given.store.last_seq(session.id, None)
     return _launch(request, session, max(last - HISTORY, 0), [])
@@ -405,6 +405,12 @@ def _launch(request: Request, session: Session, after: int, names: Sequence[str]
         summary=inert(session.title or session.id, 80),
     )
     return {"result": answer.headers[KODOSUMI_LAUNCH], "elements": []}
+
+
+def _back(inputs: Inputs) -> str:
+    """The flow that a form came from, if it came from one."""
+    back = said(inputs, "back")
+    return back if _FLOW_ID.fullmatch(back) else ""
 
 
 def _nonce(filled: Filled) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.models import Agent, Approval, ApprovalState, Environment, Session
 from claude_hitl_template.panel.calls import call_view
-from claude_hitl_template.panel.markup import STYLE, block, card, facts, fold, line, text
+from claude_hitl_template.panel.markup import STYLE, block, card, facts, fold, line, link, text
 from claude_hitl_template.panel.upload import UPLOAD_SCRIPT
 from claude_hitl_template.policy import remember_rule
 from claude_hitl_template.readable import (
@@ -63,9 +63,13 @@ class Asked:
     approvals: tuple[Approval, ...]
 
 
-def page(*parts: str) -> Elements:
-    """One form of the panel, of HTML parts."""
-    return [{"type": "html", "text": f"{STYLE}{block(_NOTHING, *parts)}"}]
+def page(*parts: str, back: str = "") -> Elements:
+    """One form of the panel, of HTML parts. `back`: the flow that it belongs to. Kodosumi's forms lead nowhere else."""
+    ways = [("/admin/flow", "Services"), ("/admin/timeline/view", "Timeline")]
+    if back:
+        ways = [(f"/admin/status/view/{back}", "Back to the conversation"), *ways]
+    leave = f'<div class="hitl-ways">{" · ".join(link(path, label) for path, label in ways)}</div>'
+    return [{"type": "html", "text": f"{STYLE}{block(_NOTHING, leave, *parts)}"}]
 
 
 def message(said: str, *parts: str) -> Elements:
@@ -167,6 +171,7 @@ def say_form(
         *_labelled("text", "Your message", _area("text", filled.value("text"), rows=5), filled),
         _hidden({"session": session.id, **hidden}),
         _bar(*bar),
+        back=hidden.get("back", ""),
     )
 
 
@@ -228,6 +233,7 @@ def decision_form(
         filled.error(""),
         *parts,
         _hidden({"session": asked.session.id, "calls": calls, **hidden}),
+        back=hidden.get("back", ""),
     )
 
 
@@ -240,10 +246,9 @@ def _allow_all(waiting: Sequence[Approval], action: str) -> str:
 def _call(
     asked: Asked, approval: Approval, now: datetime, filled: Filled, action: str, *, alone: bool
 ) -> str:
-    shown = call_view(approval.tool_name, approval.input)
     by_subagent = " (asked by a subagent)" if approval.agent_id else ""
+    shown = f"<h3>{text(approval.tool_name)}{by_subagent}</h3>{call_view(approval.tool_name, approval.input)}"
     head = facts([
-        ("tool", approval.tool_name + by_subagent),
         ("folder", approval.cwd),
         ("session", asked.session.title or asked.session.id),
         ("for", f"{asked.requester}, waiting {age(approval.created_at.isoformat(), now)}"),
@@ -251,7 +256,7 @@ def _call(
         ("SHA-256", f"{approval.digest[:16]}…"),
     ])  # fmt: skip
     if approval.state is not ApprovalState.PENDING:
-        return card(head, shown, line(fate(approval), "hitl-bold"))
+        return card(shown, head, line(fate(approval), "hitl-bold"))
     controls = {"tool": _tool, "question": _questions, "plan": _plan}[approval.kind]
     return card(
         shown, head, filled.error(approval.id), controls(approval, filled, action, alone), kind="hitl-wait"
@@ -293,7 +298,7 @@ def _tool(approval: Approval, filled: Filled, action: str, alone: bool) -> str:
         ),
         is_open=f"{name}.input" in filled.errors or filled.typed.get(f"{name}.do") == "edit",
     )
-    reason = _reason(name, "Why not? The agent is told (when you deny)", filled)
+    reason = _reason(name, "If you deny: why? The agent is told", filled)
     if alone:
         bar = _bar(
             _button(f"{name}.do", "allow", "Allow", action),
@@ -302,7 +307,7 @@ def _tool(approval: Approval, filled: Filled, action: str, alone: bool) -> str:
             else "",
             _button(f"{name}.do", "deny", "Deny", action, kind="hitl-deny"),
         )
-        rule = line(f"Remember: such calls run unasked in this session: {remembered}") if remembered else ""
+        rule = line(f"Remembered, such calls run unasked in this session: {remembered}") if remembered else ""
         return f"{reason}{bar}{rule}{edit}"
     choices = {"allow": "Allow", "edit": "Allow as edited below", "deny": "Deny", "later": "Not now"}
     if remembered:
@@ -314,7 +319,7 @@ def _questions(approval: Approval, filled: Filled, action: str, alone: bool) -> 
     name = approval.id
     asked = [q for q in approval.input.get("questions") or () if isinstance(q, dict)]
     fields = "".join(_question(name, number, q, filled) for number, q in enumerate(asked))
-    reason = _reason(name, "Why not? (when you decline)", filled)
+    reason = _reason(name, "If you decline: why?", filled)
     return f"{fields}{reason}{_verdict(name, {'answer': 'Answer', 'deny': 'Decline'}, filled, action, alone)}"
 
 
@@ -337,7 +342,7 @@ def _question(name: str, number: int, asked: Mapping[str, Any], filled: Filled) 
 
 def _plan(approval: Approval, filled: Filled, action: str, alone: bool) -> str:
     name = approval.id
-    comments = _reason(name, "Comments, when you send it back", filled)
+    comments = _reason(name, "If you send it back: comments", filled)
     return f"{comments}{_verdict(name, {'allow': 'Accept the plan', 'deny': 'Send it back'}, filled, action, alone)}"
 
 

@@ -34,6 +34,7 @@ background:var(--surface-container-highest);color:var(--on-surface);font:.8125re
 padding:.5rem .9rem;background:var(--surface-container-low);color:var(--on-surface)}
 .hitl-wait{border-left-color:var(--primary)}.hitl-bad{border-left-color:var(--error)}
 .hitl-you{border-left-color:var(--secondary)}
+.hitl-ways{font-size:.875rem;margin-bottom:1rem}.hitl-ways a{color:var(--primary)}
 .hitl-dim{opacity:.75;font-size:.875rem}.hitl-bold{font-weight:bold}
 .hitl-error{color:var(--error);font-weight:bold}
 .hitl-mark{background:var(--error);color:var(--on-error);border-radius:.15rem;padding:0 .15rem;font-weight:bold}
@@ -48,11 +49,24 @@ background:var(--surface-container);color:var(--on-surface)!important;line-heigh
 .hitl textarea,.hitl input[type=text],.hitl select{width:100%;box-sizing:border-box;padding:.5rem .6rem;
 border:1px solid var(--outline);border-radius:.3rem;background:var(--surface-container-lowest);color:var(--on-surface);
 font-size:1rem}
-.hitl textarea{font:.875rem/1.45 monospace;min-height:4rem;resize:vertical}
-.hitl label{display:block;margin:.6rem 0 .2rem}
+.hitl textarea{font:.875rem/1.45 monospace;min-height:2.6rem;resize:vertical}
+.hitl label{display:block;margin:.9rem 0 .2rem;font-size:.9375rem;line-height:1.5}
 .hitl label.hitl-choice{display:flex;gap:.6rem;align-items:flex-start;padding:.35rem 0;cursor:pointer}
 .hitl label.hitl-choice input{flex:none;width:1.2rem;height:1.2rem;margin-top:.15rem;opacity:1;accent-color:var(--primary)}
-.hitl-bar{position:sticky;bottom:0;padding:.5rem 0;background:var(--background);z-index:2}
+.hitl-bar{position:sticky;bottom:0;padding:.5rem 0;background:var(--surface);z-index:2}
+.hitl-card .hitl-bar{background:var(--surface-container-low)}
+.hitl [hidden]{display:none!important}
+.hitl input[type=file]{opacity:1;position:static;width:100%;height:auto;padding:.4rem 0;display:block;color:inherit}
+@media(max-width:600px){
+#status-grid>div:not(:first-child),#header-container>nav:first-child{display:none!important}
+#header{padding:.25rem!important;margin:0!important}#article-head{padding:.5rem!important}
+#header-container h3{font-size:1.05rem!important;line-height:1.3;white-space:normal}
+#header-container h3 .summary{display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden}
+#header-container .tabs{height:2.5rem!important;min-height:0}#header-container .tabs span{display:none}
+main.responsive{margin:0!important;padding:.5rem!important}
+#article-output{margin:0!important;padding:.75rem!important}
+.hitl-card{padding:.5rem .6rem}
+}
 </style>"""
 
 
@@ -68,6 +82,11 @@ def inert(given: str, width: int) -> str:
     """A short name that is text in any place, escaped or not: where Kodosumi's own scripts build HTML from it."""
     kept = re.sub(r"[^\w .,:;!?()/+=@#%-]", "·", " ".join(given.split()), flags=re.ASCII)
     return kept if len(kept) <= width else kept[: width - 1] + "…"
+
+
+def link(path: str, label: str, kind: str = "link") -> str:
+    """`path` is one of the panel's own."""
+    return f'<a class="{kind}" href="{escape(path)}">{text(label)}</a>'
 
 
 def block(*parts: str, kind: str = "") -> str:

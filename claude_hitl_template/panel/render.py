@@ -1,7 +1,6 @@
 """The events of a session as safe HTML for the panel's timeline. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +15,7 @@ from claude_hitl_template.panel.markup import (
     fold,
     limited,
     line,
+    link,
     markdown,
     shortened,
     text,
@@ -212,15 +212,11 @@ def asking(approvals: Sequence[Approval], path: str) -> str:
     """The line that leads to the form where calls are decided. `path` is the lock's."""
     lines = "".join(line(f"{a.tool_name}: {summary(a.input)}") for a in approvals)
     count = "this call" if len(approvals) == 1 else f"these {len(approvals)} calls"
-    return card(lines, _button(path, f"Decide on {count}"), kind="hitl-wait")
+    return card(lines, link(path, f"Decide on {count}", "button"), kind="hitl-wait")
 
 
 def your_turn(path: str) -> str:
-    return card(_button(path, "Go on, or end the conversation"), kind="hitl-wait")
-
-
-def _button(path: str, label: str) -> str:
-    return f'<a class="button" href="{escape(path)}">{text(label)}</a>'
+    return card(link(path, "Go on, or end the conversation", "button"), kind="hitl-wait")
 
 
 def downloads(
@@ -228,7 +224,7 @@ def downloads(
 ) -> str:
     """Files that the turn changed: (name shown, name it is stored under, bytes). `left_out`: (name, why)."""
     items = "".join(
-        f'<li><a href="{escape(f"/files/{flow_id}/out/{quote(stored)}")}">{text(name)}</a> '
+        f"<li>{link(f'/files/{flow_id}/out/{quote(stored)}', name)} "
         f'<span class="hitl-dim">{size:,} bytes</span></li>'
         for name, stored, size in found
     )
@@ -242,5 +238,5 @@ def downloads(
 
 def final(said: str, pairs: Sequence[tuple[str, str]], links: Sequence[tuple[str, str]] = ()) -> str:
     """The last page of a flow. `links` are (path, label)."""
-    buttons = "".join(_button(path, label) for path, label in links)
+    buttons = "".join(link(path, label, "button") for path, label in links)
     return STYLE + card(line(said, "hitl-bold"), facts(pairs), buttons)
