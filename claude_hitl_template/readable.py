@@ -123,6 +123,17 @@ def rule_text(rule: Mapping[str, Any]) -> str:
     return f"{rule['rule']}{' with exactly this input' if rule.get('digest') else ''}"
 
 
+def asked_questions(given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The questions of a question's input, as far as they are any."""
+    found = given.get("questions")
+    return [question for question in found if isinstance(question, dict)] if isinstance(found, list) else []
+
+
+def question_options(question: Mapping[str, Any]) -> list[Any]:
+    found = question.get("options")
+    return found if isinstance(found, list) else []
+
+
 def option_label(option: Any) -> str:
     return str(option.get("label", "")) if isinstance(option, dict) else str(option)
 

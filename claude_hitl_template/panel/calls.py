@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from claude_hitl_template.panel.markup import code, diff, facts, fold, limited, line, markdown, text
-from claude_hitl_template.readable import are_strings, option_description, option_label
+from claude_hitl_template.readable import are_strings, option_description, option_label, question_options
 
 LONG_LINES = 30
 
@@ -63,7 +63,7 @@ def _question(asked: Any, answers: Any) -> str:
         return code(_plain(asked))
     question = str(asked.get("question", ""))
     several = " (several may be chosen)" if asked.get("multiSelect") else ""
-    options = "".join(_option(option) for option in asked.get("options") or ())
+    options = "".join(_option(option) for option in question_options(asked))
     answer = answers.get(question) if isinstance(answers, dict) else None
     chosen = f"<p>answer: <b>{text(_plain(answer))}</b></p>" if answer else ""
     return f"<p><b>{text(question)}</b>{several}</p><ul>{options}</ul>{chosen}"

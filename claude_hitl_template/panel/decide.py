@@ -10,7 +10,7 @@ from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.events import MAX_TEXT_CHARS, UserMessage, UserToolConfirmation, text_blocks
 from claude_hitl_template.models import Agent, Approval
 from claude_hitl_template.policy import PermissionPolicy
-from claude_hitl_template.readable import option_label, parse_input
+from claude_hitl_template.readable import asked_questions, option_label, parse_input, question_options
 
 type Inputs = Mapping[str, Any]
 MAX_REASON_CHARS = 10_000
@@ -94,10 +94,9 @@ def _edited(approval: Approval, inputs: Inputs) -> dict[str, Any]:
 
 def _answers(approval: Approval, inputs: Inputs) -> dict[str, str | list[str]]:
     answers: dict[str, str | list[str]] = {}
-    asked = [q for q in approval.input.get("questions") or () if isinstance(q, dict)]
-    for number, question in enumerate(asked):
+    for number, question in enumerate(asked_questions(approval.input)):
         group = f"{approval.id}.q{number}"
-        labels = [option_label(o) for o in question.get("options") or ()]
+        labels = [option_label(o) for o in question_options(question)]
         own = said(inputs, f"{group}.own").strip()
         answers[str(question.get("question", ""))] = (
             _several(group, labels, own, inputs)

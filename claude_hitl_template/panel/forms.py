@@ -21,9 +21,11 @@ from claude_hitl_template.panel.upload import UPLOAD_SCRIPT
 from claude_hitl_template.policy import remember_rule
 from claude_hitl_template.readable import (
     age,
+    asked_questions,
     is_hidden,
     option_description,
     option_label,
+    question_options,
     rule_text,
     size,
     summary,
@@ -35,6 +37,8 @@ POLICIES = {
     "everything": "Ask for everything, reading too",
     "plan": "Plan first: it shows a plan before it does anything",
 }
+# The header of Kodosumi's form page is empty, and a tenth of a phone's screen.
+_FORM_STYLE = "<style>body>header.fixed{display:none}</style>"
 # Enter in a field presses a form's first button: this one decides nothing.
 _NOTHING = '<button type="submit" name="nothing" value="1" hidden tabindex="-1"></button>'
 
@@ -69,7 +73,7 @@ def page(*parts: str, back: str = "") -> Elements:
     if back:
         ways = [(f"/admin/status/view/{back}", "Back to the conversation"), *ways]
     leave = f'<div class="hitl-ways">{" · ".join(link(path, label) for path, label in ways)}</div>'
-    return [{"type": "html", "text": f"{STYLE}{block(_NOTHING, leave, *parts)}"}]
+    return [{"type": "html", "text": f"{STYLE}{_FORM_STYLE}{block(_NOTHING, leave, *parts)}"}]
 
 
 def message(said: str, *parts: str) -> Elements:
@@ -247,7 +251,12 @@ def _call(
     asked: Asked, approval: Approval, now: datetime, filled: Filled, action: str, *, alone: bool
 ) -> str:
     by_subagent = " (asked by a subagent)" if approval.agent_id else ""
-    shown = f"<h3>{text(approval.tool_name)}{by_subagent}</h3>{call_view(approval.tool_name, approval.input)}"
+    given = approval.input
+    if approval.kind == "question" and approval.state is ApprovalState.PENDING and asked_questions(given):
+        given = {
+            name: value for name, value in given.items() if name != "questions"
+        }  # shown with their answers
+    shown = f"<h3>{text(approval.tool_name)}{by_subagent}</h3>{call_view(approval.tool_name, given)}"
     head = facts([
         ("folder", approval.cwd),
         ("session", asked.session.title or asked.session.id),
@@ -317,7 +326,7 @@ def _tool(approval: Approval, filled: Filled, action: str, alone: bool) -> str:
 
 def _questions(approval: Approval, filled: Filled, action: str, alone: bool) -> str:
     name = approval.id
-    asked = [q for q in approval.input.get("questions") or () if isinstance(q, dict)]
+    asked = asked_questions(approval.input)
     fields = "".join(_question(name, number, q, filled) for number, q in enumerate(asked))
     reason = _reason(name, "If you decline: why?", filled)
     return f"{fields}{reason}{_verdict(name, {'answer': 'Answer', 'deny': 'Decline'}, filled, action, alone)}"
@@ -326,7 +335,7 @@ def _questions(approval: Approval, filled: Filled, action: str, alone: bool) -> 
 def _question(name: str, number: int, asked: Mapping[str, Any], filled: Filled) -> str:
     group, several = f"{name}.q{number}", bool(asked.get("multiSelect"))
     choices: list[str] = []
-    for position, option in enumerate(asked.get("options") or ()):
+    for position, option in enumerate(question_options(asked)):
         kind = "checkbox" if several else "radio"
         field_name, value = (f"{group}.o{position}", "on") if several else (group, str(position))
         more = option_description(option)

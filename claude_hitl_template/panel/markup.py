@@ -63,7 +63,8 @@ font-size:1rem}
 #header-container h3{font-size:1.05rem!important;line-height:1.3;white-space:normal}
 #header-container h3 .summary{display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden}
 #header-container .tabs{height:2.5rem!important;min-height:0}#header-container .tabs span{display:none}
-main.responsive{margin:0!important;padding:.5rem!important}
+body>main.responsive.responsive.responsive{margin:0!important;padding:.5rem!important;inset:0!important;transform:none!important;
+max-width:100%}
 #article-output{margin:0!important;padding:.75rem!important}
 .hitl-card{padding:.5rem .6rem}
 }

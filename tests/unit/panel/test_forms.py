@@ -37,7 +37,7 @@ def decision(*calls: Any, **more: Any) -> Reader:
 def test_no_call_and_no_title_puts_markup_into_a_form(
     tool: str, given_input: dict[str, Any], title: str
 ) -> None:
-    call = approval(tool, given_input, cwd="/" + title.replace("\0", ""), kind="tool")
+    call = approval(tool, given_input, cwd="/" + title.replace("\0", ""))
     reader = rendered(
         forms.decision_form(asked(call, title=title, requester=title), utcnow(), {"back": title}, "/a")
     )
