@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.events import MAX_TEXT_CHARS, UserMessage, UserToolConfirmation, text_blocks
-from claude_hitl_template.models import Agent, Approval
+from claude_hitl_template.models import Agent, Approval, Environment
 from claude_hitl_template.policy import PermissionPolicy
 from claude_hitl_template.readable import asked_questions, option_label, parse_input, question_options
 
@@ -153,7 +153,7 @@ class Start:
     title: str
 
 
-def start(inputs: Inputs, agent: Agent) -> Start:
+def start(inputs: Inputs, agent: Agent, environment: Environment) -> Start:
     """Raises FormErrors, which name every field that is wrong."""
     errors: dict[str, str] = {}
     message: UserMessage | None = None
@@ -171,6 +171,8 @@ def start(inputs: Inputs, agent: Agent) -> Start:
         errors["policy"] = "Choose one of the policies on offer."
     if said(inputs, "agent") not in ("", agent.id):
         errors["agent"] = "There is no such agent."
+    if said(inputs, "environment") not in ("", environment.id):
+        errors["environment"] = "There is no such environment."
     if errors or message is None:
         raise FormErrors(errors)
     changed = agent.but(

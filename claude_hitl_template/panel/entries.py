@@ -7,6 +7,7 @@ a pair of routes: GET answers `{"elements": ...}` as `enter` would, made for thi
 Decisions go to the entry *Approvals*, from the forms of locks too: a lock's own address is gone once its flow ended.
 """
 
+import asyncio
 import hashlib
 import os
 import re
@@ -142,7 +143,7 @@ class _Start(_Entry):
 
     async def take(self, request: Request, inputs: Inputs) -> Answer:
         user, given = panel_user(request), self._given
-        start = decide.start(inputs, given.agent)
+        start = decide.start(inputs, given.agent, given.environment)
         given.workspaces.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".upload-", dir=given.workspaces) as folder:
             names = await self._receive(request, inputs, Path(folder))
@@ -208,20 +209,12 @@ class _Continue(_Entry):
 
     async def take(self, request: Request, inputs: Inputs) -> Answer:
         session = await self._session(request, inputs)
-        user, store = panel_user(request), self._given.store
-        match said(inputs, "do"):
-            case "send":
-                sent = decide.next_message(inputs)
-                once = _once(inputs, "say", sent.model_dump_json())
-                await store.send_events(session.id, None, [sent], decided_by=user.name, idempotency_key=once)
-            case "end":
-                await store.archive_session(session.id, session.key_id)
-            case "watch":
-                pass
-            case _:
-                if session.archived_at is not None:
-                    raise InvalidInput("this conversation has ended")
-                return {"elements": await self._form(session, "", Filled())}
+        if said(inputs, "do") in ("send", "end"):
+            await _say(self._given, panel_user(request), session, inputs)
+        elif said(inputs, "do") != "watch":
+            if state_of(session) == "ended":
+                raise InvalidInput("This conversation has ended.")
+            return {"elements": await self._form(session, "", Filled())}
         return await _to_window(request, inputs, self._given, session)
 
     async def _session(self, request: Request, inputs: Inputs) -> Session:
@@ -247,7 +240,7 @@ class _Approvals(_Entry):
         found = await self._given.store.list_approvals(
             None if user.approver else user.key_id, limit=LISTED, states=[ApprovalState.PENDING]
         )
-        waiting = [await _asked(self._given, approval.session_id, [approval]) for approval in found.data]
+        waiting = await asyncio.gather(*(_asked(self._given, a.session_id, [a]) for a in found.data))
         return inbox(waiting, utcnow(), done, more=found.next_page is not None)
 
     async def again(self, request: Request, inputs: Inputs, errors: Mapping[str, str]) -> Elements:
@@ -331,17 +324,9 @@ class _Locks:
         return {"decided_by": panel_user(request).name}
 
     async def say(self, data: dict[str, Any], inputs: Inputs, request: Request) -> Answer:
-        given, user = self._services(), panel_user(request)
+        user = panel_user(request)
         try:
-            session = await self._session(data, request)
-            if said(inputs, "do") == "end":
-                await given.store.archive_session(session.id, session.key_id)
-            else:
-                sent = decide.next_message(inputs)
-                once = _once(inputs, "say", sent.model_dump_json())
-                await given.store.send_events(
-                    session.id, None, [sent], decided_by=user.name, idempotency_key=once
-                )
+            await _say(self._services(), user, await self._session(data, request), inputs)
         except (HitlError, FormErrors) as error:
             raise _refused(error) from error
         return {"said_by": user.name}
@@ -367,6 +352,16 @@ async def _decide(given: PanelServices, user: PanelUser, asked: Asked, inputs: I
         raise InvalidInput(NOT_YOURS)
     found = decide.confirmations(asked.approvals, inputs)
     await given.store.send_events(asked.session.id, None, found, decided_by=user.name)
+
+
+async def _say(given: PanelServices, user: PanelUser, session: Session, inputs: Inputs) -> None:
+    """The next message, or the end. Raises FormErrors, HitlError."""
+    if said(inputs, "do") == "end":
+        await given.store.archive_session(session.id, session.key_id)
+        return
+    sent = decide.next_message(inputs)
+    once = _once(inputs, "say", sent.model_dump_json())
+    await given.store.send_events(session.id, None, [sent], decided_by=user.name, idempotency_key=once)
 
 
 async def _asked(given: PanelServices, session_id: str, approvals: Sequence[Approval]) -> Asked:

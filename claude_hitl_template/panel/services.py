@@ -13,14 +13,10 @@ class Locks(Protocol):
     """The locks of the flow that asks. Kodosumi's own `tracer.lock` does not tell the id that closing one needs."""
 
     async def wait(self, name: str, lock_id: str, data: Mapping[str, Any], timeout_s: float) -> Any:
-        """Shows a lock until it is released, here or in the panel. Returns what it was released with.
+        """Keeps a lock's form answerable until it is released. Returns what it was released with.
 
         Raises TimeoutError after `timeout_s`.
         """
-        ...
-
-    async def release(self, lock_id: str, result: Mapping[str, Any]) -> None:
-        """Closes a lock that was not answered in the panel; one that was stays as it is."""
         ...
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Playwright
 
-from tests.integration.harness import Service
+from tests.integration.harness import PATIENCE_S, Service
 
 SIZES = {"laptop": (1280, 900), "phone": (390, 844)}
-PATIENCE_MS = 60_000
+PATIENCE_MS = PATIENCE_S * 1000
 MISSING = "no Chromium on this machine: apt-get install chromium"
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from claude_hitl_template.models import Agent
+from claude_hitl_template.models import Agent, Environment
 from claude_hitl_template.panel.decide import FormErrors, confirmations, next_message, start
 from tests.unit.panel.made import QUESTIONS, approval
 
@@ -116,7 +116,7 @@ def test_an_empty_and_an_endless_message_name_their_field(text: str | None) -> N
 
 def test_policies_become_rules() -> None:
     def chosen(policy: str) -> Agent:
-        return start({"prompt": "go", "policy": policy}, Agent()).agent
+        return start({"prompt": "go", "policy": policy}, Agent(), Environment()).agent
 
     assert (chosen("risky").policy.default, chosen("risky").permission_mode) == (None, "default")
     assert chosen("everything").policy.default == "always_ask"
@@ -124,17 +124,25 @@ def test_policies_become_rules() -> None:
 
 
 def test_options_are_taken_and_their_absence_keeps_the_defaults() -> None:
-    bare = start({"prompt": "a\r\nb", "model": None, "title": None, "system": None}, Agent(model="m"))
+    bare = start(
+        {"prompt": "a\r\nb", "model": None, "title": None, "system": None}, Agent(model="m"), Environment()
+    )
     assert (bare.agent, bare.title, bare.message.content[0].model_dump()["text"]) == (
         Agent(model="m"),
         "a b",
         "a\nb",
     )
-    full = start({"prompt": "go", "model": "opus", "title": " My\ntitle ", "system": "Be kind"}, Agent())
+    full = start(
+        {"prompt": "go", "model": "opus", "title": " My\ntitle ", "system": "Be kind"}, Agent(), Environment()
+    )
     assert (full.agent.model, full.agent.system, full.title) == ("opus", "Be kind", "My title")
 
 
 def test_every_wrong_field_of_a_start_is_named() -> None:
     with pytest.raises(FormErrors) as caught:
-        start({"prompt": " ", "policy": "none", "agent": "other", "title": "x" * 501}, Agent())
-    assert set(caught.value.errors) == {"prompt", "policy", "agent", "title"}
+        start(
+            {"prompt": " ", "policy": "none", "agent": "other", "environment": "other", "title": "x" * 501},
+            Agent(),
+            Environment(),
+        )
+    assert set(caught.value.errors) == {"prompt", "policy", "agent", "environment", "title"}
