@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 ROUTE = "/claude-hitl"
 KODOSUMI = "kodosumi"  # the namespace of its actors
+RUNNER_S = 5.0
 # Seconds. A model's stream is never silent for long (it pings); a whole answer at once may be, when the CLI falls
 # back to that. `pool`: never wait for another session's stream to end.
 MODEL_TIMEOUT = httpx.Timeout(90.0, connect=5.0, pool=5.0)
@@ -165,6 +166,7 @@ def _with_panel(settings: Settings, store: Store, api: ASGIApp, model: ASGIApp) 
         guard=Guard(store, access, settings.approvers),
         own_url=settings.base_url,
         panel_url=settings.panel_url,
+        answers=_answers,
     )
     services = _panel_services(settings, store)
     entries.register(front, lambda: services)
@@ -188,11 +190,22 @@ def _panel_services(settings: Settings, store: Store) -> "PanelServices":
 
 async def _is_open(flow_id: str, role_id: str) -> bool:
     """Whether a flow lives, and is that role's: the panel shows a flow to whoever launched it only."""
+    return await _ask_runner(flow_id, "get_username") == role_id and bool(
+        await _ask_runner(flow_id, "is_active")
+    )
+
+
+async def _answers(flow_id: str) -> bool:
+    return await _ask_runner(flow_id, "get_locks") is not None
+
+
+async def _ask_runner(flow_id: str, method: str) -> Any:
+    """What a flow's runner answers; None when it is gone, or does not answer within RUNNER_S."""
     try:
         runner: Any = await asyncio.to_thread(ray.get_actor, flow_id, namespace=KODOSUMI)
-        return await runner.get_username.remote() == role_id and await runner.is_active.remote()
-    except (ValueError, RayError):
-        return False
+        return await asyncio.wait_for(getattr(runner, method).remote(), RUNNER_S)
+    except (ValueError, RayError, TimeoutError):
+        return None
 
 
 async def mirror_session(inputs: dict[str, Any], tracer: Any) -> Any:
@@ -211,9 +224,6 @@ class RunnerLocks:
 
     async def wait(self, name: str, lock_id: str, data: Mapping[str, Any], timeout_s: float) -> Any:
         return await self._runner.lock.remote(name, lock_id, time.time() + timeout_s, dict(data))
-
-    async def release(self, lock_id: str, result: Mapping[str, Any]) -> None:
-        await self._runner.lease.remote(lock_id, dict(result))
 
 
 def _upstream(settings: Settings) -> tuple[Upstream, str]:

@@ -1,6 +1,7 @@
 """The application on the Serve port: /v1 and /model as they are, the rest Kodosumi's, behind the guard."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from html import escape
 from typing import Any
 
@@ -18,6 +19,8 @@ from claude_hitl_template.errors import HitlError, Unauthorized, Unavailable
 from claude_hitl_template.panel.users import Guard, note_registered, panel_user
 
 log = structlog.get_logger()
+_LOCK = re.compile(r"/_lock_/([^/]+)/[^/]+/?")
+_gone = PlainTextResponse("This window has closed, and nothing is lost: go on in Approvals.", 404)
 OPEN = "/openapi.json"  # the panel reads it with no login; it names the entries, and nothing else
 
 
@@ -27,9 +30,20 @@ class Front(ServeAPI):
     Kodosumi's middleware would buffer streams and show tracebacks, so that /v1 and /model never reach it.
     """
 
-    def __init__(self, *, api: ASGIApp, model: ASGIApp, guard: Guard, own_url: str, panel_url: str) -> None:
+    def __init__(
+        self,
+        *,
+        api: ASGIApp,
+        model: ASGIApp,
+        guard: Guard,
+        own_url: str,
+        panel_url: str,
+        answers: Callable[[str], Awaitable[bool]],
+    ) -> None:
+        """`answers` says whether the runner of a flow, by its id, answers."""
         super().__init__(title="claude-hitl", docs_url=None, redoc_url=None)
         self._api, self._model, self._guard = api, _below("/model", model), guard
+        self._answers = answers
         self._trusted = {KODOSUMI_BASE: own_url, KODOSUMI_URL: panel_url}
         for kind in (Exception, ValidationException, HTTPException):
             self.add_exception_handler(kind, _failed)
@@ -57,10 +71,20 @@ class Front(ServeAPI):
         except (Unauthorized, Unavailable) as error:
             await _answer(error)(scope, receive, send)
             return
+        flow_id = _lock_of(connection)
+        if flow_id is not None and not await self._answers(flow_id):
+            await _gone(scope, receive, send)
+            return
         # What Kodosumi believes of these headers (whose flow it is, where its locks and its files are) comes from us.
         note_registered(connection)
         trusted = {**self._trusted, KODOSUMI_USER: panel_user(Request(scope)).id}
         await super().__call__({**scope, "headers": _with(scope, trusted)}, receive, send)
+
+
+def _lock_of(connection: HTTPConnection) -> str | None:
+    """The flow whose lock is asked for. Kodosumi asks its runner with the whole process waiting, /v1 included."""
+    found = _LOCK.fullmatch(connection.scope["path"].removeprefix(connection.scope.get("root_path", "")))
+    return found[1] if found else None
 
 
 def _below(prefix: str, app: ASGIApp) -> ASGIApp:

@@ -53,8 +53,16 @@ def model() -> FastAPI:
     return app
 
 
+async def lives(flow_id: str) -> bool:
+    return flow_id == "lives"
+
+
+def front_of(api: Any, model: Any) -> Front:
+    return Front(api=api, model=model, guard=OnlyAnn(), own_url=OWN, panel_url=PANEL, answers=lives)  # pyright: ignore[reportArgumentType]
+
+
 def front() -> Front:
-    made = Front(api=api(), model=model(), guard=OnlyAnn(), own_url=OWN, panel_url=PANEL)  # pyright: ignore[reportArgumentType]
+    made = front_of(api(), model())
 
     @made.get("/seen", entry=True)
     async def seen(request: Request) -> dict[str, Any]:
@@ -101,7 +109,7 @@ async def test_a_stream_of_v1_does_not_pass_kodosumis_middleware() -> None:
     async def receive() -> Any:
         raise AssertionError("nobody asks")
 
-    made = Front(api=remember, model=remember, guard=OnlyAnn(), own_url=OWN, panel_url=PANEL)  # pyright: ignore[reportArgumentType]
+    made = front_of(remember, remember)
     for path in ("/v1/sessions/x/events/stream", "/model/v1/messages", "/elsewhere"):
         await made({"type": "http", "method": "GET", "path": path, "headers": []}, receive, receive)
     assert received == [receive] * 3
@@ -169,3 +177,12 @@ async def test_the_logs_of_a_failure_have_its_cause(
 ) -> None:
     await client.post("/fails", headers=LOGIN, json={"how": "else"})
     assert "RuntimeError" in capsys.readouterr().out
+
+
+async def test_a_window_that_closed_or_hangs_is_said_so_and_holds_nobody_up(
+    client: httpx.AsyncClient,
+) -> None:
+    for method in ("GET", "POST"):
+        answer = await client.request(method, "/_lock_/died/lid", headers=LOGIN)
+        assert answer.status_code == 404
+        assert "go on in Approvals" in answer.text
