@@ -90,7 +90,7 @@ class Settings(BaseSettings):
 
     panel: bool = Field(
         True,
-        description="Whether ./hitl up starts the panel too: two processes, spooler and panel, about 500 MB.",
+        description="Whether ./hitl up starts the panel too: spooler and panel, about 400 MB together.",
     )
     panel_approvers: str = Field(
         "",

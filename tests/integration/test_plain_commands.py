@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Plain:
     folder: Path
     temp: Path
     ports: dict[str, int]
+    more: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def environment(self) -> dict[str, str]:
@@ -41,6 +42,7 @@ class Plain:
             "HITL_PANEL_PORT": str(self.ports["panel"]),
             "RAY_DASHBOARD_ADDRESS": f"http://localhost:{self.ports['dashboard']}",
             "KODO_RAY_SERVER": f"localhost:{self.ports['ray']}",
+            **self.more,
             "KODO_APP_SERVER": f"http://localhost:{self.ports['panel']}",
         }
 
@@ -98,6 +100,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plain]:
         wait_for("Ray's dashboard", lambda: _answers(one.environment["RAY_DASHBOARD_ADDRESS"]))
         one.run("koco", "deploy", "-r")
         wait_for("the application", lambda: "RUNNING" in one.run("koco", "deploy", "-s") or None)
+        # The spooler lists actors without naming a cluster, and others may run on the machine of these tests.
+        one.more["RAY_ADDRESS"] = f"localhost:{ports['ray']}"
         one.run("koco", "spool")
         begun.append(one.begin("koco", "serve", "--register", f"{one.serve}/-/routes"))
         yield one
@@ -149,6 +153,17 @@ def test_the_panel_lists_the_entries_and_opens_their_forms(plain: Plain, browser
         page = browser.get("/inputs" + entry["url"])
         assert page.status_code == 200
         assert "<form" in page.text
+
+
+def test_a_conversation_begun_in_the_panel_is_followed_to_where_it_asks(browser: httpx.Client) -> None:
+    entry = wait_for("the entry", lambda: _entry(browser, "Start"))
+    flow = browser.post(entry["url"], json={"prompt": "Write hello.txt with a greeting"}).json()["result"]
+
+    def asks() -> Any:
+        answer = browser.get(f"/outputs/status/{flow}")
+        return answer.status_code == 200 and answer.json().get("locks")
+
+    assert wait_for("a lock", asks)
 
 
 def test_the_service_made_its_folder_and_its_keys_by_itself(plain: Plain) -> None:
