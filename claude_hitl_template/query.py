@@ -2,25 +2,27 @@
 
     python -m claude_hitl_template.query      deploys to the cluster at RAY_ADDRESS and waits until it is healthy
 
-`fast_app` is what Serve deploys: an ingress over the ledger and the supervisor.
+`fast_app` is what Serve builds from a config file: an ingress over the ledger and the supervisor.
 """
 
+import asyncio
 import logging
 import sys
+import time
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import TaskCancelledError
+from ray.exceptions import RayError, TaskCancelledError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from claude_hitl_template import __version__, code_version, logs
-from claude_hitl_template.api import problems
 from claude_hitl_template.api.app import Service, build_app
 from claude_hitl_template.errors import ConfigError, NotFound, Unauthorized
-from claude_hitl_template.ledger import APP_NAME, LedgerService, remote_store
+from claude_hitl_template.ledger import APP_NAME, LedgerService, connect, remote_store
 from claude_hitl_template.model import tokens
 from claude_hitl_template.model.endpoint import (
     AnthropicUpstream,
@@ -34,52 +36,41 @@ from claude_hitl_template.models import Agent, Environment
 from claude_hitl_template.secrets import (
     hash_api_key,
     operator_key,
+    prepare,
     read_api_key,
     read_model_key,
+    read_panel_login,
     read_signing_key,
 )
 from claude_hitl_template.settings import Settings
+from claude_hitl_template.store.protocol import Store
 from claude_hitl_template.supervisor import SupervisorService
 
+if TYPE_CHECKING:
+    from claude_hitl_template.panel.services import PanelServices
+
 ROUTE = "/claude-hitl"
+KODOSUMI = "kodosumi"  # the namespace of its actors
+RUNNER_S = 5.0
 _LIGHT: dict[str, Any] = {
     "num_cpus": 0
 }  # Serve asks for a CPU a replica otherwise, and sessions then wait for ever
 _STREAMS = 10_000  # requests that may be under way in one replica: a stream is one
 
-# Serve pickles the outer application when it is deployed; what stands behind it is built in the replica.
-_inner: dict[str, ASGIApp] = {}
 
-
-async def _api(scope: Scope, receive: Receive, send: Send) -> None:
-    await _inner["api"](scope, _until_gone(receive), send)
-
-
-async def _model(scope: Scope, receive: Receive, send: Send) -> None:
-    await _inner["model"](scope, _until_gone(receive), send)
-
-
-def _until_gone(receive: Receive) -> Receive:
+def _until_gone(app: ASGIApp) -> ASGIApp:
     """Serve tells of a client that went by an error; ASGI has a message for it."""
 
-    async def until_gone() -> Message:
-        try:
-            return await receive()
-        except TaskCancelledError:
-            return {"type": "http.disconnect"}
+    async def patient(scope: Scope, receive: Receive, send: Send) -> None:
+        async def until_gone() -> Message:
+            try:
+                return await receive()
+            except TaskCancelledError:
+                return {"type": "http.disconnect"}
 
-    return until_gone
+        await app(scope, until_gone, send)
 
-
-def _stand_behind(**apps: ASGIApp) -> None:
-    """A function of this module, so that it fills this module's table: the deployment's class is a pickled copy."""
-    _inner.update(apps)
-
-
-outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-problems.install(outer)  # for what misses both mounts
-outer.mount("/model", _model)
-outer.mount("/", _api)
+    return patient
 
 
 @serve.deployment(
@@ -99,9 +90,9 @@ class Supervisor(SupervisorService):
 
 
 @serve.deployment(name="Ingress", max_ongoing_requests=_STREAMS, ray_actor_options=_LIGHT)
-@serve.ingress(outer)  # pyright: ignore[reportUntypedClassDecorator]
+@serve.ingress()  # pyright: ignore[reportUntypedClassDecorator]
 class Ingress:
-    """REST, event streams, and the model endpoint. Stateless."""
+    """REST, event streams, the model endpoint, and the panel's entries. Stateless."""
 
     def __init__(self, ledger: Any, supervisor: Any) -> None:
         settings = Settings.load()
@@ -124,7 +115,7 @@ class Ingress:
 
         service = Service(
             store=self._store,
-            agent=Agent(model=settings.model),
+            agent=default_agent(settings),
             environment=Environment(),
             facts={
                 "version": __version__,
@@ -139,11 +130,103 @@ class Ingress:
         )
         model_app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         model_app.include_router(build_router(upstream, verify))
-        _stand_behind(model=model_app, api=build_app(service))
+        api, model_app = _until_gone(build_app(service)), _until_gone(model_app)
+        self._app = _beside(settings, self._store, api, model_app)
         self._first_key = hash_api_key(read_api_key(settings))
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Asked by Serve once the replica is made, so that nothing of the application is pickled."""
+        return self._app
 
     async def reconfigure(self, _user_config: Any) -> None:
         await self._store.add_key("first key", self._first_key)
+
+
+def default_agent(settings: Settings) -> Agent:
+    return Agent(model=settings.model)
+
+
+def _beside(settings: Settings, store: Store, api: ASGIApp, model: ASGIApp) -> ASGIApp:
+    """One application of the API, the model endpoint and, unless it is switched off, what the panel asks for."""
+    if settings.panel:
+        return _with_panel(settings, store, api, model)
+    outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    outer.mount("/model", model)
+    outer.mount("/", api)
+    return outer
+
+
+def _with_panel(settings: Settings, store: Store, api: ASGIApp, model: ASGIApp) -> ASGIApp:
+    # Kodosumi takes long to import, and makes folders: only who serves it has it.
+    from claude_hitl_template.panel import entries  # noqa: PLC0415
+    from claude_hitl_template.panel.front import Front  # noqa: PLC0415
+    from claude_hitl_template.panel.users import Guard, PanelAccess, default_login  # noqa: PLC0415
+
+    access = PanelAccess(settings.panel_url, *(read_panel_login(settings) or default_login()))
+    front = Front(
+        api=api,
+        model=model,
+        guard=Guard(store, access, settings.approvers),
+        own_url=settings.base_url,
+        panel_url=settings.panel_url,
+        answers=_answers,
+    )
+    services = _panel_services(settings, store)
+    entries.register(front, lambda: services)
+    return front
+
+
+def _panel_services(settings: Settings, store: Store) -> "PanelServices":
+    from claude_hitl_template.panel.services import PanelServices  # noqa: PLC0415
+
+    return PanelServices(
+        store=store,
+        agent=default_agent(settings),
+        environment=Environment(),
+        wait_s=settings.panel_wait_s,
+        workspaces=settings.workspaces,
+        max_upload_bytes=settings.max_upload_bytes,
+        panel_url=settings.panel_url,
+        is_open=_is_open,
+    )
+
+
+async def _is_open(flow_id: str, role_id: str) -> bool:
+    """Whether a flow lives, and is that role's: the panel shows a flow to whoever launched it only."""
+    return await _ask_runner(flow_id, "get_username") == role_id and bool(
+        await _ask_runner(flow_id, "is_active")
+    )
+
+
+async def _answers(flow_id: str) -> bool:
+    return await _ask_runner(flow_id, "get_locks") is not None
+
+
+async def _ask_runner(flow_id: str, method: str) -> Any:
+    """What a flow's runner answers; None when it is gone, or does not answer within RUNNER_S."""
+    try:
+        runner: Any = await asyncio.to_thread(ray.get_actor, flow_id, namespace=KODOSUMI)
+        return await asyncio.wait_for(getattr(runner, method).remote(), RUNNER_S)
+    except (ValueError, RayError, TimeoutError):
+        return None
+
+
+async def mirror_session(inputs: dict[str, Any], tracer: Any) -> Any:
+    """The flow that the panel's entries launch: a Kodosumi runner calls it by its name."""
+    from claude_hitl_template.panel import flow  # noqa: PLC0415
+
+    settings = Settings.load()
+    return await flow.mirror(inputs, tracer, _panel_services(settings, connect()), RunnerLocks(tracer.fid))
+
+
+class RunnerLocks:
+    """The locks of a Kodosumi runner, by the ids that whoever waits gave them; a `panel.services.Locks`."""
+
+    def __init__(self, flow_id: str) -> None:
+        self._runner: Any = ray.get_actor(flow_id, namespace=KODOSUMI)
+
+    async def wait(self, name: str, lock_id: str, data: Mapping[str, Any], timeout_s: float) -> Any:
+        return await self._runner.lock.remote(name, lock_id, time.time() + timeout_s, dict(data))
 
 
 def _upstream(settings: Settings) -> tuple[Upstream, str]:
@@ -161,6 +244,13 @@ def build(settings: Settings) -> Any:
     supervisor = Supervisor.bind(ledger)
     ingress = Ingress.options(num_replicas=settings.ingress_replicas, user_config=code)
     return ingress.bind(ledger, supervisor)
+
+
+def fast_app(_args: dict[str, Any]) -> Any:
+    """What `import_path` in a Serve config names. Makes the data folder and its secrets where nothing did before."""
+    settings = Settings.load()
+    prepare(settings)
+    return build(settings)
 
 
 def main() -> None:

@@ -2,6 +2,10 @@
 
 import hashlib
 import hmac
+import os
+import secrets
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -12,6 +16,55 @@ from claude_hitl_template.settings import Settings
 SIGNING_KEY = "signing"
 MODEL_KEY = "model-key"
 API_KEY = "api-key"
+PANEL_SECRET = "panel-secret"  # noqa: S105  (the names of files)
+PANEL_PASSWORD = "panel-password"  # noqa: S105
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` found to do: the first API key if it was made just now; where a key is kept that was replaced."""
+
+    made_key: str | None = None
+    former_key: Path | None = None
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Makes the data folder and its secrets. Raises ConfigError."""
+    try:
+        for folder in (settings.data_dir, settings.secrets_dir, settings.logs_dir):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = settings.secrets_dir
+        _keep(folder / SIGNING_KEY, secrets.token_hex(32))
+        if settings.anthropic_api_key is not None:
+            write_secret(folder / MODEL_KEY, settings.anthropic_api_key.get_secret_value())
+        if settings.api_key is not None:
+            return Prepared(former_key=_replace_key(folder / API_KEY, settings.api_key.get_secret_value()))
+        made = f"hitl_{secrets.token_urlsafe(32)}"
+        return Prepared(made_key=made if _keep(folder / API_KEY, made) else None)
+    except OSError as error:
+        raise ConfigError(
+            f"the data folder {settings.data_dir} cannot be written: {error.strerror}",
+            "choose another with HITL_DATA_DIR, or correct its permissions",
+        ) from error
+
+
+def forget_model_key(settings: Settings) -> bool:
+    """Removes the key for the model, so that the offline model answers; False when there was none."""
+    path = settings.secrets_dir / MODEL_KEY
+    had = path.exists()
+    path.unlink(missing_ok=True)
+    return had
+
+
+def prepare_panel(settings: Settings) -> None:
+    """Makes the secrets of the panel that `hitl up` starts, after `prepare`. Raises ConfigError."""
+    try:
+        _keep(settings.secrets_dir / PANEL_SECRET, secrets.token_hex(32))
+        _keep(settings.secrets_dir / PANEL_PASSWORD, secrets.token_urlsafe(16))
+    except OSError as error:
+        raise ConfigError(
+            f"{settings.secrets_dir} cannot be written: {error.strerror}", "correct its permissions"
+        ) from error
 
 
 def read_signing_key(settings: Settings) -> bytes:
@@ -35,6 +88,13 @@ def operator_key(settings: Settings) -> str:
     return hmac.new(read_signing_key(settings), b"operator", "sha256").hexdigest()
 
 
+def read_panel_login(settings: Settings) -> tuple[str, str] | None:
+    """What the panel signs its logins with, and its admin's password; None: `hitl up` never started a panel here."""
+    if not (settings.secrets_dir / PANEL_SECRET).exists():
+        return None
+    return _read(settings.secrets_dir / PANEL_SECRET), _read(settings.secrets_dir / PANEL_PASSWORD)
+
+
 def hash_api_key(secret: str) -> str:
     """What the store keeps of an API key. Keys are long and random, so a plain SHA-256 does."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
@@ -47,3 +107,30 @@ def _read(path: Path) -> str:
         raise ConfigError(
             f"{path.name} cannot be read: {error.strerror}", "start the service with ./hitl up"
         ) from error
+
+
+def _replace_key(path: Path, key: str) -> Path | None:
+    """Writes another key. The one before is kept, and its place returned: only with it can its sessions be seen."""
+    if path.exists() and path.read_text().strip() == key:
+        return None
+    former = path.with_name(f"{path.name}.until-{time.strftime('%Y%m%d-%H%M%S')}")
+    replaced = path.exists()
+    if replaced:
+        path.rename(former)
+    write_secret(path, key)
+    return former if replaced else None
+
+
+def _keep(path: Path, value: str) -> bool:
+    """Writes unless it is there; True when it wrote."""
+    if path.exists():
+        return False
+    write_secret(path, value)
+    return True
+
+
+def write_secret(path: Path, value: str) -> None:
+    temporary = path.with_suffix(".new")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(value)
+    temporary.replace(path)

@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     ray_client_port: Port = Field(10001, description="Ray Client.")
     dashboard_port: Port = Field(8265, description="Ray's dashboard.")
     serve_port: Port = Field(8001, description="The REST API, under /claude-hitl.")
+    panel_port: Port = Field(3370, description="Kodosumi's panel: conversations and approvals in a browser.")
     ray_temp_dir: Path | None = Field(
         None,
         description="Ray's own temporary files. Default: a folder under /tmp named after the data folder.",
@@ -91,6 +92,26 @@ class Settings(BaseSettings):
         None, description="Claude Code CLI to run. Default: the one inside claude-agent-sdk."
     )
 
+    panel: bool = Field(
+        True,
+        description="Whether ./hitl up starts the panel too: spooler and panel, about 400 MB together.",
+    )
+    panel_approvers: str = Field(
+        "",
+        description="Names of panel roles, with commas between them, that may decide in every session, as operators may; "
+        "others may in their own.",
+    )
+    panel_wait_s: Seconds = Field(
+        1800.0, description="How long a conversation in the panel stays open with nothing new in it."
+    )
+
+    max_upload_bytes: int = Field(
+        20 * 1024 * 1024,
+        ge=1024,
+        description="Largest size, together, of files uploaded to a conversation in the panel, and of those that a turn "
+        "offers there.",
+    )
+
     ingress_replicas: int = Field(1, ge=1, le=64, description="Processes that answer REST requests.")
     max_request_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest request body.")
     requests_per_minute: int = Field(
@@ -104,7 +125,7 @@ class Settings(BaseSettings):
     def _ports_differ(self) -> Self:
         ports = {
             name: getattr(self, name)
-            for name in ("ray_port", "ray_client_port", "dashboard_port", "serve_port")
+            for name in ("ray_port", "ray_client_port", "dashboard_port", "serve_port", "panel_port")
         }
         if len(set(ports.values())) != len(ports):
             raise ValueError(f"the ports must differ: {ports}")
@@ -139,10 +160,26 @@ class Settings(BaseSettings):
         return self.data_dir / "logs"
 
     @property
+    def panel_dir(self) -> Path:
+        return self.data_dir / "panel"
+
+    @property
+    def approvers(self) -> frozenset[str]:
+        return frozenset(name.strip() for name in self.panel_approvers.split(",") if name.strip())
+
+    @property
     def base_url(self) -> str:
         """Where clients on this machine reach the service."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104
-        return f"http://{host}:{self.serve_port}/claude-hitl"
+        return f"http://{self._local_host}:{self.serve_port}/claude-hitl"
+
+    @property
+    def panel_url(self) -> str:
+        """Where browsers on this machine, and the service, reach the panel."""
+        return f"http://{self._local_host}:{self.panel_port}"
+
+    @property
+    def _local_host(self) -> str:
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104
 
 
 def variable(name: str) -> str:

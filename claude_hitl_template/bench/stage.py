@@ -17,7 +17,9 @@ from pydantic import SecretStr
 from claude_hitl_template.cli import service
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import step
+from claude_hitl_template.cli.processes import temp_dir
 from claude_hitl_template.errors import Unavailable
+from claude_hitl_template.secrets import prepare
 from claude_hitl_template.settings import Settings
 
 PATIENCE_S = 120.0  # how long anything may take before the benchmark gives up
@@ -43,6 +45,7 @@ def bench_settings(folder: Path) -> Settings:
             "requests_per_minute": UNLIMITED,
             "idle_timeout_s": LONG_S,
             "approval_ttl_s": None,
+            "panel": False,
             **ports,
         }
     )
@@ -56,7 +59,7 @@ def workplace() -> Generator[Settings]:
     try:
         yield settings
     finally:
-        for left in (folder, service.temp_dir(settings)):
+        for left in (folder, temp_dir(settings)):
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -107,7 +110,7 @@ class Stage:
 def stage(settings: Settings, **changes: Any) -> Generator[Stage]:
     """The service with these settings, for as long as the context lasts. Raises ConfigError."""
     changed = settings.model_copy(update=changes)
-    service.prepare(changed)
+    prepare(changed)
     try:
         service.start(changed, step)
         client = Client.open(changed)

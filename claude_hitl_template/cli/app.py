@@ -40,6 +40,10 @@ def up() -> None:
     made = talk.ensure_up(settings)
     facts = service.healthy(settings) or {}
     typer.echo(f"REST       {settings.base_url}/v1   (model: {facts.get('model')})")
+    if settings.panel:
+        typer.echo(
+            f"Panel      {settings.panel_url}   (admin; ./hitl status --show-secrets shows the password)"
+        )
     typer.echo(f"Dashboard  http://{settings.host}:{settings.dashboard_port}")
     typer.echo(f"Data       {settings.data_dir}")
     if made:

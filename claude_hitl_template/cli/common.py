@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import typer
@@ -13,8 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.cli.visible import shown, visible
+from claude_hitl_template.cli.visible import shown
 from claude_hitl_template.errors import HitlError
+from claude_hitl_template.readable import visible
 from claude_hitl_template.settings import Settings
 
 UNWRAPPED = 1_000_000  # columns
@@ -55,23 +55,6 @@ def service_client(patience_s: float = 0.0) -> Generator[Client]:
 
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))  # ASCII: nothing in it can act on a terminal
-
-
-def age(since: str, now: datetime | None = None) -> str:
-    """How long ago an ISO 8601 time was: `5s`, `12m`, `3h`, `4d`."""
-    seconds = int(((now or datetime.now(UTC)) - datetime.fromisoformat(since)).total_seconds())
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size}{unit}"
-    return f"{max(seconds, 0)}s"
-
-
-def size(count_bytes: int) -> str:
-    """Bytes as a human reads them: `512 B`, `3.4 MiB`."""
-    value, units = float(count_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1024 and len(units) > 1:
-        value, units = value / 1024, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
 def run(app: Callable[..., Any]) -> int:

@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 from rich.console import RenderableType
 
-from claude_hitl_template.cli.render import approval_view, option_label
+from claude_hitl_template.cli.render import approval_view
 from claude_hitl_template.cli.visible import shown
 from claude_hitl_template.errors import InvalidInput
+from claude_hitl_template.readable import option_label, parse_input
 
 type Body = dict[str, Any]
 CHOICES = {"a": "allow", "d": "deny", "e": "edit", "w": "always", "y": "allow", "n": "deny"}
@@ -63,17 +64,6 @@ def questions(given: Mapping[str, Any]) -> dict[str, list[str]]:
         if not labels:
             raise InvalidInput(f"the question {question!r} offers nothing to choose from")
     return found
-
-
-def parse_input(text: str) -> dict[str, Any]:
-    """A call's input from JSON text. Raises InvalidInput."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise InvalidInput(f"the input is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InvalidInput("the input must be a JSON object")
-    return value
 
 
 def edit_input(

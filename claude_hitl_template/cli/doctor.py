@@ -16,9 +16,10 @@ import psutil
 import typer
 
 from claude_hitl_template import code_version
-from claude_hitl_template.cli import service
-from claude_hitl_template.cli.common import print_json, size
-from claude_hitl_template.cli.visible import visible
+from claude_hitl_template.cli import panel, service
+from claude_hitl_template.cli.common import print_json
+from claude_hitl_template.cli.processes import is_ours, temp_dir
+from claude_hitl_template.readable import size, visible
 from claude_hitl_template.settings import Settings, variable
 
 LEAST_PYTHON = (3, 12)
@@ -58,7 +59,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield python_check(sys.version_info[:2])
     yield cli_check(settings.cli_path)
     yield from _ray_checks(settings)
-    for name in service.PORTS:
+    for name in service.ports(settings):
         yield port_check(settings, name)
     yield folder_check(settings.data_dir)
     yield disk_check(shutil.disk_usage(_nearest(settings.data_dir)).free)
@@ -68,6 +69,8 @@ def examine(settings: Settings) -> Iterator[Check]:
     if settings.anthropic_api_key is not None:
         yield upstream_check(settings.anthropic_base_url)
     yield service_check(service.healthy(settings), service.ray_process(settings) is not None, code_version())
+    if settings.panel and service.healthy(settings):
+        yield panel_check(panel.look(settings))
     if sys.platform == "linux":
         yield setpriv_check(shutil.which("setpriv"))
 
@@ -209,10 +212,16 @@ def setpriv_check(path: str | None) -> Check:
     )
 
 
+def panel_check(found: panel.Look) -> Check:
+    if found.problem is None:
+        return Check("panel", "ok", f"lists our entries; {found.flows} conversations open in it")
+    return Check("panel", "wrong", found.problem, found.mend)
+
+
 def _ray_checks(settings: Settings) -> Iterator[Check]:
     app = service.healthy(settings)
     yield ray_version_check(version("ray"), app.get("ray") if app else None)
-    yield socket_check(service.temp_dir(settings))
+    yield socket_check(temp_dir(settings))
 
 
 def _belongs(settings: Settings, process: psutil.Process) -> bool:
@@ -221,7 +230,7 @@ def _belongs(settings: Settings, process: psutil.Process) -> bool:
         under_head = head is not None and (process == head or head in process.parents())
     except psutil.Error:
         under_head = False
-    return under_head or service.is_ours(settings, process)
+    return under_head or is_ours(settings, process)
 
 
 def _model_key(settings: Settings) -> str | None:

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import click
 import typer
 
-from claude_hitl_template.cli.common import age, console, print_json, service_client
+from claude_hitl_template.cli.common import console, print_json, service_client
 from claude_hitl_template.cli.conversation import Terminal
-from claude_hitl_template.cli.dialogue import Body, denial, edit_input, parse_input, questions
-from claude_hitl_template.cli.render import approval_view, rule_text, summary, table_lines
-from claude_hitl_template.cli.visible import visible
+from claude_hitl_template.cli.dialogue import Body, denial, edit_input, questions
+from claude_hitl_template.cli.render import approval_view, table_lines
 from claude_hitl_template.errors import InvalidInput
+from claude_hitl_template.readable import age, parse_input, rule_text, summary, visible
 
 app = typer.Typer(
     help="The approvals that wait for you, and what became of the others.", no_args_is_help=False

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from claude_hitl_template.cli import service
-from claude_hitl_template.cli.visible import visible
+from claude_hitl_template.cli.processes import temp_dir
 from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.readable import visible
 from claude_hitl_template.settings import Settings
 
 POLL_S = 0.5
@@ -101,7 +101,7 @@ def _wanted(lines: Iterable[str], session: str | None) -> list[str]:
 
 def _paths(settings: Settings) -> list[Path]:
     """Serve's own files repeat what its replicas wrote to standard error, so the workers' files are enough."""
-    ray = service.temp_dir(settings) / "session_latest" / "logs"
+    ray = temp_dir(settings) / "session_latest" / "logs"
     return [
         *sorted(settings.logs_dir.glob("*.log")),
         *sorted(ray.glob("worker-*.out")),

@@ -1,6 +1,5 @@
 """What events and approvals look like in a terminal. Everything that came from outside goes through `shown`."""
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,24 +9,20 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-from claude_hitl_template.cli.visible import one_line, shown
+from claude_hitl_template.cli.visible import shown
+from claude_hitl_template.readable import (
+    are_strings,
+    diff_lines,
+    option_description,
+    option_label,
+    rule_text,
+    summary,
+    texts,
+)
 
 RESULT_LINES = 12
-SUMMARY_CHARS = 100
 _DIM = "dim"
 _FIELD = "bold"
-# The field that says best, on one line, what a call is about.
-_TELLING = (
-    "command",
-    "file_path",
-    "notebook_path",
-    "url",
-    "query",
-    "pattern",
-    "description",
-    "skill",
-    "plan",
-)
 
 # -- events
 
@@ -39,19 +34,15 @@ def event_lines(event: Mapping[str, Any]) -> RenderableType | None:
 
 
 def _message(event: Mapping[str, Any]) -> Text:
-    return shown(_texts(event["content"]).rstrip("\n"))
+    return shown(texts(event["content"]).rstrip("\n"))
 
 
 def _prompt(event: Mapping[str, Any]) -> Text:
-    return Text.assemble(("you  ", "bold"), shown(_texts(event["content"]).rstrip("\n"), "bold cyan"))
+    return Text.assemble(("you  ", "bold"), shown(texts(event["content"]).rstrip("\n"), "bold cyan"))
 
 
 def _note(text: str, style: str) -> Callable[[Mapping[str, Any]], Text]:
     return lambda _: Text(text, style=style)
-
-
-def _texts(content: Sequence[Mapping[str, Any]]) -> str:
-    return "\n".join(str(b["text"]) if b.get("type") == "text" else f"[{b.get('type')}]" for b in content)
 
 
 def _use(event: Mapping[str, Any]) -> Text:
@@ -69,20 +60,9 @@ def _use(event: Mapping[str, Any]) -> Text:
     )
 
 
-def summary(given: Mapping[str, Any]) -> str:
-    """A call's input on one line, made visible."""
-    asked = given.get("questions")
-    if isinstance(asked, list) and asked and isinstance(asked[0], dict):
-        return one_line(str(asked[0].get("question", "")), SUMMARY_CHARS)
-    for name in _TELLING:
-        if isinstance(given.get(name), str):
-            return one_line(given[name], SUMMARY_CHARS)
-    return one_line(json.dumps(given, ensure_ascii=False), SUMMARY_CHARS) if given else ""
-
-
 def _result(event: Mapping[str, Any]) -> RenderableType:
     failed = bool(event.get("is_error"))
-    lines = _texts(event.get("content") or ()).rstrip("\n").split("\n")
+    lines = texts(event.get("content") or ()).rstrip("\n").split("\n")
     cut = len(lines) - RESULT_LINES
     body = shown("\n".join(lines[:RESULT_LINES]), "red" if failed else _DIM)
     if cut > 0:
@@ -102,11 +82,6 @@ def _confirmation(event: Mapping[str, Any]) -> Text:
     rule = event.get("remember")
     kept = shown(f"; remembered: {rule_text(rule)}" if rule else "", _DIM)
     return Text.assemble((f"  allowed{edited}", "green"), by, kept)
-
-
-def rule_text(rule: Mapping[str, Any]) -> str:
-    """A remembered rule; one with a digest covers a single input only."""
-    return f"{rule['rule']}{' with exactly this input' if rule.get('digest') else ''}"
 
 
 def _error(event: Mapping[str, Any]) -> Text:
@@ -155,12 +130,12 @@ def input_view(tool: str, given: Mapping[str, Any]) -> list[RenderableType]:
     match tool:
         case "Bash" if isinstance(given.get("command"), str):
             parts += [_titled("command", _barred(shown(rest.pop("command"), "bold")))]
-        case "Write" if _strings(given, "file_path", "content"):
+        case "Write" if are_strings(given, "file_path", "content"):
             parts += [
                 _field("file", rest.pop("file_path")),
                 _titled("content", _barred(shown(rest.pop("content")))),
             ]
-        case "Edit" if _strings(given, "file_path", "old_string", "new_string"):
+        case "Edit" if are_strings(given, "file_path", "old_string", "new_string"):
             parts += [_field("file", rest.pop("file_path"))]
             parts += [_titled("change", _barred(diff(rest.pop("old_string"), rest.pop("new_string"))))]
         case "AskUserQuestion" if isinstance(given.get("questions"), list):
@@ -175,12 +150,11 @@ def input_view(tool: str, given: Mapping[str, Any]) -> list[RenderableType]:
 def diff(old: str, new: str) -> Text:
     """Both texts whole, as a diff; lines are split at newlines only."""
     result = Text()
-    lines = difflib.ndiff(old.split("\n"), new.split("\n"), charjunk=None)
-    for line in (line for line in lines if not line.startswith("? ")):
-        style = {"+": "green", "-": "red"}.get(line[0], "")
+    for mark, line in diff_lines(old, new):
+        style = {"+": "green", "-": "red"}.get(mark, "")
         if result:
             result.append("\n")
-        result.append(line[:2], style=style).append_text(shown(line[2:], style))
+        result.append(f"{mark} ", style=style).append_text(shown(line, style))
     return result
 
 
@@ -192,22 +166,10 @@ def _question(question: Any) -> RenderableType:
         Text.assemble(("question  ", _FIELD), shown(str(question.get("question", ""))), (several, _DIM))
     ]
     for number, option in enumerate(question.get("options") or (), start=1):
-        label, more = option_label(option), _described(option)
+        label, more = option_label(option), option_description(option)
         described = shown(f"  {more}" if more else "", _DIM)
         lines.append(Text.assemble(f"  {number}. ", shown(label, "bold"), described))
     return Group(*lines)
-
-
-def option_label(option: Any) -> str:
-    return str(option.get("label", "")) if isinstance(option, dict) else str(option)
-
-
-def _described(option: Any) -> str:
-    return str(option.get("description", "")) if isinstance(option, dict) else ""
-
-
-def _strings(given: Mapping[str, Any], *names: str) -> bool:
-    return all(isinstance(given.get(name), str) for name in names)
 
 
 def _field(name: str, value: Any) -> RenderableType:

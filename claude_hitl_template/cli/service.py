@@ -2,11 +2,8 @@
 
 import errno
 import fcntl
-import hashlib
 import hmac
 import json
-import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -23,16 +20,17 @@ import psutil
 from pydantic import SecretStr
 
 from claude_hitl_template import code_version
+from claude_hitl_template.cli import panel
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.errors import ConfigError, HitlError
-from claude_hitl_template.secrets import (
-    API_KEY,
-    MODEL_KEY,
-    SIGNING_KEY,
-    operator_key,
-    read_api_key,
-    read_signing_key,
+from claude_hitl_template.cli.processes import (
+    end,
+    node_address,
+    ray_environment,
+    strays,
+    temp_dir,
 )
+from claude_hitl_template.errors import ConfigError, HitlError
+from claude_hitl_template.secrets import operator_key, read_api_key, read_signing_key, write_secret
 from claude_hitl_template.settings import Settings, variable
 
 START_S = 120.0
@@ -40,15 +38,10 @@ DRAIN_S = 10.0
 # A tool that still runs gets this long to end by itself. Ray's own processes would take 15 s, and need none:
 # whatever the service acknowledged is in the database.
 TERM_S = 1.0
-STOP_S = 15.0
 LAST_LINES = 8
 RAY_TOO_SLOW = "timed out during startup"  # in what Ray says then
-# Ray turns 127.0.0.1 into the machine's outer address; this one stays on loopback (Linux).
-LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 PORTS = ("ray_port", "ray_client_port", "dashboard_port", "serve_port")
-_SECRET_FIELDS = {"api_key": API_KEY, "anthropic_api_key": MODEL_KEY}
 _RAY_NAMES = ("raylet", "gcs_server")
-_MARK = "HITL_CLUSTER"  # in the environment of all that runs under our head: tells ours from other clusters
 
 type Step = Callable[[str], AbstractContextManager[Any]]
 
@@ -59,36 +52,6 @@ class Stopped:
 
     processes: int
     unfinished: int | None
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What `prepare` found to do: the first API key if it was made just now; where a key is kept that was replaced;
-    whether there was a key for the model, and is none any more."""
-
-    made_key: str | None = None
-    former_key: Path | None = None
-    went_offline: bool = False
-
-
-def prepare(settings: Settings) -> Prepared:
-    """Makes the data folder and its secrets. Raises ConfigError."""
-    try:
-        for folder in (settings.data_dir, settings.secrets_dir, settings.logs_dir):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder = settings.secrets_dir
-        _keep(folder / SIGNING_KEY, secrets.token_hex(32))
-        offline = _model_key(folder / MODEL_KEY, settings.anthropic_api_key)
-        if settings.api_key is not None:
-            former = _replace_key(folder / API_KEY, settings.api_key.get_secret_value())
-            return Prepared(former_key=former, went_offline=offline)
-        made = f"hitl_{secrets.token_urlsafe(32)}"
-        return Prepared(made_key=made if _keep(folder / API_KEY, made) else None, went_offline=offline)
-    except OSError as error:
-        raise ConfigError(
-            f"the data folder {settings.data_dir} cannot be written: {error.strerror}",
-            "choose another with HITL_DATA_DIR, or correct its permissions",
-        ) from error
 
 
 def healthy(settings: Settings) -> dict[str, str] | None:
@@ -113,16 +76,22 @@ def start(settings: Settings, step: Step) -> list[str]:
                 stop(settings)
             done.append(f"restarted, because of {', '.join(changed)}")
         if ray_process(settings) is None:
-            _end(_strays(settings))
+            end(strays(settings))
             check_ports(settings)
             _start_ray(settings)
             done.append("started Ray")
         found = healthy(settings)
-        if found is None or found.get("code") != code_version():
+        stale = found is None or found.get("code") != code_version()
+        started = panel.start_missing(settings) if settings.panel else []
+        if stale:
             what = "Starting Ray and the application" if done else "Deploying the application"
             with step(f"{what} (about half a minute)"):
                 _deploy_patiently(settings)
             done.append("deployed the application" if found is None else "deployed the changed code")
+        if settings.panel and (started or stale or panel.look(settings).problem):
+            with step("Waiting for the panel"):
+                panel.wait(settings)
+            done += [f"started the {name}" for name in started]
     return done
 
 
@@ -131,15 +100,15 @@ def stop(settings: Settings) -> Stopped:
     unfinished = _drain(settings)
     process = ray_process(settings)
     family = [process, *process.children(recursive=True)] if process else []
-    family = list({p.pid: p for p in [*family, *_strays(settings)]}.values())
+    family = list({p.pid: p for p in [*family, *strays(settings)]}.values())
     for member in family:
         with suppress(psutil.NoSuchProcess):
             member.send_signal(signal.SIGTERM)
     _, left = psutil.wait_procs(family, timeout=TERM_S)
-    _end(left)
+    end(left)
     ended = len(family)
-    while found := _strays(settings):  # what was being started meanwhile
-        _end(found)
+    while found := strays(settings):  # what was being started meanwhile
+        end(found)
         ended += len(found)
     _run_file(settings).unlink(missing_ok=True)
     return Stopped(ended, unfinished)
@@ -166,10 +135,15 @@ def changed_settings(settings: Settings) -> list[str]:
 
 def check_ports(settings: Settings) -> None:
     """Raises ConfigError that names the first port which is taken, and its holder."""
-    for name in PORTS:
+    for name in ports(settings):
         port = getattr(settings, name)
         if not is_free(port):
             raise ConfigError(*taken(port, variable(name)))
+
+
+def ports(settings: Settings) -> tuple[str, ...]:
+    """The settings that name a port we listen on."""
+    return (*PORTS, "panel_port") if settings.panel else PORTS
 
 
 def is_free(port: int) -> bool:
@@ -212,27 +186,6 @@ def holder_of(port: int) -> psutil.Process | None:
         return None
 
 
-def is_ours(settings: Settings, process: psutil.Process) -> bool:
-    """Whether a process belongs to the cluster that `start` starts with these settings.
-
-    Its environment says so; or, for those that overwrote it with a title, an option that names Ray's folder.
-    """
-    folder = str(temp_dir(settings))
-    try:
-        if process.uids().real != os.getuid():
-            return False
-        named = any(part.startswith("--") and folder in part for part in process.cmdline())
-        return named or process.environ().get(_MARK) == folder
-    except psutil.Error:
-        return False
-
-
-def temp_dir(settings: Settings) -> Path:
-    """Ray's folder. Short: Ray puts sockets there, and their paths may have 107 characters."""
-    name = hashlib.sha256(str(settings.data_dir).encode()).hexdigest()[:8]
-    return settings.ray_temp_dir or Path(f"/tmp/hitl-{os.getuid()}-{name}")  # noqa: S108
-
-
 @contextmanager
 def _alone(settings: Settings, step: Step) -> Generator[None]:
     """Two `hitl up` at once take turns."""
@@ -250,7 +203,7 @@ def _start_ray(settings: Settings) -> None:
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats",
         f"--port={settings.ray_port}", f"--ray-client-server-port={settings.ray_client_port}",
         f"--dashboard-host={settings.host}", f"--dashboard-port={settings.dashboard_port}",
-        f"--node-ip-address={_node_address(settings)}", f"--temp-dir={temp_dir(settings)}",
+        f"--node-ip-address={node_address(settings)}", f"--temp-dir={temp_dir(settings)}",
         "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
         *([f"--num-cpus={settings.ray_num_cpus}"] if settings.ray_num_cpus else []),
     ]  # fmt: skip
@@ -265,7 +218,7 @@ def _start_ray(settings: Settings) -> None:
         )
     created = psutil.Process(process.pid).create_time()
     run = {"pid": process.pid, "created": created, "settings": fingerprints(settings)}
-    _write(_run_file(settings), json.dumps(run))
+    write_secret(_run_file(settings), json.dumps(run))
 
 
 def _deploy_patiently(settings: Settings) -> None:
@@ -275,14 +228,14 @@ def _deploy_patiently(settings: Settings) -> None:
     except ConfigError as error:
         if ray_process(settings) is not None or RAY_TOO_SLOW not in error.message:
             raise
-        _end(_strays(settings))
+        end(strays(settings))
         _start_ray(settings)
         _deploy(settings)
 
 
 def _deploy(settings: Settings) -> None:
     """Deploys beside Ray's own start, which it waits for. Raises ConfigError with the last lines of the log."""
-    env = {**ray_environment(settings), "RAY_ADDRESS": f"{_node_address(settings)}:{settings.ray_port}"}
+    env = {**ray_environment(settings), "RAY_ADDRESS": f"{node_address(settings)}:{settings.ray_port}"}
     log_path = settings.logs_dir / "deploy.log"
     command = [sys.executable, "-m", "claude_hitl_template.query"]
     deadline = time.monotonic() + START_S
@@ -336,22 +289,6 @@ def _drain(settings: Settings) -> int | None:
         return None
 
 
-def ray_environment(settings: Settings) -> dict[str, str]:
-    """This process's environment without what Ray's processes, and so the agents, must not have."""
-    hidden = ("KEY", "TOKEN", "SECRET", "PASSWORD")
-    kept = {name: value for name, value in os.environ.items() if not any(h in name.upper() for h in hidden)}
-    chosen = {
-        variable(name): str(getattr(settings, name))
-        for name in Settings.model_fields
-        if name not in _SECRET_FIELDS and getattr(settings, name) is not None
-    }
-    ours = {
-        _MARK: str(temp_dir(settings)),
-        "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
-    }
-    return {**kept, **chosen, **ours}
-
-
 def fingerprints(settings: Settings) -> dict[str, str]:
     """By setting, what tells a value from another one without saying what it is."""
     key = read_signing_key(settings)
@@ -376,22 +313,6 @@ def _is_ray(process: psutil.Process) -> bool:
     return False
 
 
-def _node_address(settings: Settings) -> str:
-    return LOOPBACK if settings.host in ("127.0.0.1", "localhost", "::1") else settings.host
-
-
-def _strays(settings: Settings) -> list[psutil.Process]:
-    """Processes of our cluster, whoever their parent is now."""
-    return [p for p in psutil.process_iter() if p.pid != os.getpid() and is_ours(settings, p)]
-
-
-def _end(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, timeout=STOP_S)
-
-
 def _run_file(settings: Settings) -> Path:
     return settings.data_dir / "run.json"
 
@@ -401,40 +322,3 @@ def _last_run(settings: Settings) -> dict[str, Any]:
         return json.loads(_run_file(settings).read_text())
     except (OSError, ValueError):
         return {}
-
-
-def _model_key(path: Path, given: SecretStr | None) -> bool:
-    """Writes or removes the key for the model; True when one was removed."""
-    had = path.exists()
-    if given is None:
-        path.unlink(missing_ok=True)
-    else:
-        _write(path, given.get_secret_value())
-    return had and given is None
-
-
-def _replace_key(path: Path, key: str) -> Path | None:
-    """Writes another key. The one before is kept, and its place returned: only with it can its sessions be seen."""
-    if path.exists() and path.read_text().strip() == key:
-        return None
-    former = path.with_name(f"{path.name}.until-{time.strftime('%Y%m%d-%H%M%S')}")
-    replaced = path.exists()
-    if replaced:
-        path.rename(former)
-    _write(path, key)
-    return former if replaced else None
-
-
-def _keep(path: Path, value: str) -> bool:
-    """Writes unless it is there; True when it wrote."""
-    if path.exists():
-        return False
-    _write(path, value)
-    return True
-
-
-def _write(path: Path, value: str) -> None:
-    temporary = path.with_suffix(".new")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(value)
-    temporary.replace(path)

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 import typer
 
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.cli.common import age, console, print_json, service_client
+from claude_hitl_template.cli.common import console, print_json, service_client
 from claude_hitl_template.cli.conversation import Terminal
 from claude_hitl_template.cli.render import event_lines, table_lines
-from claude_hitl_template.cli.visible import one_line
+from claude_hitl_template.readable import age, one_line
 
 app = typer.Typer(help="The sessions, what they do, and what they wait for.")
 Id = Annotated[str, typer.Argument(help="A session's id, as `./hitl sessions` shows it.")]

@@ -3,26 +3,40 @@
 import time
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from claude_hitl_template import code_version
-from claude_hitl_template.cli import service
+from claude_hitl_template.cli import panel, service
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.cli.common import print_json, size
+from claude_hitl_template.cli.common import print_json
+from claude_hitl_template.cli.processes import temp_dir
 from claude_hitl_template.cli.sessions import state
-from claude_hitl_template.cli.visible import visible
 from claude_hitl_template.errors import HitlError
+from claude_hitl_template.readable import size, visible
+from claude_hitl_template.secrets import read_api_key, read_panel_login
 from claude_hitl_template.settings import Settings, variable
 
 STATES = ("running", "rescheduling", "waiting hot", "waiting parked", "idle")
 
 
-def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    show_secrets: Annotated[
+        bool,
+        typer.Option(
+            "--show-secrets", help="Also the API key, and who logs in to the panel with which password."
+        ),
+    ] = False,
+) -> None:
     """What runs, where, and whether it is well. Exit status: 0 healthy, 1 not."""
-    facts = gather(Settings.load())
+    settings = Settings.load()
+    facts = gather(settings)
+    if show_secrets:
+        facts["secrets"] = _secrets(settings)
     if as_json:
         print_json(facts)
     else:
@@ -34,12 +48,14 @@ def gather(settings: Settings) -> dict[str, Any]:
     """What is known of this machine's service, as JSON. `problems` names what is wrong, each with what mends it."""
     head, app = service.ray_process(settings), service.healthy(settings)
     work = _work(settings) if app else None
+    look = panel.look(settings) if settings.panel and app else None
     problems = find_problems(
         head=head is not None,
         app=app,
         code=code_version(),
         changed=service.changed_settings(settings) if head else [],
         refused=work if isinstance(work, str) else None,
+        panel=f"{look.problem}: {look.mend}" if look and look.problem else None,
     )
     return {
         "healthy": not problems,
@@ -47,9 +63,10 @@ def gather(settings: Settings) -> dict[str, Any]:
         "ray": {
             "pid": head.pid if head else None,
             "running_s": round(time.time() - head.create_time()) if head else None,
-            "ports": {variable(name): getattr(settings, name) for name in service.PORTS},
-            "temp_dir": str(service.temp_dir(settings)),
+            "ports": {variable(name): getattr(settings, name) for name in service.ports(settings)},
+            "temp_dir": str(temp_dir(settings)),
         },
+        "panel": {"url": settings.panel_url, **asdict(look)} if look else None,
         "app": {"url": f"{settings.base_url}/v1", **(app or {})},
         "work": work if isinstance(work, dict) else None,
         "data": _data(settings),
@@ -57,7 +74,13 @@ def gather(settings: Settings) -> dict[str, Any]:
 
 
 def find_problems(
-    *, head: bool, app: dict[str, str] | None, code: str, changed: list[str], refused: str | None
+    *,
+    head: bool,
+    app: dict[str, str] | None,
+    code: str,
+    changed: list[str],
+    refused: str | None,
+    panel: str | None = None,
 ) -> list[str]:
     """What is wrong, worst first; [] when all is well."""
     if app is None:
@@ -73,7 +96,7 @@ def find_problems(
         problems.append("the service is older than the working tree: ./hitl up")
     if changed:
         problems.append(f"{', '.join(changed)} changed since the start: ./hitl up")
-    return [*problems, refused] if refused else problems
+    return [*problems, *(problem for problem in (refused, panel) if problem)]
 
 
 def count_states(sessions: Iterable[dict[str, Any]]) -> dict[str, int]:
@@ -92,6 +115,8 @@ def describe(facts: dict[str, Any]) -> list[str]:
         f"ray        {runs}; {ports}",
         f"rest       {app['url']}",
     ]
+    if facts["panel"]:
+        lines.append(_panel_line(facts["panel"]))
     if "model" in app:
         lines.append(
             f"model      {'offline (a script, no AI)' if app['model'] == 'offline' else app['model']}"
@@ -106,7 +131,23 @@ def describe(facts: dict[str, Any]) -> list[str]:
     lines.append(
         f"data       {data['folder']}: {size(data['bytes'])}, database {size(data['database_bytes'])}"
     )
+    lines += [f"{name:<10} {value}" for name, value in facts.get("secrets", {}).items()]
     return [visible(line) for line in [*lines, *(f"problem    {p}" for p in facts["problems"])]]
+
+
+def _panel_line(panel: dict[str, Any]) -> str:
+    runs = ", ".join(
+        f"{name} {f'process {panel[name]}' if panel[name] else 'does not run'}"
+        for name in ("panel", "spooler")
+    )
+    return f"panel      {panel['url']}; {runs}; {panel['flows']} conversations open in it"
+
+
+def _secrets(settings: Settings) -> dict[str, str]:
+    """What a user needs to get in, by what it is for. Raises ConfigError when nothing was started yet."""
+    login = read_panel_login(settings)
+    entry = {"login": f"{panel.ADMIN}, password {login[1]}"} if settings.panel and login else {}
+    return {"API key": read_api_key(settings), **entry}
 
 
 def _work(settings: Settings) -> dict[str, Any] | str:

@@ -24,6 +24,7 @@ from claude_hitl_template.cli.conversation import (
 from claude_hitl_template.cli.dialogue import Body, Decider, scripted
 from claude_hitl_template.cli.render import approval_view, event_lines
 from claude_hitl_template.cli.visible import shown
+from claude_hitl_template.secrets import forget_model_key, prepare, prepare_panel
 from claude_hitl_template.settings import Settings, variable
 
 PATIENCE_S = 120.0  # a service that is restarted answers again well within this
@@ -88,12 +89,14 @@ def chat(
 
 def ensure_up(settings: Settings) -> str | None:
     """What `hitl up` does; returns the first API key if it was made just now."""
-    prepared = service.prepare(settings)
+    prepared = prepare(settings)
+    if settings.anthropic_api_key is None and forget_model_key(settings):
+        say("ANTHROPIC_API_KEY is not set any more: from now on the offline model answers, in every session")
+    if settings.panel:
+        prepare_panel(settings)
     done = service.start(settings, step)
     if done:
         say("; ".join(done))
-    if prepared.went_offline:
-        say("ANTHROPIC_API_KEY is not set any more: from now on the offline model answers, in every session")
     if prepared.former_key:
         say(
             "HITL_API_KEY is another key than before. A session is seen only with the key that made it; "

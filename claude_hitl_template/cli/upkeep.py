@@ -10,9 +10,10 @@ import click
 import typer
 
 from claude_hitl_template.cli import service
-from claude_hitl_template.cli.common import size
+from claude_hitl_template.cli.processes import temp_dir
 from claude_hitl_template.cli.status import folder_bytes
 from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.readable import size
 from claude_hitl_template.settings import Settings
 
 CACHES = (".pytest_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache", ".coverage", "htmlcov")
@@ -34,7 +35,7 @@ def clean(
     settings = Settings.load()
     if service.ray_process(settings) is not None:
         raise ConfigError("the service runs; nothing was deleted", "./hitl down")
-    for path in [*(ROOT / name for name in CACHES), service.temp_dir(settings)]:
+    for path in [*(ROOT / name for name in CACHES), temp_dir(settings)]:
         if path.exists():
             _delete(path)
     data = settings.data_dir

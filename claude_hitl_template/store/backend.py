@@ -14,6 +14,7 @@ class Tx(Protocol):
 
     async def add_key(self, key: ApiKey) -> None: ...
     async def find_key(self, secret_hash: str) -> ApiKey | None: ...
+    async def key(self, key_id: str) -> ApiKey | None: ...
 
     async def session(self, session_id: str) -> Session | None: ...
     async def put_session(self, session: Session) -> None: ...
@@ -23,7 +24,7 @@ class Tx(Protocol):
 
     async def sessions(
         self,
-        key_id: str,
+        key_id: str | None,
         *,
         after: tuple[datetime, str] | None,
         limit: int,
@@ -66,7 +67,7 @@ class Tx(Protocol):
 
     async def approvals(
         self,
-        key_id: str,
+        key_id: str | None,
         *,
         after: tuple[datetime, str] | None,
         limit: int,

@@ -33,6 +33,7 @@ from claude_hitl_template.store.decisions import confirm
 from claude_hitl_template.store.protocol import NOW, Inbound, Order, TimeRange
 from claude_hitl_template.store.unit import SessionUnit
 
+SERVICE = ""  # whose idempotency keys those of the service itself are
 MAX_METADATA_PAIRS = 16  # the wire protocol's own limit
 
 
@@ -51,6 +52,13 @@ class ClientRules(StoreBase):
     async def find_key(self, secret_hash: str) -> ApiKey | None:
         async with self._reading() as tx:
             return await tx.find_key(secret_hash)
+
+    async def get_key(self, key_id: str) -> ApiKey:
+        async with self._reading() as tx:
+            key = await tx.key(key_id)
+        if key is None:
+            raise NotFound(f"there is no key {key_id!r}")
+        return key
 
     # -- sessions
 
@@ -98,7 +106,7 @@ class ClientRules(StoreBase):
 
     async def list_sessions(
         self,
-        key_id: str,
+        key_id: str | None,
         *,
         limit: int,
         page: str | None = None,
@@ -167,7 +175,7 @@ class ClientRules(StoreBase):
     async def send_events(
         self,
         session_id: str,
-        key_id: str,
+        key_id: str | None,
         inbound: Sequence[Inbound],
         *,
         decided_by: str,
@@ -188,7 +196,7 @@ class ClientRules(StoreBase):
     async def list_events(
         self,
         session_id: str,
-        key_id: str,
+        key_id: str | None,
         *,
         limit: int,
         page: str | None = None,
@@ -210,11 +218,17 @@ class ClientRules(StoreBase):
         cursor = encode_cursor("events", str(found[limit - 1].seq)) if len(found) > limit else None
         return Page(data=found[:limit], next_page=cursor)
 
-    async def last_seq(self, session_id: str, key_id: str) -> int:
+    async def last_seq(self, session_id: str, key_id: str | None) -> int:
         return (await self.get_session(session_id, key_id)).next_seq - 1
 
     async def wait_events(
-        self, session_id: str, key_id: str, after: int, *, timeout_s: float, previews: int | None = None
+        self,
+        session_id: str,
+        key_id: str | None,
+        after: int,
+        *,
+        timeout_s: float,
+        previews: int | None = None,
     ) -> tuple[list[Event], list[dict[str, Any]], int]:
         deadline = time.monotonic() + timeout_s
         topics = (
@@ -230,7 +244,7 @@ class ClientRules(StoreBase):
                 if found or deltas or not await listener.wait(max(deadline - time.monotonic(), 0)):
                     return found, deltas, position
 
-    async def _events_after(self, session_id: str, key_id: str, after: int) -> list[Event]:
+    async def _events_after(self, session_id: str, key_id: str | None, after: int) -> list[Event]:
         async with self._reading() as tx:
             await SessionUnit.load(tx, session_id, self._clock(), key_id=key_id)
             return await tx.events(
@@ -239,7 +253,7 @@ class ClientRules(StoreBase):
 
     async def list_approvals(
         self,
-        key_id: str,
+        key_id: str | None,
         *,
         limit: int,
         page: str | None = None,
@@ -255,10 +269,10 @@ class ClientRules(StoreBase):
         cursor = encode_cursor("approvals", last.created_at.isoformat(), last.id) if last else None
         return Page(data=found[:limit], next_page=cursor)
 
-    async def get_approval(self, approval_id: str, key_id: str) -> Approval:
+    async def get_approval(self, approval_id: str, key_id: str | None) -> Approval:
         async with self._reading() as tx:
             approval = await tx.approval(approval_id)
-        if approval is None or approval.key_id != key_id:
+        if approval is None or key_id not in (None, approval.key_id):
             raise NotFound(f"there is no approval {approval_id!r}")
         return approval
 
@@ -331,10 +345,10 @@ async def _refuse_running(unit: SessionUnit, what: str) -> None:
         )
 
 
-async def _earlier_reply(tx: Tx, key_id: str, idempotency_key: str | None, request: str) -> Any:
+async def _earlier_reply(tx: Tx, key_id: str | None, idempotency_key: str | None, request: str) -> Any:
     if idempotency_key is None:
         return None
-    earlier = await tx.remembered_reply(key_id, idempotency_key)
+    earlier = await tx.remembered_reply(key_id or SERVICE, idempotency_key)
     if earlier is None:
         return None
     if earlier[0] != request:
@@ -344,6 +358,8 @@ async def _earlier_reply(tx: Tx, key_id: str, idempotency_key: str | None, reque
     return earlier[1]
 
 
-async def _remember_reply(tx: Tx, key_id: str, idempotency_key: str | None, request: str, reply: Any) -> None:
+async def _remember_reply(
+    tx: Tx, key_id: str | None, idempotency_key: str | None, request: str, reply: Any
+) -> None:
     if idempotency_key is not None:
-        await tx.remember_reply(key_id, idempotency_key, request, reply)
+        await tx.remember_reply(key_id or SERVICE, idempotency_key, request, reply)

@@ -68,6 +68,9 @@ class _MemoryTx:
     async def find_key(self, secret_hash: str) -> ApiKey | None:
         return self._s.keys.get(secret_hash)
 
+    async def key(self, key_id: str) -> ApiKey | None:
+        return next((key for key in self._s.keys.values() if key.id == key_id), None)
+
     async def session(self, session_id: str) -> Session | None:
         return self._s.sessions.get(session_id)
 
@@ -82,7 +85,7 @@ class _MemoryTx:
 
     async def sessions(
         self,
-        key_id: str,
+        key_id: str | None,
         *,
         after: tuple[datetime, str] | None,
         limit: int,
@@ -95,7 +98,7 @@ class _MemoryTx:
         found = [
             s
             for s in self._s.sessions.values()
-            if s.key_id == key_id
+            if key_id in (None, s.key_id)
             and (not statuses or s.status in statuses)
             and (agent_id is None or s.agent.id == agent_id)
             and in_range(s.created_at, created)
@@ -165,7 +168,7 @@ class _MemoryTx:
 
     async def approvals(
         self,
-        key_id: str,
+        key_id: str | None,
         *,
         after: tuple[datetime, str] | None,
         limit: int,
@@ -175,7 +178,7 @@ class _MemoryTx:
         found = [
             a
             for a in self._s.approvals.values()
-            if a.key_id == key_id
+            if key_id in (None, a.key_id)
             and (not states or a.state in states)
             and (session_id is None or a.session_id == session_id)
         ]

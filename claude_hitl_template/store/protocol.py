@@ -2,7 +2,8 @@
 
 Three kinds of caller, three rules:
 
-- *Clients* (REST, panel, terminal) name the API key they act for; another key's session is NotFound.
+- *Clients* (REST, panel, terminal) name the API key they act for; another key's session is NotFound. Where a method
+  takes `key_id` None, that is the service itself: it sees all keys' sessions, and says itself who may what.
 - *Owners* (one per awake session) name their lease epoch; a stale one gets StaleOwner and must stop.
 - *The supervisor* hands out leases and looks after time.
 
@@ -79,6 +80,10 @@ class Store(Protocol):
 
     async def find_key(self, secret_hash: str) -> ApiKey | None: ...
 
+    async def get_key(self, key_id: str) -> ApiKey:
+        """Whose sessions those of `key_id` are. Raises NotFound."""
+        ...
+
     # -- clients
     async def create_session(
         self,
@@ -95,12 +100,12 @@ class Store(Protocol):
         ...
 
     async def get_session(self, session_id: str, key_id: str | None = None) -> Session:
-        """`key_id` None sees every session (the service itself). Raises NotFound."""
+        """Raises NotFound."""
         ...
 
     async def list_sessions(
         self,
-        key_id: str,
+        key_id: str | None,
         *,
         limit: int,
         page: str | None = None,
@@ -134,7 +139,7 @@ class Store(Protocol):
     async def send_events(
         self,
         session_id: str,
-        key_id: str,
+        key_id: str | None,
         inbound: Sequence[Inbound],
         *,
         decided_by: str,
@@ -142,6 +147,7 @@ class Store(Protocol):
     ) -> list[Event]:
         """Commits what a client sends, all or nothing. A confirmation is a decision; a message never is.
 
+        The service itself (`key_id` None) says whom it acts for with `decided_by`; its idempotency keys are its own.
         Raises NotWaiting (no such call waits), AlreadyDecided, Superseded, Conflict (archived), InvalidInput.
         """
         ...
@@ -149,7 +155,7 @@ class Store(Protocol):
     async def list_events(
         self,
         session_id: str,
-        key_id: str,
+        key_id: str | None,
         *,
         limit: int,
         page: str | None = None,
@@ -159,7 +165,13 @@ class Store(Protocol):
     ) -> Page[Event]: ...
 
     async def wait_events(
-        self, session_id: str, key_id: str, after: int, *, timeout_s: float, previews: int | None = None
+        self,
+        session_id: str,
+        key_id: str | None,
+        after: int,
+        *,
+        timeout_s: float,
+        previews: int | None = None,
     ) -> tuple[list[Event], list[dict[str, Any]], int]:
         """Events with seq > `after`, as soon as there are any; none after `timeout_s`.
 
@@ -168,13 +180,13 @@ class Store(Protocol):
         """
         ...
 
-    async def last_seq(self, session_id: str, key_id: str) -> int:
+    async def last_seq(self, session_id: str, key_id: str | None) -> int:
         """The seq of the session's newest event."""
         ...
 
     async def list_approvals(
         self,
-        key_id: str,
+        key_id: str | None,
         *,
         limit: int,
         page: str | None = None,
@@ -184,7 +196,7 @@ class Store(Protocol):
         """Oldest first."""
         ...
 
-    async def get_approval(self, approval_id: str, key_id: str) -> Approval: ...
+    async def get_approval(self, approval_id: str, key_id: str | None) -> Approval: ...
 
     # -- owners
     async def snapshot(self, session_id: str, epoch: int) -> Snapshot: ...

@@ -137,6 +137,10 @@ class SqlTx:
         row = await self._one(sa.select(api_keys.c.doc).where(api_keys.c.secret_hash == secret_hash))
         return ApiKey.model_validate(row.doc) if row else None
 
+    async def key(self, key_id: str) -> ApiKey | None:
+        row = await self._one(sa.select(api_keys.c.doc).where(api_keys.c.id == key_id))
+        return ApiKey.model_validate(row.doc) if row else None
+
     # -- sessions
 
     async def session(self, session_id: str) -> Session | None:
@@ -168,7 +172,7 @@ class SqlTx:
 
     async def sessions(
         self,
-        key_id: str,
+        key_id: str | None,
         *,
         after: tuple[datetime, str] | None,
         limit: int,
@@ -179,7 +183,7 @@ class SqlTx:
         include_archived: bool,
     ) -> list[Session]:
         t = sessions.c
-        query = sa.select(t.doc).where(t.key_id == key_id, *_bounds(t.created_at, created))
+        query = sa.select(t.doc).where(*_of(t.key_id, key_id), *_bounds(t.created_at, created))
         if statuses:
             query = query.where(t.status.in_(statuses))
         if agent_id is not None:
@@ -269,7 +273,7 @@ class SqlTx:
 
     async def approvals(
         self,
-        key_id: str,
+        key_id: str | None,
         *,
         after: tuple[datetime, str] | None,
         limit: int,
@@ -277,7 +281,7 @@ class SqlTx:
         session_id: str | None,
     ) -> list[Approval]:
         t = approvals.c
-        query = sa.select(t.doc).where(t.key_id == key_id)
+        query = sa.select(t.doc).where(*_of(t.key_id, key_id))
         if states:
             query = query.where(t.state.in_([s.value for s in states]))
         if session_id is not None:
@@ -353,6 +357,10 @@ def _event_query() -> sa.Select[*tuple[Any, ...]]:
 
 def _event(row: Any) -> Event:
     return Event(**row._mapping)
+
+
+def _of(column: sa.Column[str], key_id: str | None) -> list[sa.ColumnElement[bool]]:
+    return [] if key_id is None else [column == key_id]
 
 
 def _bounds(column: sa.Column[datetime], created: TimeRange) -> list[sa.ColumnElement[bool]]:

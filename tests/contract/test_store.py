@@ -295,10 +295,53 @@ async def test_another_keys_session_is_not_found(store: CoreStore):
     assert await store.get_approval(approval.id, KEY) == approval
 
 
+async def test_the_service_itself_sees_and_decides_across_keys(store: CoreStore, clock: Any) -> None:
+    mine = await begun(store)
+    [approval] = await ask(store, mine, a_call("t1"))
+    clock.move(1)
+    others = await create(store, message("other"), key=OTHER)
+    assert [s.id for s in (await store.list_sessions(None, limit=10, order="asc")).data] == [mine, others.id]
+    assert [a.id for a in (await store.list_approvals(None, limit=10)).data] == [approval.id]
+    assert await store.get_approval(approval.id, None) == approval
+    first = (await store.list_events(others.id, None, limit=1)).data
+    assert first == (await store.wait_events(others.id, None, 0, timeout_s=0))[0][:1]
+    assert await store.last_seq(others.id, None) == await store.last_seq(others.id, OTHER)
+
+    [decided] = await store.send_events(mine, None, [said("t1")], decided_by="ann of the panel")
+    assert decided.payload["decided_by"] == "ann of the panel"
+    with pytest.raises(AlreadyDecided, match="ann of the panel"):
+        await send(store, mine, said("t1", "deny"))
+
+
+async def test_pages_of_all_keys_are_whole(store: CoreStore, clock: Any) -> None:
+    made: list[str] = []
+    for key in (KEY, OTHER, KEY):
+        made.append((await create(store, key=key)).id)
+        clock.move(1)
+    first = await store.list_sessions(None, limit=2, order="asc")
+    second = await store.list_sessions(None, limit=2, page=first.next_page, order="asc")
+    assert [session.id for session in (*first.data, *second.data)] == made
+    assert second.next_page is None
+
+
+async def test_the_services_idempotency_keys_are_not_a_clients(store: CoreStore) -> None:
+    session = await create(store)
+    [mine] = await send(store, session.id, message("one"), idempotency_key="i1")
+    again = await store.send_events(
+        session.id, None, [message("one")], decided_by="ann", idempotency_key="i1"
+    )
+    assert again[0].id != mine.id
+    assert again == await store.send_events(
+        session.id, None, [message("one")], decided_by="ann", idempotency_key="i1"
+    )
+
+
 async def test_a_key_is_recorded_once(store: CoreStore):
     first, again = await store.add_key("a", "hash"), await store.add_key("b", "hash")
-    assert first == again == await store.find_key("hash")
+    assert first == again == await store.find_key("hash") == await store.get_key(first.id)
     assert await store.find_key("other") is None
+    with pytest.raises(NotFound):
+        await store.get_key("key_other")
 
 
 # -- creating

@@ -54,10 +54,12 @@ class Service:
     environment: dict[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
-        names = ("RAY_PORT", "RAY_CLIENT_PORT", "DASHBOARD_PORT", "SERVE_PORT")
+        names = ("RAY_PORT", "RAY_CLIENT_PORT", "DASHBOARD_PORT", "SERVE_PORT", "PANEL_PORT")
         ports = zip(names, free_ports(len(names)), strict=True)
         self.environment |= {f"HITL_{name}": str(port) for name, port in ports}
-        self.environment |= {"HITL_DATA_DIR": str(self.root / "data"), "HITL_API_KEY": KEY}
+        # The panel costs two processes; the tests that are about it switch it on.
+        own = {"HITL_DATA_DIR": str(self.root / "data"), "HITL_API_KEY": KEY, "HITL_PANEL": "false"}
+        self.environment = {**own, **self.environment}
 
     def hitl(self, *args: str) -> subprocess.CompletedProcess[str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HITL_", "ANTHROPIC_"))}

@@ -6,22 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.cli import service
 from claude_hitl_template.cli.logs import LogFile, logs, masker, new_lines
+from claude_hitl_template.cli.processes import temp_dir
+from claude_hitl_template.secrets import prepare
 from claude_hitl_template.settings import Settings
 
 
 @pytest.fixture
 def settings(make_settings: Callable[..., Settings], tmp_path: Path) -> Iterator[Settings]:
     found = make_settings(ray_temp_dir=tmp_path / "ray", api_key="hitl_own-key-of-this-service")
-    service.prepare(found)
+    prepare(found)
     yield found
     shutil.rmtree(tmp_path / "ray", ignore_errors=True)
 
 
 def write(settings: Settings, name: str, text: str) -> Path:
     worker = name.startswith("worker-")
-    folder = service.temp_dir(settings) / "session_latest" / "logs" if worker else settings.logs_dir
+    folder = temp_dir(settings) / "session_latest" / "logs" if worker else settings.logs_dir
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("a") as file:
         file.write(text)

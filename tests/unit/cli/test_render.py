@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from claude_hitl_template.cli.render import approval_view, diff, event_lines, summary, table_lines
-from claude_hitl_template.cli.visible import visible
+from claude_hitl_template.cli.render import approval_view, diff, event_lines, table_lines
+from claude_hitl_template.readable import summary, visible
 
 
 def text_of(*views: RenderableType | None, width: int = 100) -> str:

@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 from claude_hitl_template.cli import service
+from claude_hitl_template.cli.processes import ray_environment, temp_dir
 from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.secrets import Prepared, forget_model_key, prepare
 from claude_hitl_template.settings import Settings
 
 type Make = Callable[..., Settings]
@@ -52,7 +54,7 @@ def test_a_port_that_another_ray_holds_says_so(make_settings: Make, free_port: i
 
 def test_starting_stops_at_a_taken_port_and_starts_nothing(make_settings: Make, free_port: int) -> None:
     settings = make_settings(ray_port=free_port)
-    service.prepare(settings)
+    prepare(settings)
     with listener(free_port), pytest.raises(ConfigError, match=f"port {free_port}"):
         service.start(settings, lambda _: nullcontext())
     assert service.ray_process(settings) is None
@@ -63,52 +65,52 @@ def test_a_data_folder_that_cannot_be_made_says_which_setting_mends_it(
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written") as raised:
-        service.prepare(make_settings(data_dir=tmp_path / "file" / "data"))
+        prepare(make_settings(data_dir=tmp_path / "file" / "data"))
     assert "HITL_DATA_DIR" in raised.value.mend
 
 
 def test_preparing_makes_one_key_and_keeps_it(make_settings: Make) -> None:
     settings = make_settings()
-    made = service.prepare(settings).made_key
+    made = prepare(settings).made_key
     assert made
     assert made.startswith("hitl_")
-    assert service.prepare(settings) == service.Prepared()
+    assert prepare(settings) == Prepared()
     assert (settings.secrets_dir / "api-key").read_text() == made
 
 
 def test_a_key_that_is_replaced_is_kept_because_its_sessions_need_it(make_settings: Make) -> None:
-    made = service.prepare(make_settings()).made_key
+    made = prepare(make_settings()).made_key
     settings = make_settings(api_key="mine")
-    former = service.prepare(settings).former_key
+    former = prepare(settings).former_key
     assert former
     assert former.read_text() == made
     assert stat.S_IMODE(former.stat().st_mode) == 0o600
     assert (settings.secrets_dir / "api-key").read_text() == "mine"
-    assert service.prepare(settings) == service.Prepared()
+    assert prepare(settings) == Prepared()
 
 
 def test_secrets_are_for_their_owner_only(make_settings: Make) -> None:
     settings = make_settings(anthropic_api_key="sk-ant-x", api_key="mine")
-    assert service.prepare(settings) == service.Prepared()
+    assert prepare(settings) == Prepared()
     assert stat.S_IMODE(settings.data_dir.stat().st_mode) == 0o700
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in settings.secrets_dir.iterdir()}
     assert modes == dict.fromkeys(("api-key", "model-key", "signing"), 0o600)
 
 
 def test_a_model_key_that_is_gone_is_forgotten(make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    service.prepare(make_settings(anthropic_api_key="sk-ant-x"))
+    prepare(make_settings(anthropic_api_key="sk-ant-x"))
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     settings = make_settings()
-    assert service.prepare(settings).went_offline
+    assert forget_model_key(settings)
     assert not (settings.secrets_dir / "model-key").exists()
-    assert not service.prepare(settings).went_offline
+    assert not forget_model_key(settings)
 
 
 @pytest.fixture
 def running(make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings that a head, this process, was started with."""
     settings = make_settings(api_key="one")
-    service.prepare(settings)
+    prepare(settings)
     me = psutil.Process()
     marks = service.fingerprints(settings)
     run = {"pid": me.pid, "created": me.create_time(), "settings": marks}
@@ -130,7 +132,7 @@ def test_a_setting_that_changed_since_the_start_is_noticed(
     assert service.changed_settings(running) == []
     changed = make_settings(**{name: value})
     assert service.changed_settings(changed) == [variable]
-    service.prepare(changed)
+    prepare(changed)
     assert service.changed_settings(changed) == [variable]
 
 
@@ -156,9 +158,9 @@ def test_a_process_that_reuses_the_heads_id_is_not_the_head(running: Settings) -
 def test_stopping_ends_strays_and_nothing_else(make_settings: Make, free_port: int) -> None:
     settings = make_settings(serve_port=free_port)
     sleep = [sys.executable, "-c", "input()"]
-    marked = {**os.environ, "HITL_CLUSTER": str(service.temp_dir(settings))}
+    marked = {**os.environ, "HITL_CLUSTER": str(temp_dir(settings))}
     stray = subprocess.Popen(sleep, env=marked, stdin=subprocess.PIPE)
-    reader = subprocess.Popen([*sleep, str(service.temp_dir(settings))], stdin=subprocess.PIPE)
+    reader = subprocess.Popen([*sleep, str(temp_dir(settings))], stdin=subprocess.PIPE)
     try:
         assert service.stop(settings) == service.Stopped(1, None)
         assert stray.poll() is not None
@@ -173,12 +175,12 @@ def test_stopping_ends_strays_and_nothing_else(make_settings: Make, free_port: i
 def test_rays_processes_are_not_handed_secrets(make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "t")
     monkeypatch.setenv("DB_PASSWORD", "p")
-    environment = service.ray_environment(make_settings(api_key="k", anthropic_api_key="m", hot_window_s=7))
+    environment = ray_environment(make_settings(api_key="k", anthropic_api_key="m", hot_window_s=7))
     assert not {"SOME_TOKEN", "DB_PASSWORD", "HITL_API_KEY", "ANTHROPIC_API_KEY"} & set(environment)
     assert environment["HITL_HOT_WINDOW_S"] == "7.0"
 
 
 def test_rays_folder_is_short_and_one_per_data_folder(make_settings: Make, tmp_path: Path) -> None:
-    one, other = (service.temp_dir(make_settings(data_dir=tmp_path / name)) for name in ("a", "b"))
+    one, other = (temp_dir(make_settings(data_dir=tmp_path / name)) for name in ("a", "b"))
     assert one != other
     assert len(str(one)) < 40

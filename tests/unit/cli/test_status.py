@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from claude_hitl_template.cli.common import age, size
 from claude_hitl_template.cli.inbox import parse_answers
 from claude_hitl_template.cli.sessions import row, state
 from claude_hitl_template.cli.status import count_states, describe, find_problems, folder_bytes
 from claude_hitl_template.errors import InvalidInput
+from claude_hitl_template.readable import age, size
 
 WAITS = {"type": "requires_action", "event_ids": ["a", "b"]}
 APP = {"code": "c", "model": "offline", "version": "0", "ray": "2"}
@@ -71,12 +71,16 @@ def test_the_facts_are_told_in_lines() -> None:
         "healthy": False,
         "problems": ["bad"],
         "ray": {"pid": 7, "running_s": 5, "ports": {"HITL_RAY_PORT": 1}, "temp_dir": "/t"},
+        "panel": {"url": "http://y", "panel": 8, "spooler": None, "flows": 2},
         "app": {"url": "http://x/v1", **APP},
         "work": {"sessions": {"running": 1, "idle": 0}, "pending": 3},
         "data": {"folder": "/d", "bytes": 2048, "database_bytes": 0},
     }
     found = "\n".join(describe(facts))
-    for part in ("NOT HEALTHY", "process 7", "no AI", "1 running", "3 waiting", "2.0 KiB", "problem    bad"):
+    for part in (
+        "NOT HEALTHY", "process 7", "no AI", "1 running", "3 waiting", "2.0 KiB", "problem    bad",
+        "panel process 8, spooler does not run; 2 conversations",
+    ):  # fmt: skip
         assert part in found
 
 

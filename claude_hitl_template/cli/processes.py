@@ -1,0 +1,92 @@
+"""Which processes on this machine are ours, and what environment they are started with."""
+
+import hashlib
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from claude_hitl_template.secrets import API_KEY, MODEL_KEY
+from claude_hitl_template.settings import Settings, variable
+
+STOP_S = 15.0
+CHUNK_BYTES = 1024 * 1024  # larger ones make uploads from flows fail in Kodosumi 1.1.0
+# Ray turns 127.0.0.1 into the machine's outer address; this one stays on loopback (Linux).
+LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+SECRET_FIELDS = {"api_key": API_KEY, "anthropic_api_key": MODEL_KEY}
+_MARK = "HITL_CLUSTER"  # in the environment of all that `start` starts: tells ours from other clusters
+
+
+def is_ours(settings: Settings, process: psutil.Process) -> bool:
+    """Whether a process belongs to the cluster that `start` starts with these settings.
+
+    Its environment says so; or, for those that overwrote it with a title, an option that names Ray's folder.
+    """
+    folder = str(temp_dir(settings))
+    try:
+        if process.uids().real != os.getuid():
+            return False
+        named = any(part.startswith("--") and folder in part for part in process.cmdline())
+        return named or process.environ().get(_MARK) == folder
+    except psutil.Error:
+        return False
+
+
+def temp_dir(settings: Settings) -> Path:
+    """Ray's folder. Short: Ray puts sockets there, and their paths may have 107 characters."""
+    name = hashlib.sha256(str(settings.data_dir).encode()).hexdigest()[:8]
+    return settings.ray_temp_dir or Path(f"/tmp/hitl-{os.getuid()}-{name}")  # noqa: S108
+
+
+def ray_environment(settings: Settings) -> dict[str, str]:
+    """This process's environment without what Ray's processes, and so the agents, must not have."""
+    hidden = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+    kept = {name: value for name, value in os.environ.items() if not any(h in name.upper() for h in hidden)}
+    chosen = {
+        variable(name): str(getattr(settings, name))
+        for name in Settings.model_fields
+        if name not in SECRET_FIELDS and getattr(settings, name) is not None
+    }
+    ours = {
+        _MARK: str(temp_dir(settings)),
+        "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
+        # Importing Kodosumi would load a .env that lies above it into the environment, and make folders where one is.
+        "PYTHON_DOTENV_DISABLED": "1",
+        "KODO_EXEC_DIR": str(settings.panel_dir / "execution"),
+        "KODO_SPOOLER_LOG_FILE": str(settings.logs_dir / "spooler.log"),
+        "KODO_YAML_BASE": str(settings.panel_dir / "config" / "config.yaml"),
+        "KODO_CHUNK_SIZE": str(CHUNK_BYTES),
+    }
+    return {**kept, **chosen, **ours}
+
+
+def panel_environment(settings: Settings) -> dict[str, str]:
+    """What spooler and panel are started with: their settings are in a file, and the rest is none of their business.
+
+    Ray's address is said here too: the spooler lists actors without naming a cluster, and there may be several.
+    """
+    ours = ray_environment(settings)
+    kept = {
+        name: value
+        for name, value in ours.items()
+        if not name.startswith(("KODO_", "HITL_")) or name == _MARK
+    }
+    return {**kept, "RAY_ADDRESS": f"{node_address(settings)}:{settings.ray_port}"}
+
+
+def node_address(settings: Settings) -> str:
+    return LOOPBACK if settings.host in ("127.0.0.1", "localhost", "::1") else settings.host
+
+
+def strays(settings: Settings) -> list[psutil.Process]:
+    """Processes of our cluster, whoever their parent is now."""
+    return [p for p in psutil.process_iter() if p.pid != os.getpid() and is_ours(settings, p)]
+
+
+def end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=STOP_S)

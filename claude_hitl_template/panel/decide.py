@@ -1,0 +1,191 @@
+"""What was filled in, as what it stands for: decisions, and the conversation to start. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from claude_hitl_template.errors import InvalidInput
+from claude_hitl_template.events import MAX_TEXT_CHARS, UserMessage, UserToolConfirmation, text_blocks
+from claude_hitl_template.models import Agent, Approval, Environment
+from claude_hitl_template.policy import PermissionPolicy
+from claude_hitl_template.readable import asked_questions, option_label, parse_input, question_options
+
+type Inputs = Mapping[str, Any]
+MAX_REASON_CHARS = 10_000
+MAX_TITLE_CHARS, MAX_SYSTEM_CHARS, MAX_MODEL_CHARS = 500, 100_000, 200
+
+
+class FormErrors(Exception):
+    """What is wrong with a form: messages by field name; "" is the form itself."""
+
+    def __init__(self, errors: Mapping[str, str]) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+
+def said(inputs: Inputs, name: str) -> str:
+    """What was typed: a browser sends each line break as CRLF, and Kodosumi None for nothing."""
+    given = inputs.get(name)
+    return str(given).replace("\r\n", "\n") if given is not None else ""
+
+
+# -- decisions
+
+
+def confirmations(approvals: Sequence[Approval], inputs: Inputs) -> list[UserToolConfirmation]:
+    """The decisions that a form stands for, about those of `approvals` that it says something on. Raises FormErrors."""
+    found: list[UserToolConfirmation] = []
+    errors: dict[str, str] = {}
+    for approval in approvals:
+        try:
+            found += _confirmation(approval, inputs)
+        except InvalidInput as error:
+            errors[error.field or approval.id] = error.message
+    if not found and not errors:
+        errors[""] = "Nothing was decided: choose what is to be done."
+    if errors:
+        raise FormErrors(errors)
+    return found
+
+
+def _confirmation(approval: Approval, inputs: Inputs) -> list[UserToolConfirmation]:
+    name = approval.id
+    choice = said(inputs, f"{name}.do")
+    if not choice and said(inputs, "batch") == "allow" and approval.kind == "tool":
+        choice = "allow"
+    match choice:
+        case "" | "later":
+            return []
+        case "deny":
+            return [_build(approval, result="deny", deny_message=_reason(inputs, f"{name}.reason"))]
+        case "allow" if approval.kind != "question":
+            return [_build(approval, result="allow")]
+        case "remember" if approval.kind == "tool":
+            return [_build(approval, result="allow", remember=True)]
+        case "edit" if approval.kind == "tool":
+            return [_build(approval, result="allow", **_edited(approval, inputs))]
+        case "answer" if approval.kind == "question":
+            return [_build(approval, result="allow", answers=_answers(approval, inputs))]
+        case _:
+            raise InvalidInput("this cannot be said about such a call", f"{name}.do")
+
+
+def _build(approval: Approval, **given: Any) -> UserToolConfirmation:
+    return UserToolConfirmation(type="user.tool_confirmation", tool_use_id=approval.event_id, **given)
+
+
+def _reason(inputs: Inputs, name: str) -> str | None:
+    reason = said(inputs, name).strip()
+    if len(reason) > MAX_REASON_CHARS:
+        raise InvalidInput(f"at most {MAX_REASON_CHARS} characters, and these are {len(reason)}", name)
+    return reason or None
+
+
+def _edited(approval: Approval, inputs: Inputs) -> dict[str, Any]:
+    name = f"{approval.id}.input"
+    try:
+        changed = parse_input(said(inputs, name))
+    except InvalidInput as error:
+        raise InvalidInput(f"{error.message}. Nothing was decided.", name) from error
+    return {} if changed == approval.input else {"updated_input": changed}
+
+
+def _answers(approval: Approval, inputs: Inputs) -> dict[str, str | list[str]]:
+    answers: dict[str, str | list[str]] = {}
+    for number, question in enumerate(asked_questions(approval.input)):
+        group = f"{approval.id}.q{number}"
+        labels = [option_label(o) for o in question_options(question)]
+        own = said(inputs, f"{group}.own").strip()
+        answers[str(question.get("question", ""))] = (
+            _several(group, labels, own, inputs)
+            if question.get("multiSelect")
+            else _one(group, labels, own, inputs)
+        )
+    return answers
+
+
+def _one(group: str, labels: Sequence[str], own: str, inputs: Inputs) -> str:
+    chosen = said(inputs, group)
+    if chosen and own:
+        raise InvalidInput("choose an answer, or write one of your own, not both", group)
+    if own:
+        return own
+    if not chosen.isdecimal() or int(chosen) >= len(labels):
+        raise InvalidInput("choose an answer, or write one of your own", group)
+    return labels[int(chosen)]
+
+
+def _several(group: str, labels: Sequence[str], own: str, inputs: Inputs) -> list[str]:
+    chosen = [label for number, label in enumerate(labels) if said(inputs, f"{group}.o{number}") == "on"]
+    if not chosen and not own:
+        raise InvalidInput("choose at least one answer, or write one of your own", group)
+    return [*chosen, *([own] if own else [])]
+
+
+# -- messages, and the conversation to start
+
+
+def next_message(inputs: Inputs, name: str = "text") -> UserMessage:
+    """Raises FormErrors."""
+    prompt = said(inputs, name)
+    if not prompt.strip():
+        raise FormErrors({name: "This is empty: say what is to be done."})
+    if len(prompt) > MAX_TEXT_CHARS:
+        raise FormErrors(
+            {
+                name: f"At most {MAX_TEXT_CHARS:,} characters, and these are {len(prompt):,}. Upload a file instead."
+            }
+        )
+    try:
+        return UserMessage.model_validate({"type": "user.message", "content": text_blocks(prompt)})
+    except ValidationError as error:
+        raise FormErrors({name: str(error.errors()[0]["msg"])}) from error
+
+
+@dataclass(frozen=True)
+class Start:
+    """A conversation to begin."""
+
+    message: UserMessage
+    agent: Agent
+    title: str
+
+
+def start(inputs: Inputs, agent: Agent, environment: Environment) -> Start:
+    """Raises FormErrors, which name every field that is wrong."""
+    errors: dict[str, str] = {}
+    message: UserMessage | None = None
+    try:
+        message = next_message(inputs, "prompt")
+    except FormErrors as error:
+        errors |= error.errors
+    limits = {"title": MAX_TITLE_CHARS, "model": MAX_MODEL_CHARS, "system": MAX_SYSTEM_CHARS}
+    for name, limit in limits.items():
+        if len(said(inputs, name)) > limit:
+            errors[name] = f"At most {limit:,} characters."
+    policies = {"risky": PermissionPolicy(), "everything": PermissionPolicy(default="always_ask")}
+    chosen = said(inputs, "policy") or "risky"
+    if chosen not in (*policies, "plan"):
+        errors["policy"] = "Choose one of the policies on offer."
+    if said(inputs, "agent") not in ("", agent.id):
+        errors["agent"] = "There is no such agent."
+    if said(inputs, "environment") not in ("", environment.id):
+        errors["environment"] = "There is no such environment."
+    if errors or message is None:
+        raise FormErrors(errors)
+    changed = agent.but(
+        model=said(inputs, "model").strip() or agent.model,
+        system=said(inputs, "system").strip() or agent.system,
+        policy=policies.get(chosen, PermissionPolicy()),
+        permission_mode="plan" if chosen == "plan" else "default",
+    )
+    title = " ".join(said(inputs, "title").split()) or _title(said(inputs, "prompt"))
+    return Start(message, changed, title)
+
+
+def _title(prompt: str) -> str:
+    """The beginning of the prompt, for a conversation that was given no title."""
+    line = " ".join(prompt[:400].split())
+    return line if len(line) <= 80 else f"{line[:79]}…"

@@ -1,0 +1,240 @@
+"""A flow: a window on a session, in the panel's timeline. It keeps nothing, decides nothing, and may end at any time."""
+
+import asyncio
+import contextlib
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import structlog
+from kodosumi import response
+from kodosumi.const import EVENT_LEASE, EVENT_LOCK
+from kodosumi.core import Tracer
+from kodosumi.helper import now, serialize
+
+from claude_hitl_template.errors import NotFound, Unavailable
+from claude_hitl_template.models import Approval, ApprovalState, Event, Session
+from claude_hitl_template.panel import render
+from claude_hitl_template.panel.forms import state_of
+from claude_hitl_template.panel.services import Locks, PanelServices
+from claude_hitl_template.panel.upload import collect
+
+log = structlog.get_logger()
+DECIDE, SAY = "decide", "say"  # the names of the locks
+LOOK_S = 20.0  # how long one look at the store lasts, when nothing happens
+AGAIN_S = 1.0
+MAX_PENDING = 100
+CHUNK_BYTES = 1 << 20  # the most that the panel takes at once; Kodosumi's own default is more
+CLOCK_S = 0.02  # how far a file's time may lag behind the clock
+
+
+async def mirror(inputs: Mapping[str, Any], tracer: Tracer, services: PanelServices, locks: Locks) -> Any:
+    """Shows the session of `inputs` as it goes on. Returns the final page; it never ends as an error of the flow.
+
+    `inputs`: `session`, `after` (the seq to go on behind), `entries` (where the panel has our entries), `files`
+    (names that were uploaded). They hold no text of others: the panel shows them as they are.
+    """
+    window = _Window(inputs, tracer, services, locks)
+    try:
+        page = await window.run()
+    except Exception as error:  # Kodosumi would show the traceback as HTML; the log has it
+        log.exception("a window of the panel failed", session=inputs["session"])
+        page = window.last_page(
+            f"This window failed ({type(error).__name__}). The session did not notice.", None
+        )
+    finally:
+        window.close()
+    return response.HTML(page)
+
+
+@dataclass
+class _Lock:
+    """A form that waits. `calls`: the approvals it is about; () for the next message."""
+
+    id: str
+    name: str
+    calls: tuple[str, ...]
+
+
+class _Window:
+    def __init__(
+        self, inputs: Mapping[str, Any], tracer: Tracer, services: PanelServices, locks: Locks
+    ) -> None:
+        self._id, self._after = str(inputs["session"]), int(inputs["after"])
+        self._entries, self._given = str(inputs["entries"]), tuple(inputs.get("files") or ())
+        self._tracer, self._services, self._locks = tracer, services, locks
+        self._store = services.store
+        self._opened_at = time.time()
+        self._lock: _Lock | None = None
+        self._holding: list[asyncio.Task[None]] = []
+        self._usage: Mapping[str, Any] | None = None
+        self._turn_since: float | None = None
+
+    async def run(self) -> str:
+        try:
+            session = await self._store.get_session(self._id)
+            await self._tracer.html(render.header(session, self._given))
+            return await self._follow()
+        except NotFound:
+            return self.last_page("This conversation was deleted.", None)
+
+    async def _follow(self) -> str:
+        quiet_since, silent = time.monotonic(), False
+        while True:
+            left = self._services.wait_s - (time.monotonic() - quiet_since)
+            try:
+                found, _, _ = await self._store.wait_events(
+                    self._id, None, self._after, timeout_s=min(max(left, 0), LOOK_S)
+                )
+                session = await self._store.get_session(self._id)
+                silent = False
+            except Unavailable:
+                if not silent:
+                    await self._tracer.html(
+                        render.note("The service does not answer; this window waits for it.")
+                    )
+                silent = True
+                await asyncio.sleep(AGAIN_S)
+                continue
+            for event in found:
+                await self._show(event)
+            if not await self._caught_up(session):
+                continue
+            if state_of(session) == "ended":
+                await self._close_lock()
+                return self.last_page("The conversation has ended.", session)
+            if found or session.status != "idle":
+                quiet_since = time.monotonic()
+            elif time.monotonic() - quiet_since >= self._services.wait_s:
+                await self._close_lock()
+                return self.last_page("Parked: nothing happened for a while. Nothing is lost.", session)
+
+    async def _caught_up(self, session: Session) -> bool:
+        """True when every event was shown; only then is it time to ask for something."""
+        if self._after < session.next_seq - 1:
+            return False
+        await self._ask(session)
+        return True
+
+    def last_page(self, said: str, session: Session | None) -> str:
+        pairs = [("session", self._id)]
+        links: list[tuple[str, str]] = []
+        if session is not None:
+            usage = session.usage
+            pairs += [
+                ("state", state_of(session)),
+                ("tokens", f"{usage.input_tokens:,} in, {usage.output_tokens:,} out"),
+                ("cost", f"${usage.cost_usd:.4f}"),
+            ]
+        if session is None or state_of(session) != "ended":
+            links = [
+                (f"{self._entries}/continue", "Continue a conversation"),
+                (f"{self._entries}/approvals", "Approvals"),
+            ]
+        return render.final(said, pairs, links)
+
+    # -- events
+
+    async def _show(self, event: Event) -> None:
+        self._after = event.seq
+        self._note_turn(event)
+        if event.type == "session.usage":
+            shown = render.turn_end(event.payload["usage"], self._usage)
+            self._usage = event.payload["usage"]
+        else:
+            shown = render.event_html(event.wire())
+        if shown:
+            await self._tracer.html(shown)
+        if event.type == "session.status_idle" and event.payload["stop_reason"]["type"] != "requires_action":
+            await self._offer_files(event)
+            self._turn_since = None
+
+    def _note_turn(self, event: Event) -> None:
+        if event.type == "session.status_running" and self._turn_since is None:
+            self._turn_since = event.created_at.timestamp() - CLOCK_S
+
+    async def _offer_files(self, event: Event) -> None:
+        """Offers what the turn changed, if it ended while this window was open."""
+        if self._turn_since is None or event.created_at.timestamp() < self._opened_at:
+            return
+        with tempfile.TemporaryDirectory(prefix="hitl-out-") as folder:
+            produced = await asyncio.to_thread(
+                collect,
+                self._services.workspaces / self._id,
+                self._turn_since,
+                Path(folder),
+                self._services.max_upload_bytes,
+            )
+            if produced.files and not await self._upload(folder):
+                await self._tracer.html(render.note("The files of this turn could not be offered here."))
+                return
+        if produced.files or produced.left_out:
+            await self._tracer.html(render.downloads(self._tracer.fid, produced.files, produced.left_out))
+
+    async def _upload(self, folder: str) -> bool:
+        async with await self._tracer.fs() as files:
+            files.chunk_size = CHUNK_BYTES
+            try:
+                return bool(await files.upload(folder))
+            except (httpx.HTTPError, AssertionError, KeyError):
+                log.warning("files were not offered", session=self._id, exc_info=True)
+                return False
+
+    # -- locks
+
+    async def _ask(self, session: Session) -> None:
+        """Has the one form open that the session waits for: decisions, the next message, or none."""
+        waiting = await self._pending() if session.status == "idle" else []
+        calls = tuple(a.id for a in waiting)
+        if calls:
+            if self._lock is None or not set(calls) <= set(self._lock.calls):
+                await self._close_lock()
+                await self._open_lock(DECIDE, waiting)
+        elif session.status == "idle" and state_of(session) != "ended":
+            if self._lock is None or self._lock.name != SAY:
+                await self._close_lock()
+                await self._open_lock(SAY)
+        else:
+            await self._close_lock()
+
+    async def _pending(self) -> list[Approval]:
+        page = await self._store.list_approvals(
+            None, limit=MAX_PENDING, states=[ApprovalState.PENDING], session_id=self._id
+        )
+        return page.data
+
+    async def _open_lock(self, name: str, waiting: Sequence[Approval] = ()) -> None:
+        lock = _Lock(str(uuid.uuid4()), name, tuple(a.id for a in waiting))
+        data = {"session": self._id, "calls": list(lock.calls), "entries": self._entries}
+        self._lock = lock
+        self._holding.append(asyncio.create_task(self._hold(lock, data)))
+        expires = time.time() + self._services.wait_s
+        known = {"name": name, "lid": lock.id, "data": data, "expires": expires}
+        await self._tell(EVENT_LOCK, known)
+        path = f"/inputs/lock/{self._tracer.fid}/{lock.id}"
+        await self._tracer.html(render.asking(waiting, path) if waiting else render.your_turn(path))
+
+    async def _hold(self, lock: _Lock, data: Mapping[str, Any]) -> None:
+        """Keeps a lock answerable as long as the flow lives, even once it is decided: a form that comes late, or a
+        second time, is told by the store who decided what, where Kodosumi would only say that there is no such lock."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await self._locks.wait(lock.name, lock.id, data, self._services.wait_s)
+
+    async def _close_lock(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            await self._tell(EVENT_LEASE, {"name": lock.name, "lid": lock.id, "result": {}})
+
+    async def _tell(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """An event that Kodosumi's tracer sends only with a lock of its own, whose id it does not tell."""
+        await self._tracer.queue.put_async({"timestamp": now(), "kind": kind, "payload": serialize(facts)})
+
+    def close(self) -> None:
+        for task in self._holding:
+            task.cancel()

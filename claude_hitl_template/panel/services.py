@@ -1,0 +1,37 @@
+"""What the panel's entries and flows stand on. The composition root fills it in."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from claude_hitl_template.models import Agent, Environment
+from claude_hitl_template.store.protocol import Store
+
+
+class Locks(Protocol):
+    """The locks of the flow that asks. Kodosumi's own `tracer.lock` does not tell the id that closing one needs."""
+
+    async def wait(self, name: str, lock_id: str, data: Mapping[str, Any], timeout_s: float) -> Any:
+        """Keeps a lock's form answerable until it is released. Returns what it was released with.
+
+        Raises TimeoutError after `timeout_s`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PanelServices:
+    """`wait_s`: how long a flow without change goes on before it ends with its session parked.
+
+    `workspaces` has a folder for each session. `is_open` says whether a flow lives and is a user's: (flow, user's id).
+    """
+
+    store: Store
+    agent: Agent
+    environment: Environment
+    wait_s: float
+    workspaces: Path
+    max_upload_bytes: int
+    panel_url: str
+    is_open: Callable[[str, str], Awaitable[bool]]

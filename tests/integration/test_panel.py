@@ -1,0 +1,165 @@
+"""The panel beside the service: what it costs to lose it (nothing), what it is told (no secret), whom it lets in."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.integration.harness import KEY, Conversation, Service, kill, wait_for
+
+PROMPT = "Write hello.txt with a greeting"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """With a panel; a key for the model that must turn up nowhere; calls wait hot."""
+    one = Service(tmp_path_factory.mktemp("panel"), {"HITL_PANEL": "true", "HITL_HOT_WINDOW_S": "3600"})
+    try:
+        one.up()
+        yield one
+    finally:
+        one.down()
+
+
+def secret(service: Service, name: str) -> str:
+    return (service.root / "data" / "secrets" / name).read_text().strip()
+
+
+def panel_url(service: Service) -> str:
+    return f"http://127.0.0.1:{service.environment['HITL_PANEL_PORT']}"
+
+
+@pytest.fixture
+def browser(service: Service) -> Iterator[httpx.Client]:
+    """Logged in to the panel as its admin."""
+    with httpx.Client(base_url=panel_url(service), timeout=30) as client:
+        body = {"name": "admin", "password": secret(service, "panel-password")}
+        assert client.post("/api/login", json=body).status_code == 200
+        yield client
+
+
+def kodosumi(service: Service) -> dict[str, psutil.Process]:
+    """Spooler and panel, by name."""
+    found: dict[str, psutil.Process] = {}
+    for process in psutil.process_iter():
+        try:
+            line, folder = process.cmdline(), process.cwd()
+        except psutil.Error:
+            continue
+        if "kodosumi.cli" in line and Path(folder).is_relative_to(service.root):
+            found["spooler" if "spool" in line else "panel"] = process
+    return found
+
+
+def entries(client: httpx.Client) -> list[Any]:
+    return client.get("/flow", params={"pp": 50}).json()["items"]
+
+
+def waiting(service: Service) -> tuple[Conversation, str]:
+    session = service.start_session(PROMPT)
+    return session, session.until_asked()
+
+
+def test_the_panel_lists_the_entries_and_finds_its_spooler(service: Service, browser: httpx.Client) -> None:
+    assert [e for e in entries(browser) if e["base_url"].startswith(service.base)]
+    assert browser.get("/health").json()["spooler_status"]["pid"] == kodosumi(service)["spooler"].pid
+    told = service.hitl("status").stdout
+    assert "service    healthy" in told
+    assert "problem" not in told
+    assert secret(service, "panel-password") not in told
+    assert secret(service, "panel-password") in service.hitl("status", "--show-secrets").stdout
+
+
+def test_no_secret_is_in_a_command_line_an_environment_a_log_or_a_file_of_ray(
+    service: Service, browser: httpx.Client
+) -> None:
+    assert browser.get(entries(browser)[0]["url"]).status_code == 200
+    secrets = {
+        name: secret(service, name) for name in ("panel-secret", "panel-password", "signing", "api-key")
+    }
+    assert secrets["api-key"] == KEY
+    secrets["login"] = browser.cookies["kodosumi_jwt"]
+    family = [service.head(), *service.head().children(recursive=True), *kodosumi(service).values()]
+    assert len(family) > 8
+    places = {f"process {p.pid}": "\n".join([*p.cmdline(), *p.environ().values()]) for p in family}
+    dashboard = f"http://127.0.0.1:{service.environment['HITL_DASHBOARD_PORT']}"
+    for path in ("/api/v0/runtime_envs", "/api/v0/actors?detail=1", "/api/serve/applications/", "/api/jobs/"):
+        places[path] = httpx.get(dashboard + path, timeout=30).text
+    ray = Path(service.hitl("status", "--json").stdout.split('"temp_dir": "')[1].split('"')[0])
+    for path in [*(service.root / "data" / "logs").iterdir(), *(ray / "session_latest" / "logs").rglob("*")]:
+        if path.is_file():
+            places[str(path)] = path.read_text(errors="replace")
+    found = [
+        (place, name) for place, text in places.items() for name, value in secrets.items() if value in text
+    ]
+    assert found == []
+
+
+def test_a_session_does_not_notice_that_panel_and_spooler_are_killed(service: Service) -> None:
+    session, call = waiting(service)
+    cli = service.cli_of(session).pid
+    for process in kodosumi(service).values():
+        kill(process)
+    wait_for("both to be gone", lambda: not kodosumi(service) or None)
+    assert service.cli_of(session).pid == cli
+    session.decide(call)
+    assert session.until_idle() == {"type": "end_turn"}
+    assert (session.workspace / "hello.txt").exists()
+    assert "the spooler does not run" in service.hitl("status").stdout
+    service.up()
+    assert set(kodosumi(service)) == {"spooler", "panel"}
+
+
+@pytest.mark.parametrize("name", ["spooler", "panel"])
+def test_what_was_killed_is_started_again_alone(service: Service, browser: httpx.Client, name: str) -> None:
+    before, ingress = kodosumi(service), service.replica("Ingress").pid
+    kill(before[name])
+    done = service.hitl("up")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"started the \w+|deployed|restarted|started Ray", done.stderr) == [
+        f"started the {name}"
+    ]
+    after = kodosumi(service)
+    (other,) = {"spooler", "panel"} - {name}
+    assert after[other].pid == before[other].pid
+    assert after[name].pid != before[name].pid
+    assert service.replica("Ingress").pid == ingress
+    assert entries(browser)
+    assert "problem" not in service.hitl("status").stdout
+
+
+def test_the_serve_port_lets_in_who_is_logged_in_to_the_panel_only(
+    service: Service, browser: httpx.Client
+) -> None:
+    entry = entries(browser)[0]["base_url"]
+    role = browser.get("/role/admin").json()["id"]
+    assert httpx.get(entry).status_code == 401
+    assert httpx.get(entry, headers={"x-kodosumi_user": role}).status_code == 401
+    assert httpx.get(entry, cookies={"kodosumi_jwt": browser.cookies["kodosumi_jwt"][:-2]}).status_code == 401
+    assert httpx.get(entry, cookies=dict(browser.cookies)).status_code == 200
+
+
+def test_a_role_that_is_switched_off_is_not_let_in(service: Service, browser: httpx.Client) -> None:
+    made = {"name": "ann", "email": "ann@example.org", "password": "a-password-of-ann", "operator": False}
+    role = browser.post("/role", json=made).json()
+    login = {"name": "ann", "password": made["password"]}
+    token = httpx.post(panel_url(service) + "/api/login", json=login).json()["KODOSUMI_API_KEY"]
+    assert browser.put(f"/role/{role['id']}", json={"active": False}).status_code == 200
+    answer = httpx.get(entries(browser)[0]["base_url"], cookies={"kodosumi_jwt": token})
+    assert (answer.status_code, "not active" in answer.text) == (401, True)
+
+
+def test_the_rest_api_streams_beside_kodosumis_routes(service: Service) -> None:
+    session, call = waiting(service)
+    session.decide(call)
+    session.until_idle()
+    assert [event["id"] for _, event in session.stream()] == [event["id"] for event in session.events()]
+
+
+def test_going_down_leaves_neither_panel_nor_spooler(service: Service) -> None:
+    service.down()
+    assert kodosumi(service) == {}

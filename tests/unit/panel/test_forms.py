@@ -1,0 +1,153 @@
+"""A form shows exactly what would run, and hands back exactly what was in it."""
+
+import html
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from kodosumi.service.inputs.forms import Model
+
+from claude_hitl_template.models import Agent, ApprovalState, Decision, Environment, Session, utcnow
+from claude_hitl_template.panel import decide, forms
+from claude_hitl_template.panel.forms import Elements, Filled
+from claude_hitl_template.policy import digest
+from tests.unit.panel.html import Reader
+from tests.unit.panel.made import QUESTIONS, approval, asked
+from tests.unit.panel.nasty import inputs, texts, tools
+
+
+def rendered(elements: Elements, typed: dict[str, Any] | None = None) -> Reader:
+    """As Kodosumi's panel renders a form, after an error too: then it puts back what was typed."""
+    model = Model.model_validate(
+        [dict(e) for e in elements], errors={"_global_": ["<b>raw</b>"]} if typed else None
+    )
+    if typed:
+        model.set_data(typed)
+    reader = Reader(model.render())
+    reader.check(ours=1)
+    return reader
+
+
+def decision(*calls: Any, **more: Any) -> Reader:
+    return rendered(forms.decision_form(asked(*calls), utcnow(), {"back": ""}, **more))
+
+
+@given(tools, inputs(), texts)
+def test_no_call_and_no_title_puts_markup_into_a_form(
+    tool: str, given_input: dict[str, Any], title: str
+) -> None:
+    call = approval(tool, given_input, cwd="/" + title.replace("\0", ""))
+    reader = rendered(
+        forms.decision_form(asked(call, title=title, requester=title), utcnow(), {"back": title}, "/a")
+    )
+    assert reader.values["calls"] == call.id
+
+
+@given(inputs())
+def test_an_input_that_is_edited_comes_back_the_same_to_the_byte(given_input: dict[str, Any]) -> None:
+    call = approval("Odd", given_input)
+    sent = decision(call).values[f"{call.id}.input"]
+    assert decide.parse_input(as_browsers_send(sent)) == given_input
+    assert digest(decide.parse_input(as_browsers_send(sent))) == call.digest
+
+
+def as_browsers_send(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['say "hi" & <b>go</b>', "a\r\nb\nc", "naïve 日本 ✓ \U0001f600", "\u202egnp\x1b[2J\x7f\x00", "\n\nlead",
+     "</textarea><i>"],
+)  # fmt: skip
+def test_a_command_comes_back_the_same_whatever_is_in_it(text: str) -> None:
+    call = approval("Bash", {"command": text})
+    sent = as_browsers_send(decision(call).values[f"{call.id}.input"])
+    (said,) = decide.confirmations([call], {f"{call.id}.do": "edit", f"{call.id}.input": sent})
+    assert said.updated_input is None
+    assert said.result == "allow"
+
+
+def test_hidden_characters_are_seen_in_the_text_that_is_edited() -> None:
+    call = approval("Bash", {"command": "rm \u202e/ \U000e0041"})
+    area = decision(call).values[f"{call.id}.input"]
+    assert "\\u202e" in area
+    assert "\\udb40\\udc41" in area
+
+
+@given(texts)
+def test_what_was_typed_is_put_back_as_it_was_and_as_text(typed: str) -> None:
+    call = approval()
+    kept = {f"{call.id}.reason": typed, "prompt": typed, "policy": typed, "text": typed, "files": ""}
+    filled = Filled(kept, {"": typed, f"{call.id}.reason": typed, "prompt": typed})
+    again = rendered(forms.decision_form(asked(call), utcnow(), {}, filled=filled), kept)
+    assert again.values[f"{call.id}.reason"] == typed
+    start = rendered(forms.start_form(Agent(), Environment(), 1024, "n", filled), kept)
+    assert start.values["prompt"] == typed
+
+
+@given(texts, texts)
+def test_lists_of_sessions_and_approvals_hold_text_only(title: str, command: str) -> None:
+    now = utcnow()
+    session = Session(id="sesn_1", key_id="k", title=title, created_at=now, updated_at=now)
+    rendered(forms.sessions_list([session], now))
+    rendered(
+        forms.inbox([asked(approval(given={"command": command}), title=title, requester=title)], now, title)
+    )
+    rendered(forms.say_form(session, "", {"back": title}, "/a", Filled({"text": command})))
+
+
+def test_an_approver_sees_all_that_matters() -> None:
+    call = approval(given={"command": "make deploy", "description": "Deploy"}, agent_id="sub")
+    seen = decision(call).text
+    for part in (
+        "make deploy",
+        "Deploy",
+        "/workspace",
+        call.digest[:16],
+        "Title",
+        "ann",
+        "waiting 0s",
+        "subagent",
+    ):
+        assert part in seen
+
+
+def test_enter_in_a_field_decides_nothing() -> None:
+    call = approval()
+    buttons = [attributes for tag, attributes in decision(call).elements if tag == "button"]
+    assert buttons[0]["name"] == "nothing"
+    with pytest.raises(decide.FormErrors, match="Nothing was decided"):
+        decide.confirmations([call], {"nothing": "1", f"{call.id}.reason": "no"})
+
+
+def test_one_call_has_buttons_and_several_have_one_form() -> None:
+    one, two = approval(), approval("AskUserQuestion", QUESTIONS)
+    names = {a.get("name") for tag, a in decision(one).elements if tag == "button"}
+    assert f"{one.id}.do" in names
+    batch = decision(one, two)
+    assert {"batch"} == {a.get("name") for tag, a in batch.elements if tag == "button"} - {"nothing"}
+    assert batch.values["calls"] == f"{one.id},{two.id}"
+
+
+def test_a_decided_call_says_by_whom_and_asks_no_more() -> None:
+    said = Decision(result="deny", deny_message="<no>", decided_by="bob", decided_at=utcnow())
+    call = approval(state=ApprovalState.DENIED, decision=said)
+    reader = decision(call)
+    assert "Denied by bob" in reader.text
+    assert "<no>" in reader.text
+    assert f"{call.id}.do" not in {a.get("name") for _, a in reader.elements}
+
+
+def test_the_rule_that_would_be_remembered_is_shown() -> None:
+    assert "Bash(ls)" in decision(approval()).text
+
+
+def test_all_names_in_forms_are_ours() -> None:
+    hostile = {"questions": [{"question": '"><b>', "options": [{"label": "'x"}], "multiSelect": True}]}
+    reader = decision(approval("AskUserQuestion", hostile))
+    for _, attributes in reader.elements:
+        name = attributes.get("name") or ""
+        assert html.escape(name) == name
+    assert json.dumps(sorted(reader.values))

@@ -1,0 +1,122 @@
+"""The timeline says what happened, and nothing in it is more than text."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from claude_hitl_template import events
+from claude_hitl_template.events import Draft
+from claude_hitl_template.models import Agent, Session, utcnow
+from claude_hitl_template.panel import render
+from claude_hitl_template.panel.calls import call_view
+from claude_hitl_template.policy import PermissionPolicy, Rule
+from tests.unit.panel.html import Reader
+from tests.unit.panel.nasty import inputs, texts, tools
+
+
+def shown(draft: Draft) -> str:
+    """What a reader sees of an event."""
+    html = render.event_html({"id": draft.id, "type": draft.type, **draft.payload})
+    assert html is not None
+    reader = Reader(html)
+    reader.check()
+    return reader.text
+
+
+@given(tools, inputs(), st.booleans())
+def test_any_call_is_shown_whole_and_as_text(tool: str, given_input: dict[str, Any], folded: bool) -> None:
+    reader = Reader(call_view(tool, given_input, folded=folded))
+    reader.check()
+
+
+@given(texts, texts, st.booleans())
+def test_no_event_lets_markup_through(said: str, name: str, failed: bool) -> None:
+    shown(events.agent_message("e", said))
+    shown(events.draft("user.message", content=events.text_blocks(said)))
+    shown(events.tool_use("t", name, {"command": said, said: name}, "ask", None))
+    shown(events.tool_result("t", events.text_blocks(said), failed, outcome="unknown" if failed else None))
+    shown(events.session_error(said))
+    for extra in (
+        {"deny_message": said},
+        {"updated_input": {said: name}},
+        {"updated_input": {"answers": {said: name}}},
+        {"remember": {"rule": said}},
+    ):
+        result = "deny" if "deny_message" in extra else "allow"
+        shown(events.draft("user.tool_confirmation", result=result, decided_by=name, **extra))
+
+
+def test_a_command_is_shown_as_code_with_its_description() -> None:
+    html = call_view("Bash", {"command": "ls -la", "description": "List", "timeout": 5})
+    assert "<pre>ls -la</pre>" in html
+    assert "List" in html
+    assert "timeout" in html
+
+
+def test_an_edit_is_a_diff_and_a_write_shows_its_content() -> None:
+    edit = call_view("Edit", {"file_path": "a", "old_string": "x\ny", "new_string": "x\nz"})
+    assert '<span class="hitl-del">- y</span><span class="hitl-add">+ z</span>' in edit
+    assert "<pre>hello</pre>" in call_view("Write", {"file_path": "a", "content": "hello"})
+
+
+def test_a_plan_is_read_as_markdown() -> None:
+    assert "<h1>Do</h1>" in call_view("ExitPlanMode", {"plan": "# Do"})
+
+
+def test_where_something_is_decided_nothing_stands_behind_a_fold() -> None:
+    long = {"file_path": "a", "content": "x\n" * 5000}
+    assert "<details" not in call_view("Write", long)
+    assert "<details" in call_view("Write", long, folded=True)
+
+
+def test_an_unknown_outcome_is_said_loudly() -> None:
+    assert "OUTCOME UNKNOWN" in shown(events.tool_result("t", [], is_error=True, outcome="unknown"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"result": "allow"}, "Allowed by ann"),
+        ({"result": "deny", "deny_message": "too risky"}, "Denied by ann: too risky"),
+        ({"result": "allow", "updated_input": {"command": "ls"}}, "Allowed, with an edited input, by ann"),
+        ({"result": "allow", "updated_input": {"answers": {"Colour?": "Blue"}}}, "Answered by ann"),
+    ],
+)
+def test_who_decided_what_is_said(extra: dict[str, Any], said: str) -> None:
+    assert said in shown(events.draft("user.tool_confirmation", decided_by="ann", **extra))
+
+
+def test_waiting_is_said_and_a_finished_turn_is_not_said_twice() -> None:
+    assert "2 calls wait" in shown(events.status_idle(events.requires_action(["a", "b"])))
+    assert render.event_html({"type": "session.status_idle", "stop_reason": events.END_TURN}) is None
+
+
+def test_a_turns_end_tells_its_own_tokens_and_cost() -> None:
+    first = {"input_tokens": 1000, "output_tokens": 10, "cache_read_input_tokens": 0, "cost_usd": 0.5}
+    second = {"input_tokens": 3000, "output_tokens": 30, "cache_read_input_tokens": 7, "cost_usd": 0.75}
+    said = Reader(render.turn_end(second, first)).text
+    assert "2,000 tokens in, 20 out, 7 from the cache, $0.2500 (session $0.7500)" in said
+
+
+def test_the_header_says_what_is_in_force() -> None:
+    policy = PermissionPolicy(rules=(Rule(rule="Bash(ls)", policy="always_allow"),), default="always_ask")
+    agent = Agent(policy=policy, permission_mode="plan")
+    now = utcnow()
+    session = Session(id="s", key_id="k", title="<b>T</b>", agent=agent, created_at=now, updated_at=now)
+    reader = Reader(render.header(session, ["a.txt"]))
+    reader.check()
+    for part in (
+        "<b>T</b>",
+        "a plan comes first; every call asks. Rules: Bash(ls): allow",
+        "plugins",
+        "image",
+    ):
+        assert part in reader.text
+
+
+@given(texts, texts)
+def test_files_on_offer_keep_their_names_as_text(name: str, why: str) -> None:
+    reader = Reader(render.downloads("f" * 24, [(name, "1-x", 3)], [(why, name)]))
+    reader.check()
