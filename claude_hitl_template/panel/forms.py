@@ -39,8 +39,6 @@ POLICIES = {
 }
 # The header of Kodosumi's form page is empty, and a tenth of a phone's screen.
 _FORM_STYLE = "<style>body>header.fixed{display:none}</style>"
-# Enter in a field presses a form's first button: this one decides nothing.
-_NOTHING = '<button type="submit" name="nothing" value="1" hidden tabindex="-1"></button>'
 
 
 @dataclass(frozen=True)
@@ -67,13 +65,16 @@ class Asked:
     approvals: tuple[Approval, ...]
 
 
-def page(*parts: str, back: str = "") -> Elements:
+def page(*parts: str, back: str = "", action: str = "") -> Elements:
     """One form of the panel, of HTML parts. `back`: the flow that it belongs to. Kodosumi's forms lead nowhere else."""
     ways = [("/admin/flow", "Services"), ("/admin/timeline/view", "Timeline")]
     if back:
         ways = [(f"/admin/status/view/{back}", "Back to the conversation"), *ways]
     leave = f'<div class="hitl-ways">{" · ".join(link(path, label) for path, label in ways)}</div>'
-    return [{"type": "html", "text": f"{STYLE}{_FORM_STYLE}{block(_NOTHING, leave, *parts)}"}]
+    # Enter in a field presses a form's first button: this one decides nothing.
+    to = f' formaction="{escape(action)}"' if action else ""
+    nothing = f'<button type="submit" name="nothing" value="1" hidden tabindex="-1"{to}></button>'
+    return [{"type": "html", "text": f"{STYLE}{_FORM_STYLE}{block(nothing, leave, *parts)}"}]
 
 
 def message(said: str, *parts: str) -> Elements:
@@ -176,6 +177,7 @@ def say_form(
         _hidden({"session": session.id, **hidden}),
         _bar(*bar),
         back=hidden.get("back", ""),
+        action=action,
     )
 
 
@@ -238,6 +240,7 @@ def decision_form(
         *parts,
         _hidden({"session": asked.session.id, "calls": calls, **hidden}),
         back=hidden.get("back", ""),
+        action=action,
     )
 
 

@@ -44,14 +44,15 @@ padding:.5rem .9rem;background:var(--surface-container-low);color:var(--on-surfa
 text-decoration:none!important;color:var(--on-primary)!important}
 .hitl button.hitl-deny{background:var(--error);color:var(--on-error)!important}
 .hitl button.hitl-plain,.hitl .hitl-plain{background:var(--surface-container-highest);color:var(--on-surface)!important}
-.hitl button.hitl-row{display:block;width:100%;text-align:left;margin:.4rem 0;padding:.6rem .9rem;border-radius:.3rem;
+.hitl button.hitl-row{display:block;width:100%;box-sizing:border-box;text-align:left;
+margin:.4rem 0;padding:.6rem .9rem;border-radius:.3rem;
 background:var(--surface-container);color:var(--on-surface)!important;line-height:1.45;font-weight:normal}
 .hitl textarea,.hitl input[type=text],.hitl select{width:100%;box-sizing:border-box;padding:.5rem .6rem;
 border:1px solid var(--outline);border-radius:.3rem;background:var(--surface-container-lowest);color:var(--on-surface);
 font-size:1rem}
 .hitl textarea{font:.875rem/1.45 monospace;min-height:2.6rem;resize:vertical}
 .hitl label{display:block;margin:.9rem 0 .2rem;font-size:.9375rem;line-height:1.5}
-.hitl label.hitl-choice{display:flex;gap:.6rem;align-items:flex-start;padding:.35rem 0;cursor:pointer}
+.hitl label.hitl-choice{display:flex;margin:0;gap:.6rem;align-items:flex-start;padding:.35rem 0;cursor:pointer}
 .hitl label.hitl-choice input{flex:none;width:1.2rem;height:1.2rem;margin-top:.15rem;opacity:1;accent-color:var(--primary)}
 .hitl-bar{position:sticky;bottom:0;padding:.5rem 0;background:var(--surface);z-index:2}
 .hitl-card .hitl-bar{background:var(--surface-container-low)}
@@ -59,10 +60,14 @@ font-size:1rem}
 .hitl input[type=file]{opacity:1;position:static;width:100%;height:auto;padding:.4rem 0;display:block;color:inherit}
 @media(max-width:600px){
 #status-grid>div:not(:first-child),#header-container>nav:first-child{display:none!important}
-#header{padding:.25rem!important;margin:0!important}#article-head{padding:.5rem!important}
+#header-container>nav.responsive{display:block!important;margin:0!important;padding:0!important;max-width:100%}
+#header-container #header{max-width:100vw;box-sizing:border-box;padding:.25rem!important;margin:0!important}
+#header-container #article-head{width:auto!important;max-width:100%;margin:0!important;padding:.5rem!important;
+box-sizing:border-box;overflow-x:hidden}
 #header-container h3{font-size:1.05rem!important;line-height:1.3;white-space:normal}
 #header-container h3 .summary{display:-webkit-box;-webkit-line-clamp:2;-webkit-box-orient:vertical;overflow:hidden}
-#header-container .tabs{height:2.5rem!important;min-height:0}#header-container .tabs span{display:none}
+#header-container .tabs{height:2.5rem!important;min-height:0;overflow-x:auto;max-width:60%}
+#header-container .tabs span{display:none}
 body>main.responsive.responsive.responsive{margin:0!important;padding:.5rem!important;inset:0!important;transform:none!important;
 max-width:100%}
 #article-output{margin:0!important;padding:.75rem!important}

@@ -24,7 +24,10 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def service(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Calls are parked as soon as they wait, as most are in life."""
-    one = Service(tmp_path_factory.mktemp("acceptance"), {"HITL_PANEL": "true", "HITL_HOT_WINDOW_S": "0"})
+    one = Service(
+        tmp_path_factory.mktemp("acceptance"),
+        {"HITL_PANEL": "true", "HITL_HOT_WINDOW_S": "0", "HITL_MAX_UPLOAD_BYTES": "4096"},
+    )
     try:
         one.up()
         yield one

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.browser import Panel
-from tests.integration.harness import Service, wait_for
+from tests.integration.harness import Service
 
 WRITE, COMMAND = "Write hello.txt with a greeting", "Run a command"
 SCRIPT = "<script>fetch('/stolen?' + document.cookie)</script>"
@@ -21,9 +21,10 @@ def scenario(*steps: dict[str, Any]) -> str:
     return f"Follow this.\n\n```scenario\n{json.dumps(list(steps))}\n```"
 
 
-def command(text: str) -> str:
+def command(text: str, description: str) -> str:
+    given = {"command": text, "description": description}
     return scenario(
-        {"text": "I run it.", "tools": [{"name": "Bash", "input": {"command": text}}]},
+        {"text": "I run it.", "tools": [{"name": "Bash", "input": given}]},
         {"when": "ok", "text": "It printed: {tool_result}"},
         {"when": "denied", "text": "It was refused: {tool_result}"},
     )
@@ -194,8 +195,8 @@ def test_a_session_that_rest_started_is_decided_from_approvals(panel: Panel) -> 
 
 
 def test_payloads_are_text_in_every_place_and_no_page_runs_a_script(panel: Panel) -> None:
-    harmful = f"cat <<'END'\n{SCRIPT}{IMAGE} & \"quoted\"\r\nEND\n# {HIDDEN} 日本"
-    quoted = command(harmful)
+    harmful = f"cat <<'END'\n{SCRIPT}{IMAGE} & \"quoted\"\nEND\n# 日本"
+    quoted = command(harmful, HIDDEN)  # the CLI itself refuses control characters in a command
     files = [{"name": f"{IMAGE}.txt", "mimeType": "text/plain", "buffer": b"uploaded"}]
     session = panel.start(f"{SCRIPT}{IMAGE}\n{quoted}", files=files, title=f"{IMAGE}{HIDDEN}")
     panel.sees("Waiting for you")
@@ -293,11 +294,10 @@ def test_an_empty_and_a_huge_prompt_are_refused_and_kept(panel: Panel, prompt: s
 
 def test_files_over_the_limit_are_left_out_and_said(panel: Panel) -> None:
     panel.page.goto(panel.entry("start"))
-    panel.page.locator("#hitl-upload").evaluate("box => box.dataset.limit = 3")
-    panel.page.set_input_files("#hitl-pick", [{"name": "a", "mimeType": "text/plain", "buffer": b"four"}])
-    panel.page.get_by_text("a", exact=False).get_by_text("over the limit").or_(
-        panel.page.get_by_text("left out, this is over the limit")
-    ).first.wait_for()
+    files = [{"name": name, "mimeType": "text/plain", "buffer": b"x" * 3000} for name in ("a", "b")]
+    panel.page.set_input_files("#hitl-pick", files)
+    panel.page.get_by_text("a: uploaded").wait_for()
+    panel.page.get_by_text("b: left out, this is over the limit").wait_for()
 
 
 def test_a_killed_runner_leaves_the_session_and_its_open_form_usable(panel: Panel) -> None:
@@ -325,6 +325,6 @@ def test_enter_in_a_form_decides_nothing(panel: Panel) -> None:
     panel.open_form()
     panel.page.locator("input[type=radio]").first.focus()
     panel.page.keyboard.press("Enter")
-    panel.page.wait_for_load_state()
+    panel.page.get_by_text("Nothing was decided").wait_for()
     panel.page.goto(panel.entry("approvals"))
-    wait_for("the question to wait still", lambda: panel.page.get_by_text("Which colour").count())
+    panel.page.get_by_text("Which colour should the report have?").first.wait_for()
