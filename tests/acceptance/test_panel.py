@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -32,10 +33,9 @@ def command(text: str, description: str) -> str:
 
 def log_of(panel: Panel, session: str, kind: str) -> list[Any]:
     """Events of a session that REST does not show, for it is a panel user's: from the database."""
-    with sqlite3.connect(panel.service.root / "data" / "hitl.sqlite3") as database:
-        rows = database.execute("select doc from events where session_id = ?", (session,)).fetchall()
-    found = [json.loads(doc) for (doc,) in rows]
-    return [event["payload"] for event in found if event["type"] == kind]
+    query = "select payload from events where session_id = ? and type = ? order by seq"
+    with closing(sqlite3.connect(panel.service.root / "data" / "hitl.sqlite3")) as database:
+        return [json.loads(payload) for (payload,) in database.execute(query, (session, kind))]
 
 
 def test_a_person_logs_in_and_finds_the_three_entries(new_panel: Callable[[], Panel], password: str) -> None:
