@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.acceptance.browser import Panel, launch
-from tests.integration.harness import Service
+from tests.integration.harness import Service, kill
 
 PICTURES = Path(os.environ.get("HITL_TEST_ARTIFACTS", Path(__file__).parents[2] / "test-artifacts"))
 
@@ -26,7 +26,12 @@ def service(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Calls are parked as soon as they wait, as most are in life."""
     one = Service(
         tmp_path_factory.mktemp("acceptance"),
-        {"HITL_PANEL": "true", "HITL_HOT_WINDOW_S": "0", "HITL_MAX_UPLOAD_BYTES": "4096"},
+        {
+            "HITL_PANEL": "true",
+            "HITL_HOT_WINDOW_S": "0",
+            "HITL_IDLE_TIMEOUT_S": "5",
+            "HITL_MAX_UPLOAD_BYTES": "4096",
+        },
     )
     try:
         one.up()
@@ -48,6 +53,8 @@ def new_panel(browser: Browser, service: Service) -> Iterator[Callable[[], Panel
         return opened[-1]
 
     yield make
+    for runner in service.processes("ray::Runner"):  # each open window would slow the next test down
+        kill(runner)
     for panel in opened:
         panel.context.close()
         assert not panel.problems
