@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +18,7 @@ from claude_hitl_template.bench.crowd import Waiting, footprint, make_crowd
 from claude_hitl_template.bench.figures import Compare, Measure
 from claude_hitl_template.bench.sides import (
     CALL,
+    PACED,
     SETTLE_S,
     TEXT,
     Bare,
@@ -91,8 +93,9 @@ class Bench:
                 self._creations(one, theirs)
 
     def _turns(self, ours: Conversation, theirs: Bare) -> None:
-        made = self._new("text turn, hot", "ms", "ratio of p50", 1.25)
-        _interleaved(made, ours.turn, theirs.turn, self._rounds)
+        for name, prompt in (("a model that answers at once", TEXT), ("a model that takes a second", PACED)):
+            made = self._new(f"text turn, hot, {name}", "ms", "ratio of p50", 1.25)
+            _interleaved(made, partial(ours.turn, prompt), partial(theirs.turn, prompt), self._rounds)
 
     def _decisions(self, one: Stage, ours: Conversation, theirs: Bare) -> None:
         started = self._new("decision to tool start, hot", "ms", "difference of p50", 50)

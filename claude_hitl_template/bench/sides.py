@@ -22,6 +22,11 @@ BEGAN = "began"
 TEXT = """```scenario
 - text: "[offline model] A short answer, as a script has it."
 ```"""
+# About a second: what a quick answer of a real model takes, in as many pieces.
+PACED = f"""```scenario
+- text: "[offline model] {"A sentence that comes word by word. " * 20}"
+  delay_s: 0.02
+```"""
 CALL = f"""```scenario
 - text: "[offline model] A command that says when it began."
   tools:
@@ -73,10 +78,10 @@ class Conversation:
     def _send(self, event: dict[str, Any]) -> None:
         self._client.post(f"/v1/sessions/{self.id}/events", {"events": [event]})
 
-    def turn(self) -> float:
+    def turn(self, prompt: str) -> float:
         """Seconds from a message to the turn's end."""
         began = time.perf_counter()
-        self.say(TEXT)
+        self.say(prompt)
         self.until_rest()
         return time.perf_counter() - began
 
@@ -131,8 +136,8 @@ class Bare:
     def connect(self, place: dict[str, str]) -> None:
         self.cli_version = self.ask(place)["cli"]
 
-    def turn(self) -> float:
-        return self.ask({"do": "turn", "prompt": TEXT})["seconds"]
+    def turn(self, prompt: str) -> float:
+        return self.ask({"do": "turn", "prompt": prompt})["seconds"]
 
     def fresh(self) -> float:
         return self.ask({"do": "fresh", "prompt": TEXT})["seconds"]

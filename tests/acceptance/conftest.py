@@ -13,7 +13,7 @@ from tests.integration.harness import Service, kill
 PICTURES = Path(os.environ.get("HITL_TEST_ARTIFACTS", Path(__file__).parents[2] / "test-artifacts"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         one = launch(playwright)
@@ -21,7 +21,7 @@ def browser() -> Iterator[Browser]:
         one.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Calls are parked as soon as they wait, as most are in life."""
     one = Service(

@@ -160,6 +160,57 @@ def test_the_rest_api_streams_beside_kodosumis_routes(service: Service) -> None:
     assert [event["id"] for _, event in session.stream()] == [event["id"] for event in session.events()]
 
 
+def started(service: Service, browser: httpx.Client) -> tuple[str, str, list[str]]:
+    """A conversation that the panel started, as a program does it: its flow, the lock that waits there, and its call."""
+    (start,) = [e["url"] for e in entries(browser) if e["url"].rstrip("/").endswith("/start")]
+    flow = browser.post(start, json={"prompt": PROMPT}).json()["result"]
+
+    def lock() -> str | None:
+        asked = browser.get(f"/outputs/status/{flow}")
+        found = asked.json().get("locks") if asked.status_code == 200 else None
+        return found[0] if found and "Allow and remember" in form(browser, flow, found[0]) else None
+
+    lock_id = wait_for("the flow's lock", lock)
+    names = re.findall(r'name="(appr_\w+)\.do"', form(browser, flow, lock_id))
+    return flow, lock_id, names
+
+
+def form(browser: httpx.Client, flow: str, lock_id: str) -> str:
+    answer = browser.get(f"/lock/{flow}/{lock_id}")
+    return "".join(element.get("text", "") for element in answer.json()) if answer.status_code == 200 else ""
+
+
+def test_a_program_decides_through_the_lock_itself_and_hears_who_did(
+    service: Service, browser: httpx.Client
+) -> None:
+    flow, lock_id, [name, *_] = started(service, browser)
+    wrong = browser.post(f"/lock/{flow}/{lock_id}", json={f"{name}.do": "edit", f"{name}.input": "{no json"})
+    assert "Nothing was decided" in str(wrong.json()["errors"])
+    said = {f"{name}.do": "deny", f"{name}.reason": "not now"}
+    assert browser.post(f"/lock/{flow}/{lock_id}", json=said).json()["result"] == {"decided_by": "admin"}
+    assert browser.post(f"/lock/{flow}/{lock_id}", json=said).json()["result"] == {"decided_by": "admin"}
+    late = browser.post(f"/lock/{flow}/{lock_id}", json={f"{name}.do": "allow"})
+    assert "already decided (deny) by admin" in str(late.json()["errors"])
+
+
+def test_a_lock_outlives_the_replicas_behind_it(service: Service, browser: httpx.Client) -> None:
+    flow, lock_id, [name, *_] = started(service, browser)
+    for deployment in ("Ingress", "Ledger"):
+        kill(service.replica(deployment))
+
+    def decided() -> bool | None:
+        answer = browser.post(f"/lock/{flow}/{lock_id}", json={f"{name}.do": "allow"})
+        return (answer.status_code == 200 and answer.json().get("result") == {"decided_by": "admin"}) or None
+
+    wait_for("the decision to be taken", decided)
+    wait_for("the flow to ask for the next message", lambda: "Send" in form_of_any(browser, flow) or None)
+
+
+def form_of_any(browser: httpx.Client, flow: str) -> str:
+    locks = browser.get(f"/outputs/status/{flow}").json().get("locks") or []
+    return "".join(form(browser, flow, lock_id) for lock_id in locks)
+
+
 def test_going_down_leaves_neither_panel_nor_spooler(service: Service) -> None:
     service.down()
     assert kodosumi(service) == {}
