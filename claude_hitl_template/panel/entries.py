@@ -23,7 +23,7 @@ from kodosumi.const import KODOSUMI_LAUNCH
 from kodosumi.core import InputsError, Launch, ServeAPI, forms
 
 from claude_hitl_template.errors import HitlError, InvalidInput, NotFound
-from claude_hitl_template.models import Approval, ApprovalState, Session, utcnow
+from claude_hitl_template.models import Approval, ApprovalState, Session, new_id, utcnow
 from claude_hitl_template.panel import decide, upload
 from claude_hitl_template.panel.decide import FormErrors, Inputs, said
 from claude_hitl_template.panel.flow import DECIDE, SAY
@@ -414,7 +414,9 @@ def _nonce(filled: Filled) -> str:
 
 
 def _once(inputs: Inputs, *parts: str) -> str:
-    shown = hashlib.sha256("\0".join((said(inputs, "nonce"), *parts)).encode("utf-8", "surrogatepass"))
+    """What makes a form that is sent twice act once. A program sends no nonce, and each time what it means to send."""
+    nonce = said(inputs, "nonce") or new_id("req")
+    shown = hashlib.sha256("\0".join((nonce, *parts)).encode("utf-8", "surrogatepass"))
     return f"panel-{shown.hexdigest()}"
 
 
