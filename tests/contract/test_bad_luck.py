@@ -5,7 +5,7 @@ import contextlib
 import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import SecretStr
 
 from claude_hitl_template.claude import cli as claude_cli
-from claude_hitl_template.claude.cli import CliConfig, CliEngine, bundled_cli, check_cli, is_plan_folder
-from claude_hitl_template.claude.transcripts import TranscriptStore
+from claude_hitl_template.claude.cli import bundled_cli, check_cli
 from claude_hitl_template.errors import EngineError
 from claude_hitl_template.model.endpoint import (
     UPSTREAM_TIMEOUT,
@@ -29,7 +28,7 @@ from claude_hitl_template.model.endpoint import (
 from claude_hitl_template.model.offline import Scenarios, respond, sse
 from claude_hitl_template.model.offline import message as whole
 from claude_hitl_template.models import Agent, Environment, Event, Session
-from claude_hitl_template.session import Limits, SessionRunner
+from claude_hitl_template.session import Limits
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
 from tests.contract.test_anthropic_sdk import check_event
@@ -157,29 +156,17 @@ async def model(fake: FakeAnthropic, **more: Any) -> AsyncIterator[str]:
 
 @dataclass
 class Rig(House):
-    """A House whose CLI can be chosen, and which has the patience that the CLI's retries need."""
+    """A House with the patience that the CLI's retries need, whose owner may die."""
 
-    cli_path: Path | None = None
-    engines: list[CliEngine] = field(default_factory=list[CliEngine])
+    patience_s: float = PATIENCE_S
 
     async def drive(self) -> None:
-        session = await self.store.acquire(self.session.id, "test", lease_s=PATIENCE_S)
-        config = CliConfig(
-            self.workspace, self.root / f"config-{session.epoch}", self.model_url, "token", self.cli_path
-        )
-        transcripts = TranscriptStore(self.store, session.id, epoch=session.epoch, any_folder=True)
-        runner = SessionRunner(
-            self.store,
-            session,
-            make_engine=lambda s, gate: CliEngine(s, gate, transcripts, config),
-            workspace=self.workspace,
-            is_plan_folder=is_plan_folder(config.config_dir),
-            limits=self.limits,
-        )
         try:
-            await asyncio.wait_for(runner.run(), PATIENCE_S)
+            await super().drive()
         finally:
-            await self.store.drop_lease(session.id, session.epoch)
+            left = (await self.store.get_session(self.session.id)).lease
+            if left is not None:
+                await self.store.drop_lease(self.session.id, left.epoch)
 
     async def turn(self) -> dict[str, Any]:
         """Drives the session to its parking; returns the stop reason."""

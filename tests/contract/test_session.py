@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ class House:
     root: Path
     model_url: str
     limits: Limits
-    runs: list[str] = field(default_factory=list)
+    cli_path: Path | None = None
+    patience_s: float = WAIT_S
 
     @property
     def workspace(self) -> Path:
@@ -66,8 +67,10 @@ class House:
 
     async def drive(self) -> None:
         """One owner, from its lease to its parking."""
-        session = await self.store.acquire(self.session.id, "test", lease_s=60)
-        config = CliConfig(self.workspace, self.root / f"config-{session.epoch}", self.model_url, "token")
+        session = await self.store.acquire(self.session.id, "test", lease_s=self.patience_s)
+        config = CliConfig(
+            self.workspace, self.root / f"config-{session.epoch}", self.model_url, "token", self.cli_path
+        )
         transcripts = TranscriptStore(self.store, session.id, epoch=session.epoch, any_folder=True)
         runner = SessionRunner(
             self.store,
@@ -77,7 +80,7 @@ class House:
             is_plan_folder=is_plan_folder(config.config_dir),
             limits=self.limits,
         )
-        await asyncio.wait_for(runner.run(), WAIT_S)
+        await asyncio.wait_for(runner.run(), self.patience_s)
 
     async def send(self, *inbound: Any) -> list[Event]:
         return await self.store.send_events(self.session.id, KEY, inbound, decided_by="tester")
