@@ -183,9 +183,10 @@ def tool_result_id(tool_use_id: str) -> str:
     return f"sevt_result_{tool_use_id}"
 
 
-def session_error(message: str, kind: str = "unknown_error", retry: str = "exhausted") -> Draft:
-    """`retry` is retrying | exhausted | terminal, as the protocol's retry_status."""
-    return draft("session.error", error={"type": kind, "message": message, "retry_status": {"type": retry}})
+def session_error(message: str, kind: str = "unknown_error", retry: str = "exhausted", **more: str) -> Draft:
+    """`retry` is retrying | exhausted | terminal, as the protocol's retry_status; `more` what this kind has besides."""
+    error = {"type": kind, "message": message, "retry_status": {"type": retry}, **more}
+    return draft("session.error", error=error)
 
 
 def server_down(name: str, url: str) -> Draft:
@@ -194,8 +195,7 @@ def server_down(name: str, url: str) -> Draft:
         f"the MCP server {name!r} at {url} cannot be used: the session goes on without its tools, and tries again when "
         "its process is started anew. Check the address, and that the server runs"
     )
-    error = {"type": "mcp_connection_failed_error", "mcp_server_name": name, "message": message}
-    return draft("session.error", error={**error, "retry_status": {"type": "exhausted"}})
+    return session_error(message, "mcp_connection_failed_error", mcp_server_name=name)
 
 
 def status_running() -> Draft:

@@ -7,15 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from pydantic import SecretStr
 
-from claude_hitl_template.secrets import API_KEY, MODEL_KEY
 from claude_hitl_template.settings import Settings, variable
 
 STOP_S = 15.0
 CHUNK_BYTES = 1024 * 1024  # larger ones make uploads from flows fail in Kodosumi 1.1.0
 # Ray turns 127.0.0.1 into the machine's outer address; this one stays on loopback (Linux).
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
-SECRET_FIELDS = {"api_key": API_KEY, "anthropic_api_key": MODEL_KEY}
 _MARK = "HITL_CLUSTER"  # in the environment of all that `start` starts: tells ours from other clusters
 
 
@@ -45,9 +44,9 @@ def ray_environment(settings: Settings) -> dict[str, str]:
     hidden = ("KEY", "TOKEN", "SECRET", "PASSWORD")
     kept = {name: value for name, value in os.environ.items() if not any(h in name.upper() for h in hidden)}
     chosen = {
-        variable(name): str(getattr(settings, name))
+        variable(name): str(value)
         for name in Settings.model_fields
-        if name not in SECRET_FIELDS and getattr(settings, name) is not None
+        if (value := getattr(settings, name)) is not None and not isinstance(value, SecretStr)
     }
     ours = {
         _MARK: str(temp_dir(settings)),
