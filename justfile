@@ -1,8 +1,9 @@
+# start and stop, on a Mac with a VM profile: the VM and all in it.
 start:
-    ./hitl up
+    ./hitl {{ if path_exists("profiles/vm.env") == "true" { "vm start" } else { "up" } }}
 
 stop:
-    ./hitl down
+    ./hitl {{ if path_exists("profiles/vm.env") == "true" { "vm stop" } else { "down" } }}
 
 status:
     ./hitl status
@@ -19,5 +20,5 @@ check:
 demo *args:
     ./hitl demo {{args}}
 
-deploy:
-    ./hitl up
+deploy *args:
+    ./hitl deploy {{args}}

@@ -1,6 +1,7 @@
 """ClaudeSessionActor: a thin Ray shell around session.py. It holds one session's CLI, and nothing that must last."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import tempfile
@@ -8,22 +9,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import ray
 import structlog
 from ray.util import list_named_actors
 
-from claude_hitl_template import logs
+from claude_hitl_template import code_version, logs
 from claude_hitl_template.claude.cli import CliConfig, CliEngine, is_plan_folder
 from claude_hitl_template.claude.gate import Gate
+from claude_hitl_template.claude.layers import image_layers
 from claude_hitl_template.claude.transcripts import TranscriptStore
-from claude_hitl_template.errors import EngineError, StaleOwner
+from claude_hitl_template.containers import runtime_env
+from claude_hitl_template.errors import ConfigError, EngineError, StaleOwner
 from claude_hitl_template.ledger import connect
-from claude_hitl_template.models import Session
+from claude_hitl_template.models import Environment, Session
+from claude_hitl_template.readable import size
 from claude_hitl_template.session import Limits, SessionRunner
-from claude_hitl_template.settings import Settings
+from claude_hitl_template.workspace.keep import Place
 
 log = structlog.get_logger()
 NAMESPACE = "claude-hitl"
+WATCH_S = 1.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What an awake session may use. Ray sets CPUs and memory aside; memory and processes are watched."""
+
+    cpus: float
+    memory_bytes: int
+    processes: int
 
 
 @dataclass(frozen=True)
@@ -31,12 +46,13 @@ class Assignment:
     """What an owner is told to drive. An argument of a call: runtime_env can be read by anyone on the cluster."""
 
     session: Session
-    workspace: str
+    workspace: Place
     run_dir: str
     model_url: str
     token: str
     cli_path: str | None
     limits: Limits
+    share: Share
 
 
 class ClaudeSessionActor:
@@ -45,46 +61,63 @@ class ClaudeSessionActor:
     It is started without a session, so that one can be kept ready: the start is most of what a resume takes.
     """
 
-    def __init__(self) -> None:
-        logs.configure(Settings.load().log_level)
+    def __init__(self, log_level: str) -> None:
+        logs.configure(log_level)
         self._store = connect()
+        self._code = code_version()
         self._driving: tuple[str, int] | None = None
+        self._runner: SessionRunner | None = None
 
     async def ready(self) -> int:
         """The process id, once the ledger can be reached."""
         await self._store.ping()
         return os.getpid()
 
+    async def code(self) -> str:
+        """Which code this process runs, as `code_version` tells it."""
+        return self._code
+
     async def driving(self) -> tuple[str, int] | None:
         """The session and the lease epoch it was told to drive."""
         return self._driving
+
+    async def make_room(self) -> None:
+        """Parks as soon as nothing runs: another session waits for room."""
+        if self._runner is not None:
+            self._runner.make_room()
 
     async def run(self, assignment: Assignment) -> str:
         """Returns why it ended: "parked", "taken over", or "died: <message>"."""
         session = assignment.session
         self._driving = session.id, session.epoch
         home = Path(assignment.run_dir) / f"{session.id}-{session.epoch}"
+        watching: asyncio.Task[None] | None = None
         try:
             await asyncio.to_thread(_move_in, home, session.id)
-            await self._runner(assignment, home).run()
+            self._runner = self._make_runner(assignment, home)
+            watching = asyncio.create_task(_watch(self._runner, assignment.share))
+            await self._runner.run()
         except StaleOwner:
             return "taken over"
         except EngineError as error:
             log.warning("engine died", session=session.id, epoch=session.epoch, why=str(error))
             return f"died: {error}"
         finally:
+            if watching is not None:
+                watching.cancel()
             await asyncio.to_thread(shutil.rmtree, home, True)
         return "parked"
 
-    def _runner(self, assignment: Assignment, home: Path) -> SessionRunner:
+    def _make_runner(self, assignment: Assignment, home: Path) -> SessionRunner:
         session = assignment.session
         transcripts = TranscriptStore(self._store, session.id, epoch=session.epoch, any_folder=True)
         cli = CliConfig(
-            workspace=Path(assignment.workspace),
+            workspace=assignment.workspace.folder,
             config_dir=home / "config",
             model_url=assignment.model_url,
             token=assignment.token,
             cli_path=Path(assignment.cli_path) if assignment.cli_path else None,
+            layers=image_layers(assignment.workspace.folder),
         )
 
         def make_engine(session: Session, gate: Gate) -> CliEngine:
@@ -94,7 +127,7 @@ class ClaudeSessionActor:
             self._store,
             session,
             make_engine=make_engine,
-            workspace=cli.workspace,
+            workspace=assignment.workspace,
             is_plan_folder=is_plan_folder(cli.config_dir),
             limits=assignment.limits,
         )
@@ -109,17 +142,82 @@ def _move_in(home: Path, session_id: str) -> None:
     tempfile.tempdir = str(home)
 
 
-def create_actor(name: str, *, cpus: float) -> Any:
-    """Starts an owner: detached, so that it outlives whoever started it, and never restarted by Ray."""
-    options = {
+async def _watch(runner: SessionRunner, share: Share) -> None:
+    """Stops a session that uses more than its share, before the machine's other sessions have to pay for it."""
+    while True:
+        memory_bytes, processes = await asyncio.to_thread(_used)
+        if memory_bytes > share.memory_bytes:
+            await _stop_for(
+                runner,
+                f"the session's processes used {size(memory_bytes)} of memory, and {size(share.memory_bytes)} are its "
+                "share (HITL_SESSION_MEMORY_BYTES): they were stopped. Send a message to go on, with work in smaller pieces",
+            )
+        elif processes > share.processes:
+            await _stop_for(
+                runner,
+                f"the session had {processes} processes, and {share.processes} are its share (HITL_SESSION_PROCESSES): "
+                "they were stopped. Send a message to go on",
+            )
+        await asyncio.sleep(WATCH_S)
+
+
+async def _stop_for(runner: SessionRunner, reason: str) -> None:
+    log.warning("over its share", why=reason)
+    runner.stop_for(reason)
+    await asyncio.to_thread(_end_children)
+
+
+def _used() -> tuple[int, int]:
+    """Memory of this process's descendants that they share with nobody, in bytes; and how many they are."""
+    found = _children()
+    total = 0
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            memory = process.memory_info()
+            total += memory.rss - getattr(memory, "shared", 0)
+    return total, len(found)
+
+
+def _children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _end_children() -> None:
+    for process in _children():
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def create_actor(
+    name: str,
+    environment: Environment,
+    share: Share,
+    *,
+    use_container: bool | None = None,
+    log_level: str = "INFO",
+) -> Any:
+    """Starts an owner: detached, so that it outlives whoever started it, and never restarted by Ray.
+
+    In a container of the environment's image, or as a local process. `use_container`: None: as the environment says.
+    True for an environment without an image raises ConfigError.
+    """
+    if use_container and environment.image is None:
+        raise ConfigError(
+            f"environment {environment.id!r} has no image", "set CONTAINER_IMAGE_URI or HITL_ENVIRONMENTS"
+        )
+    contained = environment.image is not None and use_container is not False
+    options: dict[str, Any] = {
         "name": name,
         "namespace": NAMESPACE,
         "lifetime": "detached",
         "max_restarts": 0,
         "max_task_retries": 0,
-        "num_cpus": cpus,
+        "num_cpus": share.cpus,
+        "memory": share.memory_bytes,
     }
-    return ray.remote(ClaudeSessionActor).options(**options).remote()
+    if contained:
+        options["runtime_env"] = runtime_env(str(environment.image))
+    return ray.remote(ClaudeSessionActor).options(**options).remote(log_level)
 
 
 def get_actor(name: str) -> Any | None:
@@ -141,3 +239,15 @@ def cleanup_actor(name: str) -> None:
     actor = get_actor(name)
     if actor is not None:
         ray.kill(actor, no_restart=True)
+
+
+def room() -> tuple[float, int]:
+    """CPUs and bytes of memory that Ray has not set aside. A second old at times."""
+    free = ray.available_resources()
+    return free.get("CPU", 0.0), int(free.get("memory", 0))
+
+
+def largest_room() -> tuple[float, int]:
+    """CPUs and bytes of memory of the cluster, all of it."""
+    whole = ray.cluster_resources()
+    return whole.get("CPU", 0.0), int(whole.get("memory", 0))

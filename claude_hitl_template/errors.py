@@ -15,6 +15,7 @@
     |-- StaleOwner             a write with a lease epoch that is no longer the session's
     |-- EngineError            the Claude Code CLI, or what it talks to, failed
     `-- Unavailable            a part of the service does not answer; trying again is right
+        `-- Away               ... because the database is away; it may have done what it was asked before it went
 
 These cross Ray, so every argument goes through `super().__init__` and each class survives pickling.
 They know nothing of HTTP; `api/problems.py` maps them.
@@ -113,3 +114,7 @@ class EngineError(HitlError):
 
 class Unavailable(HitlError):
     """A part of the service does not answer now; the same request may be repeated."""
+
+
+class Away(Unavailable):
+    """The database does not answer, or broke off. Whether a write was kept is not known: repeat it."""

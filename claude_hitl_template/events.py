@@ -198,6 +198,16 @@ def server_down(name: str, url: str) -> Draft:
     return session_error(message, "mcp_connection_failed_error", mcp_server_name=name)
 
 
+def workspace_unsaved(message: str) -> Draft:
+    """Something of the workspace could not be saved; the next save tries again. `concerns` is ours."""
+    return session_error(message, retry="retrying", concerns="workspace")
+
+
+def workspace_progress(doing: str, done_bytes: int, of_bytes: int) -> Draft:
+    """How far saving or restoring a large workspace is: ours, in an event that says that something of a session changed."""
+    return draft("session.updated", workspace={"doing": doing, "bytes": done_bytes, "of_bytes": of_bytes})
+
+
 def status_running() -> Draft:
     return draft("session.status_running")
 

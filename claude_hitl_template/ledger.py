@@ -1,5 +1,7 @@
 """The ledger: the only process with a database connection, and the Store as everyone else sees it through Ray."""
 
+import asyncio
+import contextlib
 from typing import Any, cast
 
 import grpc
@@ -7,19 +9,22 @@ import structlog
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from claude_hitl_template import logs
-from claude_hitl_template.errors import HitlError, Unavailable
+from claude_hitl_template.errors import Away, HitlError, Unavailable
 from claude_hitl_template.settings import Settings
 from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.files import FileArea
 from claude_hitl_template.store.protocol import Store
 
 log = structlog.get_logger()
 
 APP_NAME = "claude-hitl"
 LEDGER = "Ledger"
+SWEEP_S = 3600.0
 RETRY_S = 30.0  # a ledger that is started anew answers well within this
+AWAY_S = 75.0  # a database server that is restarted is back well within this
 _TRANSPORT = (RayError, RayServeException, grpc.RpcError)
 
 
@@ -28,14 +33,13 @@ class LedgerService:
 
     def __init__(self) -> None:
         # Every owner imports this module, and only the ledger's own process needs a database: half a second.
-        from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url  # noqa: PLC0415
+        from claude_hitl_template.store.opening import open_backend  # noqa: PLC0415
 
         settings = Settings.load()
         logs.configure(settings.log_level)
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        url = sqlite_url(settings.database_path)
-        migrate(url)
-        self._store = CoreStore(SqlBackend(url))
+        self._store = CoreStore(open_backend(settings, patience_s=AWAY_S), files=FileArea(settings.files_at))
+        self._sweeping = asyncio.create_task(self._sweep())
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> tuple[bool, Any]:
         try:
@@ -44,7 +48,18 @@ class LedgerService:
             return False, error
 
     async def check_health(self) -> None:
-        await self._store.ping()
+        """A database that is away is not mended by starting this process anew."""
+        with contextlib.suppress(Away):
+            await self._store.ping()
+
+    async def _sweep(self) -> None:
+        """Removes, now and then, what deleted sessions and changed workspaces left in the file area."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            try:
+                log.info("file area swept", blobs=await self._store.sweep_blobs())
+            except HitlError as error:
+                log.warning("file area not swept", why=str(error))
 
 
 class _Remote:
@@ -59,7 +74,10 @@ class _Remote:
 
         async def call(*args: Any, **kwargs: Any) -> Any:
             async def once() -> tuple[bool, Any]:
-                return await self._handle.call.remote(method, *args, **kwargs)
+                ok, result = await self._handle.call.remote(method, *args, **kwargs)
+                if isinstance(result, Away) and not ok:
+                    raise result
+                return ok, result
 
             try:
                 ok, result = await _retrying()(once)
@@ -75,15 +93,20 @@ class _Remote:
 def _retrying() -> AsyncRetrying:
     return AsyncRetrying(
         retry=retry_if_exception(_may_pass),
-        stop=stop_after_delay(RETRY_S),
-        wait=wait_exponential_jitter(initial=0.1, max=2.0),
+        stop=_enough,
+        wait=wait_exponential_jitter(multiplier=0.1, max=2.0),
         reraise=True,
     )
 
 
 def _may_pass(error: BaseException) -> bool:
-    """An error inside the ledger (a defect) comes again; one on the way there may not."""
-    return isinstance(error, _TRANSPORT) and not isinstance(error, RayTaskError)
+    """An error inside the ledger (a defect) comes again; one on the way there, or to the database, may not."""
+    return isinstance(error, (*_TRANSPORT, Away)) and not isinstance(error, RayTaskError)
+
+
+def _enough(tries: RetryCallState) -> bool:
+    away = tries.outcome is not None and isinstance(tries.outcome.exception(), Away)
+    return (tries.seconds_since_start or 0) >= (AWAY_S if away else RETRY_S)
 
 
 def remote_store(handle: Any) -> Store:

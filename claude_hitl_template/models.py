@@ -3,15 +3,16 @@
 Times are timezone-aware UTC datetimes. Identifiers sort by creation time.
 """
 
+import re
 import secrets
 import time
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from claude_hitl_template.errors import IllegalTransition
 from claude_hitl_template.policy import PermissionPolicy, Rule
@@ -19,6 +20,11 @@ from claude_hitl_template.policy import PermissionPolicy, Rule
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u
 _last_id = 0
 _ID_BITS = 130  # 48 bits of milliseconds, 82 of chance
+
+
+def transcript_id(session_id: str) -> str:
+    """The CLI's own id of a session: it insists on a UUID, so ours is derived."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"claude-hitl:{session_id}"))
 
 
 def new_id(prefix: str) -> str:
@@ -64,6 +70,27 @@ class Agent(Frozen):
     mcp_servers: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]])
 
 
+# host:port/ (or none), name/parts, :tag, @digest. It reaches a shell's command line inside Ray, so nothing else may pass.
+IMAGE_REFERENCE = (
+    r"^(?=.{1,255}$)(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?/)?"
+    r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?$"
+)
+
+
+def check_image_reference(text: str) -> str:
+    """Raises ValueError unless it names an image, and can be nothing but a name."""
+    if not re.fullmatch(IMAGE_REFERENCE, text):
+        raise ValueError(
+            "it names no image: [host[:port]/]name[:tag][@sha256:digest] is what an image is called, "
+            "for instance localhost/claude-hitl-worker:latest"
+        )
+    return text
+
+
+ImageReference = Annotated[str, AfterValidator(check_image_reference)]
+
+
 class Environment(Frozen):
     """Where a session runs: a local process, or (with `image`) a container."""
 
@@ -72,7 +99,22 @@ class Environment(Frozen):
     description: str | None = (
         "A process of the service's own user on its machine: for trying, not for use by others."
     )
-    image: str | None = None
+    image: ImageReference | None = None
+
+
+class ImageFacts(Frozen):
+    """An image as it is on the machine that runs it. `digest` is the one its registry knows; None for one made here.
+
+    `manifest` is the image's list of what is installed in it: version, commit, base, python, npm, system, plugins.
+    """
+
+    reference: str
+    digest: str | None = None
+    version: str = ""
+    commit: str = ""
+    ray: str = ""
+    python: str = ""
+    manifest: dict[str, Any] = Field(default_factory=dict[str, Any])
 
 
 SessionStatus = Literal["idle", "running", "rescheduling", "terminated"]
@@ -126,18 +168,20 @@ class Session(Frozen):
     deferred: str | None = None
     interrupted: bool = False
     recoveries: int = 0
+    waits_for_room: bool = False  # until an owner takes it up
     wakes: int = 0
     untold: tuple[str, ...] = ()  # ids of held approvals that were refused, which the model was not told yet
     last_end: str | None = None  # id of the last end_turn, which may be repeated
     rules: tuple[Rule, ...] = ()
+    workspace: str | None = None  # the manifest of what was saved last; None: nothing yet
+    uploads: tuple[str, ...] = ()  # manifests of files that the owner has yet to put into the workspace
     usage: Usage = Usage()
     active_seconds: float = 0.0
     running_since: datetime | None = None
 
     @property
     def transcript_id(self) -> str:
-        """The CLI's own session id: it insists on a UUID, so ours is derived."""
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"claude-hitl:{self.id}"))
+        return transcript_id(self.id)
 
     @property
     def parked(self) -> bool:
@@ -266,7 +310,7 @@ class Snapshot(Frozen):
 
     `turn_event` is the user.message of a turn that was begun; `untold` the refused calls of `session.untold`.
 
-    `session.wakes` is its version: hand it to `wait_session` to be woken by the next change.
+    `session.wakes` is its version: hand it to `wait_session` to be woken by the next change. `at` is the ledger's time.
     """
 
     session: Session
@@ -274,6 +318,7 @@ class Snapshot(Frozen):
     queued: tuple["Event", ...]
     approvals: tuple[Approval, ...]
     untold: tuple[Approval, ...]
+    at: datetime
 
 
 class Event(Frozen):

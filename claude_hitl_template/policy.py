@@ -41,6 +41,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from claude_hitl_template import missing
 from claude_hitl_template.canonical import canonical_json, digest
 from claude_hitl_template.errors import InvalidInput
 
@@ -178,6 +179,8 @@ def evaluate(
     call = _Call.read(tool_name, tool_input, workspace)
     if denied := _first(policy, "always_deny", call):
         return Evaluation(Verdict.deny, str(denied))
+    if tool_name == missing.FULL_NAME:  # it only tells a human something
+        return Evaluation(Verdict.allow, "built in")
     if asked := _first(policy, "always_ask", call):
         return Evaluation(Verdict.ask, str(asked))
     if allowed := _first(policy, "always_allow", call):
@@ -185,6 +188,11 @@ def evaluate(
     server, _ = mcp_parts(tool_name)
     default = policy.servers.get(server) or policy.default
     return Evaluation(_by_default(default, call), "default")
+
+
+def is_harmless(tool_name: str) -> bool:
+    """Whether a tool touches nothing but the session's own state, whatever its input: no human is asked about it."""
+    return tool_name in _HARMLESS
 
 
 def mcp_parts(name: str) -> tuple[str, str]:

@@ -7,33 +7,43 @@
 
 import asyncio
 import logging
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
+from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from fastapi import FastAPI
+from pydantic import SecretStr
 from ray import serve
 from ray.exceptions import RayError, TaskCancelledError
+from ray.serve.exceptions import RayServeException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from claude_hitl_template import __version__, code_version, logs
+from claude_hitl_template import __version__, code_version, deployed, logs
 from claude_hitl_template.api.app import Service, build_app
 from claude_hitl_template.errors import ConfigError, NotFound, Unauthorized
 from claude_hitl_template.ledger import APP_NAME, LedgerService, connect, remote_store
 from claude_hitl_template.model import tokens
 from claude_hitl_template.model.endpoint import (
+    Answer,
     AnthropicUpstream,
+    Call,
     OfflineUpstream,
     Upstream,
     build_router,
     upstream_client,
 )
 from claude_hitl_template.model.offline import Scenarios
-from claude_hitl_template.models import Agent, Environment
+from claude_hitl_template.models import Agent, ImageFacts
 from claude_hitl_template.secrets import (
+    Shelf,
     hash_api_key,
     operator_key,
     prepare,
@@ -43,6 +53,7 @@ from claude_hitl_template.secrets import (
     read_signing_key,
 )
 from claude_hitl_template.settings import Settings
+from claude_hitl_template.store.opening import check_replicas
 from claude_hitl_template.store.protocol import Store
 from claude_hitl_template.supervisor import SupervisorService
 
@@ -52,9 +63,15 @@ if TYPE_CHECKING:
 ROUTE = "/claude-hitl"
 KODOSUMI = "kodosumi"  # the namespace of its actors
 RUNNER_S = 5.0
+FACTS_S = 5.0
 _LIGHT: dict[str, Any] = {
-    "num_cpus": 0
-}  # Serve asks for a CPU a replica otherwise, and sessions then wait for ever
+    "num_cpus": 0,  # Serve asks for a CPU a replica otherwise, and sessions then wait for ever
+    # Where the data folder is, with database and secrets: on another host there would be another one.
+    "resources": {"node:__internal_head__": 0.001},
+}
+# What deployments import when they start, and not before.
+_LATE = ("store.sql",)
+_OF_PANEL = ("panel.entries", "panel.flow", "panel.front", "panel.services")
 _STREAMS = 10_000  # requests that may be under way in one replica: a stream is one
 
 
@@ -75,13 +92,12 @@ def _until_gone(app: ASGIApp) -> ASGIApp:
 
 @serve.deployment(
     name="Ledger",
-    num_replicas=1,
     max_ongoing_requests=_STREAMS,
     ray_actor_options=_LIGHT,
     logging_config={"enable_access_log": False},  # a line for each call of the Store says nothing
 )
 class Ledger(LedgerService):
-    """The only process with a database connection."""
+    """The only processes with a database connection: one on SQLite."""
 
 
 @serve.deployment(name="Supervisor", num_replicas=1, max_ongoing_requests=100, ray_actor_options=_LIGHT)
@@ -98,7 +114,7 @@ class Ingress:
         settings = Settings.load()
         logs.configure(settings.log_level)
         self._store = remote_store(ledger)
-        upstream, model = _upstream(settings)
+        upstream = CurrentUpstream(settings)
         signing_key = read_signing_key(settings)
 
         async def verify(token: str) -> None:
@@ -113,18 +129,18 @@ class Ingress:
         async def drain(grace_s: float) -> int:
             return await supervisor.drain.remote(grace_s)
 
+        built = code_facts()
+        self._first_key = hash_api_key(read_api_key(settings))
         service = Service(
             store=self._store,
             agent=default_agent(settings),
-            environment=Environment(),
-            facts={
-                "version": __version__,
-                "code": code_version(),
-                "model": model,
-                "ray": version("ray"),
-            },
+            environments=settings.all_environments(),
+            image_facts=_image_facts,
+            facts=lambda: {**built, "model": upstream.name()},
             drain=drain,
             operator_key=operator_key(settings),
+            owner=self._first_key,
+            shelf=Shelf(settings.secrets_dir),
             max_request_bytes=settings.max_request_bytes,
             requests_per_minute=settings.requests_per_minute,
         )
@@ -132,7 +148,6 @@ class Ingress:
         model_app.include_router(build_router(upstream, verify))
         api, model_app = _until_gone(build_app(service)), _until_gone(model_app)
         self._app = _beside(settings, self._store, api, model_app)
-        self._first_key = hash_api_key(read_api_key(settings))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Asked by Serve once the replica is made, so that nothing of the application is pickled."""
@@ -182,13 +197,22 @@ def _panel_services(settings: Settings, store: Store) -> "PanelServices":
     return PanelServices(
         store=store,
         agent=default_agent(settings),
-        environment=Environment(),
+        environments=settings.all_environments(),
+        image_facts=_image_facts,
         wait_s=settings.panel_wait_s,
-        workspaces=settings.workspaces,
         max_upload_bytes=settings.max_upload_bytes,
         panel_url=settings.panel_url,
         is_open=_is_open,
     )
+
+
+async def _image_facts(image: str) -> ImageFacts | None:
+    """What the supervisor knows of an image; None while it does not know, or does not answer."""
+    supervisor: Any = serve.get_deployment_handle(Supervisor.name, APP_NAME).options(_by_reference=False)
+    try:
+        return await asyncio.wait_for(supervisor.image_facts.remote(image), FACTS_S)
+    except (RayError, RayServeException, TimeoutError):
+        return None
 
 
 async def _is_open(flow_id: str, role_id: str) -> bool:
@@ -229,36 +253,93 @@ class RunnerLocks:
         return await self._runner.lock.remote(name, lock_id, time.time() + timeout_s, dict(data))
 
 
-def _upstream(settings: Settings) -> tuple[Upstream, str]:
-    """What answers the sessions' model requests, and its name for humans."""
-    key = read_model_key(settings)
-    if key is None:
-        return OfflineUpstream(Scenarios.load()), "offline"
-    upstream = AnthropicUpstream(settings.anthropic_base_url, key, upstream_client())
-    return upstream, settings.anthropic_base_url
+class CurrentUpstream:
+    """Anthropic with the key there is, or else the offline model; an `Upstream`. A key that was sent counts at once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._client = settings, upstream_client()
+        self._offline = OfflineUpstream(Scenarios.load())
+        self._known: tuple[SecretStr, AnthropicUpstream] | None = None
+        self._choose()  # a key that is no use is told when the service starts
+
+    def name(self) -> str:
+        """What answers, for humans."""
+        return "offline" if self._choose() is self._offline else self._settings.anthropic_base_url
+
+    def call(self, call: Call) -> AbstractAsyncContextManager[Answer]:
+        return self._choose().call(call)
+
+    def _choose(self) -> Upstream:
+        key = read_model_key(self._settings)
+        if key is None:
+            return self._offline
+        if self._known is None or self._known[0] != key:
+            self._known = key, AnthropicUpstream(self._settings.anthropic_base_url, key, self._client)
+        return self._known[1]
+
+
+def code_facts() -> dict[str, Any]:
+    """Which code this is, and on what it runs; commit, dirty and package are null where it was not deployed."""
+    origin = deployed.origin()
+    return {
+        "version": __version__,
+        "code": code_version(),
+        "ray": version("ray"),
+        "python": deployed.python_minor(),
+        "cli": version("claude-agent-sdk"),
+        **(origin.facts() if origin else dict.fromkeys(("commit", "dirty", "package"))),
+    }
 
 
 def build(settings: Settings) -> Any:
     code = {"code": code_version()}
-    ledger = Ledger.bind()
+    check_replicas(settings)
+    ledger = Ledger.options(num_replicas=settings.ledger_replicas).bind()
     supervisor = Supervisor.bind(ledger)
     ingress = Ingress.options(num_replicas=settings.ingress_replicas, user_config=code)
     return ingress.bind(ledger, supervisor)
 
 
 def fast_app(_args: dict[str, Any]) -> Any:
-    """What `import_path` in a Serve config names. Makes the data folder and its secrets where nothing did before."""
+    """What `import_path` in a Serve config names. Makes the data folder and its secrets where nothing did before.
+
+    Serve calls it beside what serves, which goes on serving when this raises: so what can be wrong is found here.
+    """
+    origin = deployed.origin()
+    if origin is not None:
+        deployed.check_machine(origin)
     settings = Settings.load()
+    for name in (*_LATE, *(_OF_PANEL if settings.panel else ())):
+        import_module(f"{__package__}.{name}")
     prepare(settings)
+    CurrentUpstream(settings)
     return build(settings)
+
+
+@contextmanager
+def _code_for_containers(settings: Settings) -> Generator[dict[str, Any] | None]:
+    """The runtime environment of the application: owners in containers inherit this code with it, before the image's.
+
+    None where sessions are local processes, which import the code from where it lies, as the service does.
+    """
+    if not settings.images:
+        yield None
+        return
+    package = Path(__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(package, Path(folder) / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        yield {"working_dir": folder}
 
 
 def main() -> None:
     """Deploys, and returns when the application answers. Raises ConfigError."""
     settings = Settings.load()
-    ray.init(namespace="serve", log_to_driver=False, logging_level=logging.WARNING)
+    with _code_for_containers(settings) as runtime_env:
+        ray.init(
+            namespace="serve", log_to_driver=False, logging_level=logging.WARNING, runtime_env=runtime_env
+        )
     serve.start(
-        proxy_location="EveryNode",
+        proxy_location="HeadOnly",  # the address is the head's own: on another host nothing could listen on it
         http_options={"host": settings.host, "port": settings.serve_port, "request_timeout_s": None},
     )
     serve.run(build(settings), name=APP_NAME, route_prefix=ROUTE)

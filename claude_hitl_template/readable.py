@@ -95,7 +95,18 @@ def size(count_bytes: int) -> str:
     return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
+def last_line(said: str) -> str:
+    """The last line of what a program said that is not empty, of 500 characters at most; "" when there is none."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else ""
+
+
 # -- events and calls
+
+
+def progress_text(workspace: Mapping[str, Any]) -> str:
+    """How far saving or restoring a large workspace is: what a `session.updated` says of it."""
+    return f"{workspace['doing']} the workspace: {size(workspace['bytes'])} of {size(workspace['of_bytes'])}"
 
 
 def texts(content: Sequence[Mapping[str, Any]]) -> str:

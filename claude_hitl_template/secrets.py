@@ -10,14 +10,22 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.errors import ConfigError, InvalidInput, NotFound, Unavailable
 from claude_hitl_template.settings import Settings
 
 SIGNING_KEY = "signing"
 MODEL_KEY = "model-key"
+SENT_MODEL_KEY = "model-key-sent"
 API_KEY = "api-key"
+DATABASE_URL = "database-url"
+POSTGRES_PASSWORD = "postgres-password"  # noqa: S105
 PANEL_SECRET = "panel-secret"  # noqa: S105  (the names of files)
 PANEL_PASSWORD = "panel-password"  # noqa: S105
+
+
+# What may be sent to a service that runs, and the file of each; such a file outlives every restart.
+SENT = {"ANTHROPIC_API_KEY": SENT_MODEL_KEY}
+MAX_SECRET_CHARACTERS = 4096
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ def prepare(settings: Settings) -> Prepared:
         _keep(folder / SIGNING_KEY, secrets.token_hex(32))
         if settings.anthropic_api_key is not None:
             write_secret(folder / MODEL_KEY, settings.anthropic_api_key.get_secret_value())
+        _keep_database_url(settings)
         if settings.api_key is not None:
             return Prepared(former_key=_replace_key(folder / API_KEY, settings.api_key.get_secret_value()))
         made = f"hitl_{secrets.token_urlsafe(32)}"
@@ -73,9 +82,53 @@ def read_signing_key(settings: Settings) -> bytes:
 
 
 def read_model_key(settings: Settings) -> SecretStr | None:
-    """The key for Anthropic; None: the offline model answers."""
-    path = settings.secrets_dir / MODEL_KEY
-    return SecretStr(_read(path)) if path.exists() else None
+    """The key for Anthropic, first the one that was sent; None: the offline model answers. Raises ConfigError."""
+    for name in (SENT_MODEL_KEY, MODEL_KEY):
+        path = settings.secrets_dir / name
+        if path.exists():
+            return SecretStr(_read(path))
+    return None
+
+
+class Shelf:
+    """The secrets that were sent to the service, in files of `folder`. Every method raises NotFound for another name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def names(self) -> list[str]:
+        """The variables of those that are there."""
+        return [name for name, file in SENT.items() if (self._folder / file).exists()]
+
+    def put(self, name: str, value: str) -> None:
+        """Raises InvalidInput for what no secret looks like, Unavailable where it cannot be written."""
+        path = self.path(name)
+        fits = value.isascii() and value.isprintable() and " " not in value
+        if not fits or not 1 <= len(value) <= MAX_SECRET_CHARACTERS:
+            raise InvalidInput("must be the bare secret: printable ASCII without spaces", "value")
+        try:
+            write_secret(path, value)
+        except OSError as error:
+            raise Unavailable(f"{name} cannot be kept: {error.strerror}") from error
+
+    def remove(self, name: str) -> bool:
+        """False when there was none."""
+        path = self.path(name)
+        had = path.exists()
+        path.unlink(missing_ok=True)
+        return had
+
+    def path(self, name: str) -> Path:
+        """The file of a secret, which need not be there."""
+        if name not in SENT:
+            raise NotFound(f"there is no secret {name!r}; there are: {', '.join(SENT)}")
+        return self._folder / SENT[name]
+
+
+def read_database_url(settings: Settings) -> SecretStr | None:
+    """The Postgres that everything is kept in; None: SQLite. The service, whose environment has no secret, has a file."""
+    path = settings.secrets_dir / DATABASE_URL
+    return settings.database_url or (SecretStr(_read(path)) if path.exists() else None)
 
 
 def read_api_key(settings: Settings) -> str:
@@ -98,6 +151,15 @@ def read_panel_login(settings: Settings) -> tuple[str, str] | None:
 def hash_api_key(secret: str) -> str:
     """What the store keeps of an API key. Keys are long and random, so a plain SHA-256 does."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _keep_database_url(settings: Settings) -> None:
+    """As the settings have it; the URL of the local Postgres, which no setting names, is kept by who starts it."""
+    path = settings.secrets_dir / DATABASE_URL
+    if settings.database_url is not None:
+        write_secret(path, settings.database_url.get_secret_value())
+    elif not settings.postgres_dir.exists():
+        path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> str:

@@ -10,14 +10,14 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from claude_hitl_template import events
+from claude_hitl_template import events, faults
 from claude_hitl_template.claude.engine import (
     Engine,
     EngineEvent,
@@ -33,7 +33,7 @@ from claude_hitl_template.claude.engine import (
     TurnEnd,
 )
 from claude_hitl_template.claude.gate import Gate
-from claude_hitl_template.claude.lost_calls import deferral, unanswered
+from claude_hitl_template.claude.lost_calls import deferral, is_deferred, unanswered
 from claude_hitl_template.errors import EngineError, HitlError, StaleOwner
 from claude_hitl_template.events import Draft
 from claude_hitl_template.models import (
@@ -45,6 +45,7 @@ from claude_hitl_template.models import (
     utcnow,
 )
 from claude_hitl_template.store.protocol import Store, TranscriptKey, TurnEnding
+from claude_hitl_template.workspace.keep import Place, Progress, Workspace, silent
 
 log = structlog.get_logger()
 
@@ -54,6 +55,9 @@ RENEW_S = (
 FLUSH_S = 0.02
 REPLAY_TIMEOUT_S = 20.0  # a resumed CLI asks for its deferred call within half a second, or not at all
 UNAVAILABLE_PAUSE_S = 0.5
+SAVE_EVERY_S = 3.0  # how often the workspace is saved during a turn at most, so that an owner that is killed loses little
+SAVE_SHARE = 10  # ... and how much longer it rests than a save takes
+SAVE_AGAIN_S = 30.0  # how soon one that could not be saved is tried again, when only that keeps the owner
 PLAN_MODES: dict[str, PermissionMode] = {"EnterPlanMode": "plan", "ExitPlanMode": "default"}
 
 
@@ -94,14 +98,18 @@ class SessionRunner:
         session: Session,
         *,
         make_engine: EngineFactory,
-        workspace: Path,
+        workspace: Place,
         is_plan_folder: Callable[[Path], bool] = lambda _folder: False,
         limits: Limits = Limits(),
     ) -> None:
         self._store, self._id, self._epoch = store, session.id, session.epoch
-        self._make_engine, self._workspace, self._limits = make_engine, workspace, limits
+        self._make_engine, self._limits = make_engine, limits
+        self._workspace = Workspace(workspace, store, session)
+        self._saving: asyncio.Task[None] | None = None
+        self._save_at = 0.0
         self._is_plan_folder = is_plan_folder
         self._snapshot: Snapshot | None = None
+        self._behind = timedelta()  # how far this host's clock is behind the ledger's
         self._woken = asyncio.Event()
         self._engine: Engine | None = None
         self._heard: asyncio.Queue[EngineEvent | Exception] = asyncio.Queue()
@@ -114,6 +122,7 @@ class SessionRunner:
 
     async def run(self) -> None:
         self._snapshot = await self._store.snapshot(self._id, self._epoch)
+        self._behind = self._snapshot.at - utcnow()
         watching = asyncio.create_task(self._watch())
         driving = asyncio.create_task(self._drive())
         try:
@@ -122,9 +131,21 @@ class SessionRunner:
                 if task.done():
                     task.result()
         finally:
-            for task in (driving, watching):
-                await _cancel(task)
+            for task in (driving, watching, self._saving):
+                if task is not None:
+                    await _cancel(task)
             await self._stop_engine()
+
+    def make_room(self) -> None:
+        """Others need the room: parks as soon as nothing runs, instead of keeping the process for a while."""
+        self._limits = replace(self._limits, hot_window_s=0.0, idle_timeout_s=0.0)
+        self._gate.end_hot_window()
+        self._woken.set()
+
+    def stop_for(self, reason: str) -> None:
+        """Breaks the turn off, and says why; nothing of it is lost. The process is not fit to go on."""
+        self.make_room()
+        self._heard.put_nowait(EngineError(reason, retryable=False))
 
     # -- what the store says
 
@@ -151,7 +172,7 @@ class SessionRunner:
         if seen.wakes < now.wakes or seen.next_seq < now.next_seq:
             return  # two look at the store, and this answer was overtaken
         changed = seen.wakes != now.wakes
-        self._snapshot = found
+        self._snapshot, self._behind = found, found.at - utcnow()
         self._gate.update(found.session, await self._with_closed(found.approvals))
         if changed:
             self._woken.set()
@@ -187,6 +208,8 @@ class SessionRunner:
         """True when it is time to park. A session that waits for a human has had its hot window already."""
         waits = (session.stop_reason or {}).get("type") == "requires_action" or session.status == "terminated"
         patience = 0.0 if waits or self._engine is None else self._limits.idle_timeout_s
+        if self._workspace.must_stay:
+            patience = max(patience, SAVE_AGAIN_S)
         try:
             await asyncio.wait_for(self._woken.wait(), patience)
         except TimeoutError:
@@ -194,8 +217,16 @@ class SessionRunner:
         return False
 
     async def _release(self) -> bool:
+        """False when there is work, or when work would be lost: the owner goes on."""
         await self._stop_engine()
-        return await self._store.release(self._id, self._epoch)
+        await self._save()
+        await self._flush()
+        if self._workspace.must_stay:
+            return False
+        await faults.reach("park.before")
+        parked = await self._store.release(self._id, self._epoch)
+        await faults.reach("park.after")
+        return parked
 
     async def _take_turn(self) -> None:
         session = self._now.session
@@ -211,6 +242,7 @@ class SessionRunner:
         except EngineError as error:
             await self._stop_engine()
             if error.retryable:
+                await self._save()
                 raise
             await self._end_turn(TurnEnd(error=(error.kind, str(error))), how="broken off")
 
@@ -219,6 +251,8 @@ class SessionRunner:
         self._gate.new_turn()
         self._turn = _Turn()
         fresh = self._engine is None
+        told = await self._workspace.restore(self._now.session, self._show_progress)
+        self._turn.drafts += [events.workspace_unsaved(line) for line in told]
         resumed = await self._start_engine() if fresh else False
         now, session = self._now, self._now.session
         engine = self._running_engine()
@@ -257,7 +291,7 @@ class SessionRunner:
         return Gate(
             self._store,
             session,
-            workspace=self._workspace,
+            workspace=self._workspace.folder,
             is_plan_folder=self._is_plan_folder,
             hot_window_s=self._limits.hot_window_s,
             on_overdue=self._register_overdue,
@@ -267,8 +301,8 @@ class SessionRunner:
         """Returns whether a transcript was resumed."""
         transcript = await self._store.load_transcript(self._transcript_key())
         resume = transcript is not None
-        if self._now.session.turn is not None and self._now.session.deferred is None:
-            await self._take_up_lost_calls(transcript or [])
+        if resume or self._now.session.turn is not None:
+            await self._take_up_calls(transcript or [])
         session = self._now.session
         self._gate = self._new_gate(session)
         self._gate.update(session, self._now.approvals)
@@ -277,25 +311,35 @@ class SessionRunner:
             self._gate.register([deferred] if deferred else [])
         engine = self._make_engine(session, self._gate)
         self._engine = engine
+        step = "resume" if resume else "spawn"
+        await faults.reach(f"{step}.before")
         await engine.start(resume=resume, plan_mode=session.agent.permission_mode == "plan")
+        await faults.reach(f"{step}.after")
         self._heard = asyncio.Queue()
         self._hearing = asyncio.create_task(self._hear(engine, self._heard))
         return resume
 
-    async def _take_up_lost_calls(self, transcript: Sequence[Mapping[str, Any]]) -> None:
-        """The last owner died in this turn. The first call it left waiting is asked for again; the model is told of
-        the others once they are decided, as of any held call."""
-        session = self._now.session
+    async def _take_up_calls(self, transcript: Sequence[Mapping[str, Any]]) -> None:
+        """The CLI asks again for the call that it was parked with, or for the first one that a dead owner left waiting; the
+        model is told of all others that he left, once they are decided, as of any held call."""
+        deferred, waiting = self._now.session.deferred, unanswered(transcript)
         lost = [a.call_id for a in await self._store.lost_calls(self._id, self._epoch)]
-        again = next((call_id for call_id in unanswered(transcript) if call_id in lost), None)
-        for call_id in lost:
-            if call_id != again:
-                await self._store.hold(self._id, self._epoch, call_id)
-        entry = deferral(transcript, again, utcnow()) if again else None
-        if again and entry:
-            await self._store.append_transcript(self._transcript_key(), [entry], epoch=session.epoch)
+        again = deferred if deferred in waiting else next((c for c in waiting if c in lost), None)
+        others = [call_id for call_id in lost if call_id != again]
+        for call_id in others:
+            await self._store.hold(self._id, self._epoch, call_id)
+        if again is not None:
+            await self._see_to_deferral(transcript, again)
+        if again != deferred:
             await self._store.defer(self._id, self._epoch, again)
-        await self._refresh()
+        if others or again != deferred:
+            await self._refresh()
+
+    async def _see_to_deferral(self, transcript: Sequence[Mapping[str, Any]], call_id: str) -> None:
+        """The CLI writes down that it deferred a call, and an owner may die before the store has that."""
+        if not is_deferred(transcript, call_id):
+            entry = deferral(transcript, call_id, utcnow())
+            await self._store.append_transcript(self._transcript_key(), [entry], epoch=self._epoch)
 
     async def _hear(self, engine: Engine, heard: "asyncio.Queue[EngineEvent | Exception]") -> None:
         try:
@@ -408,6 +452,7 @@ class SessionRunner:
             return
         name = self._tool_name(result.call_id)
         self._turn.drafts.append(_result(result, name))
+        self._save_soon()
         if not result.is_error and name in PLAN_MODES:
             await self._flush(PLAN_MODES[name])
 
@@ -422,7 +467,12 @@ class SessionRunner:
             drafts = self._take_drafts()
             drafts += [events.tool_use(c.call_id, c.tool_name, c.input, c.verdict, c.agent_id) for c in calls]
             opened = await self._store.open_calls(
-                self._id, self._epoch, drafts, calls, cwd=str(self._workspace), expires_at=self._expiry()
+                self._id,
+                self._epoch,
+                drafts,
+                calls,
+                cwd=str(self._workspace.folder),
+                expires_at=self._expiry(),
             )
             self._gate.register(opened, calls)
             early, turn.early_results = turn.early_results, []
@@ -439,8 +489,9 @@ class SessionRunner:
         await self._register_batch()
 
     def _expiry(self) -> datetime | None:
+        """By the clock that will be asked whether it is over, which may be another host's."""
         ttl = self._limits.approval_ttl_s
-        return None if ttl is None else utcnow() + timedelta(seconds=ttl)
+        return None if ttl is None else utcnow() + self._behind + timedelta(seconds=ttl)
 
     def _take_drafts(self) -> list[Draft]:
         drafts, self._turn.drafts, self._turn.drafted_at = self._turn.drafts, [], None
@@ -449,15 +500,18 @@ class SessionRunner:
     async def _flush(self, permission_mode: PermissionMode | None = None) -> None:
         drafts = self._take_drafts()
         if drafts or permission_mode:
+            await faults.reach("flush.before")
             await self._store.commit(self._id, self._epoch, drafts, permission_mode=permission_mode)
+            await faults.reach("flush.after")
 
     async def _end_turn(self, end: TurnEnd, how: TurnEnding = "over") -> None:
-        drafts = self._take_drafts()
         stop_reason = events.END_TURN
         if end.deferred is not None:
             how = "parked"
             await self._store.defer(self._id, self._epoch, end.deferred)
             await self._stop_engine()
+        await self._save()
+        drafts = self._take_drafts()
         if end.error is not None:
             drafts.append(events.session_error(end.error[1], end.error[0]))
             stop_reason = events.RETRIES_EXHAUSTED
@@ -470,6 +524,34 @@ class SessionRunner:
             stop_reason=stop_reason,
             how=how,
         )
+
+    # -- the workspace
+
+    async def _save(self) -> None:
+        """Saves what changed. What could not be saved is in the next drafts; the turn goes on."""
+        if self._saving is not None:
+            await _cancel(self._saving)
+        await self._save_now(self._show_progress)
+
+    async def _save_now(self, progress: Progress) -> None:
+        began = time.monotonic()
+        told = await self._workspace.save(progress)
+        took_s = time.monotonic() - began
+        self._save_at = time.monotonic() + max(SAVE_EVERY_S, SAVE_SHARE * took_s)
+        self._turn.drafts += [events.workspace_unsaved(line) for line in told]
+
+    def _save_soon(self) -> None:
+        if self._saving is None or self._saving.done():
+            self._saving = asyncio.create_task(self._save_later())
+
+    async def _save_later(self) -> None:
+        await asyncio.sleep(self._save_at - time.monotonic())
+        with contextlib.suppress(StaleOwner):  # whoever writes next hears of it too
+            await self._save_now(silent)
+
+    async def _show_progress(self, doing: str, done_bytes: int, of_bytes: int) -> None:
+        self._turn.drafts.append(events.workspace_progress(doing, done_bytes, of_bytes))
+        await self._flush()
 
     # -- previews: best effort, at most one call under way
 

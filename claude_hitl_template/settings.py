@@ -1,19 +1,70 @@
 """The only reader of the environment. Every field is one variable `HITL_<NAME>`, or the alias it names.
 
-Sources, first wins: the environment, `.env` in HITL_HOME, the default here.
+Sources, first wins: the environment, the profile that a command names, `.env` in HITL_HOME, the default here.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from claude_hitl_template import deployed
 from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.models import Environment, ImageReference
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=10 * 365 * 86400)]
+
+
+EnvironmentId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class EnvironmentChoice(BaseModel):
+    """One of HITL_ENVIRONMENTS. Without an image, its sessions are local processes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str | None = None
+    description: str | None = None
+    image: ImageReference | None = None
+
+
+def _without_credentials(url: str) -> str:
+    if "@" in urlsplit(url).netloc:
+        raise ValueError(
+            "it holds credentials, and every process could read them; keep them in the file system's own file, as "
+            "~/.aws/credentials"
+        )
+    return url
+
+
+def _address(schemes: tuple[str, ...]) -> AfterValidator:
+    """SCHEME://HOST[:PORT] and nothing else: what is below it is ours to say, and credentials would be in logs."""
+
+    def check(url: str) -> str:
+        found = urlsplit(_without_credentials(url))
+        _ = found.port  # raises ValueError for one that is no number
+        if found.scheme not in schemes or not found.hostname or found.path.strip("/") or found.query:
+            raise ValueError(f"must be {schemes[0]}://HOST:PORT")
+        return url.rstrip("/")
+
+    return AfterValidator(check)
+
+
+HttpAddress = Annotated[str, _address(("http", "https"))]
+RayAddress = Annotated[str, _address(("ray",))]
 
 
 class Settings(BaseSettings):
@@ -29,12 +80,33 @@ class Settings(BaseSettings):
 
     home: Path = Field(
         Path(),
-        description="Folder of .env, and what a relative HITL_DATA_DIR starts from. ./hitl: its own; else the current one.",
+        description="Folder of .env, and what a relative HITL_DATA_DIR starts from. ./hitl: its own; else the current one, "
+        "or, for deployed code, the one in which Ray was started.",
     )
     data_dir: Path = Field(
         Path(".hitl"), description="Folder of everything that lasts: database, workspaces, keys, logs."
     )
-    host: str = Field("127.0.0.1", description="Address that the ports below listen on.")
+    database_url: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("DATABASE_URL"),
+        description="Postgres to keep everything in, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE. Default: SQLite in "
+        "the data folder.",
+    )
+    ledger_replicas: int = Field(
+        1, ge=1, le=64, description="Processes that speak to the database; more than one needs Postgres."
+    )
+    retention_days: float | None = Field(
+        None,
+        gt=0,
+        le=36500,
+        description="Sessions that are archived, or at rest with nothing waiting, are deleted this many days after their "
+        "last change. Default: never.",
+    )
+    host: str = Field(
+        "127.0.0.1",
+        description="Address that the ports below listen on. Other hosts can join Ray if it is one that they reach this one "
+        "at, and neither a loopback address nor 0.0.0.0.",
+    )
     ray_port: Port = Field(6379, description="Ray's GCS.")
     ray_client_port: Port = Field(10001, description="Ray Client.")
     dashboard_port: Port = Field(8265, description="Ray's dashboard.")
@@ -46,6 +118,22 @@ class Settings(BaseSettings):
     )
     ray_num_cpus: int | None = Field(
         None, ge=1, description="CPUs that Ray may plan with. Default: all of the machine's."
+    )
+
+    dashboard_url: HttpAddress | None = Field(
+        None,
+        description="Ray's dashboard as this machine reaches it, for ./hitl deploy to a cluster elsewhere. Default: its "
+        "port on HITL_HOST.",
+    )
+    serve_url: HttpAddress | None = Field(
+        None,
+        description="The service's port as this machine reaches it, for a cluster elsewhere, without /claude-hitl. Default: "
+        "its port on HITL_HOST.",
+    )
+    ray_address: RayAddress | None = Field(
+        None,
+        description="Ray Client as this machine reaches it, as ray://HOST:PORT, for ./hitl shell. Default: its port on "
+        "HITL_HOST.",
     )
 
     api_key: SecretStr | None = Field(
@@ -76,7 +164,17 @@ class Settings(BaseSettings):
         5, ge=0, description="How often in a row a turn is taken up again after its process died."
     )
     session_cpus: float = Field(
-        0.05, gt=0, le=64, description="Share of a CPU that Ray sets aside for an awake session."
+        0.25, gt=0, le=64, description="Share of a CPU that Ray sets aside for an awake session."
+    )
+    session_memory_bytes: int = Field(
+        1024**3,
+        ge=256 * 1024**2,
+        description="Memory that Ray sets aside for an awake session. One that uses more is stopped, with a reason.",
+    )
+    session_processes: int = Field(
+        256,
+        ge=8,
+        description="Processes that an awake session may have. One that has more is stopped, with a reason.",
     )
     spare_owners: int = Field(
         1,
@@ -86,10 +184,39 @@ class Settings(BaseSettings):
         "second instead of four.",
     )
     start_timeout_s: Seconds = Field(
-        60.0, description="How long a session may wait for room before its turn ends with a reason."
+        60.0,
+        description="How long a session's process or container may take to start before its turn ends with a reason.",
     )
     cli_path: Path | None = Field(
         None, description="Claude Code CLI to run. Default: the one inside claude-agent-sdk."
+    )
+
+    container_image_uri: ImageReference | None = Field(
+        None,
+        validation_alias=AliasChoices("CONTAINER_IMAGE_URI"),
+        description="Image of the default environment, best by its digest (./hitl image build prints it): every session in "
+        "a container of its own. Default: sessions are local processes.",
+    )
+    environments: dict[EnvironmentId, EnvironmentChoice] = Field(
+        default_factory=dict[str, EnvironmentChoice],
+        description="More environments, as JSON by id, each with image, name and description as far as you want: "
+        '{"data": {"image": "localhost/claude-hitl-worker:data"}}.',
+    )
+
+    files_url: Annotated[str, AfterValidator(_without_credentials)] | None = Field(
+        None,
+        description="Where saved workspaces are kept: any URL that fsspec reads, without credentials in it. Default: the "
+        "folder files in the data folder.",
+    )
+    max_workspace_bytes: int = Field(
+        2 * 1024**3,
+        ge=1024,
+        description="Largest workspace that is saved. One that is larger is told, and stays only where it is.",
+    )
+    workspace_exclude: str = Field(
+        "__pycache__/,.cache/",
+        description="Globs of what is not saved with a workspace, with commas between them: for names, or with a / inside "
+        "for paths; ending in / for folders only.",
     )
 
     panel: bool = Field(
@@ -132,14 +259,36 @@ class Settings(BaseSettings):
         return self
 
     @classmethod
-    def load(cls) -> "Settings":
-        """Raises ConfigError that names the variable and what is wrong with it, never its value if it is a secret."""
+    def load(cls, profile: str | None = None) -> "Settings":
+        """With a profile, `profiles/NAME.env` in HITL_HOME wins over `.env`.
+
+        Raises ConfigError that names the variable and what is wrong with it, never its value if it is a secret.
+        """
+        home = Path(os.environ.get("HITL_HOME") or deployed.started_in()).expanduser().absolute()
+        files = [home / ".env", *([profile_file(home, profile)] if profile is not None else [])]
         try:
-            home = Path(os.environ.get("HITL_HOME") or ".").expanduser().absolute()
-            settings = cls(_env_file=home / ".env")  # type: ignore[call-arg]
+            settings = cls(_env_file=files)  # type: ignore[call-arg]
         except ValidationError as error:
             raise ConfigError(*_explain(error)) from None
+        except SettingsError as error:  # a value that should be JSON and is not
+            raise ConfigError(*_explain_json(error)) from None
         return settings.model_copy(update={"home": home, "data_dir": home / settings.data_dir.expanduser()})
+
+    def text(self, name: str) -> str | None:
+        """A field's value as its variable would have it; None for one that is not set."""
+        value = self.model_dump(mode="json")[name]
+        return value if value is None else json.dumps(value) if isinstance(value, dict) else str(value)
+
+    def all_environments(self) -> dict[str, Environment]:
+        """What a session may name, by id; the first is the default."""
+        found = {"default": _environment("default", EnvironmentChoice(image=self.container_image_uri))}
+        return found | {id_: _environment(id_, choice) for id_, choice in self.environments.items()}
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Of the environments that have one, each once; the default environment's first."""
+        found = (environment.image for environment in self.all_environments().values())
+        return tuple(dict.fromkeys(image for image in found if image is not None))
 
     # -- places in the data folder
 
@@ -148,8 +297,26 @@ class Settings(BaseSettings):
         return self.data_dir / "hitl.sqlite3"
 
     @property
+    def postgres_dir(self) -> Path:
+        """Of the local Postgres, if `up --postgres` made one."""
+        return self.data_dir / "postgres"
+
+    @property
     def workspaces(self) -> Path:
         return self.data_dir / "workspaces"
+
+    @property
+    def markers(self) -> Path:
+        """What is known of each folder in `workspaces`: it must not lie in them."""
+        return self.data_dir / "saved"
+
+    @property
+    def files_at(self) -> str:
+        return self.files_url or (self.data_dir / "files").as_uri()
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        return tuple(glob.strip() for glob in self.workspace_exclude.split(",") if glob.strip())
 
     @property
     def secrets_dir(self) -> Path:
@@ -173,19 +340,75 @@ class Settings(BaseSettings):
         return f"http://{self._local_host}:{self.serve_port}/claude-hitl"
 
     @property
+    def service_url(self) -> str:
+        """Where this machine reaches the service, which may run on another one."""
+        return f"{self.serve_url}/claude-hitl" if self.serve_url else self.base_url
+
+    @property
+    def dashboard(self) -> str:
+        """Where this machine reaches Ray's dashboard."""
+        return self.dashboard_url or f"http://{self._local_host}:{self.dashboard_port}"
+
+    @property
+    def ray_client(self) -> str:
+        """Where this machine reaches Ray Client."""
+        return self.ray_address or f"ray://{self._local_host}:{self.ray_client_port}"
+
+    @property
     def panel_url(self) -> str:
         """Where browsers on this machine, and the service, reach the panel."""
         return f"http://{self._local_host}:{self.panel_port}"
+
+    @property
+    def panel_at(self) -> str:
+        """Where this machine's user reaches the panel: it is on the service's host, which may be another one."""
+        host = (urlsplit(self.serve_url).hostname if self.serve_url else None) or self._local_host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.panel_port}"
 
     @property
     def _local_host(self) -> str:
         return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104
 
 
+def profile_file(home: Path, name: str) -> Path:
+    """Raises ConfigError for a profile that is not there."""
+    folder = home / "profiles"
+    there = sorted(path.stem for path in folder.glob("*.env"))
+    if name in there:
+        return folder / f"{name}.env"
+    known = f"there are: {', '.join(there)}" if there else "there are none"
+    raise ConfigError(
+        f"there is no profile {name!r} in {folder} ({known})",
+        f"copy {folder / 'vm.env.example'} to {folder}/NAME.env and correct it",
+    )
+
+
 def variable(name: str) -> str:
     """The environment variable of a field."""
     alias = Settings.model_fields[name].validation_alias
     return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"HITL_{name.upper()}"
+
+
+def _environment(id_: str, choice: EnvironmentChoice) -> Environment:
+    local = Environment()
+    if choice.image is None:
+        default_name, description = local.name, local.description
+    else:
+        default_name, description = (
+            "Container",
+            f"A container of {choice.image}, of its own for each session.",
+        )
+    name = choice.name or (default_name if id_ == "default" else id_)
+    return Environment(id=id_, name=name, description=choice.description or description, image=choice.image)
+
+
+def _explain_json(error: SettingsError) -> tuple[str, str]:
+    name = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), "")
+    shown = variable(name) if name else "a setting"
+    return (
+        f"{shown} is not usable: it is no JSON",
+        f"correct {shown} in the environment or in .env (see .env.example)",
+    )
 
 
 def _explain(error: ValidationError) -> tuple[str, str]:

@@ -2,36 +2,37 @@
 
 import asyncio
 import contextlib
-from collections import deque
-from dataclasses import dataclass
+import time
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-import ray
 import structlog
 from ray.exceptions import RayError
 
-from claude_hitl_template import logs
-from claude_hitl_template.agent import Assignment, cleanup_actor, create_actor, get_actor, list_actors
-from claude_hitl_template.errors import HitlError, NotFound
+from claude_hitl_template import code_version, faults, logs
+from claude_hitl_template.agent import Assignment, cleanup_actor, get_actor, list_actors
+from claude_hitl_template.clocks import LeaseWatch, SteadyClock
+from claude_hitl_template.containers import Preflight
+from claude_hitl_template.errors import ConfigError, HitlError, NotFound
+from claude_hitl_template.image import labels, tools
 from claude_hitl_template.ledger import remote_store
 from claude_hitl_template.model.tokens import mint
-from claude_hitl_template.models import Session, new_id, utcnow
+from claude_hitl_template.models import Environment, ImageFacts, Session, utcnow
+from claude_hitl_template.pool import ANSWER_S, CannotStart, Owner, OwnerPool
 from claude_hitl_template.secrets import read_signing_key
 from claude_hitl_template.session import Limits
 from claude_hitl_template.settings import Settings
 from claude_hitl_template.store.owners import LEASE_S
+from claude_hitl_template.workspace.keep import Place
 
 log = structlog.get_logger()
 TICK_S = 1.0
-ANSWER_S = 10.0  # an actor that is alive answers a question within this
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A started actor that can drive a session. The lease's holder is its name."""
-
-    name: str
-    actor: Any
+FACTS_S = 3.0
+TIDY_S = 600.0
+RUN_DIR = "/tmp/claude-hitl"  # noqa: S108 - in a container, which is one session's alone
+RETIRE_S = 3600.0
+LOOK_S = LEASE_S / 5  # how often a lease is looked at
 
 
 class SupervisorService:
@@ -41,15 +42,15 @@ class SupervisorService:
         self._settings = Settings.load()
         logs.configure(self._settings.log_level)
         self._store = remote_store(ledger)
+        self._code = code_version()
         self._signing_key = read_signing_key(self._settings)
         self._attending: dict[str, asyncio.Task[None]] = {}
-        self._spares: deque[Owner] = deque()
-        self._warming: asyncio.Task[None] | None = None
-        self._starting = 0
-        # More at once than there are CPUs would only make each start slower, and in the end too slow.
-        self._starts = asyncio.Semaphore(max(2, int(ray.cluster_resources().get("CPU", 1))))
+        self._environments = self._settings.all_environments()
+        self._preflight = Preflight()
+        self._pool = OwnerPool(self._settings, self._preflight, self._waits_for_room)
         self._draining = False
-        self._loops = [asyncio.create_task(self._supervise()), asyncio.create_task(self._expire())]
+        loops = (self._supervise(), self._expire(), self._retire(), self._tidy())
+        self._loops = [asyncio.create_task(loop) for loop in loops]
 
     async def drain(self, grace_s: float) -> int:
         """Starts nothing more, and waits until the sessions that run come to rest. Returns how many did not."""
@@ -60,6 +61,19 @@ class SupervisorService:
                 break
             await asyncio.sleep(0.2)
         return sum(s.status == "running" for s in await self._store.supervised())
+
+    async def image_facts(self, image: str) -> ImageFacts | None:
+        """The image as it is on this machine, or as it was when podman last answered in time. None when it is not there,
+        is unfit, or not known yet."""
+        if image not in self._settings.images:
+            return None
+        looking = asyncio.create_task(asyncio.to_thread(self._preflight.check, image))
+        try:
+            return await asyncio.wait_for(asyncio.shield(looking), FACTS_S)
+        except TimeoutError:
+            return self._preflight.last(image)
+        except ConfigError:
+            return None
 
     def check_health(self) -> None:
         for loop in self._loops:
@@ -78,17 +92,45 @@ class SupervisorService:
                     swept = True
                 for session in sessions:
                     self._attend(session)
-                self._tend_spares()
+                if not self._draining:
+                    self._pool.tend_spares()
                 version = await self._store.wait_supervised(version, timeout_s=TICK_S)
             except (HitlError, RayError) as error:
                 log.warning("supervisor cannot reach the store", why=str(error))
                 await asyncio.sleep(TICK_S)
 
     async def _expire(self) -> None:
+        """Expiry cannot be taken back, and a clock can: after a jump, nothing expires for a while."""
+        clock = SteadyClock()
         while True:
             with contextlib.suppress(HitlError):  # logged by the other loop, which meets the same store
-                await self._store.expire_due()
+                if clock.steady():
+                    await self._store.expire_due()
             await asyncio.sleep(TICK_S)
+
+    async def _tidy(self) -> None:
+        """Containers that Ray left behind count against podman's locks; those that `./hitl up` started leave nothing."""
+        while self._settings.images:
+            await asyncio.sleep(TIDY_S)
+            with contextlib.suppress(ConfigError):  # without podman, sessions say what is wrong
+                await asyncio.to_thread(tools.prune)
+        await asyncio.Event().wait()
+
+    async def _retire(self) -> None:
+        """Deletes what is older than the settings keep; for ever, when they say nothing. As careful as `_expire`."""
+        clock, days, look_at = SteadyClock(), self._settings.retention_days, 0.0
+        while days is not None:
+            if clock.steady() and time.monotonic() >= look_at:
+                retired = list[str]()
+                with contextlib.suppress(HitlError):
+                    retired = await self._store.retire(utcnow() - timedelta(days=days))
+                if retired:  # there may be more
+                    log.info(
+                        "sessions deleted, for they are older than HITL_RETENTION_DAYS", count=len(retired)
+                    )
+                look_at = time.monotonic() + (TICK_S if retired else RETIRE_S)
+            await asyncio.sleep(TICK_S)
+        await asyncio.Event().wait()
 
     def _attend(self, session: Session) -> None:
         """One task a session: it starts an owner or finds the one there is, and stays until it ends."""
@@ -111,12 +153,15 @@ class SupervisorService:
         except (HitlError, RayError) as error:
             log.warning("session not looked after; trying again", session=session.id, why=str(error))
             await asyncio.sleep(TICK_S)
+        except Exception as error:  # a defect: it would come again each second, and nobody would know
+            log.exception("session not looked after", session=session.id)
+            why = f"the service failed to start the session ({type(error).__name__}); ./hitl logs says where"
+            await self._store.give_up(session.id, f"{why}. Send your message again to try again")
 
     async def _look_once(self, session: Session) -> None:
         lease = session.lease
         if lease is not None:
-            if lease.expires_at > utcnow():
-                await self._watch(session, lease.holder)
+            await self._watch(session, lease.holder)
             await asyncio.to_thread(cleanup_actor, lease.holder)
             await self._store.drop_lease(session.id, lease.epoch)
             session = await self._store.get_session(session.id)
@@ -135,7 +180,9 @@ class SupervisorService:
 
     async def _watch(self, session: Session, holder: str) -> None:
         """Stays until an owner that another supervisor started is gone, or has lost its lease."""
-        actor = await asyncio.to_thread(get_actor, holder)
+        actor, watch = await asyncio.to_thread(get_actor, holder), LeaseWatch(LEASE_S)
+        if actor is not None:
+            await self._replace_code(actor)
         while actor is not None:
             try:
                 driving = await asyncio.wait_for(actor.driving.remote(), ANSWER_S)
@@ -145,9 +192,18 @@ class SupervisorService:
             lease = current.lease
             if driving != (session.id, session.epoch) or lease is None or lease.epoch != session.epoch:
                 return
-            if lease.expires_at < utcnow():
+            if watch.lapsed(lease):
                 return
             await asyncio.sleep(TICK_S)
+
+    async def _replace_code(self, actor: Any) -> None:
+        """An owner from before a deploy finishes what runs, and parks: what is decided then runs with the new code."""
+        try:
+            code = await asyncio.wait_for(actor.code.remote(), ANSWER_S)
+        except (AttributeError, RayError, TimeoutError):  # one of a code that could not say
+            code = None
+        if code != self._code:
+            actor.make_room.remote()
 
     # -- owners
 
@@ -155,8 +211,10 @@ class SupervisorService:
         """Gives the session to the owner, and waits for its end."""
         acquired = None
         try:
+            await faults.reach("own.before")
             acquired = await self._store.acquire(session.id, owner.name, lease_s=LEASE_S)
-            ended = await self._ended(acquired, owner.actor)
+            await faults.reach("own.after")
+            ended = await self._ended(acquired, owner)
             log.info("owner ended", session=session.id, epoch=acquired.epoch, how=ended)
         finally:
             await asyncio.to_thread(cleanup_actor, owner.name)
@@ -164,15 +222,18 @@ class SupervisorService:
                 with contextlib.suppress(NotFound):
                     await self._store.drop_lease(session.id, acquired.epoch)
 
-    async def _ended(self, session: Session, actor: Any) -> str:
+    async def _ended(self, session: Session, owner: Owner) -> str:
         """Waits for the owner's end. One that lives but lets its lease run out counts as ended."""
-        running = asyncio.ensure_future(actor.run.remote(self._assignment(session)))
+        running = asyncio.ensure_future(owner.actor.run.remote(self._assignment(session, owner.environment)))
+        watch = LeaseWatch(LEASE_S)
         while not running.done():
-            await asyncio.wait({running}, timeout=LEASE_S / 3)
+            await asyncio.wait({running}, timeout=LOOK_S)
             if not running.done():
-                current = await self._store.get_session(session.id)
-                lease = current.lease
-                if lease is None or lease.epoch != session.epoch or lease.expires_at < utcnow():
+                asked_at = time.monotonic()
+                lease = (await self._store.get_session(session.id)).lease
+                took_s = time.monotonic() - asked_at
+                away_s = took_s if took_s > ANSWER_S else 0.0  # then the owner could not renew it either
+                if lease is None or lease.epoch != session.epoch or watch.lapsed(lease, away_s=away_s):
                     running.cancel()
                     return "lease lost"
         try:
@@ -181,81 +242,61 @@ class SupervisorService:
             return f"died: {error}"
 
     async def _owner(self, session: Session) -> Owner | None:
-        """A started owner: a spare one, or a new one. None when it could not be started; the session's log says why."""
-        self._starting += 1
+        """A started owner. None when none could be started; the session's log says why."""
         try:
-            warming, self._warming = self._warming, None
-            if warming is not None and not self._spares:
-                await asyncio.wait({warming})  # it is further on than a new one; who comes next starts one
-            while self._spares:
-                spare = self._spares.popleft()
-                with contextlib.suppress(TimeoutError):
-                    if await _answers(spare, ANSWER_S):
-                        return spare
-                await asyncio.to_thread(cleanup_actor, spare.name)
-            async with self._starts:
-                return await self._start(session)
-        finally:
-            self._starting -= 1
+            return await self._pool.take(session, self._environment(session))
+        except CannotStart as error:
+            await self._store.give_up(session.id, str(error))
+            return None
 
-    async def _start(self, session: Session) -> Owner | None:
-        name = f"claude-session-{session.id}"
-        await asyncio.to_thread(cleanup_actor, name)
-        actor = await asyncio.to_thread(create_actor, name, cpus=self._settings.session_cpus)
-        owner = Owner(name, actor)
-        try:
-            if await _answers(owner, self._settings.start_timeout_s):
-                return owner
-            why = "the session's process could not be started; `./hitl logs` says why"
-        except TimeoutError:
-            why = (
-                f"no room for the session within {self._settings.start_timeout_s:g} s: the cluster's CPUs are taken "
-                "by other sessions. Try again later, or lower HITL_SESSION_CPUS"
-            )
-        await asyncio.to_thread(cleanup_actor, name)
-        await self._store.give_up(session.id, why)
-        return None
+    def _environment(self, session: Session) -> Environment:
+        """As it is configured now, for a session may have been parked for weeks; one that is gone, as it was."""
+        return self._environments.get(session.environment.id, session.environment)
 
-    def _tend_spares(self) -> None:
-        """One at a time, and never while a session starts: it would take the CPU that the session needs."""
-        wanted = not self._draining and len(self._spares) < self._settings.spare_owners
-        busy = self._starting > 0 or (self._warming is not None and not self._warming.done())
-        if wanted and not busy:
-            self._warming = asyncio.create_task(self._warm())
+    async def _waits_for_room(self, session: Session, why: str) -> bool:
+        """Says so in the session's log, once, and has one that only keeps its process warm make room."""
+        current = await self._store.get_session(session.id)
+        if self._draining or current.status not in ("running", "rescheduling"):
+            return False
+        if not current.waits_for_room:
+            said = f"no room for the session yet: {why}. It starts as soon as there is some"
+            await self._store.tell_waiting(session.id, current.epoch, said)
+        resting = [
+            (s.updated_at, s.lease.holder)
+            for s in await self._store.supervised()
+            if s.lease is not None and s.status == "idle"
+        ]
+        actor = await asyncio.to_thread(get_actor, min(resting)[1]) if resting else None
+        if actor is not None:
+            actor.make_room.remote()
+        return True
 
-    async def _warm(self) -> None:
-        name = f"claude-session-spare-{new_id('own').removeprefix('own_')}"
-        try:
-            actor = await asyncio.to_thread(create_actor, name, cpus=self._settings.session_cpus)
-            spare = Owner(name, actor)
-            if await _answers(spare, self._settings.start_timeout_s):
-                self._spares.append(spare)
-                return
-        except (RayError, TimeoutError) as error:  # a cluster that is full has no room for spares
-            log.info("no spare owner", why=type(error).__name__)
-        await asyncio.to_thread(cleanup_actor, name)
-
-    def _assignment(self, session: Session) -> Assignment:
-        settings = self._settings
+    def _assignment(self, session: Session, environment: Environment) -> Assignment:
+        settings, contained = self._settings, environment.image is not None
         return Assignment(
             session=session,
-            workspace=str(settings.workspaces / session.id),
-            run_dir=str(settings.data_dir / "run"),
+            workspace=self._place(session, contained=contained),
+            run_dir=RUN_DIR if contained else str(settings.data_dir / "run"),
             model_url=f"{settings.base_url}/model",
             token=mint(self._signing_key, session.id, session.epoch),
-            cli_path=str(settings.cli_path) if settings.cli_path else None,
+            cli_path=str(settings.cli_path) if settings.cli_path and not contained else None,
             limits=Limits(settings.hot_window_s, settings.idle_timeout_s, settings.approval_ttl_s),
+            share=self._pool.share,
         )
 
-
-async def _answers(owner: Owner, timeout_s: float) -> bool:
-    """False when it is dead. Raises TimeoutError when it does not answer."""
-    try:
-        await asyncio.wait_for(owner.actor.ready.remote(), timeout_s)
-    except RayError as error:
-        log.warning("owner is gone", owner=owner.name, why=str(error))
-        return False
-    return True
+    def _place(self, session: Session, *, contained: bool) -> Place:
+        settings = self._settings
+        folder, marker = settings.workspaces / session.id, settings.markers / session.id
+        if contained:
+            folder, marker = Path(labels.WORKSPACE), Path(RUN_DIR) / "saved"
+        return Place(
+            folder,
+            marker,
+            lasts=not contained,
+            baked=frozenset(labels.PROJECT_LAYER) if contained else frozenset(),
+            exclude=settings.excluded,
+            max_bytes=settings.max_workspace_bytes,
+        )
 
 
 def _sweep(holders: set[str]) -> None:

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
+from claude_hitl_template import missing
 from claude_hitl_template.api.reading import Body, parse
 from claude_hitl_template.errors import InvalidInput, NotFound
 from claude_hitl_template.models import Agent
@@ -68,9 +69,15 @@ def _is_mcp_url(url: str) -> str:
     return url
 
 
+def _is_not_ours(name: str) -> str:
+    if name.lower() == missing.SERVER:
+        raise ValueError(f"the service has a server {missing.SERVER!r} of its own; choose another name")
+    return name
+
+
 class McpServerBody(Body):
     type: Literal["url"]
-    name: ServerName
+    name: Annotated[ServerName, AfterValidator(_is_not_ours)]
     url: Annotated[str, StringConstraints(max_length=2000), AfterValidator(_is_mcp_url)]
 
 

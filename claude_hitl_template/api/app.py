@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -11,11 +11,11 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter
 
-from claude_hitl_template.api import problems
+from claude_hitl_template.api import problems, schema
 from claude_hitl_template.api.agents import agent_wire, build_agent
 from claude_hitl_template.api.auth import Authenticator, presented_key
+from claude_hitl_template.api.files import download, file_wire
 from claude_hitl_template.api.reading import (
-    Body,
     check_url,
     parse,
     query_choice,
@@ -28,6 +28,7 @@ from claude_hitl_template.api.reading import (
     read_number,
     refuse_filters,
 )
+from claude_hitl_template.api.secrets import secret_routes
 from claude_hitl_template.api.wire import (
     CreateSession,
     UpdateSession,
@@ -36,39 +37,43 @@ from claude_hitl_template.api.wire import (
     session_wire,
 )
 from claude_hitl_template.errors import InvalidInput, NotFound, Unauthorized, Unavailable
-from claude_hitl_template.events import EVENT_TYPES, FOREIGN_TYPES, ClientEvent, UserToolConfirmation
+from claude_hitl_template.events import EVENT_TYPES, FOREIGN_TYPES, UserToolConfirmation
 from claude_hitl_template.models import (
     Agent,
     ApiKey,
     ApprovalState,
     Environment,
+    ImageFacts,
     SessionStatus,
     new_id,
     utcnow,
 )
+from claude_hitl_template.secrets import Shelf, hash_api_key
 from claude_hitl_template.store.protocol import NOW, Store
 
 KEEP_ALIVE_S = 10.0
-PREVIEW_TYPES = ("agent.message", "agent.thinking")
-_EVENTS: TypeAdapter[list[Any]] = TypeAdapter(list[ClientEvent])
 _STATES = TypeAdapter(ApprovalState)
 _STATUSES: TypeAdapter[Any] = TypeAdapter(SessionStatus)
 
 
-class SendEvents(Body):
-    events: list[Any]
-
-
 @dataclass(frozen=True)
 class Service:
-    """What the routes stand on. `facts` is what /v1/version shows; `operator_key` opens `drain`, and nothing else."""
+    """What the routes stand on. `facts` is what /v1/version shows; `operator_key` opens `drain` and the secrets, the
+    latter also the key whose hash is `owner`.
+
+    `environments` by id are what a session may name; `image_facts` says what is known of an image's reference now,
+    None for one that is not here (yet). It never raises, and answers at once.
+    """
 
     store: Store
     agent: Agent
-    environment: Environment
-    facts: dict[str, Any]
+    environments: Mapping[str, Environment]
+    image_facts: Callable[[str], Awaitable[ImageFacts | None]]
+    facts: Callable[[], dict[str, Any]]
     drain: Callable[[float], Awaitable[int]]
     operator_key: str
+    owner: str
+    shelf: Shelf
     max_request_bytes: int
     requests_per_minute: int
 
@@ -78,7 +83,7 @@ def build_app(service: Service) -> FastAPI:
     # No pages of documentation: they would be open to everyone, and load their scripts from elsewhere.
     app = FastAPI(
         title="claude-hitl",
-        version=str(service.facts.get("version", "")),
+        version=str(service.facts().get("version", "")),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -88,9 +93,12 @@ def build_app(service: Service) -> FastAPI:
     routes = _Routes(service)
     app.include_router(_open_routes(service))
     app.include_router(_operator_routes(service))
+    owners = (hash_api_key(service.operator_key), service.owner)
+    app.include_router(secret_routes(service.shelf, owners, service.max_request_bytes))
     # By the name that routes ask for it under, or it would run, and count the request, twice.
     app.include_router(routes.router, dependencies=[Depends(_caller), Depends(check_url)])
     app.dependency_overrides[_caller] = authenticate
+    schema.install(app)
     return app
 
 
@@ -110,7 +118,7 @@ def _open_routes(service: Service) -> APIRouter:
             await asyncio.wait_for(service.store.ping(), 10)
         except TimeoutError as error:
             raise Unavailable("the ledger does not answer") from error
-        return {"status": "ok", **service.facts}
+        return {"status": "ok", **service.facts()}
 
     return router
 
@@ -123,9 +131,8 @@ def _operator_routes(service: Service) -> APIRouter:
     async def drain(request: Request) -> Any:
         if not hmac.compare_digest(presented_key(request).encode(), service.operator_key.encode()):
             raise Unauthorized("an API key does not open this; ./hitl down does it")
-        body = await read_json(request, service.max_request_bytes)
-        grace_s = parse(float, body.get("grace_s", 10) if isinstance(body, dict) else 10, "grace_s")
-        return {"still_running": await service.drain(min(max(grace_s, 0), 300))}
+        body = parse(schema.Drain, await read_json(request, service.max_request_bytes))
+        return {"still_running": await service.drain(min(max(body.grace_s, 0), 300))}
 
     return router
 
@@ -144,6 +151,8 @@ class _Routes:
             ("GET", "/v1/sessions/{session_id}/events", self.list_events, "events"),
             ("POST", "/v1/sessions/{session_id}/events", self.send_events, "events"),
             ("GET", "/v1/sessions/{session_id}/events/stream", self.stream_events, "events"),
+            ("GET", "/v1/sessions/{session_id}/workspace", self.list_workspace, "workspace"),
+            ("GET", "/v1/sessions/{session_id}/workspace/files", self.workspace_file, "workspace"),
             ("GET", "/v1/approvals", self.list_approvals, "approvals"),
             ("GET", "/v1/approvals/{approval_id}", self.get_approval, "approvals"),
             ("POST", "/v1/approvals/{approval_id}/decide", self.decide, "approvals"),
@@ -152,6 +161,7 @@ class _Routes:
             ("GET", "/v1/environments", self.list_environments, "environments"),
             ("GET", "/v1/environments/{environment_id}", self.get_environment, "environments"),
             ("GET", "/v1/version", self.version, "health"),
+            ("GET", "/v1/openapi.json", self.openapi, "health"),
         ):
             router.add_api_route(path, endpoint, methods=[method], tags=[tag], response_model=None)
 
@@ -162,12 +172,16 @@ class _Routes:
 
     async def create_session(self, request: Request, caller: Caller) -> Any:
         body = parse(CreateSession, await self._body(request))
-        if body.environment_id != self._s.environment.id:
-            raise NotFound(f"there is no environment {body.environment_id!r}")
+        environment = self._s.environments.get(body.environment_id)
+        if environment is None:
+            known = ", ".join(self._s.environments)
+            raise NotFound(
+                f"environment_id: there is no environment {body.environment_id!r}; there are: {known}"
+            )
         session = await self._store.create_session(
             caller.id,
             agent=build_agent(body.agent, self._s.agent),
-            environment=self._s.environment,
+            environment=environment,
             title=body.title,
             metadata=body.metadata,
             initial=body.initial_events,
@@ -224,13 +238,11 @@ class _Routes:
         return {"data": [e.wire() for e in page.data], "next_page": page.next_page}
 
     async def send_events(self, session_id: str, request: Request, caller: Caller) -> Any:
-        body = parse(SendEvents, await self._body(request))
-        if not 1 <= len(body.events) <= 100:
-            raise InvalidInput("from 1 to 100 events", "events")
+        body = parse(schema.SendEvents, await self._body(request))
         sent = await self._store.send_events(
             session_id,
             caller.id,
-            parse(_EVENTS, body.events, "events"),
+            body.events,
             decided_by=caller.name,
             idempotency_key=_idempotency_key(request),
         )
@@ -239,8 +251,8 @@ class _Routes:
     async def stream_events(self, session_id: str, request: Request, caller: Caller) -> StreamingResponse:
         wanted = query_list(request, "event_deltas")
         for name in wanted:
-            if name not in PREVIEW_TYPES:
-                raise InvalidInput(f"one of {', '.join(PREVIEW_TYPES)}", "event_deltas")
+            if name not in schema.PREVIEW_TYPES:
+                raise InvalidInput(f"one of {', '.join(schema.PREVIEW_TYPES)}", "event_deltas")
         newest = await self._store.last_seq(session_id, caller.id)
         after = _last_event_id(request, newest)
         stream = self._stream(session_id, caller.id, after, frozenset(wanted))
@@ -274,6 +286,18 @@ class _Routes:
                 yield "event: ping\ndata: {}\n\n"
             if found and found[-1].type == "session.status_terminated":
                 return
+
+    # -- workspaces
+
+    async def list_workspace(self, session_id: str, request: Request, caller: Caller) -> Any:
+        page = await self._store.list_workspace(
+            session_id, caller.id, limit=query_limit(request, 100), page=query_page(request)
+        )
+        return {"data": [file_wire(file) for file in page.data], "next_page": page.next_page}
+
+    async def workspace_file(self, session_id: str, caller: Caller, path: str = "") -> StreamingResponse:
+        file = await self._store.workspace_file(session_id, caller.id, path)
+        return await download(self._store, file)
 
     # -- approvals
 
@@ -331,15 +355,24 @@ class _Routes:
 
     async def list_environments(self, request: Request) -> Any:
         _check_only_page(request)
-        return {"data": [environment_wire(self._s.environment)], "next_page": None}
+        found = await asyncio.gather(*map(self._environment, self._s.environments.values()))
+        return {"data": found, "next_page": None}
 
     async def get_environment(self, environment_id: str) -> Any:
-        if environment_id != self._s.environment.id:
+        environment = self._s.environments.get(environment_id)
+        if environment is None:
             raise NotFound(f"there is no environment {environment_id!r}")
-        return environment_wire(self._s.environment)
+        return await self._environment(environment)
+
+    async def _environment(self, environment: Environment) -> dict[str, Any]:
+        facts = await self._s.image_facts(environment.image) if environment.image else None
+        return environment_wire(environment, facts)
 
     async def version(self) -> Any:
-        return self._s.facts
+        return self._s.facts()
+
+    async def openapi(self, request: Request) -> Any:
+        return request.app.openapi()
 
 
 def _check_only_page(request: Request) -> None:

@@ -73,9 +73,9 @@ def _validation(_request: Request, error: Exception) -> JSONResponse:
 def _http(_request: Request, error: Exception) -> JSONResponse:
     status = error.status_code if isinstance(error, HTTPException) else 500
     message = str(error.detail) if isinstance(error, HTTPException) else "error"
-    return problem(
-        status, _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error"), message
-    )
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else None  # Allow, of a 405
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return problem(status, kind, message, headers)
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:

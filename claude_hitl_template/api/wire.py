@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints
 from claude_hitl_template.api.agents import AgentBody, agent_wire, by_id
 from claude_hitl_template.api.reading import Body
 from claude_hitl_template.events import UserMessage, usage_wire
-from claude_hitl_template.models import Approval, Environment, Session, utcnow
+from claude_hitl_template.models import Approval, Environment, ImageFacts, Session, utcnow
 
 Title = Annotated[str, StringConstraints(max_length=500)]
 MetaKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -57,6 +57,7 @@ def session_wire(session: Session) -> dict[str, Any]:
         "status": session.status,
         "stop_reason": session.stop_reason,
         "parked": session.parked,
+        "waiting_for_room": session.waits_for_room,
         "title": session.title,
         "usage": usage_wire(session.usage, active),
         "vault_ids": [],
@@ -64,8 +65,12 @@ def session_wire(session: Session) -> dict[str, Any]:
     }
 
 
-def environment_wire(environment: Environment) -> dict[str, Any]:
-    """`config.type` is self_hosted: it runs on the operator's own machines."""
+def environment_wire(environment: Environment, facts: ImageFacts | None) -> dict[str, Any]:
+    """A BetaEnvironment; `config.type` is self_hosted: it runs on the operator's own machines.
+
+    Ours beside it: `image` (its reference), `image_digest` (as its registry knows it), `image_facts` (version, commit,
+    ray, python) and `dependencies` (the manifest of what is installed); null as far as nothing is known.
+    """
     epoch = "2026-01-01T00:00:00+00:00"  # built in: it has no history
     return {
         "type": "environment",
@@ -78,6 +83,10 @@ def environment_wire(environment: Environment) -> dict[str, Any]:
         "created_at": epoch,
         "updated_at": epoch,
         "image": environment.image,
+        "image_digest": facts and facts.digest,
+        "image_facts": facts
+        and facts.model_dump(mode="json", include={"version", "commit", "ray", "python"}),
+        "dependencies": facts and facts.manifest,
     }
 
 

@@ -1,10 +1,11 @@
-"""A thousand parked sessions, made by the store's own rules without a CLI, and what one of them costs in rows."""
+"""Thousands of parked sessions, made by the store's own rules without a CLI, and what one of them costs in rows."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import batched
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,12 +14,19 @@ from claude_hitl_template import events
 from claude_hitl_template.canonical import digest
 from claude_hitl_template.events import UserMessage
 from claude_hitl_template.models import Agent, Environment, Usage
+from claude_hitl_template.settings import Settings
+from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.memory import MemoryBackend
+from claude_hitl_template.store.opening import open_backend
 from claude_hitl_template.store.owners import LEASE_S
-from claude_hitl_template.store.protocol import Call
-from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+from claude_hitl_template.store.postgres import PostgresBackend
+from claude_hitl_template.store.protocol import Call, TimeRange
+from claude_hitl_template.store.sql import SqlBackend
 
 CALLS = 2  # one is decided, the other goes on waiting, so that no decision wakes an owner
+BATCH = 100  # sessions that are written in one transaction
+DATABASE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -38,25 +46,48 @@ class Footprint:
 
 
 @asynccontextmanager
-async def opened(database: Path) -> AsyncGenerator[CoreStore]:
-    """The store of a service that does not run."""
-    migrate(sqlite_url(database))
-    backend = SqlBackend(sqlite_url(database))
+async def opened(settings: Settings) -> AsyncGenerator[SqlBackend | PostgresBackend]:
+    """The database of a service that does not run. Raises ConfigError."""
+    backend = await asyncio.to_thread(open_backend, settings, patience_s=DATABASE_S)
     try:
-        yield CoreStore(backend)
+        yield backend
     finally:
         await backend.close()
 
 
-async def make_crowd(database: Path, key_hash: str, count: int) -> list[Waiting]:
+async def make_crowd(settings: Settings, key_hash: str, count: int) -> list[Waiting]:
     """`count` parked sessions of the key with this hash, each with CALLS pending approvals."""
-    async with opened(database) as store:
-        key = await store.add_key("first key", key_hash)
-        return [await _park(store, key.id, number) for number in range(count)]
+    crowd: list[Waiting] = []
+    async with opened(settings) as backend:
+        key = await CoreStore(backend).add_key("first key", key_hash)
+        for numbers in batched(range(count), BATCH):
+            async with backend.begin(write=True) as tx:
+                crowd += [await _make(tx, key.id, number) for number in numbers]
+    return crowd
 
 
-async def footprint(database: Path, key_hash: str, session_id: str) -> Footprint:
-    async with opened(database) as store:
+async def _make(tx: Tx, key_id: str, number: int) -> Waiting:
+    """A parked session: the rules run in memory, and what became of it is written at once."""
+    memory = MemoryBackend()
+    waiting = await _park(CoreStore(memory), key_id, number)
+    async with memory.begin(write=False) as made:
+        session = await made.session(waiting.session_id)
+        log = await made.events(
+            waiting.session_id, after=None, limit=1000, order="asc", types=(), created=TimeRange()
+        )
+        asked = await made.open_approvals(waiting.session_id)
+    if session is None:
+        raise AssertionError("it was just made")
+    await tx.put_session(session)
+    await tx.add_events(session.id, log)
+    for approval in asked:
+        await tx.put_approval(approval)
+    return waiting
+
+
+async def footprint(settings: Settings, key_hash: str, session_id: str) -> Footprint:
+    async with opened(settings) as backend:
+        store = CoreStore(backend)
         key = await store.add_key("first key", key_hash)
         session = await store.get_session(session_id, key.id)
         log = await store.list_events(session_id, key.id, limit=1000)

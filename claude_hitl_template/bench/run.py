@@ -5,8 +5,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -14,8 +14,11 @@ from typing import Any
 import psutil
 
 from claude_hitl_template import __version__, code_version
-from claude_hitl_template.bench.crowd import Waiting, footprint, make_crowd
+from claude_hitl_template.bench import Part
+from claude_hitl_template.bench.crowd import footprint, make_crowd
 from claude_hitl_template.bench.figures import Compare, Measure
+from claude_hitl_template.bench.many import FEW, Many
+from claude_hitl_template.bench.recovery import acknowledged_and_restarted, killed_and_gone_on
 from claude_hitl_template.bench.sides import (
     CALL,
     PACED,
@@ -24,22 +27,18 @@ from claude_hitl_template.bench.sides import (
     Bare,
     Conversation,
     bare,
-    confirmation,
     conversation,
 )
 from claude_hitl_template.bench.stage import LONG_S, Stage, private_bytes, stage, workplace
-from claude_hitl_template.cli.client import Client
+from claude_hitl_template.cli import postgres
 from claude_hitl_template.cli.common import step
 from claude_hitl_template.model.tokens import mint
-from claude_hitl_template.secrets import hash_api_key, read_api_key, read_signing_key
+from claude_hitl_template.secrets import hash_api_key, prepare, read_api_key, read_signing_key
 from claude_hitl_template.settings import Settings
 
 STARTS_SHARE = 4
 FIRST_EPOCH = 1  # of a session that never lost its owner
-LISTINGS = 60
-DECISIONS = 120
-CLIENTS = 8
-DECISIONS_A_CLIENT = 40
+WAKE_P95_MS = 3000
 MIB = 1024 * 1024
 MS = 1000.0
 
@@ -47,9 +46,12 @@ MS = 1000.0
 class Bench:
     """One run: `rounds` of what is quick, and a quarter of them of what needs a process started for each."""
 
-    def __init__(self, rounds: int, sessions: int) -> None:
-        self._rounds, self._sessions = rounds, sessions
+    def __init__(
+        self, rounds: int, sessions: int, parts: Collection[Part], *, on_postgres: bool = False
+    ) -> None:
+        self._rounds, self._sessions, self._parts = rounds, sessions, parts
         self._slow = math.ceil(rounds / STARTS_SHARE)
+        self._on_postgres, self._stage = on_postgres, partial(stage, on_postgres=on_postgres)
         self.measures: list[Measure] = []
         self.facts: dict[str, Any] = {}
 
@@ -57,19 +59,65 @@ class Bench:
         """Raises HitlError when something failed."""
         self.facts = machine()
         with workplace() as settings:
-            with stage(settings, hot_window_s=LONG_S, spare_owners=1) as one:
-                self._hot(one)
-            with stage(settings, hot_window_s=0.0, spare_owners=1) as one:
-                self._parked(one, "decision to tool start, parked, spare owner ready")
-                parked = self._leave_parked(one)
-            with step(f"Making {self._sessions} parked sessions in the store, without CLIs"):
-                key_hash = hash_api_key(read_api_key(settings))
-                crowd = asyncio.run(make_crowd(settings.database_path, key_hash, self._sessions))
-            with stage(settings, hot_window_s=0.0, spare_owners=0) as one:
-                self._parked(one, "decision to tool start, parked, no spare owner")
-                self._crowded(one, crowd)
-            self._stored(settings, key_hash, parked)
+            if Part.TURNS in self._parts:
+                self._one_session(settings)
+            if Part.CROWD in self._parts:
+                self._crowd(settings)
+            if Part.RECOVERY in self._parts:
+                with self._stage(settings, hot_window_s=0.0, spare_owners=1) as one:
+                    self._recovery(one)
         self.facts["load_after"] = os.getloadavg()
+
+    def _one_session(self, settings: Settings) -> None:
+        with self._stage(settings, hot_window_s=LONG_S, spare_owners=1) as one:
+            self._hot(one)
+        with self._stage(settings, hot_window_s=0.0, spare_owners=1) as one:
+            made = self._new("decision to tool start, parked, spare owner ready", "ms", "p95", WAKE_P95_MS)
+            made.ours += self._wakes(one)
+            parked = self._leave_parked(one)
+        self._stored(settings, parked)
+
+    def _crowd(self, settings: Settings) -> None:
+        """A few parked sessions, then many, with the same questions."""
+        many = Many(self._sessions)
+        made = Measure(
+            f"decision to tool start, no spare owner, {self._sessions} parked sessions (bare: {FEW})",
+            "ms",
+            "p95",
+            WAKE_P95_MS,
+        )
+        for count, samples in ((FEW, made.bare), (self._sessions - FEW, made.ours)):
+            few = samples is made.bare
+            with step(f"Making {count} parked sessions in the store, without CLIs"), self._database(settings):
+                crowd = asyncio.run(make_crowd(settings, _key_hash(settings), count))
+            with self._stage(settings, hot_window_s=0.0, spare_owners=0) as one:
+                with step(f"Measuring the inbox and decisions among {count} parked sessions"):
+                    many.measure(one, crowd, few=few)
+                samples.extend(self._wakes(one))
+        self.measures += [*many.measures, made]
+
+    def _recovery(self, one: Stage) -> None:
+        for what, owner in (("CLI", False), ("owner", True)):
+            made = self._new(
+                f"{what} killed in the middle of an answer to the session going on", "s", "p95", 5
+            )
+            with step(f"Killing a session's {what}, {self._rounds} times"):
+                made.ours += [killed_and_gone_on(one, owner=owner) for _ in range(self._rounds)]
+        acknowledged = self._new("decision acknowledged while no owner lives", "ms", "p95", 200)
+        restarted = self._new("all processes killed to the decided call's start", "s", "p95", 45)
+        for number in range(self._slow):
+            with step(f"Killing everything and starting it again, {number + 1} of {self._slow}"):
+                said_s, started_s = acknowledged_and_restarted(one)
+            acknowledged.ours.append(said_s * MS)
+            restarted.ours.append(started_s)
+
+    @contextmanager
+    def _database(self, settings: Settings) -> Generator[None]:
+        """A Postgres of our own runs without the service for as long as the context lasts; SQLite needs nobody."""
+        prepare(settings)
+        postgres.start_missing(settings, make=self._on_postgres)
+        yield
+        postgres.local(settings).stop()
 
     def _new(
         self, name: str, unit: str, compare: Compare | None = None, target: float | None = None
@@ -131,11 +179,11 @@ class Bench:
 
     # -- parked sessions
 
-    def _parked(self, one: Stage, name: str) -> None:
-        made = self._new(name, "ms", "p95", 3000)
-        with step(f"Measuring: {name}"):
+    def _wakes(self, one: Stage) -> list[float]:
+        """Milliseconds from a decision on a parked call to the start of its tool."""
+        with step("Measuring: decision to tool start, parked"):
             self._wake(one)  # the first one warms up
-            made.ours += [self._wake(one) * MS for _ in range(self._slow)]
+            return [self._wake(one) * MS for _ in range(self._slow)]
 
     def _wake(self, one: Stage) -> float:
         with conversation(one.client, CALL) as ours:
@@ -152,43 +200,15 @@ class Bench:
             made.ours.append(len(one.processes_of(ours.transcript_id)))
             return ours.id
 
-    def _stored(self, settings: Settings, key_hash: str, parked: str) -> None:
-        found = asyncio.run(footprint(settings.database_path, key_hash, parked))
+    def _stored(self, settings: Settings, parked: str) -> None:
+        with self._database(settings):
+            found = asyncio.run(footprint(settings, _key_hash(settings), parked))
         self._new("database rows of a parked session", "count").ours.append(found.rows)
         self._new("database records of a parked session", "KiB").ours.append(found.record_bytes / 1024)
 
-    # -- a thousand of them
 
-    def _crowded(self, one: Stage, crowd: list[Waiting]) -> None:
-        alone = min(DECISIONS, len(crowd) // 2)
-        together = crowd[alone : alone + CLIENTS * DECISIONS_A_CLIENT]
-        with step(f"Measuring the inbox and decisions among {len(crowd)} parked sessions"):
-            self._listings(one.client, len(crowd))
-            made = self._new(f"decision acknowledged, {len(crowd)} parked sessions", "ms", "p95", 50)
-            made.ours += _decide_all(one.client, crowd[:alone])
-            self._decide_together(one.settings, together)
-
-    def _listings(self, client: Client, count: int) -> None:
-        for limit in (20, 100):
-            made = self._new(f"pending approvals of {count} parked sessions, limit {limit}", "ms", "p95", 50)
-            _seconds(lambda limit=limit: _inbox(client, limit))
-            made.ours += [_seconds(lambda limit=limit: _inbox(client, limit)) * MS for _ in range(LISTINGS)]
-
-    def _decide_together(self, settings: Settings, crowd: list[Waiting]) -> None:
-        rate = self._new(f"decisions acknowledged a second, {CLIENTS} clients", "1/s")
-        made = self._new(f"decision acknowledged, {CLIENTS} clients at once", "ms")
-        clients = [Client.open(settings) for _ in range(CLIENTS)]
-        shares = [crowd[index::CLIENTS] for index in range(CLIENTS)]
-        for client in clients:
-            _inbox(client, 1)
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            began = time.perf_counter()
-            found = list(pool.map(_decide_all, clients, shares))
-            elapsed = time.perf_counter() - began
-        for client, share in zip(clients, found, strict=True):
-            client.close()
-            made.ours += share
-        rate.ours.append(len(crowd) / elapsed)
+def _key_hash(settings: Settings) -> str:
+    return hash_api_key(read_api_key(settings))
 
 
 def machine() -> dict[str, Any]:
@@ -217,26 +237,6 @@ def _interleaved(made: Measure, ours: Callable[[], float], theirs: Callable[[], 
         sides = [(made.ours, ours), (made.bare, theirs)]
         for samples, action in sides if number % 2 else reversed(sides):
             samples.append(action() * MS)
-
-
-def _inbox(client: Client, limit: int) -> None:
-    client.get("/v1/approvals", limit=limit, **{"states[]": "pending"})
-
-
-def _decide_all(client: Client, crowd: Sequence[Waiting]) -> list[float]:
-    """Milliseconds of each acknowledgement. Every other call is denied."""
-    found: list[float] = []
-    for number, waiting in enumerate(crowd):
-        said = confirmation(waiting.event_ids[0], "deny" if number % 2 else "allow")
-        path = f"/v1/sessions/{waiting.session_id}/events"
-        found.append(_seconds(lambda path=path, said=said: client.post(path, {"events": [said]})) * MS)
-    return found
-
-
-def _seconds(action: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
 
 
 def _private_mib(processes: Sequence[psutil.Process]) -> float:

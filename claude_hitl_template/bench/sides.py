@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +15,26 @@ from claude_hitl_template.bench.stage import PATIENCE_S, wait_for
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.follow import Frame, WireEvent, frames
 from claude_hitl_template.errors import EngineError, Unavailable
+from claude_hitl_template.models import transcript_id
 
 SETTLE_S = 0.3  # between a question and its answer, so that what the question caused is over
 BEGAN = "began"
 TEXT = """```scenario
 - text: "[offline model] A short answer, as a script has it."
 ```"""
-# About a second: what a quick answer of a real model takes, in as many pieces.
-PACED = f"""```scenario
-- text: "[offline model] {"A sentence that comes word by word. " * 20}"
-  delay_s: 0.02
+
+
+def _paced(delay_s: float) -> str:
+    """An answer in some sixty pieces."""
+    words = "A sentence that comes word by word. " * 20
+    return f"""```scenario
+- text: "[offline model] {words}"
+  delay_s: {delay_s}
 ```"""
+
+
+PACED = _paced(0.02)  # about a second: what a quick answer of a real model takes
+SLOW = _paced(0.15)  # long enough to be killed in the middle of it
 CALL = f"""```scenario
 - text: "[offline model] A command that says when it began."
   tools:
@@ -46,7 +54,7 @@ class Conversation:
 
     @property
     def transcript_id(self) -> str:
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"claude-hitl:{self.id}"))
+        return transcript_id(self.id)
 
     def until(self, fits: Callable[[WireEvent], bool]) -> WireEvent:
         """The next event that fits. Raises Unavailable when none comes."""

@@ -2,7 +2,6 @@
 
 import secrets
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Generator
@@ -14,9 +13,10 @@ import httpx
 import psutil
 from pydantic import SecretStr
 
-from claude_hitl_template.cli import service
+from claude_hitl_template.cli import postgres, service
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import step
+from claude_hitl_template.cli.ports import free_ports
 from claude_hitl_template.cli.processes import temp_dir
 from claude_hitl_template.errors import Unavailable
 from claude_hitl_template.secrets import prepare
@@ -41,11 +41,14 @@ def bench_settings(folder: Path) -> Settings:
             "ray_temp_dir": None,
             "host": "127.0.0.1",
             "api_key": SecretStr(f"hitl_bench_{secrets.token_urlsafe(24)}"),
+            "database_url": None,
+            "files_url": None,
             "anthropic_api_key": None,
             "requests_per_minute": UNLIMITED,
             "idle_timeout_s": LONG_S,
             "approval_ttl_s": None,
             "panel": False,
+            "ledger_replicas": 1,
             **ports,
         }
     )
@@ -59,6 +62,7 @@ def workplace() -> Generator[Settings]:
     try:
         yield settings
     finally:
+        postgres.local(settings).stop("immediate")
         for left in (folder, temp_dir(settings)):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -93,6 +97,17 @@ class Stage:
         clis = [p for p in self._processes() if transcript_id in command(p)]
         return clis + [parent for p in clis if (parent := p.parent()) is not None]
 
+    def replica(self, deployment: str) -> psutil.Process:
+        """Raises Unavailable."""
+
+        def look() -> psutil.Process | None:
+            return next((p for p in self._processes() if fits(command(p).split(":"))), None)
+
+        def fits(title: list[str]) -> bool:  # ray::ServeReplica:<application>:<deployment>...
+            return "ServeReplica" in title and any(part.startswith(deployment) for part in title)
+
+        return wait_for(f"the {deployment}", look)
+
     def _processes(self) -> list[psutil.Process]:
         head = service.ray_process(self.settings)
         return head.children(recursive=True) if head else []
@@ -107,12 +122,12 @@ class Stage:
 
 
 @contextmanager
-def stage(settings: Settings, **changes: Any) -> Generator[Stage]:
+def stage(settings: Settings, *, on_postgres: bool = False, **changes: Any) -> Generator[Stage]:
     """The service with these settings, for as long as the context lasts. Raises ConfigError."""
     changed = settings.model_copy(update=changes)
     prepare(changed)
     try:
-        service.start(changed, step)
+        service.start(changed, step, make_postgres=on_postgres)
         client = Client.open(changed)
         try:
             yield Stage(changed, client)
@@ -143,11 +158,3 @@ def wait_for[T](what: str, look: Callable[[], T | None]) -> T:
             return found
         time.sleep(POLL_S)
     raise Unavailable(f"waited {PATIENCE_S:.0f} s in vain for {what}")
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports

@@ -22,16 +22,20 @@ from claude_agent_sdk import (
     ClaudeSDKClient,
     ClaudeSDKError,
     HookMatcher,
+    McpServerConfig,
     PermissionResultAllow,
     PermissionResultDeny,
     ProcessError,
     ToolPermissionContext,
 )
-from claude_agent_sdk._internal.transport.subprocess_cli import MINIMUM_CLAUDE_CODE_VERSION
+from claude_agent_sdk._cli_version import __cli_version__ as PINNED_CLI  # noqa: N812 - it is a constant
 
+from claude_hitl_template import missing
 from claude_hitl_template.claude.engine import EngineEvent, ToolUse
 from claude_hitl_template.claude.gate import Answer, Gate
+from claude_hitl_template.claude.layers import POLICY, Layers
 from claude_hitl_template.claude.messages import Reader
+from claude_hitl_template.claude.report import report_server
 from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.errors import EngineError, HitlError
 from claude_hitl_template.models import Session
@@ -53,6 +57,7 @@ STDERR_LINES = 20
 MODEL_RETRIES = 7
 START_TIMEOUT_S = 45.0  # it takes a third of a second, and a few on a machine that is busy
 VERSION_TIMEOUT_S = 15.0
+LEAST_CLI = "2.1.317"  # older ones let a call pass when the hook that shall ask fails; measured on 2.1.316 and 2.1.317
 SIGNALLED = 128  # exit statuses from here on mean that a signal ended the process
 MEND_CLI = (
     "set HITL_CLI_PATH to a Claude Code CLI that works, or leave it empty for the one that comes with the dependencies "
@@ -62,13 +67,17 @@ MEND_CLI = (
 
 @dataclass(frozen=True)
 class CliConfig:
-    """Where the engine works. `token` opens the model endpoint at `model_url` and nothing else."""
+    """Where the engine works. `token` opens the model endpoint at `model_url` and nothing else.
+
+    With `layers`, the image's settings, commands, skills and plugins are in force; without, no settings file is read.
+    """
 
     workspace: Path
     config_dir: Path
     model_url: str
     token: str
     cli_path: Path | None = None
+    layers: Layers | None = None
 
 
 def is_plan_folder(config_dir: Path) -> Callable[[Path], bool]:
@@ -102,11 +111,14 @@ def _check_version(path: Path, _changed_ns: int, _size_bytes: int) -> None:
     found = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})\b", said)
     if found is None:
         raise EngineError(f"{path} does not tell its version but {said[:200]!r}; {MEND_CLI}", retryable=False)
-    if [int(part) for part in found.groups()] < [int(p) for p in MINIMUM_CLAUDE_CODE_VERSION.split(".")]:
+    if [int(part) for part in found.groups()] < [int(part) for part in LEAST_CLI.split(".")]:
         raise EngineError(
-            f"the Claude Code CLI at {path} is {found[0]}, and {MINIMUM_CLAUDE_CODE_VERSION} is the oldest that can be "
-            f"used; {MEND_CLI}",
+            f"the Claude Code CLI at {path} is {found[0]}, and {LEAST_CLI} is the oldest that can be used; {MEND_CLI}",
             retryable=False,
+        )
+    if found[0] != PINNED_CLI:
+        log.warning(
+            "this CLI is not the one that was tested", path=str(path), version=found[0], tested=PINNED_CLI
         )
 
 
@@ -147,10 +159,13 @@ class CliEngine:
         self._session, self._gate, self._transcripts, self._config = session, gate, transcripts, config
         self._client: ClaudeSDKClient | None = None
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
+        self._gate_failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self, *, resume: bool, plan_mode: bool) -> None:
         await asyncio.to_thread(_make_workspace, self._config.workspace)
         await asyncio.to_thread(check_cli, self._config.cli_path or bundled_cli())
+        if self._config.layers is not None:
+            self._gate.hold_to(await asyncio.to_thread(self._config.layers.settle, self._config.config_dir))
         client = ClaudeSDKClient(self._options(resume=resume, plan_mode=plan_mode))
         try:
             await asyncio.wait_for(client.connect(), START_TIMEOUT_S)
@@ -181,7 +196,7 @@ class CliEngine:
     async def events(self) -> AsyncIterator[EngineEvent]:
         reader = Reader()
         try:
-            async for message in self._connected().receive_messages():
+            async for message in _until(self._connected().receive_messages(), self._gate_failed):
                 for event in reader.read(message):
                     yield event
         except (ClaudeSDKError, OSError) as error:
@@ -221,7 +236,7 @@ class CliEngine:
         return "".join(f"\n  {line}" for line in self._stderr)
 
     def _options(self, *, resume: bool, plan_mode: bool) -> ClaudeAgentOptions:
-        agent = self._session.agent
+        agent, layers = self._session.agent, self._config.layers
         tools = enabled_tools(agent.toolset)
         # "Task" is an old name of "Agent" that the CLI still takes.
         settings = compile_settings(agent.policy, [*tools, "Task"], list(agent.mcp_servers))
@@ -230,13 +245,13 @@ class CliEngine:
             tools=tools,
             system_prompt={"type": "preset", "preset": "claude_code", "append": agent.system or ""},
             model=None if agent.model == "default" else agent.model,
-            mcp_servers={
-                name: {"type": "http", "url": str(c["url"])} for name, c in agent.mcp_servers.items()
-            },
+            mcp_servers=self._servers(),
             strict_mcp_config=True,
             permission_mode="plan" if plan_mode else "default",
             cwd=self._config.workspace,
-            setting_sources=[],
+            setting_sources=["user", "project", "local"] if layers else [],
+            plugins=[{"type": "local", "path": str(folder)} for folder in layers.plugins] if layers else [],
+            extra_args={"managed-settings": json.dumps(POLICY)} if layers else {},
             settings=json.dumps(settings),
             session_id=None if resume else transcript_id,
             resume=transcript_id if resume else None,
@@ -253,12 +268,21 @@ class CliEngine:
             max_buffer_size=64 * 1024 * 1024,
         )
 
+    def _servers(self) -> dict[str, McpServerConfig]:
+        servers: dict[str, McpServerConfig] = {
+            name: {"type": "http", "url": str(c["url"])}
+            for name, c in self._session.agent.mcp_servers.items()
+        }
+        return servers if self._config.layers is None else {**servers, missing.SERVER: report_server()}
+
     def _environment(self) -> dict[str, str]:
+        layers = self._config.layers
         return {
             "HITL_CLI": str(self._config.cli_path or bundled_cli()),
             "ANTHROPIC_BASE_URL": self._config.model_url,
             "ANTHROPIC_API_KEY": self._config.token,
             "CLAUDE_CONFIG_DIR": str(self._config.config_dir),
+            **({"HITL_USER_LAYER": str(layers.user)} if layers else {}),
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
             "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
             "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
@@ -293,14 +317,33 @@ class CliEngine:
         return PermissionResultDeny(message=answer.message)
 
     async def _ask(self, asking: Any, use: ToolUse) -> Answer:
-        """A gate that fails says no: the error ends the session's owner elsewhere, the call must not run here."""
+        """A gate that fails says nothing, and the call does not run: whoever takes the session up asks it again. A no
+        would stand in the transcript, and a human's allow would come to nothing."""
         try:
             return await asking
         except HitlError as error:
-            log.warning(
-                "gate failed, call denied", session=self._session.id, call=use.call_id, why=str(error)
-            )
-            return Answer("deny", "Not run: the service could not check whether a human allowed it.")
+            log.warning("gate failed", session=self._session.id, call=use.call_id, why=str(error))
+            if not self._gate_failed.done():
+                why = f"the service could not check whether {use.call_id} may run: {error}"
+                self._gate_failed.set_exception(EngineError(why))
+            await asyncio.Event().wait()  # until the CLI is ended
+            raise
+
+
+async def _until[T](messages: AsyncIterator[T], failed: "asyncio.Future[None]") -> AsyncIterator[T]:
+    """The messages, until one fails or `failed` does, whose error is raised."""
+    while True:
+        coming = asyncio.ensure_future(anext(messages))
+        try:
+            await asyncio.wait({coming, failed}, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                failed.result()
+            yield coming.result()
+        except StopAsyncIteration:
+            return
+        finally:
+            if not coming.done():
+                coming.cancel()
 
 
 def enabled_tools(toolset: dict[str, Any] | None) -> list[str]:

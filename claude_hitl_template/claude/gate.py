@@ -20,11 +20,12 @@ from typing import Any, Literal
 
 import structlog
 
+from claude_hitl_template import faults
 from claude_hitl_template.canonical import digest
 from claude_hitl_template.claude.engine import ToolUse
 from claude_hitl_template.errors import NotWaiting
 from claude_hitl_template.models import Approval, ApprovalState, Session
-from claude_hitl_template.policy import Evaluation, Verdict, evaluate
+from claude_hitl_template.policy import Evaluation, PermissionPolicy, Rule, Verdict, evaluate
 from claude_hitl_template.store.protocol import Call, Store
 from claude_hitl_template.store.unit import OUTCOME_UNKNOWN
 
@@ -72,9 +73,14 @@ class Gate:
         self._changed = asyncio.Event()
         self._interrupted = False
         self._plan_file: Path | None = None
+        self._image_rules: tuple[Rule, ...] = ()
         self.deferred: str | None = None
 
-    # -- what the session tells the gate
+    # -- what the engine and the session tell the gate
+
+    def hold_to(self, rules: Sequence[Rule]) -> None:
+        """What holds in an image besides the agent's policy: denials always, the rest where that has no default."""
+        self._image_rules = tuple(rules)
 
     def classify(self, use: ToolUse) -> Call:
         """The policy's word on a call: a remembered rule counts as the human's recorded decision."""
@@ -128,6 +134,11 @@ class Gate:
     def new_turn(self) -> None:
         self.deferred, self._interrupted = None, False
 
+    def end_hot_window(self) -> None:
+        """What waits, and what will be asked from now on, does not keep the process."""
+        self._hot_window_s = 0.0
+        self._wake()
+
     # -- what the CLI asks the gate
 
     async def before(self, use: ToolUse) -> Answer:
@@ -178,8 +189,12 @@ class Gate:
             draft = Evaluation(Verdict.allow, "the draft of a plan")
             return draft, draft
         policies = self._session.agent.policy, self._session.effective_policy()
-        own, effective = (evaluate(p, use.name, use.input, self._workspace) for p in policies)
+        own, effective = (evaluate(self._in_image(p), use.name, use.input, self._workspace) for p in policies)
         return own, effective
+
+    def _in_image(self, policy: PermissionPolicy) -> PermissionPolicy:
+        held = [rule for rule in self._image_rules if rule.policy == "always_deny" or policy.default is None]
+        return policy.model_copy(update={"rules": (*policy.rules, *held)}) if held else policy
 
     def _is_plan_file(self, use: ToolUse) -> bool:
         """Plan mode keeps its draft in the CLI's own folder, outside the workspace; the plan itself is asked about."""
@@ -202,9 +217,8 @@ class Gate:
 
     async def _decided(self, approval: Approval) -> bool:
         """True as soon as nothing of the call's batch is pending; False when the hot window is over."""
-        deadline = self._asked_at[approval.call_id] + self._hot_window_s
         while self._batch_pending(approval) and not self._interrupted:
-            if not await self._change_before(deadline):
+            if not await self._change_before(self._asked_at[approval.call_id] + self._hot_window_s):
                 return not self._batch_pending(approval)
         return True
 
@@ -254,6 +268,7 @@ class Gate:
 
     async def _claim(self, use: ToolUse) -> Answer:
         approval = self._approvals[use.call_id]
+        await faults.reach("run.before")
         try:
             claimed = await self._store.claim(
                 self._session.id,
@@ -266,6 +281,7 @@ class Gate:
             log.warning("claim refused", session=self._session.id, call=use.call_id, why=str(error))
             return Answer("deny", OUTCOME_UNKNOWN)
         self._approvals[use.call_id] = claimed
+        await faults.reach("run.after")
         return Answer("allow", run_input=claimed.run_input)
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+DEFERRED = "hook_deferred_tool"
 _COPIED = ("userType", "entrypoint", "cwd", "sessionId", "version", "gitBranch", "isSidechain")
 
 
@@ -25,18 +26,27 @@ def unanswered(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(asked)
 
 
-def deferral(entries: Sequence[Mapping[str, Any]], call_id: str, now: datetime) -> dict[str, Any] | None:
-    """The entry to append, so that the CLI asks for `call_id` again; None when the transcript does not have the call."""
+def is_deferred(entries: Sequence[Mapping[str, Any]], call_id: str) -> bool:
+    """Whether the CLI will ask for `call_id` again by itself."""
+    attachments = [entry.get("attachment") for entry in entries]
+    return any(
+        isinstance(a, Mapping) and a.get("type") == DEFERRED and a.get("toolUseID") == call_id
+        for a in attachments
+    )
+
+
+def deferral(entries: Sequence[Mapping[str, Any]], call_id: str, now: datetime) -> dict[str, Any]:
+    """The entry to append, so that the CLI asks for `call_id`, which is among the entries, again."""
     for entry in reversed(entries):
         for block in _blocks(entry):
             if block.get("type") == "tool_use" and block.get("id") == call_id:
                 return _attachment(entry, block, now)
-    return None
+    raise KeyError(call_id)
 
 
 def _attachment(entry: Mapping[str, Any], block: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     attachment = {
-        "type": "hook_deferred_tool",
+        "type": DEFERRED,
         "toolUseID": block["id"],
         "toolName": block["name"],
         "toolInput": block["input"],

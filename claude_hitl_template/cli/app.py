@@ -1,8 +1,27 @@
 """The commands, put together."""
 
+from typing import Annotated
+
 import typer
 
-from claude_hitl_template.cli import bench, doctor, inbox, logs, service, sessions, status, talk, upkeep
+from claude_hitl_template.cli import (
+    backup,
+    bench,
+    chaos,
+    configuration,
+    deploy,
+    doctor,
+    image,
+    inbox,
+    logs,
+    secrets,
+    service,
+    sessions,
+    status,
+    talk,
+    upkeep,
+    vm,
+)
 from claude_hitl_template.cli.common import step
 from claude_hitl_template.settings import Settings
 
@@ -25,19 +44,36 @@ app.command(epilog=talk.STATUSES)(talk.chat)
 app.command()(status.status)
 app.add_typer(inbox.app, name="approvals")
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(image.app, name="image")
+app.command()(deploy.deploy)
+app.add_typer(secrets.app, name="secrets")
 app.command()(logs.logs)
 app.command()(doctor.doctor)
+app.add_typer(vm.app, name="vm")
+app.command()(upkeep.bootstrap_host)
+app.command()(configuration.configuration)
 app.command()(bench.bench)
+app.command()(backup.backup)
+app.command()(backup.restore)
+app.command()(chaos.chaos)
 app.command()(upkeep.clean)
 app.command()(upkeep.check)
 app.command(context_settings=_PASS_ON)(upkeep.test)
 
 
 @app.command()
-def up() -> None:
+def up(
+    postgres: Annotated[
+        bool,
+        typer.Option(
+            "--postgres",
+            help="Keep everything in a Postgres of our own, made in the data folder; from then on every start uses it.",
+        ),
+    ] = False,
+) -> None:
     """Starts Ray and the service where they do not run yet, and restarts them when settings or code changed."""
     settings = Settings.load()
-    made = talk.ensure_up(settings)
+    made = talk.ensure_up(settings, make_postgres=postgres)
     facts = service.healthy(settings) or {}
     typer.echo(f"REST       {settings.base_url}/v1   (model: {facts.get('model')})")
     if settings.panel:
@@ -65,3 +101,11 @@ def down() -> None:
     typer.echo(f"stopped: {stopped.processes} processes ended; sessions, approvals and files are kept")
     if stopped.unfinished:
         typer.echo(f"{stopped.unfinished} turns were cut off; they are taken up again at the next ./hitl up")
+
+
+@app.command()
+def shell(profile: deploy.Profile = None) -> None:
+    """A Python prompt on the cluster, through Ray Client: `ray`, `store`, `settings`."""
+    from claude_hitl_template.cli.shell import open_shell  # noqa: PLC0415  (slow to import)
+
+    open_shell(Settings.load(profile))

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from claude_hitl_template.bench import Part
 from claude_hitl_template.cli.common import console
 from claude_hitl_template.errors import ConfigError
 
-LEAST_SESSIONS = 16
+LEAST_SESSIONS = 100
 
 
 def bench(
@@ -18,11 +19,18 @@ def bench(
     sessions: Annotated[
         int, typer.Option(min=LEAST_SESSIONS, help="How many parked sessions the inbox is measured with.")
     ] = 1000,
+    only: Annotated[
+        list[Part] | None,
+        typer.Option(help="Measure this part and no other. May be repeated."),
+    ] = None,
+    postgres: Annotated[
+        bool, typer.Option("--postgres", help="Keep the store in a Postgres of its own.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="A file for figures, samples, machine and versions.")
     ] = None,
 ) -> None:
-    """Measures turns, decisions, parking and the inbox beside the bare SDK, with the offline model.
+    """Measures turns, decisions and parking beside the bare SDK, many parked sessions beside few, and restarts.
 
     Takes some minutes. Uses a service of its own, and leaves nothing behind. A target that is not met is no failure.
     """
@@ -37,7 +45,7 @@ def bench(
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # ended from outside, it still ends what it started
-    made = Bench(rounds, sessions)
+    made = Bench(rounds, sessions, only or list(Part), on_postgres=postgres)
     made.run()
     console().print(table(made.measures))
     typer.echo(

@@ -9,6 +9,7 @@ import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from claude_hitl_template.errors import (
+    ConfigError,
     Conflict,
     HitlError,
     InvalidInput,
@@ -67,10 +68,8 @@ class Client:
     def open(
         cls, settings: Settings, *, patience_s: float = 0.0, say: Callable[[str], None] = lambda _: None
     ) -> "Client":
-        """A client of the service on this machine. Raises ConfigError when there is no key yet."""
-        given = settings.api_key
-        key = given.get_secret_value() if given else read_api_key(settings)
-        return cls(settings.base_url, key, patience_s=patience_s, say=say)
+        """A client of the service, here or at HITL_SERVE_URL. Raises ConfigError when there is no key yet."""
+        return cls(settings.service_url, _key(settings), patience_s=patience_s, say=say)
 
     def close(self) -> None:
         self._http.close()
@@ -83,6 +82,9 @@ class Client:
         return self._request(
             "POST", path, json={} if body is None else body, headers=headers, timeout=timeout_s
         )
+
+    def put(self, path: str, body: Any) -> Any:
+        return self._request("PUT", path, json=body)
 
     def delete(self, path: str) -> Any:
         return self._request("DELETE", path)
@@ -192,4 +194,18 @@ def _json(answer: httpx.Response) -> Any:
         raise ServiceFailed(
             f"{answer.url} answered with something that is not JSON\n"
             "  Mend: is another program on this port? ./hitl doctor names it"
+        ) from error
+
+
+def _key(settings: Settings) -> str:
+    if settings.api_key is not None:
+        return settings.api_key.get_secret_value()
+    try:
+        return read_api_key(settings)
+    except ConfigError as error:
+        if settings.serve_url is None:
+            raise
+        raise ConfigError(
+            f"there is no API key for {settings.service_url} here",
+            "on the cluster, ./hitl status --show-secrets shows it: set HITL_API_KEY in .env or the profile to it",
         ) from error

@@ -3,14 +3,16 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from claude_hitl_template.checks import Check, lines
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.visible import shown
 from claude_hitl_template.errors import HitlError
@@ -55,6 +57,15 @@ def service_client(patience_s: float = 0.0) -> Generator[Client]:
 
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))  # ASCII: nothing in it can act on a terminal
+
+
+def report_checks(found: Sequence[Check], *, as_json: bool) -> None:
+    """Prints checks, and ends the command: exit status 1 if something is wrong."""
+    if as_json:
+        print_json([asdict(check) for check in found])
+    else:
+        typer.echo("\n".join(line for check in found for line in lines(check)))
+    raise typer.Exit(1 if any(check.level == "wrong" for check in found) else 0)
 
 
 def run(app: Callable[..., Any]) -> int:

@@ -1,7 +1,7 @@
 """Follows one session in a terminal, from wherever it stands until it comes to rest, and gets its calls decided."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from enum import IntEnum
 from typing import Any
@@ -22,6 +22,7 @@ OFFLINE_NOTE = (
     "offline model: a script answers, no AI; set ANTHROPIC_API_KEY (in the environment or in .env) and run "
     "./hitl up for a real one"
 )
+NAMED = 8  # files of a workspace that are named
 _NOTHING_SAID = frozenset({"agent.thinking"})
 
 
@@ -161,15 +162,27 @@ class Conversation:
         self._terminal.show(shown(message, "yellow"))
 
 
-def account(settings: Settings, session: Mapping[str, Any], *, offline: bool) -> list[Text]:
-    """What a session has used so far, and where its files are."""
+def account(
+    settings: Settings, session: Mapping[str, Any], saved: Sequence[str], *, offline: bool
+) -> list[Text]:
+    """What a session has used so far, and where its files are. `saved` names those that the service has."""
     used = session["usage"]
     cached = used["cache_read_input_tokens"] + used["cache_creation"]["ephemeral_5m_input_tokens"]
     price = (
         "estimated by the offline model, free of charge" if offline else f"list price ${used['cost_usd']:.4f}"
     )
     tokens = f"{used['input_tokens']} in ({cached} more cached), {used['output_tokens']} out; {price}"
+    return [
+        Text(f"tokens     {tokens}"),
+        Text.assemble("workspace  ", shown(_place(settings, session, saved))),
+    ]
+
+
+def _place(settings: Settings, session: Mapping[str, Any], saved: Sequence[str]) -> str:
+    """A session in a container, or on another machine, has no folder here."""
     folder = settings.workspaces / session["id"]
-    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    files = f"  ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else ""
-    return [Text(f"tokens     {tokens}"), Text.assemble("workspace  ", shown(f"{folder}{files}"))]
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else list(saved)
+    files = f"  ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})" if names else ""
+    if folder.is_dir():
+        return f"{folder}{files}"
+    return f"saved by the service, GET /v1/sessions/{session['id']}/workspace{files}" if names else "empty"

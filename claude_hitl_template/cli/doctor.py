@@ -6,21 +6,24 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import httpx
 import psutil
 import typer
 
-from claude_hitl_template import code_version
-from claude_hitl_template.cli import panel, service
-from claude_hitl_template.cli.common import print_json
+from claude_hitl_template import code_version, containers
+from claude_hitl_template.checks import Check
+from claude_hitl_template.cli import panel, ports, postgres, remote, service
+from claude_hitl_template.cli.common import report_checks
+from claude_hitl_template.cli.deploy import Profile
 from claude_hitl_template.cli.processes import is_ours, temp_dir
-from claude_hitl_template.readable import size, visible
+from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.readable import size
 from claude_hitl_template.settings import Settings, variable
+from claude_hitl_template.store.files import FileArea
 
 LEAST_PYTHON = (3, 12)
 LEAST_DISK_BYTES = 1024**3
@@ -31,27 +34,20 @@ SOCKET_PATH_BYTES = 107
 LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 VERSION_TIMEOUT_S = 20.0
 UPSTREAM_TIMEOUT_S = 5.0
-Level = Literal["ok", "warning", "wrong"]
 
 
-@dataclass(frozen=True)
-class Check:
-    """What was looked at, what was found, and, unless it is ok, what mends it."""
-
-    name: str
-    level: Level
-    found: str
-    mend: str = ""
-
-
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    away: Annotated[
+        bool,
+        typer.Option("--remote", help="Looks, from here, at the cluster that .env names; so does --profile."),
+    ] = False,
+    profile: Profile = None,
+) -> None:
     """Checks everything the service needs, and says what mends what is wrong. Exit status: 1 if something is."""
-    found = list(examine(Settings.load()))
-    if as_json:
-        print_json([asdict(check) for check in found])
-    else:
-        typer.echo("\n".join(line for check in found for line in lines(check)))
-    raise typer.Exit(1 if any(check.level == "wrong" for check in found) else 0)
+    settings = Settings.load(profile)
+    found = remote.examine(settings) if away or profile else examine(settings)
+    report_checks(list(found), as_json=as_json)
 
 
 def examine(settings: Settings) -> Iterator[Check]:
@@ -62,23 +58,21 @@ def examine(settings: Settings) -> Iterator[Check]:
     for name in service.ports(settings):
         yield port_check(settings, name)
     yield folder_check(settings.data_dir)
+    yield database_check(settings)
     yield disk_check(shutil.disk_usage(_nearest(settings.data_dir)).free)
+    yield files_check(settings.files_at)
     yield memory_check(psutil.virtual_memory().available)
     yield secrets_check(settings.secrets_dir)
     yield key_check(_model_key(settings))
     if settings.anthropic_api_key is not None:
-        yield upstream_check(settings.anthropic_base_url)
+        yield upstream_check(settings.anthropic_base_url, settings.anthropic_api_key.get_secret_value())
     yield service_check(service.healthy(settings), service.ray_process(settings) is not None, code_version())
     if settings.panel and service.healthy(settings):
         yield panel_check(panel.look(settings))
     if sys.platform == "linux":
         yield setpriv_check(shutil.which("setpriv"))
-
-
-def lines(check: Check) -> list[str]:
-    sign = {"ok": "ok      ", "warning": "warning ", "wrong": "WRONG   "}[check.level]
-    mend = [f"         Mend: {check.mend}"] if check.mend else []
-    return [visible(line) for line in [f"{sign} {check.name}: {check.found}", *mend]]
+    for image in settings.images:
+        yield from containers.examine(image)
 
 
 def python_check(found: tuple[int, ...]) -> Check:
@@ -128,14 +122,34 @@ def socket_check(folder: Path) -> Check:
     return Check("Ray's folder", "wrong", found, "choose a shorter folder with HITL_RAY_TEMP_DIR")
 
 
+def ray_folder_check(folder: Path, uid: int) -> Check:
+    """Ray of another user cannot write where the first one's did."""
+    name = "Ray's folder's owner"
+    if not folder.exists():
+        return Check(name, "ok", "not made yet")
+    owner = folder.stat().st_uid
+    if owner == uid:
+        return Check(name, "ok", f"you ({uid})")
+    return Check(
+        name,
+        "wrong",
+        f"{folder} belongs to user {owner}, and you are {uid}",
+        f"end that user's Ray and remove {folder}, or choose another folder with HITL_RAY_TEMP_DIR",
+    )
+
+
 def port_check(settings: Settings, name: str) -> Check:
+    """Free, or ours; and not free while Ray runs: whoever connects would be refused."""
     port, label = getattr(settings, name), f"port {getattr(settings, name)} ({variable(name)})"
-    if service.is_free(port):
-        return Check(label, "ok", "free")
-    holder = service.holder_of(port)
+    if ports.is_free(port):
+        if service.ray_process(settings) is None:
+            return Check(label, "ok", "free")
+        mend = "./hitl up; if that does not help, ./hitl down before it"
+        return Check(label, "wrong", "connections are refused: Ray runs, and nobody listens here", mend)
+    holder = ports.holder_of(port)
     if holder is not None and _belongs(settings, holder):
         return Check(label, "ok", f"ours (process {holder.pid})")
-    return Check(label, "wrong", *service.taken(port, variable(name)))
+    return Check(label, "wrong", *ports.taken(port, variable(name)))
 
 
 def folder_check(folder: Path) -> Check:
@@ -148,11 +162,34 @@ def folder_check(folder: Path) -> Check:
         return Check("data folder", "wrong", f"{folder} cannot be written: {error.strerror}", mend)
 
 
+def database_check(settings: Settings) -> Check:
+    server = postgres.local(settings)
+    if settings.database_url is None and server.made and server.pid() is None:
+        return Check("database", "warning", "Postgres of our own, which does not run", "./hitl up")
+    try:
+        found = postgres.look(settings)
+    except ConfigError as error:
+        return Check("database", "wrong", error.message, error.mend)
+    if found.problem is None:
+        return Check("database", "ok", found.place)
+    mend = "start the database, or correct DATABASE_URL"
+    return Check("database", "wrong", f"{found.place}: {found.problem}", mend)
+
+
 def disk_check(free_bytes: int) -> Check:
     if free_bytes >= LEAST_DISK_BYTES:
         return Check("disk", "ok", f"{size(free_bytes)} free")
     level = "warning" if free_bytes >= FULL_DISK_BYTES else "wrong"
     return Check("disk", level, f"only {size(free_bytes)} free", "make room, or move HITL_DATA_DIR")
+
+
+def files_check(url: str) -> Check:
+    """Whether there is a file system for it; it is not asked, for it may be far away."""
+    try:
+        FileArea(url)
+    except ConfigError as error:
+        return Check("file area", "wrong", error.message, error.mend)
+    return Check("file area", "ok", url)
 
 
 def memory_check(free_bytes: int) -> Check:
@@ -185,13 +222,22 @@ def key_check(key: str | None) -> Check:
     return Check("model key", "ok", "set")
 
 
-def upstream_check(url: str) -> Check:
+def upstream_check(url: str, key: str) -> Check:
+    """The model's service answers, and takes the key; asking for the list of models costs nothing."""
     try:
-        answer = httpx.get(url, timeout=UPSTREAM_TIMEOUT_S)
+        headers = {"x-api-key": key, "anthropic-version": "2023-06-01"}
+        answer = httpx.get(f"{url.rstrip('/')}/v1/models", headers=headers, timeout=UPSTREAM_TIMEOUT_S)
+    except UnicodeEncodeError:
+        return Check(
+            "model", "warning", "not asked: no request can carry such a key", "correct the key first"
+        )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         why = str(error) or type(error).__name__
         mend = "check the network and its proxy, or ANTHROPIC_BASE_URL"
         return Check("model", "wrong", f"{url} cannot be reached: {why}", mend)
+    if answer.status_code in (401, 403):
+        mend = "set ANTHROPIC_API_KEY to a key of this service that is not revoked, then ./hitl up"
+        return Check("model", "wrong", f"{url} refuses the key ({answer.status_code})", mend)
     return Check("model", "ok", f"{url} answers ({answer.status_code})")
 
 
@@ -222,6 +268,7 @@ def _ray_checks(settings: Settings) -> Iterator[Check]:
     app = service.healthy(settings)
     yield ray_version_check(version("ray"), app.get("ray") if app else None)
     yield socket_check(temp_dir(settings))
+    yield ray_folder_check(temp_dir(settings), os.getuid())
 
 
 def _belongs(settings: Settings, process: psutil.Process) -> bool:

@@ -17,10 +17,17 @@ from typing import Any
 import httpx
 import psutil
 
-from claude_hitl_template.cli.processes import CHUNK_BYTES, node_address, panel_environment, strays
+from claude_hitl_template.cli.ports import check_free
+from claude_hitl_template.cli.processes import (
+    CHUNK_BYTES,
+    LOOPBACK,
+    node_address,
+    panel_environment,
+    strays,
+)
 from claude_hitl_template.errors import ConfigError, Unauthorized, Unavailable
 from claude_hitl_template.secrets import PANEL_PASSWORD, read_panel_login, write_secret
-from claude_hitl_template.settings import Settings
+from claude_hitl_template.settings import Settings, variable
 
 ADMIN = "admin"
 TOKEN_HEADER = "KODOSUMI_API_KEY"  # noqa: S105  (a header's name)
@@ -199,7 +206,7 @@ def write_settings(settings: Settings) -> None:
     values = {
         "SECRET_KEY": login[0],
         "ADMIN_PASSWORD": login[1],
-        "APP_SERVER": f"http://{settings.host}:{settings.panel_port}",
+        "APP_SERVER": f"http://{_listens_on(settings)}:{settings.panel_port}",
         # Kodosumi's default lets a page of any origin act with the user's cookie.
         "CORS_ORIGINS": json.dumps([settings.panel_url, f"http://localhost:{settings.panel_port}"]),
         "RAY_SERVER": f"{node_address(settings)}:{settings.ray_port}",
@@ -219,8 +226,16 @@ def write_settings(settings: Settings) -> None:
     write_secret(folder / ".env", "".join(f"KODO_{name}='{value}'\n" for name, value in values.items()))
 
 
+def _listens_on(settings: Settings) -> str:
+    """The panel calls itself by the name that the browser used, which is localhost where its port is forwarded."""
+    return settings.host if node_address(settings) == LOOPBACK else "0.0.0.0"  # noqa: S104
+
+
 def _check(settings: Settings, deadline: float) -> None:
-    """Starts what ended: a spooler gives up while the one before it is not forgotten. Raises ConfigError at last."""
+    """Starts what ended: a spooler gives up while the one before it is not forgotten. Raises ConfigError at last, and at
+    once when somebody else has the panel's port."""
+    if "panel" not in running(settings):
+        check_free(settings.panel_port, variable("panel_port"))
     if time.monotonic() < deadline:
         start_missing(settings)
         return

@@ -39,14 +39,19 @@ def temp_dir(settings: Settings) -> Path:
     return settings.ray_temp_dir or Path(f"/tmp/hitl-{os.getuid()}-{name}")  # noqa: S108
 
 
+def names_secret(variable_name: str) -> bool:
+    """Whether an environment variable's name says that its value is nobody else's business."""
+    return any(word in variable_name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD"))
+
+
 def ray_environment(settings: Settings) -> dict[str, str]:
     """This process's environment without what Ray's processes, and so the agents, must not have."""
-    hidden = ("KEY", "TOKEN", "SECRET", "PASSWORD")
-    kept = {name: value for name, value in os.environ.items() if not any(h in name.upper() for h in hidden)}
+    said = {variable(name) for name in Settings.model_fields}  # below, and the secret ones not at all
+    kept = {name: value for name, value in os.environ.items() if name not in said and not names_secret(name)}
     chosen = {
-        variable(name): str(value)
+        variable(name): text
         for name in Settings.model_fields
-        if (value := getattr(settings, name)) is not None and not isinstance(value, SecretStr)
+        if not isinstance(getattr(settings, name), SecretStr) and (text := settings.text(name)) is not None
     }
     ours = {
         _MARK: str(temp_dir(settings)),
@@ -76,7 +81,9 @@ def panel_environment(settings: Settings) -> dict[str, str]:
 
 
 def node_address(settings: Settings) -> str:
-    return LOOPBACK if settings.host in ("127.0.0.1", "localhost", "::1") else settings.host
+    """The address that Ray's own processes have: on all of the host's, only what people use listens."""
+    inside = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::")  # noqa: S104
+    return LOOPBACK if settings.host in inside else settings.host
 
 
 def strays(settings: Settings) -> list[psutil.Process]:

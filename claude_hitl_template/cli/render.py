@@ -9,12 +9,14 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
+from claude_hitl_template import missing
 from claude_hitl_template.cli.visible import shown
 from claude_hitl_template.readable import (
     are_strings,
     diff_lines,
     option_description,
     option_label,
+    progress_text,
     rule_text,
     summary,
     texts,
@@ -46,6 +48,9 @@ def _note(text: str, style: str) -> Callable[[Mapping[str, Any]], Text]:
 
 
 def _use(event: Mapping[str, Any]) -> Text:
+    if missing.is_report(event):
+        why = shown(f"\n  {event['input']['why'].strip()}", _DIM)
+        return Text.assemble(("! ", "bold yellow"), shown(missing.advice(event["input"]), "yellow"), why)
     waits = {"ask": " (asks first)", "deny": " (denied by a rule)"}
     name = str(event["name"])
     if server := event.get("mcp_server_name"):
@@ -91,7 +96,12 @@ def _error(event: Mapping[str, Any]) -> Text:
     return Text.assemble(("error: ", "bold red"), shown(str(error["message"]), "red"))
 
 
-_VIEWS: Mapping[str, Callable[[Mapping[str, Any]], RenderableType]] = {
+def _updated(event: Mapping[str, Any]) -> Text | None:
+    far = event.get("workspace")
+    return Text(progress_text(far), style=_DIM) if far else None
+
+
+_VIEWS: Mapping[str, Callable[[Mapping[str, Any]], RenderableType | None]] = {
     "user.message": _prompt,
     "user.tool_confirmation": _confirmation,
     "user.interrupt": _note("interrupted: the turn ends, and what waits is superseded", "yellow"),
@@ -102,6 +112,7 @@ _VIEWS: Mapping[str, Callable[[Mapping[str, Any]], RenderableType]] = {
     "agent.tool_result": _result,
     "agent.mcp_tool_result": _result,
     "session.error": _error,
+    "session.updated": _updated,
     "session.status_rescheduled": _note(
         "the session's process ended unexpectedly; it is started again", "yellow"
     ),

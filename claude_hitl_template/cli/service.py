@@ -1,11 +1,9 @@
 """Starting and stopping what `hitl` runs on this machine: a Ray head of its own, and the application on it."""
 
-import errno
 import fcntl
 import hmac
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,9 +17,10 @@ import httpx
 import psutil
 from pydantic import SecretStr
 
-from claude_hitl_template import code_version
-from claude_hitl_template.cli import panel
+from claude_hitl_template import code_version, containers
+from claude_hitl_template.cli import panel, postgres
 from claude_hitl_template.cli.client import Client
+from claude_hitl_template.cli.ports import check_free
 from claude_hitl_template.cli.processes import (
     end,
     node_address,
@@ -32,8 +31,10 @@ from claude_hitl_template.cli.processes import (
 from claude_hitl_template.errors import ConfigError, HitlError
 from claude_hitl_template.secrets import operator_key, read_api_key, read_signing_key, write_secret
 from claude_hitl_template.settings import Settings, variable
+from claude_hitl_template.store.files import FileArea
 
 START_S = 120.0
+DATABASE_S = 10.0  # a database that is being started
 DRAIN_S = 10.0
 # A tool that still runs gets this long to end by itself. Ray's own processes would take 15 s, and need none:
 # whatever the service acknowledged is in the database.
@@ -41,7 +42,8 @@ TERM_S = 1.0
 LAST_LINES = 8
 RAY_TOO_SLOW = "timed out during startup"  # in what Ray says then
 PORTS = ("ray_port", "ray_client_port", "dashboard_port", "serve_port")
-_RAY_NAMES = ("raylet", "gcs_server")
+# Settings of whoever asks, which the service does not see.
+_OWN = ("home", "dashboard_url", "serve_url", "ray_address")
 
 type Step = Callable[[str], AbstractContextManager[Any]]
 
@@ -55,33 +57,42 @@ class Stopped:
 
 
 def healthy(settings: Settings) -> dict[str, str] | None:
-    """What the service says of itself; None when it does not answer."""
+    """What the service on this machine says of itself; None when it does not answer."""
+    return healthy_at(settings.base_url)
+
+
+def healthy_at(url: str) -> dict[str, str] | None:
+    """What a service says of itself; `url` is its address without /v1. None when it does not answer."""
     try:
-        answer = httpx.get(f"{settings.base_url}/v1/health", timeout=5)
+        answer = httpx.get(f"{url}/v1/health", timeout=5, trust_env=False)
         return answer.json() if answer.status_code == 200 else None
     except (httpx.HTTPError, ValueError):
         return None
 
 
-def start(settings: Settings, step: Step) -> list[str]:
+def start(settings: Settings, step: Step, *, make_postgres: bool = False) -> list[str]:
     """Starts Ray and the application where they do not run yet, as the settings are now.
 
     `step` is entered around everything that takes longer than a second. Returns what was done. Raises ConfigError.
     """
     done: list[str] = []
     with _alone(settings, step):
-        changed = changed_settings(settings)
+        FileArea(settings.files_at)  # one of no use is told here, not by a ledger that does not start
+        moves = make_postgres and not postgres.local(settings).made and ray_process(settings) is not None
+        changed = [*changed_settings(settings), *(["--postgres"] if moves else [])]
         if changed:
             with step(f"Settings changed ({', '.join(changed)}): stopping what runs"):
                 stop(settings)
             done.append(f"restarted, because of {', '.join(changed)}")
+        done += _start_database(settings, make_postgres)
         if ray_process(settings) is None:
             end(strays(settings))
             check_ports(settings)
             _start_ray(settings)
             done.append("started Ray")
         found = healthy(settings)
-        stale = found is None or found.get("code") != code_version()
+        # What ./hitl deploy brought stays until Ray ends: this checkout may be an old one.
+        stale = found is None or (found.get("code") != code_version() and not found.get("package"))
         started = panel.start_missing(settings) if settings.panel else []
         if stale:
             what = "Starting Ray and the application" if done else "Deploying the application"
@@ -92,6 +103,14 @@ def start(settings: Settings, step: Step) -> list[str]:
             with step("Waiting for the panel"):
                 panel.wait(settings)
             done += [f"started the {name}" for name in started]
+    return done
+
+
+def _start_database(settings: Settings, make_postgres: bool) -> list[str]:
+    """What is wrong with the database is said here, before anything else is started."""
+    done = postgres.start_missing(settings, make=make_postgres)
+    if ray_process(settings) is None:
+        postgres.check(settings, patience_s=DATABASE_S)
     return done
 
 
@@ -110,6 +129,9 @@ def stop(settings: Settings) -> Stopped:
     while found := strays(settings):  # what was being started meanwhile
         end(found)
         ended += len(found)
+    if settings.images:
+        containers.remove_left(temp_dir(settings))
+    ended += postgres.local(settings).stop()
     _run_file(settings).unlink(missing_ok=True)
     return Stopped(ended, unfinished)
 
@@ -136,54 +158,12 @@ def changed_settings(settings: Settings) -> list[str]:
 def check_ports(settings: Settings) -> None:
     """Raises ConfigError that names the first port which is taken, and its holder."""
     for name in ports(settings):
-        port = getattr(settings, name)
-        if not is_free(port):
-            raise ConfigError(*taken(port, variable(name)))
+        check_free(getattr(settings, name), variable(name))
 
 
 def ports(settings: Settings) -> tuple[str, ...]:
     """The settings that name a port we listen on."""
     return (*PORTS, "panel_port") if settings.panel else PORTS
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return False
-            raise ConfigError(
-                f"port {port} cannot be used: {error.strerror}", "choose one above 1023"
-            ) from error
-    return True
-
-
-def taken(port: int, name: str) -> tuple[str, str]:
-    """What is wrong with a port that is taken, and what mends it."""
-    holder = holder_of(port)
-    if holder is None:
-        return f"port {port} ({name}) is taken by another process", f"choose another port with {name}"
-    who = f"{holder.name()} (process {holder.pid})"
-    if _is_ray(holder):
-        return (
-            f"port {port} ({name}) is taken by another Ray cluster: {who}",
-            "choose other ports (HITL_RAY_PORT and so on, see .env.example), or end that cluster with its own means",
-        )
-    return f"port {port} ({name}) is taken by {who}", f"end it, or choose another port with {name}"
-
-
-def holder_of(port: int) -> psutil.Process | None:
-    """The process that listens on a port, as far as this user may know."""
-    try:
-        listening = psutil.net_connections("tcp")
-        pid = next(
-            c.pid for c in listening if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr[1] == port
-        )
-        return psutil.Process(pid) if pid else None
-    except (StopIteration, psutil.Error):
-        return None
 
 
 @contextmanager
@@ -214,11 +194,20 @@ def _start_ray(settings: Settings) -> None:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=ray_environment(settings),
+            env={**ray_environment(settings), **_container_environment(settings)},
         )
     created = psutil.Process(process.pid).create_time()
     run = {"pid": process.pid, "created": created, "settings": fingerprints(settings)}
     write_secret(_run_file(settings), json.dumps(run))
+
+
+def _container_environment(settings: Settings) -> dict[str, str]:
+    """What the raylet's podman needs to know; nothing where sessions are local processes."""
+    if not settings.images:
+        return {}
+    share = settings.session_memory_bytes, settings.session_processes
+    hooks, cluster = settings.data_dir / "hooks", temp_dir(settings)
+    return containers.raylet_environment(hooks, cluster, settings.images[0], *share)
 
 
 def _deploy_patiently(settings: Settings) -> None:
@@ -302,15 +291,8 @@ def fingerprints(settings: Settings) -> dict[str, str]:
     return {
         name: hmac.new(key, value(name).encode(), "sha256").hexdigest()[:16]
         for name in Settings.model_fields
-        if name != "home"  # what it leads to counts, not where from
+        if name not in _OWN  # of the home, what it leads to counts, not where from
     }
-
-
-def _is_ray(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        line = " ".join(process.cmdline())
-        return process.name() in _RAY_NAMES or "ray/dashboard" in line or "ray.util.client.server" in line
-    return False
 
 
 def _run_file(settings: Settings) -> Path:

@@ -78,7 +78,9 @@ def interrupt(session_id: Id) -> None:
 
 
 def state(session: dict[str, Any]) -> str:
-    """running | waiting hot (its process is alive) | waiting parked (no process) | idle | ..."""
+    """running | waiting for room | waiting hot (its process is alive) | waiting parked (no process) | idle | ..."""
+    if session.get("waiting_for_room"):
+        return "waiting for room"
     waits = (session.get("stop_reason") or {}).get("type") == "requires_action"
     if session["status"] == "idle" and waits:
         return "waiting parked" if session["parked"] else "waiting hot"
@@ -88,7 +90,7 @@ def state(session: dict[str, Any]) -> str:
 def row(session: dict[str, Any], title: str) -> tuple[str, ...]:
     """One line of the listing, made visible."""
     waiting = (
-        len((session.get("stop_reason") or {}).get("event_ids", ())) if "waiting" in state(session) else 0
+        len((session.get("stop_reason") or {}).get("event_ids", ())) if session["status"] == "idle" else 0
     )
     waits_for = f"{waiting} decision{'s' if waiting > 1 else ''}" if waiting else "-"
     return session["id"], state(session), age(session["created_at"]), waits_for, one_line(title, TITLE_CHARS)

@@ -10,17 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from claude_hitl_template import code_version
-from claude_hitl_template.cli import panel, service
+from claude_hitl_template.cli import panel, postgres, service
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import print_json
+from claude_hitl_template.cli.deploy import Profile
 from claude_hitl_template.cli.processes import temp_dir
 from claude_hitl_template.cli.sessions import state
+from claude_hitl_template.deployed import describe_origin
 from claude_hitl_template.errors import HitlError
 from claude_hitl_template.readable import size, visible
 from claude_hitl_template.secrets import read_api_key, read_panel_login
 from claude_hitl_template.settings import Settings, variable
 
-STATES = ("running", "rescheduling", "waiting hot", "waiting parked", "idle")
+STATES = ("running", "rescheduling", "waiting for room", "waiting hot", "waiting parked", "idle")
 
 
 def status(
@@ -31,9 +33,10 @@ def status(
             "--show-secrets", help="Also the API key, and who logs in to the panel with which password."
         ),
     ] = False,
+    profile: Profile = None,
 ) -> None:
     """What runs, where, and whether it is well. Exit status: 0 healthy, 1 not."""
-    settings = Settings.load()
+    settings = Settings.load(profile)
     facts = gather(settings)
     if show_secrets:
         facts["secrets"] = _secrets(settings)
@@ -46,16 +49,21 @@ def status(
 
 def gather(settings: Settings) -> dict[str, Any]:
     """What is known of this machine's service, as JSON. `problems` names what is wrong, each with what mends it."""
-    head, app = service.ray_process(settings), service.healthy(settings)
+    head, app = service.ray_process(settings), service.healthy_at(settings.service_url)
+    elsewhere = head is None and bool(settings.serve_url or (app or {}).get("package"))
     work = _work(settings) if app else None
-    look = panel.look(settings) if settings.panel and app else None
+    look = panel.look(settings) if settings.panel and app and not elsewhere else None
+    there = {"url": settings.panel_at} if settings.panel and app and elsewhere else None
+    database = postgres.look(settings)
     problems = find_problems(
         head=head is not None,
         app=app,
         code=code_version(),
+        elsewhere=settings.service_url if elsewhere else None,
         changed=service.changed_settings(settings) if head else [],
         refused=work if isinstance(work, str) else None,
         panel=f"{look.problem}: {look.mend}" if look and look.problem else None,
+        database=database.problem,
     )
     return {
         "healthy": not problems,
@@ -65,10 +73,12 @@ def gather(settings: Settings) -> dict[str, Any]:
             "running_s": round(time.time() - head.create_time()) if head else None,
             "ports": {variable(name): getattr(settings, name) for name in service.ports(settings)},
             "temp_dir": str(temp_dir(settings)),
+            "elsewhere": settings.dashboard if elsewhere else None,
         },
-        "panel": {"url": settings.panel_url, **asdict(look)} if look else None,
-        "app": {"url": f"{settings.base_url}/v1", **(app or {})},
+        "panel": {"url": settings.panel_url, **asdict(look)} if look else there,
+        "app": {"url": f"{settings.service_url}/v1", **(app or {})},
         "work": work if isinstance(work, dict) else None,
+        "database": {"place": database.place, "pid": postgres.local(settings).pid()},
         "data": _data(settings),
     }
 
@@ -76,13 +86,19 @@ def gather(settings: Settings) -> dict[str, Any]:
 def find_problems(
     *,
     head: bool,
-    app: dict[str, str] | None,
+    app: dict[str, Any] | None,
     code: str,
+    elsewhere: str | None = None,
     changed: list[str],
     refused: str | None,
     panel: str | None = None,
+    database: str | None = None,
 ) -> list[str]:
-    """What is wrong, worst first; [] when all is well."""
+    """What is wrong, worst first; [] when all is well. `elsewhere`: the address of a service that another machine runs."""
+    if app is None and elsewhere:
+        return [
+            f"nothing answers at {elsewhere}; ./hitl doctor with --remote, or with the same --profile, says more"
+        ]
     if app is None:
         return [
             "Ray runs, but the service does not answer; ./hitl up deploys it, ./hitl logs says why"
@@ -90,12 +106,16 @@ def find_problems(
             else "nothing runs; start it with ./hitl up"
         ]
     problems: list[str] = []
-    if not head:
+    if not head and not elsewhere:
         problems.append("something answers on the port, but it was not started from this data folder")
-    if app.get("code") != code:
+    if app.get("code") != code and elsewhere:
+        problems.append("the service runs another code than the working tree: ./hitl deploy")
+    elif app.get("code") != code and not app.get("package"):
         problems.append("the service is older than the working tree: ./hitl up")
     if changed:
         problems.append(f"{', '.join(changed)} changed since the start: ./hitl up")
+    if database is not None:
+        problems.append(f"the database: {database}")
     return [*problems, *(problem for problem in (refused, panel) if problem)]
 
 
@@ -108,11 +128,9 @@ def count_states(sessions: Iterable[dict[str, Any]]) -> dict[str, int]:
 def describe(facts: dict[str, Any]) -> list[str]:
     """The facts as lines for a human."""
     ray, app, work, data = facts["ray"], facts["app"], facts["work"], facts["data"]
-    ports = ", ".join(f"{name}={port}" for name, port in ray["ports"].items())
-    runs = f"process {ray['pid']}, for {ray['running_s']} s" if ray["pid"] else "does not run"
     lines = [
         f"service    {'healthy' if facts['healthy'] else 'NOT HEALTHY'}",
-        f"ray        {runs}; {ports}",
+        f"ray        {_ray(ray)}",
         f"rest       {app['url']}",
     ]
     if facts["panel"]:
@@ -124,18 +142,34 @@ def describe(facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"versions   claude-hitl {app.get('version')}, code {app.get('code')}, Ray {app.get('ray')}"
         )
+    if origin := describe_origin(app):
+        lines.append(f"deployed   {origin}")
     if work:
         counts = ", ".join(f"{count} {name}" for name, count in work["sessions"].items() if count) or "none"
         lines.append(f"sessions   {counts}")
         lines.append(f"approvals  {work['pending']} waiting for a decision")
-    lines.append(
-        f"data       {data['folder']}: {size(data['bytes'])}, database {size(data['database_bytes'])}"
-    )
+    if not ray["elsewhere"]:
+        lines.append(f"database   {_database(facts['database'], data['database_bytes'])}")
+        lines.append(f"data       {data['folder']}: {size(data['bytes'])}")
     lines += [f"{name:<10} {value}" for name, value in facts.get("secrets", {}).items()]
     return [visible(line) for line in [*lines, *(f"problem    {p}" for p in facts["problems"])]]
 
 
+def _ray(ray: dict[str, Any]) -> str:
+    if ray["elsewhere"]:
+        return f"on another machine; dashboard {ray['elsewhere']}"
+    ports = ", ".join(f"{name}={port}" for name, port in ray["ports"].items())
+    return f"{f'process {ray["pid"]}, for {ray["running_s"]} s' if ray['pid'] else 'does not run'}; {ports}"
+
+
+def _database(database: dict[str, Any], sqlite_bytes: int) -> str:
+    own = f"; ours, process {database['pid']}" if database["pid"] else ""
+    return f"{database['place']}{own}{f', {size(sqlite_bytes)}' if database['place'].startswith('SQLite') else ''}"
+
+
 def _panel_line(panel: dict[str, Any]) -> str:
+    if "panel" not in panel:  # on another machine, whose processes are not seen from here
+        return f"panel      {panel['url']}"
     runs = ", ".join(
         f"{name} {f'process {panel[name]}' if panel[name] else 'does not run'}"
         for name in ("panel", "spooler")

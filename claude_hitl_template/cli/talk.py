@@ -13,6 +13,7 @@ from claude_hitl_template.cli import service
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import INTERRUPTED, console, say, step
 from claude_hitl_template.cli.conversation import (
+    NAMED,
     OFFLINE_NOTE,
     Conversation,
     End,
@@ -24,7 +25,7 @@ from claude_hitl_template.cli.conversation import (
 from claude_hitl_template.cli.dialogue import Body, Decider, scripted
 from claude_hitl_template.cli.render import approval_view, event_lines
 from claude_hitl_template.cli.visible import shown
-from claude_hitl_template.secrets import forget_model_key, prepare, prepare_panel
+from claude_hitl_template.secrets import Shelf, forget_model_key, prepare, prepare_panel, read_model_key
 from claude_hitl_template.settings import Settings, variable
 
 PATIENCE_S = 120.0  # a service that is restarted answers again well within this
@@ -87,14 +88,18 @@ def chat(
     raise typer.Exit(_chat(settings, client, conversation, terminal))
 
 
-def ensure_up(settings: Settings) -> str | None:
+def ensure_up(settings: Settings, *, make_postgres: bool = False) -> str | None:
     """What `hitl up` does; returns the first API key if it was made just now."""
     prepared = prepare(settings)
-    if settings.anthropic_api_key is None and forget_model_key(settings):
+    if settings.anthropic_api_key is None and forget_model_key(settings) and read_model_key(settings) is None:
         say("ANTHROPIC_API_KEY is not set any more: from now on the offline model answers, in every session")
+    if settings.anthropic_api_key is not None and Shelf(settings.secrets_dir).names():
+        say(
+            "ANTHROPIC_API_KEY is set, but the one that was sent is used: ./hitl secrets remove ANTHROPIC_API_KEY"
+        )
     if settings.panel:
         prepare_panel(settings)
-    done = service.start(settings, step)
+    done = service.start(settings, step, make_postgres=make_postgres)
     if done:
         say("; ".join(done))
     if prepared.former_key:
@@ -116,7 +121,7 @@ def _ensure_running(settings: Settings) -> None:
         ensure_up(settings)
     elif changed:
         say(f"the service runs with other settings than these: {', '.join(changed)}; ./hitl up applies them")
-    elif found.get("code") != code_version():
+    elif found.get("code") != code_version() and not found.get("package"):
         say("the service is older than the working tree; ./hitl up deploys it")
 
 
@@ -144,7 +149,9 @@ def _introduce(terminal: Terminal, client: Client, session_id: str) -> None:
 
 def _conclude(settings: Settings, client: Client, terminal: Terminal, session_id: str) -> None:
     session = client.get(f"/v1/sessions/{session_id}")
-    for line in account(settings, session, offline=_is_offline(client)):
+    page = client.get(f"/v1/sessions/{session_id}/workspace", limit=NAMED + 1)
+    saved = [str(file["path"]) for file in page["data"]]
+    for line in account(settings, session, saved, offline=_is_offline(client)):
         terminal.show(line)
 
 

@@ -1,4 +1,4 @@
-"""`hitl clean`, `hitl check` and `hitl test`: for whoever works on the project."""
+"""`hitl clean`, `hitl check` and `hitl test`, for whoever works on the project; `hitl bootstrap-host`, for a new host."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ from typing import Annotated
 import click
 import typer
 
-from claude_hitl_template.cli import service
+from claude_hitl_template.cli import postgres, service
 from claude_hitl_template.cli.processes import temp_dir
 from claude_hitl_template.cli.status import folder_bytes
 from claude_hitl_template.errors import ConfigError
@@ -35,6 +35,7 @@ def clean(
     settings = Settings.load()
     if service.ray_process(settings) is not None:
         raise ConfigError("the service runs; nothing was deleted", "./hitl down")
+    postgres.local(settings).stop("immediate")
     for path in [*(ROOT / name for name in CACHES), temp_dir(settings)]:
         if path.exists():
             _delete(path)
@@ -53,6 +54,11 @@ def clean(
         _delete(data)
     else:
         typer.echo(f"kept {data} (--yes deletes it)")
+
+
+def bootstrap_host() -> None:
+    """As root on a Debian or Ubuntu host: installs what the service and its containers need, and makes the user ray."""
+    raise typer.Exit(subprocess.call([ROOT / "claude_hitl_template/bin/bootstrap-host"]))  # noqa: S603
 
 
 def check() -> None:

@@ -150,11 +150,12 @@ class Start:
 
     message: UserMessage
     agent: Agent
+    environment: Environment
     title: str
 
 
-def start(inputs: Inputs, agent: Agent, environment: Environment) -> Start:
-    """Raises FormErrors, which name every field that is wrong."""
+def start(inputs: Inputs, agent: Agent, environments: Mapping[str, Environment]) -> Start:
+    """The first of `environments` is the default. Raises FormErrors, which name every field that is wrong."""
     errors: dict[str, str] = {}
     message: UserMessage | None = None
     try:
@@ -171,9 +172,10 @@ def start(inputs: Inputs, agent: Agent, environment: Environment) -> Start:
         errors["policy"] = "Choose one of the policies on offer."
     if said(inputs, "agent") not in ("", agent.id):
         errors["agent"] = "There is no such agent."
-    if said(inputs, "environment") not in ("", environment.id):
+    environment = environments.get(said(inputs, "environment") or next(iter(environments)))
+    if environment is None:
         errors["environment"] = "There is no such environment."
-    if errors or message is None:
+    if errors or message is None or environment is None:
         raise FormErrors(errors)
     changed = agent.but(
         model=said(inputs, "model").strip() or agent.model,
@@ -182,7 +184,7 @@ def start(inputs: Inputs, agent: Agent, environment: Environment) -> Start:
         permission_mode="plan" if chosen == "plan" else "default",
     )
     title = " ".join(said(inputs, "title").split()) or _title(said(inputs, "prompt"))
-    return Start(message, changed, title)
+    return Start(message, changed, environment, title)
 
 
 def _title(prompt: str) -> str:

@@ -9,7 +9,6 @@ Decisions go to the entry *Approvals*, from the forms of locks too: a lock's own
 
 import asyncio
 import hashlib
-import os
 import re
 import secrets
 import tempfile
@@ -44,6 +43,7 @@ from claude_hitl_template.panel.markup import inert, markdown, text
 from claude_hitl_template.panel.services import PanelServices
 from claude_hitl_template.panel.users import COOKIE, HEADER, PanelUser, entries_path, panel_user
 from claude_hitl_template.readable import texts
+from claude_hitl_template.workspace.keep import put_files
 
 MIRROR = "claude_hitl_template.query:mirror_session"
 LISTED = 100
@@ -139,45 +139,36 @@ class _Start(_Entry):
 
     def _form(self, filled: Filled) -> Elements:
         given = self._given
-        return start_form(given.agent, given.environment, given.max_upload_bytes, _nonce(filled), filled)
+        return start_form(given.agent, given.environments, given.max_upload_bytes, _nonce(filled), filled)
 
     async def take(self, request: Request, inputs: Inputs) -> Answer:
         user, given = panel_user(request), self._given
-        start = decide.start(inputs, given.agent, given.environment)
-        given.workspaces.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".upload-", dir=given.workspaces) as folder:
-            names = await self._receive(request, inputs, Path(folder))
+        start = decide.start(inputs, given.agent, given.environments)
+        with tempfile.TemporaryDirectory(prefix="hitl-in-") as folder:
+            names = await _receive(given, request, inputs, Path(folder))
             once = _once(
-                inputs, "start", start.message.model_dump_json(), start.agent.model_dump_json(), start.title
+                inputs,
+                "start",
+                start.message.model_dump_json(),
+                start.agent.model_dump_json(),
+                start.environment.id,
+                start.title,
             )
             session = await given.store.create_session(
                 user.key_id,
                 agent=start.agent,
-                environment=given.environment,
+                environment=start.environment,
                 title=start.title,
                 metadata={},
                 initial=[],
                 idempotency_key=once,
             )
             if names:
-                _move(Path(folder), given.workspaces / session.id)
+                await _add(given, session.id, Path(folder), f"{once}-files")
         await given.store.send_events(
             session.id, user.key_id, [start.message], decided_by=user.name, idempotency_key=f"{once}-message"
         )
         return _launch(request, session, 0, names)
-
-    async def _receive(self, request: Request, inputs: Inputs, folder: Path) -> list[str]:
-        uploads = upload.read(said(inputs, upload.FIELD))
-        if uploads is None:
-            return []
-        token = request.headers.get(HEADER) or request.cookies.get(COOKIE) or ""
-        async with httpx.AsyncClient(
-            base_url=self._given.panel_url,
-            headers={HEADER: token},
-            timeout=upload.PATIENCE_S,
-            trust_env=False,
-        ) as panel:
-            return await upload.receive(uploads, folder, panel, self._given.max_upload_bytes)
 
 
 class _Continue(_Entry):
@@ -205,17 +196,27 @@ class _Continue(_Entry):
     async def _form(self, session: Session, back: str, filled: Filled) -> Elements:
         hidden = {"nonce": _nonce(filled), "back": back}
         last = await _last_said(self._given, session.id)
-        return say_form(session, last, hidden, filled=filled, may_watch=True)
+        limit = self._given.max_upload_bytes
+        return say_form(session, last, hidden, filled=filled, max_bytes=limit, may_watch=True)
 
     async def take(self, request: Request, inputs: Inputs) -> Answer:
         session = await self._session(request, inputs)
         if said(inputs, "do") in ("send", "end"):
+            if said(inputs, "do") == "send":
+                await self._upload(request, inputs, session)
             await _say(self._given, panel_user(request), session, inputs)
         elif said(inputs, "do") != "watch":
             if state_of(session) == "ended":
                 raise InvalidInput("This conversation has ended.")
             return {"elements": await self._form(session, "", Filled())}
         return await _to_window(request, inputs, self._given, session)
+
+    async def _upload(self, request: Request, inputs: Inputs, session: Session) -> None:
+        """Before the message, so that what it is about is there."""
+        decide.next_message(inputs)
+        with tempfile.TemporaryDirectory(prefix="hitl-in-") as folder:
+            if await _receive(self._given, request, inputs, Path(folder)):
+                await _add(self._given, session.id, Path(folder), _once(inputs, "files", session.id))
 
     async def _session(self, request: Request, inputs: Inputs) -> Session:
         wanted = said(inputs, "open") or said(inputs, "session")
@@ -313,7 +314,8 @@ class _Locks:
             return _model(message(f"This conversation {state_of(session)}."))
         hidden = {"nonce": _nonce(Filled()), "back": request.path_params["fid"]}
         last = await _last_said(given, session.id)
-        return _model(say_form(session, last, hidden, f"{data['entries']}/continue"))
+        action, limit = f"{data['entries']}/continue", given.max_upload_bytes
+        return _model(say_form(session, last, hidden, action, max_bytes=limit))
 
     async def decide(self, data: dict[str, Any], inputs: Inputs, request: Request) -> Answer:
         try:
@@ -420,10 +422,21 @@ def _once(inputs: Inputs, *parts: str) -> str:
     return f"panel-{shown.hexdigest()}"
 
 
-def _move(folder: Path, workspace: Path) -> None:
-    workspace.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        os.replace(path, workspace / path.name)
+async def _receive(given: PanelServices, request: Request, inputs: Inputs, folder: Path) -> list[str]:
+    """Fetches the files of a form from the panel, as the user who sent it; returns their names."""
+    uploads = upload.read(said(inputs, upload.FIELD))
+    if uploads is None:
+        return []
+    token = request.headers.get(HEADER) or request.cookies.get(COOKIE) or ""
+    async with httpx.AsyncClient(
+        base_url=given.panel_url, headers={HEADER: token}, timeout=upload.PATIENCE_S, trust_env=False
+    ) as panel:
+        return await upload.receive(uploads, folder, panel, given.max_upload_bytes)
+
+
+async def _add(given: PanelServices, session_id: str, folder: Path, once: str) -> None:
+    manifest = await put_files(given.store, folder)
+    await given.store.add_files(session_id, None, manifest, idempotency_key=once)
 
 
 def _refused(error: Exception) -> InputsError:

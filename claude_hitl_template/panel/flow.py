@@ -29,6 +29,7 @@ DECIDE, SAY = "decide", "say"  # the names of the locks
 LOOK_S = 20.0  # how long one look at the store lasts, when nothing happens
 AGAIN_S = 1.0
 MAX_PENDING = 100
+MAX_CHANGED = 1000  # files that are looked at, to offer what a turn changed
 CHUNK_BYTES = 1 << 20  # the most that the panel takes at once; Kodosumi's own default is more
 CLOCK_S = 0.02  # how far a file's time may lag behind the clock
 
@@ -78,7 +79,9 @@ class _Window:
     async def run(self) -> str:
         try:
             session = await self._store.get_session(self._id)
-            await self._tracer.html(render.header(session, self._given))
+            image = session.environment.image
+            facts = await self._services.image_facts(image) if image else None
+            await self._tracer.html(render.header(session, self._given, facts))
             return await self._follow()
         except NotFound:
             return self.last_page("This conversation was deleted.", None)
@@ -163,13 +166,11 @@ class _Window:
         if self._turn_since is None or event.created_at.timestamp() < self._opened_at:
             return
         with tempfile.TemporaryDirectory(prefix="hitl-out-") as folder:
-            produced = await asyncio.to_thread(
-                collect,
-                self._services.workspaces / self._id,
-                self._turn_since,
-                Path(folder),
-                self._services.max_upload_bytes,
+            changed = await self._store.list_workspace(
+                self._id, None, limit=MAX_CHANGED, changed_since_ns=int(self._turn_since * 1e9)
             )
+            limit = self._services.max_upload_bytes
+            produced = await collect(changed.data, self._store.get_blobs, Path(folder), limit)
             if produced.files and not await self._upload(folder):
                 await self._tracer.html(render.note("The files of this turn could not be offered here."))
                 return

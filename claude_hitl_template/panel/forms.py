@@ -85,7 +85,11 @@ def message(said: str, *parts: str) -> Elements:
 
 
 def start_form(
-    agent: Agent, environment: Environment, max_bytes: int, nonce: str, filled: Filled = Filled()
+    agent: Agent,
+    environments: Mapping[str, Environment],
+    max_bytes: int,
+    nonce: str,
+    filled: Filled = Filled(),
 ) -> Elements:
     options = [
         *_labelled("title", "Title", _area("title", filled.value("title"), rows=1), filled),
@@ -112,20 +116,20 @@ def start_form(
         *_labelled(
             "environment",
             "Environment",
-            _select("environment", {environment.id: environment.name}, filled),
+            _select("environment", {id_: made.name for id_, made in environments.items()}, filled),
             filled,
         ),
         *_labelled("policy", "Permission policy", _select("policy", POLICIES, filled), filled),
-        *_labelled(
-            "files",
-            f"Files for its folder (together up to {size(max_bytes)})",
-            _files(max_bytes, filled.value("files")),
-            filled,
-        ),
+        *_file_field(max_bytes, filled),
         fold("Options", "".join(options), is_open=opened),
         _hidden({"nonce": nonce}),
         '<div class="hitl-bar"><button type="submit" name="do" value="start">Start</button></div>',
     )
+
+
+def _file_field(max_bytes: int, filled: Filled) -> list[str]:
+    label = f"Files for its folder (together up to {size(max_bytes)})"
+    return _labelled("files", label, _files(max_bytes, filled.value("files")), filled)
 
 
 def _files(max_bytes: int, given: str) -> str:
@@ -161,6 +165,7 @@ def say_form(
     action: str = "",
     filled: Filled = Filled(),
     *,
+    max_bytes: int,
     may_watch: bool = False,
 ) -> Elements:
     """Where a session stands, and the next message to it. `last_said` is HTML."""
@@ -174,6 +179,7 @@ def say_form(
         card(line("Claude said last"), last_said) if last_said else "",
         filled.error(""),
         *_labelled("text", "Your message", _area("text", filled.value("text"), rows=5), filled),
+        *_file_field(max_bytes, filled),
         _hidden({"session": session.id, **hidden}),
         _bar(*bar),
         back=hidden.get("back", ""),

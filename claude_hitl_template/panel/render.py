@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from claude_hitl_template.models import Approval, Session
+from claude_hitl_template import missing
+from claude_hitl_template.models import Approval, ImageFacts, Session
 from claude_hitl_template.panel.calls import call_view, pretty
 from claude_hitl_template.panel.markup import (
     STYLE,
@@ -21,7 +22,7 @@ from claude_hitl_template.panel.markup import (
     text,
 )
 from claude_hitl_template.policy import PermissionPolicy
-from claude_hitl_template.readable import rule_text, summary, texts
+from claude_hitl_template.readable import progress_text, rule_text, summary, texts
 
 PROMPT_CHARS = 4_000
 
@@ -48,6 +49,9 @@ def _thinking(event: Mapping[str, Any]) -> str:
 
 
 def _use(event: Mapping[str, Any]) -> str:
+    if missing.is_report(event):
+        said = event["input"]
+        return card(line(missing.advice(said), "hitl-bold"), line(said["why"]), kind="hitl-wait")
     verdicts = {"ask": "asks first", "deny": "denied by a rule", "allow": "allowed by the policy"}
     tool = str(event["name"])
     server = event.get("mcp_server_name")
@@ -100,12 +104,19 @@ def _confirmation(event: Mapping[str, Any]) -> str:
 
 def _error(event: Mapping[str, Any]) -> str:
     error = event["error"]
+    if error.get("concerns") == "workspace":
+        return card(line(str(error["message"]), "hitl-error"), kind="hitl-bad")
     retrying = (error.get("retry_status") or {}).get("type") == "retrying"
     how = "trying again" if retrying else "error"
     return card(
         line(f"{how}: {error['message']}", "hitl-dim" if retrying else "hitl-error"),
         kind="" if retrying else "hitl-bad",
     )
+
+
+def _updated(event: Mapping[str, Any]) -> str | None:
+    far = event.get("workspace")
+    return note(progress_text(far)) if far else None
 
 
 def _idle(event: Mapping[str, Any]) -> str | None:
@@ -144,6 +155,7 @@ _VIEWS: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
     "agent.tool_result": _result,
     "agent.mcp_tool_result": _result,
     "session.error": _error,
+    "session.updated": _updated,
     "session.status_idle": _idle,
     "session.status_rescheduled": _note("The session's process ended unexpectedly; it is started again."),
     "session.status_terminated": _note("The session has ended.", "hitl-bold"),
@@ -153,21 +165,43 @@ _VIEWS: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
 # -- what stands around the events
 
 
-def header(session: Session, given: Sequence[str]) -> str:
-    """What is in force: agent, environment, image, plugins, tools and policy. `given` names uploaded files."""
+def header(session: Session, given: Sequence[str], facts_: ImageFacts | None = None) -> str:
+    """What is in force: agent, environment, image, plugins, tools and policy. `given` names uploaded files.
+
+    `facts_`: what is known of the image; None where there is none, or nothing is known of it.
+    """
     agent, environment = session.agent, session.environment
     pairs = [
         ("session", session.id),
         ("agent", f"{agent.name} (version {agent.version}, model {agent.model})"),
         ("environment", environment.name),
         ("image", environment.image or "none: a process of the service's own user"),
-        ("plugins", "none"),
+        *_image(facts_),
+        ("plugins", _plugins(environment.image, facts_)),
         ("tools", _tools(agent.toolset)),
         ("policy", policy_text(session.effective_policy(), agent.permission_mode)),
     ]
     if given:
         pairs.append(("files", ", ".join(given)))
     return STYLE + block(fold(session.title or "This conversation", facts(pairs), is_open=True))
+
+
+def _image(known: ImageFacts | None) -> list[tuple[str, str]]:
+    if known is None:
+        return []
+    made = f"version {known.version or 'unknown'}, commit {known.commit[:12] or 'unknown'}"
+    runs = f"Ray {known.ray or 'unknown'}, Python {known.python or 'unknown'}"
+    return [("digest", known.digest or "none: made on this machine"), ("built from", f"{made}; {runs}")]
+
+
+def _plugins(image: str | None, known: ImageFacts | None) -> str:
+    """What an image's manifest says, whatever it is made of."""
+    if image is not None and known is None:
+        return "not known"
+    listed = known.manifest.get("plugins") if known else None
+    found = [p for p in listed if isinstance(p, dict)] if isinstance(listed, list) else []
+    named = [f"{p.get('name')}@{p.get('marketplace')} ({str(p.get('commit'))[:12]})" for p in found]
+    return ", ".join(named) or "none"
 
 
 def _tools(toolset: Mapping[str, Any] | None) -> str:

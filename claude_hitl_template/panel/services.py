@@ -2,10 +2,9 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from claude_hitl_template.models import Agent, Environment
+from claude_hitl_template.models import Agent, Environment, ImageFacts
 from claude_hitl_template.store.protocol import Store
 
 
@@ -24,14 +23,15 @@ class Locks(Protocol):
 class PanelServices:
     """`wait_s`: how long a flow without change goes on before it ends with its session parked.
 
-    `workspaces` has a folder for each session. `is_open` says whether a flow lives and is a user's: (flow, user's id).
+    `environments` by id, the first is the default, and `image_facts` are as in `api.app.Service`. `is_open` says whether
+    a flow lives and is a user's: (flow, user's id).
     """
 
     store: Store
     agent: Agent
-    environment: Environment
+    environments: Mapping[str, Environment]
+    image_facts: Callable[[str], Awaitable[ImageFacts | None]]
     wait_s: float
-    workspaces: Path
     max_upload_bytes: int
     panel_url: str
     is_open: Callable[[str, str], Awaitable[bool]]

@@ -1,11 +1,10 @@
-"""Files on their way between the panel and a session's folder.
+"""Files on their way between the panel and a session's workspace.
 
 Kodosumi's scripts build HTML from file names, its file input as well as its dashboard. So the panel only ever learns
 names that are inert: uploads are numbered, and what they are called comes in a field of our own.
 """
 
 import json
-import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +13,15 @@ from typing import Any
 
 import httpx
 
-from claude_hitl_template.errors import InvalidInput, TooLarge, Unavailable
+from claude_hitl_template.errors import InvalidInput, NotFound, TooLarge, Unavailable
+from claude_hitl_template.manifest import GetBlobs, SavedFile, contents, shown
 from claude_hitl_template.panel.markup import inert
 from claude_hitl_template.readable import is_hidden, size
 
 FIELD = "files"
 MAX_FILES = 100
 MAX_NAME_BYTES = 200
+OWN_FOLDERS = frozenset({".git", "node_modules", "__pycache__"})  # what is in them is offered to nobody
 PATIENCE_S = 60.0
 
 UPLOAD_SCRIPT = """<script>
@@ -185,49 +186,33 @@ class Produced:
     left_out: Sequence[tuple[str, str]]
 
 
-def collect(workspace: Path, since: float, target: Path, max_bytes: int) -> Produced:
-    """Copies what changed in `workspace` since the time `since` (seconds) into `target`, up to `max_bytes` together.
-
-    Nothing is followed out of the workspace: a link that an agent made could lead to any file of this machine.
-    """
+async def collect(changed: Sequence[SavedFile], get: GetBlobs, target: Path, max_bytes: int) -> Produced:
+    """Copies these files of a saved workspace into `target`, up to `max_bytes` together."""
     files: list[tuple[str, str, int]] = []
     left_out: list[tuple[str, str]] = []
-    for path in _changed(workspace, since):
-        name = path.relative_to(workspace).as_posix()
+    room = max_bytes
+    for file in changed:
+        name = shown(file.path)
+        if not OWN_FOLDERS.isdisjoint(name.split("/")[:-1]):
+            continue
         if len(files) == MAX_FILES:
             left_out.append((name, f"only {MAX_FILES} files are offered"))
             break
-        stored = f"{len(files) + 1}-{inert(path.name, 80).replace('/', '·').replace(' ', '_')}"
+        if file.size > room:
+            left_out.append((name, f"{size(file.size)}, and the limit for all is reached"))
+            continue
+        stored = f"{len(files) + 1}-{inert(name.rpartition('/')[2], 80).replace('/', '·').replace(' ', '_')}"
         try:
-            count = _copy_inside(path, workspace, target / stored, max_bytes - sum(f[2] for f in files))
-        except TooLarge as error:
-            left_out.append((name, error.message))
-        except OSError:
-            left_out.append((name, "it cannot be read"))
-        else:
-            files.append((name, stored, count))
+            await _fetch(file, get, target / stored)
+        except NotFound:
+            left_out.append((name, "it was changed again, or its content is lost"))
+            continue
+        files.append((name, stored, file.size))
+        room -= file.size
     return Produced(files, left_out)
 
 
-def _changed(workspace: Path, since: float) -> list[Path]:
-    found: list[Path] = []
-    for folder, folders, names in os.walk(workspace):
-        folders[:] = sorted(name for name in folders if name not in (".git", "node_modules", "__pycache__"))
-        for name in sorted(names):
-            path = Path(folder, name)
-            if not path.is_symlink() and path.is_file() and path.lstat().st_mtime >= since:
-                found.append(path)
-    return found
-
-
-def _copy_inside(path: Path, workspace: Path, target: Path, room: int) -> int:
-    """Copies a regular file; it is looked at again once it is open, for a link may have taken its place meanwhile."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as source:
-        opened, real = os.fstat(source.fileno()), path.resolve(strict=True)
-        if not real.is_relative_to(workspace.resolve()) or not os.path.samestat(opened, real.stat()):
-            raise OSError(f"{path} leads out of the workspace")
-        if opened.st_size > room:
-            raise TooLarge(f"{size(opened.st_size)}, and the limit for all is reached")
-        data = source.read(room)
-    target.write_bytes(data)
-    return len(data)
+async def _fetch(file: SavedFile, get: GetBlobs, target: Path) -> None:
+    with target.open("wb") as copy:
+        async for piece in contents(file, get):
+            copy.write(piece)

@@ -1,12 +1,13 @@
 """What a backend must offer: transactions over five collections. The rules of the Store live in core.py, not here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol
 
 from claude_hitl_template.models import ApiKey, Approval, ApprovalState, Event, Session, SessionStatus
 from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
+from claude_hitl_template.store.signals import Note
 
 
 class Tx(Protocol):
@@ -35,6 +36,13 @@ class Tx(Protocol):
         include_archived: bool,
     ) -> list[Session]: ...
     async def supervised(self) -> list[Session]: ...
+    async def manifests(self) -> set[str]:
+        """The names of all that sessions have of saved workspaces and uploads."""
+        ...
+
+    async def unchanged_sessions(self, since: datetime, limit: int) -> list[str]:
+        """Ids of sessions that are archived, or idle at a turn's end, and were not changed `since`."""
+        ...
 
     async def add_events(self, session_id: str, fresh: Sequence[Event]) -> None: ...
     async def event(self, session_id: str, event_id: str) -> Event | None: ...
@@ -82,6 +90,8 @@ class Tx(Protocol):
 
     async def remember_reply(self, key_id: str, idempotency_key: str, digest: str, reply: Any) -> None: ...
 
+    async def forget_replies(self, before: datetime) -> None: ...
+
     async def append_transcript(
         self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], now: datetime
     ) -> None: ...
@@ -90,7 +100,25 @@ class Tx(Protocol):
     async def delete_transcripts(self, key: TranscriptKey) -> None: ...
 
 
+class Relay(Protocol):
+    """The other ledgers on the same database. `deliver(mark, own, notes)` is set by the Store; see store/relay.py."""
+
+    deliver: Callable[[int, bool, Sequence[Note]], None]
+    connected: bool
+
+    def post(self, note: Note) -> None: ...
+
+
 class Backend(Protocol):
+    @property
+    def relay(self) -> Relay | None:
+        """None: nobody else uses the database."""
+        ...
+
     def begin(self, *, write: bool) -> AbstractAsyncContextManager[Tx]:
-        """Writing transactions exclude one another; reading ones see a consistent state."""
+        """Of writing transactions, those that meet one session or one idempotency key follow one another.
+
+        The first thing a writing one reads is the session it changes. Reading ones see a consistent state.
+        Raises Unavailable; Away when it is not known whether a write was kept.
+        """
         ...

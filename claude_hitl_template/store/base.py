@@ -2,14 +2,16 @@
 
 import base64
 import binascii
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 
-from claude_hitl_template.errors import InvalidInput
+from claude_hitl_template import faults
+from claude_hitl_template.errors import Away, InvalidInput
 from claude_hitl_template.models import Session
 from claude_hitl_template.store.backend import Backend, Tx
-from claude_hitl_template.store.signals import Previews, Signals
+from claude_hitl_template.store.files import FileArea
+from claude_hitl_template.store.signals import Note, Previews, Signals
 from claude_hitl_template.store.unit import SessionUnit
 
 SUPERVISED = "supervised"
@@ -27,38 +29,105 @@ def wake_topic(session_id: str) -> str:
     return f"wake:{session_id}"
 
 
+class _Forgotten(Exception):
+    """Undoes a transaction that is acknowledged all the same: a seeded bug."""
+
+
 class StoreBase:
-    def __init__(self, backend: Backend, clock: Callable[[], datetime]) -> None:
-        self._backend, self._clock = backend, clock
+    def __init__(self, backend: Backend, files: FileArea, clock: Callable[[], datetime]) -> None:
+        self._backend, self._files, self._clock = backend, files, clock
         self._signals = Signals()
         self._previews = Previews()
+        self._mark = 0  # of the last message to all ledgers in which `supervised()` changed; 0: not known
+        if backend.relay is not None:
+            backend.relay.deliver = self._deliver
 
     @asynccontextmanager
     async def _changing(
-        self, session_id: str, *, epoch: int | None = None, key_id: str | None = None
+        self, session_id: str, point: str, *, epoch: int | None = None, key_id: str | None = None
     ) -> AsyncGenerator[SessionUnit]:
-        """A session loaded for change, saved at the end, and its waiters woken once that is durable."""
-        async with self._backend.begin(write=True) as tx:
-            now = self._clock()
-            if epoch is None:
-                unit = await SessionUnit.load(tx, session_id, now, key_id=key_id)
-            else:
-                unit = await SessionUnit.load_owned(tx, session_id, epoch, now)
-            before = unit.session
-            yield unit
-            after = unit.session if unit.session is before else await unit.save()
+        """A session loaded for change, saved at the end, and its waiters woken once that is durable.
+
+        `point` names the write in faults.py.
+        """
+        before = after = None
+        try:
+            async with self._writing(point) as tx:
+                now = self._clock()
+                if epoch is None:
+                    unit = await SessionUnit.load(tx, session_id, now, key_id=key_id)
+                else:
+                    unit = await SessionUnit.load_owned(tx, session_id, epoch, now)
+                before = unit.session
+                yield unit
+                after = unit.session if unit.session is before else await unit.save()
+        except Away:
+            if before and after:  # it may have been kept; repeated, it changes nothing, and tells nobody
+                self._announce(before, after)
+            raise
         self._announce(before, after)
+
+    @asynccontextmanager
+    async def _writing(self, point: str) -> AsyncGenerator[Tx]:
+        with suppress(_Forgotten):
+            async with self._backend.begin(write=True) as tx:
+                yield tx
+                await faults.reach(f"{point}.before_commit")
+                if point == "send_events" and faults.seeded("acknowledged_before_it_is_kept"):
+                    raise _Forgotten
+        await faults.reach(f"{point}.after_commit")
 
     def _announce(self, before: Session | None, after: Session) -> None:
         if after.lease is None:
             self._previews.forget(after.id)
+            if before is None or before.lease is not None:
+                self._post(["forget", after.id])
         if before is None or after.next_seq != before.next_seq:
-            self._signals.notify(log_topic(after.id))
+            self._notify(log_topic(after.id))
         if before is None or after.wakes != before.wakes or after.epoch != before.epoch:
-            self._signals.notify(wake_topic(after.id))
+            self._notify(wake_topic(after.id))
         owned = after.lease is not None  # then its owner minds the status
         if before is None or after.lease != before.lease or (after.status != before.status and not owned):
-            self._signals.notify(SUPERVISED)
+            self._notify(SUPERVISED)
+
+    # -- telling, and being told by, the other ledgers
+
+    def _notify(self, topic: str) -> None:
+        if faults.seeded("nobody_is_told"):
+            return
+        relay = self._backend.relay
+        if topic != SUPERVISED or relay is None or not relay.connected:
+            self._signals.notify(
+                topic
+            )  # else the supervisor is woken by the message, which has the new version
+        self._post(["wake", topic])
+
+    def _post(self, note: Note) -> None:
+        if self._backend.relay is not None:
+            self._backend.relay.post(note)
+
+    def _deliver(self, mark: int, own: bool, notes: Sequence[Note]) -> None:
+        if not mark:
+            self._mark = 0
+            self._signals.wake_all()
+        for note in notes:
+            match note:
+                case ["wake", str(topic)]:
+                    self._mark = mark if topic == SUPERVISED else self._mark
+                    if not own or topic == SUPERVISED:
+                        self._signals.wake(topic)
+                case ["preview", str(session_id), int(position), dict(delta)] if not own:
+                    self._previews.add(session_id, delta, position)
+                    self._signals.wake(preview_topic(session_id))
+                case ["forget", str(session_id)] if not own:
+                    self._previews.forget(session_id)
+                case _:
+                    pass
+
+    def _supervised_version(self, seen: int) -> int:
+        """What `wait_supervised` compares. With several ledgers: all name it alike, or, while they do not know, as the
+        caller does, who then waits."""
+        return self._signals.version if self._backend.relay is None else self._mark or seen
 
     @asynccontextmanager
     async def _reading(self) -> AsyncGenerator[Tx]:

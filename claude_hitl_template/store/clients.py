@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from claude_hitl_template import events
+from claude_hitl_template import events, faults
 from claude_hitl_template.canonical import digest
 from claude_hitl_template.errors import Conflict, InvalidInput, NotFound
 from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
@@ -41,13 +41,13 @@ class ClientRules(StoreBase):
     # -- keys
 
     async def add_key(self, name: str, secret_hash: str) -> ApiKey:
-        async with self._backend.begin(write=True) as tx:
+        async with self._writing("add_key") as tx:
             found = await tx.find_key(secret_hash)
             if found:
                 return found
             key = ApiKey(id=new_id("key"), name=name, secret_hash=secret_hash, created_at=self._clock())
             await tx.add_key(key)
-            return key
+            return await tx.find_key(secret_hash) or key  # another ledger may have been first
 
     async def find_key(self, secret_hash: str) -> ApiKey | None:
         async with self._reading() as tx:
@@ -77,27 +77,28 @@ class ClientRules(StoreBase):
             "create", agent.model_dump(mode="json"), environment.id, title, dict(metadata),
             [m.model_dump(mode="json") for m in initial],
         ])  # fmt: skip
-        async with self._backend.begin(write=True) as tx:
-            earlier = await _earlier_reply(tx, key_id, idempotency_key, request)
+        async with self._writing("create_session") as tx:
+            earlier = await earlier_reply(tx, key_id, idempotency_key, request)
             if earlier is not None:
-                return (await SessionUnit.load(tx, earlier, self._clock(), key_id=key_id)).session
-            now = self._clock()
-            session = Session(
-                id=new_id("sesn"),
-                key_id=key_id,
-                title=title,
-                metadata=dict(metadata),
-                agent=agent,
-                environment=environment,
-                created_at=now,
-                updated_at=now,
-            )
-            unit = SessionUnit(tx, session, now)
-            await tx.put_session(session)
-            await _send_all(unit, initial, decided_by=key_id)
-            session = await unit.save()
-            await _remember_reply(tx, key_id, idempotency_key, request, session.id)
-        self._announce(None, session)
+                session = (await SessionUnit.load(tx, earlier, self._clock(), key_id=key_id)).session
+            else:
+                now = self._clock()
+                session = Session(
+                    id=new_id("sesn"),
+                    key_id=key_id,
+                    title=title,
+                    metadata=dict(metadata),
+                    agent=agent,
+                    environment=environment,
+                    created_at=now,
+                    updated_at=now,
+                )
+                unit = SessionUnit(tx, session, now)
+                await tx.put_session(session)
+                await _send_all(unit, initial, decided_by=key_id)
+                session = await unit.save()
+                await remember_reply(tx, key_id, idempotency_key, request, session.id)
+        self._announce(None, session)  # also when it was there: nobody may have heard of the first time
         return session
 
     async def get_session(self, session_id: str, key_id: str | None = None) -> Session:
@@ -133,8 +134,8 @@ class ClientRules(StoreBase):
         return Page(data=found[:limit], next_page=cursor)
 
     async def update_session(self, session_id: str, key_id: str, *, changes: Mapping[str, Any]) -> Session:
-        async with self._changing(session_id, key_id=key_id) as unit:
-            _refuse_archived(unit)
+        async with self._changing(session_id, "update_session", key_id=key_id) as unit:
+            refuse_archived(unit)
             session = unit.session
             changed: dict[str, Any] = {}
             if "title" in changes and changes["title"] != session.title:
@@ -153,7 +154,7 @@ class ClientRules(StoreBase):
         return unit.session
 
     async def archive_session(self, session_id: str, key_id: str) -> Session:
-        async with self._changing(session_id, key_id=key_id) as unit:
+        async with self._changing(session_id, "archive_session", key_id=key_id) as unit:
             if unit.session.archived_at is None:
                 await _refuse_running(unit, "archived")
                 await unit.supersede()
@@ -163,7 +164,7 @@ class ClientRules(StoreBase):
         return unit.session
 
     async def delete_session(self, session_id: str, key_id: str) -> None:
-        async with self._backend.begin(write=True) as tx:
+        async with self._writing("delete_session") as tx:
             unit = await SessionUnit.load(tx, session_id, self._clock(), key_id=key_id)
             await _refuse_running(unit, "deleted")
             await tx.delete_session(session_id)
@@ -182,13 +183,13 @@ class ClientRules(StoreBase):
         idempotency_key: str | None = None,
     ) -> list[Event]:
         request = digest(["send", session_id, [m.model_dump(mode="json") for m in inbound]])
-        async with self._changing(session_id, key_id=key_id) as unit:
-            earlier = await _earlier_reply(unit.tx, key_id, idempotency_key, request)
+        async with self._changing(session_id, "send_events", key_id=key_id) as unit:
+            earlier = await earlier_reply(unit.tx, key_id, idempotency_key, request)
             if earlier is not None:
                 found = [await unit.tx.event(session_id, event_id) for event_id in earlier]
                 return [e for e in found if e]
             sent = await _send_all(unit, inbound, decided_by=decided_by)
-            await _remember_reply(unit.tx, key_id, idempotency_key, request, [e.id for e in sent])
+            await remember_reply(unit.tx, key_id, idempotency_key, request, [e.id for e in sent])
         return sent
 
     # -- what clients read
@@ -236,7 +237,7 @@ class ClientRules(StoreBase):
             if previews is None
             else [log_topic(session_id), preview_topic(session_id)]
         )
-        start = self._previews.after(session_id, None)[1] if previews == NOW else previews
+        start = self._previews.now() if previews == NOW else previews
         with self._signals.listen(*topics) as listener:
             while True:
                 found = await self._events_after(session_id, key_id, after)
@@ -280,7 +281,7 @@ class ClientRules(StoreBase):
 async def _send_all(unit: SessionUnit, inbound: Sequence[Inbound], *, decided_by: str) -> list[Event]:
     sent: list[Event] = []
     for item in inbound:
-        _refuse_archived(unit)
+        refuse_archived(unit)
         match item:
             case UserMessage():
                 sent += await _queue(unit, item)
@@ -295,15 +296,23 @@ async def _queue(unit: SessionUnit, message: UserMessage) -> list[Event]:
     content = message.model_dump(mode="json")["content"]
     queued = await unit.append([events.draft("user.message", queued=True, content=content)])
     waits = (unit.session.stop_reason or {}).get("type") == "requires_action"
+    if waits and faults.seeded("a_message_decides"):
+        for approval in await unit.pending():
+            await confirm(unit, _yes(approval), "nobody")
     if not waits:  # a message while an approval waits is queued behind the turn that waits
         await unit.run()
     unit.wake()
     return queued
 
 
+def _yes(approval: Approval) -> UserToolConfirmation:
+    return UserToolConfirmation(type="user.tool_confirmation", tool_use_id=approval.event_id, result="allow")
+
+
 async def _interrupt(unit: SessionUnit) -> list[Event]:
     sent = await unit.append([events.draft("user.interrupt")])
-    await unit.supersede()
+    if not faults.seeded("interrupted_calls_run"):
+        await unit.supersede()
     session = unit.session
     if session.status == "running" and session.turn is None:
         await _end_unbegun_turn(unit)
@@ -332,7 +341,7 @@ async def _next_or_idle(unit: SessionUnit) -> None:
         await unit.idle(events.END_TURN)
 
 
-def _refuse_archived(unit: SessionUnit) -> None:
+def refuse_archived(unit: SessionUnit) -> None:
     if unit.session.archived_at is not None:
         raise Conflict(f"session {unit.session.id} is archived; it can be read, and not changed")
 
@@ -345,8 +354,9 @@ async def _refuse_running(unit: SessionUnit, what: str) -> None:
         )
 
 
-async def _earlier_reply(tx: Tx, key_id: str | None, idempotency_key: str | None, request: str) -> Any:
-    if idempotency_key is None:
+async def earlier_reply(tx: Tx, key_id: str | None, idempotency_key: str | None, request: str) -> Any:
+    """The reply to an earlier request with this key, or None. Raises Conflict when that was another request."""
+    if idempotency_key is None or faults.seeded("idempotency_keys_are_forgotten"):
         return None
     earlier = await tx.remembered_reply(key_id or SERVICE, idempotency_key)
     if earlier is None:
@@ -358,8 +368,8 @@ async def _earlier_reply(tx: Tx, key_id: str | None, idempotency_key: str | None
     return earlier[1]
 
 
-async def _remember_reply(
+async def remember_reply(
     tx: Tx, key_id: str | None, idempotency_key: str | None, request: str, reply: Any
 ) -> None:
-    if idempotency_key is not None:
+    if idempotency_key is not None and not faults.seeded("idempotency_keys_are_forgotten"):
         await tx.remember_reply(key_id or SERVICE, idempotency_key, request, reply)

@@ -1,5 +1,6 @@
 """The Store, put together from its three callers' rules over one backend."""
 
+import uuid
 from collections.abc import Callable
 from datetime import datetime
 
@@ -7,12 +8,19 @@ from claude_hitl_template.models import utcnow
 from claude_hitl_template.store.backend import Backend
 from claude_hitl_template.store.base import StoreBase
 from claude_hitl_template.store.clients import ClientRules
+from claude_hitl_template.store.files import FileArea
 from claude_hitl_template.store.owners import OwnerRules
 from claude_hitl_template.store.supervision import SupervisorRules
+from claude_hitl_template.store.workspaces import WorkspaceRules
 
 
-class CoreStore(ClientRules, OwnerRules, SupervisorRules, StoreBase):
-    """Implements `store.protocol.Store` over any Backend. `clock` tells the time, for tests to move it."""
+class CoreStore(ClientRules, OwnerRules, SupervisorRules, WorkspaceRules, StoreBase):
+    """Implements `store.protocol.Store` over any Backend. `clock` tells the time, for tests to move it.
 
-    def __init__(self, backend: Backend, clock: Callable[[], datetime] = utcnow) -> None:
-        super().__init__(backend, clock)
+    Without `files`, saved workspaces are in memory, and gone with the process.
+    """
+
+    def __init__(
+        self, backend: Backend, clock: Callable[[], datetime] = utcnow, *, files: FileArea | None = None
+    ) -> None:
+        super().__init__(backend, files or FileArea(f"memory://{uuid.uuid4().hex}"), clock)

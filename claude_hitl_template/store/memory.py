@@ -43,6 +43,8 @@ class _State:
 
 
 class MemoryBackend:
+    relay = None
+
     def __init__(self) -> None:
         self._state = _State()
         self._writing = asyncio.Lock()
@@ -112,6 +114,19 @@ class _MemoryTx:
             for s in self._s.sessions.values()
             if s.lease is not None or s.status in ("running", "rescheduling")
         ]
+
+    async def manifests(self) -> set[str]:
+        kept = self._s.sessions.values()
+        return {s.workspace for s in kept if s.workspace} | {name for s in kept for name in s.uploads}
+
+    async def unchanged_sessions(self, since: datetime, limit: int) -> list[str]:
+        found = [
+            s.id
+            for s in self._s.sessions.values()
+            if s.updated_at < since
+            and (s.archived_at or (s.status == "idle" and (s.stop_reason or {}).get("type") == "end_turn"))
+        ]
+        return found[:limit]
 
     async def add_events(self, session_id: str, fresh: Sequence[Event]) -> None:
         self._s.events[session_id] = (*self._s.events.get(session_id, ()), *fresh)
@@ -193,6 +208,9 @@ class _MemoryTx:
 
     async def remember_reply(self, key_id: str, idempotency_key: str, digest: str, reply: Any) -> None:
         self._s.replies[key_id, idempotency_key] = (digest, reply)
+
+    async def forget_replies(self, before: datetime) -> None:
+        """They are not kept with a time, and do not outlive the process."""
 
     async def append_transcript(
         self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], now: datetime

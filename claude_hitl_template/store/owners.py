@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from claude_hitl_template import events
+from claude_hitl_template import events, faults
 from claude_hitl_template.errors import NotWaiting
 from claude_hitl_template.events import Draft
 from claude_hitl_template.models import (
@@ -12,6 +12,7 @@ from claude_hitl_template.models import (
     Approval,
     ApprovalState,
     Decision,
+    Lease,
     PermissionMode,
     Session,
     Snapshot,
@@ -19,10 +20,11 @@ from claude_hitl_template.models import (
     new_id,
 )
 from claude_hitl_template.store.base import StoreBase, preview_topic, wake_topic
-from claude_hitl_template.store.protocol import Call, TranscriptKey, TurnEnding
+from claude_hitl_template.store.protocol import Call, TimeRange, TranscriptKey, TurnEnding
 from claude_hitl_template.store.unit import SessionUnit
 
 ANSWERABLE = (ApprovalState.PENDING, ApprovalState.ALLOWED, ApprovalState.DENIED, ApprovalState.EXPIRED)
+TOOL_USES = ("agent.tool_use", "agent.mcp_tool_use")
 LOST_CALLS = 10_000  # more than any session has
 LEASE_S = 15.0  # a third of it passes between two renewals; see session.RENEW_S
 
@@ -39,6 +41,7 @@ class OwnerRules(StoreBase):
                 queued=tuple(await tx.queued(session_id)),
                 approvals=tuple(await tx.open_approvals(session_id)),
                 untold=tuple(approval for approval in untold if approval),
+                at=unit.now,
             )
 
     async def find_approval(self, session_id: str, epoch: int, call_id: str) -> Approval | None:
@@ -50,12 +53,23 @@ class OwnerRules(StoreBase):
         async with self._reading() as tx:
             session = (await SessionUnit.load_owned(tx, session_id, epoch, self._clock())).session
             begun = await tx.event(session_id, session.turn) if session.turn else None
-            if begun is None:
-                return []
+            # A turn that a reminder began has no message: what was refused before it cannot be told from what was in it.
+            states = ANSWERABLE if begun else (ApprovalState.PENDING, ApprovalState.ALLOWED)
             found = await tx.approvals(
-                session.key_id, after=None, limit=LOST_CALLS, states=ANSWERABLE, session_id=session_id
+                session.key_id, after=None, limit=LOST_CALLS, states=states, session_id=session_id
             )
-            asked = [a for a in found if a.created_at >= begun.created_at]
+            if not found:
+                return []
+            uses = await tx.events(
+                session_id,
+                after=begun.seq if begun else 0,
+                limit=LOST_CALLS,
+                order="asc",
+                types=TOOL_USES,
+                created=TimeRange(),
+            )  # by their place in the log, which no clock changes
+            of_this_turn = {use.id for use in uses}
+            asked = [a for a in found if a.call_id in of_this_turn]
             known = await tx.known_events(session_id, [events.tool_result_id(a.call_id) for a in asked])
             return [a for a in asked if events.tool_result_id(a.call_id) not in known]
 
@@ -66,14 +80,18 @@ class OwnerRules(StoreBase):
             if unit.session.wakes == wakes:
                 await listener.wait(timeout_s)
             found = await self.snapshot(session_id, epoch)
-            lease = found.session.lease
-            if lease is None or lease.expires_at >= self._clock() + timedelta(seconds=LEASE_S * 2 / 3):
+            if self._is_fresh(found.session.lease):
                 return found
             await self._renew(session_id, epoch)
             return await self.snapshot(session_id, epoch)
 
+    def _is_fresh(self, lease: Lease | None) -> bool:
+        """Whether it need not be renewed yet. One that ends too late was given by a clock that was set back since."""
+        left_s = (lease.expires_at - self._clock()).total_seconds() if lease else LEASE_S
+        return LEASE_S * 2 / 3 <= left_s <= LEASE_S
+
     async def _renew(self, session_id: str, epoch: int) -> None:
-        async with self._backend.begin(write=True) as tx:
+        async with self._writing("renew") as tx:
             unit = await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
             expires = unit.now + timedelta(seconds=LEASE_S)
             if unit.session.lease is not None:
@@ -87,7 +105,7 @@ class OwnerRules(StoreBase):
         *,
         permission_mode: PermissionMode | None = None,
     ) -> None:
-        async with self._changing(session_id, epoch=epoch) as unit:
+        async with self._changing(session_id, "commit", epoch=epoch) as unit:
             await _append(unit, drafts)
             if permission_mode is not None:
                 unit.set(agent=unit.session.agent.but(permission_mode=permission_mode))
@@ -102,7 +120,7 @@ class OwnerRules(StoreBase):
         cwd: str,
         expires_at: datetime | None,
     ) -> list[Approval]:
-        async with self._changing(session_id, epoch=epoch) as unit:
+        async with self._changing(session_id, "open_calls", epoch=epoch) as unit:
             await _append(unit, drafts)
             asking = [c for c in calls if c.verdict == "ask" or c.standing_rule]
             batch = tuple(c.call_id for c in asking if not c.standing_rule)
@@ -116,7 +134,7 @@ class OwnerRules(StoreBase):
         return opened
 
     async def begin_turn(self, session_id: str, epoch: int, event_id: str) -> None:
-        async with self._changing(session_id, epoch=epoch) as unit:
+        async with self._changing(session_id, "begin_turn", epoch=epoch) as unit:
             if unit.session.turn == event_id:
                 return
             if event_id not in {e.id for e in await unit.tx.queued(session_id)}:
@@ -127,36 +145,39 @@ class OwnerRules(StoreBase):
     async def claim(
         self, session_id: str, epoch: int, call_id: str, run_digest: str, *, claim_id: str
     ) -> Approval:
-        async with self._changing(session_id, epoch=epoch) as unit:
+        async with self._changing(session_id, "claim", epoch=epoch) as unit:
             approval = await unit.tx.approval_of_call(session_id, call_id)
             if approval is None or approval.call_id != call_id:
                 raise NotWaiting(f"call {call_id} has no approval")
             if approval.claim_id == claim_id:
                 return approval
+            if faults.seeded("refused_calls_run"):
+                approval = approval.but(state=ApprovalState.ALLOWED, run_digest=run_digest)
             if approval.state is not ApprovalState.ALLOWED:
                 raise NotWaiting(f"call {call_id} is {approval.state.value}, not allowed")
-            if approval.run_digest != run_digest:
+            if approval.run_digest != run_digest and not faults.seeded("any_input_runs"):
                 raise NotWaiting(f"call {call_id} was allowed with another input")
-            if unit.session.interrupted:
+            if unit.session.interrupted and not faults.seeded("interrupted_calls_run"):
                 raise NotWaiting(f"call {call_id} was interrupted")
             claimed = approval.to(ApprovalState.CLAIMED, claimed_epoch=epoch, claim_id=claim_id)
-            await unit.tx.put_approval(claimed)
+            if not faults.seeded("claims_are_not_counted"):
+                await unit.tx.put_approval(claimed)
         return claimed
 
     async def hold(self, session_id: str, epoch: int, call_id: str) -> None:
-        async with self._changing(session_id, epoch=epoch) as unit:
+        async with self._changing(session_id, "hold", epoch=epoch) as unit:
             approval = await unit.tx.approval_of_call(session_id, call_id)
             if approval is not None and not approval.held:
-                await unit.tx.put_approval(approval.but(held=True))
+                await unit.tx.put_approval(approval.but(held=True, reminded=False))
                 if approval.state in (ApprovalState.DENIED, ApprovalState.EXPIRED):
                     unit.tell_later(approval)
 
-    async def defer(self, session_id: str, epoch: int, call_id: str) -> None:
-        async with self._changing(session_id, epoch=epoch) as unit:
+    async def defer(self, session_id: str, epoch: int, call_id: str | None) -> None:
+        async with self._changing(session_id, "defer", epoch=epoch) as unit:
             unit.set(deferred=call_id)
 
     async def remind(self, session_id: str, epoch: int, approval_ids: Sequence[str]) -> None:
-        async with self._changing(session_id, epoch=epoch) as unit:
+        async with self._changing(session_id, "remind", epoch=epoch) as unit:
             unit.set(untold=tuple(i for i in unit.session.untold if i not in approval_ids))
             for approval_id in approval_ids:
                 approval = await unit.tx.approval(approval_id)
@@ -174,7 +195,7 @@ class OwnerRules(StoreBase):
         stop_reason: Mapping[str, Any],
         how: TurnEnding = "over",
     ) -> Session:
-        async with self._changing(session_id, epoch=epoch) as unit:
+        async with self._changing(session_id, "end_turn", epoch=epoch) as unit:
             if unit.session.last_end == end_id:
                 return unit.session
             await _append(unit, drafts)
@@ -186,7 +207,7 @@ class OwnerRules(StoreBase):
         return unit.session
 
     async def release(self, session_id: str, epoch: int) -> bool:
-        async with self._changing(session_id) as unit:
+        async with self._changing(session_id, "release") as unit:
             if unit.session.lease is None and unit.session.epoch == epoch:
                 return True
             unit.check_owner(epoch)
@@ -197,13 +218,15 @@ class OwnerRules(StoreBase):
 
     async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> None:
         """The epoch is not looked up: a preview is not stored, and the event that follows is fenced."""
-        self._previews.add(session_id, deltas)
-        self._signals.notify(preview_topic(session_id))
+        for delta in deltas:
+            position = self._previews.add(session_id, delta)
+            self._post(["preview", session_id, position, dict(delta)])
+        self._signals.wake(preview_topic(session_id))
 
     async def append_transcript(
         self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], *, epoch: int | None = None
     ) -> None:
-        async with self._backend.begin(write=True) as tx:
+        async with self._writing("append_transcript") as tx:
             if epoch is not None:
                 await SessionUnit.load_owned(tx, key["scope"], epoch, self._clock())
             await tx.append_transcript(key, entries, self._clock())
@@ -217,7 +240,7 @@ class OwnerRules(StoreBase):
             return await tx.list_transcripts(scope, project_key)
 
     async def delete_transcripts(self, key: TranscriptKey) -> None:
-        async with self._backend.begin(write=True) as tx:
+        async with self._writing("delete_transcripts") as tx:
             await tx.delete_transcripts(key)
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, TypedDict
 from pydantic import BaseModel, ConfigDict
 
 from claude_hitl_template.events import Draft, UserInterrupt, UserMessage, UserToolConfirmation
+from claude_hitl_template.manifest import SavedFile
 from claude_hitl_template.models import (
     Agent,
     ApiKey,
@@ -206,7 +207,8 @@ class Store(Protocol):
         ...
 
     async def lost_calls(self, session_id: str, epoch: int) -> list[Approval]:
-        """What was asked in the turn that was begun, was not claimed, and has no result: undecided, allowed or refused."""
+        """What was asked in the turn that was begun, was not claimed, and has no result: undecided, allowed or refused. In a
+        turn that no message began: undecided or allowed."""
         ...
 
     async def wait_session(self, session_id: str, epoch: int, wakes: int, *, timeout_s: float) -> Snapshot:
@@ -261,8 +263,8 @@ class Store(Protocol):
         """The model was told to issue this call again later."""
         ...
 
-    async def defer(self, session_id: str, epoch: int, call_id: str) -> None:
-        """The CLI will ask for this call again when its transcript is resumed."""
+    async def defer(self, session_id: str, epoch: int, call_id: str | None) -> None:
+        """The CLI will ask for this call again when its transcript is resumed; None: for no call."""
         ...
 
     async def end_turn(
@@ -297,6 +299,56 @@ class Store(Protocol):
         """Passes deltas of an event in the making to whoever streams; nothing is stored."""
         ...
 
+    async def save_workspace(
+        self, session_id: str, epoch: int, manifest: str | None, *, taken: Sequence[str] = ()
+    ) -> None:
+        """The session's workspace is what `manifest` names from now on; the uploads `taken` are in it.
+
+        Raises NotFound when the manifest was not put, InvalidInput when it is none.
+        """
+        ...
+
+    # -- workspaces: a blob is bytes, named by their SHA-256 in hexadecimal (manifest.py)
+
+    async def missing_blobs(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` that must be put. Both others and those that were put stay for a day, and for as long as a
+        session's manifest names them."""
+        ...
+
+    async def put_blobs(self, blobs: Sequence[bytes]) -> None:
+        """Durable when it returns. Raises TooLarge for one of more than manifest.CHUNK_BYTES. A call over Ray carries
+        no more than that, either."""
+        ...
+
+    async def get_blobs(self, names: Sequence[str]) -> list[bytes]:
+        """In order. Raises NotFound for one that is not there, or damaged."""
+        ...
+
+    async def add_files(
+        self, session_id: str, key_id: str | None, manifest: str, *, idempotency_key: str | None = None
+    ) -> None:
+        """Has the files of a manifest put into the session's workspace before its next turn begins.
+
+        Raises NotFound, Conflict (archived), InvalidInput.
+        """
+        ...
+
+    async def list_workspace(
+        self,
+        session_id: str,
+        key_id: str | None,
+        *,
+        limit: int,
+        page: str | None = None,
+        changed_since_ns: int | None = None,
+    ) -> Page[SavedFile]:
+        """The saved files by path, uploads included; of a workspace that is saved meanwhile, the pages may not fit."""
+        ...
+
+    async def workspace_file(self, session_id: str, key_id: str | None, path: str) -> SavedFile:
+        """One saved file, by its path as `manifest.shown` has it. Raises NotFound."""
+        ...
+
     async def append_transcript(
         self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], *, epoch: int | None = None
     ) -> None:
@@ -315,12 +367,19 @@ class Store(Protocol):
 
     # -- the supervisor
     async def acquire(self, session_id: str, holder: str, *, lease_s: float) -> Session:
-        """A new lease with a raised epoch, whoever held the old one. Claimed calls without a result become unknown."""
+        """A new lease with a raised epoch, whoever held the old one. Claimed calls without a result become unknown.
+
+        A holder is one process: while its lease lasts, it gets the same one again.
+        """
         ...
 
     async def give_up(self, session_id: str, message: str) -> None:
         """Breaks off the turn of a session that cannot be driven, and says why in its log. Nothing is lost: the next
         message takes the turn up where it was, with the decisions that were given; an interrupt drops it."""
+        ...
+
+    async def tell_waiting(self, session_id: str, epoch: int, message: str) -> None:
+        """Says in the log of a session that nobody drives since `epoch` what it waits for; once, however often told."""
         ...
 
     async def drop_lease(self, session_id: str, epoch: int) -> None:
@@ -337,6 +396,15 @@ class Store(Protocol):
 
     async def expire_due(self) -> int:
         """Denies, as expired, every pending approval whose time has come; returns how many."""
+        ...
+
+    async def sweep_blobs(self) -> int:
+        """Removes blobs that no session names and that were put more than a day ago; returns how many."""
+        ...
+
+    async def retire(self, before: datetime) -> list[str]:
+        """Deletes, with all that is theirs, up to RETIRED sessions that are archived, or at the end of a turn with nothing
+        waiting, and were last changed `before`. Returns their ids."""
         ...
 
     async def ping(self) -> None:

@@ -1,12 +1,14 @@
-"""Waking those who wait for a change, and what is shown before it is committed: inside one process."""
+"""Waking those who wait for a change, and what is shown before it is committed. Ledgers tell each other by notes."""
 
 import asyncio
-import itertools
+import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 PREVIEWS_KEPT = 1000  # of one session; who streams is rarely more than a few behind
+# ["wake", topic], ["preview", session id, position, delta] or ["forget", session id]
+type Note = list[Any]
 
 
 class Signals:
@@ -22,8 +24,15 @@ class Signals:
 
     def notify(self, topic: str) -> None:
         self._version += 1
+        self.wake(topic)
+
+    def wake(self, topic: str) -> None:
         for event in self._waiting.get(topic, ()):
             event.set()
+
+    def wake_all(self) -> None:
+        for topic in list(self._waiting):
+            self.wake(topic)
 
     def listen(self, *topics: str) -> "Listener":
         return Listener(self._waiting, topics)
@@ -57,24 +66,30 @@ class Listener:
 
 
 class Previews:
-    """Deltas of events in the making, numbered across sessions, so that a stream goes on where it was."""
+    """Deltas of events in the making. Their positions are times, so that a stream may go on at another ledger."""
 
     def __init__(self) -> None:
-        self._numbers = itertools.count(1)
         self._newest = 0
         self._kept: dict[str, deque[tuple[int, dict[str, Any]]]] = {}
 
-    def add(self, session_id: str, deltas: Sequence[Mapping[str, Any]]) -> None:
+    def now(self) -> int:
+        """The position of what comes next."""
+        return max(self._newest, time.time_ns() // 1000)
+
+    def add(self, session_id: str, delta: Mapping[str, Any], position: int | None = None) -> int:
+        """Returns its position: microseconds, or one more than the newest, whichever is later."""
+        position = max(self._newest + 1, time.time_ns() // 1000) if position is None else position
         kept = self._kept.setdefault(session_id, deque(maxlen=PREVIEWS_KEPT))
-        for delta in deltas:
-            self._newest = next(self._numbers)
-            kept.append((self._newest, dict(delta)))
+        kept.append((position, dict(delta)))
+        self._newest = max(self._newest, position)
+        return position
 
     def after(self, session_id: str, position: int | None) -> tuple[list[dict[str, Any]], int]:
-        """The deltas behind `position`, and the position to ask from next; none for None, which is the present."""
+        """The deltas behind `position`, and the position to ask from next; none for None."""
         if position is None:
-            return [], self._newest
-        return [d for number, d in self._kept.get(session_id, ()) if number > position], self._newest
+            return [], 0
+        found = [(number, delta) for number, delta in self._kept.get(session_id, ()) if number > position]
+        return [delta for _, delta in found], max([position, *(number for number, _ in found)])
 
     def forget(self, session_id: str) -> None:
         self._kept.pop(session_id, None)

@@ -1,4 +1,4 @@
-"""The Store's backend on SQLAlchemy: SQLite in WAL mode now; nothing here but the dialect's options is SQLite's own."""
+"""The Store's transactions on SQLAlchemy, and its backend on SQLite. What is Postgres's own is in postgres.py."""
 
 import asyncio
 import json
@@ -13,13 +13,22 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from pydantic import BaseModel
 from sqlalchemy import event as sa_event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from claude_hitl_template.errors import ConfigError, Unavailable
-from claude_hitl_template.models import ApiKey, Approval, ApprovalState, Event, Session, SessionStatus
+from claude_hitl_template.errors import Away, ConfigError, HitlError, Unavailable
+from claude_hitl_template.models import (
+    ApiKey,
+    Approval,
+    ApprovalState,
+    Event,
+    Frozen,
+    Session,
+    SessionStatus,
+)
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.memory import OPEN
 from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
@@ -34,21 +43,41 @@ def sqlite_url(path: Path) -> str:
 
 
 def migrate(url: str) -> None:
-    """Brings the schema at `url` to the newest migration. Blocking. Raises ConfigError when it cannot be written."""
+    """Brings the schema at `url` to the newest migration. Blocking. A schema that is newer yet is left as it is.
+
+    Ledgers that start at once take turns. Raises ConfigError when the database cannot be opened or written, Away when
+    it does not answer.
+    """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["url"] = url
     try:
         command.upgrade(config, "head")
     except DBAPIError as error:
-        raise ConfigError(
+        raise unusable(url, error) from error
+
+
+def unusable(url: str, error: DBAPIError) -> HitlError:
+    """What a database that failed is to be told as."""
+    from claude_hitl_template.store.postgres import passes  # noqa: PLC0415  (it imports this module)
+
+    if sa.make_url(url).get_backend_name() == "sqlite":
+        return ConfigError(
             f"the database cannot be opened or written: {error.orig}",
             "check that the data folder (HITL_DATA_DIR) exists, is writable, and that the disk has room",
-        ) from error
+        )
+    if passes(error):
+        return Away(f"the database does not answer: {error.orig}")
+    return ConfigError(
+        f"the database cannot be used: {error.orig}",
+        "correct DATABASE_URL; its user must be able to connect and to create tables",
+    )
 
 
 class SqlBackend:
     """`begin(write=True)` transactions follow one another through one connection; reads have their own."""
+
+    relay = None
 
     def __init__(self, url: str) -> None:
         self._writer = _engine(url, pool_size=1)
@@ -80,20 +109,20 @@ def _engine(url: str, *, pool_size: int) -> AsyncEngine:
         url,
         pool_size=pool_size,
         max_overflow=0,
-        json_serializer=_to_json,
+        json_serializer=to_json,
     )
     if engine.dialect.name == "sqlite":
         sa_event.listen(engine.sync_engine, "connect", _sqlite_pragmas)
         begin = "BEGIN IMMEDIATE" if pool_size == 1 else "BEGIN"
-        sa_event.listen(engine.sync_engine, "begin", partial(_execute, statement=begin))
+        sa_event.listen(engine.sync_engine, "begin", partial(execute, statement=begin))
     return engine
 
 
-def _to_json(value: object) -> str:
+def to_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _execute(connection: sa.Connection, *, statement: str) -> None:
+def execute(connection: sa.Connection, *, statement: str) -> None:
     connection.exec_driver_sql(statement)
 
 
@@ -111,8 +140,10 @@ def _sqlite_pragmas(connection: Any, _record: Any) -> None:
 
 
 class SqlTx:
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._c = connection
+    """`locking`: writers are kept apart by locks, each session's on its row; otherwise they do not meet at all."""
+
+    def __init__(self, connection: AsyncConnection, *, locking: bool = False) -> None:
+        self._c, self._locking = connection, locking
         dialect = connection.dialect.name
         self._insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
 
@@ -130,25 +161,25 @@ class SqlTx:
     # -- keys
 
     async def add_key(self, key: ApiKey) -> None:
-        row = {"id": key.id, "secret_hash": key.secret_hash, "doc": key.model_dump(mode="json")}
+        row = {"id": key.id, "secret_hash": key.secret_hash, "doc": _document(key)}
         await self._c.execute(self._insert(api_keys).values(row).on_conflict_do_nothing())
 
     async def find_key(self, secret_hash: str) -> ApiKey | None:
         row = await self._one(sa.select(api_keys.c.doc).where(api_keys.c.secret_hash == secret_hash))
-        return ApiKey.model_validate(row.doc) if row else None
+        return _noun(ApiKey, row) if row else None
 
     async def key(self, key_id: str) -> ApiKey | None:
         row = await self._one(sa.select(api_keys.c.doc).where(api_keys.c.id == key_id))
-        return ApiKey.model_validate(row.doc) if row else None
+        return _noun(ApiKey, row) if row else None
 
     # -- sessions
 
     async def session(self, session_id: str) -> Session | None:
         query = sa.select(sessions.c.doc).where(sessions.c.id == session_id)
-        if self._c.dialect.name == "postgresql" and self._c.in_transaction():
+        if self._locking:  # everything of a session changes behind this lock, by whichever ledger
             query = query.with_for_update()
         row = await self._one(query)
-        return Session.model_validate(row.doc) if row else None
+        return _noun(Session, row) if row else None
 
     async def put_session(self, session: Session) -> None:
         supervised = session.lease is not None or session.status in ("running", "rescheduling")
@@ -160,7 +191,7 @@ class SqlTx:
             "archived": session.archived_at is not None,
             "supervised": supervised,
             "created_at": session.created_at,
-            "doc": session.model_dump(mode="json"),
+            "doc": _document(session),
         }
         await self._upsert(sessions, row)
 
@@ -191,11 +222,29 @@ class SqlTx:
         if not include_archived:
             query = query.where(t.archived.is_(False))
         rows = await self._all(_paged(query, t.created_at, t.id, after=after, limit=limit, order=order))
-        return [Session.model_validate(row.doc) for row in rows]
+        return [_noun(Session, row) for row in rows]
 
     async def supervised(self) -> list[Session]:
-        rows = await self._all(sa.select(sessions.c.doc).where(sessions.c.supervised))
-        return [Session.model_validate(row.doc) for row in rows]
+        # Written as the partial index has it: SQLite would not use it for `supervised = 1`.
+        rows = await self._all(sa.select(sessions.c.doc).where(sa.text("sessions.supervised")))
+        return [_noun(Session, row) for row in rows]
+
+    async def unchanged_sessions(self, since: datetime, limit: int) -> list[str]:
+        t, doc = sessions.c, sessions.c.doc
+        at_rest = (t.status == "idle") & (doc["stop_reason"]["type"].as_string() == "end_turn")
+        query = sa.select(t.id).where(
+            t.created_at < since,
+            t.archived | at_rest,
+            doc["updated_at"].as_string() < since.strftime("%Y-%m-%dT%H:%M:%S"),  # as its JSON begins
+        )
+        return [row.id for row in await self._all(query.limit(limit))]
+
+    async def manifests(self) -> set[str]:
+        doc = sessions.c.doc
+        rows = await self._all(sa.select(doc["workspace"].as_string(), doc["uploads"].as_json()))
+        return {workspace for workspace, _ in rows if workspace} | {
+            n for _, names in rows for n in names or ()
+        }
 
     # -- events
 
@@ -245,7 +294,7 @@ class SqlTx:
 
     async def approval(self, approval_id: str) -> Approval | None:
         row = await self._one(sa.select(approvals.c.doc).where(approvals.c.id == approval_id))
-        return Approval.model_validate(row.doc) if row else None
+        return _noun(Approval, row) if row else None
 
     async def approval_of_call(self, session_id: str, call_id: str) -> Approval | None:
         t = approvals.c
@@ -253,23 +302,19 @@ class SqlTx:
         row = await self._one(query.where(t.event_id == call_id)) or await self._one(
             query.where(t.call_id == call_id)
         )
-        return Approval.model_validate(row.doc) if row else None
+        return _noun(Approval, row) if row else None
 
     async def put_approval(self, approval: Approval) -> None:
         row = {
             name: getattr(approval, name)
             for name in ("id", "session_id", "key_id", "event_id", "call_id", "created_at", "expires_at")
         }
-        await self._upsert(
-            approvals, {**row, "state": approval.state.value, "doc": approval.model_dump(mode="json")}
-        )
+        await self._upsert(approvals, {**row, "state": approval.state.value, "doc": _document(approval)})
 
     async def open_approvals(self, session_id: str) -> list[Approval]:
         t = approvals.c
         query = sa.select(t.doc).where(t.session_id == session_id, t.state.in_([s.value for s in OPEN]))
-        return [
-            Approval.model_validate(row.doc) for row in await self._all(query.order_by(t.created_at, t.id))
-        ]
+        return [_noun(Approval, row) for row in await self._all(query.order_by(t.created_at, t.id))]
 
     async def approvals(
         self,
@@ -281,22 +326,29 @@ class SqlTx:
         session_id: str | None,
     ) -> list[Approval]:
         t = approvals.c
-        query = sa.select(t.doc).where(*_of(t.key_id, key_id))
-        if states:
-            query = query.where(t.state.in_([s.value for s in states]))
+        key, state = t.key_id, t.state
+        query = sa.select(t.doc)
         if session_id is not None:
             query = query.where(t.session_id == session_id)
+            # SQLite would look for its few rows among all that wait, for those are in order: no index has expressions.
+            key, state = key + "", state + ""
+        query = query.where(*_of(key, key_id))
+        if states:
+            query = query.where(state.in_([s.value for s in states]))
         rows = await self._all(_paged(query, t.created_at, t.id, after=after, limit=limit, order="asc"))
-        return [Approval.model_validate(row.doc) for row in rows]
+        return [_noun(Approval, row) for row in rows]
 
     async def due_approvals(self, now: datetime) -> list[Approval]:
         t = approvals.c
         query = sa.select(t.doc).where(t.state == ApprovalState.PENDING.value, t.expires_at <= now)
-        return [Approval.model_validate(row.doc) for row in await self._all(query)]
+        return [_noun(Approval, row) for row in await self._all(query)]
 
     # -- idempotency
 
     async def remembered_reply(self, key_id: str, idempotency_key: str) -> tuple[str, Any] | None:
+        if self._locking:  # of two requests with the same key, the second waits for the first one's reply
+            name = sa.func.hashtextextended(f"{key_id} {idempotency_key}".replace("\0", "\ufffd"), 0)
+            await self._c.execute(sa.select(sa.func.pg_advisory_xact_lock(name)))
         where = (replies.c.key_id == key_id, replies.c.idempotency_key == idempotency_key)
         row = await self._one(sa.select(replies.c.digest, replies.c.reply).where(*where))
         return (row.digest, row.reply) if row else None
@@ -304,6 +356,9 @@ class SqlTx:
     async def remember_reply(self, key_id: str, idempotency_key: str, digest: str, reply: Any) -> None:
         row = {"key_id": key_id, "idempotency_key": idempotency_key, "digest": digest, "reply": reply}
         await self._c.execute(sa.insert(replies).values(**row, created_at=sa.func.current_timestamp()))
+
+    async def forget_replies(self, before: datetime) -> None:
+        await self._c.execute(sa.delete(replies).where(replies.c.created_at < before))
 
     # -- transcripts
 
@@ -350,6 +405,30 @@ def _transcript(key: TranscriptKey) -> list[sa.ColumnElement[bool]]:
     ]
 
 
+def _noun[T: Frozen](kind: type[T], row: Any) -> T:
+    """A stored record. Fields that a newer version added are kept as they are, and written back: it may be at work too."""
+    return kind.model_validate(row.doc, extra="allow")
+
+
+def _document(noun: BaseModel) -> dict[str, Any]:
+    document = noun.model_dump(mode="json")
+    _put_back(noun, document)
+    return document
+
+
+def _put_back(noun: BaseModel, document: dict[str, Any]) -> None:
+    """The fields that `_noun` kept: what forbids them does not write them either."""
+    document.update(noun.model_extra or {})
+    for name in type(noun).model_fields:
+        value = getattr(noun, name)
+        if isinstance(value, BaseModel):
+            _put_back(value, document[name])
+        elif isinstance(value, tuple):
+            for part, its in zip(value, document[name], strict=True):  # pyright: ignore[reportUnknownVariableType]
+                if isinstance(part, BaseModel):
+                    _put_back(part, its)
+
+
 def _event_query() -> sa.Select[*tuple[Any, ...]]:
     t = events.c
     return sa.select(t.seq, t.id, t.type, t.created_at, t.processed_at, t.payload)
@@ -359,7 +438,7 @@ def _event(row: Any) -> Event:
     return Event(**row._mapping)
 
 
-def _of(column: sa.Column[str], key_id: str | None) -> list[sa.ColumnElement[bool]]:
+def _of(column: sa.ColumnElement[str], key_id: str | None) -> list[sa.ColumnElement[bool]]:
     return [] if key_id is None else [column == key_id]
 
 
@@ -380,7 +459,7 @@ def _paged(
 ) -> sa.Select[Any]:
     if after is not None:
         here = sa.tuple_(at, id_)
-        there = sa.tuple_(sa.literal(after[0], at.type), sa.literal(after[1]))
+        there = sa.tuple_(sa.literal(after[0], at.type), sa.literal(after[1], id_.type))
         query = query.where(here > there if order == "asc" else here < there)
     ordering = (at.asc(), id_.asc()) if order == "asc" else (at.desc(), id_.desc())
     return query.order_by(*ordering).limit(limit)

@@ -2,19 +2,30 @@
 
 import contextlib
 import time
+from datetime import UTC, datetime
 
-from claude_hitl_template import events
+from claude_hitl_template import events, faults
 from claude_hitl_template.errors import NotFound
 from claude_hitl_template.models import Approval, ApprovalState, Session
 from claude_hitl_template.store.base import SUPERVISED, StoreBase
+from claude_hitl_template.store.unit import SessionUnit
+
+RETIRED = 100  # sessions deleted in one call
+OVER = datetime(
+    1970, 1, 1, tzinfo=UTC
+)  # whatever a clock may say that jumps: the next owner gets another epoch
 
 
 class SupervisorRules(StoreBase):
     async def acquire(self, session_id: str, holder: str, *, lease_s: float) -> Session:
-        async with self._changing(session_id) as unit:
-            lost = unit.session.lease is not None
+        async with self._changing(session_id, "acquire") as unit:
+            lease = unit.session.lease
+            if lease is not None and lease.holder == holder and lease.expires_at > unit.now:
+                return unit.session  # asked again, because the answer was lost
+            lost = lease is not None
             unit.lease(holder, lease_s)
             await unit.close_unknown()
+            await unit.remind_again()
             if lost and unit.session.status == "running":
                 unit.set(recoveries=unit.session.recoveries + 1)
                 await unit.run(rescheduled=True)
@@ -22,22 +33,29 @@ class SupervisorRules(StoreBase):
 
     async def drop_lease(self, session_id: str, epoch: int) -> None:
         """An idle session loses its lease at once; a running one keeps it, expired, so that it counts as lost."""
-        async with self._changing(session_id) as unit:
+        async with self._changing(session_id, "drop_lease") as unit:
             lease = unit.session.lease
             if lease is None or lease.epoch != epoch:
                 return
             if unit.session.status == "running":
-                unit.set(lease=lease.but(expires_at=unit.now))
+                unit.set(lease=lease.but(expires_at=OVER))
             else:
                 await unit.close_unknown()
                 unit.set(lease=None, interrupted=False)
 
     async def give_up(self, session_id: str, message: str) -> None:
-        async with self._changing(session_id) as unit:
+        async with self._changing(session_id, "give_up") as unit:
             unit.set(lease=None)
             if unit.session.status in ("running", "rescheduling"):
                 await unit.append([events.session_error(message)])
                 await unit.break_off()
+
+    async def tell_waiting(self, session_id: str, epoch: int, message: str) -> None:
+        async with self._changing(session_id, "tell_waiting") as unit:
+            if unit.session.epoch == epoch:
+                unit.set(waits_for_room=True)
+                told = events.session_error(message, retry="retrying")
+                await unit.append([told.model_copy(update={"id": f"sevt_waiting_{session_id}_{epoch}"})])
 
     async def supervised(self) -> list[Session]:
         async with self._reading() as tx:
@@ -45,9 +63,9 @@ class SupervisorRules(StoreBase):
 
     async def wait_supervised(self, version: int, *, timeout_s: float) -> int:
         with self._signals.listen(SUPERVISED) as listener:
-            if self._signals.version == version:
+            if self._supervised_version(version) == version:
                 await listener.wait(timeout_s)
-            return self._signals.version
+            return self._supervised_version(version)
 
     async def expire_due(self) -> int:
         async with self._reading() as tx:
@@ -59,17 +77,48 @@ class SupervisorRules(StoreBase):
         return expired
 
     async def _expire(self, found: Approval) -> bool:
-        async with self._changing(found.session_id) as unit:
+        async with self._changing(found.session_id, "expire") as unit:
             approval = await unit.tx.approval(found.id)
             if approval is None or approval.state is not ApprovalState.PENDING:
                 return False
-            await unit.tx.put_approval(approval.to(ApprovalState.EXPIRED, closed_at=unit.now))
+            late = ApprovalState.ALLOWED if faults.seeded("time_allows") else ApprovalState.EXPIRED
+            await unit.tx.put_approval(approval.to(late, closed_at=unit.now))
             if approval.held:
                 unit.tell_later(approval)
             await unit.after_decisions()
             unit.wake()
         return True
 
+    async def retire(self, before: datetime) -> list[str]:
+        async with self._writing("retire") as tx:
+            await tx.forget_replies(before)
+        async with self._reading() as tx:
+            found = await tx.unchanged_sessions(before, RETIRED)
+        return [session_id for session_id in found if await self._retire(session_id, before)]
+
+    async def _retire(self, session_id: str, before: datetime) -> bool:
+        async with self._writing("retire") as tx:
+            session = await tx.session(session_id)
+            if session is None or not await _rests(SessionUnit(tx, session, self._clock()), before):
+                return False
+            await tx.delete_session(session_id)
+        self._announce(None, session)
+        return True
+
     async def ping(self) -> None:
         async with self._backend.begin(write=True) as tx:
             await tx.find_key(f"ping {time.monotonic()}")
+
+
+async def _rests(unit: SessionUnit, before: datetime) -> bool:
+    """Whether nobody and nothing waits in the session, and nothing happened since."""
+    session = unit.session
+    if faults.seeded("what_waits_is_deleted"):
+        return True
+    if session.lease is not None or session.updated_at >= before:
+        return False
+    if session.archived_at is None and (session.status, session.stop_reason) != ("idle", events.END_TURN):
+        return False
+    return not await unit.open_approvals() and not (
+        session.archived_at is None and await unit.tx.queued(session.id)
+    )

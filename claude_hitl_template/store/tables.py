@@ -35,28 +35,43 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
+class Name(TypeDecorator[str]):
+    """A text that is looked for. Postgres has no NUL in text: one that comes from outside finds nothing."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        if value is None or dialect.name != "postgresql":
+            return value
+        return value.replace("\0", "\ufffd")
+
+
+# A serial of 32 bits would be used up by a busy cluster's transcripts; SQLite counts with 64 as it is.
+Serial = BigInteger().with_variant(Integer, "sqlite")
 metadata = MetaData()
 
 api_keys = Table(
     "api_keys",
     metadata,
-    Column("id", String, primary_key=True),
-    Column("secret_hash", String, nullable=False, unique=True),
+    Column("id", Name, primary_key=True),
+    Column("secret_hash", Name, nullable=False, unique=True),
     Column("doc", JSON, nullable=False),
 )
 
 sessions = Table(
     "sessions",
     metadata,
-    Column("id", String, primary_key=True),
-    Column("key_id", String, nullable=False),
-    Column("agent_id", String, nullable=False),
-    Column("status", String, nullable=False),
+    Column("id", Name, primary_key=True),
+    Column("key_id", Name, nullable=False),
+    Column("agent_id", Name, nullable=False),
+    Column("status", Name, nullable=False),
     Column("archived", Boolean, nullable=False),
     Column("supervised", Boolean, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("doc", JSON, nullable=False),
     Index("ix_sessions_key", "key_id", "created_at", "id"),
+    Index("ix_sessions_status", "key_id", "status", "created_at", "id"),
 )
 # Parked sessions, the many, are not in it.
 Index(
@@ -69,10 +84,10 @@ Index(
 events = Table(
     "events",
     metadata,
-    Column("session_id", String, primary_key=True),
+    Column("session_id", Name, primary_key=True),
     Column("seq", BigInteger, primary_key=True),
-    Column("id", String, nullable=False),
-    Column("type", String, nullable=False),
+    Column("id", Name, nullable=False),
+    Column("type", Name, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("processed_at", UtcDateTime),
     Column("payload", JSON, nullable=False),
@@ -84,17 +99,20 @@ Index("ix_events_queued", events.c.session_id, events.c.seq, sqlite_where=_queue
 approvals = Table(
     "approvals",
     metadata,
-    Column("id", String, primary_key=True),
-    Column("session_id", String, nullable=False),
-    Column("key_id", String, nullable=False),
-    Column("event_id", String, nullable=False),
-    Column("call_id", String, nullable=False),
-    Column("state", String, nullable=False),
+    Column("id", Name, primary_key=True),
+    Column("session_id", Name, nullable=False),
+    Column("key_id", Name, nullable=False),
+    Column("event_id", Name, nullable=False),
+    Column("call_id", Name, nullable=False),
+    Column("state", Name, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime),
     Column("doc", JSON, nullable=False),
     UniqueConstraint("session_id", "event_id", name="uq_approvals_event"),
     Index("ix_approvals_inbox", "key_id", "state", "created_at", "id"),
+    Index("ix_approvals_key", "key_id", "created_at", "id"),
+    # The inbox of who may decide on all keys' calls.
+    Index("ix_approvals_state", "state", "created_at", "id"),
     Index("ix_approvals_call", "session_id", "call_id"),
     Index("ix_approvals_session", "session_id", "state"),
 )
@@ -110,9 +128,9 @@ Index(
 replies = Table(
     "replies",
     metadata,
-    Column("key_id", String, primary_key=True),
-    Column("idempotency_key", String, primary_key=True),
-    Column("digest", String, nullable=False),
+    Column("key_id", Name, primary_key=True),
+    Column("idempotency_key", Name, primary_key=True),
+    Column("digest", Name, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("reply", JSON, nullable=False),
 )
@@ -120,12 +138,12 @@ replies = Table(
 transcripts = Table(
     "transcripts",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("scope", String, nullable=False),
-    Column("project_key", String, nullable=False),
-    Column("session_id", String, nullable=False),
-    Column("subpath", String, nullable=False),
-    Column("uuid", String),
+    Column("id", Serial, primary_key=True, autoincrement=True),
+    Column("scope", Name, nullable=False),
+    Column("project_key", Name, nullable=False),
+    Column("session_id", Name, nullable=False),
+    Column("subpath", Name, nullable=False),
+    Column("uuid", Name),
     Column("written_ms", BigInteger, nullable=False),
     Column("entry", JSON, nullable=False),
     UniqueConstraint("scope", "project_key", "session_id", "subpath", "uuid", name="uq_transcripts_uuid"),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from claude_hitl_template import events
+from claude_hitl_template import events, faults
 from claude_hitl_template.errors import NotFound, StaleOwner
 from claude_hitl_template.events import Draft
 from claude_hitl_template.models import (
@@ -51,6 +51,8 @@ class SessionUnit:
 
     def check_owner(self, epoch: int) -> None:
         lease = self.session.lease
+        if faults.seeded("stale_owners_write"):
+            return
         if lease is None or lease.epoch != epoch:
             raise StaleOwner(f"session {self.session.id} is no longer driven by epoch {epoch}")
 
@@ -70,7 +72,7 @@ class SessionUnit:
         known = await self.tx.known_events(self.session.id, [d.id for d in drafts])
         fresh: list[Event] = []
         for draft in drafts:
-            if draft.id in known:
+            if draft.id in known and not faults.seeded("events_repeat"):
                 continue
             known.add(draft.id)
             processed = None if draft.queued else self.now
@@ -135,10 +137,18 @@ class SessionUnit:
         """The model was told to issue the call again; it will be told not to, when its turn comes."""
         self.set(untold=(*self.session.untold, refused.id))
 
+    async def remind_again(self) -> None:
+        """A reminder counts for the owner that gave it: nobody knows whether the model heard that of one which died."""
+        for approval in await self.open_approvals():
+            if approval.reminded:
+                await self.tx.put_approval(approval.but(reminded=False))
+
     async def close_unknown(self) -> None:
         """Claimed calls whose result never came: said in the log, never repeated."""
         for approval in await self.open_approvals():
-            if approval.state is ApprovalState.CLAIMED:
+            if approval.state is ApprovalState.CLAIMED and faults.seeded("unknown_calls_run_again"):
+                await self.tx.put_approval(approval.but(state=ApprovalState.ALLOWED, claim_id=None))
+            elif approval.state is ApprovalState.CLAIMED:
                 await self.tx.put_approval(approval.to(ApprovalState.UNKNOWN, closed_at=self.now))
                 await self.append([
                     events.tool_result(
@@ -154,7 +164,10 @@ class SessionUnit:
         """To `idle`, with everything kept for whoever takes the turn up. One that was interrupted is over."""
         await self.close_unknown()
         self.set(
-            recoveries=0, interrupted=False, turn=None if self.session.interrupted else self.session.turn
+            recoveries=0,
+            interrupted=False,
+            waits_for_room=False,
+            turn=None if self.session.interrupted else self.session.turn,
         )
         pending = [a.event_id for a in await self.pending()]
         await self.idle(events.requires_action(pending) if pending else events.RETRIES_EXHAUSTED)
@@ -168,6 +181,7 @@ class SessionUnit:
             await self.run()
 
     def lease(self, holder: str, lease_s: float) -> None:
-        epoch = self.session.epoch + 1
+        epoch = self.session.epoch + (not faults.seeded("epochs_are_not_raised"))
         expires = self.now + timedelta(seconds=lease_s)
-        self.set(epoch=epoch, lease=Lease(epoch=epoch, holder=holder, expires_at=expires))
+        lease = Lease(epoch=epoch, holder=holder, expires_at=expires)
+        self.set(epoch=epoch, lease=lease, waits_for_room=False)

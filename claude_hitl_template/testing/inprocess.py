@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +29,16 @@ from claude_hitl_template.errors import EngineError, NotFound, StaleOwner, Unaut
 from claude_hitl_template.model import tokens
 from claude_hitl_template.model.endpoint import OfflineUpstream, build_router
 from claude_hitl_template.model.offline import Scenarios
-from claude_hitl_template.models import Agent, Environment, Session
-from claude_hitl_template.secrets import hash_api_key
+from claude_hitl_template.models import Agent, Environment, ImageFacts, Session
+from claude_hitl_template.secrets import Shelf, hash_api_key
 from claude_hitl_template.session import Limits, SessionRunner
 from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.files import FileArea
 from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.owners import LEASE_S
+from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+from claude_hitl_template.workspace.keep import Place
 
 log = structlog.get_logger()
 
@@ -73,15 +76,21 @@ async def serve_in_process(
     idle_timeout_s: float = 600.0,
     approval_ttl_s: float | None = None,
     backing: Backing = "sqlite",
+    database_url: str | None = None,
     max_request_bytes: int = 4 * 1024 * 1024,
     requests_per_minute: int = 1_000_000,
+    environments: Mapping[str, Environment] | None = None,
+    images: Mapping[str, ImageFacts] | None = None,
+    driving: bool = True,
 ) -> AsyncGenerator[InProcess]:
     """Serves on a free port of 127.0.0.1 until the context is left; no task and no CLI is left behind then.
 
-    `folder` exists; nothing is written outside of it. `keys` maps names to the secrets of API keys. Raises, on
-    leaving, what an owner failed with unexpectedly.
+    `folder` exists; nothing is written outside of it, but in the Postgres of `database_url`. `keys` maps names to the
+    secrets of API keys, `images` references
+    to what is known of them; sessions are local processes all the same. Unless it is `driving`, no session gets an
+    owner: what is asked to run waits. Raises, on leaving, what an owner failed with unexpectedly.
     """
-    async with _store(folder, backing) as store:
+    async with _store(folder, backing, database_url) as store:
         for name, secret in keys.items():
             await store.add_key(name, hash_api_key(secret))
         with _listener() as listener:
@@ -91,16 +100,27 @@ async def serve_in_process(
             service = Service(
                 store=store,
                 agent=Agent(),
-                environment=Environment(),
-                facts={"version": "testing", "model": "offline"},
+                environments=environments or {"default": Environment()},
+                image_facts=_facts_of(images),
+                facts=lambda: {"version": "testing", "model": "offline"},
                 drain=owners.running,
                 operator_key=OPERATOR_KEY,
+                owner=hash_api_key(next(iter(keys.values()))),
+                shelf=Shelf(folder),
                 max_request_bytes=max_request_bytes,
                 requests_per_minute=requests_per_minute,
             )
             api = build_app(service)
-            async with _serving(_mounted(api, store, owners.signing_key), listener), owners:
+            driven = owners if driving else contextlib.nullcontext()
+            async with _serving(_mounted(api, store, owners.signing_key), listener), driven:
                 yield InProcess(root, keys, store, folder, api)
+
+
+def _facts_of(images: Mapping[str, ImageFacts] | None) -> Callable[[str], Awaitable[ImageFacts | None]]:
+    async def facts(image: str) -> ImageFacts | None:
+        return (images or {}).get(image)
+
+    return facts
 
 
 class Owners:
@@ -194,22 +214,22 @@ class Owners:
             self._store,
             session,
             make_engine=make_engine,
-            workspace=cli.workspace,
+            workspace=Place(cli.workspace, self._folder / "saved" / session.id),
             is_plan_folder=is_plan_folder(cli.config_dir),
             limits=self._limits,
         )
 
 
 @asynccontextmanager
-async def _store(folder: Path, backing: Backing) -> AsyncGenerator[CoreStore]:
+async def _store(folder: Path, backing: Backing, database_url: str | None) -> AsyncGenerator[CoreStore]:
     if backing == "memory":
         yield CoreStore(MemoryBackend())
         return
-    url = sqlite_url(folder / "hitl.sqlite3")
+    url = database_url or sqlite_url(folder / "hitl.sqlite3")
     await asyncio.to_thread(migrate, url)
-    backend = SqlBackend(url)
+    backend = PostgresBackend(url) if database_url else SqlBackend(url)
     try:
-        yield CoreStore(backend)
+        yield CoreStore(backend, files=FileArea((folder / "files").absolute().as_uri()))
     finally:
         await backend.close()
 
@@ -217,6 +237,7 @@ async def _store(folder: Path, backing: Backing) -> AsyncGenerator[CoreStore]:
 def _listener() -> socket.socket:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # who connects before the server runs waits for it
     return listener
 
 

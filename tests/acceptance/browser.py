@@ -77,11 +77,16 @@ class Panel:
             self.page.get_by_text("Options").click()
         for name, value in options.items():
             self.page.fill(f"[name={name}]", value)
-        if files:
-            self.page.set_input_files("#hitl-pick", list(files))
-            self.page.wait_for_function(f"document.querySelectorAll('#hitl-list li').length === {len(files)}")
+        self.upload(files)
         self.page.get_by_role("button", name="Start", exact=True).click()
         return self.session()
+
+    def upload(self, files: Sequence[dict[str, Any]]) -> None:
+        """Chooses files in the form that is shown, and waits until the panel has them."""
+        if files:
+            self.page.set_input_files("#hitl-pick", list(files))
+            uploaded = "[...document.querySelectorAll('#hitl-list li')].filter(e => e.innerText.endsWith(': uploaded'))"
+            self.page.wait_for_function(f"{uploaded}.length === {len(files)}")
 
     def session(self) -> str:
         self.page.wait_for_url("**/admin/status/view/*")

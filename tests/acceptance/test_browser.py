@@ -166,11 +166,14 @@ def test_a_parked_conversation_is_continued_and_ended(panel: Panel) -> None:
     panel.page.locator(f"button[value={session}]").click()
     panel.page.get_by_text("Claude said last").wait_for()
     panel.page.fill("[name=text]", "Read hello.txt")
+    panel.upload([{"name": "more.txt", "mimeType": "text/plain", "buffer": b"with a message"}])
     panel.picture("continue")
     panel.press("Send")
     assert panel.session() == session
     panel.sees("It says:")
     panel.rests()
+    uploaded = panel.service.root / "data" / "workspaces" / session / "more.txt"
+    assert uploaded.read_text() == "with a message"
     panel.open_form("Go on, or end the conversation")
     panel.decide("End the conversation")
     panel.page.get_by_text("The conversation has ended.").first.wait_for()

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,26 +11,18 @@ import pytest_asyncio
 
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
+from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+from claude_hitl_template.testing.clock import FakeClock
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+from tests.postgres import Server, serving
 
 KEYS = {"alice": "alice-secret", "bob": "bob-secret"}
 
 
-class FakeClock:
-    def __init__(self) -> None:
-        self.now = datetime(2030, 1, 1, 12, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def move(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
-
-
 @pytest.fixture
 def clock() -> FakeClock:
-    return FakeClock()
+    return FakeClock(datetime(2030, 1, 1, 12, tzinfo=UTC))
 
 
 @pytest_asyncio.fixture(scope="session")
@@ -41,21 +33,39 @@ async def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest_asyncio.fixture(params=["memory", "sqlite"])
-async def backend(
-    request: pytest.FixtureRequest, migrated: Path, tmp_path: Path
-) -> AsyncIterator[MemoryBackend | SqlBackend]:
-    if request.param == "memory":
-        yield MemoryBackend()
-        return
-    shutil.copy(migrated, tmp_path / "store.db")
-    sql = SqlBackend(sqlite_url(tmp_path / "store.db"))
-    yield sql
-    await sql.close()
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
-def store(backend: MemoryBackend | SqlBackend, clock: FakeClock) -> CoreStore:
+def database(postgres_server: Server) -> Iterator[str]:
+    """On Postgres."""
+    with postgres_server.database() as url:
+        yield url
+
+
+@pytest_asyncio.fixture(params=["memory", "sqlite", "postgres"])
+async def backend(
+    request: pytest.FixtureRequest, migrated: Path, tmp_path: Path
+) -> AsyncIterator[MemoryBackend | SqlBackend | PostgresBackend]:
+    if request.param == "memory":
+        yield MemoryBackend()
+    elif request.param == "sqlite":
+        shutil.copy(migrated, tmp_path / "store.db")
+        sql = SqlBackend(sqlite_url(tmp_path / "store.db"))
+        yield sql
+        await sql.close()
+    else:
+        with request.getfixturevalue("postgres_server").database() as url:
+            postgres = PostgresBackend(url)
+            yield postgres
+            await postgres.close()
+
+
+@pytest.fixture
+def store(backend: MemoryBackend | SqlBackend | PostgresBackend, clock: FakeClock) -> CoreStore:
     return CoreStore(backend, clock)
 
 

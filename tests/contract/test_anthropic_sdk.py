@@ -32,7 +32,16 @@ EVENT_MODELS: dict[str, type[BaseModel]] = {
     for model in typing.get_args(typing.get_args(BetaManagedAgentsStreamSessionEvents)[0])
 }
 # What events carry beyond the protocol; a name that is missing here is a misspelt field of the protocol.
-OURS = {"decided_by", "updated_input", "remember", "outcome", "session_thread_id", "stop_details"}
+OURS = {
+    "workspace",
+    "concerns",
+    "decided_by",
+    "updated_input",
+    "remember",
+    "outcome",
+    "session_thread_id",
+    "stop_details",
+}
 DENIED = "not in this folder, please"
 
 

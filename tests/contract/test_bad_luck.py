@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import SecretStr
@@ -22,7 +21,6 @@ from claude_hitl_template.errors import EngineError
 from claude_hitl_template.model.endpoint import (
     UPSTREAM_TIMEOUT,
     AnthropicUpstream,
-    build_router,
     upstream_client,
 )
 from claude_hitl_template.model.offline import Scenarios, respond, sse
@@ -33,6 +31,7 @@ from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
 from tests.contract.test_anthropic_sdk import check_event
 from tests.contract.test_session import KEY, House, user
+from tests.serving import model_app, serving
 
 THE_KEY = "sk-ant-the-right-key"
 PATIENCE_S = 240.0  # nothing but a failure is decided by it
@@ -111,38 +110,15 @@ async def no_api_at_all(_request: Request) -> Response:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[str]:
-    """The address of `app` on a free port of 127.0.0.1."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
-    )
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        while not server.started:
-            await asyncio.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await task
-        listener.close()
-
-
-async def _anyone(_token: str) -> None:
-    """Any token will do."""
-
-
-@contextlib.asynccontextmanager
 async def endpoint(
     upstream: str, *, key: str = THE_KEY, timeout: httpx.Timeout = UPSTREAM_TIMEOUT
 ) -> AsyncIterator[str]:
     """The model endpoint over an upstream at that address."""
-    async with upstream_client(timeout) as client:
-        app = FastAPI()
-        app.include_router(build_router(AnthropicUpstream(upstream, SecretStr(key), client), _anyone))
-        async with serving(app) as url:
-            yield url
+    async with (
+        upstream_client(timeout) as client,
+        serving(model_app(AnthropicUpstream(upstream, SecretStr(key), client))) as url,
+    ):
+        yield url
 
 
 @contextlib.asynccontextmanager
@@ -388,9 +364,29 @@ def test_the_bundled_cli_is_not_asked_for_its_version_and_another_is_asked_once(
     check_cli(counting)
     check_cli(counting)
     assert (tmp_path / "asked").read_text() == "asked\n"
-    program(counting, "echo '1.9.9 (Claude Code)'")
-    with pytest.raises(EngineError, match=r"1\.9\.9"):
+    program(counting, "echo '2.1.316 (Claude Code)'")
+    with pytest.raises(EngineError, match=r"2\.1\.316"):
         check_cli(counting)
+
+
+async def test_a_cli_too_old_for_the_gate_never_meets_what_was_parked_and_the_call_runs_with_a_good_one(
+    tmp_path: Path,
+):
+    async with model(FakeAnthropic()) as url:
+        h = await rig(tmp_path, url, "Write hello.txt with a greeting")
+        stop = await h.turn()
+        await h.confirm(stop["event_ids"][0])
+        told = f'echo "$1" >> {tmp_path}/asked; echo 2.1.316'
+        h.cli_path = program(tmp_path / "older", told)
+        assert (await h.turn())["type"] == "retries_exhausted"
+        assert (tmp_path / "asked").read_text() == "--version\n"
+        assert claude_cli.LEAST_CLI in (await h.errors())[-1]["message"]
+        h.cli_path = None
+        await h.send(user("Read hello.txt"))
+        assert (await h.turn())["type"] == "end_turn"
+    assert (h.workspace / "hello.txt").exists()
+    log = await h.checked_log()
+    assert [e.type for e in log].count("user.tool_confirmation") == 1
 
 
 # -- folders and files

@@ -1,19 +1,17 @@
 """Tools of MCP servers: declared over REST, called by the real CLI, through the same gate as every other call."""
 
-import asyncio
 import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import uvicorn
 from anthropic.types.beta import BetaManagedAgentsSession
 from mcp.server.mcpserver import MCPServer
 
 from claude_hitl_template.testing.threaded import Threaded
 from tests.contract.test_anthropic_sdk import Client, check_event, scripted, strictly
+from tests.serving import loopback
 
 SERVER = "notes"
 
@@ -47,17 +45,9 @@ class Notes:
 @pytest.fixture
 def notes() -> Iterator[Notes]:
     found = Notes()
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    found.url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
-    app = found.build().streamable_http_app(stateless_http=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-    thread.start()
-    yield found
-    server.should_exit = True
-    thread.join()
-    listener.close()
+    with loopback(found.build().streamable_http_app(stateless_http=True)) as address:
+        found.url = f"{address}/mcp"
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +181,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"mcp_servers": [{**MCP, "url": "http://["}]}, "agent.mcp_servers.0.url"),
     ({"mcp_servers": [{**MCP, "name": "a__b"}]}, "agent.mcp_servers.0.name"),
     ({"mcp_servers": [{**MCP, "name": "a b"}]}, "agent.mcp_servers.0.name"),
+    ({"mcp_servers": [{**MCP, "name": "hitl"}]}, "agent.mcp_servers.0.name"),
+    ({"mcp_servers": [{**MCP, "name": "HITL"}]}, "agent.mcp_servers.0.name"),
     ({"mcp_servers": [{**MCP, "type": "stdio"}]}, "agent.mcp_servers.0.type"),
     ({"mcp_servers": [{**MCP, "command": "sh"}]}, "agent.mcp_servers.0.command"),
     ({"mcp_servers": [MCP, MCP]}, "agent.mcp_servers.1.name"),

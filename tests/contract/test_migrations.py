@@ -1,16 +1,27 @@
-"""What the migrations build is what the tables say."""
+"""What the migrations build is what the tables say, on either database; they run while the service does, one at a time."""
 
+import ast
+import asyncio
 import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.store.sql import migrate, sqlite_url
+from claude_hitl_template.models import Agent, Environment
+from claude_hitl_template.store import sql, tables
+from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.postgres import PostgresBackend
+from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
 from claude_hitl_template.store.tables import metadata
+from tests.postgres import Server
 
 
 def _schema(path: Path) -> list[tuple[str, str]]:
@@ -21,10 +32,26 @@ def _schema(path: Path) -> list[tuple[str, str]]:
         connection.close()
 
 
-def test_migrations_build_the_schema_of_the_tables(tmp_path: Path):
-    path = tmp_path / "store.db"
-    migrate(sqlite_url(path))
-    engine = sa.create_engine(f"sqlite:///{path}")
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database with nothing in it."""
+    if request.param == "sqlite":
+        yield sqlite_url(tmp_path / "store.db")
+        return
+    with request.getfixturevalue("postgres_server").database(migrated=False) as url:
+        yield url
+
+
+@pytest.fixture
+def engine(empty: str) -> Iterator[sa.Engine]:
+    driver = "sqlite" if empty.startswith("sqlite") else "postgresql+psycopg"
+    made = sa.create_engine(sa.make_url(empty).set(drivername=driver), poolclass=sa.pool.NullPool)
+    yield made
+    made.dispose()
+
+
+def test_migrations_build_the_schema_of_the_tables(empty: str, engine: sa.Engine):
+    migrate(empty)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
         inspector = sa.inspect(connection)
@@ -32,7 +59,83 @@ def test_migrations_build_the_schema_of_the_tables(tmp_path: Path):
             built = {i["name"]: i["column_names"] for i in inspector.get_indexes(table.name)}
             for index in table.indexes:
                 assert built[index.name] == [c.name for c in index.columns]
-    engine.dispose()
+
+
+def test_eight_that_migrate_at_once_take_turns(empty: str, engine: sa.Engine):
+    processes = get_context("forkserver")
+    processes.set_forkserver_preload(["claude_hitl_template.store.sql"])
+    with ProcessPoolExecutor(8, mp_context=processes) as pool:
+        assert list(pool.map(migrate, [empty] * 8)) == [None] * 8
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("select count(*) from alembic_version")).scalar_one() == 1
+
+
+def test_a_schema_that_is_newer_than_the_code_is_left_as_it_is_and_served(empty: str, engine: sa.Engine):
+    migrate(empty)
+    with engine.begin() as connection:
+        connection.execute(sa.text("update alembic_version set version_num = '9999'"))
+        connection.execute(sa.text("alter table sessions add column more varchar"))
+    migrate(empty)
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("select version_num from alembic_version")).scalar_one() == "9999"
+
+
+async def test_what_a_newer_version_added_to_a_record_is_kept(empty: str, engine: sa.Engine):
+    await asyncio.to_thread(migrate, empty)
+    backend = SqlBackend(empty) if empty.startswith("sqlite") else PostgresBackend(empty)
+    store = CoreStore(backend)
+    made = await store.create_session(
+        "key", agent=Agent(), environment=Environment(), title=None, metadata={}, initial=[]
+    )
+    add_novelties(engine)
+    await store.update_session(made.id, "key", changes={"title": "changed by the old version"})
+    await backend.close()
+    with engine.connect() as connection:
+        [doc] = connection.execute(sa.select(tables.sessions.c.doc)).scalars()
+    assert (doc["title"], doc.get("novel"), doc["agent"].get("novel")) == (
+        "changed by the old version",
+        [1],
+        2,
+    )
+    assert doc["agent"]["policy"].get("novel") == 3
+
+
+def add_novelties(engine: sa.Engine) -> None:
+    t = tables.sessions
+    with engine.begin() as connection:
+        [doc] = connection.execute(sa.select(t.c.doc)).scalars()
+        policy = {**doc["agent"]["policy"], "novel": 3}
+        newer = {**doc, "novel": [1], "agent": {**doc["agent"], "novel": 2, "policy": policy}}
+        connection.execute(sa.update(t).values(doc=newer))
+
+
+def test_an_up_to_date_schema_is_migrated_while_its_tables_are_in_use(postgres_server: Server):
+    with postgres_server.database(migrated=False) as url:
+        migrate(url)
+        with psycopg.connect(url) as serving:
+            serving.execute("lock table sessions in access exclusive mode")
+            migrate(url)
+
+
+EXPANDING = {"create_table", "create_index", "add_column", "batch_alter_table", "execute"}
+
+
+def test_migrations_only_expand():
+    """What an older version reads and writes stays: it serves while, and for some time after, a newer one migrates."""
+    for path in sorted((Path(sql.__file__).parent / "migrations" / "versions").glob("*.py")):
+        [upgrade] = [
+            node
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.FunctionDef) and node.name == "upgrade"
+        ]
+        calls = [node for node in ast.walk(upgrade) if isinstance(node, ast.Call)]
+        named = [c for c in calls if isinstance(c.func, ast.Attribute) and isinstance(c.func.value, ast.Name)]
+        used = {c.func.attr for c in named if c.func.value.id in ("op", "batch_op")}  # type: ignore[union-attr]
+        assert used <= EXPANDING, f"{path.name} does more than expand"
+        for call in named:
+            if call.func.attr == "add_column":  # type: ignore[union-attr]
+                text = ast.unparse(call)
+                assert "nullable=True" in text or "server_default" in text, f"{path.name}: old rows lack it"
 
 
 def test_partial_indexes_are_partial(tmp_path: Path):

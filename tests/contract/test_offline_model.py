@@ -1,14 +1,12 @@
 """The real Claude Code CLI accepts what the offline model sends, scenario by scenario, failure by failure."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from claude_agent_sdk import (
     AssistantMessage,
     ClaudeAgentOptions,
@@ -27,12 +25,12 @@ from claude_agent_sdk import (
     ToolUseBlock,
     UserMessage,
 )
-from fastapi import FastAPI
 
 from claude_hitl_template.errors import Unauthorized
 from claude_hitl_template.model import tokens
-from claude_hitl_template.model.endpoint import OfflineUpstream, build_router
+from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import HELD_MARKER, Scenarios
+from tests.serving import model_app, serving
 
 SECRET = b"a secret of at least sixteen bytes"
 TOKEN = tokens.mint(SECRET, "sesn_1", 1)
@@ -94,16 +92,8 @@ async def url() -> AsyncIterator[str]:
         if tokens.check(SECRET, token) != ("sesn_1", 1):
             raise Unauthorized("not this session's token")
 
-    app = FastAPI()
-    app.include_router(build_router(OfflineUpstream(SCENARIOS), verify))
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    # Simulated failures would fill the log with the tracebacks of broken connections.
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    await serving
+    async with serving(model_app(OfflineUpstream(SCENARIOS), verify)) as url:
+        yield url
 
 
 class Cli:

@@ -2,51 +2,42 @@
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
-import uvicorn
-from fastapi import FastAPI
 
 from claude_hitl_template.claude.cli import CliConfig, CliEngine, is_plan_folder
+from claude_hitl_template.claude.layers import Layers
 from claude_hitl_template.claude.transcripts import TranscriptStore
-from claude_hitl_template.errors import EngineError
+from claude_hitl_template.errors import EngineError, Superseded, Unavailable
 from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
-from claude_hitl_template.model.endpoint import OfflineUpstream, build_router
+from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
-from claude_hitl_template.models import Agent, ApprovalState, Environment, Event, Session
+from claude_hitl_template.models import Agent, ApprovalState, Environment, Event, Session, new_id, utcnow
 from claude_hitl_template.policy import PermissionPolicy, Rule
 from claude_hitl_template.session import Limits, SessionRunner
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
+from claude_hitl_template.store.protocol import TranscriptKey
+from claude_hitl_template.testing.clock import FakeClock
+from claude_hitl_template.workspace.keep import Place
+from tests.serving import model_app, serving
 
 KEY = "key_test"
 WAIT_S = 60
-
-
-async def _anyone(_token: str) -> None:
-    """Any token will do."""
+DAY_S = 86400.0
 
 
 @pytest.fixture(scope="module")
 async def model_url() -> AsyncIterator[str]:
-    app = FastAPI()
-    app.include_router(build_router(OfflineUpstream(Scenarios.load()), _anyone))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    await serving
+    async with serving(model_app(OfflineUpstream(Scenarios.load()))) as url:
+        yield url
 
 
 @dataclass
@@ -59,24 +50,34 @@ class House:
     model_url: str
     limits: Limits
     cli_path: Path | None = None
+    layers: Layers | None = None
     patience_s: float = WAIT_S
 
     @property
     def workspace(self) -> Path:
         return self.root / "workspace"
 
+    @property
+    def place(self) -> Place:
+        return Place(self.workspace, self.root / "saved")
+
     async def drive(self) -> None:
         """One owner, from its lease to its parking."""
-        session = await self.store.acquire(self.session.id, "test", lease_s=self.patience_s)
+        session = await self.store.acquire(self.session.id, new_id("own"), lease_s=self.patience_s)
         config = CliConfig(
-            self.workspace, self.root / f"config-{session.epoch}", self.model_url, "token", self.cli_path
+            workspace=self.workspace,
+            config_dir=self.root / f"config-{session.epoch}",
+            model_url=self.model_url,
+            token="token",
+            cli_path=self.cli_path,
+            layers=self.layers,
         )
         transcripts = TranscriptStore(self.store, session.id, epoch=session.epoch, any_folder=True)
         runner = SessionRunner(
             self.store,
             session,
             make_engine=lambda s, gate: CliEngine(s, gate, transcripts, config),
-            workspace=self.workspace,
+            workspace=self.place,
             is_plan_folder=is_plan_folder(config.config_dir),
             limits=self.limits,
         )
@@ -111,8 +112,16 @@ def user(text: str) -> UserMessage:
     return UserMessage.model_validate({"type": "user.message", "content": [{"type": "text", "text": text}]})
 
 
-async def house(tmp_path: Path, model_url: str, prompt: str, *, hot_s: float = 0.0, **agent: Any) -> House:
-    store = CoreStore(MemoryBackend())
+async def house(
+    tmp_path: Path,
+    model_url: str,
+    prompt: str,
+    *,
+    hot_s: float = 0.0,
+    clock: Callable[[], datetime] = utcnow,
+    **agent: Any,
+) -> House:
+    store = CoreStore(MemoryBackend(), clock)
     session = await store.create_session(
         KEY, agent=Agent(**agent), environment=Environment(), title=None, metadata={}, initial=[user(prompt)]
     )
@@ -154,6 +163,69 @@ async def test_a_call_that_was_allowed_while_parked_runs_with_the_edited_input(
     await h.drive()
     assert (await h.until_idle())["type"] == "end_turn"
     assert (h.workspace / "hello.txt").read_text() == "edited by a human"
+
+
+async def test_a_parked_call_runs_though_its_owner_died_before_the_store_had_the_end_of_the_transcript(
+    tmp_path: Path, model_url: str
+):
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting")
+    await h.drive()
+    [call] = (await h.until_idle())["event_ids"]
+    key: TranscriptKey = {
+        "scope": h.session.id,
+        "project_key": "-",
+        "session_id": h.session.transcript_id,
+        "subpath": "",
+    }
+    entries = await h.store.load_transcript(key) or []
+    (deferred,) = [i for i, e in enumerate(entries) if (e.get("attachment") or {}).get("toolUseID") == call]
+    await h.store.delete_transcripts(key)
+    await h.store.append_transcript(key, entries[:deferred], epoch=None)
+    await h.confirm(call)
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    (approval,) = (await h.store.list_approvals(KEY, limit=10)).data
+    assert approval.state.value == "succeeded"
+    assert (h.workspace / "hello.txt").exists()
+
+
+class WithoutClaims:
+    """A store that is away whenever a call is claimed: before it was committed, or after."""
+
+    def __init__(self, store: CoreStore, *, committed: bool) -> None:
+        self._store, self._committed = store, committed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def claim(self, *args: Any, **kwargs: Any) -> Any:
+        if self._committed:
+            await self._store.claim(*args, **kwargs)
+        raise Unavailable("the store is away")
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_an_allow_comes_to_something_though_the_store_was_away_when_it_was_claimed(
+    committed: bool, tmp_path: Path, model_url: str
+):
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting")
+    await h.drive()
+    await h.confirm((await h.until_idle())["event_ids"][0])
+    store = h.store
+    h.store = cast("CoreStore", WithoutClaims(store, committed=committed))
+    with pytest.raises(EngineError):
+        await h.drive()
+    h.store = store
+    await store.drop_lease(h.session.id, (await store.get_session(h.session.id)).epoch)
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    (approval,) = (await store.list_approvals(KEY, limit=10)).data
+    (result,) = await h.log("agent.tool_result")
+    if committed:  # nobody can know that it did not run
+        assert (approval.state.value, result.payload.get("outcome")) == ("unknown", "unknown")
+    else:
+        assert approval.state.value == "succeeded"
+    assert (h.workspace / "hello.txt").exists() is not committed
 
 
 async def test_a_denied_call_never_runs_and_the_model_is_told_why(tmp_path: Path, model_url: str):
@@ -308,6 +380,77 @@ async def test_a_call_that_nobody_decided_on_in_time_never_runs(tmp_path: Path, 
     assert not (h.workspace / "hello.txt").exists()
 
 
+async def let_days_pass(h: House, clock: FakeClock, days: int) -> None:
+    """The store's clock goes on, and what the CLI wrote with its time is as old as that."""
+    clock.move(days * DAY_S)
+    key: TranscriptKey = {
+        "scope": h.session.id, "project_key": "-", "session_id": h.session.transcript_id, "subpath": ""
+    }  # fmt: skip
+    entries = await h.store.load_transcript(key)
+    assert entries
+    for entry in entries:
+        if "timestamp" in entry:
+            written = datetime.fromisoformat(entry["timestamp"]) - timedelta(days=days)
+            entry["timestamp"] = written.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    await h.store.delete_transcripts(key)
+    await h.store.append_transcript(key, entries)
+
+
+@pytest.mark.parametrize("result", ["allow", "deny"])
+@pytest.mark.parametrize("ttl_days", [None, 40])
+async def test_what_is_decided_after_35_days_and_a_retention_of_one_runs_or_not_as_decided(
+    tmp_path: Path, model_url: str, ttl_days: int | None, result: str
+):
+    clock = FakeClock()
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting", clock=clock)
+    h.limits = Limits(0, 0, approval_ttl_s=ttl_days and ttl_days * DAY_S)
+    await h.drive()
+    stop = await h.until_idle()
+    assert not list(tmp_path.glob("config-*")), "a transcript that the CLI would sweep"
+    await let_days_pass(h, clock, 35)
+    assert await h.store.expire_due() == 0
+    assert await h.store.retire(clock.now - timedelta(days=1)) == []
+    await h.confirm(stop["event_ids"][0], result)
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    assert (h.workspace / "hello.txt").exists() is (result == "allow")
+    [told] = await h.log("agent.tool_result")
+    assert told.payload["is_error"] is (result == "deny")
+
+
+async def test_what_expired_while_parked_is_not_decided_any_more_and_never_runs(
+    tmp_path: Path, model_url: str
+):
+    clock = FakeClock()
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting", clock=clock)
+    h.limits = Limits(0, 0, approval_ttl_s=30 * DAY_S)
+    await h.drive()
+    stop = await h.until_idle()
+    await let_days_pass(h, clock, 35)
+    for expired in (0, 1):
+        assert await h.store.retire(clock.now - timedelta(days=1)) == []
+        with pytest.raises(Superseded):
+            await h.confirm(stop["event_ids"][0])
+        assert await h.store.expire_due() == 1 - expired
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    assert not (h.workspace / "hello.txt").exists()
+
+
+@pytest.mark.parametrize("ahead_days", [-35, 35])
+async def test_an_approval_expires_by_the_ledger_s_clock_however_wrong_the_session_s_host_s_is(
+    tmp_path: Path, model_url: str, ahead_days: int
+):
+    clock = FakeClock()
+    clock.move(ahead_days * DAY_S)
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting", clock=clock)
+    h.limits = Limits(0, 0, approval_ttl_s=DAY_S)
+    await h.drive()
+    (asked,) = (await h.store.list_approvals(KEY, limit=10)).data
+    assert asked.expires_at is not None
+    assert abs(asked.expires_at - clock.now - timedelta(days=1)) < timedelta(seconds=WAIT_S)
+
+
 async def test_calls_of_an_answer_that_was_cut_off_wait_for_a_human_too(tmp_path: Path, model_url: str):
     prompt = (
         "```scenario\n"
@@ -333,25 +476,25 @@ async def test_calls_of_an_answer_that_was_cut_off_wait_for_a_human_too(tmp_path
     assert not (h.workspace / "second.txt").exists()
 
 
-def kill_cli(session: Session) -> None:
-    """kill -9, as an operator or the kernel does it."""
+async def kill(h: House, driving: "asyncio.Task[None]") -> None:
+    """kill -9 of the session's CLI, as an operator or the kernel does it; its owner ends of that."""
     found = [
         child
         for child in psutil.Process().children(recursive=True)
-        if session.transcript_id in " ".join(child.cmdline())
+        if h.session.transcript_id in " ".join(child.cmdline())
     ]
     assert found
     for child in found:
         child.kill()
+    with pytest.raises(EngineError):
+        await driving
 
 
 async def test_a_batch_whose_process_was_killed_is_asked_about_once(tmp_path: Path, model_url: str):
     h = await house(tmp_path, model_url, "Do three things at once", hot_s=60)
     driving = asyncio.create_task(h.drive())
     stop = await h.until_idle()
-    kill_cli(h.session)
-    with pytest.raises(EngineError):
-        await driving
+    await kill(h, driving)
     first, second, third = stop["event_ids"]
     await h.confirm(first)
     await h.confirm(second, "deny", deny_message="not the date")
@@ -365,6 +508,63 @@ async def test_a_batch_whose_process_was_killed_is_asked_about_once(tmp_path: Pa
     assert not (h.workspace / "batch" / "date.txt").exists()
     assert (h.workspace / "batch" / "system.txt").exists()
     assert "not the date" in str([e.payload for e in await h.log()])
+
+
+async def refuse_the_rest(h: House) -> None:
+    """A CLI that was killed may have said less to the store than it did: then the model asks for that again."""
+    while (stop := await h.until_idle())["type"] == "requires_action":
+        for event_id in stop["event_ids"]:
+            await h.confirm(event_id, "deny")
+        await h.drive()
+    assert stop["type"] == "end_turn"
+
+
+async def test_an_allowed_call_runs_though_the_owner_died_after_the_model_was_told_to_issue_it_again(
+    tmp_path: Path, model_url: str
+):
+    commands = ["echo one >> runs.txt", "echo two >> runs.txt; sleep 60", "echo three >> runs.txt"]
+    calls = [{"name": "Bash", "input": {"command": command}} for command in commands]
+    answers = [{"text": "Three.", "tools": calls}, {"text": "Done."}]
+    h = await house(tmp_path, model_url, f"```scenario\n{json.dumps(answers)}\n```")
+    await h.drive()
+    *_, third = event_ids = (await h.until_idle())["event_ids"]
+    for event_id in event_ids:
+        await h.confirm(event_id)
+    driving, runs = asyncio.create_task(h.drive()), h.workspace / "runs.txt"
+    while not runs.exists() or "two" not in runs.read_text():
+        await asyncio.sleep(0.05)
+    await kill(h, driving)
+    await h.drive()
+    await refuse_the_rest(h)
+    states = {a.event_id: a.state.value for a in (await h.store.list_approvals(KEY, limit=10)).data}
+    assert states[third] == "succeeded"
+    assert runs.read_text().split() == ["one", "two", "three"]
+
+
+async def test_an_allowed_call_runs_though_an_earlier_one_of_its_turn_was_parked_and_its_outcome_is_unknown(
+    tmp_path: Path, model_url: str
+):
+    commands = ["echo one >> runs.txt; sleep 60", "echo two >> runs.txt"]
+    calls = [{"text": "One.", "tools": [{"name": "Bash", "input": {"command": c}}]} for c in commands]
+    prompt = f"```scenario\n{json.dumps([*calls, {'text': 'Done.'}])}\n```"
+    h = await house(tmp_path, model_url, prompt)
+    await h.drive()
+    await h.confirm((await h.until_idle())["event_ids"][0])
+    h.limits = Limits(hot_window_s=60, idle_timeout_s=0)
+    driving = asyncio.create_task(h.drive())
+    while not (h.workspace / "runs.txt").exists():
+        await asyncio.sleep(0.05)
+    await kill(h, driving)
+    driving = asyncio.create_task(h.drive())
+    [second] = (await h.until_idle())["event_ids"]
+    await kill(h, driving)
+    await h.confirm(second)
+    h.limits = Limits(hot_window_s=0, idle_timeout_s=0)
+    await h.drive()
+    await refuse_the_rest(h)
+    states = {a.event_id: a.state.value for a in (await h.store.list_approvals(KEY, limit=10)).data}
+    assert states[second] == "succeeded"
+    assert (h.workspace / "runs.txt").read_text().split() == ["one", "two"]
 
 
 async def test_a_parked_batch_in_which_one_call_is_refused_is_asked_about_once(
@@ -387,9 +587,7 @@ async def test_a_refused_call_whose_process_was_killed_is_told_to_the_model(tmp_
     h = await house(tmp_path, model_url, "Write hello.txt with a greeting", hot_s=60)
     driving = asyncio.create_task(h.drive())
     stop = await h.until_idle()
-    kill_cli(h.session)
-    with pytest.raises(EngineError):
-        await driving
+    await kill(h, driving)
     await h.confirm(stop["event_ids"][0], "deny", deny_message="use another name")
     await h.drive()
     assert (await h.until_idle())["type"] == "end_turn"
@@ -415,9 +613,7 @@ async def test_a_resumed_call_whose_process_is_killed_while_it_runs_is_not_repea
     runs = h.workspace / "runs.txt"
     while not runs.exists():
         await asyncio.sleep(0.05)
-    kill_cli(h.session)
-    with pytest.raises(EngineError):
-        await driving
+    await kill(h, driving)
     await h.drive()
     assert (await h.until_idle())["type"] == "end_turn"
     assert runs.read_text() == "ran\n"

@@ -457,7 +457,7 @@ async def test_a_dropped_lease_parks_an_idle_session_and_expires_a_running_ones(
         await store.drop_lease(session_id, 1)
     lease = (await store.get_session(running)).lease
     assert lease is not None
-    assert lease.expires_at == clock.now
+    assert lease.expires_at < clock.now
     assert (await store.get_session(idle)).parked
 
 
@@ -986,6 +986,32 @@ async def test_a_call_that_is_not_held_is_not_taken_over(store: CoreStore):
     assert opened.state is S.PENDING
 
 
+async def test_what_a_dead_owner_reminded_of_is_said_again_by_the_next(store: CoreStore):
+    session_id = await held(store, said("t1"))
+    [approval] = (await store.snapshot(session_id, 1)).approvals
+    await store.remind(session_id, 1, [approval.id])
+    epoch = (await store.acquire(session_id, "another owner", lease_s=60)).epoch
+    assert [(a.held, a.reminded) for a in (await store.snapshot(session_id, epoch)).approvals] == [
+        (True, False)
+    ]
+    assert (await end(store, session_id, "end2", epoch=epoch)).status == "running"
+    assert await state(store, session_id) is S.ALLOWED
+
+
+async def test_a_call_that_was_issued_after_a_reminder_and_lost_is_reminded_of_again(store: CoreStore):
+    """A turn that a reminder began has no message."""
+    session_id = await held(store, said("t1"))
+    [approval] = (await store.snapshot(session_id, 1)).approvals
+    await store.remind(session_id, 1, [approval.id])
+    [adopted] = await ask(store, session_id, a_call("t2"))
+    assert (adopted.id, adopted.held) == (approval.id, False)
+    epoch = (await store.acquire(session_id, "another owner", lease_s=60)).epoch
+    assert [a.call_id for a in await store.lost_calls(session_id, epoch)] == ["t2"]
+    await store.hold(session_id, epoch, "t2")
+    [found] = (await store.snapshot(session_id, epoch)).approvals
+    assert (found.state, found.held, found.reminded) == (S.ALLOWED, True, False)
+
+
 async def test_a_held_call_reminded_of_in_vain_is_superseded(store: CoreStore):
     session_id = await held(store, said("t1"))
     [approval] = (await store.snapshot(session_id, 1)).approvals
@@ -1284,10 +1310,17 @@ async def test_an_owner_that_is_replaced_hears_of_it(store: CoreStore):
         await asyncio.wait_for(waiting, 5)
 
 
+async def quiet(store: CoreStore) -> int:
+    """The version of what is supervised, once no news of it is under way any more."""
+    version = await store.wait_supervised(-1, timeout_s=0.01)
+    while (newer := await store.wait_supervised(version, timeout_s=0.2)) != version:
+        version = newer
+    return version
+
+
 async def test_new_work_wakes_the_supervisor(store: CoreStore):
     session = await create(store)
-    version = await store.wait_supervised(-1, timeout_s=0)
-    assert await store.wait_supervised(version, timeout_s=0.01) == version
+    version = await quiet(store)
     waiting = asyncio.create_task(store.wait_supervised(version, timeout_s=30))
     await asyncio.sleep(0.05)
     await send(store, session.id, message())
@@ -1318,3 +1351,195 @@ async def test_an_error_undoes_the_whole_write(store: CoreStore, backend: Any):
         await fail_halfway()
     assert await store.get_session(session_id) == before
     await store.ping()
+
+
+# -- what is kept, and how long
+
+
+async def rested(store: CoreStore) -> str:
+    """A session that is parked at the end of its turn."""
+    session_id = await begun(store)
+    await end(store, session_id)
+    assert await store.release(session_id, 1)
+    return session_id
+
+
+async def test_old_sessions_at_rest_or_archived_are_deleted_with_all_that_is_theirs(
+    store: CoreStore, clock: Any
+):
+    at_rest, archived = await rested(store), await rested(store)
+    await store.archive_session(archived, KEY)
+    key = TranscriptKey(scope=at_rest, project_key="-", session_id="s", subpath="")
+    await store.append_transcript(key, [{"uuid": "1"}])
+    clock.move(100)
+    assert await store.retire(clock.now - timedelta(seconds=200)) == []
+    fresh = await rested(store)
+    assert sorted(await store.retire(clock.now - timedelta(seconds=50))) == sorted([at_rest, archived])
+    for gone in (at_rest, archived):
+        with pytest.raises(NotFound):
+            await store.get_session(gone)
+        assert (await store.list_approvals(KEY, limit=10, session_id=gone)).data == []
+    assert await store.load_transcript(key) is None
+    assert (await store.get_session(fresh)).id == fresh
+
+
+async def test_what_waits_is_never_too_old(store: CoreStore, clock: Any):
+    asked = await asking(store)
+    await end(store, asked, how="parked")
+    await store.release(asked, 1)
+    held_undecided, held_decided = await held(store), await held(store, said("t1"))
+    hot, broken, unbegun = await begun(store), await begun(store), (await create(store, message())).id
+    await end(store, hot)
+    await store.give_up(broken, "no room")
+    new = (await create(store)).id
+    clock.move(10**8)
+    assert await store.retire(clock.now - timedelta(days=1)) == []
+    for kept in (asked, held_undecided, held_decided, hot, broken, unbegun, new):
+        assert (await store.get_session(kept)).id == kept
+
+
+async def test_a_session_that_is_used_again_is_not_old(store: CoreStore, clock: Any):
+    session_id = await rested(store)
+    clock.move(1000)
+    await store.update_session(session_id, KEY, changes={"title": "used"})
+    assert await store.retire(clock.now - timedelta(seconds=500)) == []
+
+
+# -- what comes from outside, on every database
+
+HOSTILE = ["\0", "a\0b", "'; drop table sessions; --", "%", "é" * 250, "😀", "\ufffd", ""]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+async def test_hostile_names_find_nothing_and_break_nothing(store: CoreStore, text: str):
+    session_id = await asking(store)
+    for reading in (store.get_session(text), store.get_approval(text, KEY), store.get_key(text)):
+        with pytest.raises(NotFound):
+            await reading
+    with pytest.raises(NotWaiting):
+        await send(store, session_id, said(text or "none"))
+    assert await store.find_key(text) is None
+    assert (await store.list_sessions(text, limit=5)).data == []
+    assert (await store.list_sessions(KEY, limit=5, agent_id=text)).data == []
+    assert await log(store, session_id, text) == []
+    assert (
+        await store.load_transcript(
+            TranscriptKey(scope=text, project_key=text, session_id=text, subpath=text)
+        )
+        is None
+    )
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+async def test_hostile_text_is_kept_as_it_is(store: CoreStore, text: str):
+    first = await create(
+        store, message(text or " "), title=text, metadata={"k": text}, idempotency_key=text or "e"
+    )
+    again = await create(
+        store, message(text or " "), title=text, metadata={"k": text}, idempotency_key=text or "e"
+    )
+    assert again == first
+    found = await store.get_session(first.id)
+    assert (found.title, found.metadata) == (text, {"k": text})
+    key = TranscriptKey(scope=first.id, project_key=text, session_id=text, subpath=text)
+    await store.append_transcript(key, [{"uuid": text or None, "text": text}])
+    assert await store.load_transcript(key) == [{"uuid": text or None, "text": text}]
+    await store.acquire(first.id, "owner", lease_s=15)
+    call_id = f"t{text}"
+    await ask(store, first.id, a_call(call_id, {"command": text}))
+    await send(store, first.id, said(call_id))
+    claimed = await claim(store, first.id, call_id, {"command": text})
+    assert claimed.run_input == {"command": text}
+
+
+# -- a clock that jumps
+
+JUMPS = [timedelta(hours=1), timedelta(hours=-1), timedelta(days=35), timedelta(days=-35)]
+
+
+@pytest.mark.parametrize("jump", JUMPS, ids=str)
+async def test_a_lease_is_renewed_before_and_after_a_jump_of_the_clock_and_stays_one_owner_s(
+    store: CoreStore, clock: Any, jump: timedelta
+):
+    session_id = await begun(store)
+    for jumped in (jump, -jump):
+        clock.now += jumped
+        found = (await store.wait_session(session_id, 1, -1, timeout_s=0)).session
+        assert found.lease is not None
+        assert (found.epoch, found.lease.holder) == (1, "owner")
+        assert found.lease.expires_at == clock.now + timedelta(seconds=15)
+        clock.move(4)
+        await store.wait_session(session_id, 1, -1, timeout_s=0)
+    clock.now += jump
+    assert (await store.acquire(session_id, "two", lease_s=15)).epoch == 2
+    with pytest.raises(StaleOwner):
+        await store.wait_session(session_id, 1, -1, timeout_s=0)
+
+
+@pytest.mark.parametrize("jump", JUMPS, ids=str)
+async def test_after_a_dropped_lease_the_same_holder_is_another_owner_whatever_the_clock_says(
+    store: CoreStore, clock: Any, jump: timedelta
+):
+    session_id = await begun(store)
+    await store.drop_lease(session_id, 1)
+    clock.now += jump
+    assert (await store.acquire(session_id, "owner", lease_s=15)).epoch == 2
+
+
+@pytest.mark.parametrize("jump", JUMPS, ids=str)
+async def test_events_stay_in_their_order_over_a_jump_of_the_clock(
+    store: CoreStore, clock: Any, jump: timedelta
+):
+    session_id = await begun(store)
+    said_: list[str] = []
+    for number, jumped in enumerate((timedelta(), jump, -jump, jump)):
+        clock.now += jumped
+        said_.append(f"a{number}")
+        await store.commit(session_id, 1, [events.agent_message(said_[-1], "hi")])
+    found = await log(store, session_id)
+    assert [e.seq for e in found] == list(range(1, len(found) + 1))
+    assert [e.id for e in found if e.type == "agent.message"] == said_
+    after = await store.wait_events(session_id, KEY, found[-3].seq, timeout_s=0)
+    assert [e.id for e in after[0]] == said_[-2:]
+
+
+@pytest.mark.parametrize("jump", JUMPS, ids=str)
+async def test_what_was_asked_is_taken_up_by_the_next_owner_whatever_the_clock_said(
+    store: CoreStore, clock: Any, jump: timedelta
+):
+    session_id = await begun(store)
+    clock.now += jump
+    await ask(store, session_id, a_call("t1"))
+    await send(store, session_id, said("t1"))
+    epoch = (await store.acquire(session_id, "two", lease_s=15)).epoch
+    assert [a.call_id for a in await store.lost_calls(session_id, epoch)] == ["t1"]
+    assert (await claim(store, session_id, epoch=epoch)).state is S.CLAIMED
+
+
+async def test_a_jump_that_is_taken_back_before_anything_expired_changes_nothing(
+    store: CoreStore, clock: Any
+):
+    session_id = await begun(store)
+    await ask(store, session_id, a_call("t1"), expires_at=clock.now + timedelta(days=30))
+    clock.now += timedelta(days=35)
+    with pytest.raises(Superseded):  # refused, and kept: what the clock says may be so
+        await send(store, session_id, said("t1"))
+    clock.now -= timedelta(days=35)
+    assert await store.expire_due() == 0
+    await send(store, session_id, said("t1"))
+    assert await state(store, session_id) is S.ALLOWED
+
+
+async def test_a_decision_after_the_expiry_is_none_even_if_nobody_noticed_the_expiry_yet(
+    store: CoreStore, clock: Any
+):
+    session_id = await begun(store)
+    await ask(store, session_id, a_call("t1"), expires_at=clock.now + timedelta(days=30))
+    clock.now += timedelta(days=30, seconds=1)
+    for result_ in ("allow", "deny"):
+        with pytest.raises(Superseded, match="expired"):
+            await send(store, session_id, said("t1", result_))
+    assert await state(store, session_id) is S.PENDING
+    assert await store.expire_due() == 1
+    with pytest.raises(NotWaiting):
+        await claim(store, session_id)

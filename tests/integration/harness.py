@@ -3,11 +3,9 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any
 import httpx
 import psutil
 
+from claude_hitl_template.cli.ports import free_ports
+from claude_hitl_template.models import transcript_id
 from claude_hitl_template.secrets import operator_key
 from claude_hitl_template.settings import Settings
 
@@ -36,22 +36,13 @@ def wait_for[T](what: str, look: Callable[[], T | None]) -> T:
     raise AssertionError(f"waited {PATIENCE_S} s in vain for {what}")
 
 
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
-
-
 @dataclass
 class Service:
     """`hitl` with an environment of its own."""
 
     root: Path
     environment: dict[str, str] = field(default_factory=dict[str, str])
+    command: tuple[str, ...] = (sys.executable, "-m", "claude_hitl_template.cli")
 
     def __post_init__(self) -> None:
         names = ("RAY_PORT", "RAY_CLIENT_PORT", "DASHBOARD_PORT", "SERVE_PORT", "PANEL_PORT")
@@ -64,7 +55,7 @@ class Service:
     def hitl(self, *args: str) -> subprocess.CompletedProcess[str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HITL_", "ANTHROPIC_"))}
         return subprocess.run(
-            [sys.executable, "-m", "claude_hitl_template.cli", *args],
+            [*self.command, *args],
             env={**inherited, **self.environment},
             cwd=self.root,
             capture_output=True,
@@ -98,7 +89,7 @@ class Service:
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Those of this service's cluster whose command line holds `name`."""
-        return [p for p in self.head().children(recursive=True) if name in _command(p)]
+        return [p for p in self.head().children(recursive=True) if name in command_line(p)]
 
     def cli_of(self, session: "Conversation") -> psutil.Process:
         found = wait_for("the session's CLI", lambda: self.processes(session.transcript_id))
@@ -148,11 +139,11 @@ class Service:
         )
         assert answer.status_code == 200, answer.text
 
-    def start_session(self, prompt: str) -> "Conversation":
+    def start_session(self, prompt: str, environment: str = "default") -> "Conversation":
         content = [{"type": "text", "text": prompt}]
         body = {
             "agent": "default",
-            "environment_id": "default",
+            "environment_id": environment,
             "initial_events": [{"type": "user.message", "content": content}],
         }
         return Conversation(self, self.call("POST", "/v1/sessions", body)["id"])
@@ -169,7 +160,7 @@ class Conversation:
 
     @property
     def transcript_id(self) -> str:
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"claude-hitl:{self.id}"))
+        return transcript_id(self.id)
 
     def get(self) -> Any:
         return self.service.call("GET", f"/v1/sessions/{self.id}")
@@ -230,6 +221,15 @@ class Conversation:
         raise AssertionError("the stream ended before the log's end")
 
 
+def script(*commands: str, last: str = "Done: {tool_result}") -> str:
+    """A prompt that makes the offline model issue these commands, one after the other."""
+    steps = [
+        {"text": f"Step {number}.", "tools": [{"name": "Bash", "input": {"command": command}}]}
+        for number, command in enumerate(commands)
+    ]
+    return f"```scenario\n{json.dumps([*steps, {'text': last}])}\n```"
+
+
 def kill(process: psutil.Process) -> None:
     try:
         process.send_signal(signal.SIGKILL)
@@ -237,7 +237,7 @@ def kill(process: psutil.Process) -> None:
         return
 
 
-def _command(process: psutil.Process) -> str:
+def command_line(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

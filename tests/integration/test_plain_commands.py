@@ -14,7 +14,8 @@ import psutil
 import pytest
 import yaml
 
-from tests.integration.harness import free_ports, wait_for
+from claude_hitl_template.cli.ports import free_ports
+from tests.integration.harness import wait_for
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "data" / "config"
@@ -176,6 +177,29 @@ def test_the_serve_port_knows_users_by_the_panels_login_here_too(plain: Plain, b
     entry = wait_for("an entry", lambda: _entry(browser, "Start"))["base_url"]
     assert httpx.get(entry, headers={"x-kodosumi_user": "admin"}).status_code == 401
     assert httpx.get(entry, cookies=dict(browser.cookies)).status_code == 200
+
+
+def test_a_deploy_onto_this_ray_keeps_its_data_folder(plain: Plain, tmp_path: Path) -> None:
+    """After the others, for it brings this working tree as a package."""
+    key = (plain.folder / ".hitl" / "secrets" / "api-key").read_text()
+    done = subprocess.run(
+        [sys.executable, "-m", "claude_hitl_template.cli", "deploy"],
+        cwd=ROOT,
+        env={
+            **plain.environment,
+            "HITL_HOME": str(tmp_path),
+            "HITL_DASHBOARD_URL": plain.environment["RAY_DASHBOARD_ADDRESS"],
+            "HITL_SERVE_URL": plain.serve,
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = httpx.get(f"{plain.serve}/claude-hitl/v1/version", headers={"x-api-key": key}, timeout=30)
+    assert answer.json()["package"]
+    assert (plain.folder / ".hitl" / "secrets" / "api-key").read_text() == key
 
 
 def test_what_is_shipped_names_the_promised_port_and_no_secret() -> None:

@@ -1,8 +1,9 @@
-"""The README's commands and its example, on a service as a user has it."""
+"""The commands of README and quickstart, and the README's example, on a service as a user has it."""
 
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,28 @@ def test_no_secret_is_in_a_log_or_a_command_line(service: Service):
 
 def ray_folder(service: Service) -> str:
     return json.loads(service.hitl("status", "--json").stdout)["ray"]["temp_dir"]
+
+
+def test_the_quickstarts_commands_run_as_they_stand(service: Service):
+    text = (ROOT / "docs" / "quickstart.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert lines
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "./hitl"
+        done = service.hitl(*arguments)
+        assert done.returncode == 0, line + done.stdout + done.stderr
+
+
+def test_a_backup_is_made_and_restored(service: Service, tmp_path: Path):
+    file = tmp_path / "FILE"
+    made = service.hitl("backup", str(file))
+    assert made.returncode == 0, made.stdout + made.stderr
+    other = Service(tmp_path)
+    restored = other.hitl("restore", str(file))
+    assert restored.returncode == 0, restored.stdout + restored.stderr
+    assert restored.stdout.partition(" sessions")[0] == made.stdout.partition(" sessions")[0]
 
 
 def test_the_readmes_example_runs_as_it_stands(service: Service):

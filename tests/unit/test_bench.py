@@ -13,12 +13,14 @@ from typer.testing import CliRunner
 from claude_hitl_template.bench import figures, sides
 from claude_hitl_template.bench.crowd import CALLS, footprint, make_crowd, opened
 from claude_hitl_template.bench.figures import Compare, Measure
-from claude_hitl_template.bench.stage import free_ports, workplace
+from claude_hitl_template.bench.stage import workplace
 from claude_hitl_template.cli.app import app
 from claude_hitl_template.cli.service import PORTS
 from claude_hitl_template.errors import EngineError, Unavailable
 from claude_hitl_template.events import UserToolConfirmation
 from claude_hitl_template.models import ApprovalState
+from claude_hitl_template.settings import Settings
+from claude_hitl_template.store.core import CoreStore
 
 
 def measure(
@@ -135,25 +137,26 @@ def test_a_workplace_is_its_own_and_is_gone_afterwards(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HITL_DATA_DIR", str(tmp_path / "the user's"))
     monkeypatch.setenv("ANTHROPIC_API_KEY", "a real key")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://the-users-own/database")
+    monkeypatch.setenv("HITL_FILES_URL", f"file://{tmp_path}/the-users-files")
     with workplace() as settings:
         assert settings.data_dir.is_dir()
         assert settings.data_dir != tmp_path / "the user's"
         assert settings.anthropic_api_key is None
+        assert settings.database_url is None
+        assert settings.files_at.startswith(settings.data_dir.as_uri())
         assert len({getattr(settings, name) for name in PORTS}) == len(PORTS)
     assert not settings.data_dir.exists()
     assert not (tmp_path / "the user's").exists()
 
 
-def test_ports_differ() -> None:
-    assert len(set(free_ports(4))) == 4
-
-
 def test_the_crowd_is_parked_and_waits_for_decisions_and_a_decision_wakes_nobody(tmp_path: Path) -> None:
-    database = tmp_path / "hitl.sqlite3"
-    crowd = asyncio.run(make_crowd(database, "hash", 3))
+    settings = Settings.load().model_copy(update={"data_dir": tmp_path})
+    crowd = asyncio.run(make_crowd(settings, "hash", 3))
 
     async def look() -> None:
-        async with opened(database) as store:
+        async with opened(settings) as backend:
+            store = CoreStore(backend)
             key = await store.add_key("again", "hash")
             pending = await store.list_approvals(key.id, limit=100, states=[ApprovalState.PENDING])
             assert [a.event_id for a in pending.data] == [e for one in crowd for e in one.event_ids]
@@ -164,7 +167,7 @@ def test_the_crowd_is_parked_and_waits_for_decisions_and_a_decision_wakes_nobody
             assert await store.supervised() == []
 
     asyncio.run(look())
-    found = asyncio.run(footprint(database, "hash", crowd[1].session_id))
+    found = asyncio.run(footprint(settings, "hash", crowd[1].session_id))
     assert found.rows > CALLS
     assert found.record_bytes > 1000
 
@@ -191,7 +194,13 @@ def test_a_conversation_that_goes_wrong_is_an_error_and_not_a_wait(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--rounds", "0"], ["--sessions", "1"], ["--json", "/no/such/folder/figures.json"]]
+    "arguments",
+    [
+        ["--rounds", "0"],
+        ["--sessions", "1"],
+        ["--only", "nonsense"],
+        ["--json", "/no/such/folder/figures.json"],
+    ],
 )
 def test_wrong_arguments_start_nothing(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, ["bench", *arguments]).exit_code != 0

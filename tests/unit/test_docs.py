@@ -1,18 +1,116 @@
 """What the documents say can be followed: links lead somewhere, and commands exist."""
 
 import re
+import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 from typer.main import get_command
 
 from claude_hitl_template import __version__
 from claude_hitl_template.cli.app import app
+from claude_hitl_template.cli.configuration import page
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
 COMMANDS = set(get_command(app).commands)  # type: ignore[attr-defined]
+PLACES = ("", "macos", "elsewhere")  # anywhere; on a Mac only; on another host
+# Who runs each command, as it stands in the documents; the quickstart's are taken from there by the test that runs them.
+RUN = {
+    "./hitl demo": "tests/integration/test_readme.py::test_the_demo_that_allows_ends_well_and_the_file_is_there",
+    "./hitl test": "tests/unit/test_docs.py::test_the_readmes_command_runs_the_tests_that_it_is_given",
+    "./hitl backup FILE": "tests/integration/test_readme.py::test_a_backup_is_made_and_restored",
+    "./hitl restore FILE": "tests/integration/test_readme.py::test_a_backup_is_made_and_restored",
+    "./hitl up --postgres": (
+        "tests/integration/test_own_postgres.py::"
+        "test_what_waits_is_decided_after_service_and_postgres_were_killed_and_all_was_started_again"
+    ),
+    "./hitl image build --from-host": "tests/acceptance/test_containers.py::image",
+    "./hitl image build --from-host --for-user ray": "tests/acceptance/test_containers.py::image",
+    "sudo ./hitl bootstrap-host": ".ci/run::./hitl bootstrap-host",
+    **dict.fromkeys(
+        ("koco deploy -r", "koco spool", "koco serve --register http://localhost:8001/-/routes"),
+        "tests/integration/test_plain_commands.py::test_the_panel_lists_the_entries_and_opens_their_forms",
+    ),
+    **dict.fromkeys(
+        (
+            f"./hitl secrets {what} --profile vm"
+            for what in ("set ANTHROPIC_API_KEY", "list", "remove ANTHROPIC_API_KEY")
+        ),
+        "tests/integration/test_deploy.py::"
+        "test_over_a_bad_line_a_package_is_sent_again_whole_and_a_secret_that_was_sent_before_counts",
+    ),
+    **dict.fromkeys(
+        (
+            "./hitl demo --answer allow",
+            "./hitl status",
+            "./hitl doctor",
+            "./hitl sessions list",
+            "./hitl approvals list",
+        ),
+        "tests/integration/test_readme.py::test_the_quickstarts_commands_run_as_they_stand",
+    ),
+    **dict.fromkeys(
+        (f"./hitl {name} --profile vm" for name in ("deploy", "status", "doctor")),
+        "tests/acceptance/test_two_hosts.py::test_a_changed_working_tree_is_live_after_the_commands_of_the_guide",
+    ),
+    "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper=true .venv/bin/ray start --address=10.0.0.5:6379": (
+        "tests/acceptance/test_two_hosts.py::"
+        "test_once_others_may_join_what_is_parked_goes_on_on_another_node_workspace_included"
+    ),
+}
+# What no test runs, and why; it is held against the command line's own description of itself, as all the others are.
+NOT_RUN = {
+    "./hitl bench": "takes minutes",
+    "./hitl bench --rounds 40 --json figures.json": "takes minutes",
+    "./hitl bench --only crowd --sessions 10000": "takes minutes",
+    "./hitl image build": "needs a registry that has Ray's image",
+    "./hitl image build --name HOST/NAME && ./hitl image push HOST/NAME:latest": "needs a registry",
+    "./hitl image verify": "needs an image of this machine's own",
+    "./hitl image prune": "removes what others on this machine left",
+    "DATABASE_URL=postgresql://USER:PASSWORD@HOST:PORT/DATABASE ./hitl up": "needs a server of somebody's",
+}
+
+
+def blocks(document: Path) -> list[tuple[str, str]]:
+    """The shell commands of a document, each block with where it is for."""
+    return re.findall(r"^```sh ?(\w*)\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(document: Path) -> list[tuple[str, str]]:
+    """Line by line, without comments; those that are only indented, too, but for settings of a .env."""
+    fenced = [(where, line) for where, block in blocks(document) for line in block.splitlines()]
+    rest = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    indented = [("", line.strip()) for line in re.findall(r"^    \S.*$", rest, re.MULTILINE)]
+    lines = [(where, re.sub(r"\s+#.*", "", line).strip()) for where, line in fenced + indented]
+    return [(where, line) for where, line in lines if line and not re.fullmatch(r"[A-Z_]+=\{.*|\".*", line)]
+
+
+def check_usage(line: str) -> None:
+    """Each `./hitl` in it has a command, options and values that exist. Nothing is run."""
+    for part in re.split(r"&&|[|;<>]", line):
+        words = shlex.split(part)
+        if "./hitl" not in words:
+            continue
+        command, words = get_command(app), words[words.index("./hitl") + 1 :]
+        while isinstance(command, TyperGroup) and words and not words[0].startswith("-"):
+            name, *words = words
+            assert name in command.commands, line
+            command = command.commands[name]
+        if isinstance(command, TyperGroup):
+            continue  # it stands for all that is below it
+        try:
+            command.make_context(command.name, words)
+        except TyperException as error:
+            if type(error).__name__ != "MissingParameter":  # that, the sentence around it says
+                pytest.fail(f"{line}: {error}")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -20,13 +118,57 @@ def test_links_lead_somewhere_and_commands_exist(document: Path):
     text = document.read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("http") or (document.parent / target).exists(), target
-    for command in re.findall(r"\./hitl ([a-z]+)", text):
-        assert command in COMMANDS, command
+    for command in re.findall(r"`([^`\n]*\./hitl [^`\n]*)`", text):
+        check_usage(re.sub(r"[\[\]]", "", command))  # what stands in brackets may be left away
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_blocks_of_commands_are_shell_and_say_where_they_run(document: Path):
+    for where, block in blocks(document):
+        assert where in PLACES
+        subprocess.run(["bash", "-n", "-c", block], check=True)
+    for _, line in commands(document):
+        check_usage(line)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_each_command_is_run_by_a_test_or_is_for_a_mac(document: Path):
+    unknown = [
+        line for where, line in commands(document) if where != "macos" and line not in {**RUN, **NOT_RUN}
+    ]
+    assert not unknown, "name the test that runs it in RUN"
+
+
+def test_the_tests_that_run_commands_are_there_and_no_command_is_named_that_no_document_has():
+    for line, runner in RUN.items():
+        path, _, name = runner.partition("::")
+        assert re.search(
+            rf"^(def |async def )?{re.escape(name)}\b", (ROOT / path).read_text(), re.MULTILINE
+        ), line
+    found = {line for document in DOCUMENTS for _, line in commands(document)}
+    assert {*RUN, *NOT_RUN} == {line for line in found if line in {**RUN, **NOT_RUN}}
+
+
+def test_the_readmes_command_runs_the_tests_that_it_is_given():
+    command = [sys.executable, "-m", "claude_hitl_template.cli", "test", "tests/unit/test_canonical.py", "-q"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
+
+
+def test_the_page_of_settings_is_as_the_command_makes_it():
+    assert (ROOT / "docs/configuration.md").read_text() == page()
+
+
+def test_the_readme_leads_to_every_page():
+    linked = set(re.findall(r"\]\(docs/([a-z-]+\.md)\)", (ROOT / "README.md").read_text()))
+    assert linked == {path.name for path in (ROOT / "docs").glob("*.md")}
 
 
 def test_each_line_of_the_justfile_calls_a_command_that_exists():
-    called = re.findall(r"^    \./hitl ([a-z]+)", (ROOT / "justfile").read_text(), re.MULTILINE)
-    assert len(called) == 8
+    lines = re.findall(r"^    (.*)$", (ROOT / "justfile").read_text(), re.MULTILINE)
+    called = [name for line in lines for name in re.findall(r'(?:^\./hitl |{ ")([a-z]+)', line)]
+    assert len(called) == len(lines) + 2  # start and stop have two, of which one is called
     assert set(called) <= COMMANDS
 
 

@@ -23,7 +23,8 @@ def test_every_setting_is_in_the_example_and_the_other_way_round() -> None:
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_the_example_shows_default_and_description(name: str) -> None:
     field = Settings.model_fields[name]
-    assert example_lines()[variable(name)] == ("" if field.default is None else str(field.default))
+    default = field.get_default(call_default_factory=True)
+    assert example_lines()[variable(name)] == ("" if default is None else str(default))
     prose = " ".join(line.removeprefix("# ") for line in EXAMPLE.read_text().splitlines())
     assert field.description
     assert field.description in prose

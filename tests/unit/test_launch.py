@@ -3,6 +3,8 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from claude_hitl_template.claude.cli import LAUNCHER
 
 
@@ -39,3 +41,39 @@ def test_only_what_the_agent_needs_reaches_it():
 def test_commands_are_not_taken_for_a_remote_shells(tmp_path: Path):
     """bash reads ~/.bashrc before each command when SHLVL is missing and its input is a socket, as the CLI's is."""
     assert launched({"HITL_CLI": "/usr/bin/env", "PATH": "/usr/bin:/bin"})["SHLVL"] == "1"
+
+
+def test_the_user_layer_is_laid_over_the_config_folder_and_hides_nothing_of_it(tmp_path: Path):
+    layer, config = tmp_path / "user layer", tmp_path / "a config"
+    (layer / "commands").mkdir(parents=True)
+    (layer / "commands" / "hello.md").write_text("hello")
+    (layer / "settings.json").write_text("{}")
+    config.mkdir()
+    (config / "settings.json").write_text("kept")
+    environment = {
+        "HITL_CLI": "/usr/bin/env", "PATH": "/usr/bin:/bin", "CLAUDE_CONFIG_DIR": str(config), "HITL_USER_LAYER": str(layer)
+    }  # fmt: skip
+    for _ in range(2):  # again over the same folder
+        assert "HITL_USER_LAYER" not in launched(environment)
+    assert (config / "commands/hello.md").read_text() == "hello"
+    assert (config / "settings.json").read_text() == "kept"
+
+
+def test_an_empty_user_layer_leaves_the_config_folder_as_it_is(tmp_path: Path):
+    (tmp_path / "layer").mkdir()
+    (tmp_path / "config").mkdir()
+    launched({
+        "HITL_CLI": "/usr/bin/env", "PATH": "/usr/bin:/bin", "CLAUDE_CONFIG_DIR": str(tmp_path / "config"),
+        "HITL_USER_LAYER": str(tmp_path / "layer"),
+    })  # fmt: skip
+    assert list((tmp_path / "config").iterdir()) == []
+
+
+def test_a_user_layer_that_cannot_be_laid_starts_no_cli(tmp_path: Path):
+    (tmp_path / "layer").mkdir()
+    (tmp_path / "layer/CLAUDE.md").write_text("x")
+    with pytest.raises(subprocess.CalledProcessError):
+        launched({
+            "HITL_CLI": "/usr/bin/env", "PATH": "/usr/bin:/bin", "CLAUDE_CONFIG_DIR": str(tmp_path / "nowhere"),
+            "HITL_USER_LAYER": str(tmp_path / "layer"),
+        })  # fmt: skip

@@ -16,6 +16,7 @@ from claude_hitl_template.models import (
     SESSION_TRANSITIONS,
     Approval,
     ApprovalState,
+    Environment,
     Event,
     Session,
     SessionStatus,
@@ -106,3 +107,29 @@ def test_an_event_on_the_wire_is_its_payload_with_id_type_and_time():
     event = Event(seq=1, id="e", type="t", payload={"a": 1}, created_at=NOW, processed_at=None)
     assert event.wire() == {"id": "e", "type": "t", "processed_at": None, "a": 1}
     assert event.but(processed_at=NOW).wire()["processed_at"] == "2030-01-01T00:00:00+00:00"
+
+
+IMAGES = (
+    "claude-hitl-worker",
+    "localhost/claude-hitl-worker:0.1.0-4219e3a",
+    "127.0.0.1:5000/team/worker:latest",
+    "registry.example.org/team/worker@sha256:" + "0a" * 32,
+    "registry.example.org:443/a/b__c/d-e.f:T_1@sha256:" + "0a" * 32,
+)
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_environment_takes_the_name_of_an_image(image: str):
+    assert Environment(image=image).image == image
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "", " ", "-v", "--privileged", "a b", "a'b", "a;b", "$(id)", "`id`", "a:$(id)", "a\nb", "a\n", "A", "/a", "a/",
+        "a//b", "a:", "a@", "a@sha256:00", "a@md5:" + "0" * 64, "../a", "a/../b", "a:b:c", "a" * 256, "http://a/b", "ä",
+    ],
+)  # fmt: skip
+def test_nothing_else_is_taken_for_an_image(image: str):
+    with pytest.raises(ValidationError, match="names no image"):
+        Environment(image=image)

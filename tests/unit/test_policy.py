@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from claude_hitl_template import missing
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.policy import (
     PermissionPolicy,
@@ -975,3 +976,24 @@ def test_a_denied_digest_denies_that_call_only(workspace: Path) -> None:
     rules = PermissionPolicy(rules=(forbidden,), default="always_allow")
     assert verdict(rules, "Bash", bash("a; b"), workspace) is DENY
     assert verdict(rules, "Bash", bash("a; c"), workspace) is ALLOW
+
+
+# -- reports of what is missing
+
+
+@pytest.mark.parametrize("default", [None, "always_ask", "always_deny", "always_allow"])
+def test_a_report_of_a_missing_tool_asks_nobody(default: PolicyName | None, workspace: Path) -> None:
+    for made in (policy(default=default), policy(ask=("mcp__hitl",), default=default)):
+        assert evaluate(made, missing.FULL_NAME, {}, workspace).verdict is ALLOW
+
+
+def test_a_report_can_be_denied_and_no_other_tool_passes_for_one(workspace: Path) -> None:
+    assert evaluate(policy(deny=("mcp__hitl",)), missing.FULL_NAME, {}, workspace).verdict is DENY
+    for name in (
+        "mcp__hitl__other",
+        "mcp__hitl",
+        "mcp__hitl__report_missing_dependency2",
+        missing.TOOL,
+        "mcp__HITL__x",
+    ):
+        assert evaluate(PermissionPolicy(), name, {}, workspace).verdict is ASK

@@ -1,38 +1,38 @@
 """A small service on loopback that says what a test tells it to, and settings of a folder of one's own."""
 
-import socket
-import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 
+from claude_hitl_template.cli.ports import free_ports
 from claude_hitl_template.settings import Settings, variable
+from tests.serving import loopback
 
 
-@contextmanager
-def loopback(app: FastAPI) -> Generator[str]:
-    """`app` on a free port of 127.0.0.1; yields its address, and leaves no thread behind."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listening.close()
+@pytest.fixture
+def answering() -> Generator[Callable[..., str]]:
+    """Makes services that answer every request with a status and what they know of its path; gives their addresses."""
+    with ExitStack() as open_ones:
+
+        def make(status: int, bodies: Mapping[str, object] | None = None) -> str:
+            app = FastAPI()
+
+            @app.api_route("/{path:path}", methods=["GET", "HEAD"])
+            def answer(path: str) -> JSONResponse:
+                return JSONResponse((bodies or {}).get(f"/{path}", {}), status)
+
+            return open_ones.enter_context(loopback(app))
+
+        yield make
 
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 @pytest.fixture

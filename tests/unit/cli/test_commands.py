@@ -51,6 +51,13 @@ def test_before_the_first_start_there_is_no_key_and_that_is_said(make_settings: 
     assert "./hitl up" in result.stderr
 
 
+def test_without_the_key_of_a_cluster_elsewhere_it_is_said_where_it_is_shown(make_settings: Make) -> None:
+    make_settings(serve_url="http://127.0.0.1:1")
+    result = hitl("sessions", "list")
+    assert result.returncode == 1
+    assert "Mend: on the cluster, ./hitl status --show-secrets shows it" in result.stderr
+
+
 def test_status_says_that_nothing_runs(make_settings: Make, free_port: int) -> None:
     make_settings(serve_port=free_port)
     result = hitl("status")

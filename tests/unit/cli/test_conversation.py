@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,10 +70,26 @@ def test_what_is_allowed_runs_and_the_turn_ends(house: House, make_settings: Cal
         assert part in house.read()
     settings = make_settings(data_dir=house.workspace(talk.id).parents[1])
     lines = [
-        line.plain for line in account(settings, house.client.get(f"/v1/sessions/{talk.id}"), offline=True)
+        line.plain
+        for line in account(
+            settings, house.client.get(f"/v1/sessions/{talk.id}"), ["hello.txt"], offline=True
+        )
     ]
     assert "free of charge" in lines[0]
     assert f"{house.workspace(talk.id)}  (hello.txt)" in lines[1]
+
+
+def test_a_session_that_has_no_folder_here_names_what_is_saved(
+    house: House, make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    session = house.client.get(f"/v1/sessions/{house.talk('Say hello', answer('allow')).id}")
+    settings = make_settings(data_dir=tmp_path / "elsewhere")
+    names = [f"{number}\x1b.txt" for number in range(20)]
+    line = account(settings, session, names, offline=True)[1].plain
+    assert f"/v1/sessions/{session['id']}/workspace" in line
+    assert "..." in line
+    assert "\x1b" not in line
+    assert "empty" in account(settings, session, [], offline=True)[1].plain
 
 
 def test_what_is_denied_does_not_run_and_the_agent_is_told_why(house: House) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from claude_hitl_template.checks import lines
 from claude_hitl_template.cli import doctor
 from claude_hitl_template.cli.doctor import Check
 from claude_hitl_template.settings import Settings
@@ -35,6 +36,8 @@ def mended(check: Check) -> bool:
         (doctor.socket_check(Path("/tmp") / ("x" * 60)), "wrong"),
         (doctor.disk_check(2 * GIB), "ok"),
         (doctor.disk_check(GIB - 1), "warning"),
+        (doctor.files_check("file:///tmp/files"), "ok"),
+        (doctor.files_check("nonsense://x"), "wrong"),
         (doctor.memory_check(2 * GIB), "ok"),
         (doctor.memory_check(2 * GIB - 1), "warning"),
         (doctor.key_check(None), "ok"),
@@ -58,7 +61,7 @@ def test_each_check_tells_good_from_bad(check: Check, level: str) -> None:
 
 
 def test_the_key_is_never_shown() -> None:
-    assert "sk-ant" not in "".join(doctor.lines(doctor.key_check("'sk-ant-oops '")))
+    assert "sk-ant" not in "".join(lines(doctor.key_check("'sk-ant-oops '")))
 
 
 def test_a_missing_folder_is_checked_where_it_would_be_made(tmp_path: Path) -> None:
@@ -88,6 +91,28 @@ def test_a_port_is_free_or_held_by_someone(make_settings: Callable[..., Settings
 
 
 def test_an_upstream_that_cannot_be_reached_is_wrong(free_port: int) -> None:
-    found = doctor.upstream_check(f"http://127.0.0.1:{free_port}")
+    found = doctor.upstream_check(f"http://127.0.0.1:{free_port}", "sk")
     assert (found.level, "ANTHROPIC_BASE_URL" in found.mend) == ("wrong", True)
-    assert doctor.upstream_check("http://[").level == "wrong"
+    assert doctor.upstream_check("http://[", "sk").level == "wrong"
+
+
+@pytest.mark.parametrize(("status", "level"), [(200, "ok"), (404, "ok"), (401, "wrong"), (403, "wrong")])
+def test_a_key_that_the_model_refuses_is_told_and_not_shown(
+    answering: Callable[..., str], status: int, level: str
+) -> None:
+    found = doctor.upstream_check(answering(status), "sk-ant-oops")
+    assert found.level == level
+    assert "oops" not in "".join(lines(found))
+
+
+def test_a_key_that_no_request_can_carry_is_told_and_not_shown(answering: Callable[..., str]) -> None:
+    found = doctor.upstream_check(answering(200), "sk-\u200b")
+    assert (found.level, "\u200b" in "".join(lines(found))) == ("warning", False)
+
+
+def test_ray_of_another_user_is_told_by_its_folder(tmp_path: Path) -> None:
+    me = tmp_path.stat().st_uid
+    assert doctor.ray_folder_check(tmp_path / "none", me).level == "ok"
+    assert doctor.ray_folder_check(tmp_path, me).level == "ok"
+    found = doctor.ray_folder_check(tmp_path, me + 1)
+    assert (found.level, "HITL_RAY_TEMP_DIR" in found.mend) == ("wrong", True)

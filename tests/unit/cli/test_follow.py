@@ -20,7 +20,7 @@ from claude_hitl_template.errors import (
     Unauthorized,
     Unavailable,
 )
-from tests.unit.cli.conftest import loopback
+from tests.serving import loopback
 
 EVENTS = [
     {"id": f"e{n}", "type": "agent.message", "content": [{"type": "text", "text": f"{n}\u2028\x85\n"}]}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from claude_hitl_template.cli.processes import panel_environment, temp_dir
 from claude_hitl_template.errors import ConfigError, Unauthorized, Unavailable
 from claude_hitl_template.secrets import prepare, prepare_panel, read_panel_login
 from claude_hitl_template.settings import Settings
-from tests.unit.cli.conftest import loopback
+from tests.serving import loopback
 
 type Make = Callable[..., Settings]
 
@@ -66,8 +67,8 @@ def kodosumi(*, spooler: int | None, entries: list[str], password: str) -> FastA
 
 
 @pytest.fixture
-def prepared(make_settings: Make) -> Settings:
-    settings = make_settings()
+def prepared(make_settings: Make, free_port: int) -> Settings:
+    settings = make_settings(panel_port=free_port)
     prepare(settings)
     prepare_panel(settings)
     return settings
@@ -118,6 +119,18 @@ def test_kodosumi_reads_its_settings_from_the_file_and_keeps_its_files_below_our
     assert found["CHUNK_SIZE"] <= 1024 * 1024
     assert not Path(found["YAML_BASE"]).exists()  # a redeploy from the panel would delete the service
     assert not [name for name in variables if "KEY" in name or "SECRET" in name]
+
+
+@pytest.mark.parametrize(("host", "listens"), [("127.0.0.1", "127.0.0.1"), ("10.0.0.7", "0.0.0.0")])
+def test_where_others_reach_it_the_panel_answers_to_localhost_too(
+    make_settings: Make, host: str, listens: str
+) -> None:
+    """It calls itself by the name in the browser's address, and forwarded ports are the browser's localhost."""
+    settings = make_settings(host=host)
+    prepare(settings)
+    prepare_panel(settings)
+    write_settings(settings)
+    assert f"KODO_APP_SERVER='http://{listens}:" in (settings.panel_dir / ".env").read_text()
 
 
 def test_a_model_key_reaches_neither_spooler_nor_panel(
@@ -190,3 +203,11 @@ def test_a_panel_without_secrets_is_not_started(make_settings: Make) -> None:
     prepare(settings)
     with pytest.raises(ConfigError, match="no secrets"):
         panel.start_missing(settings)
+
+
+def test_a_panel_whose_port_somebody_took_is_not_waited_for(prepared: Settings) -> None:
+    with socket.create_server(("127.0.0.1", prepared.panel_port)), pytest.raises(ConfigError) as raised:
+        panel.wait(prepared)
+    assert f"port {prepared.panel_port} (HITL_PANEL_PORT) is taken by" in str(raised.value)
+    assert "HITL_PANEL_PORT" in raised.value.mend
+    assert not running(prepared)

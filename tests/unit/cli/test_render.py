@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
+from claude_hitl_template import missing
 from claude_hitl_template.cli.render import approval_view, diff, event_lines, table_lines
 from claude_hitl_template.readable import summary, visible
 
@@ -19,7 +20,14 @@ def text_of(*views: RenderableType | None, width: int = 100) -> str:
 
 
 def approval(tool: str, given: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"tool_name": tool, "cwd": "/work/space", "input": given, "kind": "tool", "agent_id": None, **more}
+    return {
+        "tool_name": tool,
+        "cwd": "/home/ada/space",
+        "input": given,
+        "kind": "tool",
+        "agent_id": None,
+        **more,
+    }
 
 
 def seen(tool: str, given: dict[str, Any], **more: Any) -> str:
@@ -30,7 +38,7 @@ def test_a_command_is_shown_whole_with_folder_and_every_other_field() -> None:
     found = seen("Bash", {"command": "a &&\n  b", "description": "two", "timeout": 5, "odd": {"x": [1]}})
     for part in (
         "Bash",
-        "/work/space",
+        "/home/ada/space",
         "│ a &&\n",
         "│   b\n",
         "description  two",
@@ -151,6 +159,7 @@ def text(value: str) -> list[dict[str, str]]:
         (event("user.tool_confirmation", result="deny", deny_message="no"), "denied: no"),
         (event("user.interrupt"), "interrupted"),
         (event("session.error", error={"message": "bad", "retry_status": {"type": "exhausted"}}), "error: bad"),
+        (event("session.updated", workspace={"doing": "saving", "bytes": 2**20, "of_bytes": 2**30}), "1.0 MiB of 1.0 GiB"),
         (event("session.error", error={"message": "again", "retry_status": {"type": "retrying"}}), "again"),
         (event("session.status_rescheduled"), "started again"),
         (event("session.status_terminated"), "ended"),
@@ -182,3 +191,18 @@ def test_a_summary_is_one_visible_line() -> None:
 
 def test_columns_line_up() -> None:
     assert table_lines([("a", "x"), ("long", "y")], ("H", "LAST")) == ["H     LAST", "a     x", "long  y"]
+
+
+def report(**given: str) -> dict[str, Any]:
+    said = {"kind": "system", "name": "jq", "why": "to read JSON", **given}
+    return event("agent.mcp_tool_use", mcp_server_name=missing.SERVER, name=missing.TOOL, input=said)
+
+
+def test_a_missing_tool_is_shown_as_what_it_is() -> None:
+    found = text_of(event_lines(report(why="to \x1b[31mread\u202e")), width=200)
+    assert (
+        "The agent misses `jq` (system package): add it to template_project/dependencies/system-packages.txt"
+        in found
+    )
+    assert "to \\x1b[31mread\\u202e" in found
+    assert "misses" not in text_of(event_lines(report(name="jq; rm -rf /")))

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from claude_hitl_template.cli import service
-from claude_hitl_template.cli.processes import ray_environment, temp_dir
+from claude_hitl_template.cli.processes import LOOPBACK, node_address, ray_environment, temp_dir
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.secrets import Prepared, forget_model_key, prepare
 from claude_hitl_template.settings import Settings
@@ -50,6 +50,11 @@ def test_a_port_that_another_ray_holds_says_so(make_settings: Make, free_port: i
         assert "end that cluster with its own means" in raised.value.mend
     finally:
         other.communicate(b"\n")
+
+
+def test_ray_is_for_other_hosts_only_at_an_address_that_they_can_reach(make_settings: Make) -> None:
+    for host, expected in (("127.0.0.1", LOOPBACK), ("0.0.0.0", LOOPBACK), ("10.0.0.7", "10.0.0.7")):
+        assert node_address(make_settings(host=host)) == expected
 
 
 def test_starting_stops_at_a_taken_port_and_starts_nothing(make_settings: Make, free_port: int) -> None:
@@ -175,8 +180,10 @@ def test_stopping_ends_strays_and_nothing_else(make_settings: Make, free_port: i
 def test_rays_processes_are_not_handed_secrets(make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "t")
     monkeypatch.setenv("DB_PASSWORD", "p")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:p@h/d")
     environment = ray_environment(make_settings(api_key="k", anthropic_api_key="m", hot_window_s=7))
-    assert not {"SOME_TOKEN", "DB_PASSWORD", "HITL_API_KEY", "ANTHROPIC_API_KEY"} & set(environment)
+    secret = {"SOME_TOKEN", "DB_PASSWORD", "HITL_API_KEY", "ANTHROPIC_API_KEY", "DATABASE_URL"}
+    assert not secret & set(environment)
     assert environment["HITL_HOT_WINDOW_S"] == "7.0"
 
 

@@ -70,10 +70,11 @@ def test_the_facts_are_told_in_lines() -> None:
     facts = {
         "healthy": False,
         "problems": ["bad"],
-        "ray": {"pid": 7, "running_s": 5, "ports": {"HITL_RAY_PORT": 1}, "temp_dir": "/t"},
+        "ray": {"pid": 7, "running_s": 5, "ports": {"HITL_RAY_PORT": 1}, "temp_dir": "/t", "elsewhere": None},
         "panel": {"url": "http://y", "panel": 8, "spooler": None, "flows": 2},
         "app": {"url": "http://x/v1", **APP},
         "work": {"sessions": {"running": 1, "idle": 0}, "pending": 3},
+        "database": {"place": "Postgres at h:1/d, version 15.1", "pid": 9},
         "data": {"folder": "/d", "bytes": 2048, "database_bytes": 0},
     }
     found = "\n".join(describe(facts))
@@ -82,6 +83,24 @@ def test_the_facts_are_told_in_lines() -> None:
         "panel process 8, spooler does not run; 2 conversations",
     ):  # fmt: skip
         assert part in found
+
+
+def test_of_a_cluster_elsewhere_its_addresses_are_told_and_nothing_of_this_machine() -> None:
+    facts = {
+        "healthy": True,
+        "problems": [],
+        "ray": {"pid": None, "running_s": None, "ports": {}, "temp_dir": "/t", "elsewhere": "http://vm:8265"},
+        "panel": {"url": "http://vm:3370"},
+        "app": {"url": "http://vm:8001/claude-hitl/v1", **APP},
+        "work": None,
+        "database": {"place": "SQLite", "pid": None},
+        "data": {"folder": "/here", "bytes": 0, "database_bytes": 0},
+    }
+    found = "\n".join(describe(facts))
+    for part in ("dashboard http://vm:8265", "panel      http://vm:3370"):
+        assert part in found
+    for part in ("does not run", "/here", "SQLite"):
+        assert part not in found
 
 
 def test_folder_bytes_counts_files_and_not_what_links_lead_to(tmp_path: Path) -> None:

@@ -114,9 +114,12 @@ def test_an_empty_and_an_endless_message_name_their_field(text: str | None) -> N
     assert list(caught.value.errors) == ["text"]
 
 
+HERE = {"default": Environment(), "data": Environment(id="data", image="localhost/worker:data")}
+
+
 def test_policies_become_rules() -> None:
     def chosen(policy: str) -> Agent:
-        return start({"prompt": "go", "policy": policy}, Agent(), Environment()).agent
+        return start({"prompt": "go", "policy": policy}, Agent(), HERE).agent
 
     assert (chosen("risky").policy.default, chosen("risky").permission_mode) == (None, "default")
     assert chosen("everything").policy.default == "always_ask"
@@ -124,18 +127,21 @@ def test_policies_become_rules() -> None:
 
 
 def test_options_are_taken_and_their_absence_keeps_the_defaults() -> None:
-    bare = start(
-        {"prompt": "a\r\nb", "model": None, "title": None, "system": None}, Agent(model="m"), Environment()
-    )
+    bare = start({"prompt": "a\r\nb", "model": None, "title": None, "system": None}, Agent(model="m"), HERE)
     assert (bare.agent, bare.title, bare.message.content[0].model_dump()["text"]) == (
         Agent(model="m"),
         "a b",
         "a\nb",
     )
     full = start(
-        {"prompt": "go", "model": "opus", "title": " My\ntitle ", "system": "Be kind"}, Agent(), Environment()
+        {"prompt": "go", "model": "opus", "title": " My\ntitle ", "system": "Be kind"}, Agent(), HERE
     )
     assert (full.agent.model, full.agent.system, full.title) == ("opus", "Be kind", "My title")
+
+
+def test_a_conversation_starts_in_the_environment_that_was_chosen_and_else_in_the_first() -> None:
+    for chosen, expected in ((None, "default"), ("", "default"), ("data", "data")):
+        assert start({"prompt": "go", "environment": chosen}, Agent(), HERE).environment.id == expected
 
 
 def test_every_wrong_field_of_a_start_is_named() -> None:
@@ -143,6 +149,6 @@ def test_every_wrong_field_of_a_start_is_named() -> None:
         start(
             {"prompt": " ", "policy": "none", "agent": "other", "environment": "other", "title": "x" * 501},
             Agent(),
-            Environment(),
+            HERE,
         )
     assert set(caught.value.errors) == {"prompt", "policy", "agent", "environment", "title"}

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +11,8 @@ import pytest
 
 from claude_hitl_template import events
 from claude_hitl_template.errors import NotFound, Unavailable
-from claude_hitl_template.models import Agent, Environment, Session
+from claude_hitl_template.manifest import Manifest, SavedFile, blob_name
+from claude_hitl_template.models import Agent, Environment, ImageFacts, Session, Usage
 from claude_hitl_template.panel.flow import mirror
 from claude_hitl_template.panel.services import PanelServices
 from claude_hitl_template.policy import digest
@@ -31,6 +33,7 @@ class Runner:
         self.locks: dict[str, str] = {}
         self.answerable: dict[str, Mapping[str, Any]] = {}
         self.queue = self
+        self.offered: dict[str, bytes] = {}
         self._changed = asyncio.Condition()
 
     async def html(self, said: str) -> None:
@@ -41,6 +44,19 @@ class Runner:
         facts = json.loads(event["payload"])["dict"]
         self.locks[facts["lid"]] = event["kind"]
         await self._tell()
+
+    async def fs(self) -> "Runner":
+        return self
+
+    async def __aenter__(self) -> "Runner":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def upload(self, folder: str) -> list[str]:
+        self.offered = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        return list(self.offered)
 
     async def wait(self, name: str, lock_id: str, data: Mapping[str, Any], timeout_s: float) -> Any:
         self.answerable[lock_id] = {"name": name, **data}
@@ -95,8 +111,11 @@ def window(store: Store, runner: Runner, session_id: str, wait_s: float = 3600.0
     async def never(_flow: str, _role: str) -> bool:
         return False
 
+    async def known(_image: str) -> ImageFacts | None:
+        return None
+
     services = PanelServices(
-        store=store, agent=Agent(), environment=Environment(), wait_s=wait_s, workspaces=Path("/nowhere"),
+        store=store, agent=Agent(), environments={"default": Environment()}, image_facts=known, wait_s=wait_s,
         max_upload_bytes=1000, panel_url="", is_open=never,
     )  # fmt: skip
     inputs = {"session": session_id, "after": 0, "entries": "/e"}
@@ -162,6 +181,31 @@ async def test_the_end_of_a_conversation_is_the_end_of_its_window(store: CoreSto
     page = await task
     assert "The conversation has ended" in page.body
     assert not runner.open_locks()
+
+
+async def test_what_a_turn_saved_is_offered_when_it_ends_and_what_was_there_before_is_not(
+    store: CoreStore, runner: Runner
+) -> None:
+    session = await begun(store)
+    task = window(store, runner, session.id)
+    await runner.until(lambda: runner.saw("prompt"))
+    [said] = (await store.list_events(session.id, None, limit=9, types=["user.message"])).data
+    await store.begin_turn(session.id, session.epoch, said.id)
+    now_ns = time.time_ns()
+    files = [
+        SavedFile("old", 0o644, 3, now_ns - 3600 * 10**9, (blob_name(b"old"),)),
+        SavedFile("sub/new", 0o644, 3, now_ns, (blob_name(b"new"),)),
+    ]
+    encoded = Manifest.of(files).encode()
+    await store.put_blobs([b"old", b"new", *encoded])
+    await store.save_workspace(session.id, session.epoch, blob_name(encoded[-1]))
+    await store.end_turn(
+        session.id, session.epoch, [], end_id="end", usage=Usage(), stop_reason=events.END_TURN
+    )
+    await runner.until(lambda: runner.saw("Files that this turn changed"))
+    assert runner.offered == {"1-new": b"new"}
+    assert runner.saw("sub/new")
+    task.cancel()
 
 
 async def test_a_deleted_conversation_ends_its_window_too(store: CoreStore, runner: Runner) -> None:

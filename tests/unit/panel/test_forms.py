@@ -83,7 +83,8 @@ def test_what_was_typed_is_put_back_as_it_was_and_as_text(typed: str) -> None:
     filled = Filled(kept, {"": typed, f"{call.id}.reason": typed, "prompt": typed})
     again = rendered(forms.decision_form(asked(call), utcnow(), {}, filled=filled), kept)
     assert again.values[f"{call.id}.reason"] == typed
-    start = rendered(forms.start_form(Agent(), Environment(), 1024, "n", filled), kept)
+    places = {"default": Environment(name=typed)}
+    start = rendered(forms.start_form(Agent(), places, 1024, "n", filled), kept)
     assert start.values["prompt"] == typed
 
 
@@ -95,7 +96,7 @@ def test_lists_of_sessions_and_approvals_hold_text_only(title: str, command: str
     rendered(
         forms.inbox([asked(approval(given={"command": command}), title=title, requester=title)], now, title)
     )
-    rendered(forms.say_form(session, "", {"back": title}, "/a", Filled({"text": command})))
+    rendered(forms.say_form(session, "", {"back": title}, "/a", Filled({"text": command}), max_bytes=1000))
 
 
 def test_an_approver_sees_all_that_matters() -> None:

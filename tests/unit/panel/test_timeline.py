@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_hitl_template import events
+from claude_hitl_template import events, missing
 from claude_hitl_template.events import Draft
-from claude_hitl_template.models import Agent, Session, utcnow
+from claude_hitl_template.models import Agent, Environment, ImageFacts, Session, utcnow
 from claude_hitl_template.panel import render
 from claude_hitl_template.panel.calls import call_view
 from claude_hitl_template.policy import PermissionPolicy, Rule
 from tests.unit.panel.html import Reader
-from tests.unit.panel.nasty import inputs, texts, tools
+from tests.unit.panel.nasty import inputs, texts, tools, values
 
 
 def shown(draft: Draft) -> str:
@@ -71,6 +71,13 @@ def test_where_something_is_decided_nothing_stands_behind_a_fold() -> None:
     assert "<details" in call_view("Write", long, folded=True)
 
 
+def test_what_of_a_workspace_is_not_saved_is_said_as_what_it_is() -> None:
+    said = shown(events.workspace_unsaved("the workspace was not saved: it is too large"))
+    assert "the workspace was not saved" in said
+    assert "trying again" not in said
+    assert "128.0 MiB of 1.0 GiB" in shown(events.workspace_progress("saving", 2**27, 2**30))
+
+
 def test_an_unknown_outcome_is_said_loudly() -> None:
     assert "OUTCOME UNKNOWN" in shown(events.tool_result("t", [], is_error=True, outcome="unknown"))
 
@@ -100,6 +107,12 @@ def test_a_turns_end_tells_its_own_tokens_and_cost() -> None:
     assert "2,000 tokens in, 20 out, 7 from the cache, $0.2500 (session $0.7500)" in said
 
 
+def contained() -> Session:
+    environment = Environment(image="localhost/worker:1")
+    now = utcnow()
+    return Session(id="s", key_id="k", environment=environment, created_at=now, updated_at=now)
+
+
 def test_the_header_says_what_is_in_force() -> None:
     policy = PermissionPolicy(rules=(Rule(rule="Bash(ls)", policy="always_allow"),), default="always_ask")
     agent = Agent(policy=policy, permission_mode="plan")
@@ -114,6 +127,47 @@ def test_the_header_says_what_is_in_force() -> None:
         "image",
     ):
         assert part in reader.text
+
+
+def test_the_header_shows_image_digest_and_plugins() -> None:
+    plugin = {"name": "lint", "marketplace": "tools", "commit": "0123456789abcdef", "path": "/app/plugins/x"}
+    known = ImageFacts(
+        reference="localhost/worker:1",
+        digest="sha256:ab",
+        version="1.2",
+        commit="c0ffee",
+        manifest={"plugins": [plugin]},
+    )
+    for facts, parts in (
+        (
+            known,
+            ("localhost/worker:1", "sha256:ab", "version 1.2, commit c0ffee", "lint@tools (0123456789ab)"),
+        ),
+        (known.but(digest=None, manifest={}), ("none: made on this machine",)),
+        (None, ("localhost/worker:1", "not known")),
+    ):
+        reader = Reader(render.header(contained(), [], facts))
+        reader.check()
+        for part in parts:
+            assert part in reader.text
+
+
+@given(values)
+def test_whatever_a_manifest_holds_is_text(held: Any) -> None:
+    for manifest in ({"plugins": held}, {"plugins": [held]}, {"plugins": [{"name": held, "commit": held}]}):
+        facts = ImageFacts(reference="r", version=str(held), commit=str(held), manifest=manifest)
+        Reader(render.header(contained(), [], facts)).check()
+
+
+def reported(name: str, why: str) -> str:
+    given_input = {"kind": "system", "name": name, "why": why}
+    return shown(events.tool_use("toolu_1", missing.FULL_NAME, given_input, "allow", None))
+
+
+@given(texts, texts)
+def test_a_missing_tool_is_shown_as_what_it_is_and_as_text(name: str, why: str) -> None:
+    assert "The agent misses `jq` (system package): add it to" in reported("jq", f"x{why}")
+    assert "The agent misses" not in reported(f"{name} ", why)
 
 
 @given(texts, texts)

@@ -1,17 +1,17 @@
 """Files keep to their folder, whatever they are called and wherever they lead."""
 
 import json
-import os
-import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 
-from claude_hitl_template.errors import InvalidInput
-from claude_hitl_template.panel.upload import collect, read, safe_name
+from claude_hitl_template.errors import InvalidInput, NotFound
+from claude_hitl_template.manifest import SavedFile, blob_name
+from claude_hitl_template.panel.upload import MAX_FILES, collect, read, safe_name
 from tests.unit.panel.nasty import texts
 
 
@@ -80,48 +80,52 @@ def test_what_is_no_list_of_files_is_refused(text: str) -> None:
         read(text)
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    workspace, target = tmp_path / "workspace", tmp_path / "target"
-    workspace.mkdir()
-    target.mkdir()
-    return workspace, target
+class Saved:
+    """Files of a saved workspace, and where their content is."""
+
+    def __init__(self) -> None:
+        self.files: list[SavedFile] = []
+        self._blobs: dict[str, bytes] = {}
+
+    def add(self, path: str, content: bytes) -> None:
+        self._blobs[blob_name(content)] = content
+        self.files.append(SavedFile(path, 0o644, len(content), 0, (blob_name(content),)))
+
+    def lose(self, content: bytes) -> None:
+        del self._blobs[blob_name(content)]
+
+    async def get(self, names: Sequence[str]) -> list[bytes]:
+        if names[0] not in self._blobs:
+            raise NotFound("gone")
+        return [self._blobs[name] for name in names]
 
 
-def test_only_what_the_turn_changed_is_offered(folders: tuple[Path, Path]) -> None:
-    workspace, target = folders
-    (workspace / "old").write_text("old")
-    os.utime(workspace / "old", (1, 1))
-    (workspace / "sub").mkdir()
-    (workspace / "sub" / "<b>new").write_text("new")
-    found = collect(workspace, time.time() - 60, target, 1000)
+async def test_saved_files_are_offered_under_names_that_are_inert(tmp_path: Path) -> None:
+    saved = Saved()
+    saved.add("sub/<b>new", b"new")
+    saved.add(".git/index", b"of git")
+    saved.add("a/node_modules/x.js", b"of npm")
+    found = await collect(saved.files, saved.get, tmp_path, 1000)
     ((name, stored, count),) = found.files
     assert (name, count) == ("sub/<b>new", 3)
-    assert (target / stored).read_text() == "new"
-    assert not set("<>") & set(stored)
+    assert (tmp_path / stored).read_bytes() == b"new"
+    assert not set("<>/") & set(stored)
 
 
-def test_links_out_of_the_workspace_are_not_followed(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    workspace, target = folders
-    (tmp_path / "secret").write_text("secret")
-    (workspace / "file").symlink_to(tmp_path / "secret")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "b").write_text("secret")
-    (workspace / "folder").symlink_to(tmp_path / "elsewhere")
-    os.mkfifo(workspace / "pipe")
-    assert collect(workspace, 0, target, 1000).files == []
-    assert list(target.iterdir()) == []
-
-
-def test_what_is_over_the_limit_is_named_with_its_reason(folders: tuple[Path, Path]) -> None:
-    workspace, target = folders
-    (workspace / "a").write_bytes(b"x" * 600)
-    (workspace / "b").write_bytes(b"x" * 600)
-    (workspace / "c").write_bytes(b"x" * 100)
-    found = collect(workspace, 0, target, 1000)
+async def test_what_is_over_the_limit_or_lost_is_named_with_its_reason(tmp_path: Path) -> None:
+    saved = Saved()
+    for name, content in (("a", b"x" * 600), ("b", b"y" * 600), ("c", b"z" * 100), ("d", b"lost")):
+        saved.add(name, content)
+    saved.lose(b"lost")
+    found = await collect(saved.files, saved.get, tmp_path, 1000)
     assert [name for name, _, _ in found.files] == ["a", "c"]
-    assert [name for name, _ in found.left_out] == ["b"]
+    assert [name for name, _ in found.left_out] == ["b", "d"]
 
 
-def test_a_workspace_that_was_never_made_offers_nothing(tmp_path: Path) -> None:
-    assert collect(tmp_path / "none", 0, tmp_path, 1000).files == []
+async def test_a_hundred_files_are_offered_and_more_are_said(tmp_path: Path) -> None:
+    saved = Saved()
+    for number in range(MAX_FILES + 5):
+        saved.add(f"{number:03}", b"%d" % number)
+    found = await collect(saved.files, saved.get, tmp_path, 10_000)
+    assert len(found.files) == MAX_FILES
+    assert len(found.left_out) == 1

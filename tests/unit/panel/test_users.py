@@ -17,7 +17,7 @@ from claude_hitl_template.errors import Unauthorized, Unavailable
 from claude_hitl_template.panel.users import Guard, PanelAccess, PanelUser, panel_user
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
-from tests.unit.cli.conftest import loopback
+from tests.serving import loopback
 
 SECRET, PASSWORD = "secret-of-the-panel-in-these-tests", "password-of-its-admin"
 OPERATOR, ANN = str(uuid.uuid4()), str(uuid.uuid4())

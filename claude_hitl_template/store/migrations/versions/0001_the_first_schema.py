@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from claude_hitl_template.store.tables import UtcDateTime
+from claude_hitl_template.store.tables import Serial, UtcDateTime
 
 revision = "0001"
 down_revision = None
@@ -99,7 +99,7 @@ def upgrade() -> None:
 
     op.create_table(
         "transcripts",
-        sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("id", Serial, autoincrement=True, nullable=False),
         sa.Column("scope", sa.String(), nullable=False),
         sa.Column("project_key", sa.String(), nullable=False),
         sa.Column("session_id", sa.String(), nullable=False),

@@ -1,0 +1,69 @@
+"""Builds the image: reads and checks the checkout, makes a base where none can be pulled, stages, builds, tags."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from claude_hitl_template.deployed import python_minor
+from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.image.context import read_checkout, stage
+from claude_hitl_template.image.host import account_of, build_base, load_for
+from claude_hitl_template.image.tools import Tool, check_reference
+
+DEFAULT_UID = 1000
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built. `tags` are all its names, the one that says version and commit first; `size_bytes` unpacked."""
+
+    tags: list[str]
+    size_bytes: int | None
+    seconds: float
+    manifest: dict[str, Any]
+
+
+def build(
+    root: Path,
+    tool: Tool,
+    *,
+    name: str,
+    base: str | None = None,
+    from_host: bool = False,
+    for_user: str | None = None,
+    say: Callable[[str], None],
+) -> Built:
+    """Raises ConfigError for what is wrong in the checkout or on this machine, before anything is built if it can.
+
+    `name` has no tag. `for_user` copies the image into that user's storage, too.
+    """
+    began = time.monotonic()
+    if ":" in name.rpartition("/")[2] or "@" in name:
+        raise ConfigError(
+            f"{name!r} has a tag or a digest", "give the name alone; version and commit are the tag"
+        )
+    checkout = read_checkout(root)
+    tags = [check_reference(f"{name}:{tag}") for tag in (checkout.tag, "latest")]
+    account = account_of(for_user) if for_user else None
+    uid = account.pw_uid if account else os.getuid() or DEFAULT_UID  # root cannot run containers of Ray's
+    if from_host:
+        say("Making a base image from this machine (takes some minutes when it changed)")
+        base = build_base(checkout, tool)
+    base = check_reference(
+        base or f"rayproject/ray:{checkout.lock['ray']}-py{python_minor().replace('.', '')}"
+    )
+    with tempfile.TemporaryDirectory(prefix="hitl-image-") as folder:
+        staged = stage(checkout, Path(folder), base=base, offline=from_host)
+        for plugin in staged.manifest["plugins"]:
+            say(f"plugin {plugin['name']}@{plugin['marketplace']}: {plugin['commit']}")
+        arguments = {"RAY_BASE": base, "RAY_UID": str(uid)}
+        tool.build(staged.folder, tags=tags, build_args=arguments, image_labels=staged.labels)
+    if account:
+        say(f"Copying it to {account.pw_name}")
+        load_for(tool, tags, account)
+    size = tool.inspect(tags[0]).get("Size")
+    return Built(tags, size, time.monotonic() - began, staged.manifest)

@@ -1,0 +1,249 @@
+"""A saved workspace: its files, links and empty folders, and the blobs that hold the content.
+
+A blob is named by the SHA-256 of its content. A manifest is a blob itself; one that is larger than a blob may be is
+split, and its parts are named by a blob of their own.
+"""
+
+import asyncio
+import hashlib
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from claude_hitl_template.errors import InvalidInput
+
+CHUNK_BYTES = (
+    3 * 1024 * 1024
+)  # Serve's replicas take messages of up to 4 MiB (ray/serve/_private/constants.py)
+MAX_PATH_BYTES, MAX_NAME_BYTES = 4095, 255  # Linux's own
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_VERSION = 1
+_MAX_NUMBER = 1 << 63
+
+type GetBlobs = Callable[[Sequence[str]], Awaitable[list[bytes]]]
+
+
+def blob_name(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def check_blob_name(name: str) -> str:
+    """Raises InvalidInput unless it is 64 hexadecimal digits: it becomes a path."""
+    if not _DIGEST.fullmatch(name):
+        raise InvalidInput("a blob is named by the SHA-256 of its content, in hexadecimal", "blob")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class SavedFile:
+    """`mode` has the nine permission bits; the content is that of `chunks`, one behind the other, `size` bytes."""
+
+    path: str
+    mode: int
+    size: int
+    mtime_ns: int
+    chunks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedLink:
+    """`target` is data: nothing of ours ever follows it."""
+
+    path: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything sorted by path, so that equal workspaces have equal manifests. `folders` are the empty ones.
+
+    Names that are no UTF-8 hold lone surrogates, as Python has them from the file system.
+    """
+
+    files: tuple[SavedFile, ...] = ()
+    links: tuple[SavedLink, ...] = ()
+    folders: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, files: Iterable[SavedFile], links: Iterable[SavedLink] = (), folders: Iterable[str] = ()
+    ) -> "Manifest":
+        return cls(
+            tuple(sorted(files, key=lambda f: f.path)),
+            tuple(sorted(links, key=lambda x: x.path)),
+            tuple(sorted(folders)),
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(f.size for f in self.files)
+
+    def chunks(self) -> set[str]:
+        return {chunk for file in self.files for chunk in file.chunks}
+
+    def with_added(self, files: Iterable[SavedFile]) -> "Manifest":
+        """With these files in the place of what had their paths."""
+        added = {f.path: f for f in files}
+        return Manifest.of(
+            [*(f for f in self.files if f.path not in added), *added.values()],
+            [x for x in self.links if x.path not in added],
+            [folder for folder in self.folders if folder not in added],
+        )
+
+    def without(self, names: frozenset[str]) -> "Manifest":
+        """Without what is, or lies in, these names at the top."""
+
+        def stays(path: str) -> bool:
+            return path.partition("/")[0] not in names
+
+        return replace(
+            self,
+            files=tuple(f for f in self.files if stays(f.path)),
+            links=tuple(x for x in self.links if stays(x.path)),
+            folders=tuple(folder for folder in self.folders if stays(folder)),
+        )
+
+    def encode(self) -> list[bytes]:
+        """The blobs that a manifest is; the last one names it."""
+        whole = self.text()
+        if len(whole) <= CHUNK_BYTES:
+            return [whole]
+        parts = [whole[at : at + CHUNK_BYTES] for at in range(0, len(whole), CHUNK_BYTES)]
+        return [*parts, _dump({"version": _VERSION, "parts": [blob_name(part) for part in parts]})]
+
+    def text(self) -> bytes:
+        """As one piece of JSON, whatever its length."""
+        return _dump({
+            "version": _VERSION,
+            "files": [[f.path, f.mode, f.size, f.mtime_ns, list(f.chunks)] for f in self.files],
+            "links": [[x.path, x.target] for x in self.links],
+            "folders": list(self.folders),
+        })  # fmt: skip
+
+    @classmethod
+    def read(cls, text: bytes) -> "Manifest":
+        """Raises InvalidInput for what is none."""
+        return _manifest(_parse(text))
+
+
+EMPTY = Manifest()
+
+
+async def load(name: str | None, get: GetBlobs) -> Manifest:
+    """The manifest of that name; the empty one for None. Raises what `get` does, and InvalidInput for what is none."""
+    return EMPTY if name is None else (await load_with_parts(name, get))[0]
+
+
+async def load_with_parts(name: str, get: GetBlobs) -> tuple[Manifest, list[str]]:
+    """A manifest, and the names of the blobs that it is itself."""
+    [first] = await get([name])
+    found = await asyncio.to_thread(_parse, first)
+    parts = found.get("parts")
+    if parts is None:
+        return await asyncio.to_thread(_manifest, found), [name]
+    if not isinstance(parts, list) or not all(isinstance(p, str) for p in cast(list[Any], parts)):
+        raise _wrong("its parts are no list of names")
+    names = [check_blob_name(part) for part in cast(list[str], parts)]
+    content = [(await get([part]))[0] for part in names]
+    whole = await asyncio.to_thread(_parse, b"".join(content))
+    return await asyncio.to_thread(_manifest, whole), [name, *names]
+
+
+async def contents(file: SavedFile, get: GetBlobs) -> AsyncIterator[bytes]:
+    """The content of a file, piece by piece. Raises what `get` does."""
+    for chunk in file.chunks:
+        yield (await get([chunk]))[0]
+
+
+def shown(path: str) -> str:
+    """A path as text: what is no UTF-8 in it is written out."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _wrong(why: str) -> InvalidInput:
+    return InvalidInput(f"this is no saved workspace: {why}", "manifest")
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise _wrong("it is not JSON") from error
+    if not isinstance(found, dict) or cast(dict[str, Any], found).get("version") != _VERSION:
+        raise _wrong(f"its version is not {_VERSION}")
+    return cast(dict[str, Any], found)
+
+
+def _manifest(found: dict[str, Any]) -> Manifest:
+    try:
+        files = [_file(*row) for row in found["files"]]
+        links = [SavedLink(check_path(path), _target(target)) for path, target in found["links"]]
+        folders = [check_path(path) for path in found["folders"]]
+    except (TypeError, ValueError, KeyError) as error:
+        raise _wrong("a field is missing, or is of another kind") from error
+    _check_places([f.path for f in files], [x.path for x in links], folders)
+    return Manifest.of(files, links, folders)
+
+
+def _file(path: Any, mode: Any, size: Any, mtime_ns: Any, chunks: Any) -> SavedFile:
+    for number, least, most in (
+        (mode, 0, 0o777),
+        (size, 0, _MAX_NUMBER),
+        (mtime_ns, -_MAX_NUMBER, _MAX_NUMBER),
+    ):
+        if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
+            raise _wrong(f"{number!r:.40} is no number that fits there")
+    if not isinstance(chunks, list):
+        raise _wrong("the content of a file is no list of blobs")
+    return SavedFile(
+        check_path(path),
+        mode,
+        size,
+        mtime_ns,
+        tuple(check_blob_name(str(c)) for c in cast(list[Any], chunks)),
+    )
+
+
+def _target(target: Any) -> str:
+    if not isinstance(target, str) or not target or "\0" in target:
+        raise _wrong("a link leads nowhere")
+    return target
+
+
+def check_path(path: Any) -> str:
+    """A path that stays below the folder it starts from. Raises InvalidInput for any other."""
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise _wrong("a path is empty, or no text")
+    try:
+        encoded = [part.encode("utf-8", "surrogateescape") for part in path.split("/")]
+    except UnicodeEncodeError as error:
+        raise _wrong("a path cannot be a path of this system") from error
+    if any(part in (b"", b".", b"..") for part in encoded):
+        raise _wrong(f"the path {shown(path[:200])!r} is absolute, or leads out of it")
+    if len(encoded) - 1 + sum(map(len, encoded)) > MAX_PATH_BYTES or max(map(len, encoded)) > MAX_NAME_BYTES:
+        raise _wrong(f"the path {shown(path[:200])!r}... is too long")
+    return path
+
+
+def _check_places(files: list[str], links: list[str], folders: list[str]) -> None:
+    """No path twice, and nothing below a file or a link: writing there would go through the link."""
+    taken = {*files, *links}
+    if len(taken | {*folders}) != len(files) + len(links) + len(folders):
+        raise _wrong("a path is there twice")
+    for path in (*files, *links, *folders):
+        for parent in parents(path):
+            if parent in taken:
+                raise _wrong(f"{shown(path[:200])!r} lies below {shown(parent[:200])!r}, which is no folder")
+
+
+def parents(path: str) -> Iterator[str]:
+    """The folders that a path lies in, the innermost first."""
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path

@@ -1,0 +1,100 @@
+"""The Store's rules for saved workspaces: blobs in the file area, and the name of a manifest in the session."""
+
+from collections.abc import Sequence
+
+from claude_hitl_template import manifest as manifests
+from claude_hitl_template.canonical import digest
+from claude_hitl_template.errors import InvalidInput, NotFound, TooLarge
+from claude_hitl_template.manifest import Manifest, SavedFile
+from claude_hitl_template.models import Page
+from claude_hitl_template.store.base import StoreBase, decode_seq_cursor, encode_cursor
+from claude_hitl_template.store.clients import earlier_reply, refuse_archived, remember_reply
+from claude_hitl_template.store.unit import SessionUnit
+
+MAX_BLOBS = 10_000  # in one call
+
+
+class WorkspaceRules(StoreBase):
+    async def missing_blobs(self, names: Sequence[str]) -> list[str]:
+        return await self._files.missing(_few(names))
+
+    async def put_blobs(self, blobs: Sequence[bytes]) -> None:
+        if any(len(blob) > manifests.CHUNK_BYTES for blob in blobs):
+            raise TooLarge(f"a blob has at most {manifests.CHUNK_BYTES} bytes", "blobs")
+        await self._files.put(_few(blobs))
+
+    async def get_blobs(self, names: Sequence[str]) -> list[bytes]:
+        return await self._files.get(_few(names))
+
+    async def save_workspace(
+        self, session_id: str, epoch: int, manifest: str | None, *, taken: Sequence[str] = ()
+    ) -> None:
+        await manifests.load(manifest, self._files.get)
+        async with self._changing(session_id, "save_workspace", epoch=epoch) as unit:
+            left = tuple(name for name in unit.session.uploads if name not in taken)
+            if (manifest, left) != (unit.session.workspace, unit.session.uploads):
+                unit.set(workspace=manifest, uploads=left)
+
+    async def add_files(
+        self, session_id: str, key_id: str | None, manifest: str, *, idempotency_key: str | None = None
+    ) -> None:
+        added = await manifests.load(manifest, self._files.get)
+        if added.links or added.folders:
+            raise InvalidInput("only files can be added", "manifest")
+        request = digest(["add files", session_id, manifest])
+        async with self._changing(session_id, "add_files", key_id=key_id) as unit:
+            if await earlier_reply(unit.tx, key_id, idempotency_key, request) is not None:
+                return
+            refuse_archived(unit)
+            unit.set(uploads=(*unit.session.uploads, manifest))
+            unit.wake()
+            await remember_reply(unit.tx, key_id, idempotency_key, request, manifest)
+
+    async def list_workspace(
+        self,
+        session_id: str,
+        key_id: str | None,
+        *,
+        limit: int,
+        page: str | None = None,
+        changed_since_ns: int | None = None,
+    ) -> Page[SavedFile]:
+        begin = decode_seq_cursor("workspace", page) or 0
+        found = await self._saved(session_id, key_id)
+        files = [f for f in found.files if changed_since_ns is None or f.mtime_ns >= changed_since_ns]
+        end = begin + limit
+        cursor = encode_cursor("workspace", str(end)) if len(files) > end else None
+        return Page(data=files[begin:end], next_page=cursor)
+
+    async def workspace_file(self, session_id: str, key_id: str | None, path: str) -> SavedFile:
+        for file in (await self._saved(session_id, key_id)).files:
+            if manifests.shown(file.path) == path:
+                return file
+        raise NotFound("the session's saved workspace has no such file")
+
+    async def sweep_blobs(self) -> int:
+        old = set(await self._files.old())
+        async with self._reading() as tx:
+            named = await tx.manifests()
+        if not old:
+            return 0
+        for name in named:
+            found, own = await manifests.load_with_parts(name, self._files.get)
+            old -= found.chunks()
+            old.difference_update(own)
+        return await self._files.drop(sorted(old))
+
+    async def _saved(self, session_id: str, key_id: str | None) -> Manifest:
+        """With what was added and is not in the session's folder yet."""
+        async with self._reading() as tx:
+            session = (await SessionUnit.load(tx, session_id, self._clock(), key_id=key_id)).session
+        found = await manifests.load(session.workspace, self._files.get)
+        for added in session.uploads:
+            found = found.with_added((await manifests.load(added, self._files.get)).files)
+        return found
+
+
+def _few[T](items: Sequence[T]) -> Sequence[T]:
+    if len(items) > MAX_BLOBS:
+        raise TooLarge(f"at most {MAX_BLOBS} blobs at once", "blobs")
+    return items

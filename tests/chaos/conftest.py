@@ -1,0 +1,14 @@
+"""What the tests of chaos share."""
+
+import multiprocessing
+from multiprocessing.context import ForkServerContext
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """Forked from one that has imported everything: they start at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.chaos.lives", "tests.chaos.decisions"])
+    return context

@@ -1,0 +1,44 @@
+"""The store of a chaos run, read from a backup: what is judged is what a restore would bring back."""
+
+import json
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from claude_hitl_template.models import Approval, Event, Session
+from tests.chaos.oracle import Record, Run
+
+
+def read_dump(backup: Path, **more: Any) -> Record:
+    """Sessions, approvals and events of a backup; `more` is what else is on record."""
+    with zipfile.ZipFile(backup) as archive:
+        events: dict[str, list[Event]] = defaultdict(list)
+        for row in _rows(archive, "events"):
+            known = {name: row[name] for name in Event.model_fields}
+            events[row["session_id"]].append(Event.model_validate(known))
+        return Record(
+            sessions=[Session.model_validate(row["doc"]) for row in _rows(archive, "sessions")],
+            approvals=[Approval.model_validate(row["doc"]) for row in _rows(archive, "approvals")],
+            events={session_id: sorted(log, key=lambda e: e.seq) for session_id, log in events.items()},
+            **more,
+        )
+
+
+def read_journal(path: Path) -> list[Run]:
+    """Its lines: a token, seconds since 1970, and a folder below `<session>-<epoch>`. An unreadable one is an error."""
+    return [_run(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _run(line: str) -> Run:
+    token, seconds, folder = line.split(" ", 2)
+    owner = next(part for part in Path(folder).parts if part.startswith("sesn_"))
+    session_id, _, epoch = owner.rpartition("-")
+    return Run(token, datetime.fromtimestamp(float(seconds), UTC), session_id, int(epoch))
+
+
+def _rows(archive: zipfile.ZipFile, table: str) -> Iterator[dict[str, Any]]:
+    with archive.open(f"{table}.jsonl") as lines:
+        yield from map(json.loads, lines)

@@ -1,0 +1,219 @@
+"""A chaos run: a service of its own, people at work in it, strikes from all sides, and then the judge."""
+
+import asyncio
+import os
+import time
+import traceback
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from claude_hitl_template import faults
+from claude_hitl_template.cli.postgres import LocalPostgres
+from claude_hitl_template.errors import ConfigError
+from tests.chaos import unlucky
+from tests.chaos.databases import Postgres, Sqlite
+from tests.chaos.disk import Disk
+from tests.chaos.dump import read_dump, read_journal
+from tests.chaos.line import Line
+from tests.chaos.line import serving as line_serving
+from tests.chaos.oracle import judge
+from tests.chaos.plans import WORK, Planner
+from tests.chaos.points import Points
+from tests.chaos.report import Report
+from tests.chaos.strikes import Strike, Striker, Targets, bring_up
+from tests.chaos.unlucky import UnluckyModel
+from tests.chaos.victims import Victims
+from tests.chaos.workload import Crowd
+from tests.integration.harness import KEY, Service
+from tests.serving import model_app, serving
+
+PEOPLE = 6
+REST_S = 300.0  # sessions rest well within this, once nothing is struck any more
+# Short times, so that there is much to strike: sessions park, resume and start all the time.
+SETTINGS = {
+    "HITL_HOT_WINDOW_S": "1.5",
+    "HITL_IDLE_TIMEOUT_S": "1",
+    "HITL_REQUESTS_PER_MINUTE": "1000000",
+    "HITL_RAY_NUM_CPUS": "4",
+    "ANTHROPIC_API_KEY": unlucky.KEY,
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a run is made of: it ends after so many minutes or so many `kill -9`, whichever comes first.
+
+    The same seed makes the same conversations and the same rows of strikes."""
+
+    minutes: float | None
+    kills: int | None
+    seed: int
+    postgres: bool
+
+
+def run(choice: Choice, folder: Path) -> Report:
+    """Blocking. `folder` is empty, and keeps the backup that was judged, and the journal. Raises ConfigError."""
+    service = Service(folder)
+    # A shell that is killed while it starts leaves no lock in the home of whoever runs this.
+    home = folder / "home"
+    home.mkdir()
+    service.environment |= {**SETTINGS, "HOME": str(home)}
+    if faults.BUGS_VARIABLE in os.environ:
+        service.environment[faults.BUGS_VARIABLE] = os.environ[faults.BUGS_VARIABLE]
+    return asyncio.run(_run(choice, service))
+
+
+async def _run(choice: Choice, service: Service) -> Report:
+    crowd = Crowd(service.base, KEY, Planner(choice.seed, service.root / "journal.txt"), choice.seed)
+    async with _targets(choice, service, crowd) as targets:
+        striker = Striker(targets, choice.seed)
+        began = time.monotonic()
+
+        def go_on() -> bool:
+            time_left = choice.minutes is None or time.monotonic() - began < choice.minutes * 60
+            return time_left and (choice.kills is None or kills(striker) < choice.kills)
+
+        unanswered = await _struggle(crowd, striker, go_on)
+        return await _judged(choice, targets, crowd, striker, unanswered)
+
+
+def kills(striker: Striker) -> int:
+    return sum(strike.kills for strike in striker.done())
+
+
+@asynccontextmanager
+async def _targets(choice: Choice, service: Service, crowd: Crowd) -> AsyncGenerator[Targets]:
+    """A service that runs, with a model, and with a database, or a disk, of its own."""
+    met: list[Strike] = []
+
+    def meet(kind: str) -> None:
+        met.append(Strike(kind, datetime.now(UTC), "whoever came"))
+
+    model = UnluckyModel(lambda misfortune: meet(f"the model {misfortune}"))
+    points = Points(service.root / "faults")
+    service.environment |= points.environment
+    victims = Victims(service, lambda: crowd.created[-10 * PEOPLE :])
+    async with AsyncExitStack() as stack:
+        service.environment["ANTHROPIC_BASE_URL"] = await stack.enter_async_context(
+            serving(model_app(model, unlucky.verify))
+        )
+        database, disk = await _database(choice, service, stack, meet)
+        stack.push_async_callback(asyncio.to_thread, service.down)
+        await asyncio.to_thread(bring_up, service)
+        yield Targets(service, victims, model, points, database, disk, met)
+
+
+async def _database(
+    choice: Choice, service: Service, stack: AsyncExitStack, meet: Callable[[str], None]
+) -> tuple[Sqlite | tuple[Postgres, Line], Disk | None]:
+    data = service.root / "data"
+    if not choice.postgres:
+        disk = Disk(data)
+        mounted = disk.mount()
+        if mounted:
+            stack.callback(disk.unmount)
+        return Sqlite(data / "hitl.sqlite3"), disk if mounted else None
+    local = LocalPostgres(service.root / "postgres", service.root / "postgres.password")
+    await asyncio.to_thread(local.start)
+    stack.push_async_callback(asyncio.to_thread, local.stop)
+    made = urlsplit(local.url)
+    line, port = await stack.enter_async_context(line_serving(made.port or 0, meet))
+    service.environment["DATABASE_URL"] = local.url.replace(f":{made.port}/", f":{port}/")
+    return (Postgres(local, {"port": str(made.port)}), line), None
+
+
+async def _struggle(crowd: Crowd, striker: Striker, go_on: Callable[[], bool]) -> list[str]:
+    """Works and strikes at once; when the time is over, the strikes end, and the people end what they began."""
+    striking = [asyncio.create_task(asyncio.to_thread(row)) for row in striker.rows]
+    working = asyncio.create_task(crowd.work(PEOPLE, go_on))
+    while go_on() and not any(task.done() for task in (*striking, working)):
+        await asyncio.sleep(0.2)
+    striker.end()
+    ends = await asyncio.gather(*striking, return_exceptions=True)
+    await asyncio.to_thread(striker.come_to_an_end)
+    ends += await asyncio.gather(working, return_exceptions=True)
+    return [line for end in ends if isinstance(end, BaseException) for line in _told(end)]
+
+
+def _told(error: BaseException) -> list[str]:
+    if isinstance(error, BaseExceptionGroup):
+        return [line for one in error.exceptions for line in _told(one)]
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return [f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}: {error}"]
+
+
+async def _come_to_rest(client: httpx.AsyncClient) -> list[str]:
+    """Waits until every session is parked. What still runs then is in what comes back."""
+    deadline = time.monotonic() + REST_S
+    awake: list[str] = []
+    while time.monotonic() < deadline:
+        awake = [
+            s["id"] for s in await _all(client, "/v1/sessions") if not s["parked"] or s["status"] == "running"
+        ]
+        if not awake:
+            return []
+        await asyncio.sleep(0.5)
+    return [f"session {session_id} does not come to rest" for session_id in awake]
+
+
+async def _all(client: httpx.AsyncClient, path: str) -> list[Any]:
+    found: list[Any] = []
+    page = ""
+    while page is not None:
+        answer = (
+            (await client.get(f"{path}?limit=100{page and f'&page={quote(page)}'}")).raise_for_status().json()
+        )
+        found, page = [*found, *answer["data"]], answer["next_page"]
+    return found
+
+
+async def _saved(client: httpx.AsyncClient, session_id: str) -> str:
+    answer = await client.get(f"/v1/sessions/{session_id}/workspace/files", params={"path": WORK})
+    return answer.text if answer.status_code == 200 else ""
+
+
+def _left(victims: Victims) -> dict[str, list[int]]:
+    """By session, the processes that work for it now."""
+    found: dict[str, list[int]] = {}
+    for process, session_id in victims.clis():
+        found.setdefault(str(session_id), []).append(process.pid)
+    return found
+
+
+async def _judged(
+    choice: Choice, targets: Targets, crowd: Crowd, striker: Striker, unanswered: list[str]
+) -> Report:
+    service = targets.service
+    async with httpx.AsyncClient(base_url=service.base, headers={"x-api-key": KEY}, timeout=60) as client:
+        unanswered = [*unanswered, *await _come_to_rest(client)]
+        files = {session_id: await _saved(client, session_id) for session_id in crowd.created}
+    left = await asyncio.to_thread(_left, targets.victims)
+    backup = service.root / "backup.zip"
+    done = await asyncio.to_thread(service.hitl, "backup", str(backup))
+    if done.returncode != 0:
+        raise ConfigError(f"no backup could be made:\n{done.stderr}", "correct that")
+    record = read_dump(
+        backup,
+        acknowledged=crowd.acknowledged,
+        created=crowd.created,
+        streams=crowd.streams,
+        runs=read_journal(service.root / "journal.txt"),
+        files=files,
+        processes=left,
+        lost=striker.lost,
+    )
+    facts = {
+        **vars(choice),
+        "minutes struck": round(striker.struck_s / 60, 1),
+        "left out": [] if targets.disk or choice.postgres else ["fill the disk: only root may mount one"],
+        "conversations": crowd.by_kind,
+        "decisions refused": crowd.refused,
+    }
+    return Report(facts, striker.done(), crowd.cuts, record, judge(record), unanswered)

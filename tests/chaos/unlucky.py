@@ -1,0 +1,85 @@
+"""The model's service of a chaos run: the offline model over HTTP, which fails as often as it is told to."""
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from claude_hitl_template.model.endpoint import MESSAGES, Answer, Call, OfflineUpstream
+from claude_hitl_template.model.offline import Scenarios
+
+KEY = "the-run-has-a-model-of-its-own"
+STATUSES = {
+    "answers 429": (429, "rate_limit_error"),
+    "answers 529": (529, "overloaded_error"),
+    "answers 500": (500, "api_error"),
+}
+SILENT, CUT, MALFORMED = "is silent", "cuts its answer off", "answers with garbage"
+ANSWERED = (
+    3  # requests between two failures: else a busy machine, on which few come, would see nothing but failures
+)
+MISFORTUNES = (*STATUSES, SILENT, CUT, MALFORMED)
+
+
+class UnluckyModel:
+    """An Upstream. `fail` says what the next requests meet; `met` is called with the name of what one met."""
+
+    def __init__(self, met: Callable[[str], None]) -> None:
+        self._offline, self._met = OfflineUpstream(Scenarios.load()), met
+        self._due: deque[str] = deque()
+        self._answered = ANSWERED
+
+    def fail(self, misfortune: str, times: int) -> bool:
+        """From any thread. False, and nothing is changed, while too few requests were answered since the last failure."""
+        if self._due or self._answered < ANSWERED:
+            return False
+        self._answered = 0
+        self._due.extend([misfortune] * times)
+        return True
+
+    @asynccontextmanager
+    async def call(self, call: Call) -> AsyncGenerator[Answer]:
+        misfortune = self._due.popleft() if call.path == MESSAGES and self._due else None
+        if misfortune is None:
+            self._answered += call.path == MESSAGES
+            async with self._offline.call(call) as answer:
+                yield answer
+            return
+        self._met(misfortune)
+        if misfortune in STATUSES:
+            yield _refusal(*STATUSES[misfortune])
+        elif misfortune == SILENT:
+            await asyncio.Event().wait()  # until the client has had enough, and this call is cancelled
+        else:
+            async with self._offline.call(call) as answer:
+                yield Answer(answer.status, answer.headers, _broken(answer.chunks, misfortune))
+
+
+def _refusal(status: int, kind: str) -> Answer:
+    async def body() -> AsyncIterator[bytes]:
+        yield json.dumps(
+            {"type": "error", "error": {"type": kind, "message": "as the run wants it"}}
+        ).encode()
+
+    headers = {"content-type": "application/json", **({"retry-after": "1"} if status == 429 else {})}
+    return Answer(status, headers, body())
+
+
+async def _broken(chunks: AsyncIterator[bytes], misfortune: str) -> AsyncIterator[bytes]:
+    """The answer up to its second piece of text, and then what is wrong with it."""
+    sent = 0
+    async for chunk in chunks:
+        yield chunk
+        sent += b"text_delta" in chunk
+        if sent == 2:
+            break
+    if misfortune == CUT:
+        raise ConnectionResetError
+    yield b"event: content_block_delta\ndata: {not json\n\n"
+
+
+async def verify(token: str) -> None:
+    """The model's service takes one key."""
+    if token != KEY:
+        raise AssertionError("the service sent another key than the one it was given")

@@ -1,0 +1,94 @@
+"""The processes of a service, by the part that they play in it, and what is done to them."""
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+
+import psutil
+
+from claude_hitl_template.models import transcript_id
+from tests.integration.harness import Service, command_line
+
+PROCESSES = {
+    "owner": "ray::ClaudeSessionActor",
+    "ledger": "ServeReplica:claude-hitl:Ledger",
+    "ingress": "ServeReplica:claude-hitl:Ingress",
+    "supervisor": "ServeReplica:claude-hitl:Supervisor",
+    "Serve controller": "ray::ServeController",
+    "proxy": "ray::ProxyActor",
+    "raylet": "raylet/raylet",
+    "GCS": "gcs/gcs_server",
+}
+REST_S = 45.0  # a session's processes are not struck more often, or on a busy machine none would get to work
+
+
+class Victims:
+    """`sessions` tells the ids of those that people work in."""
+
+    def __init__(self, service: Service, sessions: Callable[[], Sequence[str]]) -> None:
+        self._service, self._sessions = service, sessions
+        self._struck_at: dict[str, float] = {}
+        self._stopped: list[tuple[float, psutil.Process]] = []
+
+    def find(self, what: str) -> list[tuple[psutil.Process, str | None]]:
+        """The processes of that name, each with the session that it works for."""
+        if what not in ("CLI", "owner"):
+            return [(process, None) for process in self._named(what)]
+        fit = [(cli, session_id) for cli, session_id in self.clis() if self._may_be_struck(session_id)]
+        if what == "CLI":
+            return fit
+        whose = {above: session_id for cli, session_id in fit for above in _above(cli)}
+        return [(p, whose[p.pid]) for p in self._named(what) if p.pid in whose]
+
+    def _named(self, what: str) -> list[psutil.Process]:
+        return [p for p in self._family() if PROCESSES[what] in command_line(p)]
+
+    def _may_be_struck(self, session_id: str | None) -> bool:
+        """Not again before it can have done something: on a busy machine nothing would ever be done."""
+        return time.monotonic() - self._struck_at.get(str(session_id), -REST_S) >= REST_S
+
+    def clis(self) -> list[tuple[psutil.Process, str | None]]:
+        names = {transcript_id(s): s for s in self._sessions()}
+        found: list[tuple[psutil.Process, str | None]] = []
+        for process in self._family():
+            line = command_line(process)
+            session_id = next((s for name, s in names.items() if name in line), None)
+            if session_id is not None:
+                found.append((process, session_id))
+        return found
+
+    def hit(self, process: psutil.Process, session_id: str | None, stop_s: float | None) -> bool:
+        """Kills it, or stops it for so long. False when it was gone."""
+        try:
+            process.send_signal(signal.SIGKILL if stop_s is None else signal.SIGSTOP)
+        except psutil.Error:
+            return False
+        if session_id is not None:
+            self._struck_at[session_id] = time.monotonic()
+        if stop_s is not None:
+            self._stopped.append((time.monotonic() + stop_s, process))
+        return True
+
+    def go_on(self, *, all_of_them: bool = False) -> None:
+        """Continues those whose time is over."""
+        for due, process in list(self._stopped):
+            if all_of_them or due <= time.monotonic():
+                self._stopped.remove((due, process))
+                with suppress(psutil.Error):
+                    process.send_signal(signal.SIGCONT)
+
+    @property
+    def stopped(self) -> int:
+        return len(self._stopped)
+
+    def _family(self) -> Iterable[psutil.Process]:
+        with suppress(psutil.Error, OSError):
+            return self._service.head().children(recursive=True)
+        return ()
+
+
+def _above(process: psutil.Process) -> list[int]:
+    with suppress(psutil.Error):
+        return [parent.pid for parent in process.parents()]
+    return []

@@ -1,0 +1,32 @@
+"""Fault points are on the way of the work they are named for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from claude_hitl_template import faults
+from tests.postgres import Server
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_point_but_the_supervisors_is_reached_by_two_conversations(
+    postgres_server: Server, tmp_path: Path
+):
+    for name in ("faults", "data"):
+        (tmp_path / name).mkdir()
+    with postgres_server.database() as url:
+        run = subprocess.run(
+            [sys.executable, "-m", "tests.contract.reaching", url, tmp_path / "data"],
+            env={**os.environ, faults.VARIABLE: str(tmp_path / "faults"), "PYTHONPATH": str(ROOT)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert run.returncode == 0, run.stderr
+    lines = (tmp_path / "faults" / "hits.jsonl").read_text().splitlines()
+    reached = {json.loads(line)["point"] for line in lines}
+    assert set(faults.POINTS) - reached == {"own.before", "own.after"}

@@ -1,0 +1,131 @@
+"""Postgres on a disk that is full: what it did not keep is not acknowledged, and all goes on once there is room."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from claude_hitl_template.cli.ports import free_ports
+from claude_hitl_template.cli.postgres import LocalPostgres
+from claude_hitl_template.errors import Away, Unavailable
+from claude_hitl_template.models import ApprovalState
+from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.postgres import PostgresBackend
+from claude_hitl_template.store.sql import migrate
+from tests.contract.test_several_ledgers import KEY, asking, message, said
+from tests.postgres import require
+
+DISKS = {"data": "112m", "log": "48m"}
+ROOM_BYTES = 2 * 1024**2
+# A small log that is given back soon, so that there is as little room as there seems to be. Everything is kept for real.
+SMALL = {"max_wal_size": "32MB", "min_wal_size": "32MB", "shared_buffers": "4MB", "autovacuum": "off"}
+
+
+class Cramped(LocalPostgres):
+    """A server that stays at its port. Either all it has, or its log (WAL) alone, is on `disk`, a small one."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        super().__init__(folder / "postgres", folder / "password")
+        self._log = folder / "postgres" / "cluster" / "pg_wal"
+        self.disk = folder if what == "data" else folder / "log"
+        self._options = {**SMALL, "port": str(free_ports(1)[0])}
+        self.disk.mkdir(exist_ok=True)
+        options = f"size={DISKS[what]},mode=755"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", self.disk], check=True)
+
+    def up(self) -> None:
+        self.start(self._options)
+
+    def move_log(self) -> None:
+        self.stop()
+        subprocess.run(["cp", "-a", self._log, self.disk / "pg_wal"], check=True)
+        shutil.rmtree(self._log)
+        self._log.symlink_to(self.disk / "pg_wal")
+        self.up()
+
+    def close(self) -> None:
+        self.stop("immediate")
+        subprocess.run(["umount", self.disk], check=True)
+
+
+@pytest.fixture(params=DISKS)
+def cramped(request: pytest.FixtureRequest) -> Iterator[Cramped]:
+    if os.geteuid() != 0:
+        pytest.skip("a disk of its own can only be mounted by root")
+    require()
+    folder = Path(tempfile.mkdtemp(prefix="hitl-full-"))
+    folder.chmod(0o755)
+    server = Cramped(folder, request.param)
+    try:
+        server.up()
+        if request.param == "log":
+            server.move_log()
+        migrate(server.url)
+        yield server
+    finally:
+        server.close()
+        shutil.rmtree(folder)
+
+
+def fill(folder: Path) -> Path:
+    """Takes the room there is but a little, and returns what to delete for it."""
+    filler = folder / "filler"
+    left = shutil.disk_usage(folder).free - ROOM_BYTES
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, left)
+    return filler
+
+
+async def until_refused(store: CoreStore, session_id: str) -> tuple[list[str], Unavailable]:
+    """The ids of the messages that were acknowledged, and why the one after them was not."""
+    acknowledged: list[str] = []
+    while True:
+        text = f"{len(acknowledged)} {os.urandom(100_000).hex()}"
+        try:
+            sent = await store.send_events(session_id, KEY, [message(text)], decided_by="ann")
+        except Unavailable as error:
+            return acknowledged, error
+        acknowledged += [event.id for event in sent]
+
+
+async def until_back(server: Cramped, store: CoreStore) -> None:
+    """As an operator does who made room: starts the server, should it have given up."""
+    async with asyncio.timeout(60):
+        while True:
+            if server.pid() is None:
+                await asyncio.to_thread(server.up)
+            with suppress(Away):
+                return await store.ping()
+            await asyncio.sleep(0.1)
+
+
+async def test_what_a_full_disk_of_postgres_cannot_keep_is_not_acknowledged_and_all_goes_on_once_there_is_room(
+    cramped: Cramped,
+):
+    backend = PostgresBackend(cramped.url)
+    store = CoreStore(backend)
+    session_id = await asking(store, "t1", "t2")
+    await store.send_events(session_id, KEY, [said("t1")], decided_by="ann")
+    filler = fill(cramped.disk)
+    acknowledged, why = await until_refused(store, session_id)
+    assert isinstance(why, Away) or "disk" in str(why)
+    with suppress(Unavailable):  # so small a thing may find room
+        await store.send_events(session_id, KEY, [said("t2", "deny")], decided_by="ann")
+    filler.unlink()
+    await until_back(cramped, store)
+    await store.send_events(session_id, KEY, [said("t2", "deny")], decided_by="ann")
+    log = (await store.list_events(session_id, KEY, limit=100_000)).data
+    assert [e.seq for e in log] == list(range(1, len(log) + 1))
+    kept = [e.id for e in log if e.type == "user.message"]
+    assert [i for i in kept if i in set(acknowledged)] == acknowledged
+    assert len(kept) - 1 - len(acknowledged) in (0, 1)  # the one whose outcome was not known
+    states = {a.event_id: a.state for a in (await store.list_approvals(KEY, limit=9)).data}
+    assert states == {"t1": ApprovalState.ALLOWED, "t2": ApprovalState.DENIED}
+    assert [e.type for e in log].count("user.tool_confirmation") == 2
+    await backend.close()

@@ -1,0 +1,85 @@
+"""What is asked each second, or by every client, reads no more rows for thousands of parked sessions than for a few."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from claude_hitl_template.models import Agent, ApprovalState, Environment
+from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+
+PENDING = [ApprovalState.PENDING]
+
+
+@contextmanager
+def statements() -> Iterator[list[tuple[str, Any]]]:
+    """What is said to databases meanwhile: (SQL, parameters)."""
+    found: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        found.append((statement, parameters))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        yield found
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+def plans(path: Path, said: list[tuple[str, Any]]) -> list[str]:
+    with sqlite3.connect(path) as connection:
+        selects = [(sql, given) for sql, given in said if sql.startswith("SELECT")]
+        assert selects
+        found = [
+            row[3] for sql, given in selects for row in connection.execute(f"explain query plan {sql}", given)
+        ]
+    connection.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(lambda store, _: store.supervised(), id="what the supervisor asks each second"),
+        pytest.param(lambda store, _: store.expire_due(), id="what has expired"),
+        pytest.param(lambda store, _: store.list_approvals("key", limit=100, states=PENDING), id="the inbox"),
+        pytest.param(lambda store, _: store.list_approvals(None, limit=100, states=PENDING), id="the inbox of all keys"),
+        pytest.param(lambda store, _: store.list_approvals("key", limit=100), id="approvals in any state"),
+        pytest.param(lambda store, _: store.list_sessions("key", limit=100), id="sessions"),
+        pytest.param(lambda store, _: store.list_sessions("key", limit=9, statuses=["running"]), id="running sessions"),
+        pytest.param(lambda store, _: store.find_key("hash"), id="a key"),
+        pytest.param(lambda store, session: store.list_events(session, "key", limit=100), id="a log"),
+        pytest.param(lambda store, session: store.last_seq(session, "key"), id="a cursor"),
+    ],
+)  # fmt: skip
+async def test_an_index_has_the_rows_in_order(asked: Any, tmp_path: Path):
+    path, session_id, backend = await _a_session(tmp_path)
+    with statements() as said:
+        await asked(CoreStore(backend), session_id)
+    await backend.close()
+    for step in plans(path, said):
+        assert step.startswith("SEARCH") or step == "SCAN sessions USING INDEX ix_sessions_supervised", step
+
+
+@pytest.mark.parametrize("key", ["key", None])
+async def test_the_approvals_of_a_session_are_looked_for_among_its_own(key: str | None, tmp_path: Path):
+    path, session_id, backend = await _a_session(tmp_path)
+    with statements() as said:
+        await CoreStore(backend).list_approvals(key, limit=100, states=PENDING, session_id=session_id)
+    await backend.close()
+    assert plans(path, said)[0] == "SEARCH approvals USING INDEX ix_approvals_session (session_id=?)"
+
+
+async def _a_session(folder: Path) -> tuple[Path, str, SqlBackend]:
+    path = folder / "store.db"
+    migrate(sqlite_url(path))
+    backend = SqlBackend(sqlite_url(path))
+    made = await CoreStore(backend).create_session(
+        "key", agent=Agent(), environment=Environment(), title=None, metadata={}, initial=[]
+    )
+    return path, made.id, backend

@@ -1,0 +1,134 @@
+"""Requests made from the OpenAPI document, right ones and wrong ones: what comes back is what the document says.
+
+`--scale 2000` makes 20,000 of them. What is refused without a key, and how, is in test_bad_input.py, for each route.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.config import SchemathesisConfig
+from schemathesis.schemas import APIOperation, BaseSchema
+
+from claude_hitl_template.api.schema import OPERATIONS
+from claude_hitl_template.bench.crowd import Waiting, make_crowd
+from claude_hitl_template.secrets import hash_api_key
+from claude_hitl_template.settings import Settings
+from claude_hitl_template.testing.inprocess import OPERATOR_KEY
+from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+
+KEY = "key-of-the-schema-tests"
+WAIT_S = 60.0
+# A stream has no end: it is read for so long, and what came by then is judged. Longer where it did not even begin.
+STREAM_S = (0.2, 5.0, WAIT_S)
+CROWD = 40  # parked sessions with calls that wait, which requests may do anything to
+CHECKS = {
+    "enabled": False,
+    **{
+        name: {"enabled": True}
+        for name in (
+            "not_a_server_error",
+            "status_code_conformance",
+            "content_type_conformance",
+            "response_headers_conformance",
+            "response_schema_conformance",
+            "negative_data_rejection",
+            "unsupported_method",
+        )
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Threaded, list[Waiting]]]:
+    """A service in which nobody drives sessions, and sessions in it that wait for decisions."""
+    folder = tmp_path_factory.mktemp("schema")
+    at = Settings.load().model_copy(update={"data_dir": folder, "database_url": None})
+    made = asyncio.run(make_crowd(at, hash_api_key(KEY), CROWD))
+    with serve_in_thread(folder, keys={"first key": KEY}, driving=False) as served:
+        yield served, made
+
+
+@pytest.fixture(scope="module")
+def document(crowd: tuple[Threaded, list[Waiting]]) -> BaseSchema:
+    """The document as the service hands it out."""
+    url = f"{crowd[0].service.url}/v1/openapi.json"
+    raw = requests.get(url, headers={"x-api-key": KEY}, timeout=WAIT_S).json()
+    return schemathesis.openapi.from_dict(raw, config=SchemathesisConfig.from_dict({"checks": CHECKS}))
+
+
+def ids(served: Threaded, made: list[Waiting]) -> dict[str, list[str]]:
+    """Of each path parameter, values that name something."""
+    url = f"{served.service.url}/v1/approvals"
+    found = requests.get(url, headers={"x-api-key": KEY}, params={"limit": 1000}, timeout=WAIT_S).json()
+    return {
+        "session_id": [waiting.session_id for waiting in made],
+        "approval_id": [approval["id"] for approval in found["data"]],
+        "agent_id": ["default"],
+        "environment_id": ["default"],
+        "name": ["anthropic-api-key"],
+    }
+
+
+def cases(operation: APIOperation, known: dict[str, list[str]]) -> st.SearchStrategy[Any]:
+    """Right and wrong requests; half of those for something of an id are for something there is."""
+    modes = [GenerationMode.POSITIVE]
+    if OPERATIONS[operation.label].body or OPERATIONS[operation.label].parameters:
+        modes.append(GenerationMode.NEGATIVE)
+    names = [name for name in known if f"{{{name}}}" in operation.path]
+    plain = [operation.as_strategy(mode) for mode in modes]
+    fitting = [
+        operation.as_strategy(mode, path_parameters={name: value})
+        for mode in modes
+        for name in names
+        for value in known[name]
+    ]
+    return st.one_of(st.one_of(plain), st.one_of(fitting)) if fitting else st.one_of(plain)
+
+
+def ends_sessions(route: str) -> bool:
+    return route.startswith("DELETE") or route.endswith("/archive")
+
+
+@pytest.mark.parametrize("route", sorted(OPERATIONS, key=ends_sessions))
+def test_what_comes_back_is_what_the_document_says(
+    route: str, crowd: tuple[Threaded, list[Waiting]], document: BaseSchema, scale: int
+):
+    served, made = crowd
+    method, path = route.split()
+    operation = document[path][method]
+    patience = STREAM_S if OPERATIONS[route].media == "text/event-stream" else (WAIT_S,)
+    key = OPERATOR_KEY if "/internal/" in path else KEY
+    varied = sum("{" in r or bool(o.body or o.parameters) for r, o in OPERATIONS.items())
+
+    @settings(
+        max_examples=10 * scale // varied,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases(operation, ids(served, made)))
+    def ask(case: Any) -> None:
+        for number, timeout_s in enumerate(patience):
+            try:
+                case.call_and_validate(
+                    base_url=served.service.url,
+                    session=session,
+                    headers={"x-api-key": key},
+                    timeout=timeout_s,
+                )
+            except requests.Timeout:
+                if number + 1 == len(patience):
+                    raise
+            else:
+                return
+
+    with requests.Session() as session:
+        ask()

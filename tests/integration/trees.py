@@ -1,0 +1,126 @@
+"""Working trees of a "development machine": no Ray, a data folder of their own, and profiles that name clusters."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from claude_hitl_template.cli.package import listed_files
+from tests.integration.harness import KEY, Service, wait_for
+
+ROOT = Path(__file__).parents[2]
+CODE = "claude_hitl_template"
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Tree:
+    root: Path
+
+    @classmethod
+    def check_out(cls, root: Path) -> "Tree":
+        """This project as it is here, as a repository with one commit; without tests, one of which holds KEY."""
+        for name in listed_files(ROOT):
+            if not name.startswith("tests/"):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, root / name)
+        git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+        for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "first"]):
+            subprocess.run([*git, *command], cwd=root, check=True, capture_output=True)
+        return cls(root)
+
+    def run(
+        self, *command: str | Path, stdin: str = "", **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
+        ours = ("HITL_", "ANTHROPIC_", "KODO_", "RAY_")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        return subprocess.run(
+            command,
+            env={**inherited, "HITL_HOME": str(self.root), **environment},
+            cwd=self.root,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    def hitl(self, *args: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        return self.run(sys.executable, "-m", f"{CODE}.cli", *args, stdin=stdin)
+
+    def koco(self, *args: str, dashboard: str) -> "subprocess.CompletedProcess[str]":
+        return self.run(BIN / "koco", *args, RAY_DASHBOARD_ADDRESS=dashboard)
+
+    def profile(self, name: str, **variables: str) -> None:
+        text = "".join(f"{variable}={value}\n" for variable, value in variables.items())
+        (self.root / "profiles" / f"{name}.env").write_text(text)
+
+    def deploy(self, profile: str = "vm") -> str:
+        """What it said. It must have gone well."""
+        done = self.hitl("deploy", "--profile", profile)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def fails_to_deploy(self, profile: str = "vm") -> str:
+        done = self.hitl("deploy", "--profile", profile)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "Traceback (most recent call last)" not in done.stderr.splitlines()[0]
+        return done.stderr
+
+    def name_version(self, version: str) -> None:
+        self.replace(f"{CODE}/__init__.py", r'__version__ = ".*"', f'__version__ = "{version}"')
+
+    def replace(self, path: str, pattern: str, text: str) -> None:
+        file = self.root / path
+        changed, count = re.subn(pattern, text, file.read_text())
+        assert count, (path, pattern)
+        file.write_text(changed)
+
+    @contextmanager
+    def spoilt(self, path: str, text: str) -> Generator[None]:
+        """With `text` at the end of a file."""
+        file = self.root / path
+        before = file.read_text()
+        file.write_text(before + text)
+        try:
+            yield
+        finally:
+            file.write_text(before)
+
+
+def addresses(cluster: Service) -> dict[str, str]:
+    """What a profile says of a cluster."""
+    port = cluster.environment
+    return {
+        "HITL_DASHBOARD_URL": f"http://127.0.0.1:{port['HITL_DASHBOARD_PORT']}",
+        "HITL_RAY_ADDRESS": f"ray://127.0.0.1:{port['HITL_RAY_CLIENT_PORT']}",
+        "HITL_SERVE_URL": f"http://127.0.0.1:{port['HITL_SERVE_PORT']}",
+        "HITL_PANEL_PORT": port["HITL_PANEL_PORT"],
+        "HITL_API_KEY": KEY,
+    }
+
+
+def applications(cluster: Service) -> dict[str, Any]:
+    """What Serve says of each, by name."""
+    url = addresses(cluster)["HITL_DASHBOARD_URL"]
+    return httpx.get(f"{url}/api/serve/applications/", timeout=30).json()["applications"]
+
+
+def status(cluster: Service) -> str | None:
+    """Of our application; None: Serve has none."""
+    return applications(cluster).get("claude-hitl", {}).get("status")
+
+
+def empty(cluster: Service) -> None:
+    """Ends Serve and what runs in it, as `serve shutdown` does; Ray runs on."""
+    url = addresses(cluster)["HITL_DASHBOARD_URL"]
+    assert httpx.delete(f"{url}/api/serve/applications/", timeout=60).is_success
+    wait_for("Serve to end", lambda: not cluster.processes("ServeReplica:") or None)

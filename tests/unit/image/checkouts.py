@@ -1,0 +1,31 @@
+"""Git repositories that tests make, and how they write a checkout's files."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+type Write = Callable[[str, Any], Path]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@example.org", "GIT_COMMITTER_NAME": "a"}
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **who, "GIT_COMMITTER_EMAIL": "a@example.org"},
+    )
+    return done.stdout.strip()
+
+
+def committed(folder: Path) -> str:
+    """Commits all there is in a folder, as a git repository; returns the commit."""
+    if not (folder / ".git").exists():
+        git(folder, "init", "--quiet", "--initial-branch=main")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message=change")
+    return git(folder, "rev-parse", "HEAD")
