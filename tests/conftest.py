@@ -14,9 +14,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--chaos",
         type=int,
-        default=0,
+        default=50,
         metavar="KILLS",
-        help="kills of each run of hitl chaos, one on SQLite and one on Postgres; 0: none is made",
+        help="kills of each run of hitl chaos, one on SQLite and one on Postgres",
     )
     parser.addoption("--scale", type=int, default=SCALE, help="decisions in each of the tests at scale")
 

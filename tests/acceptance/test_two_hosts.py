@@ -43,9 +43,14 @@ filler = Filler.options(name="filler", lifetime="detached").remote()
 print(json.dumps(ray.get(filler.there.remote())))
 """
 EMPTY = """
-import json, sys, ray
+import json, sys, time, ray
 ray.init(sys.argv[1], namespace="test", log_to_driver=False)
-ray.kill(ray.get_actor("filler"))
+if "filler" in ray.util.list_named_actors(): ray.kill(ray.get_actor("filler"))
+print(json.dumps(True))
+"""
+# As it was before: with room on the head, and no other node, for sessions go to a dead one until Ray misses it.
+ALONE = f"""{EMPTY}
+while len([n for n in ray.nodes() if n["Alive"]]) > 1: time.sleep(0.2)
 print(json.dumps(True))
 """
 SHORT_S = 4.0  # such a link is not missed: a lease lasts longer
@@ -306,6 +311,7 @@ def join(hosts: Hosts, vm: Vm, mac: Mac) -> Iterator[Callable[[], None]]:
     hosts.end("node")
     for process in joined:
         process.wait()
+        mac.client(ALONE, host=ADDRESSES["vm"])
 
 
 @pytest.fixture
