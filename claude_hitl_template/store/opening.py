@@ -1,16 +1,25 @@
 """Which database the Store is kept in, as the settings say."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
-from claude_hitl_template.errors import Away, ConfigError
+from claude_hitl_template.errors import Away, ConfigError, HitlError
 from claude_hitl_template.secrets import read_database_url
 from claude_hitl_template.settings import Settings
-from claude_hitl_template.store.postgres import CONNECTIONS, PostgresBackend, connect_args, postgres_url
-from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+from claude_hitl_template.store.postgres import (
+    CONNECTIONS,
+    PostgresBackend,
+    connect_args,
+    passes,
+    postgres_url,
+)
+from claude_hitl_template.store.sql import SqlBackend, sqlite_url
 
 
 def store_url(settings: Settings) -> str:
@@ -77,3 +86,33 @@ def prepare_schema(url: str, *, patience_s: float) -> None:
         patiently(migrate, url)
     except Away as error:
         raise ConfigError(str(error), "start the database, or correct DATABASE_URL") from error
+
+
+def migrate(url: str) -> None:
+    """Brings the schema at `url` to the newest migration. Blocking. A schema that is newer yet is left as it is.
+
+    Ledgers that start at once take turns. Raises ConfigError when the database cannot be opened or written, Away when
+    it does not answer.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["url"] = url
+    try:
+        command.upgrade(config, "head")
+    except DBAPIError as error:
+        raise unusable(url, error) from error
+
+
+def unusable(url: str, error: DBAPIError) -> HitlError:
+    """What a database that failed is to be told as."""
+    if sa.make_url(url).get_backend_name() == "sqlite":
+        return ConfigError(
+            f"the database cannot be opened or written: {error.orig}",
+            "check that the data folder (HITL_DATA_DIR) exists, is writable, and that the disk has room",
+        )
+    if passes(error):
+        return Away(f"the database does not answer: {error.orig}")
+    return ConfigError(
+        f"the database cannot be used: {error.orig}",
+        "correct DATABASE_URL; its user must be able to connect and to create tables",
+    )

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 from pydantic import BaseModel
 from sqlalchemy import event as sa_event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from claude_hitl_template.errors import Away, ConfigError, HitlError, Unavailable
+from claude_hitl_template.errors import Unavailable
 from claude_hitl_template.models import (
     ApiKey,
     Approval,
@@ -40,38 +38,6 @@ READERS = 4
 
 def sqlite_url(path: Path) -> str:
     return f"sqlite+aiosqlite:///{path}"
-
-
-def migrate(url: str) -> None:
-    """Brings the schema at `url` to the newest migration. Blocking. A schema that is newer yet is left as it is.
-
-    Ledgers that start at once take turns. Raises ConfigError when the database cannot be opened or written, Away when
-    it does not answer.
-    """
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.attributes["url"] = url
-    try:
-        command.upgrade(config, "head")
-    except DBAPIError as error:
-        raise unusable(url, error) from error
-
-
-def unusable(url: str, error: DBAPIError) -> HitlError:
-    """What a database that failed is to be told as."""
-    from claude_hitl_template.store.postgres import passes  # noqa: PLC0415  (it imports this module)
-
-    if sa.make_url(url).get_backend_name() == "sqlite":
-        return ConfigError(
-            f"the database cannot be opened or written: {error.orig}",
-            "check that the data folder (HITL_DATA_DIR) exists, is writable, and that the disk has room",
-        )
-    if passes(error):
-        return Away(f"the database does not answer: {error.orig}")
-    return ConfigError(
-        f"the database cannot be used: {error.orig}",
-        "correct DATABASE_URL; its user must be able to connect and to create tables",
-    )
 
 
 class SqlBackend:

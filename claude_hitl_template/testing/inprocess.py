@@ -35,9 +35,10 @@ from claude_hitl_template.session import Limits, SessionRunner
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.files import FileArea
 from claude_hitl_template.store.memory import MemoryBackend
+from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.postgres import PostgresBackend
-from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+from claude_hitl_template.store.sql import SqlBackend, sqlite_url
 from claude_hitl_template.workspace.keep import Place
 
 log = structlog.get_logger()

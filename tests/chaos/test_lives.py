@@ -19,7 +19,8 @@ import pytest
 
 from claude_hitl_template import faults
 from claude_hitl_template.store.backup import back_up
-from claude_hitl_template.store.sql import migrate, sqlite_url
+from claude_hitl_template.store.opening import migrate
+from claude_hitl_template.store.sql import sqlite_url
 from tests.chaos.dump import read_dump, read_journal
 from tests.chaos.lives import UPLOADED, Home, live, write_all
 from tests.chaos.oracle import judge, logs_are_whole

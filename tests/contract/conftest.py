@@ -11,8 +11,9 @@ import pytest_asyncio
 
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
+from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.postgres import PostgresBackend
-from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+from claude_hitl_template.store.sql import SqlBackend, sqlite_url
 from claude_hitl_template.testing.clock import FakeClock
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 from tests.postgres import Server, serving

@@ -17,9 +17,10 @@ from claude_hitl_template.errors import ConfigError, InvalidInput
 from claude_hitl_template.models import Agent, Environment
 from claude_hitl_template.store.backup import Copied, back_up, restore
 from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.protocol import Call
-from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+from claude_hitl_template.store.sql import SqlBackend, sqlite_url
 from claude_hitl_template.store.tables import metadata
 
 KEY = "key_1"

@@ -16,8 +16,8 @@ from claude_hitl_template.cli.postgres import LocalPostgres
 from claude_hitl_template.errors import Away, Unavailable
 from claude_hitl_template.models import ApprovalState
 from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.postgres import PostgresBackend
-from claude_hitl_template.store.sql import migrate
 from tests.contract.test_several_ledgers import KEY, asking, message, said
 from tests.postgres import require
 

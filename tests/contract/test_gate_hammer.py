@@ -28,7 +28,8 @@ from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.models import Agent, Approval, Environment, Event, Session, new_id
 from claude_hitl_template.session import Limits, SessionRunner
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+from claude_hitl_template.store.opening import migrate
+from claude_hitl_template.store.sql import SqlBackend, sqlite_url
 from claude_hitl_template.workspace.keep import Place
 from tests.other_cli import other_cli
 from tests.serving import model_app, serving

@@ -18,8 +18,9 @@ from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.models import Agent, Environment
 from claude_hitl_template.store import sql, tables
 from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.postgres import PostgresBackend
-from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+from claude_hitl_template.store.sql import SqlBackend, sqlite_url
 from claude_hitl_template.store.tables import metadata
 from tests.postgres import Server
 

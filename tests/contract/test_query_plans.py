@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from claude_hitl_template.models import Agent, ApprovalState, Environment
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.sql import SqlBackend, migrate, sqlite_url
+from claude_hitl_template.store.opening import migrate
+from claude_hitl_template.store.sql import SqlBackend, sqlite_url
 
 PENDING = [ApprovalState.PENDING]
 

@@ -1,4 +1,4 @@
-"""Run by alembic: applies the migrations to the URL that `store.sql.migrate` hands over, with the blocking driver.
+"""Run by alembic: applies the migrations to the URL that `store.opening.migrate` hands over, with the blocking driver.
 
 Everything is one transaction, and one at a time: whoever comes second finds the work done.
 """
