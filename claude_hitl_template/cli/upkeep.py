@@ -24,7 +24,7 @@ CHECKS = {
     "imports": ["lint-imports"],
     "tests": [],
 }
-COVERAGE = ["--cov=claude_hitl_template", "--cov-report=term:skip-covered"]
+TOLD = ["--cov=claude_hitl_template", "--cov-report=term:skip-covered", "--durations=40"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -65,7 +65,7 @@ def check() -> None:
     """What CI runs: format, lint, types, import rules, tests; stops at the first that fails, and names it."""
     for name, command in CHECKS.items():
         typer.echo(f"== {name}")
-        status = _tool(command) if command else pytest(COVERAGE)
+        status = _tool(command) if command else pytest(TOLD)
         if status != 0:
             typer.echo(f"failed: {name}", err=True)
             raise typer.Exit(1)
