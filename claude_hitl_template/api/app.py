@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import TypeAdapter
 
 from claude_hitl_template.api import problems, schema
@@ -43,7 +43,9 @@ from claude_hitl_template.models import (
     ApiKey,
     ApprovalState,
     Environment,
+    Event,
     ImageFacts,
+    Page,
     SessionStatus,
     new_id,
     utcnow,
@@ -202,7 +204,7 @@ class _Routes:
             created=query_times(request),
             include_archived=parse(bool, archived, "include_archived"),
         )
-        return {"data": [session_wire(s) for s in page.data], "next_page": page.next_page}
+        return _answered(page, session_wire)
 
     async def get_session(self, session_id: str, caller: Caller) -> Any:
         return session_wire(await self._store.get_session(session_id, caller.id))
@@ -235,7 +237,7 @@ class _Routes:
             types=types,
             created=query_times(request),
         )
-        return {"data": [e.wire() for e in page.data], "next_page": page.next_page}
+        return _answered(page, Event.wire)
 
     async def send_events(self, session_id: str, request: Request, caller: Caller) -> Any:
         body = parse(schema.SendEvents, await self._body(request))
@@ -293,7 +295,7 @@ class _Routes:
         page = await self._store.list_workspace(
             session_id, caller.id, limit=query_limit(request, 100), page=query_page(request)
         )
-        return {"data": [file_wire(file) for file in page.data], "next_page": page.next_page}
+        return _answered(page, file_wire)
 
     async def workspace_file(self, session_id: str, caller: Caller, path: str = "") -> StreamingResponse:
         file = await self._store.workspace_file(session_id, caller.id, path)
@@ -309,7 +311,7 @@ class _Routes:
             states=query_choice(request, "states", _STATES) or query_choice(request, "state", _STATES),
             session_id=request.query_params.get("session_id"),
         )
-        return {"data": [approval_wire(a) for a in page.data], "next_page": page.next_page}
+        return _answered(page, approval_wire)
 
     async def get_approval(self, approval_id: str, caller: Caller) -> Any:
         return approval_wire(await self._store.get_approval(approval_id, caller.id))
@@ -373,6 +375,11 @@ class _Routes:
 
     async def openapi(self, request: Request) -> Any:
         return request.app.openapi()
+
+
+def _answered[T](page: Page[T], wire: Callable[[T], dict[str, Any]]) -> JSONResponse:
+    """A page of a listing. FastAPI would look at each value first whether it is JSON: as long as reading the page takes."""
+    return JSONResponse({"data": [wire(one) for one in page.data], "next_page": page.next_page})
 
 
 def _check_only_page(request: Request) -> None:
