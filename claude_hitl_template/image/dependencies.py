@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packaging.markers import Marker
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
@@ -21,7 +22,8 @@ _NPM_RANGE = re.compile(r"[0-9A-Za-z.+*^~<>=| -]{1,100}")
 _NPM_EXACT = re.compile(r"=?v?\d+\.\d+\.\d+[0-9A-Za-z.+-]*")
 _SYSTEM = re.compile(r"([a-z0-9][a-z0-9+.-]+)(?:=([0-9][0-9A-Za-z.+~:-]*))?")
 _REFUSED_SYSTEM = frozenset({"sudo", "doas"})
-_LOCKED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
+_LOCKED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?: *; *([^\\\n]+))?", re.MULTILINE)
+_LINUX = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,19 @@ def read_dependencies(checkout: Path, lock: Mapping[str, str]) -> Dependencies:
 
 
 def locked_versions(lock: Path) -> dict[str, str]:
-    """Names and versions that a lock pins. Raises ConfigError where it cannot be read."""
+    """Names and versions that a lock pins for Linux, which images and the hosts of clusters run.
+
+    Raises ConfigError where it cannot be read.
+    """
     try:
         found = _LOCKED.findall(lock.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{lock} cannot be read: {error.strerror}", "run it in a checkout") from error
-    return {canonicalize_name(name): version for name, version in found}
+    return {
+        canonicalize_name(name): version
+        for name, version, marker in found
+        if not marker or Marker(marker).evaluate(_LINUX)
+    }
 
 
 def _merge(levels: list[list[Entry]], clash: Callable[[str, str], bool]) -> dict[str, Entry]:

