@@ -52,6 +52,7 @@ TOOLS = (
 HOOK_TIMEOUT_S = 400 * 86400  # the gate decides how long a call waits, not the hook
 LAUNCHER = Path(__file__).parent / "launch.sh"
 STDERR_LINES = 20
+SET_BY_SDK = ("CLAUDE_AGENT_SDK_VERSION",)  # always, whatever the environment holds
 # The CLI asks the model again after 0.5, 1, 2, 4, 8, 16 and 32 s, or when a `retry-after` of up to a minute says:
 # a model that cannot be reached ends the turn after 65 to 80 s, and one that limits the rate after 7 minutes at most.
 MODEL_RETRIES = 7
@@ -152,6 +153,32 @@ def _make_workspace(folder: Path) -> None:
             "write (or remove what is in its place), then send your message again",
             retryable=False,
         ) from error
+
+
+def launch_environment(config: CliConfig) -> dict[str, str]:
+    """What launch.sh is started with. HITL_KEEP names the variables that are ours; of all others only those of the
+    operating system reach the CLI, whatever the service's own process was started with."""
+    own = {
+        "ANTHROPIC_BASE_URL": config.model_url,
+        "ANTHROPIC_API_KEY": config.token,
+        "CLAUDE_CONFIG_DIR": str(config.config_dir),
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
+        "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
+        "CLAUDE_CODE_DISABLE_TERMINAL_TITLE": "1",
+        "CLAUDE_CODE_MAX_RETRIES": str(MODEL_RETRIES),
+        "CLAUDE_AGENT_SDK_CLIENT_APP": "claude-hitl",
+        # Set by the SDK if they are not there already: an operator's own values would stay.
+        "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
+        "CLAUDE_CODE_SDK_READS_SESSION_STATE": "1",
+        **({"IS_SANDBOX": "1"} if os.getuid() == 0 else {}),
+    }
+    return {
+        **own,
+        "HITL_KEEP": " ".join([*own, *SET_BY_SDK]),
+        "HITL_CLI": str(config.cli_path or bundled_cli()),
+        **({"HITL_USER_LAYER": str(config.layers.user)} if config.layers else {}),
+    }
 
 
 class CliEngine:
@@ -276,21 +303,7 @@ class CliEngine:
         return servers if self._config.layers is None else {**servers, missing.SERVER: report_server()}
 
     def _environment(self) -> dict[str, str]:
-        layers = self._config.layers
-        return {
-            "HITL_CLI": str(self._config.cli_path or bundled_cli()),
-            "ANTHROPIC_BASE_URL": self._config.model_url,
-            "ANTHROPIC_API_KEY": self._config.token,
-            "CLAUDE_CONFIG_DIR": str(self._config.config_dir),
-            **({"HITL_USER_LAYER": str(layers.user)} if layers else {}),
-            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-            "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
-            "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
-            "CLAUDE_CODE_DISABLE_TERMINAL_TITLE": "1",
-            "CLAUDE_CODE_MAX_RETRIES": str(MODEL_RETRIES),
-            "CLAUDE_AGENT_SDK_CLIENT_APP": "claude-hitl",
-            **({"IS_SANDBOX": "1"} if os.getuid() == 0 else {}),
-        }
+        return launch_environment(self._config)
 
     # -- what the CLI asks
 

@@ -5,37 +5,46 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.claude.cli import LAUNCHER
+from claude_hitl_template.claude.cli import LAUNCHER, CliConfig, launch_environment
 
 
-def launched(environment: dict[str, str], *args: str) -> dict[str, str]:
-    done = subprocess.run([LAUNCHER, *args], env=environment, capture_output=True, text=True, check=True)
+def launched(environment: dict[str, str], *args: str, shell: str = "sh") -> dict[str, str]:
+    command = [shell, LAUNCHER, *args]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 
-def test_only_what_the_agent_needs_reaches_it():
-    seen = launched({
-        "HITL_CLI": "/usr/bin/env", "PATH": "/usr/bin:/bin", "HOME": "/home/x", "LC_ALL": "C.UTF-8",
-        "ANTHROPIC_API_KEY": "a token", "ANTHROPIC_BASE_URL": "http://x", "CLAUDE_CONFIG_DIR": "/c",
-        "AWS_SECRET_ACCESS_KEY": "s", "DATABASE_URL": "d", "RAY_AUTH_TOKEN": "r", "HITL_API_KEY": "k",
-        "ANTHROPIC_AUTH_TOKEN": "t",
-    })  # fmt: skip
-    hidden = {
-        "AWS_SECRET_ACCESS_KEY",
-        "DATABASE_URL",
-        "RAY_AUTH_TOKEN",
-        "HITL_API_KEY",
-        "ANTHROPIC_AUTH_TOKEN",
-    }
-    assert not hidden & seen.keys()
-    assert {
-        "PATH",
-        "HOME",
-        "LC_ALL",
-        "ANTHROPIC_API_KEY",
-        "ANTHROPIC_BASE_URL",
-        "CLAUDE_CONFIG_DIR",
-    } <= seen.keys()
+def config(folder: Path) -> CliConfig:
+    return CliConfig(folder, folder / "config", "http://model", "a token", cli_path=Path("/usr/bin/env"))
+
+
+OF_THE_SYSTEM = {"PATH": "/usr/bin:/bin", "HOME": "/home/x", "LC_ALL": "C.UTF-8", "TERM": "xterm"}
+OF_THE_OPERATOR = {
+    "AWS_SECRET_ACCESS_KEY": "s", "DATABASE_URL": "d", "RAY_AUTH_TOKEN": "r", "HITL_API_KEY": "k",
+    "ANTHROPIC_AUTH_TOKEN": "t", "ANTHROPIC_CUSTOM_HEADERS": "x: y", "ANTHROPIC_BEDROCK_BASE_URL": "http://b",
+    "CLAUDE_CODE_USE_BEDROCK": "1", "CLAUDE_CODE_USE_VERTEX": "1", "CLAUDE_CODE_SHELL_PREFIX": "/bin/other",
+    "CLAUDE_CODE_OAUTH_TOKEN": "o", "CLAUDE_ENV_FILE": "/e", "CLAUDE_CODE_SHELL": "/bin/zsh", "CLAUDECODE": "1",
+    "DISABLE_PROMPT_CACHING": "1", "DISABLE_AUTOUPDATER": "1", "MAX_THINKING_TOKENS": "1", "BASH_ENV": "/e",
+    "ENV": "/e", "LD_PRELOAD": "", "NODE_OPTIONS": "--x", "HTTPS_PROXY": "http://p", "GIT_SSH_COMMAND": "g",
+    "MANY_LINES": "one\nCLAUDE_CODE_USE_BEDROCK=1\ntwo", "odd-name": "o", "BASH_FUNC_ls%%": "() { echo other; }",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_the_agent_s_environment_is_a_closed_list(tmp_path: Path, shell: str):
+    """Nothing of the operator's shell that another CLI would heed is there; what we say of the same name is."""
+    ours = launch_environment(config(tmp_path))
+    said_before = {name: "of the operator" for name in ours}
+    seen = launched(said_before | OF_THE_SYSTEM | OF_THE_OPERATOR | ours, shell=shell)
+    closed = ours.keys() - {"HITL_CLI", "HITL_KEEP"}
+    assert seen.keys() - {"_", "OLDPWD", "PWD", "SHLVL"} == closed | OF_THE_SYSTEM.keys()
+    assert {name: seen[name] for name in closed} == {name: ours[name] for name in closed}
+    assert {name: seen[name] for name in OF_THE_SYSTEM} == OF_THE_SYSTEM
+
+
+def test_what_is_asked_for_its_version_gets_nothing_of_the_operator_either():
+    seen = launched({"HITL_CLI": "/usr/bin/env", **OF_THE_SYSTEM, **OF_THE_OPERATOR})
+    assert not seen.keys() & OF_THE_OPERATOR.keys()
 
 
 def test_commands_are_not_taken_for_a_remote_shells(tmp_path: Path):
@@ -51,7 +60,8 @@ def test_the_user_layer_is_laid_over_the_config_folder_and_hides_nothing_of_it(t
     config.mkdir()
     (config / "settings.json").write_text("kept")
     environment = {
-        "HITL_CLI": "/usr/bin/env", "PATH": "/usr/bin:/bin", "CLAUDE_CONFIG_DIR": str(config), "HITL_USER_LAYER": str(layer)
+        "HITL_CLI": "/usr/bin/env", "PATH": "/usr/bin:/bin", "CLAUDE_CONFIG_DIR": str(config),
+        "HITL_KEEP": "CLAUDE_CONFIG_DIR", "HITL_USER_LAYER": str(layer)
     }  # fmt: skip
     for _ in range(2):  # again over the same folder
         assert "HITL_USER_LAYER" not in launched(environment)
@@ -64,6 +74,7 @@ def test_an_empty_user_layer_leaves_the_config_folder_as_it_is(tmp_path: Path):
     (tmp_path / "config").mkdir()
     launched({
         "HITL_CLI": "/usr/bin/env", "PATH": "/usr/bin:/bin", "CLAUDE_CONFIG_DIR": str(tmp_path / "config"),
+        "HITL_KEEP": "CLAUDE_CONFIG_DIR",
         "HITL_USER_LAYER": str(tmp_path / "layer"),
     })  # fmt: skip
     assert list((tmp_path / "config").iterdir()) == []
@@ -75,5 +86,6 @@ def test_a_user_layer_that_cannot_be_laid_starts_no_cli(tmp_path: Path):
     with pytest.raises(subprocess.CalledProcessError):
         launched({
             "HITL_CLI": "/usr/bin/env", "PATH": "/usr/bin:/bin", "CLAUDE_CONFIG_DIR": str(tmp_path / "nowhere"),
+        "HITL_KEEP": "CLAUDE_CONFIG_DIR",
             "HITL_USER_LAYER": str(tmp_path / "layer"),
         })  # fmt: skip
