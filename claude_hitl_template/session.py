@@ -581,7 +581,8 @@ def _message_uuid(event_id: str) -> str:
 
 def _reminder(allowed: Sequence[Approval], refused: Sequence[Approval]) -> str:
     def line(approval: Approval, **more: str) -> str:
-        return json.dumps({"name": approval.tool_name, "input": approval.input, **more}, ensure_ascii=False)
+        text = json.dumps({"name": approval.tool_name, "input": approval.input, **more}, ensure_ascii=False)
+        return text.replace("@", r"\u0040")  # the same JSON, and nothing that the CLI expands
 
     told = [
         line(a, refused=(a.decision and a.decision.deny_message) or "no reason was given") for a in refused

@@ -37,6 +37,7 @@ from claude_hitl_template.claude.layers import POLICY, Layers
 from claude_hitl_template.claude.messages import Reader
 from claude_hitl_template.claude.report import report_server
 from claude_hitl_template.claude.transcripts import TranscriptStore
+from claude_hitl_template.claude.user_text import COMMANDS, MENTIONS_OFF, as_said, usable_commands
 from claude_hitl_template.errors import EngineError, HitlError
 from claude_hitl_template.models import Session
 from claude_hitl_template.policy import compile_settings
@@ -167,6 +168,7 @@ def launch_environment(config: CliConfig) -> dict[str, str]:
         "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
         "CLAUDE_CODE_DISABLE_TERMINAL_TITLE": "1",
         "CLAUDE_CODE_MAX_RETRIES": str(MODEL_RETRIES),
+        **MENTIONS_OFF,
         "CLAUDE_AGENT_SDK_CLIENT_APP": "claude-hitl",
         # Set by the SDK if they are not there already: an operator's own values would stay.
         "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
@@ -185,6 +187,7 @@ class CliEngine:
     def __init__(self, session: Session, gate: Gate, transcripts: TranscriptStore, config: CliConfig) -> None:
         self._session, self._gate, self._transcripts, self._config = session, gate, transcripts, config
         self._client: ClaudeSDKClient | None = None
+        self._commands = COMMANDS
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._gate_failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -209,10 +212,13 @@ class CliEngine:
                 retryable=status is None or status < 0 or status >= SIGNALLED,
             ) from error
         self._client = client
+        self._commands = usable_commands((await client.get_server_info() or {}).get("commands") or ())
 
     async def say(self, message_uuid: str, content: list[dict[str, Any]]) -> None:
         async def one() -> AsyncIterator[dict[str, Any]]:
-            message = {"role": "user", "content": content}
+            servers = (*self._session.agent.mcp_servers, missing.SERVER)
+            said = as_said(content, self._commands, servers)
+            message = {"role": "user", "content": said}
             yield {"type": "user", "uuid": message_uuid, "message": message, "parent_tool_use_id": None}
 
         try:
@@ -266,7 +272,11 @@ class CliEngine:
         agent, layers = self._session.agent, self._config.layers
         tools = enabled_tools(agent.toolset)
         # "Task" is an old name of "Agent" that the CLI still takes.
-        settings = compile_settings(agent.policy, [*tools, "Task"], list(agent.mcp_servers))
+        settings = {
+            **compile_settings(agent.policy, [*tools, "Task"], list(agent.mcp_servers)),
+            "env": MENTIONS_OFF,  # here, for no settings file of a layer overrides it
+            "disableSkillShellExecution": True,
+        }
         transcript_id = self._session.transcript_id
         return ClaudeAgentOptions(
             tools=tools,
