@@ -34,7 +34,7 @@ OF_THE_OPERATOR = {
 def test_the_agent_s_environment_is_a_closed_list(tmp_path: Path, shell: str):
     """Nothing of the operator's shell that another CLI would heed is there; what we say of the same name is."""
     ours = launch_environment(config(tmp_path))
-    said_before = {name: "of the operator" for name in ours}
+    said_before = dict.fromkeys(ours, "of the operator")
     seen = launched(said_before | OF_THE_SYSTEM | OF_THE_OPERATOR | ours, shell=shell)
     closed = ours.keys() - {"HITL_CLI", "HITL_KEEP"}
     assert seen.keys() - {"_", "OLDPWD", "PWD", "SHLVL"} == closed | OF_THE_SYSTEM.keys()
