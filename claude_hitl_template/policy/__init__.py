@@ -44,6 +44,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from claude_hitl_template import missing
 from claude_hitl_template.canonical import canonical_json, digest
 from claude_hitl_template.errors import InvalidInput
+from claude_hitl_template.policy.bash import may_run, wanted
 
 PolicyName = Literal["always_allow", "always_ask", "always_deny"]
 
@@ -88,14 +89,6 @@ _GUARDED_FAMILIES = {**_FAMILIES, "Bash": frozenset({"Bash", "Monitor"})}
 
 _SHELL_SYNTAX = frozenset(";&|<>$(){}`\n\r\\#*?[]~!")
 _SHELL_SPLIT = re.compile(r"[;&|<>$(){}`\n\r!]+")
-_REDIRECTION = re.compile(r"""\d{0,9}&?[<>]+[&|]?\s*("[^"]*"|'[^']*'|[^\s;&|<>(){}`])*""")
-_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*(\[.*\])?\+?=")
-# Any later word of their line may be the program that runs.
-_WRAPPER = re.compile(
-    r"env|sudo|doas|su|runuser|command|builtin|exec|eval|nohup|time|timeout|nice|ionice|stdbuf|setsid|setarch|"
-    r"taskset|xargs|parallel|watch|find|fd|entr|script|flock|chroot|unshare|nsenter|bwrap|strace|ltrace|gdb|"
-    r"busybox|ssh|trap|sh|bash|dash|zsh|ksh|fish|if|then|elif|else|while|until|do|coproc"
-)
 # Any other field (`dangerouslyDisableSandbox`, or what a later CLI adds) was not what the pattern promised.
 _PLAIN_BASH_FIELDS = frozenset({"command", "description", "timeout", "run_in_background"})
 # The model writes these anew each time, and what runs is the same.
@@ -305,7 +298,7 @@ def _check_bash_spec(spec: str, *, allows: bool) -> None:
         raise ValueError(f"`Bash({spec})`: a `*` may stand only at the end, as in `Bash(git push:*)`")
     if allows and not _is_simple_command(pattern):
         raise ValueError(f"`Bash({spec})` has shell syntax; an allow rule covers one simple command")
-    if _SHELL_SPLIT.search(pattern) or not _words(pattern):
+    if _SHELL_SPLIT.search(pattern) or not wanted(pattern):
         raise ValueError(f"`Bash({spec})` names no simple command; write one rule for each part")
 
 
@@ -476,45 +469,7 @@ def _bash_allows(spec: str, call: _Call) -> bool:
 
 
 def _bash_guards(spec: str, call: _Call) -> bool:
-    wanted = _words(_bash_pattern(spec, allows=False)[0])
-    return any(_begins_with(words, start, wanted) for words, start in _starts(call.text("command")))
-
-
-def _words(text: str) -> list[str]:
-    """Words as a shell might see them once its quoting is gone; a comma may part them too (`{rm,-rf,x}`)."""
-    return re.sub(r"""["'\\]""", "", text).replace(",", " ").split()
-
-
-def _starts(command: str) -> Iterator[tuple[list[str], int]]:
-    """Every word (a list, and an index into it) that may be a program which a shell starts."""
-    joined = command.replace("\\\n", "")
-    # `>out rm x` runs rm, and `>(rm x)` does too: once without redirections, once with them.
-    for text in (_REDIRECTION.sub(" ", joined), joined):
-        for part in _SHELL_SPLIT.split(text):
-            words = _words(part)
-            start = next((i for i, word in enumerate(words) if not _ASSIGNMENT.match(word)), len(words))
-            is_wrapper = _WRAPPER.fullmatch(_program(words, start))
-            yield from ((words, i) for i in range(start, len(words) if is_wrapper else start + 1))
-
-
-def _program(words: list[str], start: int) -> str:
-    return os.path.basename(words[start]) if start < len(words) else ""
-
-
-def _begins_with(words: list[str], start: int, wanted: list[str]) -> bool:
-    """Whether `words[start:]` begins with the wanted program and arguments, options between them aside."""
-    if _program(words, start) != _program(wanted, 0):
-        return False
-    i = start + 1
-    for argument in wanted[1:]:
-        while i < len(words) and not words[i].startswith(argument):
-            if not words[i].startswith("-"):
-                return False
-            i += 1
-            if i < len(words) and not words[i].startswith(("-", argument)):
-                i += 1  # perhaps the option's value
-        i += 1
-    return i <= len(words)
+    return may_run(call.text("command"), _bash_pattern(spec, allows=False)[0])
 
 
 # -- paths
