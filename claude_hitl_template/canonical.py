@@ -23,3 +23,8 @@ def canonical_json(value: object) -> str:
 def digest(value: object) -> str:
     """SHA-256 (64 hex digits) of the canonical JSON in UTF-8. Raises what `canonical_json` raises."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def call_digest(given: object, cwd: str) -> str:
+    """The digest of a call: of its input and of the folder it runs in. Raises what `canonical_json` raises."""
+    return digest({"cwd": cwd, "input": given})

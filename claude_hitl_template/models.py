@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from claude_hitl_template.canonical import call_digest, digest
 from claude_hitl_template.errors import IllegalTransition
 from claude_hitl_template.policy import PermissionPolicy, Rule
 
@@ -246,8 +247,13 @@ class Approval(Frozen):
 
     `event_id` is the agent.tool_use event that clients see and confirm; `call_id` the tool_use_id that may run, which
     differs once the model issued a held call again; `cwd` the folder it runs in. `digest` is the SHA-256 of the
-    canonical JSON of `input`, `run_digest` that of `run_input`, the input that may run. `batch` lists the event ids
-    that were asked together.
+    canonical JSON of `{"cwd": cwd, "input": input}`, `run_digest` the same of `run_input`, the input that may run.
+    `batch` lists the event ids that were asked together.
+
+    `folder` is `cwd` as seen from the workspace, whose own path may differ on another machine: `.`, `./sub` or, outside,
+    an absolute path; None for an approval of an earlier release, which ran in the workspace, and whose digests are of
+    the input alone. `targets` is where the paths of `input` led when it was shown, in the same form (`//x` outside);
+    None where that was not recorded.
     """
 
     id: str
@@ -261,6 +267,8 @@ class Approval(Frozen):
     input: dict[str, Any]
     digest: str
     cwd: str
+    folder: str | None = None
+    targets: tuple[str, ...] | None = None
     agent_id: str | None = None
     state: ApprovalState = ApprovalState.PENDING
     held: bool = False
@@ -273,6 +281,10 @@ class Approval(Frozen):
     claimed_epoch: int | None = None
     claim_id: str | None = None
     closed_at: datetime | None = None
+
+    def digest_of(self, given: dict[str, Any]) -> str:
+        """What `digest` would be with this input. Raises InvalidInput for what has no canonical JSON."""
+        return digest(given) if self.folder is None else call_digest(given, self.cwd)
 
     def to(self, state: ApprovalState, **changes: Any) -> "Approval":
         """This approval in another state. Raises IllegalTransition for a change the table does not have."""

@@ -83,6 +83,7 @@ class _Turn:
     batch: list[ToolUse] = field(default_factory=list[ToolUse])
     early_results: list[ToolResult] = field(default_factory=list[ToolResult])
     names: dict[str, str] = field(default_factory=dict[str, str])
+    postponed: dict[str, ToolUse] = field(default_factory=dict[str, ToolUse])
 
 
 class SessionRunner:
@@ -295,6 +296,7 @@ class SessionRunner:
             is_plan_folder=self._is_plan_folder,
             hot_window_s=self._limits.hot_window_s,
             on_overdue=self._register_overdue,
+            on_changed=self._register_again,
         )
 
     async def _start_engine(self) -> bool:
@@ -440,7 +442,7 @@ class SessionRunner:
                 raise AssertionError("the caller handles the turn's end")
 
     async def _note_use(self, use: ToolUse) -> None:
-        use = self._gate.with_plan(use)
+        use = self._gate.received(use)
         self._turn.names[use.call_id] = use.name
         self._turn.batch.append(use)
         if use.thread is not None:  # a subagent's answers are not streamed: no end of message will come
@@ -451,9 +453,11 @@ class SessionRunner:
             self._turn.early_results.append(result)
             return
         name = self._tool_name(result.call_id)
+        self._tell_postponed(result.call_id)
         self._turn.drafts.append(_result(result, name))
         self._save_soon()
         if not result.is_error and name in PLAN_MODES:
+            self._gate.enter(PLAN_MODES[name])
             await self._flush(PLAN_MODES[name])
 
     async def _register_batch(self) -> None:
@@ -461,29 +465,53 @@ class SessionRunner:
         async with self._registering:
             turn = self._turn
             batch, turn.batch = turn.batch, []
+            for use in batch[1:]:
+                if use.name == "ExitPlanMode":  # the calls before it may write the plan
+                    turn.postponed[use.call_id] = use
+                    self._gate.postpone(use.call_id)
+            batch = [use for use in batch if use.call_id not in turn.postponed]
             if not batch:
                 return
-            calls = [self._gate.classify(use) for use in batch]
-            drafts = self._take_drafts()
-            drafts += [events.tool_use(c.call_id, c.tool_name, c.input, c.verdict, c.agent_id) for c in calls]
-            opened = await self._store.open_calls(
-                self._id,
-                self._epoch,
-                drafts,
-                calls,
-                cwd=str(self._workspace.folder),
-                expires_at=self._expiry(),
-            )
-            self._gate.register(opened, calls)
+            await self._open(batch)
             early, turn.early_results = turn.early_results, []
             turn.drafts += [_result(r, self._tool_name(r.call_id)) for r in early]
+
+    async def _open(self, batch: Sequence[ToolUse]) -> None:
+        calls = [self._gate.classify(use) for use in batch]
+        drafts = self._take_drafts()
+        drafts += [events.tool_use(c.call_id, c.tool_name, c.input, c.verdict, c.agent_id) for c in calls]
+        opened = await self._store.open_calls(
+            self._id,
+            self._epoch,
+            drafts,
+            calls,
+            cwd=str(self._workspace.folder),
+            expires_at=self._expiry(),
+        )
+        self._gate.register(opened, calls)
+
+    async def _register_again(self, use: ToolUse) -> None:
+        """A call that is in the log as allowed is asked for after all; the event is the one that is there."""
+        async with self._registering:
+            await self._open([use])
+
+    def _tell_postponed(self, call_id: str) -> None:
+        """The CLI never asked for this call: it is told in the log with its result, and nobody was to decide on it."""
+        use = self._turn.postponed.pop(call_id, None)
+        if use is not None:
+            self._turn.drafts.append(events.tool_use(use.call_id, use.name, use.input, "ask", use.thread))
 
     def _tool_name(self, call_id: str) -> str:
         """A deferred call was issued in an earlier turn; the gate knows it from its approval."""
         return self._turn.names.get(call_id) or self._gate.tool_name(call_id)
 
     async def _register_overdue(self, use: ToolUse) -> None:
-        """A call is asked about, and the message that holds it does not end, or was never seen."""
+        """A call is asked about, and the message that holds it does not end, or was never seen; or it was postponed."""
+        postponed = self._turn.postponed.pop(use.call_id, None)
+        if postponed is not None:
+            async with self._registering:
+                await self._open([self._gate.received(replace(use, thread=postponed.thread))])
+            return
         if use.call_id not in self._turn.names:
             await self._note_use(use)
         await self._register_batch()
@@ -511,6 +539,8 @@ class SessionRunner:
             await self._store.defer(self._id, self._epoch, end.deferred)
             await self._stop_engine()
         await self._save()
+        for call_id in tuple(self._turn.postponed):
+            self._tell_postponed(call_id)
         drafts = self._take_drafts()
         if end.error is not None:
             drafts.append(events.session_error(end.error[1], end.error[0]))

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +31,7 @@ from claude_agent_sdk import (
 from claude_agent_sdk._cli_version import __cli_version__ as PINNED_CLI  # noqa: N812 - it is a constant
 
 from claude_hitl_template import missing
-from claude_hitl_template.claude.engine import EngineEvent, ToolUse
+from claude_hitl_template.claude.engine import EngineEvent, Moment, ToolUse
 from claude_hitl_template.claude.gate import Answer, Gate
 from claude_hitl_template.claude.layers import POLICY, Layers
 from claude_hitl_template.claude.messages import Reader
@@ -60,6 +60,11 @@ MODEL_RETRIES = 7
 START_TIMEOUT_S = 45.0  # it takes a third of a second, and a few on a machine that is busy
 VERSION_TIMEOUT_S = 15.0
 LEAST_CLI = "2.1.317"  # older ones let a call pass when the hook that shall ask fails; measured on 2.1.316 and 2.1.317
+# Set in `--settings` as well: the environment that a layer's settings file sets would replace the process's own.
+FIXED = {
+    **MENTIONS_OFF,
+    "CLAUDE_BASH_MAINTAIN_PROJECT_WORKING_DIR": "1",  # every command starts in the workspace, whatever an earlier `cd`
+}
 SIGNALLED = 128  # exit statuses from here on mean that a signal ended the process
 MEND_CLI = (
     "set HITL_CLI_PATH to a Claude Code CLI that works, or leave it empty for the one that comes with the dependencies "
@@ -168,7 +173,7 @@ def launch_environment(config: CliConfig) -> dict[str, str]:
         "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
         "CLAUDE_CODE_DISABLE_TERMINAL_TITLE": "1",
         "CLAUDE_CODE_MAX_RETRIES": str(MODEL_RETRIES),
-        **MENTIONS_OFF,
+        **FIXED,
         "CLAUDE_AGENT_SDK_CLIENT_APP": "claude-hitl",
         # Set by the SDK if they are not there already: an operator's own values would stay.
         "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
@@ -274,7 +279,7 @@ class CliEngine:
         # "Task" is an old name of "Agent" that the CLI still takes.
         settings = {
             **compile_settings(agent.policy, [*tools, "Task"], list(agent.mcp_servers)),
-            "env": MENTIONS_OFF,  # here, for no settings file of a layer overrides it
+            "env": FIXED,
             "disableSkillShellExecution": True,
         }
         transcript_id = self._session.transcript_id
@@ -318,7 +323,9 @@ class CliEngine:
     # -- what the CLI asks
 
     async def _hook(self, given: Any, tool_use_id: str | None, _context: Any) -> Any:
-        use = ToolUse(tool_use_id or "", given["tool_name"], given["tool_input"], given.get("agent_id"))
+        use = ToolUse(
+            tool_use_id or "", given["tool_name"], given["tool_input"], given.get("agent_id"), _moment(given)
+        )
         answer = await self._ask(self._gate.before(use), use)
         return {
             "hookSpecificOutput": {
@@ -351,6 +358,17 @@ class CliEngine:
                 self._gate_failed.set_exception(EngineError(why))
             await asyncio.Event().wait()  # until the CLI is ended
             raise
+
+
+def _moment(given: Mapping[str, Any]) -> Moment:
+    """What a hook's input says of the CLI itself. Plans are beside its transcripts."""
+    transcript = Path(given.get("transcript_path") or "")
+    known = len(transcript.parents) > 2 and transcript.parents[1].name == "projects"  # noqa: PLR2004
+    return Moment(
+        cwd=given["cwd"],
+        plan_mode=given.get("permission_mode") == "plan",
+        plans=transcript.parents[2] / "plans" if known else None,
+    )
 
 
 async def _until[T](messages: AsyncIterator[T], failed: "asyncio.Future[None]") -> AsyncIterator[T]:

@@ -4,7 +4,8 @@
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from claude_hitl_template.models import Usage
@@ -48,13 +49,29 @@ class Thinking:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """How things are in the CLI when it asks for a call: its folder, and where it keeps the drafts of plans."""
+
+    cwd: str
+    plan_mode: bool = False
+    plans: Path | None = None
+
+
+@dataclass(frozen=True)
 class ToolUse:
-    """A call the model issued. `thread` is the tool_use_id of the subagent's spawning call, None for the main one."""
+    """A call the model issued. `thread` is the tool_use_id of the subagent's spawning call, None for the main one.
+
+    `input` is what the model sent: nothing vouches for its being an object. `moment` comes with the CLI's own question.
+    """
 
     call_id: str
     name: str
     input: dict[str, Any]
     thread: str | None = None
+    moment: "Moment | None" = None
+
+    def with_input(self, given: dict[str, Any]) -> "ToolUse":
+        return replace(self, input=given)
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,19 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import structlog
 
 from claude_hitl_template import faults
-from claude_hitl_template.canonical import digest
+from claude_hitl_template.canonical import call_digest
 from claude_hitl_template.claude.engine import ToolUse
+from claude_hitl_template.claude.judge import Judge, flaw, recordable
 from claude_hitl_template.errors import NotWaiting
-from claude_hitl_template.models import Approval, ApprovalState, Session
-from claude_hitl_template.policy import Evaluation, PermissionPolicy, Rule, Verdict, evaluate
+from claude_hitl_template.models import Approval, ApprovalState, PermissionMode, Session
+from claude_hitl_template.policy import Evaluation, Rule, Verdict, from_folder
 from claude_hitl_template.store.protocol import Call, Store
 from claude_hitl_template.store.unit import OUTCOME_UNKNOWN
 
@@ -35,6 +36,10 @@ HELD = "held: another call of this batch waits for a human; issue this call agai
 HELD_ALONE = (
     "waiting: this call needs a human's decision, which has not come yet. Do not try it again and do not work around it; "
     "end your turn and say that it waits. You will be told when it is decided."
+)
+CHANGED = (
+    "Not run: things have changed since this call was judged. It {why}. "
+    "Issue this call again, exactly as given, to have it judged as they are now."
 )
 REGISTER_TIMEOUT_S = (
     5.0  # a message that never ends (no streaming, a cut stream) is taken as complete after this
@@ -51,7 +56,8 @@ class Answer:
 
 
 class Gate:
-    """One engine's gate. `on_overdue` is called when a call was asked about whose message does not end."""
+    """One engine's gate. `on_overdue` is called when a call was asked about whose message does not end, or which was
+    postponed; `on_changed` when one that was not to be asked about is classified otherwise now."""
 
     def __init__(
         self,
@@ -62,42 +68,66 @@ class Gate:
         is_plan_folder: Callable[[Path], bool],
         hot_window_s: float,
         on_overdue: Callable[[ToolUse], Awaitable[None]],
+        on_changed: Callable[[ToolUse], Awaitable[None]],
     ) -> None:
-        self._store, self._session, self._workspace = store, session, workspace
-        self._is_plan_folder = is_plan_folder
-        self._hot_window_s, self._on_overdue = hot_window_s, on_overdue
+        self._store, self._session = store, session
+        self._judge = Judge(workspace, is_plan_folder, plan_mode=session.agent.permission_mode == "plan")
+        self._issued: dict[str, ToolUse] = {}
+        self._flaws: dict[str, str] = {}
+        self._postponed: set[str] = set()
+        self._hot_window_s, self._on_overdue, self._on_changed = hot_window_s, on_overdue, on_changed
         self._verdicts: dict[str, Evaluation] = {}
         self._committed: set[str] = set()
         self._approvals: dict[str, Approval] = {}
         self._asked_at: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._interrupted = False
-        self._plan_file: Path | None = None
-        self._image_rules: tuple[Rule, ...] = ()
         self.deferred: str | None = None
 
     # -- what the engine and the session tell the gate
 
     def hold_to(self, rules: Sequence[Rule]) -> None:
         """What holds in an image besides the agent's policy: denials always, the rest where that has no default."""
-        self._image_rules = tuple(rules)
+        self._judge.hold_to(rules)
+
+    def enter(self, mode: PermissionMode) -> None:
+        """The mode that the CLI is in from now on."""
+        self._judge.plan_mode = mode == "plan"
+
+    def received(self, use: ToolUse) -> ToolUse:
+        """The call as it is recorded and shown: with an input that can be kept, whatever the model sent, and the plan."""
+        if wrong := flaw(use.name, use.input):
+            self._flaws[use.call_id] = wrong
+        return self._judge.with_plan(use.with_input(recordable(use.input)))
 
     def classify(self, use: ToolUse) -> Call:
         """The policy's word on a call: a remembered rule counts as the human's recorded decision."""
-        own, effective = self._evaluations(use)
+        folder = self._judge.folder(use.thread)
+        own, effective = self._judge.evaluate(self._session, use.name, use.input, folder)
+        if wrong := self._flaws.get(use.call_id):
+            own = effective = Evaluation(Verdict.deny, wrong)
         standing = (
             effective.source if (own.verdict, effective.verdict) == (Verdict.ask, Verdict.allow) else None
         )
-        self._verdicts[use.call_id] = effective
+        self._verdicts[use.call_id], self._issued[use.call_id] = effective, use
+        cwd = self._judge.shown(folder)
         return Call(
             call_id=use.call_id,
             tool_name=use.name,
             input=use.input,
-            digest=digest(use.input),
+            digest=call_digest(use.input, cwd),
+            cwd=cwd,
+            folder=self._judge.portable(folder),
+            targets=self._judge.targets(use.name, use.input, folder),
             agent_id=use.thread,
             verdict=effective.verdict.value,
             standing_rule=standing,
         )
+
+    def postpone(self, call_id: str) -> None:
+        """What this call will do is known when the CLI asks for it, and not before: it is committed then."""
+        self._postponed.add(call_id)
+        self._wake()
 
     def register(self, approvals: Iterable[Approval], calls: Iterable[Call] = ()) -> None:
         """These calls are committed, with their approvals, and may be answered: not before."""
@@ -144,10 +174,15 @@ class Gate:
     async def before(self, use: ToolUse) -> Answer:
         """The hook: never a final yes. `ask` sends the CLI on to `permit`."""
         await self._registered(use)
+        self._judge.see(use, self._thread(use))
         if self._is_plan_file(use):
             return Answer("allow")
         if self.deferred is not None and self.deferred != use.call_id:
             return await self._hold(use, HELD)
+        if self._refusal(use) and use.call_id not in self._approvals:
+            await self._on_changed(self._issued[use.call_id])
+        if refusal := self._refusal(use):
+            return refusal
         approval = self._approvals.get(use.call_id)
         if approval is None:
             return self._by_policy(use)
@@ -169,49 +204,39 @@ class Gate:
         if not await self._decided(approval):
             return await self._hold(use, HELD_ALONE)
         answer = self._by_decision(use)
-        return answer if answer.behavior == "deny" else await self._claim(use)
-
-    def with_plan(self, use: ToolUse) -> ToolUse:
-        """ExitPlanMode names no plan: it is in the file the model wrote, and a human must see it."""
-        if use.name != "ExitPlanMode" or use.input.get("plan") or self._plan_file is None:
-            return use
-        try:
-            return replace(use, input={**use.input, "plan": self._plan_file.read_text()})
-        except (OSError, UnicodeError) as error:
-            log.warning("plan not readable", session=self._session.id, why=str(error))
-            return use
+        return answer if answer.behavior == "deny" else self._refusal(use) or await self._claim(use)
 
     # -- how it decides
 
-    def _evaluations(self, use: ToolUse) -> tuple[Evaluation, Evaluation]:
-        """By the agent's policy alone, and with what humans asked to be remembered."""
-        if self._is_plan_file(use):
-            draft = Evaluation(Verdict.allow, "the draft of a plan")
-            return draft, draft
-        policies = self._session.agent.policy, self._session.effective_policy()
-        own, effective = (evaluate(self._in_image(p), use.name, use.input, self._workspace) for p in policies)
-        return own, effective
-
-    def _in_image(self, policy: PermissionPolicy) -> PermissionPolicy:
-        held = [rule for rule in self._image_rules if rule.policy == "always_deny" or policy.default is None]
-        return policy.model_copy(update={"rules": (*policy.rules, *held)}) if held else policy
-
     def _is_plan_file(self, use: ToolUse) -> bool:
-        """Plan mode keeps its draft in the CLI's own folder, outside the workspace; the plan itself is asked about."""
-        path = use.input.get("file_path")
-        if use.name not in ("Write", "Edit", "Read") or not isinstance(path, str):
-            return False
-        resolved = Path(path).resolve()
-        if resolved.suffix != ".md" or not self._is_plan_folder(resolved.parent):
-            return False
-        self._plan_file = resolved
-        return True
+        folder = self._judge.folder(self._thread(use))
+        return isinstance(use.input, dict) and self._judge.is_plan_file(use.name, use.input, folder)
+
+    def _thread(self, use: ToolUse) -> str | None:
+        """As the message has it: the CLI names the subagent in another way when it asks."""
+        issued = self._issued.get(use.call_id)
+        return issued.thread if issued else use.thread
+
+    def _refusal(self, use: ToolUse) -> Answer | None:
+        """A no to a call that would not do what it was judged for, or None. What waited for it is closed by its result."""
+        folder, approval = self._judge.folder(self._thread(use)), self._approvals.get(use.call_id)
+        if approval is not None:
+            # Anything but these has its answer already.
+            judged = approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED)
+            why = self._judge.differs(self._session, approval, use, folder) if judged else None
+        else:
+            issued, before = self._issued[use.call_id], self._verdicts[use.call_id]
+            why = self._judge.stricter(self._session, issued, use, folder, before)
+        if why is None:
+            return None
+        log.info("call changed before it ran", session=self._session.id, call=use.call_id, why=why)
+        return Answer("deny", CHANGED.format(why=why))
 
     async def _registered(self, use: ToolUse) -> None:
         """Waits until the call's message is committed; a message that does not end is committed as it is."""
         deadline = time.monotonic() + REGISTER_TIMEOUT_S
         while not self.knows(use.call_id):
-            if not await self._change_before(deadline):
+            if use.call_id in self._postponed or not await self._change_before(deadline):
                 await self._on_overdue(use)
                 deadline = time.monotonic() + REGISTER_TIMEOUT_S
 
@@ -242,6 +267,8 @@ class Gate:
 
     def _by_policy(self, use: ToolUse) -> Answer:
         verdict = self._verdicts[use.call_id]
+        if wrong := self._flaws.get(use.call_id):
+            return Answer("deny", f"This call cannot run: {wrong}.")
         if verdict.verdict is Verdict.allow:
             return Answer("allow")
         return Answer("deny", f"Not permitted by this session's policy ({verdict.source}).")
@@ -268,13 +295,14 @@ class Gate:
 
     async def _claim(self, use: ToolUse) -> Answer:
         approval = self._approvals[use.call_id]
+        run_input = approval.run_input or {}
         await faults.reach("run.before")
         try:
             claimed = await self._store.claim(
                 self._session.id,
                 self._epoch,
                 use.call_id,
-                approval.run_digest or "",
+                approval.digest_of(run_input),
                 claim_id=str(uuid.uuid4()),
             )
         except NotWaiting as error:
@@ -282,7 +310,8 @@ class Gate:
             return Answer("deny", OUTCOME_UNKNOWN)
         self._approvals[use.call_id] = claimed
         await faults.reach("run.after")
-        return Answer("allow", run_input=claimed.run_input)
+        folder = self._judge.folder(self._thread(use))
+        return Answer("allow", run_input=from_folder(use.name, run_input, folder))
 
     @property
     def _epoch(self) -> int:

@@ -163,13 +163,18 @@ class Evaluation:
 
 
 def evaluate(
-    policy: PermissionPolicy, tool_name: str, tool_input: Mapping[str, Any], workspace: Path
+    policy: PermissionPolicy,
+    tool_name: str,
+    tool_input: Mapping[str, Any],
+    workspace: Path,
+    cwd: Path | None = None,
 ) -> Evaluation:
     """Says what holds for this call. Never raises for what a model may send, never allows what is malformed.
 
-    `workspace` is the folder that relative paths start from. Reads the file system only to follow symlinks.
+    `workspace` is the folder that relative patterns start from; `cwd` the one the call runs in, where its relative
+    paths start: None for the workspace. Reads the file system only to follow symlinks.
     """
-    call = _Call.read(tool_name, tool_input, workspace)
+    call = _Call.read(tool_name, tool_input, workspace, cwd)
     if denied := _first(policy, "always_deny", call):
         return Evaluation(Verdict.deny, str(denied))
     if tool_name == missing.FULL_NAME:  # it only tells a human something
@@ -181,6 +186,49 @@ def evaluate(
     server, _ = mcp_parts(tool_name)
     default = policy.servers.get(server) or policy.default
     return Evaluation(_by_default(default, call), "default")
+
+
+def targets(
+    tool_name: str, tool_input: Mapping[str, Any], workspace: Path, cwd: Path | None = None
+) -> tuple[str, ...]:
+    """Where the paths of this call lead now, links followed: `./x` inside the workspace, else `//x`. Sorted.
+
+    Empty for a tool that takes no path, and for paths that lead nowhere. A hard link can't be told from its file.
+    """
+    call = _Call.read(tool_name, tool_input, workspace, cwd)
+    if tool_name not in _PATH_FIELD:
+        return ()
+    return tuple(sorted(call.portable(spot) for spot in call.spots.real))
+
+
+def path_field(tool_name: str) -> str | None:
+    """The field of a tool's input that holds its path; None for a tool that takes none."""
+    return _PATH_FIELD.get(tool_name)
+
+
+def written_targets(
+    tool_name: str, tool_input: Mapping[str, Any], workspace: Path, cwd: Path | None = None
+) -> tuple[str, ...]:
+    """What `targets` says of these paths if nothing below the folder is a link."""
+    call = _Call.read(tool_name, tool_input, workspace, cwd)
+    return tuple(sorted(call.portable(spot) for spot in call.spots.written))
+
+
+def from_folder(tool_name: str, tool_input: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
+    """The same input with a relative path made absolute, so that it names the same file whatever the CLI's folder is."""
+    field = _PATH_FIELD.get(tool_name, "")
+    path = tool_input.get(field)
+    if not isinstance(path, str) or not path or not _is_plain(path) or path.startswith(("/", "~")):
+        return dict(tool_input)
+    return {**tool_input, field: os.path.normpath(cwd / path)}
+
+
+def portable_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """Those of remembered `rules` that hold in every folder: a command, or an exact input, may mean something else
+    in another one than it was allowed in."""
+    bound = (r for r in rules if r.rule.startswith("Bash(") or (r.digest and r.rule not in _PATH_FIELD))
+    kept = set(rules) - set(bound)
+    return tuple(r for r in rules if r in kept)
 
 
 def is_harmless(tool_name: str) -> bool:
@@ -325,10 +373,11 @@ class _Call:
     name: str
     given: Mapping[str, Any]
     workspace: Path
+    cwd: Path
     sound: bool
 
     @classmethod
-    def read(cls, name: str, given: object, workspace: Path) -> Self:
+    def read(cls, name: str, given: object, workspace: Path, cwd: Path | None = None) -> Self:
         fields: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
         sound = all(isinstance(fields.get(key), str) and fields[key] for key in _REQUIRED_TEXT.get(name, ()))
         sound &= all(isinstance(fields.get(key, ""), str) for key in _OPTIONAL_TEXT.get(name, ()))
@@ -336,7 +385,9 @@ class _Call:
             canonical_json(fields)
         except InvalidInput:
             sound = False
-        return cls(name, fields, workspace.resolve(), sound and isinstance(given, Mapping))
+        workspace = workspace.resolve()
+        base = workspace if cwd is None else _resolved(cwd) or cwd
+        return cls(name, fields, workspace, base, sound and isinstance(given, Mapping))
 
     def text(self, key: str) -> str:
         """The field's text, "" if it is missing or something else."""
@@ -464,6 +515,9 @@ def _bash_allows(spec: str, call: _Call) -> bool:
     command = call.text("command")
     if not call.given.keys() <= _PLAIN_BASH_FIELDS or not _is_simple_command(command):
         return False
+    program = spec.split(" ", 1)[0]
+    if call.cwd != call.workspace and "/" in program and not program.startswith(("/", "~")):
+        return False  # `./run.sh` is another file there
     pattern, is_prefix = _bash_pattern(spec, allows=True)
     return command == pattern or (is_prefix and command.startswith(f"{pattern} "))
 
@@ -493,7 +547,7 @@ def _spots(call: _Call) -> _Spots:
     for glob in globs if call.name == "Glob" else ("", *globs):
         fixed, rest = _split_glob(glob.split("/"))
         certain &= not _may_climb(glob, rest)
-        for path in _path_readings(os.path.join(base, *fixed) if glob else base, call.workspace):
+        for path in _path_readings(os.path.join(base, *fixed) if glob else base, call.cwd):
             written.add(Path(os.path.normpath(path)))
             if end := _resolved(Path(path)):
                 real.add(end)
@@ -525,10 +579,10 @@ def _may_climb(glob: str, rest: Sequence[str]) -> bool:
     return glob.startswith("~") or any(".." in part for part in rest) or bool(re.search(r"[{,][/~]", glob))
 
 
-def _path_readings(raw: str, workspace: Path) -> set[str]:
+def _path_readings(raw: str, cwd: Path) -> set[str]:
     """What `raw` may mean: tidied by the CLI or not, with a home, with `..` before or after symlinks."""
     texts = {raw, unicodedata.normalize("NFC", raw).strip()}
-    joined = {os.path.join(workspace, path) for text in texts for path in _with_home(text)}
+    joined = {os.path.join(cwd, path) for text in texts for path in _with_home(text)}
     return joined | {os.path.normpath(path) for path in joined}
 
 

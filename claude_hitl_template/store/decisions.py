@@ -47,7 +47,10 @@ async def _decide(
 ) -> list[Event]:
     if run_input is not None:
         decided = approval.to(
-            ApprovalState.ALLOWED, decision=decision, run_input=run_input, run_digest=digest(run_input)
+            ApprovalState.ALLOWED,
+            decision=decision,
+            run_input=run_input,
+            run_digest=approval.digest_of(run_input),
         )
     else:
         decided = approval.to(ApprovalState.DENIED, decision=decision, closed_at=unit.now)

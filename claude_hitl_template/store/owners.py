@@ -255,9 +255,15 @@ async def _append(unit: SessionUnit, drafts: Sequence[Draft]) -> None:
 
 async def _close(unit: SessionUnit, call_id: str, *, failed: bool) -> None:
     approval = await unit.tx.approval_of_call(unit.session.id, call_id)
-    if approval is not None and approval.call_id == call_id and approval.state is ApprovalState.CLAIMED:
+    if approval is None or approval.call_id != call_id:
+        return
+    if approval.state is ApprovalState.CLAIMED:
         state = ApprovalState.FAILED if failed else ApprovalState.SUCCEEDED
         await unit.tx.put_approval(approval.to(state, closed_at=unit.now))
+    elif approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED) and not approval.held:
+        await unit.tx.put_approval(approval.to(ApprovalState.SUPERSEDED, closed_at=unit.now))
+        if approval.state is ApprovalState.PENDING and unit.session.status == "idle":
+            await unit.after_decisions()
 
 
 async def _open(
@@ -281,7 +287,9 @@ async def _open(
         tool_name=call.tool_name,
         input=call.input,
         digest=call.digest,
-        cwd=cwd,
+        cwd=call.cwd or cwd,
+        folder=call.folder,
+        targets=call.targets,
         agent_id=call.agent_id,
         created_at=unit.now,
         expires_at=expires_at,
@@ -305,9 +313,16 @@ async def _held_twin(unit: SessionUnit, call: Call) -> Approval | None:
     for approval in [*await unit.open_approvals(), *refused]:
         if approval is None or not approval.held or approval.state is ApprovalState.CLAIMED:
             continue
-        if approval.tool_name == call.tool_name and approval.digest == call.digest:
+        if approval.tool_name == call.tool_name and _is_same(approval, call):
             return approval
     return None
+
+
+def _is_same(approval: Approval, call: Call) -> bool:
+    """The same input in the same folder; an earlier release recorded no folder, and the workspace's path may change."""
+    if (approval.folder or ".") != (call.folder or "."):
+        return False
+    return approval.digest == approval.digest_of(call.input)
 
 
 async def _finish(unit: SessionUnit, stop_reason: dict[str, Any]) -> None:

@@ -52,13 +52,20 @@ class TimeRange(Frozen):
 
 
 class Call(BaseModel):
-    """One tool call as the model issued it, with the policy's verdict."""
+    """One tool call as the model issued it, with the policy's verdict.
+
+    `cwd` is the folder it runs in, None: that of its batch. `folder` and `targets`: see Approval. Without `folder`,
+    `digest` is of the input alone.
+    """
 
     model_config = ConfigDict(frozen=True)
     call_id: str
     tool_name: str
     input: dict[str, Any]
     digest: str
+    cwd: str | None = None
+    folder: str | None = None
+    targets: tuple[str, ...] | None = None
     agent_id: str | None = None
     verdict: Literal["allow", "ask", "deny"]
     standing_rule: str | None = None  # text of the remembered rule that allows the call, if one does
@@ -223,7 +230,8 @@ class Store(Protocol):
         *,
         permission_mode: PermissionMode | None = None,
     ) -> None:
-        """Appends events, and closes the approvals whose results are among them.
+        """Appends events, and closes the approvals whose results are among them. One that was not claimed, and was not
+        held either, is superseded: the engine answered the call without running it.
 
         `permission_mode` is what the CLI is in from now on, to be set again when the session is resumed.
         """
@@ -241,7 +249,8 @@ class Store(Protocol):
     ) -> list[Approval]:
         """Commits the batch's events and an approval for each call that asks; all of them at once, before anyone sees.
 
-        A call that was held before and is issued again, identically, takes over the approval given for it.
+        A call that was held before and is issued again, identically and in the same folder, takes over the approval
+        given for it.
         Returns the approvals of `calls`, in order, for those that ask.
         """
         ...
