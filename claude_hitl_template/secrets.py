@@ -38,8 +38,9 @@ class Prepared:
 
 def prepare(settings: Settings) -> Prepared:
     """Makes the data folder and its secrets. Raises ConfigError."""
+    make_data_folder(settings)
     try:
-        for folder in (settings.data_dir, settings.secrets_dir, settings.logs_dir):
+        for folder in (settings.secrets_dir, settings.logs_dir):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder = settings.secrets_dir
         _keep(folder / SIGNING_KEY, secrets.token_hex(32))
@@ -51,10 +52,15 @@ def prepare(settings: Settings) -> Prepared:
         made = f"hitl_{secrets.token_urlsafe(32)}"
         return Prepared(made_key=made if _keep(folder / API_KEY, made) else None)
     except OSError as error:
-        raise ConfigError(
-            f"the data folder {settings.data_dir} cannot be written: {error.strerror}",
-            "choose another with HITL_DATA_DIR, or correct its permissions",
-        ) from error
+        raise _not_writable(settings, error) from error
+
+
+def make_data_folder(settings: Settings) -> None:
+    """Makes the data folder itself, where there is none. Raises ConfigError."""
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise _not_writable(settings, error) from error
 
 
 def forget_model_key(settings: Settings) -> bool:
@@ -151,6 +157,13 @@ def read_panel_login(settings: Settings) -> tuple[str, str] | None:
 def hash_api_key(secret: str) -> str:
     """What the store keeps of an API key. Keys are long and random, so a plain SHA-256 does."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _not_writable(settings: Settings, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"the data folder {settings.data_dir} cannot be written: {error.strerror}",
+        "choose another with HITL_DATA_DIR, or correct its permissions",
+    )
 
 
 def _keep_database_url(settings: Settings) -> None:

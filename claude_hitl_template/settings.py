@@ -272,7 +272,9 @@ class Settings(BaseSettings):
             raise ConfigError(*_explain(error)) from None
         except SettingsError as error:  # a value that should be JSON and is not
             raise ConfigError(*_explain_json(error)) from None
-        return settings.model_copy(update={"home": home, "data_dir": home / settings.data_dir.expanduser()})
+        # One folder has one name, whatever links lead to it: what runs on it is known by that name.
+        data_dir = Path(os.path.realpath(home / settings.data_dir.expanduser()))
+        return settings.model_copy(update={"home": home, "data_dir": data_dir})
 
     def text(self, name: str) -> str | None:
         """A field's value as its variable would have it; None for one that is not set."""

@@ -14,6 +14,7 @@ from claude_hitl_template.cli import (
     image,
     inbox,
     logs,
+    run_record,
     secrets,
     service,
     sessions,
@@ -93,6 +94,7 @@ def up(
 def down() -> None:
     """Ends everything that `up` started; nothing that was committed is lost."""
     settings = Settings.load()
+    run_record.check_ours(settings)
     with step("Letting running turns come to rest, then stopping"):
         stopped = service.stop(settings)
     if not stopped.processes:

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from claude_hitl_template.cli import postgres, service
+from claude_hitl_template.cli import postgres, run_record
 from claude_hitl_template.cli.common import step
-from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.readable import size
 from claude_hitl_template.secrets import prepare
 from claude_hitl_template.settings import Settings
@@ -24,7 +23,8 @@ def backup(file: File) -> None:
     """
     from claude_hitl_template.store.backup import back_up  # noqa: PLC0415  (slow to import)
 
-    with _database(Settings.load()) as url, step("Copying"):
+    settings = Settings.load()
+    with _undisturbed(settings), _database(settings) as url, step("Copying"):
         copied = back_up(url, file)
     typer.echo(f"{copied.sessions} sessions ({copied.rows} rows, {size(file.stat().st_size)}) in {file}")
 
@@ -40,14 +40,24 @@ def restore(
     from claude_hitl_template.store.backup import restore as bring_back  # noqa: PLC0415  (slow to import)
 
     settings = Settings.load()
-    if service.ray_process(settings) is not None:
-        raise ConfigError("the service runs; nothing was changed", "./hitl down")
-    prepare(settings)
-    with _database(settings) as url, step("Copying"):
-        copied = bring_back(url, file, force=force)
+    with run_record.alone(settings):
+        run_record.check_idle(settings, "nothing was changed")
+        prepare(settings)
+        with _database(settings) as url, step("Copying"):
+            copied = bring_back(url, file, force=force)
     typer.echo(
         f"{copied.sessions} sessions ({copied.rows} rows) as they were at {copied.made_at:%Y-%m-%d %H:%M:%S} UTC"
     )
+
+
+@contextmanager
+def _undisturbed(settings: Settings) -> Generator[None]:
+    """While nothing runs, the database is ours alone: a service that starts meanwhile would lose a Postgres that we end."""
+    if run_record.head(settings) is not None or not settings.data_dir.exists():
+        yield
+        return
+    with run_record.alone(settings, step):
+        yield
 
 
 @contextmanager

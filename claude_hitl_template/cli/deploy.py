@@ -224,7 +224,7 @@ def _koco(settings: Settings, config: Path) -> None:
         }
         try:
             done = subprocess.run(  # noqa: S603
-                [Path(sys.executable).parent / "koco", "deploy", "-r", "--file", str(config)],
+                [sys.executable, "-m", "kodosumi.cli", "deploy", "-r", "--file", str(config)],
                 cwd=leftovers, env={**kept, **own}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                 errors="replace", timeout=KOCO_S, check=False,
             )  # fmt: skip

@@ -1,6 +1,7 @@
 """`hitl doctor`: looks at everything the service needs, and says what mends what is wrong."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import typer
 
 from claude_hitl_template import code_version, containers
 from claude_hitl_template.checks import Check
-from claude_hitl_template.cli import panel, ports, postgres, remote, service
+from claude_hitl_template.cli import panel, ports, postgres, remote, run_record, service
 from claude_hitl_template.cli.common import report_checks
 from claude_hitl_template.cli.deploy import Profile
 from claude_hitl_template.cli.processes import is_ours, temp_dir
@@ -53,11 +54,13 @@ def doctor(
 def examine(settings: Settings) -> Iterator[Check]:
     """Every check, in the order in which a human would mend things."""
     yield python_check(sys.version_info[:2])
+    yield environment_check(Path(sys.prefix))
     yield cli_check(settings.cli_path)
     yield from _ray_checks(settings)
     for name in service.ports(settings):
         yield port_check(settings, name)
     yield folder_check(settings.data_dir)
+    yield checkout_check(run_record.other_checkout(settings))
     yield database_check(settings)
     yield disk_check(shutil.disk_usage(_nearest(settings.data_dir)).free)
     yield files_check(settings.files_at)
@@ -81,6 +84,24 @@ def python_check(found: tuple[int, ...]) -> Check:
         return Check("Python", "ok", shown)
     return Check(
         "Python", "wrong", f"{shown} is too old", "install Python 3.12 or newer, delete .venv, run ./hitl up"
+    )
+
+
+def environment_check(prefix: Path) -> Check:
+    """The commands in .venv name the folder that it was made in: in one that was moved or copied, none of them works."""
+    place = _script_folder(prefix / "bin" / "ray")
+    if place is None or _same(place, prefix / "bin"):
+        return Check(".venv", "ok", str(prefix))
+    found = f"its commands run the Python of {place}: it was made there, and moved or copied here"
+    return Check(".venv", "wrong", found, f"./hitl up makes it anew, or delete {prefix} first")
+
+
+def checkout_check(other: Path | None) -> Check:
+    if other is None:
+        return Check("checkout", "ok", str(run_record.CHECKOUT))
+    found = f"another one, {other}, started what runs on this data folder"
+    return Check(
+        "checkout", "warning", found, f"{other}/hitl down, or choose another folder with HITL_DATA_DIR"
     )
 
 
@@ -288,6 +309,25 @@ def _oddities(key: str) -> Iterator[tuple[str, bool]]:
     yield "white space", any(char.isspace() for char in key)
     yield "quotes", any(char in "'\"`" for char in key)
     yield "characters that are no ASCII", not key.isascii()
+
+
+def _script_folder(script: Path) -> Path | None:
+    """The folder of the Python that a script names, in its first line, or its second where the path has spaces."""
+    try:
+        head = script.read_bytes()[:4096].decode(errors="replace").splitlines()[:2]
+    except OSError:
+        return None
+    found = re.match(r"#!(/.*)/python[0-9.]*$", head[0] if head else "")
+    second = head[1] if len(head) > 1 else ""
+    found = found or re.match(r"""'''exec' "?(/[^"]*?)/python[0-9.]*"? """, second)
+    return Path(found[1]) if found else None
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _nearest(folder: Path) -> Path:

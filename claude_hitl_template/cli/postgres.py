@@ -57,7 +57,8 @@ class LocalPostgres:
         """The server's process; None when it does not run."""
         try:
             process = psutil.Process(int((self._cluster / "postmaster.pid").read_text().split()[0]))
-            runs = process.name() == "postgres" and process.status() != psutil.STATUS_ZOMBIE
+            # Its number may be another server's by now, which pg_ctl would end.
+            runs = process.name() == "postgres" and _works_in(process, self._cluster)
         except (OSError, ValueError, IndexError, psutil.Error):
             return None
         return process.pid if runs else None
@@ -78,7 +79,7 @@ class LocalPostgres:
             return False
         if not self.made:
             self._make()
-        self._forget_zombie()
+        self._forget_dead()
         chosen = {
             "listen_addresses": "127.0.0.1",
             "port": str(free_ports(1)[0]),
@@ -98,16 +99,10 @@ class LocalPostgres:
         self._run("pg_ctl", "stop", "-D", self._cluster, "-m", how, "-w", "-t", START_S)
         return True
 
-    def _forget_zombie(self) -> None:
-        """A server that was killed, and whose parent does not mind, still has its number, which a new one takes for life."""
-        file = self._cluster / "postmaster.pid"
-        try:
-            process = psutil.Process(int(file.read_text().split()[0]))
-            dead = process.status() == psutil.STATUS_ZOMBIE
-        except (OSError, ValueError, IndexError, psutil.Error):
-            return
-        if dead and not any(_works_in(p, self._cluster) for p in psutil.process_iter()):
-            file.unlink()
+    def _forget_dead(self) -> None:
+        """A new server takes the number of a dead one for life if a zombie or, after a restart, another process has it."""
+        if not any(_works_in(p, self._cluster) for p in psutil.process_iter()):
+            (self._cluster / "postmaster.pid").unlink(missing_ok=True)
 
     def _make(self) -> None:
         account = server_account()
@@ -227,7 +222,7 @@ def server_account() -> Account:
 
 def _works_in(process: psutil.Process, folder: Path) -> bool:
     try:
-        return process.cwd() == str(folder)
+        return process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).samefile(folder)
     except (psutil.Error, OSError):
         return False
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +16,9 @@ STOP_S = 15.0
 CHUNK_BYTES = 1024 * 1024  # larger ones make uploads from flows fail in Kodosumi 1.1.0
 # Ray turns 127.0.0.1 into the machine's outer address; this one stays on loopback (Linux).
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
-_MARK = "HITL_CLUSTER"  # in the environment of all that `start` starts: tells ours from other clusters
+# In the environment of all that `start` starts: they tell ours from other clusters.
+_MARK = "HITL_CLUSTER"
+_DATA = variable("data_dir")
 
 
 def is_ours(settings: Settings, process: psutil.Process) -> bool:
@@ -27,10 +30,30 @@ def is_ours(settings: Settings, process: psutil.Process) -> bool:
     try:
         if process.uids().real != os.getuid():
             return False
-        named = any(part.startswith("--") and folder in part for part in process.cmdline())
-        return named or process.environ().get(_MARK) == folder
+        said = process.environ()
+        if _MARK in said:
+            return said[_MARK] == folder and not _is_of_another(settings, said)
+        return any(part.startswith("--") and folder in part for part in process.cmdline())
     except psutil.Error:
         return False
+
+
+def intruder(settings: Settings) -> tuple[int, str] | None:
+    """A process that uses our Ray's folder and belongs to another data folder: its id, and that folder."""
+    folder = str(temp_dir(settings))
+    for process in psutil.process_iter():
+        try:
+            said = process.environ()
+        except (psutil.Error, OSError):
+            continue
+        if said.get(_MARK) == folder and _is_of_another(settings, said):
+            return process.pid, said[_DATA]
+    return None
+
+
+def _is_of_another(settings: Settings, environment: Mapping[str, str]) -> bool:
+    said = environment.get(_DATA)
+    return said is not None and Path(said).resolve() != settings.data_dir.resolve()
 
 
 def temp_dir(settings: Settings) -> Path:
@@ -75,7 +98,7 @@ def panel_environment(settings: Settings) -> dict[str, str]:
     kept = {
         name: value
         for name, value in ours.items()
-        if not name.startswith(("KODO_", "HITL_")) or name == _MARK
+        if not name.startswith(("KODO_", "HITL_")) or name in (_MARK, _DATA)
     }
     return {**kept, "RAY_ADDRESS": f"{node_address(settings)}:{settings.ray_port}"}
 

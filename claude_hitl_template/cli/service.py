@@ -1,14 +1,12 @@
 """Starting and stopping what `hitl` runs on this machine: a Ray head of its own, and the application on it."""
 
-import fcntl
 import hmac
-import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +16,19 @@ import psutil
 from pydantic import SecretStr
 
 from claude_hitl_template import code_version, containers
-from claude_hitl_template.cli import panel, postgres
+from claude_hitl_template.cli import panel, postgres, run_record
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.ports import check_free
 from claude_hitl_template.cli.processes import (
     end,
+    intruder,
     node_address,
     ray_environment,
     strays,
     temp_dir,
 )
 from claude_hitl_template.errors import ConfigError, HitlError
-from claude_hitl_template.secrets import operator_key, read_api_key, read_signing_key, write_secret
+from claude_hitl_template.secrets import operator_key, read_api_key, read_signing_key
 from claude_hitl_template.settings import Settings, variable
 from claude_hitl_template.store.files import FileArea
 
@@ -40,6 +39,8 @@ DRAIN_S = 10.0
 # whatever the service acknowledged is in the database.
 TERM_S = 1.0
 LAST_LINES = 8
+# Not .venv/bin/ray: such a script names the folder that it was installed in, from which a checkout may have been moved.
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
 RAY_TOO_SLOW = "timed out during startup"  # in what Ray says then
 PORTS = ("ray_port", "ray_client_port", "dashboard_port", "serve_port")
 # Settings of whoever asks, which the service does not see.
@@ -74,36 +75,55 @@ def start(settings: Settings, step: Step, *, make_postgres: bool = False) -> lis
     """Starts Ray and the application where they do not run yet, as the settings are now.
 
     `step` is entered around everything that takes longer than a second. Returns what was done. Raises ConfigError.
+    Callers hold `run_record.alone` where another command could be at work on the same data folder.
     """
+    run_record.check_ours(settings)
+    _check_ray_folder(settings)
+    FileArea(settings.files_at)  # one of no use is told here, not by a ledger that does not start
     done: list[str] = []
-    with _alone(settings, step):
-        FileArea(settings.files_at)  # one of no use is told here, not by a ledger that does not start
-        moves = make_postgres and not postgres.local(settings).made and ray_process(settings) is not None
-        changed = [*changed_settings(settings), *(["--postgres"] if moves else [])]
-        if changed:
-            with step(f"Settings changed ({', '.join(changed)}): stopping what runs"):
-                stop(settings)
-            done.append(f"restarted, because of {', '.join(changed)}")
-        done += _start_database(settings, make_postgres)
-        if ray_process(settings) is None:
-            end(strays(settings))
-            check_ports(settings)
-            _start_ray(settings)
-            done.append("started Ray")
-        found = healthy(settings)
-        # What ./hitl deploy brought stays until Ray ends: this checkout may be an old one.
-        stale = found is None or (found.get("code") != code_version() and not found.get("package"))
-        started = panel.start_missing(settings) if settings.panel else []
-        if stale:
-            what = "Starting Ray and the application" if done else "Deploying the application"
-            with step(f"{what} (about half a minute)"):
-                _deploy_patiently(settings)
-            done.append("deployed the application" if found is None else "deployed the changed code")
-        if settings.panel and (started or stale or panel.look(settings).problem):
-            with step("Waiting for the panel"):
-                panel.wait(settings)
-            done += [f"started the {name}" for name in started]
+    moves = make_postgres and not postgres.local(settings).made and ray_process(settings) is not None
+    changed = [*changed_settings(settings), *(["--postgres"] if moves else [])]
+    if changed:
+        with step(f"Settings changed ({', '.join(changed)}): stopping what runs"):
+            stop(settings)
+        done.append(f"restarted, because of {', '.join(changed)}")
+    done += _start_database(settings, make_postgres)
+    if ray_process(settings) is None:
+        end(_strays(settings))
+        check_ports(settings)
+        _start_ray(settings)
+        done.append("started Ray")
+    found = healthy(settings)
+    # What ./hitl deploy brought stays until Ray ends: this checkout may be an old one.
+    stale = found is None or (found.get("code") != code_version() and not found.get("package"))
+    started = panel.start_missing(settings) if settings.panel else []
+    if stale:
+        what = "Starting Ray and the application" if done else "Deploying the application"
+        with step(f"{what} (about half a minute)"):
+            _deploy_patiently(settings)
+        done.append("deployed the application" if found is None else "deployed the changed code")
+    if settings.panel and (started or stale or panel.look(settings).problem):
+        with step("Waiting for the panel"):
+            panel.wait(settings)
+        done += [f"started the {name}" for name in started]
     return done
+
+
+def _check_ray_folder(settings: Settings) -> None:
+    """Raises ConfigError where the cluster of another data folder uses the Ray folder that these settings name."""
+    found = intruder(settings)
+    if found is not None:
+        pid, folder = found
+        raise ConfigError(
+            f"{temp_dir(settings)} is the Ray folder of another cluster, whose data folder is {folder} (process {pid})",
+            "choose another one with HITL_RAY_TEMP_DIR, or unset it",
+        )
+
+
+def _strays(settings: Settings) -> list[psutil.Process]:
+    """What belongs to the cluster, as the settings are now and as they were when it was started."""
+    found = [*strays(settings), *strays(run_record.as_recorded(settings))]
+    return list({process.pid: process for process in found}.values())
 
 
 def _start_database(settings: Settings, make_postgres: bool) -> list[str]:
@@ -119,39 +139,34 @@ def stop(settings: Settings) -> Stopped:
     unfinished = _drain(settings)
     process = ray_process(settings)
     family = [process, *process.children(recursive=True)] if process else []
-    family = list({p.pid: p for p in [*family, *strays(settings)]}.values())
+    family = list({p.pid: p for p in [*family, *_strays(settings)]}.values())
     for member in family:
         with suppress(psutil.NoSuchProcess):
             member.send_signal(signal.SIGTERM)
     _, left = psutil.wait_procs(family, timeout=TERM_S)
     end(left)
     ended = len(family)
-    while found := strays(settings):  # what was being started meanwhile
+    while found := _strays(settings):  # what was being started meanwhile
         end(found)
         ended += len(found)
     if settings.images:
         containers.remove_left(temp_dir(settings))
     ended += postgres.local(settings).stop()
-    _run_file(settings).unlink(missing_ok=True)
+    run_record.forget(settings)
     return Stopped(ended, unfinished)
 
 
 def ray_process(settings: Settings) -> psutil.Process | None:
     """The head that `start` started, if it is alive."""
-    known = _last_run(settings)
-    try:
-        process = psutil.Process(known["pid"])
-        alive = process.create_time() == known["created"] and process.status() != psutil.STATUS_ZOMBIE
-    except (KeyError, psutil.NoSuchProcess):
-        return None
-    return process if alive else None
+    return run_record.head(settings)
 
 
 def changed_settings(settings: Settings) -> list[str]:
     """The variables whose values differ from those that the running head was started with; [] when none runs."""
-    if ray_process(settings) is None:
+    run = run_record.read(settings)
+    if run is None or ray_process(settings) is None:
         return []
-    before = _last_run(settings).get("settings", {})
+    before = run.settings
     return [variable(name) for name, mark in fingerprints(settings).items() if before.get(name) != mark]
 
 
@@ -166,21 +181,9 @@ def ports(settings: Settings) -> tuple[str, ...]:
     return (*PORTS, "panel_port") if settings.panel else PORTS
 
 
-@contextmanager
-def _alone(settings: Settings, step: Step) -> Generator[None]:
-    """Two `hitl up` at once take turns."""
-    with (settings.data_dir / "up.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with step("Another ./hitl up is at work: waiting for it"):
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _start_ray(settings: Settings) -> None:
     command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats",
+        *RAY, "start", "--head", "--block", "--disable-usage-stats",
         f"--port={settings.ray_port}", f"--ray-client-server-port={settings.ray_client_port}",
         f"--dashboard-host={settings.host}", f"--dashboard-port={settings.dashboard_port}",
         f"--node-ip-address={node_address(settings)}", f"--temp-dir={temp_dir(settings)}",
@@ -194,11 +197,10 @@ def _start_ray(settings: Settings) -> None:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            cwd=run_record.CHECKOUT,  # Python takes code from the current folder first, which may be another checkout
             env={**ray_environment(settings), **_container_environment(settings)},
         )
-    created = psutil.Process(process.pid).create_time()
-    run = {"pid": process.pid, "created": created, "settings": fingerprints(settings)}
-    write_secret(_run_file(settings), json.dumps(run))
+    run_record.write(settings, process.pid, fingerprints(settings))
 
 
 def _container_environment(settings: Settings) -> dict[str, str]:
@@ -217,7 +219,7 @@ def _deploy_patiently(settings: Settings) -> None:
     except ConfigError as error:
         if ray_process(settings) is not None or RAY_TOO_SLOW not in error.message:
             raise
-        end(strays(settings))
+        end(_strays(settings))
         _start_ray(settings)
         _deploy(settings)
 
@@ -229,7 +231,9 @@ def _deploy(settings: Settings) -> None:
     command = [sys.executable, "-m", "claude_hitl_template.query"]
     deadline = time.monotonic() + START_S
     with log_path.open("wb") as log:
-        deploying = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)  # noqa: S603
+        deploying = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=run_record.CHECKOUT
+        )
         try:
             while deploying.poll() is None:
                 _check_head(settings)
@@ -293,14 +297,3 @@ def fingerprints(settings: Settings) -> dict[str, str]:
         for name in Settings.model_fields
         if name not in _OWN  # of the home, what it leads to counts, not where from
     }
-
-
-def _run_file(settings: Settings) -> Path:
-    return settings.data_dir / "run.json"
-
-
-def _last_run(settings: Settings) -> dict[str, Any]:
-    try:
-        return json.loads(_run_file(settings).read_text())
-    except (OSError, ValueError):
-        return {}

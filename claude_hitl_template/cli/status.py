@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from claude_hitl_template import code_version
-from claude_hitl_template.cli import panel, postgres, service
+from claude_hitl_template.cli import panel, postgres, run_record, service
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import print_json
 from claude_hitl_template.cli.deploy import Profile
@@ -55,11 +55,13 @@ def gather(settings: Settings) -> dict[str, Any]:
     look = panel.look(settings) if settings.panel and app and not elsewhere else None
     there = {"url": settings.panel_at} if settings.panel and app and elsewhere else None
     database = postgres.look(settings)
+    other = run_record.other_checkout(settings)
     problems = find_problems(
         head=head is not None,
         app=app,
         code=code_version(),
         elsewhere=settings.service_url if elsewhere else None,
+        checkout=str(other) if other else None,
         changed=service.changed_settings(settings) if head else [],
         refused=work if isinstance(work, str) else None,
         panel=f"{look.problem}: {look.mend}" if look and look.problem else None,
@@ -74,6 +76,7 @@ def gather(settings: Settings) -> dict[str, Any]:
             "ports": {variable(name): getattr(settings, name) for name in service.ports(settings)},
             "temp_dir": str(temp_dir(settings)),
             "elsewhere": settings.dashboard if elsewhere else None,
+            "checkout": str(other) if other else None,
         },
         "panel": {"url": settings.panel_url, **asdict(look)} if look else there,
         "app": {"url": f"{settings.service_url}/v1", **(app or {})},
@@ -89,12 +92,16 @@ def find_problems(
     app: dict[str, Any] | None,
     code: str,
     elsewhere: str | None = None,
+    checkout: str | None = None,
     changed: list[str],
     refused: str | None,
     panel: str | None = None,
     database: str | None = None,
 ) -> list[str]:
-    """What is wrong, worst first; [] when all is well. `elsewhere`: the address of a service that another machine runs."""
+    """What is wrong, worst first; [] when all is well.
+
+    `elsewhere`: the address of a service that another machine runs. `checkout`: another one that started what runs here.
+    """
     if app is None and elsewhere:
         return [
             f"nothing answers at {elsewhere}; ./hitl doctor with --remote, or with the same --profile, says more"
@@ -110,9 +117,13 @@ def find_problems(
         problems.append("something answers on the port, but it was not started from this data folder")
     if app.get("code") != code and elsewhere:
         problems.append("the service runs another code than the working tree: ./hitl deploy")
+    elif app.get("code") != code and not app.get("package") and checkout:
+        problems.append(
+            f"the service runs the code of another checkout: {checkout}/hitl down, then ./hitl up"
+        )
     elif app.get("code") != code and not app.get("package"):
         problems.append("the service is older than the working tree: ./hitl up")
-    if changed:
+    if changed and not checkout:
         problems.append(f"{', '.join(changed)} changed since the start: ./hitl up")
     if database is not None:
         problems.append(f"the database: {database}")
@@ -159,7 +170,9 @@ def _ray(ray: dict[str, Any]) -> str:
     if ray["elsewhere"]:
         return f"on another machine; dashboard {ray['elsewhere']}"
     ports = ", ".join(f"{name}={port}" for name, port in ray["ports"].items())
-    return f"{f'process {ray["pid"]}, for {ray["running_s"]} s' if ray['pid'] else 'does not run'}; {ports}"
+    runs = f"process {ray['pid']}, for {ray['running_s']} s" if ray["pid"] else "does not run"
+    by = f", started by the checkout {ray['checkout']}" if ray.get("checkout") else ""
+    return f"{runs}{by}; {ports}"
 
 
 def _database(database: dict[str, Any], sqlite_bytes: int) -> str:

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from claude_hitl_template import code_version
-from claude_hitl_template.cli import service
+from claude_hitl_template.cli import run_record, service
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import INTERRUPTED, console, say, step
 from claude_hitl_template.cli.conversation import (
@@ -89,7 +89,13 @@ def chat(
 
 
 def ensure_up(settings: Settings, *, make_postgres: bool = False) -> str | None:
-    """What `hitl up` does; returns the first API key if it was made just now."""
+    """What `hitl up` does; returns the first API key if it was made just now. Raises ConfigError."""
+    with run_record.alone(settings, step):
+        run_record.check_ours(settings)  # before anything in the data folder changes
+        return _bring_up(settings, make_postgres=make_postgres)
+
+
+def _bring_up(settings: Settings, *, make_postgres: bool) -> str | None:
     prepared = prepare(settings)
     if settings.anthropic_api_key is None and forget_model_key(settings) and read_model_key(settings) is None:
         say("ANTHROPIC_API_KEY is not set any more: from now on the offline model answers, in every session")
@@ -119,6 +125,8 @@ def _ensure_running(settings: Settings) -> None:
     changed = service.changed_settings(settings)
     if variable("anthropic_api_key") in changed and settings.anthropic_api_key is not None:
         ensure_up(settings)
+    elif other := run_record.other_checkout(settings):
+        say(f"the service was started by another checkout, {other}, and runs its code")
     elif changed:
         say(f"the service runs with other settings than these: {', '.join(changed)}; ./hitl up applies them")
     elif found.get("code") != code_version() and not found.get("package"):

@@ -9,8 +9,8 @@ from typing import Annotated
 import click
 import typer
 
-from claude_hitl_template.cli import postgres, service
-from claude_hitl_template.cli.processes import temp_dir
+from claude_hitl_template.cli import postgres, run_record
+from claude_hitl_template.cli.processes import intruder, temp_dir
 from claude_hitl_template.cli.status import folder_bytes
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.readable import size
@@ -33,20 +33,27 @@ def clean(
 ) -> None:
     """Deletes caches and Ray's old logs and, if you say so, the data folder: all sessions, approvals, files and keys."""
     settings = Settings.load()
-    if service.ray_process(settings) is not None:
-        raise ConfigError("the service runs; nothing was deleted", "./hitl down")
-    postgres.local(settings).stop("immediate")
-    for path in [*(ROOT / name for name in CACHES), temp_dir(settings)]:
+    run_record.check_idle(settings, "nothing was deleted")
+    for path in (ROOT / name for name in CACHES):
         if path.exists():
             _delete(path)
-    data = settings.data_dir
-    if not data.exists():
+    if settings.secrets_dir.is_dir():
+        with run_record.alone(settings):
+            run_record.check_idle(settings, "the data folder was not deleted")
+            _clean_data(settings, yes=yes)
         return
-    if not settings.secrets_dir.is_dir():
+    _delete_ray_folder(settings)
+    if settings.data_dir.exists():
         raise ConfigError(
-            f"{data} does not look like a data folder of this service; it was not deleted",
+            f"{settings.data_dir} does not look like a data folder of this service; it was not deleted",
             "check HITL_DATA_DIR",
         )
+
+
+def _clean_data(settings: Settings, *, yes: bool) -> None:
+    postgres.local(settings).stop("immediate")
+    _delete_ray_folder(settings)
+    data = settings.data_dir
     question = (
         f"delete {data} ({size(folder_bytes(data))}), with all sessions, approvals, files and keys in it?"
     )
@@ -54,6 +61,13 @@ def clean(
         _delete(data)
     else:
         typer.echo(f"kept {data} (--yes deletes it)")
+
+
+def _delete_ray_folder(settings: Settings) -> None:
+    """Unless the cluster of another data folder, which names the same one, works in it."""
+    folder = temp_dir(settings)
+    if folder.exists() and intruder(settings) is None:
+        _delete(folder)
 
 
 def bootstrap_host() -> None:

@@ -1,17 +1,16 @@
 """The command line as it is run: exit statuses, messages without tracebacks, nothing slow imported."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from claude_hitl_template.cli import common, upkeep
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.settings import Settings
+from tests.unit.cli.heads import started
 
 type Make = Callable[..., Settings]
 
@@ -138,9 +137,7 @@ def test_clean_does_not_delete_a_folder_that_is_not_ours(make_settings: Make, tm
 def test_clean_refuses_while_the_service_runs(make_settings: Make) -> None:
     settings = make_settings()
     settings.secrets_dir.mkdir(parents=True)
-    me = psutil.Process()
-    (settings.data_dir / "run.json").write_text(json.dumps({"pid": me.pid, "created": me.create_time()}))
-    with pytest.raises(ConfigError, match="the service runs"):
+    with started(settings), pytest.raises(ConfigError, match="the service runs"):
         upkeep.clean(yes=True)
     assert settings.data_dir.is_dir()
 

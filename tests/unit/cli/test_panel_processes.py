@@ -29,7 +29,8 @@ type Make = Callable[..., Settings]
 def stand_in(settings: Settings, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is called like one of Kodosumi's, of our cluster."""
     code = ["-c", "input()", "-m", "kodosumi.cli", *arguments]
-    marked = {**os.environ, "HITL_CLUSTER": str(temp_dir(settings))}
+    ours = {"HITL_CLUSTER": str(temp_dir(settings)), "HITL_DATA_DIR": str(settings.data_dir)}
+    marked = {**os.environ, **ours}
     process = subprocess.Popen([sys.executable, *code], env=marked, stdin=subprocess.PIPE)
     try:
         yield process

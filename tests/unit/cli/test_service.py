@@ -1,12 +1,11 @@
 """Starting says what is in its way and what mends it; nothing of another cluster is touched."""
 
-import json
 import os
 import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from claude_hitl_template.cli.processes import LOOPBACK, node_address, ray_envir
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.secrets import Prepared, forget_model_key, prepare
 from claude_hitl_template.settings import Settings
+from tests.unit.cli.heads import started
 
 type Make = Callable[..., Settings]
 
@@ -112,15 +112,12 @@ def test_a_model_key_that_is_gone_is_forgotten(make_settings: Make, monkeypatch:
 
 
 @pytest.fixture
-def running(make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings that a head, this process, was started with."""
+def running(make_settings: Make) -> Iterator[Settings]:
+    """Settings that a head was started with."""
     settings = make_settings(api_key="one")
     prepare(settings)
-    me = psutil.Process()
-    marks = service.fingerprints(settings)
-    run = {"pid": me.pid, "created": me.create_time(), "settings": marks}
-    (settings.data_dir / "run.json").write_text(json.dumps(run))
-    return settings
+    with started(settings):
+        yield settings
 
 
 @pytest.mark.parametrize(
@@ -149,15 +146,6 @@ def test_the_same_data_folder_named_from_elsewhere_is_no_change(
 
 def test_the_record_of_a_run_says_no_secret(running: Settings) -> None:
     assert "one" not in (running.data_dir / "run.json").read_text()
-
-
-def test_a_process_that_reuses_the_heads_id_is_not_the_head(running: Settings) -> None:
-    path = running.data_dir / "run.json"
-    run = json.loads(path.read_text())
-    path.write_text(json.dumps({**run, "created": run["created"] - 100}))
-    assert service.ray_process(running) is None
-    path.write_text("not json")
-    assert service.ray_process(running) is None
 
 
 def test_stopping_ends_strays_and_nothing_else(make_settings: Make, free_port: int) -> None:

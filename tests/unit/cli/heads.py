@@ -1,0 +1,40 @@
+"""A process that looks like the Ray head of a data folder, and the record of it that a checkout left."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from claude_hitl_template.cli import run_record, service
+from claude_hitl_template.cli.processes import temp_dir
+from claude_hitl_template.settings import Settings
+
+
+@contextmanager
+def started(settings: Settings) -> Generator[subprocess.Popen[bytes]]:
+    """It was started with these settings by the checkout that `run_record.CHECKOUT` names; its keys are made."""
+    options = ["--head", f"--temp-dir={temp_dir(settings)}"]
+    marks = {"HITL_CLUSTER": str(temp_dir(settings)), "HITL_DATA_DIR": str(settings.data_dir)}
+    head = subprocess.Popen(
+        [sys.executable, "-c", "input()", *options], stdin=subprocess.PIPE, env={**os.environ, **marks}
+    )
+    try:
+        known = service.fingerprints(settings) if settings.secrets_dir.joinpath("signing").exists() else {}
+        run_record.write(settings, head.pid, known)
+        yield head
+    finally:
+        head.kill()
+        head.communicate()
+
+
+@contextmanager
+def in_checkout(place: Path) -> Generator[None]:
+    """What is done within is done by a checkout at `place`, which is made where it is not there."""
+    (place / "claude_hitl_template").mkdir(parents=True, exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_record, "CHECKOUT", place)
+        yield
