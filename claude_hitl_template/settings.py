@@ -5,6 +5,7 @@ Sources, first wins: the environment, the profile that a command names, `.env` i
 
 import json
 import os
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
@@ -63,6 +64,28 @@ def _address(schemes: tuple[str, ...]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _listening_address(host: str) -> str:
+    """An IPv4 address to listen on: neither Ray nor what we start beside it listens on IPv6 in all its parts."""
+    host = host.strip()
+    if host.lower() == "localhost":
+        return LOOPBACK
+    choice = (
+        f"{LOOPBACK} (this machine only), 0.0.0.0 (all of its addresses), or one IPv4 address that it has"
+    )
+    try:
+        found = ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        raise ValueError(f"{host!r} is no IPv4 address; set it to {choice}") from None
+    if found.version != 4:
+        raise ValueError(f"{host!r} is an IPv6 address, which Ray cannot listen on here; set it to {choice}")
+    if found.is_multicast or found.is_reserved or (found in _NO_HOST and not found.is_unspecified):
+        raise ValueError(f"no machine has the address {host!r}; set it to {choice}")
+    return str(found)
+
+
+LOOPBACK = "127.0.0.1"
+_NO_HOST = ip_network("0.0.0.0/8")
+ListeningAddress = Annotated[str, AfterValidator(_listening_address)]
 HttpAddress = Annotated[str, _address(("http", "https"))]
 RayAddress = Annotated[str, _address(("ray",))]
 
@@ -102,10 +125,10 @@ class Settings(BaseSettings):
         description="Sessions that are archived, or at rest with nothing waiting, are deleted this many days after their "
         "last change. Default: never.",
     )
-    host: str = Field(
-        "127.0.0.1",
-        description="Address that the ports below listen on. Other hosts can join Ray if it is one that they reach this one "
-        "at, and neither a loopback address nor 0.0.0.0.",
+    host: ListeningAddress = Field(
+        LOOPBACK,
+        description="IPv4 address that the ports below listen on. Other hosts can join Ray if it is one that they reach "
+        "this one at, and neither a loopback address nor 0.0.0.0.",
     )
     ray_port: Port = Field(6379, description="Ray's GCS.")
     ray_client_port: Port = Field(10001, description="Ray Client.")
@@ -250,12 +273,14 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
-        ports = {
-            name: getattr(self, name)
-            for name in ("ray_port", "ray_client_port", "dashboard_port", "serve_port", "panel_port")
-        }
-        if len(set(ports.values())) != len(ports):
-            raise ValueError(f"the ports must differ: {ports}")
+        seen: dict[int, str] = {}
+        for name in ("ray_port", "ray_client_port", "dashboard_port", "serve_port", "panel_port"):
+            port = getattr(self, name)
+            if port in seen:
+                raise ValueError(
+                    f"{variable(seen[port])} and {variable(name)} are both {port}: the ports must differ"
+                )
+            seen[port] = name
         return self
 
     @classmethod
@@ -339,7 +364,7 @@ class Settings(BaseSettings):
     @property
     def base_url(self) -> str:
         """Where clients on this machine reach the service."""
-        return f"http://{self._local_host}:{self.serve_port}/claude-hitl"
+        return f"http://{self.local_host}:{self.serve_port}/claude-hitl"
 
     @property
     def service_url(self) -> str:
@@ -349,27 +374,33 @@ class Settings(BaseSettings):
     @property
     def dashboard(self) -> str:
         """Where this machine reaches Ray's dashboard."""
-        return self.dashboard_url or f"http://{self._local_host}:{self.dashboard_port}"
+        return self.dashboard_url or self.own_dashboard
+
+    @property
+    def own_dashboard(self) -> str:
+        """Where this machine reaches the dashboard of the Ray that it runs itself."""
+        return f"http://{self.local_host}:{self.dashboard_port}"
 
     @property
     def ray_client(self) -> str:
         """Where this machine reaches Ray Client."""
-        return self.ray_address or f"ray://{self._local_host}:{self.ray_client_port}"
+        return self.ray_address or f"ray://{self.local_host}:{self.ray_client_port}"
 
     @property
     def panel_url(self) -> str:
         """Where browsers on this machine, and the service, reach the panel."""
-        return f"http://{self._local_host}:{self.panel_port}"
+        return f"http://{self.local_host}:{self.panel_port}"
 
     @property
     def panel_at(self) -> str:
         """Where this machine's user reaches the panel: it is on the service's host, which may be another one."""
-        host = (urlsplit(self.serve_url).hostname if self.serve_url else None) or self._local_host
+        host = (urlsplit(self.serve_url).hostname if self.serve_url else None) or self.local_host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.panel_port}"
 
     @property
-    def _local_host(self) -> str:
-        return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104
+    def local_host(self) -> str:
+        """Where this machine reaches what listens on HITL_HOST."""
+        return LOOPBACK if self.host == "0.0.0.0" else self.host  # noqa: S104
 
 
 def profile_file(home: Path, name: str) -> Path:
@@ -417,7 +448,10 @@ def _explain(error: ValidationError) -> tuple[str, str]:
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else ""
     shown = name if name.isupper() else variable(name) if name in Settings.model_fields else "settings"
+    why = first["msg"].removeprefix("Value error, ")
+    if not name:  # of several together, which it names
+        return why, "correct one of them in the environment or in .env (see .env.example)"
     return (
-        f"{shown} is not usable: {first['msg']}",
+        f"{shown} is not usable: {why}",
         f"correct {shown} in the environment or in .env (see .env.example)",
     )

@@ -114,7 +114,7 @@ class Stage:
 
     def _idle(self) -> set[str]:
         """Owners without a session. Their names do not tell, for an owner keeps the name it had as a spare."""
-        url = f"http://{self.settings.host}:{self.settings.dashboard_port}/api/v0/actors"
+        url = f"{self.settings.own_dashboard}/api/v0/actors"
         answer = httpx.get(url, timeout=30).raise_for_status().json()
         alive = [a for a in answer["data"]["result"]["result"] if a["state"] == "ALIVE"]
         titles = {p.pid: command(p).strip() for p in self._processes()}

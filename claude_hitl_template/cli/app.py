@@ -81,7 +81,7 @@ def up(
         typer.echo(
             f"Panel      {settings.panel_url}   (admin; ./hitl status --show-secrets shows the password)"
         )
-    typer.echo(f"Dashboard  http://{settings.host}:{settings.dashboard_port}")
+    typer.echo(f"Dashboard  {settings.own_dashboard}")
     typer.echo(f"Data       {settings.data_dir}")
     if made:
         typer.echo(f"API key    {made}   (shown this once; kept in {settings.secrets_dir / 'api-key'})")
@@ -108,6 +108,7 @@ def down() -> None:
 @app.command()
 def shell(profile: deploy.Profile = None) -> None:
     """A Python prompt on the cluster, through Ray Client: `ray`, `store`, `settings`."""
+    settings = Settings.load(profile)
     from claude_hitl_template.cli.shell import open_shell  # noqa: PLC0415  (slow to import)
 
-    open_shell(Settings.load(profile))
+    open_shell(settings)

@@ -57,6 +57,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield environment_check(Path(sys.prefix))
     yield cli_check(settings.cli_path)
     yield from _ray_checks(settings)
+    yield address_check(settings.host)
     for name in service.ports(settings):
         yield port_check(settings, name)
     yield folder_check(settings.data_dir)
@@ -157,6 +158,14 @@ def ray_folder_check(folder: Path, uid: int) -> Check:
         f"{folder} belongs to user {owner}, and you are {uid}",
         f"end that user's Ray and remove {folder}, or choose another folder with HITL_RAY_TEMP_DIR",
     )
+
+
+def address_check(host: str) -> Check:
+    try:
+        ports.check_address(host, variable("host"))
+    except ConfigError as error:
+        return Check("address", "wrong", error.message, error.mend)
+    return Check("address", "ok", f"{host}, where the ports listen")
 
 
 def port_check(settings: Settings, name: str) -> Check:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import psutil
 from claude_hitl_template.cli.ports import check_free
 from claude_hitl_template.cli.processes import (
     CHUNK_BYTES,
-    LOOPBACK,
     node_address,
     panel_environment,
     strays,
@@ -210,7 +210,7 @@ def write_settings(settings: Settings) -> None:
         # Kodosumi's default lets a page of any origin act with the user's cookie.
         "CORS_ORIGINS": json.dumps([settings.panel_url, f"http://localhost:{settings.panel_port}"]),
         "RAY_SERVER": f"{node_address(settings)}:{settings.ray_port}",
-        "RAY_DASHBOARD": f"http://{settings.host}:{settings.dashboard_port}",
+        "RAY_DASHBOARD": settings.own_dashboard,
         "ADMIN_DATABASE": f"sqlite+aiosqlite:///{folder / 'admin.db'}",
         "EXEC_DIR": str(folder / "execution"),
         "UPLOAD_DIR": str(folder / "uploads"),
@@ -228,7 +228,8 @@ def write_settings(settings: Settings) -> None:
 
 def _listens_on(settings: Settings) -> str:
     """The panel calls itself by the name that the browser used, which is localhost where its port is forwarded."""
-    return settings.host if node_address(settings) == LOOPBACK else "0.0.0.0"  # noqa: S104
+    on_loopback = ip_address(node_address(settings)).is_loopback
+    return settings.host if on_loopback else "0.0.0.0"  # noqa: S104
 
 
 def _check(settings: Settings, deadline: float) -> None:

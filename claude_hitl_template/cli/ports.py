@@ -28,6 +28,24 @@ def check_free(port: int, name: str) -> None:
         raise ConfigError(*taken(port, name))
 
 
+def check_address(host: str, name: str) -> None:
+    """`name` is the variable that chooses the address. Raises ConfigError where this machine does not have it."""
+    if not is_own(host):
+        raise ConfigError(
+            f"{host} ({name}) is not an address of this machine, so nothing can listen on it",
+            f"set {name} to 127.0.0.1, 0.0.0.0, or an IPv4 address that `ip address` or `ifconfig` shows",
+        )
+
+
+def is_own(host: str) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
 def is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

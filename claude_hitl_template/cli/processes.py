@@ -105,7 +105,7 @@ def panel_environment(settings: Settings) -> dict[str, str]:
 
 def node_address(settings: Settings) -> str:
     """The address that Ray's own processes have: on all of the host's, only what people use listens."""
-    inside = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::")  # noqa: S104
+    inside = ("127.0.0.1", "0.0.0.0")  # noqa: S104
     return LOOPBACK if settings.host in inside else settings.host
 
 

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from claude_hitl_template import code_version, containers
 from claude_hitl_template.cli import panel, postgres, run_record
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.cli.ports import check_free
+from claude_hitl_template.cli.ports import check_address, check_free
 from claude_hitl_template.cli.processes import (
     end,
     intruder,
@@ -171,7 +171,8 @@ def changed_settings(settings: Settings) -> list[str]:
 
 
 def check_ports(settings: Settings) -> None:
-    """Raises ConfigError that names the first port which is taken, and its holder."""
+    """Raises ConfigError that names the first port which is taken, and its holder, or an address that is not ours."""
+    check_address(settings.host, variable("host"))
     for name in ports(settings):
         check_free(getattr(settings, name), variable(name))
 
