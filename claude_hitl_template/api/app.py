@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,19 +16,19 @@ from claude_hitl_template.api.agents import agent_wire, build_agent
 from claude_hitl_template.api.auth import Authenticator, presented_key
 from claude_hitl_template.api.files import download, file_wire
 from claude_hitl_template.api.reading import (
-    check_url,
+    Place,
     parse,
     query_choice,
+    query_flag,
     query_limit,
     query_list,
     query_order,
-    query_page,
     query_times,
     read_json,
     read_number,
-    refuse_filters,
 )
 from claude_hitl_template.api.secrets import secret_routes
+from claude_hitl_template.api.undeclared import DECLARED, check_covered
 from claude_hitl_template.api.wire import (
     CreateSession,
     UpdateSession,
@@ -91,15 +91,16 @@ def build_app(service: Service) -> FastAPI:
         openapi_url=None,
     )
     problems.install(app)
-    authenticate = Authenticator(service.store, service.requests_per_minute)
-    routes = _Routes(service)
-    app.include_router(_open_routes(service))
-    app.include_router(_operator_routes(service))
     owners = (hash_api_key(service.operator_key), service.owner)
-    app.include_router(secret_routes(service.shelf, owners, service.max_request_bytes))
-    # By the name that routes ask for it under, or it would run, and count the request, twice.
-    app.include_router(routes.router, dependencies=[Depends(_caller), Depends(check_url)])
-    app.dependency_overrides[_caller] = authenticate
+    for router in (
+        _open_routes(service),
+        _operator_routes(service),
+        secret_routes(service.shelf, owners, service.max_request_bytes),
+        _Routes(service).router,
+    ):
+        check_covered(router)
+        app.include_router(router)
+    app.dependency_overrides[_caller] = Authenticator(service.store, service.requests_per_minute)
     schema.install(app)
     return app
 
@@ -112,12 +113,12 @@ Caller = Annotated[ApiKey, Depends(_caller)]
 
 
 def _open_routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["health"])
+    router = APIRouter(tags=["health"], dependencies=DECLARED)
 
     @router.get("/v1/health")
     async def health() -> Any:
         try:
-            await asyncio.wait_for(service.store.ping(), 10)
+            await asyncio.wait_for(service.store.ping(write=False), 10)
         except TimeoutError as error:
             raise Unavailable("the ledger does not answer") from error
         return {"status": "ok", **service.facts()}
@@ -127,12 +128,15 @@ def _open_routes(service: Service) -> APIRouter:
 
 def _operator_routes(service: Service) -> APIRouter:
     """What only `./hitl` on the service's own machine may do: no API key opens it."""
-    router = APIRouter()
+
+    def check(request: Request) -> None:
+        if not hmac.compare_digest(presented_key(request).encode(), service.operator_key.encode()):
+            raise Unauthorized("an API key does not open this; ./hitl down does it")
+
+    router = APIRouter(dependencies=[Depends(check), *DECLARED])
 
     @router.post("/v1/internal/drain")
     async def drain(request: Request) -> Any:
-        if not hmac.compare_digest(presented_key(request).encode(), service.operator_key.encode()):
-            raise Unauthorized("an API key does not open this; ./hitl down does it")
         body = parse(schema.Drain, await read_json(request, service.max_request_bytes))
         return {"still_running": await service.drain(min(max(body.grace_s, 0), 300))}
 
@@ -142,7 +146,8 @@ def _operator_routes(service: Service) -> APIRouter:
 class _Routes:
     def __init__(self, service: Service) -> None:
         self._s, self._store = service, service.store
-        self.router = router = APIRouter()
+        # By the name that routes ask for the caller under, or it would run, and count the request, twice.
+        self.router = router = APIRouter(dependencies=[Depends(_caller), *DECLARED])
         for method, path, endpoint, tag in (
             ("POST", "/v1/sessions", self.create_session, "sessions"),
             ("GET", "/v1/sessions", self.list_sessions, "sessions"),
@@ -192,19 +197,18 @@ class _Routes:
         return session_wire(session)
 
     async def list_sessions(self, request: Request, caller: Caller) -> Any:
-        refuse_filters(request, "agent_version", "deployment_id", "memory_store_id")
-        archived = request.query_params.get("include_archived", "false")
+        order = query_order(request, "desc")
+        filters: dict[str, Any] = {
+            "statuses": _each_once(query_choice(request, "statuses", _STATUSES)),
+            "agent_id": request.query_params.get("agent_id"),
+            "created": query_times(request),
+            "include_archived": query_flag(request, "include_archived"),
+        }
+        place = Place.of(request, order=order, **filters)
         page = await self._store.list_sessions(
-            caller.id,
-            limit=query_limit(request),
-            page=query_page(request),
-            order=query_order(request, "desc"),
-            statuses=query_choice(request, "statuses", _STATUSES),
-            agent_id=request.query_params.get("agent_id"),
-            created=query_times(request),
-            include_archived=parse(bool, archived, "include_archived"),
+            caller.id, limit=query_limit(request), page=place.page, order=order, **filters
         )
-        return _answered(page, session_wire)
+        return _answered(page, session_wire, place)
 
     async def get_session(self, session_id: str, caller: Caller) -> Any:
         return session_wire(await self._store.get_session(session_id, caller.id))
@@ -224,20 +228,22 @@ class _Routes:
     # -- events
 
     async def list_events(self, session_id: str, request: Request, caller: Caller) -> Any:
-        types = query_list(request, "types")
+        types = _each_once(query_list(request, "types"))
         unknown = sorted(set(types) - EVENT_TYPES - FOREIGN_TYPES)
         if unknown:
             raise InvalidInput(f"{unknown[0]!r} is no event type", "types")
+        order, created = query_order(request, "asc"), query_times(request)
+        place = Place.of(request, order=order, types=types, created=created)
         page = await self._store.list_events(
             session_id,
             caller.id,
             limit=query_limit(request, 100),
-            page=query_page(request),
-            order=query_order(request, "asc"),
+            page=place.page,
+            order=order,
             types=types,
-            created=query_times(request),
+            created=created,
         )
-        return _answered(page, Event.wire)
+        return _answered(page, Event.wire, place)
 
     async def send_events(self, session_id: str, request: Request, caller: Caller) -> Any:
         body = parse(schema.SendEvents, await self._body(request))
@@ -292,10 +298,11 @@ class _Routes:
     # -- workspaces
 
     async def list_workspace(self, session_id: str, request: Request, caller: Caller) -> Any:
+        place = Place.of(request)
         page = await self._store.list_workspace(
-            session_id, caller.id, limit=query_limit(request, 100), page=query_page(request)
+            session_id, caller.id, limit=query_limit(request, 100), page=place.page
         )
-        return _answered(page, file_wire)
+        return _answered(page, file_wire, place)
 
     async def workspace_file(self, session_id: str, caller: Caller, path: str = "") -> StreamingResponse:
         file = await self._store.workspace_file(session_id, caller.id, path)
@@ -304,36 +311,37 @@ class _Routes:
     # -- approvals
 
     async def list_approvals(self, request: Request, caller: Caller) -> Any:
+        filters: dict[str, Any] = {
+            "states": _each_once(query_choice(request, "states", _STATES)),
+            "session_id": request.query_params.get("session_id"),
+        }
+        place = Place.of(request, **filters)
         page = await self._store.list_approvals(
-            caller.id,
-            limit=query_limit(request),
-            page=query_page(request),
-            states=query_choice(request, "states", _STATES) or query_choice(request, "state", _STATES),
-            session_id=request.query_params.get("session_id"),
+            caller.id, limit=query_limit(request), page=place.page, **filters
         )
-        return _answered(page, approval_wire)
+        return _answered(page, approval_wire, place)
 
     async def get_approval(self, approval_id: str, caller: Caller) -> Any:
         return approval_wire(await self._store.get_approval(approval_id, caller.id))
 
     async def decide(self, approval_id: str, request: Request, caller: Caller) -> Any:
-        approval = await self._store.get_approval(approval_id, caller.id)
         body = await self._body(request)
         if not isinstance(body, dict):
             raise InvalidInput("the body is a JSON object")
         for name in ("type", "tool_use_id"):
             if name in body:
                 raise InvalidInput("the address says which call is decided", name)
-        said = {**body, "type": "user.tool_confirmation", "tool_use_id": approval.event_id}
-        confirmation = parse(UserToolConfirmation, said)
-        await self._store.send_events(
-            approval.session_id,
+        said = parse(
+            UserToolConfirmation, {**body, "type": "user.tool_confirmation", "tool_use_id": approval_id}
+        )
+        approval = await self._store.decide(
+            approval_id,
             caller.id,
-            [confirmation],
+            said,
             decided_by=caller.name,
             idempotency_key=_idempotency_key(request),
         )
-        return approval_wire(await self._store.get_approval(approval_id, caller.id))
+        return approval_wire(approval)
 
     # -- agents, environments, the service itself
 
@@ -344,7 +352,9 @@ class _Routes:
     async def get_agent(self, agent_id: str, request: Request) -> Any:
         if agent_id != self._s.agent.id:
             raise NotFound(f"there is no agent {agent_id!r}")
-        version = parse(int, request.query_params.get("version", self._s.agent.version), "version")
+        version = read_number(request.query_params.get("version", str(self._s.agent.version)))
+        if not version:
+            raise InvalidInput("a whole number from 1", "version")
         if version != self._s.agent.version:
             raise NotFound(f"agent {agent_id!r} has no version {version}")
         return self._agent()
@@ -377,14 +387,19 @@ class _Routes:
         return request.app.openapi()
 
 
-def _answered[T](page: Page[T], wire: Callable[[T], dict[str, Any]]) -> JSONResponse:
+def _answered[T](page: Page[T], wire: Callable[[T], dict[str, Any]], place: Place) -> JSONResponse:
     """A page of a listing. FastAPI would look at each value first whether it is JSON: as long as reading the page takes."""
-    return JSONResponse({"data": [wire(one) for one in page.data], "next_page": page.next_page})
+    return JSONResponse({"data": [wire(one) for one in page.data], "next_page": place.behind(page.next_page)})
+
+
+def _each_once[T: str](values: Sequence[T]) -> list[T]:
+    """In an order of their own, so that the same filter is the same however it is written."""
+    return sorted(set(values))
 
 
 def _check_only_page(request: Request) -> None:
     query_limit(request)
-    if query_page(request) is not None:
+    if "page" in request.query_params:
         raise InvalidInput("this is no cursor; everything is on the first page", "page")
 
 

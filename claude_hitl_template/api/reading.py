@@ -2,26 +2,31 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from fastapi import Request
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
+from claude_hitl_template.canonical import digest
 from claude_hitl_template.errors import InvalidInput, NotFound, TooLarge
 from claude_hitl_template.store.protocol import TimeRange
 
 MAX_DEPTH = 64
 MAX_ID_CHARS = 256
+_LISTING_CHARS = 16
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _MAX_DIGITS = 9  # of a number in a URL: more than any limit, and always quick to read
 
 
 async def read_json(request: Request, max_bytes: int) -> Any:
     """The body as JSON. Raises TooLarge, or InvalidInput for what is not UTF-8 JSON or could not be stored as text."""
     _check_headers(request)
-    raw = await _read(request, max_bytes)
+    raw = await read_body(request, max_bytes)
     try:
         value = json.loads(raw.decode(), parse_constant=_no_constant, object_pairs_hook=_object)
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -38,7 +43,8 @@ def _check_headers(request: Request) -> None:
         raise InvalidInput("send the body as it is, not compressed", "Content-Encoding")
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Raises TooLarge as soon as it is longer, InvalidInput when the client goes before its end."""
     raw = bytearray()
     try:
         async for chunk in request.stream():
@@ -114,20 +120,27 @@ def parse[T](kind: type[T] | TypeAdapter[T], value: Any, at: str = "") -> T:
 _NO_OBJECT = {"model_type", "model_attributes_type", "dict_type"}
 
 
-def _path(loc: Sequence[str | int], value: Any, missing: bool) -> Iterator[str]:
+def _path(loc: Sequence[str | int], value: Any, missing: bool) -> list[str]:
     """`loc` without the names of types that pydantic puts between the fields of a union.
 
-    What is not in `value` is such a name, but for the last part when it is `missing`.
+    What is not in `value` is such a name, but for the last part when it is `missing`. What is in it may be one, too:
+    `text` is a kind of content and a field of it. Then the reading that finds the last part is the right one.
     """
-    inside: Any = value
-    for number, part in enumerate(loc):
-        if (isinstance(inside, dict) and part in inside) or (
-            isinstance(inside, list) and isinstance(part, int)
-        ):
-            inside = cast(Any, inside)[part]
-            yield str(part)
-        elif missing and number == len(loc) - 1:
-            yield str(part)
+    return _readings(loc, value, missing)[1]
+
+
+def _readings(loc: Sequence[str | int], inside: Any, missing: bool) -> tuple[bool, list[str]]:
+    """The best reading: whether it finds the last part, and the path."""
+    if not loc:
+        return True, []
+    part, rest = loc[0], loc[1:]
+    found = [(missing, [str(part)]) if not rest and missing else (False, [])]
+    if rest:
+        found.append(_readings(rest, inside, missing))
+    if (isinstance(inside, dict) and part in inside) or (isinstance(inside, list) and isinstance(part, int)):
+        last, path = _readings(rest, cast(Any, inside)[part], missing)
+        found.append((last, [str(part), *path]))
+    return max(found, key=lambda reading: (reading[0], len(reading[1])))
 
 
 def query_list(request: Request, name: str) -> list[str]:
@@ -141,18 +154,28 @@ def query_choice[T](request: Request, name: str, kind: TypeAdapter[T]) -> list[T
 
 def query_times(request: Request) -> TimeRange:
     """`created_at[gt]` and so on."""
-    found: dict[str, datetime] = {}
-    for bound in ("gt", "gte", "lt", "lte"):
-        name = f"created_at[{bound}]"
-        if name in request.query_params:
-            at = parse(datetime, request.query_params[name], name)
-            if at.tzinfo is None:
-                raise InvalidInput("give the time zone, as in 2026-01-31T12:00:00Z", name)
-            try:
-                found[bound] = at.astimezone(UTC)
-            except OverflowError as error:
-                raise InvalidInput("is before the year 1 or after the year 9999", name) from error
-    return TimeRange(**found)
+    names = {bound: f"created_at[{bound}]" for bound in ("gt", "gte", "lt", "lte")}
+    given = {bound: name for bound, name in names.items() if name in request.query_params}
+    return TimeRange(**{bound: _time(request.query_params[name], name) for bound, name in given.items()})
+
+
+def _time(given: str, name: str) -> datetime:
+    """RFC 3339, in UTC: pydantic alone would take numbers for seconds since 1970, too."""
+    if not _RFC_3339.fullmatch(given):
+        raise InvalidInput("a time with its zone, as in 2026-01-31T12:00:00Z", name)
+    at = parse(datetime, given.upper(), name)
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as error:
+        raise InvalidInput("is before the year 1 or after the year 9999", name) from error
+
+
+def query_flag(request: Request, name: str) -> bool:
+    """False when it is not given."""
+    given = request.query_params.get(name, "false")
+    if given not in ("true", "false"):
+        raise InvalidInput("true or false", name)
+    return given == "true"
 
 
 def query_limit(request: Request, default: int = 20, most: int = 1000) -> int:
@@ -178,13 +201,6 @@ def check_url(request: Request) -> None:
             raise InvalidInput("holds a NUL character", name)
 
 
-def refuse_filters(request: Request, *names: str) -> None:
-    """Raises InvalidInput for filters of the protocol that mean nothing here: left aside, they would show too much."""
-    for name in names:
-        if name in request.query_params:
-            raise InvalidInput("this service cannot filter by it", name)
-
-
 def query_order(request: Request, default: str) -> Any:
     order = request.query_params.get("order", default)
     if order not in ("asc", "desc"):
@@ -192,8 +208,37 @@ def query_order(request: Request, default: str) -> Any:
     return order
 
 
-def query_page(request: Request) -> str | None:
-    return request.query_params.get("page") or None
+@dataclass(frozen=True)
+class Place:
+    """Where in a listing a page begins. `page` is the store's own cursor, None at the beginning.
+
+    A cursor on the wire names, by a digest, the listing it belongs to: its address, filters and order. With others it
+    would skip or repeat what was listed, and nobody would notice.
+    """
+
+    page: str | None
+    listing: str
+
+    @classmethod
+    def of(cls, request: Request, **means: Any) -> Self:
+        """`means`: filters and order, as they were understood. Raises InvalidInput for the cursor of another listing."""
+        address = {"route": request.scope["route"].path_format, **request.path_params}
+        known = TypeAdapter(dict[str, Any]).dump_python({**means, **address}, mode="json")
+        listing = digest(known)[:_LISTING_CHARS]
+        given = request.query_params.get("page")
+        if given is None:
+            return cls(None, listing)
+        page, _, of_listing = given.rpartition(".")
+        if not page or of_listing != listing:
+            raise InvalidInput(
+                "this is no cursor of this listing; send the request as it was, with next_page of its answer",
+                "page",
+            )
+        return cls(page, listing)
+
+    def behind(self, page: str | None) -> str | None:
+        """`next_page` on the wire for the store's."""
+        return None if page is None else f"{page}.{self.listing}"
 
 
 class Body(BaseModel):

@@ -270,6 +270,11 @@ def _parameter(name: str, schema: Mapping[str, Any], where: str = "query") -> di
     return {"name": name, "in": where, "required": False, "schema": dict(schema)}
 
 
+def _text(name: str, **more: Any) -> dict[str, Any]:
+    """A query parameter that is refused when it is empty."""
+    return _parameter(name, {"type": "string", "minLength": 1, **more})
+
+
 def _several(name: str, choices: Sequence[str]) -> dict[str, Any]:
     return _parameter(f"{name}[]", {"type": "array", "items": {"type": "string", "enum": list(choices)}})
 
@@ -277,7 +282,7 @@ def _several(name: str, choices: Sequence[str]) -> dict[str, Any]:
 def _listing(*, order: bool = False) -> tuple[dict[str, Any], ...]:
     found = (
         _parameter("limit", {"type": "integer", "minimum": 1, "maximum": 1000}),
-        _parameter("page", {"type": "string", "description": "next_page of the answer before"}),
+        _text("page", description="next_page of the answer before, which had the same filters and order"),
     )
     return (*found, _parameter("order", {"type": "string", "enum": ["asc", "desc"]})) if order else found
 
@@ -292,7 +297,8 @@ _SINCE = _parameter(
     {"type": "integer", "minimum": 0, "description": "the id of the last event that arrived; 0: all of them"},
     "header",
 )
-_SESSION = _parameter("session_id", {"type": "string"})
+_PATH = {**_parameter("path", {"type": "string"}), "allowEmptyValue": True}  # no file has it, which is a 404
+_SESSION = _text("session_id")
 
 
 @dataclass(frozen=True)
@@ -315,7 +321,7 @@ OPERATIONS: Mapping[str, Operation] = {
             *_listing(order=True),
             *_TIMES,
             _several("statuses", get_args(SessionStatus)),
-            _parameter("agent_id", {"type": "string"}),
+            _text("agent_id"),
             _parameter("include_archived", {"type": "boolean"}),
         ),
     ),
@@ -333,7 +339,7 @@ OPERATIONS: Mapping[str, Operation] = {
     ),
     "GET /v1/sessions/{session_id}/workspace": Operation(WorkspaceFiles, parameters=_listing()),
     "GET /v1/sessions/{session_id}/workspace/files": Operation(
-        None, parameters=(_parameter("path", {"type": "string"}),), media="application/octet-stream"
+        None, parameters=(_PATH,), media="application/octet-stream"
     ),
     "GET /v1/approvals": Operation(
         Approvals, parameters=(*_listing(), _several("states", [s.value for s in ApprovalState]), _SESSION)
@@ -342,7 +348,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "POST /v1/approvals/{approval_id}/decide": Operation(ApprovalShown, Decide, (_ONCE,), conflicts=True),
     "GET /v1/agents": Operation(Agents, parameters=_listing()),
     "GET /v1/agents/{agent_id}": Operation(
-        ListedAgent, parameters=(_parameter("version", {"type": "integer"}),)
+        ListedAgent, parameters=(_parameter("version", {"type": "integer", "minimum": 1}),)
     ),
     "GET /v1/environments": Operation(Environments, parameters=_listing()),
     "GET /v1/environments/{environment_id}": Operation(EnvironmentShown),
@@ -397,9 +403,10 @@ def _describe(said: dict[str, Any], operation: Operation) -> None:
 
 def _failures(operation: Operation, *, by_id: bool) -> Iterator[int]:
     yield 503
+    yield 400
     if operation.open:
         return
-    yield from (400, 401, 429)
+    yield from (401, 429)
     if by_id or operation.body is CreateSession:
         yield 404
     if operation.conflicts:

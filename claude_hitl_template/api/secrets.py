@@ -4,41 +4,40 @@ import hmac
 from collections.abc import Collection
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 
 from claude_hitl_template.api import schema
 from claude_hitl_template.api.auth import presented_key
 from claude_hitl_template.api.reading import parse, read_json
+from claude_hitl_template.api.undeclared import DECLARED
 from claude_hitl_template.errors import Unauthorized
 from claude_hitl_template.secrets import SENT, Shelf, hash_api_key
 
 
 def secret_routes(shelf: Shelf, owners: Collection[str], max_request_bytes: int) -> APIRouter:
     """`owners`: hashes of the keys that open these routes, as `hash_api_key` makes them; no other key does."""
-    router = APIRouter(tags=["secrets"])
 
     def check(request: Request) -> None:
         presented = hash_api_key(presented_key(request))
         if not any(hmac.compare_digest(presented, owner) for owner in owners):
             raise Unauthorized("only the service's first API key, or ./hitl on its own machine, opens this")
 
+    router = APIRouter(tags=["secrets"], dependencies=[Depends(check), *DECLARED])
+
     @router.get("/v1/internal/secrets")
-    async def names(request: Request) -> Any:
-        check(request)
+    async def names() -> Any:
         there = shelf.names()
         return {"data": [{"name": name, "set": name in there} for name in SENT]}
 
     @router.put("/v1/internal/secrets/{name}")
     async def put(name: str, request: Request) -> Any:
-        check(request)
         shelf.path(name)  # an unknown name is told before what is wrong with the value
         body = parse(schema.Secret, await read_json(request, max_request_bytes))
         shelf.put(name, body.value)
         return {"name": name, "set": True}
 
     @router.delete("/v1/internal/secrets/{name}")
-    async def remove(name: str, request: Request) -> Any:
-        check(request)
+    async def remove(name: str) -> Any:
         return {"name": name, "set": False, "removed": shelf.remove(name)}
 
     return router

@@ -182,15 +182,23 @@ class ClientRules(StoreBase):
         decided_by: str,
         idempotency_key: str | None = None,
     ) -> list[Event]:
-        request = digest(["send", session_id, [m.model_dump(mode="json") for m in inbound]])
         async with self._changing(session_id, "send_events", key_id=key_id) as unit:
-            earlier = await earlier_reply(unit.tx, key_id, idempotency_key, request)
-            if earlier is not None:
-                found = [await unit.tx.event(session_id, event_id) for event_id in earlier]
-                return [e for e in found if e]
-            sent = await _send_all(unit, inbound, decided_by=decided_by)
-            await remember_reply(unit.tx, key_id, idempotency_key, request, [e.id for e in sent])
-        return sent
+            return await _send_once(unit, key_id, inbound, decided_by, idempotency_key)
+
+    async def decide(
+        self,
+        approval_id: str,
+        key_id: str | None,
+        said: UserToolConfirmation,
+        *,
+        decided_by: str,
+        idempotency_key: str | None = None,
+    ) -> Approval:
+        approval = await self.get_approval(approval_id, key_id)  # whose session and call never change
+        said = said.model_copy(update={"tool_use_id": approval.event_id})
+        async with self._changing(approval.session_id, "send_events", key_id=key_id) as unit:
+            await _send_once(unit, key_id, [said], decided_by, idempotency_key)
+            return await unit.tx.approval(approval_id) or approval
 
     # -- what clients read
 
@@ -276,6 +284,24 @@ class ClientRules(StoreBase):
         if approval is None or key_id not in (None, approval.key_id):
             raise NotFound(f"there is no approval {approval_id!r}")
         return approval
+
+
+async def _send_once(
+    unit: SessionUnit,
+    key_id: str | None,
+    inbound: Sequence[Inbound],
+    decided_by: str,
+    idempotency_key: str | None,
+) -> list[Event]:
+    session_id = unit.session.id
+    request = digest(["send", session_id, [m.model_dump(mode="json") for m in inbound]])
+    earlier = await earlier_reply(unit.tx, key_id, idempotency_key, request)
+    if earlier is not None:
+        found = [await unit.tx.event(session_id, event_id) for event_id in earlier]
+        return [e for e in found if e]
+    sent = await _send_all(unit, inbound, decided_by=decided_by)
+    await remember_reply(unit.tx, key_id, idempotency_key, request, [e.id for e in sent])
+    return sent
 
 
 async def _send_all(unit: SessionUnit, inbound: Sequence[Inbound], *, decided_by: str) -> list[Event]:

@@ -206,6 +206,21 @@ class Store(Protocol):
 
     async def get_approval(self, approval_id: str, key_id: str | None) -> Approval: ...
 
+    async def decide(
+        self,
+        approval_id: str,
+        key_id: str | None,
+        said: UserToolConfirmation,
+        *,
+        decided_by: str,
+        idempotency_key: str | None = None,
+    ) -> Approval:
+        """Decides on the call of an approval, whichever call `said` names; returns the approval as it is then.
+
+        Raises as send_events does, and NotFound.
+        """
+        ...
+
     # -- owners
     async def snapshot(self, session_id: str, epoch: int) -> Snapshot: ...
 
@@ -416,6 +431,6 @@ class Store(Protocol):
         waiting, and were last changed `before`. Returns their ids."""
         ...
 
-    async def ping(self) -> None:
-        """Raises when the store cannot be written."""
+    async def ping(self, *, write: bool = True) -> None:
+        """Raises when the store cannot be written; or, unless `write`, cannot be read, which waits for nobody's write."""
         ...

@@ -105,8 +105,8 @@ class SupervisorRules(StoreBase):
         self._announce(None, session)
         return True
 
-    async def ping(self) -> None:
-        async with self._backend.begin(write=True) as tx:
+    async def ping(self, *, write: bool = True) -> None:
+        async with self._backend.begin(write=write) as tx:
             await tx.find_key(f"ping {time.monotonic()}")
 
 

@@ -125,7 +125,7 @@ class Conversation:
             await self._say("Yes, run it.")
         if kind in ("decided while parked", "message while it waits"):
             await self._until_parked()
-        _, found = await self._ask("GET", f"/v1/approvals?session_id={self._id}&state=pending&limit=100")
+        _, found = await self._ask("GET", f"/v1/approvals?session_id={self._id}&states[]=pending&limit=100")
         for approval in found["data"]:
             await self._decide(approval)
 
