@@ -14,6 +14,9 @@ MetaKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetaValue = Annotated[str, StringConstraints(max_length=512)]
 
 
+_PACKAGE_MANAGERS = ("apt", "cargo", "gem", "go", "npm", "pip")
+
+
 class CreateSession(Body):
     agent: Annotated[AgentBody, by_id("agent")]
     environment_id: str
@@ -66,7 +69,8 @@ def session_wire(session: Session) -> dict[str, Any]:
 
 
 def environment_wire(environment: Environment, facts: ImageFacts | None) -> dict[str, Any]:
-    """A BetaEnvironment; `config.type` is self_hosted: it runs on the operator's own machines.
+    """A BetaEnvironment; `config.type` is cloud: the service runs the tools. In a self_hosted one the client would have to,
+    with a worker of its own. Sessions have their host's network, and nothing is installed for an environment.
 
     Ours beside it: `image` (its reference), `image_digest` (as its registry knows it), `image_facts` (version, commit,
     ray, python) and `dependencies` (the manifest of what is installed); null as far as nothing is known.
@@ -77,7 +81,11 @@ def environment_wire(environment: Environment, facts: ImageFacts | None) -> dict
         "id": environment.id,
         "name": environment.name,
         "description": environment.description,
-        "config": {"type": "self_hosted"},
+        "config": {
+            "type": "cloud",
+            "networking": {"type": "unrestricted"},
+            "packages": {"type": "packages", **{kind: [] for kind in _PACKAGE_MANAGERS}},
+        },
         "metadata": {},
         "archived_at": None,
         "created_at": epoch,

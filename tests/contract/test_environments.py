@@ -60,6 +60,14 @@ def test_all_environments_are_listed_and_the_sdk_understands_each(client: Client
         strictly(BetaEnvironment, client.http.get(f"/v1/environments/{id_}").json())
 
 
+def test_an_environment_that_the_service_runs_is_no_self_hosted_one(client: Client):
+    """In a self_hosted one the client runs the tools, with a worker of its own."""
+    for environment in client.sdk.beta.environments.list():
+        config = environment.config
+        assert (config.type, config.networking.type) == ("cloud", "unrestricted")
+        assert not any(config.packages.model_dump(exclude={"type"}).values())
+
+
 def test_an_image_says_what_is_in_it(client: Client):
     shown = client.http.get("/v1/environments/default").json()
     assert (shown["image"], shown["image_digest"]) == (WORKER, "sha256:0123")
