@@ -69,7 +69,7 @@ REFUSED = "These were refused, and must not be issued again:"
 
 
 class _Inbound(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class InboundText(_Inbound):

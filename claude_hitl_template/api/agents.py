@@ -1,20 +1,47 @@
 """Agents on the wire: what a caller may override of the built-in one, and how a session's agent is shown."""
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 
 from claude_hitl_template import missing
 from claude_hitl_template.api.reading import Body, parse
 from claude_hitl_template.errors import InvalidInput, NotFound
 from claude_hitl_template.models import Agent
-from claude_hitl_template.policy import PermissionPolicy, PolicyName, Rule
+from claude_hitl_template.policy import PermissionPolicy, PolicyName, Rule, Verdict, evaluate, mcp_parts
 
 MAX_MCP_SERVERS = 20
 ToolName = Literal["bash", "read", "write", "edit", "glob", "grep", "web_fetch", "web_search"]
-_CLI_NAMES = {"web_fetch": "WebFetch", "web_search": "WebSearch"}
+_CLI_NAMES: Mapping[str, str] = {
+    **{name: name.capitalize() for name in get_args(ToolName)},
+    "web_fetch": "WebFetch",
+    "web_search": "WebSearch",
+}
+# A call of each tool, inside the workspace, that no pattern of a rule has in mind.
+_NOBODYS = "claude-hitl-any"
+_NOWHERE = Path("/nonexistent/claude-hitl")
+_CALLS: Mapping[str, Mapping[str, str]] = {
+    "bash": {"command": _NOBODYS},
+    "read": {"file_path": _NOBODYS},
+    "write": {"file_path": _NOBODYS, "content": ""},
+    "edit": {"file_path": _NOBODYS, "old_string": "", "new_string": ""},
+    "glob": {"pattern": "*", "path": _NOBODYS},
+    "grep": {"pattern": "x", "path": _NOBODYS},
+    "web_fetch": {"url": f"https://{_NOBODYS}.invalid/", "prompt": "x"},
+    "web_search": {"query": "x"},
+}
 # The CLI makes tool names of it, mcp__<server>__<tool>, and turns other characters into "_".
 ServerName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*$", max_length=64)]
 McpToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$", max_length=128)]
@@ -33,7 +60,14 @@ class _ConfigBody(Body):
 
 class ToolConfigBody(_ConfigBody):
     name: ToolName
-    type: str | None = None
+    type: ToolName = Field(default_factory=lambda known: known.get("name", "bash"))
+
+    @field_validator("type")
+    @classmethod
+    def _is_the_name(cls, given: str, known: ValidationInfo) -> str:
+        if given != known.data.get("name", given):
+            raise ValueError(f"{known.data['name']!r}, as the name is, or nothing")
+        return given
 
 
 class McpToolConfigBody(_ConfigBody):
@@ -101,15 +135,30 @@ def by_id(kind: str) -> BeforeValidator:
 AnyToolset = Annotated[ToolsetBody | McpToolsetBody, Field(discriminator="type")]
 
 
+_REFERENCE = ("type", "id", "version")
+
+
 class AgentBody(Body):
-    """`agent` or `agent_with_overrides`. Ours: `permission_rules` (rules as Claude Code writes them), `permission_mode`."""
+    """`agent` or `agent_with_overrides`. Ours: `permission_rules` (rules as Claude Code writes them), `permission_mode`.
+
+    What is overridden is what `model_fields_set` has: null is no way to leave a field out.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"type": {"const": "agent"}}},
+            "then": {"propertyNames": {"enum": list(_REFERENCE)}},
+        }
+    )
 
     type: Literal["agent", "agent_with_overrides"]
     id: str
-    version: Literal[1] = 1
-    model: Annotated[ModelBody, by_id("")] | None = None
+    version: Annotated[int, Field(ge=1, le=1)] = 1
+    model: Annotated[ModelBody, by_id("")] = ModelBody(id="default")
     system: Annotated[str, StringConstraints(max_length=100_000)] | None = None
-    tools: Annotated[list[AnyToolset], Field(max_length=1 + MAX_MCP_SERVERS)] | None = None
+    tools: Annotated[list[AnyToolset], Field(max_length=1 + MAX_MCP_SERVERS)] = Field(
+        default_factory=list[AnyToolset]
+    )
     skills: Annotated[list[Any], Field(max_length=0)] = Field(default_factory=list[Any])
     mcp_servers: Annotated[list[McpServerBody], Field(max_length=MAX_MCP_SERVERS)] = Field(
         default_factory=list[McpServerBody]
@@ -120,12 +169,15 @@ class AgentBody(Body):
 
 def build_agent(body: AgentBody, default: Agent) -> Agent:
     """The agent a session will run: the built-in one, with what the caller overrides. Raises NotFound, InvalidInput."""
+    overrides = sorted(body.model_fields_set.difference(_REFERENCE))
+    if body.type == "agent" and overrides:
+        raise InvalidInput("goes with the type agent_with_overrides only", f"agent.{overrides[0]}")
     if body.id != default.id:
         raise NotFound(f"there is no agent {body.id!r}; the built-in one is {default.id!r}")
     changed: dict[str, Any] = {}
     if "permission_mode" in body.model_fields_set:
         changed["permission_mode"] = body.permission_mode
-    if body.model is not None:
+    if "model" in body.model_fields_set:
         changed["model"] = body.model.id
     if "system" in body.model_fields_set:
         changed["system"] = body.system
@@ -139,7 +191,7 @@ def build_agent(body: AgentBody, default: Agent) -> Agent:
         }
         for server in body.mcp_servers
     }
-    if body.tools is not None or body.permission_rules or of_servers:
+    if "tools" in body.model_fields_set or body.permission_rules or of_servers:
         changed["policy"] = _policy(toolset, of_servers, body.permission_rules)
     return default.but(**changed)
 
@@ -147,12 +199,11 @@ def build_agent(body: AgentBody, default: Agent) -> Agent:
 def _toolsets(body: AgentBody) -> tuple[ToolsetBody | None, dict[str, McpToolsetBody]]:
     """The built-in tools' set and those of the servers. `tools` without a set of built-in tools switches them off."""
     servers = [server.name for server in body.mcp_servers]
-    for index, name in enumerate(servers):
-        if name in servers[:index]:
-            raise InvalidInput("another server has this name", f"agent.mcp_servers.{index}.name")
-    own = None if body.tools is None else _NO_TOOLS
+    _refuse_repeated(servers, "agent.mcp_servers")
+    own = _NO_TOOLS if "tools" in body.model_fields_set else None
     of_servers: dict[str, McpToolsetBody] = {}
-    for index, toolset in enumerate(body.tools or ()):
+    for index, toolset in enumerate(body.tools):
+        _refuse_repeated([config.name for config in toolset.configs], f"agent.tools.{index}.configs")
         if isinstance(toolset, ToolsetBody):
             if own not in (None, _NO_TOOLS):
                 raise InvalidInput("there is another toolset of this type", f"agent.tools.{index}.type")
@@ -169,6 +220,12 @@ def _toolsets(body: AgentBody) -> tuple[ToolsetBody | None, dict[str, McpToolset
     return own, of_servers
 
 
+def _refuse_repeated(names: Sequence[str], at: str) -> None:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise InvalidInput("another one has this name", f"{at}.{index}.name")
+
+
 def _policy(
     toolset: ToolsetBody | None, of_servers: Mapping[str, McpToolsetBody], extra: list[RuleBody]
 ) -> PermissionPolicy:
@@ -177,8 +234,7 @@ def _policy(
         rules.append(parse(Rule, body.model_dump(), f"agent.permission_rules.{index}"))
     for config in toolset.configs if toolset else ():
         if config.permission_policy is not None:
-            name = _CLI_NAMES.get(config.name, config.name.capitalize())
-            rules.append(Rule(rule=name, policy=config.permission_policy.type))
+            rules.append(Rule(rule=_CLI_NAMES[config.name], policy=config.permission_policy.type))
     for server, of_server in of_servers.items():
         rules += _mcp_rules(server, of_server)
     fallback = toolset.default_config.permission_policy if toolset and toolset.default_config else None
@@ -205,8 +261,11 @@ def _mcp_policy(toolset: McpToolsetBody, config: McpToolConfigBody | None) -> Po
 
 
 def agent_wire(agent: Agent) -> dict[str, Any]:
-    """A BetaManagedAgentsSessionAgent; ours beside it: `permission_rules`, `permission_mode`."""
-    of_servers = [_mcp_toolset_wire(name, server) for name, server in agent.mcp_servers.items()]
+    """A BetaManagedAgentsSessionAgent; ours beside it: `permission_rules`, `permission_mode`.
+
+    The toolsets show what holds, whatever was left out: the default, what is configured, and where rules differ.
+    """
+    of_servers = [_mcp_toolset_wire(name, agent) for name in agent.mcp_servers]
     return {
         "type": "agent",
         "id": agent.id,
@@ -228,35 +287,52 @@ def agent_wire(agent: Agent) -> dict[str, Any]:
 
 
 def _toolset_wire(agent: Agent) -> dict[str, Any]:
-    configs, default_config = _configs_wire(agent.toolset or {})
+    policy, names = agent.policy, tuple(_CALLS)
+    held = _verdicts(policy.rules, policy.default, None, tuple(_CLI_NAMES[name] for name in names))
+    rest = {"always_allow": Verdict.allow, "always_deny": Verdict.deny}.get(policy.default or "", Verdict.ask)
+    configs, default = _configs_wire(agent.toolset or {}, dict(zip(names, held, strict=True)), rest)
     typed = [{"type": config["name"], **config} for config in configs]
-    return {"type": "agent_toolset_20260401", "configs": typed, "default_config": default_config}
+    return {"type": "agent_toolset_20260401", "configs": typed, "default_config": default}
 
 
-def _mcp_toolset_wire(name: str, server: Mapping[str, Any]) -> dict[str, Any]:
-    configs, default_config = _configs_wire(server.get("toolset") or {})
-    return {
-        "type": "mcp_toolset",
-        "mcp_server_name": name,
-        "configs": configs,
-        "default_config": default_config,
-    }
+def _mcp_toolset_wire(name: str, agent: Agent) -> dict[str, Any]:
+    policy, toolset = agent.policy, agent.mcp_servers[name].get("toolset") or {}
+    tools = [config["name"] for config in toolset.get("configs") or ()]
+    called = tuple(f"mcp__{name}__{tool}" for tool in (*tools, _NOBODYS))
+    *held, rest = _verdicts(policy.rules, policy.default, policy.servers.get(name), called)
+    configs, default = _configs_wire(toolset, dict(zip(tools, held, strict=True)), rest)
+    return {"type": "mcp_toolset", "mcp_server_name": name, "configs": configs, "default_config": default}
 
 
-def _configs_wire(toolset: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The protocol knows always_allow and always_ask; a denied tool is shown as switched off."""
-    default = toolset.get("default_config") or {}
-    fallback, switched_on = _policy_wire(default.get("permission_policy")), bool(default.get("enabled", True))
+def _configs_wire(
+    toolset: Mapping[str, Any], held: Mapping[str, Verdict], rest: Verdict
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(configs, default_config): what was configured, and whatever else differs from the default."""
+    on = bool((toolset.get("default_config") or {}).get("enabled", True))
+    switched = {c["name"]: bool(c.get("enabled", on)) for c in toolset.get("configs") or ()}
+    default = _config_wire(on, rest)
     configs: list[dict[str, Any]] = []
-    for config in toolset.get("configs") or []:
-        given = config.get("permission_policy")
-        denied = bool(given) and given["type"] == "always_deny"
-        policy = _policy_wire(given or default.get("permission_policy"))
-        enabled = bool(config.get("enabled", switched_on)) and not denied
-        configs.append({"name": config["name"], "enabled": enabled, "permission_policy": policy})
-    return configs, {"enabled": switched_on, "permission_policy": fallback}
+    for name, verdict in held.items():
+        config = _config_wire(switched.get(name, on), verdict)
+        differs = config != default and (config["enabled"] or default["enabled"])
+        if differs or name in switched:
+            configs.append({"name": name, **config})
+    return configs, default
 
 
-def _policy_wire(given: dict[str, Any] | None) -> dict[str, str]:
-    kind = (given or {}).get("type")
-    return {"type": "always_allow" if kind == "always_allow" else "always_ask"}
+def _config_wire(on: bool, verdict: Verdict) -> dict[str, Any]:
+    """The protocol knows always_allow and always_ask; a denied tool is shown as switched off."""
+    policy = "always_allow" if verdict is Verdict.allow else "always_ask"
+    return {"enabled": on and verdict is not Verdict.deny, "permission_policy": {"type": policy}}
+
+
+@lru_cache(maxsize=1024)
+def _verdicts(
+    rules: tuple[Rule, ...], default: PolicyName | None, of_server: PolicyName | None, tools: tuple[str, ...]
+) -> tuple[Verdict, ...]:
+    """What the gate itself says of a call of each tool that no rule has in particular; a listing asks for the same ones
+    again and again."""
+    servers = {mcp_parts(tool)[0]: of_server for tool in tools if of_server}
+    policy = PermissionPolicy(rules=rules, default=default, servers=servers)
+    calls = {_CLI_NAMES[name]: call for name, call in _CALLS.items()}
+    return tuple(evaluate(policy, tool, calls.get(tool, {}), _NOWHERE).verdict for tool in tools)

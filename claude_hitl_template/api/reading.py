@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Self, cast
 
 from fastapi import Request
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
 from claude_hitl_template.canonical import digest
@@ -242,6 +242,7 @@ class Place:
 
 
 class Body(BaseModel):
-    """Base of request bodies: an unknown field is an error, so that a typing mistake is not silently ignored."""
+    """Base of request bodies: an unknown field is an error, so that a typing mistake is not silently ignored, and so is a
+    value of another type: "false" is no boolean."""
 
-    model_config = {"extra": "forbid"}
+    model_config = ConfigDict(extra="forbid", strict=True)

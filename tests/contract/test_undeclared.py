@@ -284,6 +284,61 @@ def test_an_unknown_field_is_refused_by_its_path_at_any_depth(
         refused(ask(http, route, sessions[0], json=body), f"{path}.nonsense" if path else "nonsense")
 
 
+# (what an agent is overridden with, the field that the error names)
+TOOLSET: dict[str, Any] = {"type": "agent_toolset_20260401"}
+WIKI = {"type": "url", "name": "wiki", "url": "https://wiki.example/mcp"}
+WRONG_AGENTS: list[tuple[dict[str, Any], str]] = [
+    *(({"type": "agent", name: value}, f"agent.{name}") for name, value in {
+        "model": "default", "system": None, "tools": [], "skills": [], "mcp_servers": [], "permission_rules": [],
+        "permission_mode": "default",
+    }.items()),
+    *(({name: None}, f"agent.{name}") for name in (
+        "type", "id", "version", "model", "tools", "skills", "mcp_servers", "permission_rules", "permission_mode",
+    )),
+    ({"version": True}, "agent.version"),
+    ({"version": 1.0}, "agent.version"),
+    ({"model": {"id": "default", "effort": "high"}}, "agent.model.effort"),
+    ({"model": {"id": "default", "speed": "fast"}}, "agent.model.speed"),
+    ({"multiagent": None}, "agent.multiagent"),
+    ({"tools": [{"type": "custom", "name": "x"}]}, "agent.tools.0"),
+    ({"tools": [TOOLSET, TOOLSET]}, "agent.tools.1.type"),
+    *(({"tools": [{**TOOLSET, "configs": [config]}]}, f"agent.tools.0.configs.0.{field}") for config, field in (
+        ({"name": "bash", "type": "nonsense"}, "type"),
+        ({"name": "bash", "type": "read"}, "type"),
+        ({"name": "bash", "type": None}, "type"),
+        ({"name": "nonsense"}, "name"),
+        ({"name": "Bash"}, "name"),
+        ({"name": "bash", "enabled": "false"}, "enabled"),
+        ({"name": "bash", "enabled": 0}, "enabled"),
+        ({"name": "bash", "permission_policy": {"type": "auto"}}, "permission_policy.type"),
+        ({"name": "web_fetch", "allowed_domains": ["example.com"]}, "allowed_domains"),
+        ({"name": "web_fetch", "max_content_tokens": None}, "max_content_tokens"),
+    )),
+    ({"tools": [{**TOOLSET, "configs": [{"name": "bash"}, {"name": "bash"}]}]}, "agent.tools.0.configs.1.name"),
+    ({"mcp_servers": [WIKI, WIKI]}, "agent.mcp_servers.1.name"),
+    ({"mcp_servers": [{**WIKI, "authorization_token": "x"}]}, "agent.mcp_servers.0.authorization_token"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wrong", "field"), WRONG_AGENTS)
+def test_an_override_that_has_no_effect_is_refused_by_name(
+    http: httpx.Client, wrong: dict[str, Any], field: str
+):
+    agent = {"type": "agent_with_overrides", "id": "default", **wrong}
+    body = {"agent": agent, "environment_id": "default"}
+    refused(http.post("/v1/sessions", json=body), field)
+
+
+@pytest.mark.parametrize(
+    "body", [{"budget": None}, {"resources": [{}]}, {"vault_ids": ["x"]}, {"title": ["x"]}]
+)
+def test_what_a_session_cannot_have_is_refused_by_name(http: httpx.Client, body: dict[str, Any]):
+    refused(
+        http.post("/v1/sessions", json={"agent": "default", "environment_id": "default", **body}),
+        next(iter(body)),
+    )
+
+
 # -- cursors
 
 

@@ -1,0 +1,90 @@
+"""What a session's agent shows of its tools is what the gate does with them, whatever was left out."""
+
+from typing import Any
+
+import pytest
+
+from claude_hitl_template.api.agents import AgentBody, agent_wire, build_agent
+from claude_hitl_template.api.reading import parse
+from claude_hitl_template.models import Agent
+
+TOOLSET = {"type": "agent_toolset_20260401"}
+WIKI = {"type": "url", "name": "wiki", "url": "https://wiki.example/mcp"}
+TOOLS = ("bash", "read", "write", "edit", "glob", "grep", "web_fetch", "web_search")
+READING = {"read", "glob", "grep"}
+
+
+def shown(number: int = 0, **overrides: Any) -> dict[str, str]:
+    """For each tool, and for "" (the others): allow, ask, or off."""
+    body = parse(AgentBody, {"type": "agent_with_overrides", "id": "default", **overrides}, "agent")
+    toolset = agent_wire(build_agent(body, Agent()))["tools"][number]
+    default = _state(toolset["default_config"])
+    configured = {config["name"]: _state(config) for config in toolset["configs"]}
+    known = TOOLS if toolset["type"] == TOOLSET["type"] else tuple(configured)
+    return {"": default, **{tool: configured.get(tool, default) for tool in known}}
+
+
+def _state(config: dict[str, Any]) -> str:
+    return config["permission_policy"]["type"].removeprefix("always_") if config["enabled"] else "off"
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"tools": [TOOLSET]}, {"tools": [{**TOOLSET, "default_config": None}]}]
+)
+def test_an_omitted_policy_shows_that_reading_is_allowed_and_the_rest_asks(overrides: dict[str, Any]):
+    held = shown(**overrides)
+    assert {tool for tool, state in held.items() if state == "allow"} == READING
+    assert {state for tool, state in held.items() if tool not in READING} == {"ask"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "state"), [("always_allow", "allow"), ("always_ask", "ask"), ("always_deny", "off")]
+)
+def test_a_default_holds_for_every_tool(policy: str, state: str):
+    toolset = {**TOOLSET, "default_config": {"permission_policy": {"type": policy}}}
+    assert set(shown(tools=[toolset]).values()) == {state}
+
+
+def test_a_tool_that_is_configured_is_shown_as_it_holds():
+    configs = [
+        {"name": "bash", "permission_policy": {"type": "always_allow"}},
+        {"name": "read", "permission_policy": {"type": "always_ask"}},
+        {"name": "web_fetch", "enabled": False},
+        {"name": "web_search", "permission_policy": {"type": "always_deny"}},
+    ]
+    held = shown(tools=[{**TOOLSET, "configs": configs}])
+    assert (held["bash"], held["read"], held["web_fetch"], held["web_search"]) == (
+        "allow",
+        "ask",
+        "off",
+        "off",
+    )
+
+
+def test_a_rule_for_a_whole_tool_is_seen_and_one_with_a_pattern_is_not():
+    rules = [
+        {"rule": "Bash", "policy": "always_allow"},
+        {"rule": "Edit", "policy": "always_deny"},
+        {"rule": "Read(./secrets/**)", "policy": "always_deny"},
+    ]
+    held = shown(permission_rules=rules)
+    assert (held["bash"], held["edit"], held["write"]) == ("allow", "off", "off")
+    assert {held[tool] for tool in READING} == {"allow"}
+
+
+def test_no_tools_are_shown_as_none():
+    assert set(shown(tools=[]).values()) == {"off"}
+
+
+def test_tools_of_a_server_ask_unless_something_else_holds():
+    assert shown(1, mcp_servers=[WIKI]) == {"": "ask"}
+    toolset = {
+        "type": "mcp_toolset",
+        "mcp_server_name": "wiki",
+        "default_config": {"permission_policy": {"type": "always_allow"}},
+        "configs": [{"name": "add"}, {"name": "clear", "enabled": False}],
+    }
+    assert shown(1, mcp_servers=[WIKI], tools=[toolset]) == {"": "allow", "add": "allow", "clear": "off"}
+    ask = [{"rule": "mcp__wiki", "policy": "always_ask"}]
+    held = shown(1, mcp_servers=[WIKI], tools=[toolset], permission_rules=ask)
+    assert held == {"": "ask", "add": "ask", "clear": "off"}
