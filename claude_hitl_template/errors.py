@@ -14,6 +14,7 @@
     |-- RateLimited            too many requests; `retry_after_s` says when to come back
     |-- StaleOwner             a write with a lease epoch that is no longer the session's
     |-- EngineError            the Claude Code CLI, or what it talks to, failed
+    |-- InternalError          a defect of the service; its log has the traceback
     `-- Unavailable            a part of the service does not answer; trying again is right
         `-- Away               ... because the database is away; it may have done what it was asked before it went
 
@@ -110,6 +111,10 @@ class EngineError(HitlError):
         super().__init__(message, kind, retryable)
         self.kind = kind
         self.retryable = retryable
+
+
+class InternalError(HitlError):
+    """A part of the service failed as it never should: a defect, which comes again. Its log has the traceback."""
 
 
 class Unavailable(HitlError):

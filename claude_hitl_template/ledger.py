@@ -2,21 +2,22 @@
 
 import asyncio
 import contextlib
+from inspect import isfunction, signature
 from typing import Any, cast
 
 import grpc
 import structlog
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from claude_hitl_template import logs
-from claude_hitl_template.errors import Away, HitlError, Unavailable
+from claude_hitl_template.errors import Away, HitlError, InternalError, Unavailable
 from claude_hitl_template.settings import Settings
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.files import FileArea
-from claude_hitl_template.store.protocol import Store
+from claude_hitl_template.store.protocol import Store, own_key
 
 log = structlog.get_logger()
 
@@ -26,6 +27,14 @@ SWEEP_S = 3600.0
 RETRY_S = 30.0  # a ledger that is started anew answers well within this
 AWAY_S = 75.0  # a database server that is restarted is back well within this
 _TRANSPORT = (RayError, RayServeException, grpc.RpcError)
+# Too large; and what Serve says when it cannot write down what the ledger answered.
+_COMES_AGAIN = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN)
+# The methods that take an idempotency key.
+_KEYED = frozenset(
+    name
+    for name, method in vars(Store).items()
+    if isfunction(method) and "idempotency_key" in signature(method).parameters
+)
 
 
 class LedgerService:
@@ -46,6 +55,11 @@ class LedgerService:
             return True, await getattr(self._store, method)(*args, **kwargs)
         except HitlError as error:
             return False, error
+        except Exception as error:  # a defect: as it is, it may not survive the way to the caller
+            log.exception("the ledger failed", method=method)
+            return False, InternalError(
+                f"the ledger failed in {method} ({type(error).__name__}); its log says where"
+            )
 
     async def check_health(self) -> None:
         """A database that is away is not mended by starting this process anew."""
@@ -63,31 +77,46 @@ class LedgerService:
 
 
 class _Remote:
-    """Sends each Store method to the ledger; tries again while the ledger is away, for every write may be repeated."""
+    """Sends each Store method to the ledger; tries again while the ledger is away, for every write may be repeated.
+
+    What is too large for one gRPC message, as a request or as an answer, goes by way of Ray's object store, which has no
+    such limit. That is decided when gRPC refuses it: it knows its limit in this process and in the ledger's.
+    """
 
     def __init__(self, handle: Any) -> None:
-        self._handle = handle
+        # By reference, calls stood still for a second whenever a session started (docs/decisions/0002).
+        self._direct, self._by_reference = (
+            handle.options(_by_reference=False),
+            handle.options(_by_reference=True),
+        )
 
     def __getattr__(self, method: str) -> Any:
         if method.startswith("_"):
             raise AttributeError(method)
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            async def once() -> tuple[bool, Any]:
-                ok, result = await self._handle.call.remote(method, *args, **kwargs)
-                if isinstance(result, Away) and not ok:
-                    raise result
-                return ok, result
-
+            if method in _KEYED and kwargs.get("idempotency_key") is None:
+                kwargs["idempotency_key"] = own_key()  # so that it may be repeated
             try:
-                ok, result = await _retrying()(once)
-            except _TRANSPORT as error:
-                raise Unavailable(f"the ledger does not answer: {type(error).__name__}") from error
-            if isinstance(result, HitlError) and not ok:
+                ok, result = await _retrying()(self._once, method, args, kwargs)
+            except (*_TRANSPORT, Away) as error:
+                raise _failure(method, error) from error
+            if not ok:
                 raise result
             return result
 
         return call
+
+    async def _once(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
+        try:
+            ok, result = await self._direct.call.remote(method, *args, **kwargs)
+        except grpc.RpcError as error:
+            if _code(error) is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise
+            ok, result = await self._by_reference.call.remote(method, *args, **kwargs)
+        if isinstance(result, Away) and not ok:
+            raise result
+        return ok, result
 
 
 def _retrying() -> AsyncRetrying:
@@ -100,8 +129,30 @@ def _retrying() -> AsyncRetrying:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """An error inside the ledger (a defect) comes again; one on the way there, or to the database, may not."""
-    return isinstance(error, (*_TRANSPORT, Away)) and not isinstance(error, RayTaskError)
+    """A failure on the way to the ledger, or to the database, may not come again; one of these would."""
+    if isinstance(error, (RayTaskError, ObjectStoreFullError, OutOfDiskError)):
+        return False
+    if isinstance(error, grpc.RpcError) and _code(error) in _COMES_AGAIN:
+        return False
+    return isinstance(error, (*_TRANSPORT, Away))
+
+
+def _code(error: grpc.RpcError) -> grpc.StatusCode | None:
+    return error.code() if isinstance(error, grpc.aio.AioRpcError) else None
+
+
+def _failure(method: str, error: Exception) -> HitlError:
+    """What the caller is told of a call that failed on the way, or in a way that Ray reports."""
+    if isinstance(error, Away):
+        return error
+    if isinstance(error, (ObjectStoreFullError, OutOfDiskError)):
+        return InternalError(
+            f"the ledger's {method} is too large for Ray's object store, which has no room left: {error}"
+        )
+    if not _may_pass(error):
+        log.error("the ledger failed", method=method, why=str(error))
+        return InternalError(f"the ledger failed in {method}; its log says where")
+    return Unavailable(f"the ledger does not answer: {type(error).__name__}")
 
 
 def _enough(tries: RetryCallState) -> bool:
@@ -110,11 +161,8 @@ def _enough(tries: RetryCallState) -> bool:
 
 
 def remote_store(handle: Any) -> Store:
-    """The Store behind a Serve handle of the ledger.
-
-    Over Serve's gRPC: calls by reference stood still for a second whenever a session started (docs/decisions/0002).
-    """
-    return cast(Store, _Remote(handle.options(_by_reference=False)))
+    """The Store behind a Serve handle of the ledger."""
+    return cast(Store, _Remote(handle))
 
 
 def connect() -> Store:

@@ -301,6 +301,17 @@ def check_session_transition(old: SessionStatus, new: SessionStatus) -> None:
         raise IllegalTransition(f"a session that is {old} cannot become {new}")
 
 
+class Supervised(Frozen):
+    """What the supervisor needs to know of each session that has an owner or needs one, several times a second: a
+    session without what may be large. Fields are those of `Session`."""
+
+    id: str
+    status: SessionStatus
+    epoch: int
+    lease: Lease | None
+    updated_at: datetime
+
+
 class ApiKey(Frozen):
     """Who may call. Only the SHA-256 of the secret is stored."""
 

@@ -14,11 +14,11 @@ from claude_hitl_template import code_version, faults, logs
 from claude_hitl_template.agent import Assignment, cleanup_actor, get_actor, list_actors
 from claude_hitl_template.clocks import LeaseWatch, SteadyClock
 from claude_hitl_template.containers import Preflight
-from claude_hitl_template.errors import ConfigError, HitlError, NotFound
+from claude_hitl_template.errors import ConfigError, HitlError, InternalError, NotFound
 from claude_hitl_template.image import labels, tools
 from claude_hitl_template.ledger import remote_store
 from claude_hitl_template.model.tokens import mint
-from claude_hitl_template.models import Environment, ImageFacts, Session, utcnow
+from claude_hitl_template.models import Environment, ImageFacts, Session, Supervised, utcnow
 from claude_hitl_template.pool import ANSWER_S, CannotStart, Owner, OwnerPool
 from claude_hitl_template.secrets import read_signing_key
 from claude_hitl_template.session import Limits
@@ -132,7 +132,7 @@ class SupervisorService:
             await asyncio.sleep(TICK_S)
         await asyncio.Event().wait()
 
-    def _attend(self, session: Session) -> None:
+    def _attend(self, session: Supervised) -> None:
         """One task a session: it starts an owner or finds the one there is, and stays until it ends."""
         if session.id in self._attending or (self._draining and session.lease is None):
             return
@@ -140,8 +140,10 @@ class SupervisorService:
         self._attending[session.id] = task
         task.add_done_callback(lambda _: self._attending.pop(session.id, None))
 
-    async def _look_after(self, session: Session) -> None:
+    async def _look_after(self, found: Supervised) -> None:
+        session: Session | Supervised = found
         try:
+            session = await self._store.get_session(found.id)
             while session.lease is not None or session.status in ("running", "rescheduling"):
                 await self._look_once(session)
                 if self._draining:
@@ -150,13 +152,18 @@ class SupervisorService:
         except NotFound:
             if session.lease is not None:
                 await asyncio.to_thread(cleanup_actor, session.lease.holder)
+        except InternalError as error:
+            await self._report(session.id, error)
         except (HitlError, RayError) as error:
             log.warning("session not looked after; trying again", session=session.id, why=str(error))
             await asyncio.sleep(TICK_S)
         except Exception as error:  # a defect: it would come again each second, and nobody would know
             log.exception("session not looked after", session=session.id)
-            why = f"the service failed to start the session ({type(error).__name__}); ./hitl logs says where"
-            await self._store.give_up(session.id, f"{why}. Send your message again to try again")
+            await self._report(session.id, error)
+
+    async def _report(self, session_id: str, error: Exception) -> None:
+        why = f"the service failed to start the session ({type(error).__name__}); ./hitl logs says where"
+        await self._store.give_up(session_id, f"{why}. Send your message again to try again")
 
     async def _look_once(self, session: Session) -> None:
         lease = session.lease

@@ -5,7 +5,15 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol
 
-from claude_hitl_template.models import ApiKey, Approval, ApprovalState, Event, Session, SessionStatus
+from claude_hitl_template.models import (
+    ApiKey,
+    Approval,
+    ApprovalState,
+    Event,
+    Session,
+    SessionStatus,
+    Supervised,
+)
 from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
 from claude_hitl_template.store.signals import Note
 
@@ -35,7 +43,7 @@ class Tx(Protocol):
         created: TimeRange,
         include_archived: bool,
     ) -> list[Session]: ...
-    async def supervised(self) -> list[Session]: ...
+    async def supervised(self) -> list[Supervised]: ...
     async def manifests(self) -> set[str]:
         """The names of all that sessions have of saved workspaces and uploads."""
         ...
@@ -95,7 +103,12 @@ class Tx(Protocol):
     async def append_transcript(
         self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], now: datetime
     ) -> None: ...
-    async def load_transcript(self, key: TranscriptKey) -> list[dict[str, Any]]: ...
+    async def load_transcript(
+        self, key: TranscriptKey, *, after: int, limit: int
+    ) -> list[tuple[int, dict[str, Any]]]:
+        """Entries in order, each with its place, behind the place `after`; 0 for the beginning."""
+        ...
+
     async def list_transcripts(self, scope: str, project_key: str) -> list[tuple[TranscriptKey, int]]: ...
     async def delete_transcripts(self, key: TranscriptKey) -> None: ...
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from claude_hitl_template import events, faults
@@ -30,10 +31,12 @@ from claude_hitl_template.store.base import (
     preview_topic,
 )
 from claude_hitl_template.store.decisions import confirm
+from claude_hitl_template.store.pages import fill
 from claude_hitl_template.store.protocol import NOW, Inbound, Order, TimeRange
 from claude_hitl_template.store.unit import SessionUnit
 
 SERVICE = ""  # whose idempotency keys those of the service itself are
+EVENTS_AT_ONCE = 500  # for a stream
 MAX_METADATA_PAIRS = 16  # the wire protocol's own limit
 
 
@@ -119,19 +122,21 @@ class ClientRules(StoreBase):
     ) -> Page[Session]:
         after = decode_time_cursor("sessions", page)
         async with self._reading() as tx:
-            found = await tx.sessions(
-                key_id,
-                after=after,
-                limit=limit + 1,
-                order=order,
-                statuses=statuses,
-                agent_id=agent_id,
-                created=created or TimeRange(),
-                include_archived=include_archived,
-            )
-        last = found[limit - 1] if len(found) > limit else None
-        cursor = encode_cursor("sessions", last.created_at.isoformat(), last.id) if last else None
-        return Page(data=found[:limit], next_page=cursor)
+
+            async def fetch(after: tuple[datetime, str] | None, count: int) -> list[Session]:
+                return await tx.sessions(
+                    key_id,
+                    after=after,
+                    limit=count,
+                    order=order,
+                    statuses=statuses,
+                    agent_id=agent_id,
+                    created=created or TimeRange(),
+                    include_archived=include_archived,
+                )
+
+            found, more = await fill(fetch, _time_place, after, limit)
+        return Page(data=found, next_page=_time_cursor("sessions", found[-1]) if more else None)
 
     async def update_session(self, session_id: str, key_id: str, *, changes: Mapping[str, Any]) -> Session:
         async with self._changing(session_id, "update_session", key_id=key_id) as unit:
@@ -216,16 +221,19 @@ class ClientRules(StoreBase):
         after = decode_seq_cursor("events", page)
         async with self._reading() as tx:
             await SessionUnit.load(tx, session_id, self._clock(), key_id=key_id)
-            found = await tx.events(
-                session_id,
-                after=after,
-                limit=limit + 1,
-                order=order,
-                types=types,
-                created=created or TimeRange(),
-            )
-        cursor = encode_cursor("events", str(found[limit - 1].seq)) if len(found) > limit else None
-        return Page(data=found[:limit], next_page=cursor)
+
+            async def fetch(after: int | None, count: int) -> list[Event]:
+                return await tx.events(
+                    session_id,
+                    after=after,
+                    limit=count,
+                    order=order,
+                    types=types,
+                    created=created or TimeRange(),
+                )
+
+            found, more = await fill(fetch, _seq, after, limit)
+        return Page(data=found, next_page=encode_cursor("events", str(found[-1].seq)) if more else None)
 
     async def last_seq(self, session_id: str, key_id: str | None) -> int:
         return (await self.get_session(session_id, key_id)).next_seq - 1
@@ -256,9 +264,13 @@ class ClientRules(StoreBase):
     async def _events_after(self, session_id: str, key_id: str | None, after: int) -> list[Event]:
         async with self._reading() as tx:
             await SessionUnit.load(tx, session_id, self._clock(), key_id=key_id)
-            return await tx.events(
-                session_id, after=after, limit=500, order="asc", types=(), created=TimeRange()
-            )
+
+            async def fetch(after: int | None, count: int) -> list[Event]:
+                return await tx.events(
+                    session_id, after=after, limit=count, order="asc", types=(), created=TimeRange()
+                )
+
+            return (await fill(fetch, _seq, after, EVENTS_AT_ONCE))[0]
 
     async def list_approvals(
         self,
@@ -271,12 +283,14 @@ class ClientRules(StoreBase):
     ) -> Page[Approval]:
         after = decode_time_cursor("approvals", page)
         async with self._reading() as tx:
-            found = await tx.approvals(
-                key_id, after=after, limit=limit + 1, states=states, session_id=session_id
-            )
-        last = found[limit - 1] if len(found) > limit else None
-        cursor = encode_cursor("approvals", last.created_at.isoformat(), last.id) if last else None
-        return Page(data=found[:limit], next_page=cursor)
+
+            async def fetch(after: tuple[datetime, str] | None, count: int) -> list[Approval]:
+                return await tx.approvals(
+                    key_id, after=after, limit=count, states=states, session_id=session_id
+                )
+
+            found, more = await fill(fetch, _time_place, after, limit)
+        return Page(data=found, next_page=_time_cursor("approvals", found[-1]) if more else None)
 
     async def get_approval(self, approval_id: str, key_id: str | None) -> Approval:
         async with self._reading() as tx:
@@ -302,6 +316,18 @@ async def _send_once(
     sent = await _send_all(unit, inbound, decided_by=decided_by)
     await remember_reply(unit.tx, key_id, idempotency_key, request, [e.id for e in sent])
     return sent
+
+
+def _seq(event: Event) -> int:
+    return event.seq
+
+
+def _time_place(noun: Session | Approval) -> tuple[datetime, str]:
+    return noun.created_at, noun.id
+
+
+def _time_cursor(kind: str, last: Session | Approval) -> str:
+    return encode_cursor(kind, last.created_at.isoformat(), last.id)
 
 
 async def _send_all(unit: SessionUnit, inbound: Sequence[Inbound], *, decided_by: str) -> list[Event]:

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from claude_hitl_template.models import ApiKey, Approval, ApprovalState, Event, Session, SessionStatus
+from claude_hitl_template.models import (
+    ApiKey,
+    Approval,
+    ApprovalState,
+    Event,
+    Session,
+    SessionStatus,
+    Supervised,
+)
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
 
@@ -108,9 +116,9 @@ class _MemoryTx:
         ]
         return _slice(found, after, limit, order)
 
-    async def supervised(self) -> list[Session]:
+    async def supervised(self) -> list[Supervised]:
         return [
-            s
+            Supervised(id=s.id, status=s.status, epoch=s.epoch, lease=s.lease, updated_at=s.updated_at)
             for s in self._s.sessions.values()
             if s.lease is not None or s.status in ("running", "rescheduling")
         ]
@@ -225,8 +233,11 @@ class _MemoryTx:
                 known |= {entry["uuid"]} if entry.get("uuid") else set()
         self._s.transcripts[_flat(key)] = (tuple(kept), max(int(now.timestamp() * 1000), last + 1))
 
-    async def load_transcript(self, key: TranscriptKey) -> list[dict[str, Any]]:
-        return [copy.deepcopy(e) for e in self._s.transcripts.get(_flat(key), ((), 0))[0]]
+    async def load_transcript(
+        self, key: TranscriptKey, *, after: int, limit: int
+    ) -> list[tuple[int, dict[str, Any]]]:
+        entries = self._s.transcripts.get(_flat(key), ((), 0))[0]
+        return [(i, copy.deepcopy(e)) for i, e in enumerate(entries, 1) if after < i <= after + limit]
 
     async def list_transcripts(self, scope: str, project_key: str) -> list[tuple[TranscriptKey, int]]:
         return [(_key(k), at) for k, (_, at) in self._s.transcripts.items() if k[:2] == (scope, project_key)]

@@ -1,5 +1,6 @@
 """The Store's rules for owners: every write names a lease epoch, and only the present one is taken."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,6 +26,7 @@ from claude_hitl_template.store.unit import SessionUnit
 
 ANSWERABLE = (ApprovalState.PENDING, ApprovalState.ALLOWED, ApprovalState.DENIED, ApprovalState.EXPIRED)
 TOOL_USES = ("agent.tool_use", "agent.mcp_tool_use")
+TRANSCRIPT_PIECE = 200  # entries that are read at once
 LOST_CALLS = 10_000  # more than any session has
 LEASE_S = 15.0  # a third of it passes between two renewals; see session.RENEW_S
 
@@ -232,8 +234,14 @@ class OwnerRules(StoreBase):
             await tx.append_transcript(key, entries, self._clock())
 
     async def load_transcript(self, key: TranscriptKey) -> list[dict[str, Any]] | None:
+        entries: list[dict[str, Any]] = []
         async with self._reading() as tx:
-            return await tx.load_transcript(key) or None
+            place = 0
+            while piece := await tx.load_transcript(key, after=place, limit=TRANSCRIPT_PIECE):
+                place = piece[-1][0]
+                entries += [entry for _, entry in piece]
+                await asyncio.sleep(0)  # others get their turn between the pieces of a long one
+        return entries or None
 
     async def list_transcripts(self, scope: str, project_key: str) -> list[tuple[TranscriptKey, int]]:
         async with self._reading() as tx:

@@ -33,13 +33,21 @@ from claude_hitl_template.models import (
     Session,
     SessionStatus,
     Snapshot,
+    Supervised,
     Usage,
+    new_id,
 )
 
 type Order = Literal["asc", "desc"]
 type TurnEnding = Literal["over", "parked", "broken off"]
 NOW = -1  # the position of previews that are still to come
+OWN_KEY = "\n"  # what keys of our own begin with: no header of a client's request can
 type Inbound = UserMessage | UserInterrupt | UserToolConfirmation
+
+
+def own_key() -> str:
+    """An idempotency key for a call that its caller gave none: it may be repeated for a few minutes."""
+    return OWN_KEY + new_id("call")
 
 
 class TimeRange(Frozen):
@@ -410,7 +418,7 @@ class Store(Protocol):
         """The owner with this epoch is known to be gone."""
         ...
 
-    async def supervised(self) -> list[Session]:
+    async def supervised(self) -> list[Supervised]:
         """Sessions that have an owner or need one: never the parked ones."""
         ...
 

@@ -26,6 +26,7 @@ from claude_hitl_template.models import (
     Frozen,
     Session,
     SessionStatus,
+    Supervised,
 )
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.memory import OPEN
@@ -190,10 +191,18 @@ class SqlTx:
         rows = await self._all(_paged(query, t.created_at, t.id, after=after, limit=limit, order=order))
         return [_noun(Session, row) for row in rows]
 
-    async def supervised(self) -> list[Session]:
-        # Written as the partial index has it: SQLite would not use it for `supervised = 1`.
-        rows = await self._all(sa.select(sessions.c.doc).where(sa.text("sessions.supervised")))
-        return [_noun(Session, row) for row in rows]
+    async def supervised(self) -> list[Supervised]:
+        t, doc = sessions.c, sessions.c.doc
+        query = sa.select(
+            t.id,
+            t.status,
+            doc["epoch"].as_integer().label("epoch"),
+            doc["lease"].as_json().label("lease"),
+            doc["updated_at"].as_string().label("updated_at"),
+        ).where(
+            sa.text("sessions.supervised")
+        )  # as the partial index has it: SQLite uses it for nothing else
+        return [Supervised.model_validate(dict(row._mapping)) for row in await self._all(query)]
 
     async def unchanged_sessions(self, since: datetime, limit: int) -> list[str]:
         t, doc = sessions.c, sessions.c.doc
@@ -340,9 +349,12 @@ class SqlTx:
         ]
         await self._c.execute(self._insert(transcripts).on_conflict_do_nothing(), rows)
 
-    async def load_transcript(self, key: TranscriptKey) -> list[dict[str, Any]]:
-        query = sa.select(transcripts.c.entry).where(*_transcript(key)).order_by(transcripts.c.id)
-        return [row.entry for row in await self._all(query)]
+    async def load_transcript(
+        self, key: TranscriptKey, *, after: int, limit: int
+    ) -> list[tuple[int, dict[str, Any]]]:
+        t = transcripts.c
+        query = sa.select(t.id, t.entry).where(*_transcript(key), t.id > after).order_by(t.id).limit(limit)
+        return [(row.id, row.entry) for row in await self._all(query)]
 
     async def list_transcripts(self, scope: str, project_key: str) -> list[tuple[TranscriptKey, int]]:
         t = transcripts.c

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from claude_hitl_template import events, faults
 from claude_hitl_template.errors import NotFound
-from claude_hitl_template.models import Approval, ApprovalState, Session
+from claude_hitl_template.models import Approval, ApprovalState, Session, Supervised
 from claude_hitl_template.store.base import SUPERVISED, StoreBase
 from claude_hitl_template.store.unit import SessionUnit
 
@@ -57,7 +57,7 @@ class SupervisorRules(StoreBase):
                 told = events.session_error(message, retry="retrying")
                 await unit.append([told.model_copy(update={"id": f"sevt_waiting_{session_id}_{epoch}"})])
 
-    async def supervised(self) -> list[Session]:
+    async def supervised(self) -> list[Supervised]:
         async with self._reading() as tx:
             return await tx.supervised()
 

@@ -29,7 +29,7 @@ from claude_hitl_template.errors import EngineError, NotFound, StaleOwner, Unaut
 from claude_hitl_template.model import tokens
 from claude_hitl_template.model.endpoint import OfflineUpstream, build_router
 from claude_hitl_template.model.offline import Scenarios
-from claude_hitl_template.models import Agent, Environment, ImageFacts, Session
+from claude_hitl_template.models import Agent, Environment, ImageFacts, Session, Supervised
 from claude_hitl_template.secrets import Shelf, hash_api_key
 from claude_hitl_template.session import Limits, SessionRunner
 from claude_hitl_template.store.core import CoreStore
@@ -160,7 +160,7 @@ class Owners:
                 self._attend(session)
             version = await self._store.wait_supervised(version, timeout_s=TICK_S)
 
-    def _attend(self, session: Session) -> None:
+    def _attend(self, session: Supervised) -> None:
         if session.id not in self._attending:
             task = asyncio.create_task(self._look_after(session.id))
             self._attending[session.id] = task

@@ -1,0 +1,262 @@
+"""Every call of the Store gets through to the ledger, and back, at the largest size that it may have.
+
+The ledger is behind Ray Serve here, with gRPC's limit as Ray has it (4 MiB) on both sides: that is less than what the
+service itself sets, and holds wherever somebody else starts the processes.
+"""
+
+import pickle
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+import claude_hitl_template
+from claude_hitl_template import events
+from claude_hitl_template.canonical import digest
+from claude_hitl_template.cli.processes import ray_environment
+from claude_hitl_template.errors import InternalError
+from claude_hitl_template.events import UserInterrupt
+from claude_hitl_template.manifest import CHUNK_BYTES, Manifest, SavedFile, blob_name
+from claude_hitl_template.models import Agent, Environment, Usage, utcnow
+from claude_hitl_template.settings import Settings
+from claude_hitl_template.store.owners import LEASE_S
+from claude_hitl_template.store.protocol import Call, Store
+from tests.contract.asking import message, said
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.filterwarnings("ignore"),  # Ray's own, of many kinds
+]
+
+LIMIT = 4 * 1024 * 1024
+BIG = "x" * 5_000_000  # more than the limit, as a system prompt, an input, or an image in a transcript may be
+MESSAGE = 900_000
+# Neither what is asked nor what is answered grows with what users, models or tools say.
+SMALL = frozenset({
+    "add_key", "find_key", "get_key", "last_seq", "begin_turn", "hold", "defer", "remind", "release", "save_workspace",
+    "missing_blobs", "add_files", "workspace_file", "list_transcripts", "delete_transcripts", "delete_session", "give_up",
+    "tell_waiting", "drop_lease", "supervised", "wait_supervised", "expire_due", "sweep_blobs", "retire", "ping",
+})  # fmt: skip
+METHODS = frozenset(name for name in vars(Store) if not name.startswith("_"))
+
+
+class Weighed:
+    """A Store that notes how large each method's largest call was, request or answer, in bytes."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.largest: dict[str, int] = {}
+
+    def __getattr__(self, method: str) -> Any:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            answer = await getattr(self._store, method)(*args, **kwargs)
+            size = max(len(pickle.dumps((args, kwargs))), len(pickle.dumps(answer)))
+            self.largest[method] = max(self.largest.get(method, 0), size)
+            return answer
+
+        return call
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Weighed]:
+    # Importing Ray Serve warns, which would fail the collection of all tests.
+    import ray  # noqa: PLC0415
+    from ray import serve  # noqa: PLC0415
+    from ray.serve._private.request_router import replica_wrapper  # noqa: PLC0415
+
+    from claude_hitl_template.ledger import APP_NAME, remote_store  # noqa: PLC0415
+    from claude_hitl_template.query import Ledger  # noqa: PLC0415
+
+    name, _ = claude_hitl_template.GRPC_LIMIT
+    settings = {"HITL_DATA_DIR": str(tmp_path_factory.mktemp("data")), name: str(LIMIT)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray leaves a token in the home folder
+        patch.setattr(replica_wrapper, name, LIMIT)
+        ray.init(
+            address="local",
+            namespace="serve",
+            num_cpus=1,
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"env_vars": settings},
+        )
+        try:
+            serve.start(proxy_location="Disabled")
+            yield Weighed(remote_store(serve.run(Ledger.bind(), name=APP_NAME, route_prefix=None)))
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+def big_call(call_id: str) -> Call:
+    given = {"command": f"{call_id} {BIG}"}
+    return Call(call_id=call_id, tool_name="Bash", input=given, digest=digest(given), verdict="ask")
+
+
+async def make(store: Any, key_id: str, *first: str) -> str:
+    session = await store.create_session(
+        key_id,
+        agent=Agent(system=BIG),
+        environment=Environment(),
+        title=None,
+        metadata={},
+        initial=[message(text) for text in first],
+    )
+    assert session.agent.system == BIG
+    return session.id
+
+
+async def a_life(store: Any) -> None:
+    """Calls every method of the Store, and checks that what went in comes out."""
+    await store.ping()
+    key = await store.add_key("someone", "hash")
+    assert (await store.find_key("hash"), await store.get_key(key.id)) == (key, key)
+    five = [f"{number} {'m' * MESSAGE}" for number in range(5)]
+    sid = await make(store, key.id, *five)
+    assert [s.id for s in (await store.list_sessions(key.id, limit=10)).data] == [sid]
+    assert [s.id for s in await store.supervised()] == [sid]
+    await store.wait_supervised(-1, timeout_s=0)
+    epoch = (await store.acquire(sid, "one", lease_s=LEASE_S)).epoch
+    await store.tell_waiting(sid, epoch, "no room")
+    found = await store.snapshot(sid, epoch)
+    assert [e.payload["content"][0]["text"] for e in found.queued] == five
+    assert (await store.wait_session(sid, epoch, -1, timeout_s=0)).queued == found.queued
+    await store.begin_turn(sid, epoch, found.queued[0].id)
+    await a_transcript(store, sid, epoch)
+    await some_calls(store, sid, epoch, key.id)
+    await a_workspace(store, sid, epoch, key.id)
+    await the_log(store, sid, epoch, key.id, five)
+    await the_end(store, sid, epoch, key.id)
+
+
+async def a_transcript(store: Any, sid: str, epoch: int) -> None:
+    key = {"scope": sid, "project_key": "-", "session_id": "s", "subpath": ""}
+    image = [{"uuid": "image", "message": BIG}]
+    results = [{"uuid": f"r{n}", "toolUseResult": "r" * 30_000} for n in range(150)]
+    await store.append_transcript(key, image, epoch=epoch)
+    await store.append_transcript(key, results, epoch=epoch)
+    assert await store.load_transcript(key) == [*image, *results]
+    assert [k for k, _ in await store.list_transcripts(sid, "-")] == [key]
+    await store.delete_transcripts(key)
+    assert await store.load_transcript(key) is None
+
+
+async def some_calls(store: Any, sid: str, epoch: int, key_id: str) -> None:
+    calls = [big_call("a"), big_call("b")]
+    drafts = [events.tool_use(c.call_id, c.tool_name, c.input, c.verdict, None) for c in calls]
+    opened = await store.open_calls(sid, epoch, drafts, calls, cwd="/w", expires_at=None)
+    assert [a.input for a in opened] == [c.input for c in calls]
+    page = await store.list_approvals(key_id, limit=10, session_id=sid)
+    assert [page.data[0], *await rest(store, page, key_id, sid)] == opened
+    assert await store.get_approval(opened[0].id, key_id) == opened[0]
+    assert await store.find_approval(sid, epoch, "a") == opened[0]
+    edited = {"command": f"edited {BIG}"}
+    [decided] = await store.send_events(
+        sid, key_id, [said("a", updated_input=edited)], decided_by="ann", idempotency_key="once"
+    )
+    again = await store.send_events(
+        sid, key_id, [said("a", updated_input=edited)], decided_by="ann", idempotency_key="once"
+    )
+    assert again == [decided]
+    claimed = await store.claim(sid, epoch, "a", digest(edited), claim_id="claim")
+    assert claimed.run_input == edited
+    await store.hold(sid, epoch, "b")
+    await store.defer(sid, epoch, None)
+    assert [a.call_id for a in await store.lost_calls(sid, epoch)] == ["b"]
+    await store.remind(sid, epoch, [opened[1].id])
+
+
+async def rest(store: Any, page: Any, key_id: str, sid: str) -> list[Any]:
+    found = page.data[1:]
+    while page.next_page:
+        page = await store.list_approvals(key_id, limit=10, session_id=sid, page=page.next_page)
+        found += page.data
+    return found
+
+
+async def a_workspace(store: Any, sid: str, epoch: int, key_id: str) -> None:
+    blobs = [bytes([n]) * CHUNK_BYTES for n in range(4)]
+    names = [blob_name(blob) for blob in blobs]
+    assert await store.missing_blobs([*names, *[blob_name(b"%d" % n) for n in range(9000)]])
+    await store.put_blobs(blobs)
+    assert await store.get_blobs(names) == blobs
+    deep = "/".join(["d" * 250] * 16)
+    files = [SavedFile(f"{deep}/{n:04}", 0o600, 4 * CHUNK_BYTES, 0, tuple(names)) for n in range(1000)]
+    parts = Manifest.of(files).encode()
+    await store.put_blobs(parts)
+    await store.save_workspace(sid, epoch, blob_name(parts[-1]))
+    assert (await store.list_workspace(sid, key_id, limit=1000)).data == files
+    assert await store.workspace_file(sid, key_id, files[7].path) == files[7]
+    added = Manifest.of([SavedFile("up", 0o600, 1, 0, ())]).encode()
+    await store.put_blobs(added)
+    await store.add_files(sid, key_id, blob_name(added[-1]))
+    assert await store.sweep_blobs() == 0
+
+
+async def the_log(store: Any, sid: str, epoch: int, key_id: str, five: list[str]) -> None:
+    await store.commit(sid, epoch, [events.agent_message("said", BIG)])
+    await store.preview(sid, epoch, [{"type": "event_delta", "event_id": "x", "delta": BIG}])
+    _, deltas, _ = await store.wait_events(sid, key_id, 10_000, timeout_s=0, previews=0)
+    assert deltas[0]["delta"] == BIG
+    newest = await store.last_seq(sid, key_id)
+    listed, page = [], None
+    while page is None or page.next_page:
+        page = await store.list_events(sid, key_id, limit=1000, page=page and page.next_page)
+        listed += page.data
+    assert [e.seq for e in listed] == list(range(1, newest + 1))
+    assert [e.payload["content"][0]["text"] for e in listed if e.type == "user.message"] == five
+    heard: list[Any] = []
+    while len(heard) < newest:
+        found, _, _ = await store.wait_events(sid, key_id, len(heard), timeout_s=0)
+        heard += found
+    assert heard == listed
+
+
+async def the_end(store: Any, sid: str, epoch: int, key_id: str) -> None:
+    await store.update_session(sid, key_id, changes={"title": "named"})
+    drafts = [events.tool_result("a", events.text_blocks(BIG), False)]
+    ended = {"end_id": "end", "usage": Usage(), "stop_reason": events.END_TURN}
+    await store.end_turn(sid, epoch, drafts, **ended)
+    assert (await store.get_session(sid)).agent.system == BIG
+    await store.drop_lease(sid, epoch)
+    await store.give_up(sid, "nobody drives it")
+    await store.send_events(sid, key_id, [UserInterrupt(type="user.interrupt")], decided_by="ann")
+    assert await store.release(sid, (await store.acquire(sid, "two", lease_s=LEASE_S)).epoch)
+    assert (await store.archive_session(sid, key_id)).archived_at
+    await store.delete_session(sid, key_id)
+    old = await make(store, key_id)
+    await store.archive_session(old, key_id)
+    assert await store.expire_due() == 0
+    assert await store.retire(utcnow() + timedelta(seconds=1)) == [old]
+
+
+async def test_every_call_of_the_store_gets_through_at_its_largest_size(store: Weighed) -> None:
+    """A method that is new must be called here, at its largest size, or stand among the small ones."""
+    await a_life(store)
+    assert set(store.largest) == METHODS
+    assert {name for name, size in store.largest.items() if size > LIMIT} == METHODS - SMALL
+
+
+async def test_a_defect_of_the_ledger_is_told_as_one_and_nothing_is_repeated(store: Weighed) -> None:
+    ledger: Callable[..., Any] = store.snapshot
+    with pytest.raises(InternalError, match="snapshot"):
+        await ledger("a session", epoch="of the wrong kind", besides=1)
+
+
+async def test_what_the_supervisor_asks_each_second_does_not_grow_with_system_prompts(store: Weighed) -> None:
+    key = await store.add_key("another", "another hash")
+    ids = {await make(store, key.id, "go") for _ in range(7)}
+    found = await store.supervised()
+    assert ids <= {s.id for s in found}
+    assert len(pickle.dumps(found)) < 1000 * len(found)
+
+
+def test_the_service_raises_the_limit_where_it_starts_the_processes() -> None:
+    name, limit = claude_hitl_template.GRPC_LIMIT
+    assert ray_environment(Settings()).get(name) == limit
+    config = Path(__file__).parents[2] / "data" / "config" / "claude_hitl_template.yaml"
+    assert f'{name}: "{limit}"' in config.read_text()
