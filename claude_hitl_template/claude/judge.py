@@ -128,11 +128,7 @@ class Judge:
         shown = approval.targets
         if given.get(field) != approval.input.get(field):  # a human wrote the path, and saw no link behind it
             shown = policy.written_targets(name, self._below_workspace(given, field), self._workspace, folder)
-        return (
-            None
-            if now == shown
-            else f"leads to {_listed(now)} now, and led to {_listed(shown)} when it was shown"
-        )
+        return None if now == shown else f"leads to {_listed(now)} now, and led to {_listed(shown)} when it was shown"
 
     def _below_workspace(self, given: Mapping[str, Any], field: str) -> Mapping[str, Any]:
         """A path that is written as the workspace's own, which may be behind a link itself."""
@@ -181,11 +177,9 @@ class Judge:
         """The plan's file is what it was when a human saw its text, or it is not there: then the text alone counts."""
         if approval.tool_name != "ExitPlanMode":
             return None
-        now = _field(asked.input, "plan") or self._plan()
-        same = not now or now == (approval.input.get("plan") or "")
-        return (
-            None if same else "is for another plan than the one that was shown: the plan's file has changed"
-        )
+        texts = {_field(asked.input, "plan"), self._plan()} - {None, ""}  # as the CLI read it, and as it is
+        same = texts <= {approval.input.get("plan")}
+        return None if same else "is for another plan than the one that was shown: the plan's file has changed"
 
 
 # -- inputs that are none
@@ -237,10 +231,7 @@ def _mapping(given: object) -> Mapping[str, Any]:
 
 
 def _listed(places: Sequence[str]) -> str:
-    return (
-        " and ".join(place.removeprefix("/") if place.startswith("//") else place for place in places)
-        or "nowhere"
-    )
+    return " and ".join(place.removeprefix("/") if place.startswith("//") else place for place in places) or "nowhere"
 
 
 def _resolved(path: Path) -> Path:
