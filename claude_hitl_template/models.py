@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -281,6 +282,14 @@ class Approval(Frozen):
     claimed_epoch: int | None = None
     claim_id: str | None = None
     closed_at: datetime | None = None
+
+    @property
+    def workspace(self) -> Path | None:
+        """The session's working folder; None where the call runs outside of it."""
+        folder, cwd = Path(self.folder or "."), Path(self.cwd)
+        if folder.is_absolute():
+            return None
+        return cwd.parents[len(folder.parts) - 1] if folder.parts else cwd
 
     def digest_of(self, given: dict[str, Any]) -> str:
         """What `digest` would be with this input. Raises InvalidInput for what has no canonical JSON."""

@@ -363,7 +363,7 @@ class CliEngine:
 def _moment(given: Mapping[str, Any]) -> Moment:
     """What a hook's input says of the CLI itself. Plans are beside its transcripts."""
     transcript = Path(given.get("transcript_path") or "")
-    known = len(transcript.parents) > 2 and transcript.parents[1].name == "projects"  # noqa: PLR2004
+    known = len(transcript.parents) > 2 and transcript.parents[1].name == "projects"
     return Moment(
         cwd=given["cwd"],
         plan_mode=given.get("permission_mode") == "plan",

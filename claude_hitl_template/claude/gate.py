@@ -23,12 +23,13 @@ import structlog
 from claude_hitl_template import faults
 from claude_hitl_template.canonical import call_digest
 from claude_hitl_template.claude.engine import ToolUse
-from claude_hitl_template.claude.judge import Judge, flaw, recordable
+from claude_hitl_template.claude.judge import Judge, recordable
 from claude_hitl_template.errors import NotWaiting
 from claude_hitl_template.models import Approval, ApprovalState, PermissionMode, Session
 from claude_hitl_template.policy import Evaluation, Rule, Verdict, from_folder
 from claude_hitl_template.store.protocol import Call, Store
 from claude_hitl_template.store.unit import OUTCOME_UNKNOWN
+from claude_hitl_template.tool_inputs import flaw
 
 log = structlog.get_logger()
 
@@ -179,13 +180,12 @@ class Gate:
             return Answer("allow")
         if self.deferred is not None and self.deferred != use.call_id:
             return await self._hold(use, HELD)
-        if self._refusal(use) and use.call_id not in self._approvals:
-            await self._on_changed(self._issued[use.call_id])
-        if refusal := self._refusal(use):
+        if refusal := await self._judged_again(use):
             return refusal
         approval = self._approvals.get(use.call_id)
-        if approval is None:
-            return self._by_policy(use)
+        return self._by_policy(use) if approval is None else await self._answer(use, approval)
+
+    async def _answer(self, use: ToolUse, approval: Approval) -> Answer:
         if await self._decided(approval):
             return self._by_decision(use)
         if use.thread is not None:
@@ -216,6 +216,12 @@ class Gate:
         """As the message has it: the CLI names the subagent in another way when it asks."""
         issued = self._issued.get(use.call_id)
         return issued.thread if issued else use.thread
+
+    async def _judged_again(self, use: ToolUse) -> Answer | None:
+        """One that nobody was asked about, and that must be asked for now, is asked for."""
+        if self._refusal(use) and use.call_id not in self._approvals:
+            await self._on_changed(self._issued[use.call_id])
+        return self._refusal(use)
 
     def _refusal(self, use: ToolUse) -> Answer | None:
         """A no to a call that would not do what it was judged for, or None. What waited for it is closed by its result."""

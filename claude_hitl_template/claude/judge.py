@@ -5,6 +5,7 @@ between, a sibling may have changed a link, the shell's folder, or the file of t
 cannot be told from the file itself, and nothing here sees what a process in the background does after the last look.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,12 @@ from typing import Any
 import structlog
 
 from claude_hitl_template import policy
-from claude_hitl_template.canonical import canonical_json
 from claude_hitl_template.claude.engine import ToolUse
-from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.models import Approval, Session
 from claude_hitl_template.policy import Evaluation, PermissionPolicy, Rule, Verdict
 
 log = structlog.get_logger()
 
-# What these hold reaches the kernel as text, which ends at a NUL.
-_KERNEL_FIELDS = ("command", "file_path", "notebook_path", "path", "pattern", "glob", "url")
 _MAX_DEPTH = 100
 STRICTNESS = {Verdict.allow: 0, Verdict.ask: 1, Verdict.deny: 2}
 
@@ -113,7 +110,7 @@ class Judge:
         name, given = approval.tool_name, approval.run_input or approval.input
         if (there := self.portable(folder)) != (approval.folder or "."):
             return f"would run in the folder {there}, and was judged for {approval.folder or '.'}"
-        own, effective = self.evaluate(session, name, given, folder)
+        _, effective = self.evaluate(session, name, given, folder)
         if effective.verdict is Verdict.deny:
             return f"is not permitted now ({effective.source})"
         by_rule = approval.decision is not None and approval.decision.decided_by.startswith("rule:")
@@ -128,7 +125,11 @@ class Judge:
         shown = approval.targets
         if given.get(field) != approval.input.get(field):  # a human wrote the path, and saw no link behind it
             shown = policy.written_targets(name, self._below_workspace(given, field), self._workspace, folder)
-        return None if now == shown else f"leads to {_listed(now)} now, and led to {_listed(shown)} when it was shown"
+        return (
+            None
+            if now == shown
+            else f"leads to {_listed(now)} now, and led to {_listed(shown)} when it was shown"
+        )
 
     def _below_workspace(self, given: Mapping[str, Any], field: str) -> Mapping[str, Any]:
         """A path that is written as the workspace's own, which may be behind a link itself."""
@@ -179,23 +180,12 @@ class Judge:
             return None
         texts = {_field(asked.input, "plan"), self._plan()} - {None, ""}  # as the CLI read it, and as it is
         same = texts <= {approval.input.get("plan")}
-        return None if same else "is for another plan than the one that was shown: the plan's file has changed"
+        return (
+            None if same else "is for another plan than the one that was shown: the plan's file has changed"
+        )
 
 
 # -- inputs that are none
-
-
-def flaw(name: str, given: object) -> str | None:
-    """Why a call with this input cannot run at all, or None."""
-    if not isinstance(given, Mapping):
-        return f"the input of {name} must be an object"
-    try:
-        canonical_json(given)
-    except InvalidInput as error:
-        return error.message
-    fields = _mapping(given)
-    holding = [key for key in _KERNEL_FIELDS if "\0" in str(fields.get(key, ""))]
-    return f"{holding[0]} holds a NUL character" if holding and not name.startswith("mcp__") else None
 
 
 def recordable(given: object) -> dict[str, Any]:
@@ -205,21 +195,19 @@ def recordable(given: object) -> dict[str, Any]:
 
 
 def _clean(value: Any, depth: int) -> Any:
-    if depth == 0:
-        return "..."
     match value:
+        case _ if depth == 0:
+            return "..."
         case str():
             return "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in value)
-        case None | bool() | int():
+        case None | bool() | int() | float() if not isinstance(value, float) or math.isfinite(value):
             return value
-        case float():
-            return value if abs(value) < float("inf") else str(value)
         case list() | tuple():
             return [_clean(one, depth - 1) for one in value]
         case Mapping():
             return {_clean(str(key), 1): _clean(one, depth - 1) for key, one in value.items()}
         case _:
-            return repr(value)
+            return str(value)
 
 
 def _field(given: object, name: str) -> Any:
@@ -231,7 +219,10 @@ def _mapping(given: object) -> Mapping[str, Any]:
 
 
 def _listed(places: Sequence[str]) -> str:
-    return " and ".join(place.removeprefix("/") if place.startswith("//") else place for place in places) or "nowhere"
+    return (
+        " and ".join(place.removeprefix("/") if place.startswith("//") else place for place in places)
+        or "nowhere"
+    )
 
 
 def _resolved(path: Path) -> Path:

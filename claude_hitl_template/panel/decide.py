@@ -11,6 +11,7 @@ from claude_hitl_template.events import MAX_TEXT_CHARS, UserMessage, UserToolCon
 from claude_hitl_template.models import Agent, Approval, Environment
 from claude_hitl_template.policy import PermissionPolicy
 from claude_hitl_template.readable import asked_questions, option_label, parse_input, question_options
+from claude_hitl_template.tool_inputs import check_edit
 
 type Inputs = Mapping[str, Any]
 MAX_REASON_CHARS = 10_000
@@ -48,6 +49,17 @@ def confirmations(approvals: Sequence[Approval], inputs: Inputs) -> list[UserToo
     if errors:
         raise FormErrors(errors)
     return found
+
+
+def refused(
+    approvals: Sequence[Approval], said: Sequence[UserToolConfirmation], error: InvalidInput
+) -> FormErrors | InvalidInput:
+    """What the service refused of these decisions, at the fields it was typed into: an edit is the form's `input`."""
+    edited = {one.tool_use_id for one in said if one.updated_input is not None}
+    fields = [f"{approval.id}.input" for approval in approvals if approval.event_id in edited]
+    if not error.field.startswith("updated_input") or not fields:
+        return error
+    return FormErrors(dict.fromkeys(fields, f"{error}. Nothing was decided."))
 
 
 def _confirmation(approval: Approval, inputs: Inputs) -> list[UserToolConfirmation]:
@@ -89,7 +101,13 @@ def _edited(approval: Approval, inputs: Inputs) -> dict[str, Any]:
         changed = parse_input(said(inputs, name))
     except InvalidInput as error:
         raise InvalidInput(f"{error.message}. Nothing was decided.", name) from error
-    return {} if changed == approval.input else {"updated_input": changed}
+    if changed == approval.input:
+        return {}
+    try:
+        check_edit(approval.tool_name, approval.input, changed)
+    except InvalidInput as error:
+        raise InvalidInput(f"{error}. Nothing was decided.", name) from error
+    return {"updated_input": changed}
 
 
 def _answers(approval: Approval, inputs: Inputs) -> dict[str, str | list[str]]:

@@ -353,7 +353,10 @@ async def _decide(given: PanelServices, user: PanelUser, asked: Asked, inputs: I
     if not user.may_decide(asked.session.key_id):
         raise InvalidInput(NOT_YOURS)
     found = decide.confirmations(asked.approvals, inputs)
-    await given.store.send_events(asked.session.id, None, found, decided_by=user.name)
+    try:
+        await given.store.send_events(asked.session.id, None, found, decided_by=user.name)
+    except InvalidInput as error:
+        raise decide.refused(asked.approvals, found, error) from error
 
 
 async def _say(given: PanelServices, user: PanelUser, session: Session, inputs: Inputs) -> None:

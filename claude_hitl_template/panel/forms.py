@@ -377,6 +377,8 @@ def _verdict(name: str, choices: Mapping[str, str], filled: Filled, action: str,
 
 def _remembered(approval: Approval) -> str:
     """The rule that would be remembered; "" where no rule can stand for such calls."""
+    if approval.folder not in (None, "."):
+        return ""
     try:
         return rule_text(remember_rule(approval.tool_name, approval.input, Path(approval.cwd)).model_dump())
     except InvalidInput:

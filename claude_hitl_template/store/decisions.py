@@ -6,12 +6,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from claude_hitl_template import events, faults, policy
-from claude_hitl_template.canonical import digest
 from claude_hitl_template.errors import AlreadyDecided, InvalidInput, NotWaiting, Superseded
 from claude_hitl_template.events import UserToolConfirmation
-from claude_hitl_template.models import Approval, ApprovalState, Decision, Event
-from claude_hitl_template.policy import Rule
+from claude_hitl_template.models import Approval, ApprovalState, Decision, Event, Session
+from claude_hitl_template.policy import Rule, Verdict
 from claude_hitl_template.store.unit import SessionUnit
+from claude_hitl_template.tool_inputs import check_edit
 
 
 async def confirm(unit: SessionUnit, said: UserToolConfirmation, decided_by: str) -> list[Event]:
@@ -25,6 +25,9 @@ async def confirm(unit: SessionUnit, said: UserToolConfirmation, decided_by: str
             f"{said.tool_use_id!r} is not a call of this session that waits, or waited, for a decision"
         )
     run_input = _run_input(approval, said)
+    if run_input is not None and approval.kind != "question" and run_input != approval.input:
+        check_edit(approval.tool_name, approval.input, run_input)
+        _check_policy(unit.session, approval, run_input)
     decision = Decision(
         result=said.result,
         deny_message=said.deny_message,
@@ -40,6 +43,16 @@ async def confirm(unit: SessionUnit, said: UserToolConfirmation, decided_by: str
     if approval.expires_at is not None and approval.expires_at < unit.now:  # and nobody has swept it yet
         raise Superseded(f"the call {approval.event_id} stopped waiting: it expired before this decision")
     return await _decide(unit, approval, decision, run_input)
+
+
+def _check_policy(session: Session, approval: Approval, edited: dict[str, Any]) -> None:
+    """A human may widen what is asked for, not what is denied. Links are followed as this machine has them: the owner
+    judges again before the call runs. Raises InvalidInput."""
+    cwd = Path(approval.cwd)
+    workspace = approval.workspace or cwd
+    found = policy.evaluate(session.effective_policy(), approval.tool_name, edited, workspace, cwd)
+    if found.verdict is Verdict.deny:
+        raise InvalidInput(f"this session's policy denies such a call ({found.source})", "updated_input")
 
 
 async def _decide(
@@ -125,7 +138,6 @@ def _run_input(approval: Approval, said: UserToolConfirmation) -> dict[str, Any]
         return _answered(approval, given, said.answers)
     if said.answers is not None:
         raise InvalidInput("this call is not a question; only AskUserQuestion takes answers", "answers")
-    digest(given)  # refuses what has no canonical JSON
     return given
 
 
@@ -145,8 +157,18 @@ def _answered(
     unknown = [q for q in raw if q not in asked]
     if unknown:
         raise InvalidInput(f"{unknown[0]!r} was not asked", "answers")
-    joined = {q: a if isinstance(a, str) else ", ".join(map(str, a)) for q, a in raw.items()}
+    odd = [q for q, a in raw.items() if not isinstance(a, str) and not _is_texts(a)]
+    if odd:
+        raise InvalidInput(f"the answer to {odd[0]!r} is a text, or a list of texts", "answers")
+    edited = [name for name in given if name != "answers" and given[name] != approval.input.get(name)]
+    if edited:
+        raise InvalidInput("a question is answered, and cannot be edited", f"updated_input.{edited[0]}")
+    joined = {q: a if isinstance(a, str) else ", ".join(a) for q, a in raw.items()}
     return {**approval.input, "answers": joined}
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _remember(
@@ -159,6 +181,11 @@ def _remember(
             "a question or a plan is asked anew each time; it cannot be remembered", "remember"
         )
     workspace = Path(approval.cwd)
+    if approval.folder not in (None, "."):
+        raise InvalidInput(
+            f"the call runs in {approval.cwd}, and rules are remembered for the session's own folder; decide it once",
+            "remember",
+        )
     if said.remember is True:
         return policy.remember_rule(approval.tool_name, run_input, workspace)
     try:

@@ -102,7 +102,9 @@ async def test_an_ask_rule_holds_in_the_folder_that_a_command_entered(
         unpinned(monkeypatch)
     again = () if pinned else ({"tools": [then]},)
     steps = ({"tools": [call("Bash", command=f"cd {entered}")]}, {"tools": [then]}, *again)
-    h = await house(tmp_path, model_url, script(*steps), policy=policy(*ruled["rules"], default="always_allow"))
+    h = await house(
+        tmp_path, model_url, script(*steps), policy=policy(*ruled["rules"], default="always_allow")
+    )
     folder = h.workspace / entered
     folder.mkdir(parents=True)
     (folder / "key.txt").write_text("KEY")
@@ -149,7 +151,9 @@ async def test_the_folder_that_is_shown_is_the_one_it_runs_in_and_part_of_what_i
         {"tools": [call("Read", file_path="there.txt")]},
         {"tools": [call("Bash", command="touch here")]},
     )
-    h = await house(tmp_path, model_url, script(*steps), hot_s=60, policy=policy("Bash(cd:*)", how="always_allow"))
+    h = await house(
+        tmp_path, model_url, script(*steps), hot_s=60, policy=policy("Bash(cd:*)", how="always_allow")
+    )
     (h.workspace / "sub").mkdir(parents=True)
     (h.workspace / "sub" / "there.txt").write_text("there")
     async with driven(h):
@@ -267,7 +271,9 @@ async def test_an_allow_rule_for_a_folder_does_not_hold_through_a_link_made_mean
 
 @pytest.mark.slow
 async def test_an_edited_path_does_not_lead_where_nobody_saw_it_to_lead(tmp_path: Path, model_url: str):
-    h = await house(tmp_path, model_url, script({"tools": [call("Write", file_path="a.txt", content="hello")]}))
+    h = await house(
+        tmp_path, model_url, script({"tools": [call("Write", file_path="a.txt", content="hello")]})
+    )
     await h.drive()
     (tmp_path / "outside").mkdir()
     (h.workspace / "docs").symlink_to(tmp_path / "outside")
@@ -325,9 +331,7 @@ async def test_plans_are_drafted_unasked_in_plan_mode_only_and_in_the_sessions_o
     steps = [{"tools": [call("Write", file_path=str(own), content="# late\n")]}]
     if not leaving:
         steps = [{"tools": [call("Write", file_path=str(foreign), content="# late\n")]}]
-    h = await house(
-        tmp_path, model_url, script(*steps), permission_mode="default" if leaving else "plan"
-    )
+    h = await house(tmp_path, model_url, script(*steps), permission_mode="default" if leaving else "plan")
     await h.drive()
     [asked] = await approvals(h)
     assert (asked.tool_name, asked.state.value) == ("Write", "pending")
@@ -352,12 +356,17 @@ BROKEN: list[Any] = [
 async def test_an_input_that_cannot_be_kept_is_an_error_to_the_model_and_the_session_goes_on(
     name: str, given: Any, tmp_path: Path, model_url: str
 ):
-    steps = ({"tools": [call(name, **given)]}, {"tools": [call(name, **given)]}, {"tools": [call("Glob", pattern="*")]})
+    steps = (
+        {"tools": [call(name, **given)]},
+        {"tools": [call(name, **given)]},
+        {"tools": [call("Glob", pattern="*")]},
+    )
     h = await house(tmp_path, model_url, script(*steps))
     await h.drive()
     assert (await h.until_idle())["type"] == "end_turn"
-    used, done = await h.log("agent.tool_use", "agent.mcp_tool_use"), await h.log(
-        "agent.tool_result", "agent.mcp_tool_result"
+    used, done = (
+        await h.log("agent.tool_use", "agent.mcp_tool_use"),
+        await h.log("agent.tool_result", "agent.mcp_tool_result"),
     )
     assert len(used) == len(done) == 3
     assert [e.payload["is_error"] for e in done] == [True, True, False]
