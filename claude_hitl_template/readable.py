@@ -5,6 +5,7 @@ Text from a model, a tool or a user is made visible: what is shown is what runs.
 
 import difflib
 import json
+import os.path
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ _TELLING = (
     "skill",
     "plan",
 )
+
+_PATHS = ("file_path", "notebook_path", "path")
 
 # -- text
 
@@ -123,6 +126,25 @@ def summary(given: Mapping[str, Any]) -> str:
         if isinstance(given.get(name), str):
             return one_line(given[name], SUMMARY_CHARS)
     return one_line(json.dumps(given, ensure_ascii=False), SUMMARY_CHARS) if given else ""
+
+
+def leads_to(given: Mapping[str, Any], targets: Sequence[str] | None) -> str:
+    """Where the path of a call led when it was recorded, if that is not the path as it is written; else ""."""
+    written = next((given[name] for name in _PATHS if isinstance(given.get(name), str)), None)
+    if written is None or all(_is_plainly(written, target) for target in targets or ()):
+        return ""
+    return " and ".join(
+        target.removeprefix("/") if target.startswith("//") else target for target in targets or ()
+    )
+
+
+def _is_plainly(written: str, target: str) -> bool:
+    """Whether a path names this target (see `Approval.targets`) without a link in between."""
+    path = os.path.normpath(written)
+    if target.startswith("/"):
+        return path == target[1:]
+    inside = os.path.normpath(target)
+    return path == inside or (path.startswith("/") and path.endswith(f"/{inside}")) or inside == "."
 
 
 def are_strings(given: Mapping[str, Any], *names: str) -> bool:

@@ -177,6 +177,7 @@ class ApprovalShown(_Shown):
     input: dict[str, Any]
     digest: str
     cwd: str
+    targets: list[str] | None
     agent_id: str | None
     state: ApprovalState
     held: bool

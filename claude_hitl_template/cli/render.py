@@ -14,6 +14,7 @@ from claude_hitl_template.cli.visible import shown
 from claude_hitl_template.readable import (
     are_strings,
     diff_lines,
+    leads_to,
     option_description,
     option_label,
     progress_text,
@@ -130,7 +131,10 @@ def approval_view(approval: Mapping[str, Any], given: Mapping[str, Any] | None =
         Text.assemble(("tool    ", _FIELD), shown(str(approval["tool_name"])), (asked_by, _DIM)),
         Text.assemble(("folder  ", _FIELD), shown(str(approval["cwd"]))),
     ]
-    body = input_view(str(approval["tool_name"]), approval["input"] if given is None else given)
+    proposed = approval["input"] if given is None else given
+    if elsewhere := leads_to(proposed, approval.get("targets")):
+        head.append(Text.assemble(("leads to", _FIELD), " ", shown(elsewhere, "bold yellow")))
+    body = input_view(str(approval["tool_name"]), proposed)
     return Group(*head, *body)
 
 

@@ -23,6 +23,7 @@ from claude_hitl_template.readable import (
     age,
     asked_questions,
     is_hidden,
+    leads_to,
     option_description,
     option_label,
     question_options,
@@ -266,8 +267,10 @@ def _call(
             name: value for name, value in given.items() if name != "questions"
         }  # shown with their answers
     shown = f"<h3>{text(approval.tool_name)}{by_subagent}</h3>{call_view(approval.tool_name, given)}"
+    elsewhere = leads_to(approval.input, approval.targets)
     head = facts([
         ("folder", approval.cwd),
+        *([("leads to", elsewhere)] if elsewhere else []),
         ("session", asked.session.title or asked.session.id),
         ("for", f"{asked.requester}, waiting {age(approval.created_at.isoformat(), now)}"),
         *([("until", approval.expires_at.isoformat(timespec="minutes"))] if approval.expires_at else []),

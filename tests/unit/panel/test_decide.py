@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.models import Agent, Environment
-from claude_hitl_template.panel.decide import FormErrors, confirmations, next_message, start
+from claude_hitl_template.panel.decide import FormErrors, confirmations, next_message, refused, start
 from tests.unit.panel.made import QUESTIONS, approval
 
 
@@ -152,3 +153,26 @@ def test_every_wrong_field_of_a_start_is_named() -> None:
             HERE,
         )
     assert set(caught.value.errors) == {"prompt", "policy", "agent", "environment", "title"}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{}", "command"),
+        ('{"command": 5}', "command"),
+        ('{"command": "ls", "cwd": "/"}', "cwd"),
+        ('{"command": "ls\\u0000rm"}', "NUL"),
+    ],
+)
+def test_an_edit_that_the_tool_would_refuse_is_an_error_of_that_field(text: str, named: str) -> None:
+    assert named in errors_of(approval(), do="edit", input=text)["input"]
+
+
+def test_what_the_service_refuses_of_an_edit_is_shown_at_the_edit() -> None:
+    call = approval()
+    found = confirmations([call], {f"{call.id}.do": "edit", f"{call.id}.input": '{"command": "git push"}'})
+    shown = refused([call], found, InvalidInput("denied", "updated_input"))
+    assert isinstance(shown, FormErrors)
+    assert "denied" in shown.errors[f"{call.id}.input"]
+    other = InvalidInput("no", "remember")
+    assert refused([call], found, other) is other
