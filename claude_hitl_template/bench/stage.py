@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 from pydantic import SecretStr
 
+from claude_hitl_template import network
 from claude_hitl_template.cli import postgres, service
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import step
@@ -115,7 +115,7 @@ class Stage:
     def _idle(self) -> set[str]:
         """Owners without a session. Their names do not tell, for an owner keeps the name it had as a spare."""
         url = f"{self.settings.own_dashboard}/api/v0/actors"
-        answer = httpx.get(url, timeout=30).raise_for_status().json()
+        answer = network.request("GET", url, timeout=30).raise_for_status().json()
         alive = [a for a in answer["data"]["result"]["result"] if a["state"] == "ALIVE"]
         titles = {p.pid: command(p).strip() for p in self._processes()}
         return {a["actor_id"] for a in alive if titles.get(a["pid"]) == IDLE_OWNER}

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from claude_hitl_template import network
 from claude_hitl_template.errors import (
     ConfigError,
     Conflict,
@@ -60,7 +61,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.base_url, self._patience_s, self._say = base_url, patience_s, say
-        self._http = httpx.Client(
+        self._http = network.direct(
             base_url=base_url, headers={"x-api-key": api_key}, timeout=TIMEOUT_S, transport=transport
         )
 

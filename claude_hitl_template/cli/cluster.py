@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from claude_hitl_template import network
 from claude_hitl_template.cli.package import Package
 from claude_hitl_template.errors import ConfigError, Unavailable
 from claude_hitl_template.readable import last_line
@@ -37,8 +38,7 @@ class Cluster:
         self, url: str, *, say: Say = lambda _: None, transport: httpx.BaseTransport | None = None
     ) -> None:
         self.url, self._say = url, say
-        # What is on loopback must not go through a proxy that the environment names.
-        self._http = httpx.Client(base_url=url, timeout=ASK_S, trust_env=False, transport=transport)
+        self._http = network.direct(base_url=url, timeout=ASK_S, transport=transport)
 
     def close(self) -> None:
         self._http.close()

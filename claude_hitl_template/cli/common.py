@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from claude_hitl_template import network
 from claude_hitl_template.checks import Check, lines
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.visible import shown
@@ -70,6 +71,7 @@ def report_checks(found: Sequence[Check], *, as_json: bool) -> None:
 
 def run(app: Callable[..., Any]) -> int:
     """Runs the command line. Expected errors become a message and an exit status, never a traceback."""
+    network.keep_grpc_direct()
     try:
         app(prog_name="./hitl")
     except HitlError as error:

@@ -14,7 +14,7 @@ import httpx
 import typer
 from pydantic import SecretStr
 
-from claude_hitl_template import deployed
+from claude_hitl_template import deployed, network
 from claude_hitl_template.cli import package, serve_config
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.cluster import Cluster, Versions, wait_for
@@ -214,7 +214,7 @@ def _undo(cluster: Cluster, before: Mapping[str, Any]) -> str:
 
 def _koco(settings: Settings, config: Path) -> None:
     """The real `koco deploy -r`. It ends with 0 when it failed, so what it says counts, and then what Serve says."""
-    kept = {name: value for name, value in os.environ.items() if not names_secret(name)}
+    kept = network.without_proxies({n: v for n, v in os.environ.items() if not names_secret(n)})
     with tempfile.TemporaryDirectory() as leftovers:  # its copy of the config, and the folders that it makes
         own = {
             "RAY_DASHBOARD_ADDRESS": settings.dashboard,
@@ -243,7 +243,7 @@ def _report(settings: Settings, built: Package) -> None:
 
     def answers() -> dict[str, Any] | None:
         try:
-            answer = httpx.get(url, timeout=10, trust_env=False)
+            answer = network.request("GET", url, timeout=10)
             found = answer.json() if answer.is_success else {}
         except (httpx.HTTPError, ValueError):
             return None

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import typer
 
-from claude_hitl_template import code_version, containers
+from claude_hitl_template import code_version, containers, network
 from claude_hitl_template.checks import Check
 from claude_hitl_template.cli import panel, ports, postgres, remote, run_record, service
 from claude_hitl_template.cli.common import report_checks
@@ -256,12 +256,15 @@ def upstream_check(url: str, key: str) -> Check:
     """The model's service answers, and takes the key; asking for the list of models costs nothing."""
     try:
         headers = {"x-api-key": key, "anthropic-version": "2023-06-01"}
-        answer = httpx.get(f"{url.rstrip('/')}/v1/models", headers=headers, timeout=UPSTREAM_TIMEOUT_S)
+        with network.outward(timeout=UPSTREAM_TIMEOUT_S) as client:
+            answer = client.get(f"{url.rstrip('/')}/v1/models", headers=headers)
     except UnicodeEncodeError:
         return Check(
             "model", "warning", "not asked: no request can carry such a key", "correct the key first"
         )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except ConfigError as error:
+        return Check("model", "wrong", error.message, error.mend)
+    except (httpx.HTTPError, httpx.InvalidURL, *network.UNREACHABLE) as error:
         why = str(error) or type(error).__name__
         mend = "check the network and its proxy, or ANTHROPIC_BASE_URL"
         return Check("model", "wrong", f"{url} cannot be reached: {why}", mend)

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import psutil
 
+from claude_hitl_template import network
 from claude_hitl_template.cli.ports import check_free
 from claude_hitl_template.cli.processes import (
     CHUNK_BYTES,
@@ -146,9 +147,7 @@ class Panel:
                 self._token = self._log_in()
             headers = {TOKEN_HEADER: self._token, "accept": "application/json"}
             url = self._settings.panel_url + path
-            answer = httpx.request(
-                method, url, json=body, params=params, headers=headers, timeout=ASK_S, trust_env=False
-            )
+            answer = network.request(method, url, json=body, params=params, headers=headers, timeout=ASK_S)
             answer.raise_for_status()
             return answer.json()
         except (httpx.HTTPError, ValueError, KeyError) as error:
@@ -158,7 +157,7 @@ class Panel:
         login = read_panel_login(self._settings)
         body = {"name": ADMIN, "password": login[1] if login else ""}
         url = self._settings.panel_url + "/api/login"
-        answer = httpx.post(url, json=body, timeout=ASK_S, trust_env=False)
+        answer = network.request("POST", url, json=body, timeout=ASK_S)
         if answer.status_code == 401:
             file = _password_file(self._settings)
             raise Unauthorized(f"the panel refuses {ADMIN} with the password in {file}: it was changed there")

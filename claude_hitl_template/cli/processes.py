@@ -6,10 +6,12 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from socket import AF_INET
 
 import psutil
 from pydantic import SecretStr
 
+from claude_hitl_template import network
 from claude_hitl_template.settings import Settings, variable
 
 STOP_S = 15.0
@@ -86,7 +88,15 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "KODO_YAML_BASE": str(settings.panel_dir / "config" / "config.yaml"),
         "KODO_CHUNK_SIZE": str(CHUNK_BYTES),
     }
-    return {**kept, **chosen, **ours}
+    return {**network.with_proxies(kept, own_addresses(settings)), **chosen, **ours}
+
+
+def own_addresses(settings: Settings) -> list[str]:
+    """Of this machine, as far as a part of the cluster may be reached there."""
+    interfaces = (
+        found.address for each in psutil.net_if_addrs().values() for found in each if found.family == AF_INET
+    )
+    return list(dict.fromkeys([settings.local_host, node_address(settings), *interfaces]))
 
 
 def panel_environment(settings: Settings) -> dict[str, str]:
@@ -100,7 +110,7 @@ def panel_environment(settings: Settings) -> dict[str, str]:
         for name, value in ours.items()
         if not name.startswith(("KODO_", "HITL_")) or name in (_MARK, _DATA)
     }
-    return {**kept, "RAY_ADDRESS": f"{node_address(settings)}:{settings.ray_port}"}
+    return {**network.without_proxies(kept), "RAY_ADDRESS": f"{node_address(settings)}:{settings.ray_port}"}
 
 
 def node_address(settings: Settings) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import grpc
 import httpx
 
-from claude_hitl_template import code_version
+from claude_hitl_template import code_version, network
 from claude_hitl_template.checks import Check
 from claude_hitl_template.cli.cluster import Cluster
 from claude_hitl_template.cli.serve_config import OURS
@@ -84,7 +84,8 @@ def application_check(found: dict[str, Any] | None) -> Check:
 
 def ray_client_check(address: str, patience_s: float) -> Check:
     """Whether Ray Client is behind the address: a port that is forwarded to nowhere takes connections, too."""
-    with grpc.insecure_channel(urlsplit(address).netloc) as channel:
+    direct = [("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(urlsplit(address).netloc, options=direct) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=patience_s)
         except grpc.FutureTimeoutError:
@@ -96,7 +97,7 @@ def ray_client_check(address: str, patience_s: float) -> Check:
 def _service_checks(settings: Settings) -> Iterator[Check]:
     url = settings.service_url
     try:
-        answer = httpx.get(f"{url}/v1/health", timeout=ASK_S, trust_env=False)
+        answer = network.request("GET", f"{url}/v1/health", timeout=ASK_S)
     except httpx.HTTPError as error:
         why = str(error) or type(error).__name__
         yield Check("service", "wrong", f"{url} does not answer: {why}", _START.format("HITL_SERVE_URL"))
@@ -129,7 +130,7 @@ def key_check(settings: Settings) -> Check:
         return Check("API key", "warning", "none here", mend)
     try:
         url, headers = f"{settings.service_url}/v1/sessions?limit=1", {"x-api-key": key}
-        status = httpx.get(url, headers=headers, timeout=ASK_S, trust_env=False).status_code
+        status = network.request("GET", url, headers=headers, timeout=ASK_S).status_code
     except UnicodeEncodeError:
         return Check("API key", "wrong", "it holds characters that are no ASCII", mend)
     except httpx.HTTPError as error:
@@ -141,7 +142,7 @@ def key_check(settings: Settings) -> Check:
 
 def panel_check(url: str) -> Check:
     try:
-        status = httpx.get(url, timeout=ASK_S, trust_env=False).status_code
+        status = network.request("GET", url, timeout=ASK_S).status_code
     except httpx.HTTPError as error:
         why = str(error) or type(error).__name__
         return Check("panel", "wrong", f"{url} does not answer: {why}", _START.format("HITL_PANEL_PORT"))
@@ -150,7 +151,7 @@ def panel_check(url: str) -> Check:
 
 def _clocks(url: str) -> tuple[float, float | None]:
     before = time.time()
-    said = httpx.head(url, timeout=ASK_S, trust_env=False).headers.get("date")
+    said = network.request("HEAD", url, timeout=ASK_S).headers.get("date")
     here = (before + time.time()) / 2
     try:
         return here, parsedate_to_datetime(said).timestamp() if said else None

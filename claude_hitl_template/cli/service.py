@@ -15,7 +15,7 @@ import httpx
 import psutil
 from pydantic import SecretStr
 
-from claude_hitl_template import code_version, containers
+from claude_hitl_template import code_version, containers, network
 from claude_hitl_template.cli import panel, postgres, run_record
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.ports import check_address, check_free
@@ -41,7 +41,7 @@ TERM_S = 1.0
 LAST_LINES = 8
 # Not .venv/bin/ray: such a script names the folder that it was installed in, from which a checkout may have been moved.
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
-RAY_TOO_SLOW = "timed out during startup"  # in what Ray says then
+RAY_TOO_SLOW = ("timed out during startup", "Timed out waiting for node info")  # in what Ray says then
 PORTS = ("ray_port", "ray_client_port", "dashboard_port", "serve_port")
 # Settings of whoever asks, which the service does not see.
 _OWN = ("home", "dashboard_url", "serve_url", "ray_address")
@@ -65,7 +65,7 @@ def healthy(settings: Settings) -> dict[str, str] | None:
 def healthy_at(url: str) -> dict[str, str] | None:
     """What a service says of itself; `url` is its address without /v1. None when it does not answer."""
     try:
-        answer = httpx.get(f"{url}/v1/health", timeout=5, trust_env=False)
+        answer = network.request("GET", f"{url}/v1/health", timeout=5)
         return answer.json() if answer.status_code == 200 else None
     except (httpx.HTTPError, ValueError):
         return None
@@ -79,6 +79,7 @@ def start(settings: Settings, step: Step, *, make_postgres: bool = False) -> lis
     """
     run_record.check_ours(settings)
     _check_ray_folder(settings)
+    network.check_proxies()
     FileArea(settings.files_at)  # one of no use is told here, not by a ledger that does not start
     done: list[str] = []
     moves = make_postgres and not postgres.local(settings).made and ray_process(settings) is not None
@@ -218,7 +219,7 @@ def _deploy_patiently(settings: Settings) -> None:
     try:
         _deploy(settings)
     except ConfigError as error:
-        if ray_process(settings) is not None or RAY_TOO_SLOW not in error.message:
+        if ray_process(settings) is not None or not any(said in error.message for said in RAY_TOO_SLOW):
             raise
         end(_strays(settings))
         _start_ray(settings)

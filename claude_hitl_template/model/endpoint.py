@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from claude_hitl_template import network
 from claude_hitl_template.errors import ConfigError, InvalidInput, Unauthorized, Unavailable
 from claude_hitl_template.model.offline import Reply, Scenarios, count_tokens, message, respond, sse
 
@@ -149,9 +150,12 @@ async def _paced(reply: Reply, model: str) -> AsyncIterator[bytes]:
 
 
 def upstream_client(timeout: httpx.Timeout = UPSTREAM_TIMEOUT) -> httpx.AsyncClient:
-    """For an AnthropicUpstream. Any number of streams at once: httpx would allow 100, and sessions are more."""
+    """For an AnthropicUpstream. Any number of streams at once: httpx would allow 100, and sessions are more.
+
+    Raises ConfigError for a proxy in the environment that cannot be used.
+    """
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-    return httpx.AsyncClient(timeout=timeout, limits=limits)
+    return network.outward_async(timeout=timeout, limits=limits)
 
 
 class AnthropicUpstream:
@@ -189,7 +193,7 @@ class AnthropicUpstream:
         except httpx.ReadTimeout as error:
             yield self._silence(call, error)
             return
-        except httpx.TransportError as error:
+        except network.UNREACHABLE as error:
             yield self._unreachable(error)
             return
         self._met_silence.discard(_session_of(call))
@@ -210,7 +214,7 @@ class AnthropicUpstream:
         self._met_silence.add(session)
         return self._unreachable(error)
 
-    def _unreachable(self, error: httpx.TransportError, headers: Mapping[str, str] | None = None) -> Answer:
+    def _unreachable(self, error: Exception, headers: Mapping[str, str] | None = None) -> Answer:
         kind, late = type(error).__name__, isinstance(error, httpx.TimeoutException)
         what = "did not answer in time" if late else "cannot be reached"
         text = (

@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 from fastapi import Request
 from kodosumi.const import KODOSUMI_LAUNCH
 from kodosumi.core import InputsError, Launch, ServeAPI, forms
 
+from claude_hitl_template import network
 from claude_hitl_template.errors import HitlError, InvalidInput, NotFound
 from claude_hitl_template.models import Approval, ApprovalState, Session, new_id, utcnow
 from claude_hitl_template.panel import decide, upload
@@ -431,8 +431,8 @@ async def _receive(given: PanelServices, request: Request, inputs: Inputs, folde
     if uploads is None:
         return []
     token = request.headers.get(HEADER) or request.cookies.get(COOKIE) or ""
-    async with httpx.AsyncClient(
-        base_url=given.panel_url, headers={HEADER: token}, timeout=upload.PATIENCE_S, trust_env=False
+    async with network.direct_async(
+        base_url=given.panel_url, headers={HEADER: token}, timeout=upload.PATIENCE_S
     ) as panel:
         return await upload.receive(uploads, folder, panel, given.max_upload_bytes)
 

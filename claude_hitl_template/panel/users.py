@@ -14,6 +14,7 @@ from kodosumi.config import InternalSettings
 from kodosumi.const import KODOSUMI_BASE
 from starlette.requests import HTTPConnection, Request
 
+from claude_hitl_template import network
 from claude_hitl_template.errors import Unauthorized, Unavailable
 from claude_hitl_template.store.protocol import Store
 
@@ -151,7 +152,7 @@ class Guard:
 
     def _client(self) -> httpx.AsyncClient:
         accepted = {"accept": "application/json"}
-        return httpx.AsyncClient(base_url=self._panel.url, timeout=ASK_S, headers=accepted, trust_env=False)
+        return network.direct_async(base_url=self._panel.url, timeout=ASK_S, headers=accepted)
 
     def _silent(self) -> Unavailable:
         return Unavailable(

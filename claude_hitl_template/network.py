@@ -1,0 +1,122 @@
+"""Which of our connections may go through a proxy that the environment names: those to the model's service, and no other.
+
+Addresses of this machine and of the cluster are reached directly: a proxy is elsewhere, and does not know them. Every HTTP
+client of this package is made here.
+"""
+
+import os
+import ssl
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+from urllib.request import getproxies_environment
+
+import httpx
+
+from claude_hitl_template.errors import ConfigError
+
+try:
+    from socksio.exceptions import SOCKSError
+except ImportError:  # installed before SOCKS was possible: such a proxy is refused
+    SOCKSError = httpx.TransportError
+
+# What a request raises that got no answer; a proxy that speaks no SOCKS is told by the library under httpx.
+UNREACHABLE: tuple[type[Exception], ...] = (httpx.TransportError, SOCKSError)
+# What each process must not send through a proxy, whatever else it reaches: names, IPv4, and IPv6 addresses of loopback.
+LOOPBACKS = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
+# gRPC reads `grpc_proxy` first; empty, it reaches everything directly. All of Ray's connections lead into the cluster.
+GRPC = {"grpc_proxy": "", "RAY_grpc_enable_http_proxy": "0"}
+_LAST_PORT = 65535
+_NO_ADDRESS = "it is no proxy's address"
+_SUFFIX = "_proxy"
+_BYPASS = ("no_proxy", "NO_PROXY")  # programs read one of the two
+
+
+def direct(**options: Any) -> httpx.Client:
+    """A client for addresses of our own; options as httpx.Client has them."""
+    return httpx.Client(trust_env=False, verify=_trusted(), **options)
+
+
+def direct_async(**options: Any) -> httpx.AsyncClient:
+    """As `direct`, for asyncio."""
+    return httpx.AsyncClient(trust_env=False, verify=_trusted(), **options)
+
+
+def request(method: str, url: str, **options: Any) -> httpx.Response:
+    """One request to an address of our own; options as httpx.request has them."""
+    return httpx.request(method, url, trust_env=False, verify=_trusted(), **options)
+
+
+def outward(**options: Any) -> httpx.Client:
+    """A client for the model's service, by the proxy that the environment names. Raises ConfigError for one of no use."""
+    check_proxies()
+    return httpx.Client(verify=_trusted(), **options)
+
+
+def outward_async(**options: Any) -> httpx.AsyncClient:
+    """As `outward`, for asyncio."""
+    check_proxies()
+    return httpx.AsyncClient(verify=_trusted(), **options)
+
+
+def check_proxies() -> None:
+    """Raises ConfigError, which names the variable, for a proxy that cannot be used to reach the model's service."""
+    named = getproxies_environment()
+    for scheme in ("http", "https", "all"):
+        if named.get(scheme):
+            _check_proxy(_variable(scheme), named[scheme])
+    try:
+        httpx.Client(verify=_trusted()).close()
+    except (ValueError, httpx.InvalidURL):
+        name = next(name for name in _BYPASS if os.environ.get(name))
+        raise ConfigError(
+            f"{name} holds something that is no host, domain or address",
+            f"correct {name}: names and addresses with commas between them",
+        ) from None
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The certificates that the environment names (SSL_CERT_FILE), else the usual ones: reading them takes a while."""
+    return httpx.create_ssl_context(trust_env=True)
+
+
+def with_proxies(environment: Mapping[str, str], own: Iterable[str]) -> dict[str, str]:
+    """An environment for what may reach the outside: `own` addresses and loopback are reached without a proxy."""
+    kept = {name: value for name, value in environment.items() if name not in GRPC}
+    said = [entry.strip() for name in _BYPASS for entry in environment.get(name, "").split(",")]
+    bypass = ",".join(dict.fromkeys(entry for entry in [*said, *LOOPBACKS, *own] if entry))
+    return {**kept, **dict.fromkeys(_BYPASS, bypass), **GRPC}
+
+
+def without_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for what reaches only addresses of our own."""
+    kept = {name: value for name, value in environment.items() if not name.lower().endswith(_SUFFIX)}
+    return {**kept, **dict.fromkeys(_BYPASS, "*"), **GRPC}
+
+
+def keep_grpc_direct() -> None:
+    """For this process, and those that it starts."""
+    os.environ.update(GRPC)
+
+
+def _variable(scheme: str) -> str:
+    """The variable that names the proxy of a scheme, as it is written in the environment."""
+    lower = f"{scheme}{_SUFFIX}"
+    return lower if os.environ.get(lower) else next(n for n in os.environ if n.lower() == lower)
+
+
+def _check_proxy(variable: str, url: str) -> None:
+    try:
+        proxy = httpx.Proxy(url if "://" in url else f"http://{url}")
+        httpx.HTTPTransport(proxy=proxy, verify=_trusted()).close()
+        why = None if proxy.url.host and (proxy.url.port or 0) <= _LAST_PORT else _NO_ADDRESS
+    except (ValueError, httpx.InvalidURL):
+        why = _NO_ADDRESS
+    except ImportError:
+        why = "what it needs is not installed (httpx[socks])"
+    if why is not None:  # neither the value nor httpx's words, which quote it: it may hold a password
+        raise ConfigError(
+            f"{variable} cannot be used to reach the model's service: {why}",
+            f"set {variable} to http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT, or unset it",
+        )
