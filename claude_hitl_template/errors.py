@@ -118,7 +118,9 @@ class InternalError(HitlError):
 
 
 class Unavailable(HitlError):
-    """A part of the service does not answer now; the same request may be repeated."""
+    """A part of the service does not answer now; the same request may be repeated after `retry_after_s` seconds."""
+
+    retry_after_s = 5.0
 
 
 class Away(Unavailable):

@@ -5,11 +5,19 @@ import sys
 
 import structlog
 
+REQUEST_ID = "request_id"  # under this name each line says of which request it came
+
+
+def request_id() -> str:
+    """The id of the request that is being answered here; "" outside of one."""
+    return str(structlog.contextvars.get_contextvars().get(REQUEST_ID, ""))
+
 
 def configure(level: str) -> None:
     """Tracebacks are rendered plainly: structlog's own rendering shows local variables, and keys are among them."""
     structlog.configure(
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

@@ -27,7 +27,9 @@ from ray.serve.exceptions import RayServeException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from claude_hitl_template import __version__, code_version, deployed, logs
+from claude_hitl_template.api import problems
 from claude_hitl_template.api.app import Service, build_app
+from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.errors import ConfigError, NotFound, Unauthorized
 from claude_hitl_template.ledger import APP_NAME, LedgerService, connect, remote_store
 from claude_hitl_template.model import tokens
@@ -105,7 +107,14 @@ class Supervisor(SupervisorService):
     """Starts, watches and recovers owners."""
 
 
-@serve.deployment(name="Ingress", max_ongoing_requests=_STREAMS, ray_actor_options=_LIGHT)
+@serve.deployment(
+    name="Ingress",
+    max_ongoing_requests=_STREAMS,
+    ray_actor_options=_LIGHT,
+    logging_config={
+        "enable_access_log": False
+    },  # with_request_ids has a line for each, with the id that it answered
+)
 @serve.ingress()  # pyright: ignore[reportUntypedClassDecorator]
 class Ingress:
     """REST, event streams, the model endpoint, and the panel's entries. Stateless."""
@@ -146,8 +155,9 @@ class Ingress:
         )
         model_app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         model_app.include_router(build_router(upstream, verify))
+        problems.install_bare(model_app)
         api, model_app = _until_gone(build_app(service)), _until_gone(model_app)
-        self._app = _beside(settings, self._store, api, model_app)
+        self._app = with_request_ids(_beside(settings, self._store, api, model_app))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Asked by Serve once the replica is made, so that nothing of the application is pickled."""

@@ -54,6 +54,12 @@ from claude_hitl_template.secrets import Shelf, hash_api_key
 from claude_hitl_template.store.protocol import NOW, Store
 
 KEEP_ALIVE_S = 10.0
+OPEN_FACTS = (
+    "version",
+    "code",
+    "ray",
+    "model",
+)  # what anybody may know; whoever has a key sees all of /v1/version
 _STATES = TypeAdapter(ApprovalState)
 _STATUSES: TypeAdapter[Any] = TypeAdapter(SessionStatus)
 
@@ -121,7 +127,8 @@ def _open_routes(service: Service) -> APIRouter:
             await asyncio.wait_for(service.store.ping(write=False), 10)
         except TimeoutError as error:
             raise Unavailable("the ledger does not answer") from error
-        return {"status": "ok", **service.facts()}
+        facts = service.facts()
+        return {"status": "ok", **{name: facts.get(name) for name in OPEN_FACTS}}
 
     return router
 

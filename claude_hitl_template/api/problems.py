@@ -1,4 +1,6 @@
-"""Errors as the wire protocol shows them: {"type": "error", "error": {"type", "message"}}."""
+"""Errors as the wire protocol shows them: {"type": "error", "error": {"type", "message"}, "request_id"}."""
+
+from collections.abc import Mapping
 
 import structlog
 from fastapi import FastAPI, Request
@@ -6,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from claude_hitl_template import logs
 from claude_hitl_template.errors import (
     Conflict,
     HitlError,
@@ -38,18 +41,31 @@ _TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
 }
+# The official SDK repeats 408, 409, 429 and all from 500 on, unless it is told not to. A conflict stays one, and a defect
+# may have done what it was asked: the same again would do it twice.
+_NOT_REPEATED = {408, 409, 500}
 
 
-def problem(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def problem(status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     shown = message[:MAX_MESSAGE_CHARS].encode("utf-8", "backslashreplace").decode()
-    body = {"type": "error", "error": {"type": kind, "message": shown}}
-    return JSONResponse(body, status_code=status, headers=headers)
+    body = {
+        "type": "error",
+        "error": {"type": kind, "message": shown},
+        "request_id": logs.request_id() or None,
+    }
+    once = {"x-should-retry": "false"} if status in _NOT_REPEATED else {}
+    return JSONResponse(body, status_code=status, headers={**once, **(headers or {})})
 
 
 def install(app: FastAPI) -> None:
     """Makes every failure of `app` answer in the protocol's shape, with no traceback in it."""
     app.add_exception_handler(HitlError, _ours)
     app.add_exception_handler(RequestValidationError, _validation)
+    install_bare(app)
+
+
+def install_bare(app: FastAPI) -> None:
+    """The same for an application that answers our errors by itself: unknown addresses and methods, and defects."""
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
 
@@ -57,9 +73,10 @@ def install(app: FastAPI) -> None:
 def _ours(request: Request, error: Exception) -> JSONResponse:
     for kind, status, name in _STATUS:
         if isinstance(error, kind):
-            headers = (
-                {"retry-after": f"{error.retry_after_s:.0f}"} if isinstance(error, RateLimited) else None
-            )
+            waits = isinstance(error, RateLimited | Unavailable)
+            headers = {"retry-after": f"{error.retry_after_s:.0f}"} if waits else None
+            if status >= 500:
+                log.warning("request cannot be answered now", path=request.url.path, why=str(error))
             return problem(status, name, str(error), headers)
     return _unexpected(request, error)
 
@@ -79,5 +96,10 @@ def _http(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    log.error("request failed", path=request.url.path, exc_info=error)
+    return unexpected(request.url.path, error)
+
+
+def unexpected(path: str, error: Exception) -> JSONResponse:
+    """A defect: the traceback is in the log, and not in the answer."""
+    log.error("request failed", path=path, exc_info=error)
     return problem(500, "api_error", "the service failed on this request; its log says why")

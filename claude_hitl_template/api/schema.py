@@ -72,8 +72,11 @@ class _Error(_Shown):
 
 
 class Problem(_Shown):
+    """`request_id` is that of the header `request-id`, which every answer has; the service's log has it, too."""
+
     type: Literal["error"]
     error: _Error
+    request_id: str | None
 
 
 class _Stats(_Shown):
@@ -218,6 +221,8 @@ class Facts(_Shown):
 
 
 class Health(Facts):
+    """What anybody may know; the rest is in Facts, for whoever has a key."""
+
     status: Literal["ok"]
 
 
@@ -396,10 +401,29 @@ def _describe(said: dict[str, Any], operation: Operation) -> None:
     schema = (
         _reference(operation.answer.__name__) if operation.answer else {"type": "string", "format": "binary"}
     )
-    said["responses"] = {"200": {"description": "Done", "content": {operation.media: {"schema": schema}}}}
+    said["responses"] = {
+        "200": {
+            "description": "Done",
+            "headers": _headers(200),
+            "content": {operation.media: {"schema": schema}},
+        }
+    }
     for status in _failures(operation, by_id=bool(in_path)):
         content = {_JSON: {"schema": _reference(Problem.__name__)}}
-        said["responses"][str(status)] = {"description": _PROBLEMS[status], "content": content}
+        said["responses"][str(status)] = {
+            "description": _PROBLEMS[status],
+            "headers": _headers(status),
+            "content": content,
+        }
+
+
+def _headers(status: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"request-id": {"type": "string"}}
+    if status == 409:
+        found["x-should-retry"] = {"const": "false"}
+    if status in (429, 503):
+        found["retry-after"] = {"type": "integer", "minimum": 0}
+    return {name: {"required": True, "schema": schema} for name, schema in found.items()}
 
 
 def _failures(operation: Operation, *, by_id: bool) -> Iterator[int]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -196,6 +196,28 @@ def _json(answer: httpx.Response) -> Any:
             f"{answer.url} answered with something that is not JSON\n"
             "  Mend: is another program on this port? ./hitl doctor names it"
         ) from error
+
+
+def said_to_a_key(url: str, settings: Settings) -> dict[str, Any]:
+    """GET /v1/version of the service at `url`, without /v1; {} where no key from here is known.
+
+    Raises httpx.HTTPError, and ValueError for what is no JSON.
+    """
+    for key in _known_keys(settings):
+        answer = network.request(
+            "GET", f"{url}/v1/version", headers={"x-api-key": key}, timeout=TIMEOUT_S
+        )
+        if answer.status_code == 200:
+            return answer.json()
+    return {}
+
+
+def _known_keys(settings: Settings) -> Iterator[str]:
+    """The one that is set may not be known there yet: then the one before it is."""
+    if settings.api_key is not None:
+        yield settings.api_key.get_secret_value()
+    with suppress(ConfigError):
+        yield read_api_key(settings)
 
 
 def _key(settings: Settings) -> str:

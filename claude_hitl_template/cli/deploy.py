@@ -14,9 +14,9 @@ import httpx
 import typer
 from pydantic import SecretStr
 
-from claude_hitl_template import deployed, network
+from claude_hitl_template import code_version, deployed, network
 from claude_hitl_template.cli import package, serve_config
-from claude_hitl_template.cli.client import Client
+from claude_hitl_template.cli.client import Client, said_to_a_key
 from claude_hitl_template.cli.cluster import Cluster, Versions, wait_for
 from claude_hitl_template.cli.common import say, step
 from claude_hitl_template.cli.package import Package
@@ -239,15 +239,21 @@ def _koco(settings: Settings, config: Path) -> None:
 
 def _report(settings: Settings, built: Package) -> None:
     """Raises Unavailable where the code runs, but cannot be reached from here."""
-    url = f"{settings.service_url}/v1/health"
+    url = settings.service_url
 
     def answers() -> dict[str, Any] | None:
         try:
-            answer = network.request("GET", url, timeout=10)
-            found = answer.json() if answer.is_success else {}
+            answer = network.request("GET", f"{url}/v1/health", timeout=10)
+            found = {**answer.json(), **said_to_a_key(url, settings)} if answer.is_success else {}
         except (httpx.HTTPError, ValueError):
             return None
-        return found if found.get("package") == built.origin.package else None
+        # Without a key it says which code it runs, and not of which package.
+        same = (
+            found["package"] == built.origin.package
+            if "package" in found
+            else found.get("code") == code_version()
+        )
+        return found if same else None
 
     found = wait_for(answers, ANSWER_S)
     if found is None:
@@ -255,7 +261,7 @@ def _report(settings: Settings, built: Package) -> None:
             f"Serve says that the new code runs, but it does not answer at {url}\n"
             "  Mend: correct HITL_SERVE_URL, or forward that port; ./hitl status looks again"
         )
-    typer.echo(f"deployed   {describe_origin(found)}")
+    typer.echo(f"deployed   {describe_origin({**built.origin.facts(), **found})}")
     typer.echo(f"REST       {settings.service_url}/v1   (code {found['code']}, model: {found['model']})")
     for remark in _images(settings):
         say(remark)

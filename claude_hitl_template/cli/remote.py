@@ -12,6 +12,7 @@ import httpx
 
 from claude_hitl_template import code_version, network
 from claude_hitl_template.checks import Check
+from claude_hitl_template.cli.client import said_to_a_key
 from claude_hitl_template.cli.cluster import Cluster
 from claude_hitl_template.cli.serve_config import OURS
 from claude_hitl_template.deployed import python_minor
@@ -98,11 +99,12 @@ def _service_checks(settings: Settings) -> Iterator[Check]:
     url = settings.service_url
     try:
         answer = network.request("GET", f"{url}/v1/health", timeout=ASK_S)
-    except httpx.HTTPError as error:
+        more = said_to_a_key(url, settings) if answer.status_code == 200 else {}
+    except (httpx.HTTPError, ValueError) as error:
         why = str(error) or type(error).__name__
         yield Check("service", "wrong", f"{url} does not answer: {why}", _START.format("HITL_SERVE_URL"))
         return
-    yield health_check(url, answer.status_code, _json(answer), code_version())
+    yield health_check(url, answer.status_code, {**_json(answer), **more}, code_version())
     if answer.status_code == 200:
         yield key_check(settings)
 

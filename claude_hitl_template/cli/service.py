@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from claude_hitl_template import code_version, containers, network
 from claude_hitl_template.cli import panel, postgres, run_record
-from claude_hitl_template.cli.client import Client
+from claude_hitl_template.cli.client import Client, said_to_a_key
 from claude_hitl_template.cli.ports import check_address, check_free
 from claude_hitl_template.cli.processes import (
     end,
@@ -57,16 +57,20 @@ class Stopped:
     unfinished: int | None
 
 
-def healthy(settings: Settings) -> dict[str, str] | None:
+def healthy(settings: Settings) -> dict[str, Any] | None:
     """What the service on this machine says of itself; None when it does not answer."""
-    return healthy_at(settings.base_url)
+    return healthy_at(settings.base_url, settings)
 
 
-def healthy_at(url: str) -> dict[str, str] | None:
-    """What a service says of itself; `url` is its address without /v1. None when it does not answer."""
+def healthy_at(url: str, settings: Settings) -> dict[str, Any] | None:
+    """What a service says of itself; `url` is its address without /v1. None when it does not answer.
+
+    Which commit and package it runs, it says to whoever has a key only: they are missing where none is known here.
+    """
     try:
         answer = network.request("GET", f"{url}/v1/health", timeout=5)
-        return answer.json() if answer.status_code == 200 else None
+        found = answer.json() if answer.status_code == 200 else None
+        return None if found is None else {**found, **said_to_a_key(url, settings)}
     except (httpx.HTTPError, ValueError):
         return None
 

@@ -49,7 +49,7 @@ def status(
 
 def gather(settings: Settings) -> dict[str, Any]:
     """What is known of this machine's service, as JSON. `problems` names what is wrong, each with what mends it."""
-    head, app = service.ray_process(settings), service.healthy_at(settings.service_url)
+    head, app = service.ray_process(settings), service.healthy_at(settings.service_url, settings)
     elsewhere = head is None and bool(settings.serve_url or (app or {}).get("package"))
     work = _work(settings) if app else None
     look = panel.look(settings) if settings.panel and app and not elsewhere else None

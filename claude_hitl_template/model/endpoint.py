@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from claude_hitl_template import network
+from claude_hitl_template import logs, network
 from claude_hitl_template.errors import ConfigError, InvalidInput, Unauthorized, Unavailable
 from claude_hitl_template.model.offline import Reply, Scenarios, count_tokens, message, respond, sse
 
@@ -327,6 +327,7 @@ def _problem(status: int, text: str, kind: str = "") -> dict[str, Any]:
     return {
         "type": "error",
         "error": {"type": kind or _ERROR_TYPES.get(status, "api_error"), "message": text},
+        "request_id": logs.request_id() or None,
     }
 
 

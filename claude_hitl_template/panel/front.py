@@ -103,7 +103,8 @@ def _with(scope: Scope, trusted: Mapping[str, str]) -> list[tuple[bytes, bytes]]
 def _answer(error: HitlError) -> PlainTextResponse:
     """Escaped: the panel puts the answer into its page as it is."""
     status = 401 if isinstance(error, Unauthorized) else 503 if isinstance(error, Unavailable) else 400
-    return PlainTextResponse(escape(str(error)), status)
+    headers = {"retry-after": f"{error.retry_after_s:.0f}"} if isinstance(error, Unavailable) else None
+    return PlainTextResponse(escape(str(error)), status, headers)
 
 
 async def _failed(request: Request, error: Exception) -> PlainTextResponse:

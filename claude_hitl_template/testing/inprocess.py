@@ -19,9 +19,11 @@ from typing import Literal
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from claude_hitl_template.api import problems
 from claude_hitl_template.api.app import Service, build_app
+from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.cli import CliConfig, CliEngine, is_plan_folder
 from claude_hitl_template.claude.gate import Gate
 from claude_hitl_template.claude.transcripts import TranscriptStore
@@ -242,7 +244,7 @@ def _listener() -> socket.socket:
     return listener
 
 
-def _mounted(api: FastAPI, store: CoreStore, signing_key: bytes) -> FastAPI:
+def _mounted(api: FastAPI, store: CoreStore, signing_key: bytes) -> ASGIApp:
     """The applications where query.py has them: the model endpoint and the API under ROUTE."""
 
     async def verify(token: str) -> None:
@@ -256,15 +258,16 @@ def _mounted(api: FastAPI, store: CoreStore, signing_key: bytes) -> FastAPI:
 
     model = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     model.include_router(build_router(OfflineUpstream(Scenarios.load()), verify))
+    problems.install_bare(model)
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     problems.install(outer)
     outer.mount(f"{ROUTE}/model", model)
     outer.mount(ROUTE, api)
-    return outer
+    return with_request_ids(outer)
 
 
 @asynccontextmanager
-async def _serving(app: FastAPI, listener: socket.socket) -> AsyncGenerator[None]:
+async def _serving(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[None]:
     config = uvicorn.Config(
         app, log_level="critical", timeout_graceful_shutdown=STREAMS_END_S, lifespan="off"
     )

@@ -102,7 +102,8 @@ def refused(answer: httpx.Response, *statuses: int) -> str:
     """The message of an error in the protocol's shape."""
     assert answer.status_code in (statuses or range(400, 500)), answer.text
     body = answer.json()
-    assert set(body) == {"type", "error"}
+    assert set(body) == {"type", "error", "request_id"}
+    assert body["request_id"] == answer.headers["request-id"]
     assert body["type"] == "error"
     assert set(body["error"]) == {"type", "message"}
     assert "Traceback" not in answer.text
