@@ -24,6 +24,7 @@ log = structlog.get_logger()
 APP_NAME = "claude-hitl"
 LEDGER = "Ledger"
 SWEEP_S = 3600.0
+REPLIES_S = 300.0
 RETRY_S = 30.0  # a ledger that is started anew answers well within this
 AWAY_S = 75.0  # a database server that is restarted is back well within this
 _TRANSPORT = (RayError, RayServeException, grpc.RpcError)
@@ -49,6 +50,7 @@ class LedgerService:
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._store = CoreStore(open_backend(settings, patience_s=AWAY_S), files=FileArea(settings.files_at))
         self._sweeping = asyncio.create_task(self._sweep())
+        self._forgetting = asyncio.create_task(self._forget())
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> tuple[bool, Any]:
         try:
@@ -62,7 +64,10 @@ class LedgerService:
             )
 
     async def check_health(self) -> None:
-        """A database that is away is not mended by starting this process anew."""
+        """A database that is away is not mended by starting this process anew; a sweep that stopped is."""
+        for task in (self._sweeping, self._forgetting):
+            if task.done():
+                raise RuntimeError(f"a task of the ledger stopped: {task.exception()}")
         with contextlib.suppress(Away):
             await self._store.ping()
 
@@ -74,6 +79,15 @@ class LedgerService:
                 log.info("file area swept", blobs=await self._store.sweep_blobs())
             except HitlError as error:
                 log.warning("file area not swept", why=str(error))
+
+    async def _forget(self) -> None:
+        """Old answers to requests with an idempotency key, of which there may be one for every request."""
+        while True:
+            await asyncio.sleep(REPLIES_S)
+            try:
+                await self._store.sweep_replies()
+            except HitlError as error:
+                log.warning("old replies not forgotten", why=str(error))
 
 
 class _Remote:

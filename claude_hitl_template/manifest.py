@@ -29,9 +29,13 @@ def blob_name(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def is_blob_name(name: str) -> bool:
+    return _DIGEST.fullmatch(name) is not None
+
+
 def check_blob_name(name: str) -> str:
     """Raises InvalidInput unless it is 64 hexadecimal digits: it becomes a path."""
-    if not _DIGEST.fullmatch(name):
+    if not is_blob_name(name):
         raise InvalidInput("a blob is named by the SHA-256 of its content, in hexadecimal", "blob")
     return name
 

@@ -170,7 +170,10 @@ class Session(Frozen):
     deferred: str | None = None
     interrupted: bool = False
     recoveries: int = 0
-    waits_for_room: bool = False  # until an owner takes it up
+    waits_for_room: bool = False  # until an owner takes it up, or it does not want to run any more
+    first_words: str | None = (
+        None  # the beginning of what was said first; None: nothing, or before this was kept
+    )
     wakes: int = 0
     untold: tuple[str, ...] = ()  # ids of held approvals that were refused, which the model was not told yet
     last_end: str | None = None  # id of the last end_turn, which may be repeated

@@ -268,9 +268,12 @@ class _Routes:
         for name in wanted:
             if name not in schema.PREVIEW_TYPES:
                 raise InvalidInput(f"one of {', '.join(schema.PREVIEW_TYPES)}", "event_deltas")
-        newest = await self._store.last_seq(session_id, caller.id)
-        after = _last_event_id(request, newest)
-        stream = self._stream(session_id, caller.id, after, frozenset(wanted))
+        session = await self._store.get_session(session_id, caller.id)
+        after = _last_event_id(request, session.next_seq - 1)
+        over = (
+            session.status == "terminated" and after == session.next_seq - 1
+        )  # its last event was sent before
+        stream = _nothing() if over else self._stream(session_id, caller.id, after, frozenset(wanted))
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
@@ -394,6 +397,10 @@ class _Routes:
         return request.app.openapi()
 
 
+async def _nothing() -> AsyncIterator[str]:
+    yield ": connected\n\n"
+
+
 def _answered[T](page: Page[T], wire: Callable[[T], dict[str, Any]], place: Place) -> JSONResponse:
     """A page of a listing. FastAPI would look at each value first whether it is JSON: as long as reading the page takes."""
     return JSONResponse({"data": [wire(one) for one in page.data], "next_page": place.behind(page.next_page)})
@@ -410,12 +417,12 @@ def _check_only_page(request: Request) -> None:
         raise InvalidInput("this is no cursor; everything is on the first page", "page")
 
 
-def _idempotency_key(request: Request) -> str:
-    """The caller's, or one of our own: the store needs one to be told twice without acting twice."""
+def _idempotency_key(request: Request) -> str | None:
+    """The caller's; without one, nothing is kept but for our own repetitions."""
     given = request.headers.get("idempotency-key")
     if given is not None and not 1 <= len(given) <= 255:
         raise InvalidInput("from 1 to 255 characters", "Idempotency-Key")
-    return given or new_id("req")
+    return given
 
 
 def _last_event_id(request: Request, newest: int) -> int:

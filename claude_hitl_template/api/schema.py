@@ -115,6 +115,7 @@ class SessionShown(_Shown):
     stop_reason: dict[str, Any] | None
     parked: bool
     waiting_for_room: bool
+    first_words: str | None
     created_at: datetime
     updated_at: datetime
     archived_at: datetime | None

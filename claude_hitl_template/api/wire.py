@@ -37,7 +37,7 @@ class UpdateSession(Body):
 
 
 def session_wire(session: Session) -> dict[str, Any]:
-    """A BetaManagedAgentsSession; ours beside it: `parked`, `stop_reason`."""
+    """A BetaManagedAgentsSession; ours beside it: `parked`, `stop_reason`, `waiting_for_room`, `first_words`."""
     running = (utcnow() - session.running_since).total_seconds() if session.running_since else 0.0
     active = session.active_seconds + max(running, 0.0)
     ended = session.archived_at or utcnow()
@@ -62,6 +62,7 @@ def session_wire(session: Session) -> dict[str, Any]:
         "parked": session.parked,
         "waiting_for_room": session.waits_for_room,
         "title": session.title,
+        "first_words": session.first_words,
         "usage": usage_wire(session.usage, active),
         "vault_ids": [],
         "deployment_id": None,

@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 import typer
 
-from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import console, print_json, service_client
 from claude_hitl_template.cli.conversation import Terminal
 from claude_hitl_template.cli.render import event_lines, table_lines
@@ -34,7 +33,7 @@ def listing(as_json: AsJson = False) -> None:
         elif not found:
             typer.echo("no sessions; ./hitl demo makes one")
         else:
-            typer.echo("\n".join(table_lines([row(s, _title(client, s)) for s in found], HEADS)))
+            typer.echo("\n".join(table_lines([row(s, _title(s)) for s in found], HEADS)))
 
 
 @app.command()
@@ -93,13 +92,15 @@ def row(session: dict[str, Any], title: str) -> tuple[str, ...]:
         len((session.get("stop_reason") or {}).get("event_ids", ())) if session["status"] == "idle" else 0
     )
     waits_for = f"{waiting} decision{'s' if waiting > 1 else ''}" if waiting else "-"
-    return session["id"], state(session), age(session["created_at"]), waits_for, one_line(title, TITLE_CHARS)
+    return (
+        session["id"],
+        state(session),
+        age(session["created_at"]),
+        waits_for,
+        one_line(title, TITLE_CHARS),
+    )
 
 
-def _title(client: Client, session: dict[str, Any]) -> str:
+def _title(session: dict[str, Any]) -> str:
     """The title, or the first words that were said."""
-    if session["title"]:
-        return str(session["title"])
-    path = f"/v1/sessions/{session['id']}/events"
-    first = client.get(path, limit=1, **{"types[]": "user.message"})["data"]
-    return next((b["text"] for e in first for b in e["content"] if b["type"] == "text"), "")
+    return str(session["title"] or session.get("first_words") or "")

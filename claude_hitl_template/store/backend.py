@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -18,6 +19,16 @@ from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
 from claude_hitl_template.store.signals import Note
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a request with an idempotency key was answered: the request's digest, and the answer as JSON."""
+
+    digest: str
+    reply: Any
+    created_at: datetime
+    expires_at: datetime
+
+
 class Tx(Protocol):
     """One transaction. Leaving its context normally commits, durably; leaving it by an error undoes everything."""
 
@@ -28,7 +39,7 @@ class Tx(Protocol):
     async def session(self, session_id: str) -> Session | None: ...
     async def put_session(self, session: Session) -> None: ...
     async def delete_session(self, session_id: str) -> None:
-        """With its events, approvals and transcripts."""
+        """With its events, approvals, transcripts and replies."""
         ...
 
     async def sessions(
@@ -44,12 +55,13 @@ class Tx(Protocol):
         include_archived: bool,
     ) -> list[Session]: ...
     async def supervised(self) -> list[Supervised]: ...
-    async def manifests(self) -> set[str]:
-        """The names of all that sessions have of saved workspaces and uploads."""
+    async def manifests(self) -> dict[str, datetime]:
+        """The names of all that sessions have of saved workspaces and uploads, and when such a session last changed."""
         ...
 
     async def unchanged_sessions(self, since: datetime, limit: int) -> list[str]:
-        """Ids of sessions that are archived, or idle at a turn's end, and were not changed `since`."""
+        """Ids of sessions, the oldest first, that are archived, idle at a turn's end, or never ran, and were not changed
+        `since`."""
         ...
 
     async def add_events(self, session_id: str, fresh: Sequence[Event]) -> None: ...
@@ -92,13 +104,20 @@ class Tx(Protocol):
     ) -> list[Approval]: ...
     async def due_approvals(self, now: datetime) -> list[Approval]: ...
 
-    async def remembered_reply(self, key_id: str, idempotency_key: str) -> tuple[str, Any] | None:
-        """(digest of the request, JSON reply) of an earlier request."""
+    async def remembered_reply(self, key_id: str, idempotency_key: str) -> Reply | None:
+        """What an earlier request was answered."""
         ...
 
-    async def remember_reply(self, key_id: str, idempotency_key: str, digest: str, reply: Any) -> None: ...
+    async def remember_reply(
+        self, key_id: str, idempotency_key: str, reply: Reply, *, session_id: str
+    ) -> None:
+        """It goes with its session, at the latest."""
+        ...
 
-    async def forget_replies(self, before: datetime) -> None: ...
+    async def forget_replies(self, now: datetime, unmarked_before: datetime) -> int:
+        """Those that expired before `now`, and those of an earlier version, without an end, from before
+        `unmarked_before`. Returns how many."""
+        ...
 
     async def append_transcript(
         self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], now: datetime

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from claude_hitl_template import events, faults
@@ -21,7 +21,7 @@ from claude_hitl_template.models import (
     SessionStatus,
     new_id,
 )
-from claude_hitl_template.store.backend import Tx
+from claude_hitl_template.store.backend import Reply, Tx
 from claude_hitl_template.store.base import (
     StoreBase,
     decode_seq_cursor,
@@ -32,10 +32,15 @@ from claude_hitl_template.store.base import (
 )
 from claude_hitl_template.store.decisions import confirm
 from claude_hitl_template.store.pages import fill
-from claude_hitl_template.store.protocol import NOW, Inbound, Order, TimeRange
+from claude_hitl_template.store.protocol import NOW, OWN_KEY, Inbound, Order, TimeRange
 from claude_hitl_template.store.unit import SessionUnit
 
 SERVICE = ""  # whose idempotency keys those of the service itself are
+REPLIES_KEPT = timedelta(days=2)
+OWN_REPLIES_KEPT = timedelta(
+    minutes=10
+)  # of keys of our own: nothing is repeated for longer than a minute or two
+FIRST_WORDS = 120  # characters
 EVENTS_AT_ONCE = 500  # for a stream
 MAX_METADATA_PAIRS = 16  # the wire protocol's own limit
 
@@ -100,7 +105,7 @@ class ClientRules(StoreBase):
                 await tx.put_session(session)
                 await _send_all(unit, initial, decided_by=key_id)
                 session = await unit.save()
-                await remember_reply(tx, key_id, idempotency_key, request, session.id)
+                await remember_reply(unit, key_id, idempotency_key, request, session.id)
         self._announce(None, session)  # also when it was there: nobody may have heard of the first time
         return session
 
@@ -314,7 +319,7 @@ async def _send_once(
         found = [await unit.tx.event(session_id, event_id) for event_id in earlier]
         return [e for e in found if e]
     sent = await _send_all(unit, inbound, decided_by=decided_by)
-    await remember_reply(unit.tx, key_id, idempotency_key, request, [e.id for e in sent])
+    await remember_reply(unit, key_id, idempotency_key, request, [e.id for e in sent])
     return sent
 
 
@@ -346,6 +351,9 @@ async def _send_all(unit: SessionUnit, inbound: Sequence[Inbound], *, decided_by
 
 async def _queue(unit: SessionUnit, message: UserMessage) -> list[Event]:
     content = message.model_dump(mode="json")["content"]
+    if unit.session.first_words is None:
+        said = next((block.text for block in message.content if block.type == "text"), "")
+        unit.set(first_words=said[:FIRST_WORDS])
     queued = await unit.append([events.draft("user.message", queued=True, content=content)])
     waits = (unit.session.stop_reason or {}).get("type") == "requires_action"
     if waits and faults.seeded("a_message_decides"):
@@ -413,15 +421,17 @@ async def earlier_reply(tx: Tx, key_id: str | None, idempotency_key: str | None,
     earlier = await tx.remembered_reply(key_id or SERVICE, idempotency_key)
     if earlier is None:
         return None
-    if earlier[0] != request:
+    if earlier.digest != request:
         raise Conflict(
             "this Idempotency-Key came before with another request; use a new key for a new request"
         )
-    return earlier[1]
+    return earlier.reply
 
 
 async def remember_reply(
-    tx: Tx, key_id: str | None, idempotency_key: str | None, request: str, reply: Any
+    unit: SessionUnit, key_id: str | None, idempotency_key: str | None, request: str, reply: Any
 ) -> None:
     if idempotency_key is not None and not faults.seeded("idempotency_keys_are_forgotten"):
-        await tx.remember_reply(key_id or SERVICE, idempotency_key, request, reply)
+        kept = OWN_REPLIES_KEPT if idempotency_key.startswith(OWN_KEY) else REPLIES_KEPT
+        answer = Reply(request, reply, unit.now, unit.now + kept)
+        await unit.tx.remember_reply(key_id or SERVICE, idempotency_key, answer, session_id=unit.session.id)

@@ -20,7 +20,7 @@ import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
 from claude_hitl_template.errors import ConfigError, NotFound, Unavailable
-from claude_hitl_template.manifest import blob_name, check_blob_name
+from claude_hitl_template.manifest import blob_name, check_blob_name, is_blob_name
 from claude_hitl_template.models import utcnow
 
 KEPT = timedelta(days=1)  # a blob that was put is there for so long, whether anything names it or not
@@ -81,6 +81,14 @@ class FileArea:
         """The names of blobs that were put more than a day ago."""
         async with _usable():
             return await self._in_thread(self._old, self._clock() - KEPT)
+
+    async def put_before(self, names: Sequence[str], at: datetime) -> set[str]:
+        """Those that are there and were not put again since."""
+        async with _usable():
+            times = await self._each(self._written, names)
+        return {
+            name for name, put_at in zip(names, times, strict=True) if put_at is not None and put_at <= at
+        }
 
     async def drop(self, names: Iterable[str]) -> int:
         """Removes those that were not put again meanwhile; returns how many."""
@@ -144,6 +152,8 @@ class FileArea:
             name = str(path).rpartition("/")[2]
             if name.startswith("."):  # of a ledger that died while it wrote
                 self._remove_unfinished(str(path), before)
+                continue
+            if not is_blob_name(name):  # somebody else's: it is left alone
                 continue
             with contextlib.suppress(FileNotFoundError):
                 if (self._written(name) or before) < before:

@@ -17,7 +17,7 @@ from claude_hitl_template.models import (
     SessionStatus,
     Supervised,
 )
-from claude_hitl_template.store.backend import Tx
+from claude_hitl_template.store.backend import Reply, Tx
 from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
 
 type _Key = tuple[str, str, str, str]
@@ -39,8 +39,8 @@ class _State:
     sessions: dict[str, Session] = field(default_factory=dict[str, Session])
     events: dict[str, tuple[Event, ...]] = field(default_factory=dict[str, tuple[Event, ...]])
     approvals: dict[str, Approval] = field(default_factory=dict[str, Approval])
-    replies: dict[tuple[str, str], tuple[str, Any]] = field(
-        default_factory=dict[tuple[str, str], tuple[str, Any]]
+    replies: dict[tuple[str, str], tuple[str, Reply]] = field(
+        default_factory=dict[tuple[str, str], tuple[str, Reply]]
     )
     transcripts: dict[_Key, tuple[tuple[dict[str, Any], ...], int]] = field(
         default_factory=dict[_Key, tuple[tuple[dict[str, Any], ...], int]]
@@ -92,6 +92,7 @@ class _MemoryTx:
         self._s.events.pop(session_id, None)
         self._s.approvals = {k: a for k, a in self._s.approvals.items() if a.session_id != session_id}
         self._s.transcripts = {k: t for k, t in self._s.transcripts.items() if k[0] != session_id}
+        self._s.replies = {k: r for k, r in self._s.replies.items() if r[0] != session_id}
 
     async def sessions(
         self,
@@ -123,16 +124,22 @@ class _MemoryTx:
             if s.lease is not None or s.status in ("running", "rescheduling")
         ]
 
-    async def manifests(self) -> set[str]:
-        kept = self._s.sessions.values()
-        return {s.workspace for s in kept if s.workspace} | {name for s in kept for name in s.uploads}
+    async def manifests(self) -> dict[str, datetime]:
+        found: dict[str, datetime] = {}
+        for session in self._s.sessions.values():
+            for name in filter(None, (session.workspace, *session.uploads)):
+                found[name] = max(session.updated_at, found.get(name, session.updated_at))
+        return found
 
     async def unchanged_sessions(self, since: datetime, limit: int) -> list[str]:
         found = [
             s.id
             for s in self._s.sessions.values()
             if s.updated_at < since
-            and (s.archived_at or (s.status == "idle" and (s.stop_reason or {}).get("type") == "end_turn"))
+            and (
+                s.archived_at
+                or (s.status == "idle" and (s.stop_reason or {"type": None})["type"] in (None, "end_turn"))
+            )
         ]
         return found[:limit]
 
@@ -211,14 +218,18 @@ class _MemoryTx:
         pending = [a for a in self._s.approvals.values() if a.state is ApprovalState.PENDING]
         return [a for a in pending if a.expires_at is not None and a.expires_at <= now]
 
-    async def remembered_reply(self, key_id: str, idempotency_key: str) -> tuple[str, Any] | None:
-        return self._s.replies.get((key_id, idempotency_key))
+    async def remembered_reply(self, key_id: str, idempotency_key: str) -> Reply | None:
+        return self._s.replies.get((key_id, idempotency_key), (None, None))[1]
 
-    async def remember_reply(self, key_id: str, idempotency_key: str, digest: str, reply: Any) -> None:
-        self._s.replies[key_id, idempotency_key] = (digest, reply)
+    async def remember_reply(
+        self, key_id: str, idempotency_key: str, reply: Reply, *, session_id: str
+    ) -> None:
+        self._s.replies[key_id, idempotency_key] = (session_id, reply)
 
-    async def forget_replies(self, before: datetime) -> None:
-        """They are not kept with a time, and do not outlive the process."""
+    async def forget_replies(self, now: datetime, unmarked_before: datetime) -> int:
+        kept = {k: r for k, r in self._s.replies.items() if r[1].expires_at >= now}
+        forgotten, self._s.replies = len(self._s.replies) - len(kept), kept
+        return forgotten
 
     async def append_transcript(
         self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], now: datetime

@@ -164,6 +164,7 @@ class Store(Protocol):
         """Commits what a client sends, all or nothing. A confirmation is a decision; a message never is.
 
         The service itself (`key_id` None) says whom it acts for with `decided_by`; its idempotency keys are its own.
+        With an idempotency key, the same request again is answered as the first one was, for two days.
         Raises NotWaiting (no such call waits), AlreadyDecided, Superseded, Conflict (archived), InvalidInput.
         """
         ...
@@ -434,9 +435,14 @@ class Store(Protocol):
         """Removes blobs that no session names and that were put more than a day ago; returns how many."""
         ...
 
+    async def sweep_replies(self) -> int:
+        """Forgets what requests with an idempotency key were answered: those of clients after two days, those of keys that
+        the service made for its own repetitions after ten minutes. Returns how many."""
+        ...
+
     async def retire(self, before: datetime) -> list[str]:
-        """Deletes, with all that is theirs, up to RETIRED sessions that are archived, or at the end of a turn with nothing
-        waiting, and were last changed `before`. Returns their ids."""
+        """Deletes, with all that is theirs, up to RETIRED sessions that are archived, at the end of a turn with nothing
+        waiting, or never ran, and were last changed `before`. Returns their ids."""
         ...
 
     async def ping(self, *, write: bool = True) -> None:

@@ -28,7 +28,7 @@ from claude_hitl_template.models import (
     SessionStatus,
     Supervised,
 )
-from claude_hitl_template.store.backend import Tx
+from claude_hitl_template.store.backend import Reply, Tx
 from claude_hitl_template.store.memory import OPEN
 from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
 from claude_hitl_template.store.tables import api_keys, approvals, events, replies, sessions, transcripts
@@ -166,6 +166,7 @@ class SqlTx:
         await self._c.execute(sa.delete(events).where(events.c.session_id == session_id))
         await self._c.execute(sa.delete(approvals).where(approvals.c.session_id == session_id))
         await self._c.execute(sa.delete(transcripts).where(transcripts.c.scope == session_id))
+        await self._c.execute(sa.delete(replies).where(replies.c.session_id == session_id))
         await self._c.execute(sa.delete(sessions).where(sessions.c.id == session_id))
 
     async def sessions(
@@ -206,20 +207,24 @@ class SqlTx:
 
     async def unchanged_sessions(self, since: datetime, limit: int) -> list[str]:
         t, doc = sessions.c, sessions.c.doc
-        at_rest = (t.status == "idle") & (doc["stop_reason"]["type"].as_string() == "end_turn")
+        why = doc["stop_reason"]["type"].as_string()  # none: it never ran
+        at_rest = (t.status == "idle") & (why.is_(None) | (why == "end_turn"))
         query = sa.select(t.id).where(
             t.created_at < since,
             t.archived | at_rest,
             doc["updated_at"].as_string() < since.strftime("%Y-%m-%dT%H:%M:%S"),  # as its JSON begins
         )
-        return [row.id for row in await self._all(query.limit(limit))]
+        return [row.id for row in await self._all(query.order_by(t.created_at).limit(limit))]
 
-    async def manifests(self) -> set[str]:
+    async def manifests(self) -> dict[str, datetime]:
         doc = sessions.c.doc
-        rows = await self._all(sa.select(doc["workspace"].as_string(), doc["uploads"].as_json()))
-        return {workspace for workspace, _ in rows if workspace} | {
-            n for _, names in rows for n in names or ()
-        }
+        columns = doc["workspace"].as_string(), doc["uploads"].as_json(), doc["updated_at"].as_string()
+        found: dict[str, datetime] = {}
+        for workspace, uploads, changed in await self._all(sa.select(*columns)):
+            at = datetime.fromisoformat(changed)
+            for name in filter(None, (workspace, *(uploads or ()))):
+                found[name] = max(at, found.get(name, at))
+        return found
 
     # -- events
 
@@ -320,20 +325,26 @@ class SqlTx:
 
     # -- idempotency
 
-    async def remembered_reply(self, key_id: str, idempotency_key: str) -> tuple[str, Any] | None:
+    async def remembered_reply(self, key_id: str, idempotency_key: str) -> Reply | None:
         if self._locking:  # of two requests with the same key, the second waits for the first one's reply
             name = sa.func.hashtextextended(f"{key_id} {idempotency_key}".replace("\0", "\ufffd"), 0)
             await self._c.execute(sa.select(sa.func.pg_advisory_xact_lock(name)))
         where = (replies.c.key_id == key_id, replies.c.idempotency_key == idempotency_key)
-        row = await self._one(sa.select(replies.c.digest, replies.c.reply).where(*where))
-        return (row.digest, row.reply) if row else None
+        t = replies.c
+        row = await self._one(sa.select(t.digest, t.reply, t.created_at, t.expires_at).where(*where))
+        return Reply(**row._mapping) if row else None
 
-    async def remember_reply(self, key_id: str, idempotency_key: str, digest: str, reply: Any) -> None:
-        row = {"key_id": key_id, "idempotency_key": idempotency_key, "digest": digest, "reply": reply}
-        await self._c.execute(sa.insert(replies).values(**row, created_at=sa.func.current_timestamp()))
+    async def remember_reply(
+        self, key_id: str, idempotency_key: str, reply: Reply, *, session_id: str
+    ) -> None:
+        row = {"key_id": key_id, "idempotency_key": idempotency_key, "session_id": session_id, **vars(reply)}
+        await self._c.execute(sa.insert(replies).values(row))
 
-    async def forget_replies(self, before: datetime) -> None:
-        await self._c.execute(sa.delete(replies).where(replies.c.created_at < before))
+    async def forget_replies(self, now: datetime, unmarked_before: datetime) -> int:
+        t, forgotten = replies.c, 0
+        for old in (t.expires_at < now, t.expires_at.is_(None) & (t.created_at < unmarked_before)):
+            forgotten += (await self._c.execute(sa.delete(replies).where(old))).rowcount
+        return forgotten
 
     # -- transcripts
 

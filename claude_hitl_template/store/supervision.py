@@ -8,6 +8,7 @@ from claude_hitl_template import events, faults
 from claude_hitl_template.errors import NotFound
 from claude_hitl_template.models import Approval, ApprovalState, Session, Supervised
 from claude_hitl_template.store.base import SUPERVISED, StoreBase
+from claude_hitl_template.store.clients import REPLIES_KEPT
 from claude_hitl_template.store.unit import SessionUnit
 
 RETIRED = 100  # sessions deleted in one call
@@ -52,7 +53,11 @@ class SupervisorRules(StoreBase):
 
     async def tell_waiting(self, session_id: str, epoch: int, message: str) -> None:
         async with self._changing(session_id, "tell_waiting") as unit:
-            if unit.session.epoch == epoch:
+            wanted = unit.session.status in (
+                "running",
+                "rescheduling",
+            )  # it may have been interrupted meanwhile
+            if unit.session.epoch == epoch and wanted:
                 unit.set(waits_for_room=True)
                 told = events.session_error(message, retry="retrying")
                 await unit.append([told.model_copy(update={"id": f"sevt_waiting_{session_id}_{epoch}"})])
@@ -89,9 +94,12 @@ class SupervisorRules(StoreBase):
             unit.wake()
         return True
 
-    async def retire(self, before: datetime) -> list[str]:
+    async def sweep_replies(self) -> int:
         async with self._writing("retire") as tx:
-            await tx.forget_replies(before)
+            now = self._clock()
+            return await tx.forget_replies(now, now - REPLIES_KEPT)
+
+    async def retire(self, before: datetime) -> list[str]:
         async with self._reading() as tx:
             found = await tx.unchanged_sessions(before, RETIRED)
         return [session_id for session_id in found if await self._retire(session_id, before)]
@@ -117,7 +125,8 @@ async def _rests(unit: SessionUnit, before: datetime) -> bool:
         return True
     if session.lease is not None or session.updated_at >= before:
         return False
-    if session.archived_at is None and (session.status, session.stop_reason) != ("idle", events.END_TURN):
+    at_rest = session.status == "idle" and session.stop_reason in (None, events.END_TURN)
+    if session.archived_at is None and not at_rest:
         return False
     return not await unit.open_approvals() and not (
         session.archived_at is None and await unit.tx.queued(session.id)

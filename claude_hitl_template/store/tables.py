@@ -72,6 +72,7 @@ sessions = Table(
     Column("doc", JSON, nullable=False),
     Index("ix_sessions_key", "key_id", "created_at", "id"),
     Index("ix_sessions_status", "key_id", "status", "created_at", "id"),
+    Index("ix_sessions_created", "created_at"),
 )
 # Parked sessions, the many, are not in it.
 Index(
@@ -133,6 +134,10 @@ replies = Table(
     Column("digest", Name, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("reply", JSON, nullable=False),
+    Column("session_id", Name),  # with which it goes; an earlier version left it empty, and the next one too
+    Column("expires_at", UtcDateTime),
+    Index("ix_replies_session", "session_id"),
+    Index("ix_replies_expiry", "expires_at", "created_at"),
 )
 
 transcripts = Table(

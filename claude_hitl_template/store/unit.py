@@ -105,13 +105,13 @@ class SessionUnit:
     async def idle(self, stop_reason: dict[str, Any]) -> None:
         check_session_transition(self.session.status, "idle")
         self._stop_clock()
-        self.set(status="idle", stop_reason=stop_reason)
+        self.set(status="idle", stop_reason=stop_reason, waits_for_room=False)
         await self.append([events.status_idle(stop_reason)])
 
     async def terminate(self) -> None:
         check_session_transition(self.session.status, "terminated")
         self._stop_clock()
-        self.set(status="terminated", stop_reason=None)
+        self.set(status="terminated", stop_reason=None, waits_for_room=False)
         await self.append([events.draft("session.status_terminated")])
 
     def _stop_clock(self) -> None:
@@ -166,7 +166,6 @@ class SessionUnit:
         self.set(
             recoveries=0,
             interrupted=False,
-            waits_for_room=False,
             turn=None if self.session.interrupted else self.session.turn,
         )
         pending = [a.event_id for a in await self.pending()]

@@ -1,6 +1,9 @@
 """The Store's rules for saved workspaces: blobs in the file area, and the name of a manifest in the session."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+import structlog
 
 from claude_hitl_template import manifest as manifests
 from claude_hitl_template.canonical import digest
@@ -9,8 +12,10 @@ from claude_hitl_template.manifest import Manifest, SavedFile
 from claude_hitl_template.models import Page
 from claude_hitl_template.store.base import StoreBase, decode_seq_cursor, encode_cursor
 from claude_hitl_template.store.clients import earlier_reply, refuse_archived, remember_reply
+from claude_hitl_template.store.files import KEPT
 from claude_hitl_template.store.unit import SessionUnit
 
+log = structlog.get_logger()
 MAX_BLOBS = 10_000  # in one call
 
 
@@ -48,7 +53,7 @@ class WorkspaceRules(StoreBase):
             refuse_archived(unit)
             unit.set(uploads=(*unit.session.uploads, manifest))
             unit.wake()
-            await remember_reply(unit.tx, key_id, idempotency_key, request, manifest)
+            await remember_reply(unit, key_id, idempotency_key, request, manifest)
 
     async def list_workspace(
         self,
@@ -78,11 +83,19 @@ class WorkspaceRules(StoreBase):
             named = await tx.manifests()
         if not old:
             return 0
-        for name in named:
-            found, own = await manifests.load_with_parts(name, self._files.get)
-            old -= found.chunks()
-            old.difference_update(own)
+        for name, changed_at in named.items():
+            old -= await self._needed(name, changed_at, old)
         return await self._files.drop(sorted(old))
+
+    async def _needed(self, name: str, changed_at: datetime, old: Iterable[str]) -> set[str]:
+        """The blobs that a manifest and its content are. What one that is lost named is not known: then all that were
+        there when its session last changed, so that they are found again if it is."""
+        try:
+            found, own = await manifests.load_with_parts(name, self._files.get)
+        except (NotFound, InvalidInput) as error:
+            log.warning("the manifest of a saved workspace cannot be read", why=str(error))
+            return await self._files.put_before(sorted(old), changed_at + KEPT)
+        return found.chunks().union(own)
 
     async def _saved(self, session_id: str, key_id: str | None) -> Manifest:
         """With what was added and is not in the session's folder yet."""

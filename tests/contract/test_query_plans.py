@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from claude_hitl_template.models import Agent, ApprovalState, Environment
+from claude_hitl_template.models import Agent, ApprovalState, Environment, utcnow
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.sql import SqlBackend, sqlite_url
@@ -55,6 +55,7 @@ def plans(path: Path, said: list[tuple[str, Any]]) -> list[str]:
         pytest.param(lambda store, _: store.list_sessions("key", limit=9, statuses=["running"]), id="running sessions"),
         pytest.param(lambda store, _: store.find_key("hash"), id="a key"),
         pytest.param(lambda store, session: store.list_events(session, "key", limit=100), id="a log"),
+        pytest.param(lambda store, _: store.retire(utcnow()), id="what is old"),
         pytest.param(lambda store, session: store.last_seq(session, "key"), id="a cursor"),
     ],
 )  # fmt: skip

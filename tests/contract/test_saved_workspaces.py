@@ -1,6 +1,7 @@
 """What the Store promises of saved workspaces, held against both backends."""
 
 import json
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -227,14 +228,33 @@ async def test_the_parts_of_a_large_manifest_are_kept(store: CoreStore, files_cl
     assert (await store.list_workspace(session.id, KEY, limit=1)).next_page
 
 
-async def test_a_manifest_that_cannot_be_read_stops_the_sweep(
-    store: CoreStore, files_clock: FakeClock, tmp_path: Any
+@pytest.mark.parametrize("lost", ["damaged", "missing"])
+async def test_what_a_lost_manifest_may_have_named_stays_and_what_came_later_is_swept(
+    store: CoreStore, files_clock: FakeClock, tmp_path: Any, lost: str
 ) -> None:
-    """What it names is not known, so nothing may go."""
     session = await owned(store)
     name = await saved(store, session, a="precious")
-    (tmp_path / "files" / name[:2] / name).write_bytes(b"damaged")
+    place = tmp_path / "files" / name[:2] / name
+    place.write_bytes(b"damaged") if lost == "damaged" else place.unlink()
     files_clock.now += timedelta(hours=25)
-    with pytest.raises(NotFound):
-        await store.sweep_blobs()
+    assert await store.sweep_blobs() == 0
     assert await store.get_blobs([blob_name(b"precious")]) == [b"precious"]
+    later = await put(store, Manifest.of([a_file("d", b"of nobody")]), b"of nobody")
+    written = (files_clock.now + timedelta(days=2)).timestamp()
+    for blob in (later, blob_name(b"of nobody")):
+        os.utime(tmp_path / "files" / blob[:2] / blob, (written, written))
+    files_clock.now += timedelta(days=4)
+    assert await store.sweep_blobs() == 2
+    assert await store.get_blobs([blob_name(b"precious")]) == [b"precious"]
+
+
+async def test_what_somebody_else_put_into_the_file_area_does_not_stop_the_sweep(
+    store: CoreStore, files_clock: FakeClock, tmp_path: Any
+) -> None:
+    await put(store, Manifest.of([a_file("a", b"of nobody")]), b"of nobody")
+    stray = tmp_path / "files" / "README.txt"
+    stray.write_text("not ours")
+    os.utime(stray, (0, 0))
+    files_clock.now += timedelta(hours=25)
+    assert await store.sweep_blobs() == 2
+    assert stray.read_text() == "not ours"

@@ -26,7 +26,7 @@ from claude_hitl_template.models import Agent, Approval, ApprovalState, Environm
 from claude_hitl_template.store.base import encode_cursor
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
-from claude_hitl_template.store.protocol import NOW, Call, TimeRange, TranscriptKey
+from claude_hitl_template.store.protocol import NOW, Call, TimeRange, TranscriptKey, own_key
 
 KEY, OTHER = "key_1", "key_2"
 S = ApprovalState
@@ -1391,11 +1391,91 @@ async def test_what_waits_is_never_too_old(store: CoreStore, clock: Any):
     hot, broken, unbegun = await begun(store), await begun(store), (await create(store, message())).id
     await end(store, hot)
     await store.give_up(broken, "no room")
-    new = (await create(store)).id
     clock.move(10**8)
     assert await store.retire(clock.now - timedelta(days=1)) == []
-    for kept in (asked, held_undecided, held_decided, hot, broken, unbegun, new):
+    for kept in (asked, held_undecided, held_decided, hot, broken, unbegun):
         assert (await store.get_session(kept)).id == kept
+
+
+async def test_a_session_that_never_ran_grows_old_like_others(store: CoreStore, clock: Any):
+    session = await create(store)
+    clock.move(1000)
+    young = await create(store)
+    assert await store.retire(clock.now - timedelta(seconds=500)) == [session.id]
+    assert (await store.get_session(young.id)).id == young.id
+
+
+@pytest.mark.parametrize(
+    ("idempotency_key", "kept"),
+    [("a client's", timedelta(days=2)), (own_key(), timedelta(minutes=10))],
+    ids=["of a client", "of our own"],
+)
+async def test_what_a_request_was_answered_is_kept_for_a_time_and_then_forgotten(
+    store: CoreStore, clock: Any, idempotency_key: str, kept: timedelta
+):
+    first = await create(store, idempotency_key=idempotency_key)
+    clock.now += kept - timedelta(seconds=1)
+    assert await store.sweep_replies() == 0
+    assert (await create(store, idempotency_key=idempotency_key)).id == first.id
+    clock.now += timedelta(seconds=2)
+    assert await store.sweep_replies() == 1
+    assert (await create(store, idempotency_key=idempotency_key)).id != first.id
+
+
+async def test_without_an_idempotency_key_nothing_is_kept_of_a_request(store: CoreStore, clock: Any):
+    session = await create(store)
+    await send(store, session.id, message())
+    clock.now += timedelta(days=9)
+    assert await store.sweep_replies() == 0
+
+
+async def test_what_requests_were_answered_goes_with_their_session(store: CoreStore, clock: Any):
+    session = await create(store, idempotency_key="i1")
+    await send(store, session.id, message(), INTERRUPT, idempotency_key="i2")
+    await store.delete_session(session.id, KEY)
+    clock.now += timedelta(days=9)
+    assert await store.sweep_replies() == 0
+    assert (await create(store, idempotency_key="i1")).id != session.id
+
+
+async def test_a_session_that_is_interrupted_waits_for_room_no_more(store: CoreStore):
+    session = await create(store, message())
+    await store.tell_waiting(session.id, session.epoch, "no room")
+    assert (await store.get_session(session.id)).waits_for_room
+    await send(store, session.id, INTERRUPT)
+    assert not (await store.get_session(session.id)).waits_for_room
+    await store.tell_waiting(session.id, session.epoch, "no room")  # the supervisor had not heard of it yet
+    assert not (await store.get_session(session.id)).waits_for_room
+
+
+async def test_a_session_keeps_the_first_words_that_were_said_in_it(store: CoreStore):
+    session = await create(store)
+    assert session.first_words is None
+    await send(store, session.id, message("first " * 100))
+    await send(store, session.id, message("second"))
+    assert (await store.get_session(session.id)).first_words == ("first " * 100)[:120]
+
+
+async def test_a_page_ends_where_its_entries_are_large_and_the_next_one_goes_on(store: CoreStore):
+    session = await create(store)
+    texts = [f"{number} {'x' * 900_000}" for number in range(30)]
+    for text in texts:
+        await send(store, session.id, message(text), INTERRUPT)
+    listed: list[Event] = []
+    page = None
+    while page is None or page.next_page:
+        page = await store.list_events(
+            session.id, KEY, limit=1000, page=page and page.next_page, types=["user.message"]
+        )
+        assert 1 <= len(page.data) <= 10
+        listed += page.data
+    assert [e.payload["content"][0]["text"] for e in listed] == texts
+    heard: list[Event] = []
+    while len(heard) < await store.last_seq(session.id, KEY):
+        found, _, _ = await store.wait_events(session.id, KEY, len(heard), timeout_s=0)
+        assert sum(e.type == "user.message" for e in found) <= 10
+        heard += found
+    assert [e for e in heard if e.type == "user.message"] == listed
 
 
 async def test_a_session_that_is_used_again_is_not_old(store: CoreStore, clock: Any):

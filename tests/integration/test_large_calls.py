@@ -39,7 +39,8 @@ MESSAGE = 900_000
 SMALL = frozenset({
     "add_key", "find_key", "get_key", "last_seq", "begin_turn", "hold", "defer", "remind", "release", "save_workspace",
     "missing_blobs", "add_files", "workspace_file", "list_transcripts", "delete_transcripts", "delete_session", "give_up",
-    "tell_waiting", "drop_lease", "supervised", "wait_supervised", "expire_due", "sweep_blobs", "retire", "ping",
+    "tell_waiting", "drop_lease", "supervised", "wait_supervised", "expire_due", "sweep_blobs", "sweep_replies",
+    "retire", "ping",
 })  # fmt: skip
 METHODS = frozenset(name for name in vars(Store) if not name.startswith("_"))
 
@@ -224,13 +225,15 @@ async def the_end(store: Any, sid: str, epoch: int, key_id: str) -> None:
     assert (await store.get_session(sid)).agent.system == BIG
     await store.drop_lease(sid, epoch)
     await store.give_up(sid, "nobody drives it")
-    await store.send_events(sid, key_id, [UserInterrupt(type="user.interrupt")], decided_by="ann")
+    for _ in range(5):  # one for each message
+        await store.send_events(sid, key_id, [UserInterrupt(type="user.interrupt")], decided_by="ann")
     assert await store.release(sid, (await store.acquire(sid, "two", lease_s=LEASE_S)).epoch)
     assert (await store.archive_session(sid, key_id)).archived_at
     await store.delete_session(sid, key_id)
     old = await make(store, key_id)
     await store.archive_session(old, key_id)
     assert await store.expire_due() == 0
+    assert await store.sweep_replies() == 0
     assert await store.retire(utcnow() + timedelta(seconds=1)) == [old]
 
 
