@@ -8,10 +8,11 @@ import contextlib
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import psycopg
 import structlog
+from pydantic import Field, TypeAdapter, ValidationError
 
 from claude_hitl_template import faults
 from claude_hitl_template.errors import HitlError
@@ -24,6 +25,11 @@ KEPT = 10_000  # notes that wait to be sent; a database that is away costs no mo
 AGAIN_S = 0.5
 # Every ledger holds it shared, so that a restore, which wants it alone, does not pull the database away under one.
 IN_USE = 0x636C61756465
+
+# [mark, sender, notes]; what a note holds is looked at where it is used.
+_MESSAGE: TypeAdapter[tuple[int, str, list[Note]]] = TypeAdapter(
+    tuple[Annotated[int, Field(strict=True, gt=0)], str, list[Note]]
+)
 
 type Deliver = Callable[[int, bool, Sequence[Note]], None]
 
@@ -39,18 +45,24 @@ class Relay:
         self._me = secrets.token_hex(4)
         self._pending: list[Note] = []
         self._more = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self.deliver: Deliver = lambda _mark, _own, _notes: None
         self.connected = False
 
     def start(self) -> None:
-        if not self._tasks:
-            self._tasks = [asyncio.create_task(self._hear()), asyncio.create_task(self._send())]
+        """Hears and sends from now on. Called with each transaction: what a defect ended goes on, and is logged."""
+        for name, work in (("hear", self._hear), ("send", self._send)):
+            task = self._tasks.get(name)
+            if task is None or task.done():
+                if task is not None and not task.cancelled():
+                    log.error("the relay stopped, and goes on", task=name, exc_info=task.exception())
+                self._tasks[name] = asyncio.create_task(work())
 
     async def close(self) -> None:
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def post(self, note: Note) -> None:
         if len(self._pending) < KEPT:
@@ -62,22 +74,24 @@ class Relay:
 
     async def _hear(self) -> None:
         while True:
-            with contextlib.suppress(psycopg.Error, OSError):
-                async with await self._connect() as connection:
-                    await connection.execute("select pg_try_advisory_lock_shared(%s)", (IN_USE,))
-                    await connection.execute(f"listen {CHANNEL}")
-                    self.connected = True
-                    self.deliver(0, False, ())
-                    async for notified in connection.notifies():
-                        self._take(notified.payload)
-            self.connected = False
+            try:
+                with contextlib.suppress(psycopg.Error, OSError):
+                    async with await self._connect() as connection:
+                        await connection.execute("select pg_try_advisory_lock_shared(%s)", (IN_USE,))
+                        await connection.execute(f"listen {CHANNEL}")
+                        self.connected = True
+                        self.deliver(0, False, ())
+                        async for notified in connection.notifies():
+                            self._take(notified.payload)
+            finally:
+                self.connected = False
             await asyncio.sleep(AGAIN_S)
 
     def _take(self, payload: str) -> None:
         try:
-            mark, sender, notes = json.loads(payload)
-        except ValueError as error:  # somebody else notifies on our channel
-            log.warning("a notification is not ours", why=str(error))
+            mark, sender, notes = _MESSAGE.validate_json(payload)
+        except ValidationError as error:  # somebody else notifies on our channel
+            log.warning("a notification is not ours", why=str(error.errors()[0]["msg"]))
             return
         self.deliver(mark, sender == self._me, notes)
 

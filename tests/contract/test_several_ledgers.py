@@ -143,6 +143,47 @@ async def test_deleting_and_deciding_at_once_leaves_nothing_half(ledgers: list[C
 # -- what one tells the others
 
 
+@pytest.mark.parametrize(
+    "payload",
+    ["5", "null", "[]", "{}", '"x"', "not JSON", "[1]", '["mark", "x", []]', '[1, 2, []]', '[1, "x", 5]', '[1, "x", [5]]',
+     '[1, "x", [["wake", 5], [], ["preview", "s", "x", 7]]]'],
+)  # fmt: skip
+async def test_a_notification_that_is_not_ours_does_not_end_the_listening(
+    ledgers: list[CoreStore], database: str, payload: str
+):
+    version = await ledgers[0].wait_supervised(-1, timeout_s=0.01)
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
+        await connection.execute("select pg_notify('claude_hitl', %s)", (payload,))
+    waiting = asyncio.create_task(ledgers[0].wait_supervised(version, timeout_s=30))
+    session = await create(ledgers[1])
+    async with asyncio.timeout(10):
+        version = await waiting
+    assert session.id in {s.id for s in await ledgers[0].supervised()}
+    assert version > 0
+
+
+async def test_a_relay_that_a_defect_ended_goes_on_with_the_next_transaction(
+    ledgers: list[CoreStore], database: str
+):
+    backend = PostgresBackend(database)
+    store = CoreStore(backend)
+    await store.ping()
+    await until(lambda: backend.relay.connected)
+    delivering, backend.relay.deliver = backend.relay.deliver, partial(_fail, ended := asyncio.Event())
+    await create(ledgers[0])
+    await asyncio.wait_for(ended.wait(), 10)
+    await until(lambda: not backend.relay.connected)
+    backend.relay.deliver = delivering
+    await store.ping()
+    await until(lambda: backend.relay.connected)
+    await backend.close()
+
+
+def _fail(ended: asyncio.Event, *_: Any) -> None:
+    ended.set()
+    raise RuntimeError("a defect")
+
+
 async def test_a_decision_at_one_ledger_wakes_the_owner_at_another(ledgers: list[CoreStore]):
     session_id = await asking(ledgers[0], "t1")
     wakes = (await ledgers[0].snapshot(session_id, 1)).session.wakes
