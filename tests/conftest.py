@@ -3,14 +3,24 @@
 import pytest
 from hypothesis import settings
 
+from tests.tiers import Tiers, chosen
+
 SCALE = 200
+FAST_SCALE = 40
 
 settings.register_profile("ours", deadline=None)  # a slow machine is no failure
 settings.load_profile("ours")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--hammer", type=int, default=200, help="park-and-resume cycles of the gate's hammer")
+    parser.addoption(
+        "--tier",
+        choices=["fast", "slow", "all"],
+        help="which tests to run; default: fast, or all of what the command line names",
+    )
+    parser.addoption(
+        "--hammer", type=int, default=200, help="park-and-resume cycles of the gate's hammer in the slow tier"
+    )
     parser.addoption(
         "--chaos",
         type=int,
@@ -18,10 +28,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="KILLS",
         help="kills of each run of hitl chaos, one on SQLite and one on Postgres",
     )
-    parser.addoption("--scale", type=int, default=SCALE, help="decisions in each of the tests at scale")
+    parser.addoption(
+        "--scale", type=int, default=SCALE, help="size of each of the tests at scale in the slow tier"
+    )
 
 
-@pytest.fixture(scope="session")
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Tiers(chosen(config), limited=not config.option.usepdb), "tiers")
+
+
+@pytest.fixture(scope="session", params=["fast", pytest.param("slow", marks=pytest.mark.slow)])
 def scale(request: pytest.FixtureRequest) -> int:
-    """How many decisions a test at scale makes; docs/guarantees.md says how many it was run with."""
-    return request.config.getoption("--scale")
+    """The size of a test at scale; docs/guarantees.md says with how much it was run."""
+    return FAST_SCALE if request.param == "fast" else request.config.getoption("--scale")

@@ -59,7 +59,7 @@ app.command()(backup.restore)
 app.command()(chaos.chaos)
 app.command()(upkeep.clean)
 app.command()(upkeep.check)
-app.command(context_settings=_PASS_ON)(upkeep.test)
+app.command("test", context_settings=_PASS_ON)(upkeep.run_tests)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """`hitl clean`, `hitl check` and `hitl test`, for whoever works on the project; `hitl bootstrap-host`, for a new host."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,8 @@ CHECKS = {
     "imports": ["lint-imports"],
     "tests": [],
 }
-TOLD = ["--cov=claude_hitl_template", "--cov-report=term:skip-covered", "--durations=40"]
+TOLD = ["--cov=claude_hitl_template", "--cov-report=term:skip-covered"]
+MOST_WORKERS = 4  # each has services of its own, and a GiB of memory may go to them
 ROOT = Path(__file__).parents[2]
 
 
@@ -76,23 +78,61 @@ def bootstrap_host() -> None:
 
 
 def check() -> None:
-    """What CI runs: format, lint, types, import rules, tests; stops at the first that fails, and names it."""
+    """The first part of CI: format, lint, types, import rules, fast tests; stops at the first that fails."""
     for name, command in CHECKS.items():
         typer.echo(f"== {name}")
-        status = _tool(command) if command else pytest(TOLD)
+        status = _tool(command) if command else fast(TOLD)
         if status != 0:
             typer.echo(f"failed: {name}", err=True)
             raise typer.Exit(1)
     typer.echo("all checks passed")
 
 
-def test(context: typer.Context) -> None:
-    """Runs the tests; arguments are passed on to pytest."""
-    raise typer.Exit(pytest(context.args))
+def run_tests(
+    context: typer.Context,
+    slow: Annotated[bool, typer.Option("--slow", help="The slow tests, suite by suite.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="The fast tests, then the slow ones.")] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, metavar="MINUTES", help="With --slow or --all: starts only suites that fit into it."
+        ),
+    ] = None,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="With --slow or --all: notes in tests/green.json which suites passed."),
+    ] = False,
+) -> None:
+    """Runs the fast tests. Other arguments are passed on to pytest; what they name is run whatever its tier."""
+    if (budget is not None or record) and not (slow or every):
+        raise typer.BadParameter("--budget and --record are of the slow tests", param_hint="--slow")
+    given = context.args
+    if given and (slow or every):
+        raise typer.Exit(pytest([f"--tier={'all' if every else 'slow'}", *given]))
+    named = any((ROOT / argument.partition("::")[0]).exists() for argument in given)
+    status = 0 if slow else pytest(given) if named else fast(given)
+    if slow or every:
+        chosen = [
+            *(["--budget", str(budget)] if budget is not None else []),
+            *(["--record"] if record else []),
+        ]
+        status = _module("tests.suites", chosen) or status
+    raise typer.Exit(status)
+
+
+def fast(arguments: list[str]) -> int:
+    """The fast tests, as many files at a time as there are CPUs."""
+    workers = min(MOST_WORKERS, max(2, os.cpu_count() or 1))
+    side_by_side = ["-n", str(workers), "--dist=loadfile", "--no-loadscope-reorder"]
+    return pytest(["--tier=fast", "-q", *side_by_side, *arguments])
 
 
 def pytest(arguments: list[str]) -> int:
-    return subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=ROOT)  # noqa: S603
+    return _module("pytest", arguments)
+
+
+def _module(name: str, arguments: list[str]) -> int:
+    return subprocess.call([sys.executable, "-m", name, *arguments], cwd=ROOT)  # noqa: S603
 
 
 def _tool(command: list[str]) -> int:

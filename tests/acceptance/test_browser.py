@@ -38,6 +38,7 @@ def log_of(panel: Panel, session: str, kind: str) -> list[Any]:
         return [json.loads(payload) for (payload,) in database.execute(query, (session, kind))]
 
 
+@pytest.mark.slow
 def test_a_person_logs_in_and_finds_the_three_entries(new_panel: Callable[[], Panel], password: str) -> None:
     panel = new_panel()
     panel.log_in("admin", password)
@@ -68,6 +69,7 @@ def test_a_call_is_shown_and_allowed_and_its_file_offered(panel: Panel) -> None:
     panel.sees("reading in the workspace is allowed")
 
 
+@pytest.mark.slow
 def test_a_call_is_edited_and_what_is_no_json_decides_nothing(panel: Panel) -> None:
     panel.start(COMMAND)
     panel.sees("Waiting for you")
@@ -88,6 +90,7 @@ def test_a_call_is_edited_and_what_is_no_json_decides_nothing(panel: Panel) -> N
     panel.picture("edited")
 
 
+@pytest.mark.slow
 def test_a_call_is_denied_with_a_reason_that_the_agent_is_told(panel: Panel) -> None:
     panel.start(COMMAND)
     panel.sees("Waiting for you")
@@ -101,6 +104,7 @@ def test_a_call_is_denied_with_a_reason_that_the_agent_is_told(panel: Panel) -> 
     panel.picture("denied")
 
 
+@pytest.mark.slow
 def test_a_rule_is_remembered(panel: Panel) -> None:
     panel.start(COMMAND)
     panel.sees("Waiting for you")
@@ -110,6 +114,7 @@ def test_a_rule_is_remembered(panel: Panel) -> None:
     panel.rests()
 
 
+@pytest.mark.slow
 def test_a_question_is_answered_with_labels_and_own_words(panel: Panel) -> None:
     panel.start("Ask me a question")
     panel.sees("Waiting for you")
@@ -127,6 +132,7 @@ def test_a_question_is_answered_with_labels_and_own_words(panel: Panel) -> None:
     panel.picture("answered")
 
 
+@pytest.mark.slow
 def test_a_plan_is_read_and_accepted(panel: Panel) -> None:
     panel.start("Make a plan first")
     panel.sees("Waiting for you")
@@ -141,6 +147,7 @@ def test_a_plan_is_read_and_accepted(panel: Panel) -> None:
     panel.sees("The plan is carried out.")
 
 
+@pytest.mark.slow
 def test_a_batch_is_one_form(panel: Panel) -> None:
     panel.start("Do three things at once")
     panel.sees("3 calls wait")
@@ -155,6 +162,7 @@ def test_a_batch_is_one_form(panel: Panel) -> None:
     panel.rests()
 
 
+@pytest.mark.slow
 def test_a_parked_conversation_is_continued_and_ended(panel: Panel) -> None:
     session = panel.start(WRITE, title="To be continued")
     panel.sees("Waiting for you")
@@ -180,6 +188,7 @@ def test_a_parked_conversation_is_continued_and_ended(panel: Panel) -> None:
     panel.picture("ended")
 
 
+@pytest.mark.slow
 def test_a_session_that_rest_started_is_decided_from_approvals(panel: Panel) -> None:
     session = panel.service.start_session(COMMAND)
     session.until_asked()
@@ -197,6 +206,7 @@ def test_a_session_that_rest_started_is_decided_from_approvals(panel: Panel) -> 
     assert said["decided_by"] == "admin"
 
 
+@pytest.mark.slow
 def test_payloads_are_text_in_every_place_and_no_page_runs_a_script(panel: Panel) -> None:
     harmful = f"cat <<'END'\n{SCRIPT}{IMAGE} & \"quoted\"\nEND\n# 日本"
     quoted = command(harmful, HIDDEN)  # the CLI itself refuses control characters in a command
@@ -225,6 +235,7 @@ def test_payloads_are_text_in_every_place_and_no_page_runs_a_script(panel: Panel
         panel.page.goto(panel.entry(name))
 
 
+@pytest.mark.slow
 def test_the_canary_would_have_noticed(new_panel: Callable[[], Panel], password: str) -> None:
     panel = new_panel()
     panel.log_in("admin", password)
@@ -233,6 +244,7 @@ def test_the_canary_would_have_noticed(new_panel: Callable[[], Panel], password:
     panel.requests.clear()
 
 
+@pytest.mark.slow
 def test_a_decision_made_elsewhere_closes_the_lock_and_a_late_form_says_whose_it_was(panel: Panel) -> None:
     session = panel.service.start_session(COMMAND)
     event = session.until_asked()
@@ -245,6 +257,7 @@ def test_a_decision_made_elsewhere_closes_the_lock_and_a_late_form_says_whose_it
     panel.picture("decided-elsewhere")
 
 
+@pytest.mark.slow
 def test_a_form_sent_twice_says_so_only_if_it_says_something_else(panel: Panel) -> None:
     panel.start(COMMAND)
     panel.sees("Waiting for you")
@@ -259,6 +272,7 @@ def test_a_form_sent_twice_says_so_only_if_it_says_something_else(panel: Panel) 
     panel.page.get_by_text("Allowed by admin").wait_for()
 
 
+@pytest.mark.slow
 def test_who_may_not_decide_is_told_so_and_shown_nothing(
     panel: Panel, new_panel: Callable[[], Panel], service: Service
 ) -> None:
@@ -284,6 +298,7 @@ def test_who_may_not_decide_is_told_so_and_shown_nothing(
     assert mine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompt", "error"), [("  \n ", "This is empty"), ("x" * 1_048_576, "At most 1,000,000 characters")]
 )
@@ -295,6 +310,7 @@ def test_an_empty_and_a_huge_prompt_are_refused_and_kept(panel: Panel, prompt: s
     assert panel.page.input_value("[name=prompt]") == prompt
 
 
+@pytest.mark.slow
 def test_files_over_the_limit_are_left_out_and_said(panel: Panel) -> None:
     panel.page.goto(panel.entry("start"))
     files = [{"name": name, "mimeType": "text/plain", "buffer": b"x" * 3000} for name in ("a", "b")]
@@ -303,6 +319,7 @@ def test_files_over_the_limit_are_left_out_and_said(panel: Panel) -> None:
     panel.page.get_by_text("b: left out, this is over the limit").wait_for()
 
 
+@pytest.mark.slow
 def test_a_killed_runner_leaves_the_session_and_its_open_form_usable(panel: Panel) -> None:
     panel.start(COMMAND)
     panel.sees("Waiting for you")
@@ -322,6 +339,7 @@ print(1)
     panel.rests()
 
 
+@pytest.mark.slow
 def test_enter_in_a_form_decides_nothing(panel: Panel) -> None:
     panel.start("Ask me a question")
     panel.sees("Waiting for you")

@@ -19,6 +19,8 @@ from tests.acceptance.browser import Panel
 from tests.acceptance.worker import ROOT, USER, Worker, as_user, home, require_containers, settle
 from tests.integration.harness import KEY, Conversation, command_line, kill, script, wait_for
 
+pytestmark = pytest.mark.slow
+
 MIB = 1024**2
 # A project level of another team's: on top of the image's own, which nobody but the build may write.
 LAYERS = (

@@ -22,6 +22,8 @@ from tests.acceptance.conftest import PICTURES
 from tests.acceptance.hosts import ADDRESSES, ROOT, Hosts, require_namespaces
 from tests.integration.harness import KEY, Conversation, Service, script, wait_for
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 WHERE = "readlink /proc/self/ns/net"  # a command that says on which host it runs
 PORTS = {"RAY": 6379, "RAY_CLIENT": 10001, "DASHBOARD": 8265, "SERVE": 8001, "PANEL": 3370}

@@ -12,6 +12,8 @@ import pytest
 from claude_hitl_template import faults
 from tests.postgres import require
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SEED = 18
 STORES = {"sqlite": (), "postgres": ("--postgres",)}

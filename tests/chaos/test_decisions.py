@@ -26,6 +26,8 @@ from tests.chaos.oracle import decisions_are_kept, logs_are_whole
 from tests.contract.asking import asking
 from tests.postgres import Server, serving
 
+pytestmark = pytest.mark.slow
+
 LEDGERS = 2
 CALLS = 20  # of a session
 EVERY = 25  # answers, from one strike to the next

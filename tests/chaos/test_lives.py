@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from threading import Lock
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -111,6 +111,15 @@ def writes() -> list[Case]:
     ]
 
 
+def sampled(cases: list[Case]) -> list[Any]:
+    """Each point once in the fast tier, the backing and the decision in turn; the other cases are slow."""
+    by_point: dict[str, list[Case]] = {}
+    for case in cases:
+        by_point.setdefault(case.point, []).append(case)
+    fast = [its[(number + number // 4) % len(its)] for number, its in enumerate(by_point.values())]
+    return [pytest.param(case, marks=[] if case in fast else [pytest.mark.slow]) for case in cases]
+
+
 # -- playing them
 
 type Databases = Callable[[Path], AbstractContextManager[str]]
@@ -205,7 +214,7 @@ def lived(processes: ForkServerContext, home: Home, case: Case, number: int) -> 
 # -- judging them
 
 
-@pytest.mark.parametrize("case", conversations(), ids=str)
+@pytest.mark.parametrize("case", sampled(conversations()), ids=str)
 def test_a_conversation_is_taken_up_wherever_its_process_died(case: Case, played: Played):
     assert played.exits == [KILLED] * len(case.plans) + [0]
     assert played.struck()[-1] == case.point
@@ -224,7 +233,7 @@ def test_a_conversation_is_taken_up_wherever_its_process_died(case: Case, played
     assert case.decision == "allow" or UPLOADED in [file["path"] for file in saved]
 
 
-@pytest.mark.parametrize("case", writes(), ids=str)
+@pytest.mark.parametrize("case", sampled(writes()), ids=str)
 def test_a_write_whose_process_died_is_done_or_is_not_and_others_go_on(case: Case, played: Played):
     assert played.exits == [KILLED, 0]
     assert played.struck() == [case.point]

@@ -16,6 +16,7 @@ from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.sql import SqlBackend, sqlite_url
 from claude_hitl_template.testing.clock import FakeClock
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+from tests.contract.seeded import MISSED_BY
 from tests.postgres import Server, serving
 
 KEYS = {"alice": "alice-secret", "bob": "bob-secret"}
@@ -47,7 +48,15 @@ def database(postgres_server: Server) -> Iterator[str]:
         yield url
 
 
-@pytest_asyncio.fixture(params=["memory", "sqlite", "postgres"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of the Store is one for each backend. On Postgres, those that a taken safeguard is missed by are fast."""
+    if "backend" in metafunc.fixturenames:
+        on_postgres = [] if metafunc.function.__name__ in MISSED_BY.values() else [pytest.mark.slow]
+        backends = ["memory", "sqlite", pytest.param("postgres", marks=on_postgres)]
+        metafunc.parametrize("backend", backends, indirect=True)
+
+
+@pytest_asyncio.fixture
 async def backend(
     request: pytest.FixtureRequest, migrated: Path, tmp_path: Path
 ) -> AsyncIterator[MemoryBackend | SqlBackend | PostgresBackend]:

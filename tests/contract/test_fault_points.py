@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from claude_hitl_template import faults
 from tests.postgres import Server
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,6 +1,6 @@
 """The gate, hammered on the pinned CLI: calls are decided while no process is there, resumed, and every run is counted.
 
-A cycle is a park and a resume. `--hammer N` says how many to make.
+A cycle is a park and a resume. `--hammer N` says how many to make in the slow tier.
 """
 
 import asyncio
@@ -38,6 +38,7 @@ KEY = "key_hammer"
 AT_ONCE = 3
 DRIVE_S = 60
 MOST_PARKS = 8
+FAST_CYCLES = 20
 OTHER_CYCLES = 12  # of each two; together they have every kind of call
 FINAL = {"succeeded", "denied", "superseded"}
 # What an agent, or a project it works on, may have written to be asked less.
@@ -111,6 +112,7 @@ MATRIX = [
     for row in range(len(SETTINGS))
     for column, (kind, decision) in enumerate((k, d) for k, ds in DECISIONS.items() for d in ds)
 ]
+SAMPLE = MATRIX[::5]  # the first FAST_CYCLES of it have everything once
 
 
 @dataclass
@@ -465,16 +467,34 @@ def _executable(path: Path, text: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-async def test_no_gated_call_runs_but_once_and_as_decided(
+@pytest.mark.takes_long("each cycle parks and resumes the real CLI, and what was parked differs in each")
+async def test_no_gated_call_runs_but_once_and_as_decided(bench: Bench, capsys: pytest.CaptureFixture[str]):
+    await _hold(bench, SAMPLE, FAST_CYCLES, capsys)
+
+
+@pytest.mark.slow
+async def test_no_gated_call_runs_but_once_and_as_decided_however_often(
     bench: Bench, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ):
-    cycles: int = request.config.getoption("--hammer", default=200)
-    told = await _hammer(bench, MATRIX, cycles)
+    await _hold(bench, MATRIX, request.config.getoption("--hammer"), capsys)
+
+
+async def _hold(bench: Bench, plans: Sequence[Plan], cycles: int, capsys: pytest.CaptureFixture[str]) -> None:
+    own = replace(bench, cycles=Counter(), failures=[], started=0)
+    told = await _hammer(own, plans, cycles)
     with capsys.disabled():
         print(f"\nhammer: {told}")
-    assert not bench.failures, "\n".join(bench.failures)
+    assert not own.failures, "\n".join(own.failures)
 
 
+def test_the_fast_cycles_have_every_kind_of_call_all_settings_and_every_decision():
+    few = SAMPLE[:FAST_CYCLES]
+    assert {plan.kind for plan in few} == set(DECISIONS)
+    assert {plan.settings for plan in few} == set(SETTINGS)
+    assert {plan.decision for plan in few} == {decision for its in DECISIONS.values() for decision in its}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("release", "first"), [("0.2.180", 0), ("0.2.188", OTHER_CYCLES)])
 @pytest.mark.parametrize("parked_with", ["pinned", "other"])
 async def test_a_cli_of_another_version_goes_on_with_what_was_parked_and_the_gate_holds(

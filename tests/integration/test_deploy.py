@@ -24,6 +24,8 @@ from tests.integration.harness import Conversation, Service, script, wait_for
 from tests.integration.trees import CODE, Tree, addresses, applications, empty, status
 from tests.serving import loopback
 
+pytestmark = pytest.mark.slow
+
 CUT_BYTES = 200_000  # less than a package
 SECRET = "sk-ant-sent-by-the-test"
 # Begins, works until it is told to go on, and ends; a second run of it would be seen.

@@ -13,6 +13,8 @@ import pytest
 
 from tests.integration.harness import KEY, Service
 
+pytestmark = pytest.mark.slow
+
 WRITE = "Write hello.txt with a greeting"
 DISK = "48m"
 

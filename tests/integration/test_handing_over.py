@@ -13,6 +13,8 @@ from tests.chaos.strikes import bring_up
 from tests.integration.harness import Service
 from tests.postgres import serving
 
+pytestmark = pytest.mark.slow
+
 COMMAND = """```scenario
 - text: A command.
   tools:

@@ -8,6 +8,8 @@ import pytest
 
 from tests.integration.harness import Conversation, Service, kill, wait_for
 
+pytestmark = pytest.mark.slow
+
 type Strike = Callable[[Service, Conversation], None]
 
 # The command leaves one line a run, and then takes its time, so that it can be met while it runs.

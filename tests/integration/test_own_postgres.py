@@ -12,6 +12,8 @@ import pytest
 from tests.integration.harness import Service, command_line, kill
 from tests.postgres import require
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def service() -> Iterator[Service]:

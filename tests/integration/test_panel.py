@@ -11,6 +11,8 @@ import pytest
 
 from tests.integration.harness import KEY, Conversation, Service, kill, wait_for
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "Write hello.txt with a greeting"
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from tests.integration.harness import Service, wait_for
 
+pytestmark = pytest.mark.slow
+
 WRITE = "Write hello.txt with a greeting"
 MANY = int(os.environ.get("HITL_TEST_PARKED", "50"))
 

@@ -17,6 +17,8 @@ import yaml
 from claude_hitl_template.cli.ports import free_ports
 from tests.integration.harness import wait_for
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "data" / "config"
 BIN = Path(sys.executable).parent

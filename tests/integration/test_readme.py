@@ -27,6 +27,7 @@ def test_the_demo_that_allows_ends_well_and_the_file_is_there(service: Service):
     assert str(workspaces(service)[-1]) in done.stdout.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_the_demo_that_denies_tells_the_model_and_leaves_no_file(service: Service):
     done = service.hitl("demo", "--answer", "deny", "--deny-message", "not in this house")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -34,6 +35,7 @@ def test_the_demo_that_denies_tells_the_model_and_leaves_no_file(service: Servic
     assert not (workspaces(service)[-1] / "hello.txt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prompt", ["Do three things at once", "Ask me a question", "Make a plan first", "Let a subagent do it"]
 )
@@ -50,6 +52,7 @@ def test_status_and_doctor_find_nothing_wrong(service: Service):
     assert doctor.returncode == 0, doctor.stdout
 
 
+@pytest.mark.slow
 def test_a_second_up_changes_nothing(service: Service):
     before = service.head().pid
     service.up()
@@ -80,6 +83,7 @@ def ray_folder(service: Service) -> str:
     return json.loads(service.hitl("status", "--json").stdout)["ray"]["temp_dir"]
 
 
+@pytest.mark.slow
 def test_the_quickstarts_commands_run_as_they_stand(service: Service):
     text = (ROOT / "docs" / "quickstart.md").read_text()
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
@@ -92,6 +96,7 @@ def test_the_quickstarts_commands_run_as_they_stand(service: Service):
         assert done.returncode == 0, line + done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_backup_is_made_and_restored(service: Service, tmp_path: Path):
     file = tmp_path / "FILE"
     made = service.hitl("backup", str(file))

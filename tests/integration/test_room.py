@@ -6,6 +6,8 @@ import pytest
 
 from tests.integration.harness import Service, wait_for
 
+pytestmark = pytest.mark.slow
+
 WRITE = "Write hello.txt with a greeting"
 RUNS = """```scenario
 - text: A command that takes its time.

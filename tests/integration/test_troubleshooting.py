@@ -33,6 +33,8 @@ from tests.integration.harness import KEY, Service, wait_for
 from tests.integration.trees import CODE, Tree, addresses, empty, status
 from tests.serving import loopback
 
+pytestmark = pytest.mark.slow
+
 GUIDE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 ENTRIES = {
     title: " ".join(text.split())

@@ -13,6 +13,8 @@ import pytest
 
 from tests.integration.harness import KEY, Conversation, Service, script
 
+pytestmark = pytest.mark.slow
+
 SIZE = 7_000_000  # several messages between owner and ledger
 
 

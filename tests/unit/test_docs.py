@@ -26,6 +26,7 @@ PLACES = ("", "macos", "elsewhere")  # anywhere; on a Mac only; on another host
 RUN = {
     "./hitl demo": "tests/integration/test_readme.py::test_the_demo_that_allows_ends_well_and_the_file_is_there",
     "./hitl test": "tests/unit/test_docs.py::test_the_readmes_command_runs_the_tests_that_it_is_given",
+    "./hitl check": ".ci/run::./hitl check",
     "./hitl backup FILE": "tests/integration/test_readme.py::test_a_backup_is_made_and_restored",
     "./hitl restore FILE": "tests/integration/test_readme.py::test_a_backup_is_made_and_restored",
     "./hitl up --postgres": (

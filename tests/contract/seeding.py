@@ -1,0 +1,50 @@
+"""A pytest plugin: each test of seeded.py is run with every safeguard there, and without the one that it would miss.
+
+The environment names a file for the results, as JSON: by bug and test how it ended.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from claude_hitl_template import faults
+from tests.contract.seeded import MISSED_BY
+
+RESULTS_VARIABLE = "HITL_TEST_SEEDING"
+NONE = "none"
+BACKEND = "memory"
+_results: dict[str, dict[str, str]] = {}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    name = metafunc.function.__name__
+    bugs = [bug for bug, test in MISSED_BY.items() if test == name]
+    metafunc.parametrize("seeded_bug", [NONE, *bugs] if bugs else [], indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [
+        item
+        for item in items
+        if isinstance(item, pytest.Function)
+        and item.originalname in MISSED_BY.values()
+        and item.callspec.params.get("backend", BACKEND) == BACKEND
+    ]
+
+
+@pytest.fixture(autouse=True)
+def seeded_bug(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "_seeded", frozenset({request.param}))
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    assert isinstance(item, pytest.Function)
+    if call.when == "call":
+        ended = "failed" if call.excinfo else "passed"
+        _results.setdefault(item.callspec.params["seeded_bug"], {})[item.originalname] = ended
+
+
+def pytest_sessionfinish() -> None:
+    Path(os.environ[RESULTS_VARIABLE]).write_text(json.dumps(_results))

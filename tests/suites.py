@@ -1,0 +1,250 @@
+"""The slow tier, suite by suite, within a budget: `./hitl test --slow --budget MINUTES` runs this.
+
+What the change touches comes first, then the others; both in an order that the commit's hash rotates, so that every
+suite has its turn after some commits. A suite is started if its known cost fits into what is left of the budget.
+`tests/green.json` has the commit at which each suite was last seen to pass; `--record` writes it, to be committed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+GREEN = ROOT / "tests" / "green.json"
+BASE_VARIABLE = "HITL_TEST_BASE"  # the commit that the change is compared with; default: the first parent
+PACKAGE = "claude_hitl_template/"
+EVERYWHERE = ("pyproject.toml", "requirements", "tests/conftest.py", "tests/tiers.py", "tests/suites.py")
+# What every conversation goes through.
+CORE = (
+    "session.py",
+    "agent.py",
+    "ledger.py",
+    "supervisor.py",
+    "store/",
+    "claude/",
+    "policy.py",
+    "models.py",
+    "events.py",
+)
+
+# What everything else imports.
+BASICS = ("__init__.py", "canonical.py", "clocks.py", "errors.py", "logs.py", "manifest.py", "missing.py")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """`seconds`: on two CPUs with nothing else running. `touched_by`: beginnings of paths below the package, or of any."""
+
+    name: str
+    paths: tuple[str, ...]
+    seconds: int
+    touched_by: tuple[str, ...]
+
+    def is_touched(self, changed: Iterable[str]) -> bool:
+        beginnings = (*EVERYWHERE, *self.paths, *(PACKAGE + b for b in self.touched_by), *self.touched_by)
+        return any(path.startswith(beginnings) for path in changed)
+
+
+SUITES = (
+    Suite(
+        "chaos", ("tests/chaos/test_chaos.py",), 530, (*CORE, "faults.py", "pool.py", "api/", "tests/chaos/")
+    ),
+    Suite(
+        "fault points",
+        ("tests/chaos/test_lives.py",),
+        200,
+        (*CORE, "faults.py", "workspace/", "tests/chaos/"),
+    ),
+    Suite("decisions", ("tests/chaos/test_decisions.py",), 60, ("store/", "ledger.py", "tests/chaos/")),
+    Suite(
+        "gate",
+        ("tests/contract/test_gate_hammer.py",),
+        300,
+        ("claude/", "session.py", "policy.py", "model/", "store/"),
+    ),
+    Suite(
+        "contract",
+        ("tests/contract",),
+        400,
+        (*CORE, "model/", "api/", "workspace/", "settings.py", "testing/", "bench/", "secrets.py", *BASICS),
+    ),
+    Suite(
+        "kill points",
+        ("tests/integration/test_kill_points.py", "tests/integration/test_handing_over.py"),
+        400,
+        (*CORE, "faults.py", "pool.py", "query.py"),
+    ),
+    Suite(
+        "cluster",
+        (
+            "tests/integration/test_readme.py",
+            "tests/integration/test_parked.py",
+            "tests/integration/test_room.py",
+            "tests/integration/test_workspace.py",
+            "tests/integration/test_full_disk.py",
+            "tests/integration/test_own_postgres.py",
+        ),
+        400,
+        (*CORE, "api/", "pool.py", "query.py", "workspace/", "cli/", "README.md", "docs/quickstart.md"),
+    ),
+    Suite(
+        "panel",
+        (
+            "tests/integration/test_panel.py",
+            "tests/integration/test_plain_commands.py",
+            "tests/acceptance/test_browser.py",
+        ),
+        400,
+        ("panel/", "query.py", "api/", "readable.py", "cli/panel.py", "data/config/"),
+    ),
+    Suite(
+        "deploy",
+        ("tests/integration/test_deploy.py",),
+        300,
+        ("cli/", "deployed.py", "query.py", "settings.py", "profiles/"),
+    ),
+    Suite(
+        "troubles",
+        ("tests/integration/test_troubleshooting.py",),
+        200,
+        ("cli/", "checks.py", "docs/troubleshooting.md", "settings.py"),
+    ),
+    Suite(
+        "containers",
+        ("tests/acceptance/test_containers.py",),
+        500,
+        ("containers.py", "image/", "bin/", "pool.py", "agent.py", "Dockerfile", "template_"),
+    ),
+    Suite(
+        "two hosts",
+        ("tests/acceptance/test_two_hosts.py",),
+        230,
+        ("agent.py", "supervisor.py", "cli/", "query.py", "workspace/", "docs/orbstack-setup.md"),
+    ),
+)
+
+
+def files_of(suite: Suite) -> list[str]:
+    """What pytest is to run: the suite's paths without those that another suite has."""
+    apart = [
+        path for other in SUITES if other != suite for path in other.paths if path.startswith(suite.paths)
+    ]
+    return [*suite.paths, *(f"--ignore={path}" for path in apart)]
+
+
+def in_order(suites: Sequence[Suite], changed: Iterable[str], turn: int) -> list[Suite]:
+    """First those that the change touches, then the others, each group begun at `turn`."""
+    changed = list(changed)
+    touched = [suite for suite in suites if suite.is_touched(changed)]
+    others = [suite for suite in suites if suite not in touched]
+    return [*_rotated(touched, turn), *_rotated(others, turn)]
+
+
+def _rotated(suites: list[Suite], turn: int) -> list[Suite]:
+    first = turn % len(suites) if suites else 0
+    return suites[first:] + suites[:first]
+
+
+@dataclass(frozen=True)
+class Ran:
+    suite: Suite
+    seconds: float
+    passed: bool
+
+
+def run_all(
+    suites: Iterable[Suite], budget_s: float, run: Callable[[Suite], bool], clock: Callable[[], float]
+) -> list[Ran]:
+    """Runs those whose cost fits into what is left of the budget. One that is running is let finish."""
+    began, ran = clock(), list[Ran]()
+    for suite in suites:
+        before = clock()
+        if before - began + suite.seconds <= budget_s:
+            passed = run(suite)
+            ran.append(Ran(suite, clock() - before, passed))
+    return ran
+
+
+def run_suite(suite: Suite) -> bool:
+    print(f"\n== slow: {suite.name} (about {suite.seconds} s)", flush=True)
+    command = [sys.executable, "-m", "pytest", "--tier=slow", "-q", *files_of(suite)]
+    return subprocess.call(command, cwd=ROOT) == 0
+
+
+# -- what git knows
+
+
+def git(*arguments: str) -> str | None:
+    """What it says; None where it fails: outside of a clone, or for a commit that a shallow clone has not."""
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def changed_files() -> list[str] | None:
+    """What differs from the base commit, what is not committed included."""
+    told = git("diff", "--name-only", os.environ.get(BASE_VARIABLE) or "HEAD^1")
+    return None if told is None else told.splitlines()
+
+
+# -- when each was last seen to pass
+
+type Green = dict[str, dict[str, str]]
+
+
+def read_green(path: Path = GREEN) -> Green:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def record(ran: Iterable[Ran], commit: str, day: str, path: Path = GREEN) -> None:
+    """Writes down those that passed."""
+    known = read_green(path)
+    known |= {one.suite.name: {"commit": commit, "day": day} for one in ran if one.passed}
+    path.write_text(json.dumps(dict(sorted(known.items())), indent=2) + "\n")
+
+
+def told(suites: Sequence[Suite], ran: Iterable[Ran], green: Green) -> list[str]:
+    """A line for each suite: how it ended, or when it was last seen to pass."""
+    by_suite = {one.suite: one for one in ran}
+    lines = list[str]()
+    for suite in suites:
+        one, last = by_suite.get(suite), green.get(suite.name)
+        if one is not None:
+            end = f"{'passed' if one.passed else 'FAILED'} in {one.seconds:.0f} s"
+        elif last is not None:
+            end = f"did not run (about {suite.seconds} s); last recorded to pass at {last['commit']}, {last['day']}"
+        else:
+            end = f"did not run (about {suite.seconds} s); no run of it that passed is recorded"
+        lines.append(f"{suite.name:<14} {end}")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="./hitl test --slow")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="default: enough for all")
+    parser.add_argument(
+        "--record", action="store_true", help=f"write what passed to {GREEN.relative_to(ROOT)}"
+    )
+    options = parser.parse_args(arguments)
+    budget_s = float("inf") if options.budget is None else options.budget * 60
+    commit, changed = git("rev-parse", "HEAD"), changed_files()
+    if changed is None:
+        print(
+            f"git does not know what this change is compared with ({BASE_VARIABLE} names it): no suite comes first"
+        )
+    suites = in_order(SUITES, changed or [], int(commit[:8], 16) if commit else 0)
+    ran = run_all(suites, budget_s, run_suite, time.monotonic)
+    print("\n== the slow tier", *told(suites, ran, read_green()), sep="\n", flush=True)
+    if options.record and commit:
+        record(ran, commit[:12], datetime.now(UTC).date().isoformat())
+    return int(not all(one.passed for one in ran))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

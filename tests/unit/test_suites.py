@@ -1,0 +1,130 @@
+"""Every slow test is in one suite, a change starts those that it touches first, and each has its turn."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.suites import (
+    GREEN,
+    PACKAGE,
+    ROOT,
+    SUITES,
+    Ran,
+    Suite,
+    files_of,
+    in_order,
+    read_green,
+    record,
+    run_all,
+    told,
+)
+
+FEW = [
+    Suite(name, (f"tests/{name}/",), seconds, (f"{name}/",))
+    for name, seconds in zip("abcd", (50, 60, 70, 20), strict=True)
+]
+
+
+def names(suites: list[Suite]) -> str:
+    return "".join(suite.name for suite in suites)
+
+
+def test_each_test_file_that_may_be_slow_is_in_one_suite() -> None:
+    def has(suite: Suite, path: str) -> bool:
+        left = [part.removeprefix("--ignore=") for part in files_of(suite) if part.startswith("--ignore=")]
+        return path.startswith(suite.paths) and not path.startswith(tuple(left))
+
+    paths = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")]
+    found = {path: [suite.name for suite in SUITES if has(suite, path)] for path in paths}
+    assert {
+        path: its for path, its in found.items() if len(its) != (not path.startswith("tests/unit/"))
+    } == {}
+
+
+def test_no_unit_test_is_slow() -> None:
+    paths = [path for path in Path(__file__).parent.rglob("test_*.py") if path.name != "test_tiers.py"]
+    assert [
+        path for path in paths if re.search(r"^(@|pytestmark = )pytest\.mark\.slow", path.read_text(), re.M)
+    ] == []
+
+
+def test_what_a_suite_names_is_there() -> None:
+    beginnings = {part for suite in SUITES for part in suite.touched_by}
+    there = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if ".venv" not in path.parts]
+    assert {
+        part for part in beginnings if not any(p.startswith((part, PACKAGE + part)) for p in there)
+    } == set()
+    assert all((ROOT / path).exists() for suite in SUITES for path in suite.paths)
+    assert set(read_green()) <= {suite.name for suite in SUITES}
+
+
+def test_a_change_of_any_part_of_the_product_touches_a_suite() -> None:
+    parts = [path for path in (ROOT / PACKAGE).rglob("*.py") if "__pycache__" not in path.parts]
+    untouched = [
+        path for path in parts if not any(s.is_touched([str(path.relative_to(ROOT))]) for s in SUITES)
+    ]
+    assert untouched == []
+
+
+def test_each_suite_fits_into_the_budget_of_ci() -> None:
+    [minutes] = re.findall(r"--budget (\d+)", (ROOT / ".ci/run").read_text())
+    assert max(suite.seconds for suite in SUITES) <= int(minutes) * 60
+
+
+def test_what_a_change_touches_comes_first_and_then_the_others() -> None:
+    assert names(in_order(FEW, ["claude_hitl_template/c/x.py", "README.md"], 0)) == "cabd"
+    assert names(in_order(FEW, ["tests/d/test_x.py", "a/x"], 0)) == "adbc"
+    assert names(in_order(FEW, [], 0)) == "abcd"
+    assert names(in_order(FEW, ["tests/conftest.py"], 0)) == "abcd"
+
+
+def test_over_some_commits_each_suite_is_the_first_of_its_group() -> None:
+    changed = ["claude_hitl_template/a/x.py", "claude_hitl_template/b/x.py"]
+    orders = [names(in_order(FEW, changed, turn)) for turn in range(4)]
+    assert orders == ["abcd", "badc", "abcd", "badc"]
+    assert {names(in_order(FEW, [], turn))[0] for turn in range(4)} == set("abcd")
+
+
+@pytest.mark.parametrize(
+    ("speed", "ran"),
+    [
+        (1.0, "abd"),
+        (0.5, "abcd"),
+        (2.0, "ad"),
+    ],  # on a machine as it was measured on, on a fast one, on a slow one
+)
+def test_a_suite_is_started_if_its_known_cost_fits_into_what_is_left(speed: float, ran: str) -> None:
+    now = 0.0
+
+    def run(suite: Suite) -> bool:
+        nonlocal now
+        now += suite.seconds * speed
+        return suite.name != "a"
+
+    done = run_all(FEW, 140, run, lambda: now)
+    assert "".join(one.suite.name for one in done) == ran
+    assert [one.suite.name for one in done if not one.passed] == ["a"]
+
+
+def test_what_ran_and_what_did_not_is_told_with_when_it_last_passed() -> None:
+    green = {"c": {"commit": "abc", "day": "2030-01-01"}}
+    assert told(FEW, [Ran(FEW[0], 51.0, True), Ran(FEW[1], 9.0, False)], green) == [
+        "a              passed in 51 s",
+        "b              FAILED in 9 s",
+        "c              did not run (about 70 s); last recorded to pass at abc, 2030-01-01",
+        "d              did not run (about 20 s); no run of it that passed is recorded",
+    ]
+
+
+def test_what_passed_is_recorded_and_what_failed_keeps_its_last_time(tmp_path: Path) -> None:
+    path = tmp_path / "green.json"
+    record([Ran(FEW[0], 1.0, True), Ran(FEW[1], 1.0, True)], "first", "2030-01-01", path)
+    record([Ran(FEW[0], 1.0, False), Ran(FEW[1], 1.0, True)], "second", "2030-01-02", path)
+    assert {name: last["commit"] for name, last in read_green(path).items()} == {"a": "first", "b": "second"}
+
+
+def test_suites_have_names_of_their_own() -> None:
+    assert Counter(suite.name for suite in SUITES).most_common(1)[0][1] == 1
+    assert GREEN.exists()
