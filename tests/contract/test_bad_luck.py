@@ -205,9 +205,12 @@ MISFORTUNES: dict[str, tuple[list[Misfortune], list[str]]] = {
     "malformed": ([stream_that_ends("malformed")], []),
     "no API": ([no_api_at_all], []),
 }
+SLOW_TO_PASS = ("silence", "no API", "malformed")  # the CLI waits for some seconds before it asks again
 
 
-@pytest.mark.parametrize("what", MISFORTUNES)
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=[pytest.mark.slow] * (what in SLOW_TO_PASS)) for what in MISFORTUNES]
+)
 async def test_what_passes_is_retried_and_nothing_is_said_or_done_twice(tmp_path: Path, what: str):
     misfortunes, told = MISFORTUNES[what]
     fake = FakeAnthropic(*misfortunes)
@@ -235,6 +238,7 @@ async def test_what_breaks_in_the_middle_of_the_work_is_taken_up_where_it_was(tm
     assert len(await h.retried()) == 2
 
 
+@pytest.mark.slow
 async def test_a_service_that_stays_silent_is_asked_twice(tmp_path: Path):
     fake = FakeAnthropic(silent, silent)
     async with model(fake, timeout=SILENT) as url:
@@ -247,6 +251,7 @@ async def test_a_service_that_stays_silent_is_asked_twice(tmp_path: Path):
     await h.checked_log()
 
 
+@pytest.mark.slow
 async def test_a_service_that_cannot_be_reached_ends_the_turn_after_the_cli_s_retries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -267,6 +272,7 @@ async def test_a_service_that_cannot_be_reached_ends_the_turn_after_the_cli_s_re
     await h.checked_log()
 
 
+@pytest.mark.slow
 async def test_a_rate_limit_that_lasts_for_minutes_is_told_at_once(tmp_path: Path):
     async def for_minutes(_request: Request) -> Response:
         return _problem(429, "rate_limit_error", "come back in ten minutes", {"retry-after": "600"})
@@ -338,7 +344,11 @@ BROKEN_CLIS: dict[Callable[[Path], Path], str] = {
 }
 
 
-@pytest.mark.parametrize("broken", BROKEN_CLIS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "broken",
+    [pytest.param(b, marks=[pytest.mark.slow] * (b in (hanging, hanging_later))) for b in BROKEN_CLIS],
+    ids=lambda f: f.__name__,
+)
 async def test_a_cli_that_is_no_good_ends_the_turn_with_what_to_mend_and_is_not_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Callable[[Path], Path]
 ):

@@ -34,6 +34,7 @@ def settings() -> Iterator[Settings]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_it_is_made_when_asked_for_and_used_from_then_on(settings: Settings):
     assert postgres.start_missing(settings, make=False) == []
     assert database_check(settings).found.startswith("SQLite")
@@ -69,6 +70,7 @@ def test_nobody_gets_in_without_the_password_and_the_files_are_closed(settings: 
     assert {c.laddr[0] for c in own if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_what_was_kept_is_there_after_the_server_was_killed(settings: Settings):
     postgres.start_missing(settings, make=True)
     with psycopg.connect(postgres.local(settings).url) as connection:

@@ -62,6 +62,7 @@ def test_migrations_build_the_schema_of_the_tables(empty: str, engine: sa.Engine
                 assert built[index.name] == [c.name for c in index.columns]
 
 
+@pytest.mark.slow
 def test_eight_that_migrate_at_once_take_turns(empty: str, engine: sa.Engine):
     processes = get_context("forkserver")
     processes.set_forkserver_preload(["claude_hitl_template.store.sql"])
