@@ -80,7 +80,7 @@ class Cost:
         return f"{self.tests} tests, {self.wall_s:.0f} s, {self.cpu_s:.0f} s of a CPU"
 
 
-@dataclass
+@dataclass(eq=False)  # pytest puts plugins into sets
 class Tiers:
     """The plugin: chooses tests, measures them, and says at the end what took longest."""
 
