@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -14,25 +15,25 @@ PIECES = (1024 * 1024, 4096, 1)
 
 
 class Disk:
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, size: str = SIZE) -> None:
+        self._folder, self._size = folder, size
 
     def mount(self) -> bool:
         """False where we may not."""
         if os.geteuid() != 0:
             return False
         self._folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=0711", "none", str(self._folder)]
+        command = ["mount", "-t", "tmpfs", "-o", f"size={self._size},mode=0711", "none", str(self._folder)]
         return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
-    def fill(self, for_s: float) -> None:
-        """Blocking; takes all the room there is, also what is given back meanwhile."""
+    def fill(self, for_s: float, enough: threading.Event | None = None) -> None:
+        """Blocking; takes all the room there is, also what is given back meanwhile. `enough` ends it earlier."""
+        enough = enough or threading.Event()
         path, until = self._folder / FILLER, time.monotonic() + for_s
         try:
             with path.open("wb", buffering=0) as file:
-                while time.monotonic() < until:
+                while time.monotonic() < until and not enough.wait(0.1):
                     _fill(file)
-                    time.sleep(0.1)
         finally:
             path.unlink(missing_ok=True)
 

@@ -22,15 +22,17 @@ def no_room(folder: Path) -> bool:
 
 
 def test_a_disk_is_full_for_a_while_and_then_has_room_again(tmp_path: Path):
-    disk = Disk(tmp_path / "data")
+    disk = Disk(tmp_path / "data", "8m")
     if not disk.mount():
         pytest.skip("a disk of its own can only be mounted by root")
     (tmp_path / "data" / "kept.txt").write_text("kept")
-    filling = threading.Thread(target=disk.fill, args=(6.0,))
+    enough = threading.Event()
+    filling = threading.Thread(target=disk.fill, args=(600.0, enough))
     filling.start()
     while filling.is_alive() and not no_room(tmp_path / "data"):
         time.sleep(0.01)
     assert filling.is_alive(), "it was never full"
+    enough.set()
     filling.join()
     assert not no_room(tmp_path / "data")
     assert not (tmp_path / "data" / disks.FILLER).exists()

@@ -1,24 +1,19 @@
 """`hitl chaos` as it is run: wrong usage is said before anything is started."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-
-def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "claude_hitl_template.cli", "chaos", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+from tests.commands import hitl
 
 
 @pytest.mark.parametrize("arguments", [("--minutes", "0"), ("--minutes", "x"), ("--seed", "x"), ("now",)])
 def test_wrong_usage_is_2(arguments: tuple[str, ...]):
-    assert chaos(*arguments).returncode == 2
+    assert hitl("chaos", *arguments).returncode == 2
 
 
 def test_a_report_that_cannot_be_written_is_told_before_anything_is_started(tmp_path: Path):
-    done = chaos("--report", str(tmp_path / "nowhere" / "report.json"))
+    done = hitl("chaos", "--report", str(tmp_path / "nowhere" / "report.json"))
     assert done.returncode == 1
     assert "there is no such folder" in done.stderr
     assert "Seed" not in done.stdout

@@ -10,14 +10,19 @@ import pytest
 from claude_hitl_template.cli import common, upkeep
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.settings import Settings
+from tests.commands import hitl
 from tests.unit.cli.heads import started
 
 type Make = Callable[..., Settings]
 
 
-def hitl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "claude_hitl_template.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+def test_a_process_of_its_own_ends_with_the_status_and_says_what_is_wrong(make_settings: Make) -> None:
+    make_settings()
+    command = [sys.executable, "-m", "claude_hitl_template.cli", "approvals"]
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "./hitl up" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_wrong_usage_is_2(make_settings: Make) -> None:

@@ -1,23 +1,21 @@
 """`hitl image` as it is run: what is wrong is said before anything is built or run."""
 
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
 from claude_hitl_template.cli.image import local_name
+from tests.commands import hitl
 
 
-def image(*arguments: str, path: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "claude_hitl_template.cli", "image", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, env={"PATH": path}
-    )
+@pytest.fixture(autouse=True)
+def no_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
 
 
 @pytest.mark.parametrize("command", [("build",), ("push", "x:1"), ("verify",), ("prune",)])
-def test_without_a_container_tool_each_command_says_what_to_install(tmp_path, command: tuple[str, ...]):
-    result = image(*command, path=str(tmp_path))
+def test_without_a_container_tool_each_command_says_what_to_install(command: tuple[str, ...]):
+    result = hitl("image", *command)
     assert result.returncode == 1
     assert "Mend: apt install podman" in result.stderr
     assert "Traceback" not in result.stderr
@@ -27,8 +25,8 @@ def test_without_a_container_tool_each_command_says_what_to_install(tmp_path, co
     "arguments",
     [(), ("nonsense",), ("push",), ("build", "--tool", "sh"), ("build", "--from-host", "--base", "base:1")],
 )
-def test_wrong_usage_is_2(tmp_path, arguments: tuple[str, ...]):
-    assert image(*arguments, path=str(tmp_path)).returncode == 2
+def test_wrong_usage_is_2(arguments: tuple[str, ...]):
+    assert hitl("image", *arguments).returncode == 2
 
 
 @pytest.mark.parametrize(

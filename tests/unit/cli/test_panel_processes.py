@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -206,9 +205,12 @@ def test_a_panel_without_secrets_is_not_started(make_settings: Make) -> None:
         panel.start_missing(settings)
 
 
-def test_a_panel_whose_port_somebody_took_is_not_waited_for(prepared: Settings) -> None:
-    with socket.create_server(("127.0.0.1", prepared.panel_port)), pytest.raises(ConfigError) as raised:
-        panel.wait(prepared)
+@pytest.mark.usefixtures("prepared")
+def test_a_panel_whose_port_somebody_took_is_not_waited_for(make_settings: Make) -> None:
+    with loopback(FastAPI()) as url:
+        prepared = make_settings(panel_port=url.rpartition(":")[2])
+        with pytest.raises(ConfigError) as raised:
+            panel.wait(prepared)
     assert f"port {prepared.panel_port} (HITL_PANEL_PORT) is taken by" in str(raised.value)
     assert "HITL_PANEL_PORT" in raised.value.mend
     assert not running(prepared)

@@ -1,0 +1,21 @@
+"""`hitl` as `./hitl` runs it, in this process: a Python of its own for each command would take a second to start."""
+
+import io
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+
+from claude_hitl_template.cli.app import app
+from claude_hitl_template.cli.common import run
+
+
+def hitl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Exit status and output, with this process's environment and folder, and nothing to read from standard input."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["hitl", *arguments])
+        patch.setattr(sys, "stdin", io.StringIO())
+        status = run(app)
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
