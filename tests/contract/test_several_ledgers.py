@@ -251,9 +251,9 @@ async def agreed(ledgers: list[CoreStore], version: int) -> int:
 # -- a database that goes away
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_server() -> Iterator[Server]:
-    """A server that a test may stop, and that keeps what it acknowledged."""
+    """A server that a test may stop if it starts it again, and that keeps what it acknowledged."""
     with serving({}) as server:
         yield server
 
