@@ -13,11 +13,12 @@ from tests.suites import (
     SUITES,
     Ran,
     Suite,
-    files_of,
+    arguments,
     in_order,
     read_green,
     record,
     run_all,
+    suite_of,
     told,
 )
 
@@ -31,23 +32,14 @@ def names(suites: list[Suite]) -> str:
     return "".join(suite.name for suite in suites)
 
 
-def test_each_test_file_that_may_be_slow_is_in_one_suite() -> None:
-    def has(suite: Suite, path: str) -> bool:
-        left = [part.removeprefix("--ignore=") for part in files_of(suite) if part.startswith("--ignore=")]
+def test_each_test_file_is_run_by_one_suite() -> None:
+    def runs(suite: Suite, path: str) -> bool:
+        given = arguments(suite)
+        left = [part.removeprefix("--ignore=") for part in given if part.startswith("--ignore=")]
         return path.startswith(suite.paths) and not path.startswith(tuple(left))
 
     paths = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")]
-    found = {path: [suite.name for suite in SUITES if has(suite, path)] for path in paths}
-    assert {
-        path: its for path, its in found.items() if len(its) != (not path.startswith("tests/unit/"))
-    } == {}
-
-
-def test_no_unit_test_is_slow() -> None:
-    paths = [path for path in Path(__file__).parent.rglob("test_*.py") if path.name != "test_tiers.py"]
-    assert [
-        path for path in paths if re.search(r"^(@|pytestmark = )pytest\.mark\.slow", path.read_text(), re.M)
-    ] == []
+    assert {path: [s for s in SUITES if runs(s, path)] for path in paths} == {p: [suite_of(p)] for p in paths}
 
 
 def test_what_a_suite_names_is_there() -> None:
@@ -75,7 +67,7 @@ def test_each_suite_fits_into_the_budget_of_ci() -> None:
 
 def test_what_a_change_touches_comes_first_and_then_the_others() -> None:
     assert names(in_order(FEW, ["claude_hitl_template/c/x.py", "README.md"], 0)) == "cabd"
-    assert names(in_order(FEW, ["tests/d/test_x.py", "a/x"], 0)) == "adbc"
+    assert names(in_order(FEW, ["d/test_x.py", "a/x"], 0)) == "adbc"
     assert names(in_order(FEW, [], 0)) == "abcd"
     assert names(in_order(FEW, ["tests/conftest.py"], 0)) == "abcd"
 
