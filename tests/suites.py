@@ -12,14 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 GREEN = ROOT / "tests" / "green.json"
 BASE_VARIABLE = "HITL_TEST_BASE"  # the commit that the change is compared with; default: the first parent
 PACKAGE = "claude_hitl_template/"
+LANES = 2
 EVERYWHERE = ("pyproject.toml", "requirements", "tests/conftest.py", "tests/tiers.py", "tests/suites.py")
 # What every conversation goes through.
 CORE = (
@@ -40,12 +43,16 @@ BASICS = ("__init__", "canonical", "clocks", "errors", "logs", "manifest", "miss
 
 @dataclass(frozen=True)
 class Suite:
-    """`seconds`: on two CPUs with nothing else running. `touched_by`: beginnings of paths below the package, or of any."""
+    """`seconds`: on two CPUs with nothing else running. `touched_by`: beginnings of paths below the package, or of any.
+
+    `busy`: it keeps both CPUs busy by itself.
+    """
 
     name: str
     paths: tuple[str, ...]
     seconds: int
     touched_by: tuple[str, ...]
+    busy: bool = False
 
     def is_touched(self, changed: Iterable[str]) -> bool:
         beginnings = (*EVERYWHERE, *(PACKAGE + part for part in self.touched_by), *self.touched_by)
@@ -54,12 +61,19 @@ class Suite:
 
 # Of two suites that have a file, the one with the longer path runs it: a new file has a suite by its folder.
 SUITES = (
-    Suite("chaos", ("tests/chaos/test_chaos.py",), 530, (*CORE, "faults", "pool", "api/", "tests/chaos/")),
+    Suite(
+        "chaos",
+        ("tests/chaos/test_chaos.py",),
+        530,
+        (*CORE, "faults", "pool", "api/", "tests/chaos/"),
+        busy=True,
+    ),
     Suite(
         "fault points",
         ("tests/chaos/test_lives.py",),
         200,
         (*CORE, "faults", "workspace/", "tests/chaos/"),
+        busy=True,
     ),
     Suite("decisions", ("tests/chaos",), 60, ("store/", "ledger", "tests/chaos/")),
     Suite(
@@ -67,6 +81,7 @@ SUITES = (
         ("tests/contract/test_gate_hammer.py",),
         300,
         ("claude/", "session", "policy", "model/", "store/"),
+        busy=True,
     ),
     Suite(
         "contract",
@@ -151,10 +166,10 @@ class Ran:
     passed: bool
 
 
-def run_all(
-    suites: Iterable[Suite], budget_s: float, run: Callable[[Suite], bool], clock: Callable[[], float]
+def within(
+    budget_s: float, suites: Iterable[Suite], run: Callable[[Suite], bool], clock: Callable[[], float]
 ) -> list[Ran]:
-    """Runs those whose cost fits into what is left of the budget. One that is running is let finish."""
+    """Runs those whose cost fits into what is left of the budget, one by one. One that is running is let finish."""
     began, ran = clock(), list[Ran]()
     for suite in suites:
         before = clock()
@@ -164,10 +179,31 @@ def run_all(
     return ran
 
 
-def run_suite(suite: Suite) -> bool:
-    print(f"\n== slow: {suite.name} (about {suite.seconds} s)", flush=True)
+def every(suites: Sequence[Suite], run: Callable[[Suite], bool], clock: Callable[[], float]) -> list[Ran]:
+    """Runs all: those that keep every CPU busy one by one, then the others, which mostly wait, side by side."""
+
+    def timed(suite: Suite) -> Ran:
+        before = clock()
+        passed = run(suite)
+        return Ran(suite, clock() - before, passed)
+
+    busy = [timed(suite) for suite in suites if suite.busy]
+    with ThreadPoolExecutor(LANES) as lanes:
+        return [*busy, *lanes.map(timed, (suite for suite in suites if not suite.busy))]
+
+
+def run_suite(suite: Suite, *, at_once: bool) -> bool:
+    """`at_once`: what it prints is shown while it runs, else when it has ended."""
     command = [sys.executable, "-m", "pytest", "--tier=slow", "-q", *arguments(suite)]
-    return subprocess.call(command, cwd=ROOT) == 0
+    title = f"\n== slow: {suite.name} (about {suite.seconds} s)"
+    if at_once:
+        print(title, flush=True)
+        return subprocess.call(command, cwd=ROOT) == 0
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    print(f"{title}\n{done.stdout}", flush=True)
+    return done.returncode == 0
 
 
 # -- what git knows
@@ -224,14 +260,16 @@ def main(given: Sequence[str] | None = None) -> int:
         "--record", action="store_true", help=f"write what passed to {GREEN.relative_to(ROOT)}"
     )
     options = parser.parse_args(given)
-    budget_s = float("inf") if options.budget is None else options.budget * 60
     commit, changed = git("rev-parse", "HEAD"), changed_files()
     if changed is None:
         print(
             f"git does not know what this change is compared with ({BASE_VARIABLE} names it): no suite comes first"
         )
     suites = in_order(SUITES, changed or [], int(commit[:8], 16) if commit else 0)
-    ran = run_all(suites, budget_s, run_suite, time.monotonic)
+    if options.budget is None:
+        ran = every(suites, partial(run_suite, at_once=False), time.monotonic)
+    else:
+        ran = within(options.budget * 60, suites, partial(run_suite, at_once=True), time.monotonic)
     print("\n== the slow tier", *told(suites, ran, read_green()), sep="\n", flush=True)
     if options.record:
         if commit is None or git("status", "--porcelain"):

@@ -2,24 +2,29 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
+from time import monotonic
 
 import pytest
 
 from tests.suites import (
     GREEN,
+    LANES,
     PACKAGE,
     ROOT,
     SUITES,
     Ran,
     Suite,
     arguments,
+    every,
     in_order,
     read_green,
     record,
-    run_all,
     suite_of,
     told,
+    within,
 )
 
 FEW = [
@@ -95,9 +100,23 @@ def test_a_suite_is_started_if_its_known_cost_fits_into_what_is_left(speed: floa
         now += suite.seconds * speed
         return suite.name != "a"
 
-    done = run_all(FEW, 140, run, lambda: now)
+    done = within(140, FEW, run, lambda: now)
     assert "".join(one.suite.name for one in done) == ran
     assert [one.suite.name for one in done if not one.passed] == ["a"]
+
+
+def test_without_a_budget_all_run_the_busy_ones_alone_and_the_others_side_by_side() -> None:
+    suites, together, order = [FEW[0], replace(FEW[1], busy=True), *FEW[2:]], Barrier(LANES), list[str]()
+
+    def run(suite: Suite) -> bool:
+        order.append(suite.name)
+        if suite.name in "ac":
+            together.wait(60)  # each of them waits for the other
+        return suite.name != "d"
+
+    done = every(suites, run, monotonic)
+    assert order[0] == "b"
+    assert {one.suite.name: one.passed for one in done} == {"a": True, "b": True, "c": True, "d": False}
 
 
 def test_what_ran_and_what_did_not_is_told_with_when_it_last_passed() -> None:
