@@ -204,9 +204,7 @@ def said_to_a_key(url: str, settings: Settings) -> dict[str, Any]:
     Raises httpx.HTTPError, and ValueError for what is no JSON.
     """
     for key in _known_keys(settings):
-        answer = network.request(
-            "GET", f"{url}/v1/version", headers={"x-api-key": key}, timeout=TIMEOUT_S
-        )
+        answer = network.request("GET", f"{url}/v1/version", headers={"x-api-key": key}, timeout=TIMEOUT_S)
         if answer.status_code == 200:
             return answer.json()
     return {}
