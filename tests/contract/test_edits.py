@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from claude_hitl_template.canonical import call_digest, digest
@@ -14,9 +15,11 @@ from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.models import Agent, ApprovalState, Environment
 from claude_hitl_template.policy import PermissionPolicy, Rule
+from claude_hitl_template.secrets import hash_api_key
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.protocol import Call
+from claude_hitl_template.testing.inprocess import serve_in_process
 from claude_hitl_template.tool_inputs import check_edit, known_fields
 from tests.contract.asking import KEY, asking, message, said
 from tests.contract.test_session import house
@@ -230,3 +233,55 @@ async def test_what_is_known_of_the_tools_is_what_the_pinned_cli_says(tmp_path: 
 
 def test_an_edit_that_changes_nothing_of_an_odd_call_is_no_error():
     check_edit("Bash", {"command": "ls", "odd": 1}, {"command": "ls", "odd": 1})
+
+
+@pytest.mark.parametrize("through", ["decide", "events"])
+async def test_over_rest_such_an_edit_is_a_400_that_names_the_field_and_the_call_still_waits(
+    through: str, tmp_path: Path
+):
+    async with serve_in_process(tmp_path, keys={"me": "secret"}, driving=False, backing="memory") as served:
+        key = await served.store.find_key(hash_api_key("secret"))
+        assert key is not None
+        agent = Agent(policy=PermissionPolicy(rules=(Rule(rule="Bash(rm:*)", policy="always_deny"),)))
+        session = await served.store.create_session(
+            key.id, agent=agent, environment=Environment(), title=None, metadata={}, initial=[message()]
+        )
+        await served.store.acquire(session.id, "owner", lease_s=60)
+        call = Call(
+            call_id="toolu_1",
+            tool_name="Bash",
+            input=BASH,
+            digest=call_digest(BASH, "/w"),
+            cwd="/w",
+            folder=".",
+            targets=(),
+            verdict="ask",
+        )
+        [approval] = await served.store.open_calls(session.id, 1, [], [call], cwd="/w", expires_at=None)
+
+        async with httpx.AsyncClient(base_url=served.url, headers={"x-api-key": "secret"}) as client:
+
+            async def post(edited: dict[str, Any]) -> httpx.Response:
+                said: dict[str, Any] = {"result": "allow", "updated_input": edited}
+                if through == "decide":
+                    return await client.post(f"/v1/approvals/{approval.id}/decide", json=said)
+                event = {"type": "user.tool_confirmation", "tool_use_id": "toolu_1", **said}
+                return await client.post(f"/v1/sessions/{session.id}/events", json={"events": [event]})
+
+            for edited, named in (
+                ({}, "command"),
+                ({"command": 5}, "command"),
+                ({"command": "rm x"}, "denies"),
+            ):
+                answer = await post(edited)
+                assert answer.status_code == 400
+                assert "updated_input" in answer.text
+                assert named in answer.text
+                shown = (await client.get(f"/v1/approvals/{approval.id}")).json()
+                assert (shown["state"], shown["cwd"], shown["targets"]) == ("pending", "/w", [])
+            assert (await post({"command": "ls -l"})).status_code == 200
+            shown = (await client.get(f"/v1/approvals/{approval.id}")).json()
+            assert (shown["state"], shown["run_digest"]) == (
+                "allowed",
+                call_digest({"command": "ls -l"}, "/w"),
+            )
