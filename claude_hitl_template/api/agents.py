@@ -332,7 +332,7 @@ def _verdicts(
 ) -> tuple[Verdict, ...]:
     """What the gate itself says of a call of each tool that no rule has in particular; a listing asks for the same ones
     again and again."""
-    servers = {mcp_parts(tool)[0]: of_server for tool in tools if of_server}
+    servers: dict[str, PolicyName] = {mcp_parts(tool)[0]: of_server for tool in tools if of_server}
     policy = PermissionPolicy(rules=rules, default=default, servers=servers)
     calls = {_CLI_NAMES[name]: call for name, call in _CALLS.items()}
     return tuple(evaluate(policy, tool, calls.get(tool, {}), _NOWHERE).verdict for tool in tools)

@@ -134,7 +134,7 @@ def _readings(loc: Sequence[str | int], inside: Any, missing: bool) -> tuple[boo
     if not loc:
         return True, []
     part, rest = loc[0], loc[1:]
-    found = [(missing, [str(part)]) if not rest and missing else (False, [])]
+    found: list[tuple[bool, list[str]]] = [(True, [str(part)]) if missing and not rest else (False, [])]
     if rest:
         found.append(_readings(rest, inside, missing))
     if (isinstance(inside, dict) and part in inside) or (isinstance(inside, list) and isinstance(part, int)):

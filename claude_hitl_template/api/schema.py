@@ -298,7 +298,10 @@ _TIMES = tuple(
     _parameter(f"created_at[{bound}]", {"type": "string", "format": "date-time"})
     for bound in ("gt", "gte", "lt", "lte")
 )
-_ONCE = _parameter("Idempotency-Key", {"type": "string", "minLength": 1, "maxLength": 255}, "header")
+MAX_KEY_CHARS = 255
+_ONCE = _parameter(
+    "Idempotency-Key", {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARS}, "header"
+)
 _SINCE = _parameter(
     "Last-Event-ID",
     {"type": "integer", "minimum": 0, "description": "the id of the last event that arrived; 0: all of them"},
@@ -333,9 +336,9 @@ OPERATIONS: Mapping[str, Operation] = {
         ),
     ),
     "GET /v1/sessions/{session_id}": Operation(SessionShown),
-    "POST /v1/sessions/{session_id}": Operation(SessionShown, UpdateSession, conflicts=True),
+    "POST /v1/sessions/{session_id}": Operation(SessionShown, UpdateSession, (_ONCE,), conflicts=True),
     "DELETE /v1/sessions/{session_id}": Operation(SessionDeleted, conflicts=True),
-    "POST /v1/sessions/{session_id}/archive": Operation(SessionShown, conflicts=True),
+    "POST /v1/sessions/{session_id}/archive": Operation(SessionShown, parameters=(_ONCE,), conflicts=True),
     "GET /v1/sessions/{session_id}/events": Operation(
         Events,
         parameters=(*_listing(order=True), *_TIMES, _several("types", sorted(EVENT_TYPES | FOREIGN_TYPES))),
@@ -362,7 +365,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /v1/version": Operation(Facts),
     "GET /v1/openapi.json": Operation(_Shown),
     "GET /v1/health": Operation(Health, open=True),
-    "POST /v1/internal/drain": Operation(Drained, Drain),
+    "POST /v1/internal/drain": Operation(Drained, Drain, (_ONCE,)),
     "GET /v1/internal/secrets": Operation(SecretStates),
     "PUT /v1/internal/secrets/{name}": Operation(SecretState, Secret),
     "DELETE /v1/internal/secrets/{name}": Operation(SecretState),

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from claude_hitl_template.api.reading import check_url, read_body
-from claude_hitl_template.api.schema import OPERATIONS, Operation
+from claude_hitl_template.api.schema import MAX_KEY_CHARS, OPERATIONS, Operation
 from claude_hitl_template.errors import InvalidInput, TooLarge
 
 MAX_NAME_CHARS = 100  # of a caller's name that an error repeats
@@ -24,7 +24,8 @@ _ASKS_NOTHING = frozenset(
 )
 # Conditions and methods: a server that knows nothing of them does what it was told not to do.
 _CONDITIONS = frozenset({"if-match", "if-unmodified-since", "x-http-method-override"})
-_ONCE = frozenset({"x-api-key", "authorization", "content-type", "anthropic-version"})
+_OF_SOME_ROUTES = frozenset({"last-event-id", "idempotency-key"})
+_ONCE = frozenset({"x-api-key", "authorization", "content-type"})
 
 
 async def refuse_undeclared(request: Request) -> None:
@@ -82,11 +83,13 @@ def _check_headers(request: Request, operation: Operation) -> None:
     for name in sorted(names):
         if name.startswith("anthropic-") and name not in _ASKS_NOTHING:
             raise InvalidInput("this service has nothing that this header could choose; leave it out", name)
-        if name in _CONDITIONS or (name == "last-event-id" and name not in taken):
+        if name in _CONDITIONS or (name in _OF_SOME_ROUTES and name not in taken):
             raise InvalidInput("this route does not take this header; leave it out", name)
     for name in sorted(names & (_ONCE | taken)):
         if len(request.headers.getlist(name)) > 1:
             raise InvalidInput("is given more than once", name)
+    if not 1 <= len(request.headers.get("idempotency-key", "k")) <= MAX_KEY_CHARS:
+        raise InvalidInput(f"from 1 to {MAX_KEY_CHARS} characters", "Idempotency-Key")
     _check_betas(request.headers.getlist("anthropic-beta"))
 
 

@@ -143,24 +143,20 @@ class ClientRules(StoreBase):
             found, more = await fill(fetch, _time_place, after, limit)
         return Page(data=found, next_page=_time_cursor("sessions", found[-1]) if more else None)
 
-    async def update_session(self, session_id: str, key_id: str, *, changes: Mapping[str, Any]) -> Session:
+    async def update_session(
+        self,
+        session_id: str,
+        key_id: str,
+        *,
+        changes: Mapping[str, Any],
+        idempotency_key: str | None = None,
+    ) -> Session:
+        request = digest(["update", session_id, dict(changes)])
         async with self._changing(session_id, "update_session", key_id=key_id) as unit:
-            refuse_archived(unit)
-            session = unit.session
-            changed: dict[str, Any] = {}
-            if "title" in changes and changes["title"] != session.title:
-                changed["title"] = changes["title"]
-            if changes.get("metadata"):
-                merged = {**session.metadata, **changes["metadata"]}
-                metadata = {k: v for k, v in merged.items() if v is not None}
-                if len(metadata) > MAX_METADATA_PAIRS:
-                    raise InvalidInput(f"at most {MAX_METADATA_PAIRS} pairs", "metadata")
-                if metadata != session.metadata:
-                    changed["metadata"] = metadata
-            if changed:
-                unit.set(**changed)
-                shown = {k: v for k, v in changed.items() if v != {}}
-                await unit.append([events.draft("session.updated", **shown)])
+            if await earlier_reply(unit.tx, key_id, idempotency_key, request) is None:
+                refuse_archived(unit)
+                await _update(unit, changes)
+                await remember_reply(unit.tx, key_id, idempotency_key, request, session_id)
         return unit.session
 
     async def archive_session(self, session_id: str, key_id: str) -> Session:
@@ -303,6 +299,24 @@ class ClientRules(StoreBase):
         if approval is None or key_id not in (None, approval.key_id):
             raise NotFound(f"there is no approval {approval_id!r}")
         return approval
+
+
+async def _update(unit: SessionUnit, changes: Mapping[str, Any]) -> None:
+    session = unit.session
+    changed: dict[str, Any] = {}
+    if "title" in changes and changes["title"] != session.title:
+        changed["title"] = changes["title"]
+    if changes.get("metadata"):
+        merged = {**session.metadata, **changes["metadata"]}
+        metadata = {k: v for k, v in merged.items() if v is not None}
+        if len(metadata) > MAX_METADATA_PAIRS:
+            raise InvalidInput(f"at most {MAX_METADATA_PAIRS} pairs", "metadata")
+        if metadata != session.metadata:
+            changed["metadata"] = metadata
+    if changed:
+        unit.set(**changed)
+        shown = {k: v for k, v in changed.items() if v != {}}
+        await unit.append([events.draft("session.updated", **shown)])
 
 
 async def _send_once(

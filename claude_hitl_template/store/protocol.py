@@ -140,6 +140,7 @@ class Store(Protocol):
         key_id: str,
         *,
         changes: Mapping[str, Any],
+        idempotency_key: str | None = None,
     ) -> Session:
         """`changes` may hold `title` (str or None) and `metadata` (patch: None deletes a key)."""
         ...

@@ -231,10 +231,27 @@ def test_every_route_refuses_a_header_that_asks_for_what_there_is_not(
     refused(ask(http, route, sessions[0], headers={header: "x"}), header)
 
 
-def test_a_cursor_of_streams_is_refused_where_nothing_goes_on_from_it(
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_header_that_some_routes_obey_is_refused_by_the_others(
+    http: httpx.Client, sessions: list[str], route: str
+):
+    declared = {p["name"].lower() for p in OPERATIONS[route].parameters if p["in"] == "header"}
+    assert ("idempotency-key" in declared) == route.startswith("POST")
+    for header in {"idempotency-key", "last-event-id"} - declared:
+        refused(ask(http, route, sessions[0], headers={header: "0"}), header)
+    if "idempotency-key" in declared:
+        for wrong in ("", "k" * 256):
+            refused(ask(http, route, sessions[0], headers={"idempotency-key": wrong}), "Idempotency-Key")
+
+
+def test_a_change_that_is_repeated_with_its_key_has_no_further_effect(
     http: httpx.Client, sessions: list[str]
 ):
-    refused(http.get(f"/v1/sessions/{sessions[0]}/events", headers={"last-event-id": "0"}), "last-event-id")
+    url, key = f"/v1/sessions/{sessions[3]}", {"idempotency-key": "change-once"}
+    for title, headers in (("first", key), ("second", {}), ("first", key)):
+        assert http.post(url, json={"title": title}, headers=headers).status_code == 200
+    assert http.get(url).json()["title"] == "second"
+    assert http.post(url, json={"title": "third"}, headers=key).status_code == 409
 
 
 @pytest.mark.parametrize(
