@@ -135,9 +135,10 @@ def _readings(loc: Sequence[str | int], inside: Any, missing: bool) -> tuple[boo
         return True, []
     part, rest = loc[0], loc[1:]
     found: list[tuple[bool, list[str]]] = [(True, [str(part)]) if missing and not rest else (False, [])]
-    if rest:
+    is_index = isinstance(part, int) and isinstance(inside, list)  # and never the name of a type
+    if rest and not is_index:
         found.append(_readings(rest, inside, missing))
-    if (isinstance(inside, dict) and part in inside) or (isinstance(inside, list) and isinstance(part, int)):
+    if (is_index and part < len(inside)) or (isinstance(inside, dict) and part in inside):
         last, path = _readings(rest, cast(Any, inside)[part], missing)
         found.append((last, [str(part), *path]))
     return max(found, key=lambda reading: (reading[0], len(reading[1])))
