@@ -18,6 +18,7 @@ MODEL_KEY = "model-key"
 SENT_MODEL_KEY = "model-key-sent"
 API_KEY = "api-key"
 DATABASE_URL = "database-url"
+RAY_TOKEN = "ray-token"  # noqa: S105  (the name of a file)
 POSTGRES_PASSWORD = "postgres-password"  # noqa: S105
 PANEL_SECRET = "panel-secret"  # noqa: S105  (the names of files)
 PANEL_PASSWORD = "panel-password"  # noqa: S105
@@ -47,6 +48,10 @@ def prepare(settings: Settings) -> Prepared:
         if settings.anthropic_api_key is not None:
             write_secret(folder / MODEL_KEY, settings.anthropic_api_key.get_secret_value())
         _keep_database_url(settings)
+        if settings.ray_token is not None:
+            write_secret(folder / RAY_TOKEN, settings.ray_token.get_secret_value())
+        else:
+            _keep(folder / RAY_TOKEN, secrets.token_hex(32))
         if settings.api_key is not None:
             return Prepared(former_key=_replace_key(folder / API_KEY, settings.api_key.get_secret_value()))
         made = f"hitl_{secrets.token_urlsafe(32)}"
@@ -129,6 +134,20 @@ class Shelf:
         if name not in SENT:
             raise NotFound(f"there is no secret {name!r}; there are: {', '.join(SENT)}")
         return self._folder / SENT[name]
+
+
+def ray_token_file(settings: Settings) -> Path:
+    """Where the token is kept that the Ray which `hitl up` starts asks for; it is there after `prepare`."""
+    return settings.secrets_dir / RAY_TOKEN
+
+
+def read_ray_token(settings: Settings) -> str | None:
+    """The token for the Ray that these settings lead to; None: none is known. That of our own is sent nowhere else."""
+    if settings.ray_token is not None:
+        return settings.ray_token.get_secret_value()
+    elsewhere = settings.dashboard_url or settings.ray_address
+    path = ray_token_file(settings)
+    return None if elsewhere or not path.exists() else _read(path)
 
 
 def read_database_url(settings: Settings) -> SecretStr | None:

@@ -86,6 +86,16 @@ def _listening_address(host: str) -> str:
 LOOPBACK = "127.0.0.1"
 _NO_HOST = ip_network("0.0.0.0/8")
 ListeningAddress = Annotated[str, AfterValidator(_listening_address)]
+
+
+def _fits_in_a_header(secret: SecretStr) -> SecretStr:
+    value = secret.get_secret_value()
+    if not (value.isascii() and value.isprintable() and " " not in value):
+        raise ValueError("it must be printable ASCII without spaces")
+    return secret
+
+
+RayToken = Annotated[SecretStr, AfterValidator(_fits_in_a_header)]
 HttpAddress = Annotated[str, _address(("http", "https"))]
 RayAddress = Annotated[str, _address(("ray",))]
 
@@ -157,6 +167,12 @@ class Settings(BaseSettings):
         None,
         description="Ray Client as this machine reaches it, as ray://HOST:PORT, for ./hitl shell. Default: its port on "
         "HITL_HOST.",
+    )
+
+    ray_token: RayToken | None = Field(
+        None,
+        description="Token that Ray's ports ask for. Default: one is made at the first start and kept in the data folder; "
+        "for a cluster elsewhere, ./hitl status --show-secrets there shows it.",
     )
 
     api_key: SecretStr | None = Field(

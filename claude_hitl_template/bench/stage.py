@@ -19,7 +19,7 @@ from claude_hitl_template.cli.common import step
 from claude_hitl_template.cli.ports import free_ports
 from claude_hitl_template.cli.processes import temp_dir
 from claude_hitl_template.errors import Unavailable
-from claude_hitl_template.secrets import prepare
+from claude_hitl_template.secrets import prepare, read_ray_token
 from claude_hitl_template.settings import Settings
 
 PATIENCE_S = 120.0  # how long anything may take before the benchmark gives up
@@ -115,7 +115,8 @@ class Stage:
     def _idle(self) -> set[str]:
         """Owners without a session. Their names do not tell, for an owner keeps the name it had as a spare."""
         url = f"{self.settings.own_dashboard}/api/v0/actors"
-        answer = network.request("GET", url, timeout=30).raise_for_status().json()
+        headers = {"authorization": f"Bearer {read_ray_token(self.settings)}"}
+        answer = network.request("GET", url, headers=headers, timeout=30).raise_for_status().json()
         alive = [a for a in answer["data"]["result"]["result"] if a["state"] == "ALIVE"]
         titles = {p.pid: command(p).strip() for p in self._processes()}
         return {a["actor_id"] for a in alive if titles.get(a["pid"]) == IDLE_OWNER}

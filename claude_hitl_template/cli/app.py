@@ -24,6 +24,7 @@ from claude_hitl_template.cli import (
     vm,
 )
 from claude_hitl_template.cli.common import step
+from claude_hitl_template.cli.processes import authenticate
 from claude_hitl_template.settings import Settings
 
 app = typer.Typer(
@@ -81,7 +82,9 @@ def up(
         typer.echo(
             f"Panel      {settings.panel_url}   (admin; ./hitl status --show-secrets shows the password)"
         )
-    typer.echo(f"Dashboard  {settings.own_dashboard}")
+    typer.echo(
+        f"Dashboard  {settings.own_dashboard}   (asks for Ray's token; ./hitl status --show-secrets shows it)"
+    )
     typer.echo(f"Data       {settings.data_dir}")
     if made:
         typer.echo(f"API key    {made}   (shown this once; kept in {settings.secrets_dir / 'api-key'})")
@@ -109,6 +112,7 @@ def down() -> None:
 def shell(profile: deploy.Profile = None) -> None:
     """A Python prompt on the cluster, through Ray Client: `ray`, `store`, `settings`."""
     settings = Settings.load(profile)
+    authenticate(settings)  # before Ray is imported, which reads it once
     from claude_hitl_template.cli.shell import open_shell  # noqa: PLC0415  (slow to import)
 
     open_shell(settings)

@@ -65,7 +65,8 @@ def report_checks(found: Sequence[Check], *, as_json: bool) -> None:
     if as_json:
         print_json([asdict(check) for check in found])
     else:
-        typer.echo("\n".join(line for check in found for line in lines(check)))
+        for check in found:
+            typer.secho("\n".join(lines(check)), fg="red" if check.level == "wrong" else None)
     raise typer.Exit(1 if any(check.level == "wrong" for check in found) else 0)
 
 

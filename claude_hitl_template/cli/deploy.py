@@ -25,6 +25,7 @@ from claude_hitl_template.cli.serve_config import OURS, Files
 from claude_hitl_template.deployed import describe_origin
 from claude_hitl_template.errors import ConfigError, HitlError, Unavailable
 from claude_hitl_template.readable import size
+from claude_hitl_template.secrets import RAY_TOKEN, read_ray_token, write_secret
 from claude_hitl_template.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +115,7 @@ def reason(message: str) -> str:
 
 @contextmanager
 def _cluster(settings: Settings) -> Generator[Cluster]:
-    cluster = Cluster(settings.dashboard, say=say)
+    cluster = Cluster.open(settings, say=say)
     try:
         yield cluster
     finally:
@@ -217,6 +218,7 @@ def _koco(settings: Settings, config: Path) -> None:
     kept = network.without_proxies({n: v for n, v in os.environ.items() if not names_secret(n)})
     with tempfile.TemporaryDirectory() as leftovers:  # its copy of the config, and the folders that it makes
         own = {
+            **_authentication(settings, Path(leftovers)),
             "RAY_DASHBOARD_ADDRESS": settings.dashboard,
             "TMPDIR": leftovers,
             "KODO_EXEC_DIR": leftovers,
@@ -235,6 +237,15 @@ def _koco(settings: Settings, config: Path) -> None:
     said = done.stdout + done.stderr
     if done.returncode or "deployment succeeded" not in said:
         raise DeployFailed(f"koco deploy -r failed, and nothing was changed:\n{reason(said)}")
+
+
+def _authentication(settings: Settings, folder: Path) -> dict[str, str]:
+    """What tells Ray's own commands the token: a file in `folder`, for an environment can be read by others."""
+    token = read_ray_token(settings)
+    if token is None:
+        return {"RAY_AUTH_MODE": "disabled"}
+    write_secret(folder / RAY_TOKEN, token)
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / RAY_TOKEN)}
 
 
 def _report(settings: Settings, built: Package) -> None:

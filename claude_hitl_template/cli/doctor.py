@@ -18,6 +18,7 @@ import typer
 from claude_hitl_template import code_version, containers, network
 from claude_hitl_template.checks import Check
 from claude_hitl_template.cli import panel, ports, postgres, remote, run_record, service
+from claude_hitl_template.cli.cluster import asks_for_token
 from claude_hitl_template.cli.common import report_checks
 from claude_hitl_template.cli.deploy import Profile
 from claude_hitl_template.cli.processes import is_ours, temp_dir
@@ -300,6 +301,8 @@ def panel_check(found: panel.Look) -> Check:
 def _ray_checks(settings: Settings) -> Iterator[Check]:
     app = service.healthy(settings)
     yield ray_version_check(version("ray"), app.get("ray") if app else None)
+    if app is not None:
+        yield from remote.token_checks(asks_for_token(settings))
     yield socket_check(temp_dir(settings))
     yield ray_folder_check(temp_dir(settings), os.getuid())
 

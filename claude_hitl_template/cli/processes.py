@@ -12,6 +12,7 @@ import psutil
 from pydantic import SecretStr
 
 from claude_hitl_template import network
+from claude_hitl_template.secrets import ray_token_file, read_ray_token
 from claude_hitl_template.settings import Settings, variable
 
 STOP_S = 15.0
@@ -21,6 +22,7 @@ LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 # In the environment of all that `start` starts: they tell ours from other clusters.
 _MARK = "HITL_CLUSTER"
 _DATA = variable("data_dir")
+_OF_ANOTHER_RAY = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS", "RAY_NAMESPACE")
 
 
 def is_ours(settings: Settings, process: psutil.Process) -> bool:
@@ -72,7 +74,10 @@ def names_secret(variable_name: str) -> bool:
 def ray_environment(settings: Settings) -> dict[str, str]:
     """This process's environment without what Ray's processes, and so the agents, must not have."""
     said = {variable(name) for name in Settings.model_fields}  # below, and the secret ones not at all
-    kept = {name: value for name, value in os.environ.items() if name not in said and not names_secret(name)}
+    left_out = {*said, *_OF_ANOTHER_RAY}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in left_out and not names_secret(name)
+    }
     chosen = {
         variable(name): text
         for name in Settings.model_fields
@@ -80,6 +85,9 @@ def ray_environment(settings: Settings) -> dict[str, str]:
     }
     ours = {
         _MARK: str(temp_dir(settings)),
+        # Said here, so that neither a token in the user's home nor what the shell says of another Ray counts.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(ray_token_file(settings)),
         "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
         # Importing Kodosumi would load a .env that lies above it into the environment, and make folders where one is.
         "PYTHON_DOTENV_DISABLED": "1",
@@ -89,6 +97,18 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "KODO_CHUNK_SIZE": str(CHUNK_BYTES),
     }
     return {**network.with_proxies(kept, own_addresses(settings)), **chosen, **ours}
+
+
+def authenticate(settings: Settings) -> None:
+    """Has Ray, when it is imported into this process, show the token of the cluster that the settings lead to."""
+    token = read_ray_token(settings)
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        os.environ.pop(name, None)
+    os.environ["RAY_AUTH_MODE"] = "disabled" if token is None else "token"
+    if token is not None:
+        os.environ["RAY_AUTH_TOKEN"] = (
+            token  # what others see of a process's environment is what it was started with
+        )
 
 
 def own_addresses(settings: Settings) -> list[str]:

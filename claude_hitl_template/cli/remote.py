@@ -23,6 +23,13 @@ from claude_hitl_template.settings import Settings
 ASK_S = 10.0
 # A clock is told in whole seconds, and the answer takes a while.
 SKEW_S = 5.0
+OPEN = (
+    "Ray asks for none: whoever reaches its ports runs code there, an approved command of an agent included"
+)
+OPEN_MEND = (
+    "start it with ./hitl up; or, by hand, with RAY_AUTH_MODE=token, and set HITL_RAY_TOKEN here to what `ray "
+    "get-auth-token --generate` prints there"
+)
 _START = "start the VM, or the tunnel, and ./hitl up there; or correct {} in .env or the profile"
 
 
@@ -36,18 +43,30 @@ def examine(settings: Settings, patience_s: float = ASK_S) -> Iterator[Check]:
 
 
 def _dashboard_checks(settings: Settings) -> Iterator[Check]:
-    cluster = Cluster(settings.dashboard)
+    cluster = Cluster.open(settings)
     try:
+        asks = cluster.asks_for_token()
         found = cluster.versions()
         yield Check("dashboard", "ok", f"{settings.dashboard} answers")
+        yield from token_checks(asks)
         yield version_check("Ray", version("ray"), found.ray)
         yield version_check("Python", python_minor(), _minor(found.python))
         yield skew_check(*_clocks(settings.dashboard))
         yield application_check(cluster.serve().get("applications", {}).get(OURS))
+    except ConfigError as error:
+        yield Check("dashboard", "wrong", error.message, error.mend)
     except (HitlError, httpx.HTTPError) as error:
         yield Check("dashboard", "wrong", str(error).splitlines()[0], _START.format("HITL_DASHBOARD_URL"))
     finally:
         cluster.close()
+
+
+def token_checks(asks: bool | None) -> Iterator[Check]:
+    """`asks`: whether Ray lets in only who has its token; nothing is said where it does not tell."""
+    if asks:
+        yield Check("Ray's token", "ok", "Ray lets in only who has it")
+    elif asks is not None:
+        yield Check("Ray's token", "wrong", OPEN, OPEN_MEND)
 
 
 def version_check(name: str, here: str, there: str | None) -> Check:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,11 @@ from claude_hitl_template.cli.processes import (
     temp_dir,
 )
 from claude_hitl_template.errors import ConfigError, HitlError
-from claude_hitl_template.secrets import operator_key, read_api_key, read_signing_key
+from claude_hitl_template.secrets import operator_key, ray_token_file, read_api_key, read_signing_key
 from claude_hitl_template.settings import Settings, variable
 from claude_hitl_template.store.files import FileArea
 
-START_S = 120.0
+START_S = 300.0  # on a machine that is busy; what ends before it is up is noticed at once
 DATABASE_S = 10.0  # a database that is being started
 DRAIN_S = 10.0
 # A tool that still runs gets this long to end by itself. Ray's own processes would take 15 s, and need none:
@@ -92,7 +92,24 @@ def start(settings: Settings, step: Step, *, make_postgres: bool = False) -> lis
         with step(f"Settings changed ({', '.join(changed)}): stopping what runs"):
             stop(settings)
         done.append(f"restarted, because of {', '.join(changed)}")
-    done += _start_database(settings, make_postgres)
+    with ExitStack() as undo:
+        if ray_process(settings) is None:
+            undo.callback(_end_what_was_started, settings, step)
+        done += _start_missing(settings, step, make_postgres, restarted=bool(done))
+        undo.pop_all()
+    return done
+
+
+def _end_what_was_started(settings: Settings, step: Step) -> None:
+    """Of a start that failed nothing stays: it would hold the ports. That is Ray, the panel, and our own Postgres."""
+    if not _strays(settings) and ray_process(settings) is None and postgres.local(settings).pid() is None:
+        return
+    with step("That failed: ending what was started"):
+        stop(settings)
+
+
+def _start_missing(settings: Settings, step: Step, make_postgres: bool, *, restarted: bool) -> list[str]:
+    done = _start_database(settings, make_postgres)
     if ray_process(settings) is None:
         end(_strays(settings))
         check_ports(settings)
@@ -103,7 +120,7 @@ def start(settings: Settings, step: Step, *, make_postgres: bool = False) -> lis
     stale = found is None or (found.get("code") != code_version() and not found.get("package"))
     started = panel.start_missing(settings) if settings.panel else []
     if stale:
-        what = "Starting Ray and the application" if done else "Deploying the application"
+        what = "Starting Ray and the application" if done or restarted else "Deploying the application"
         with step(f"{what} (about half a minute)"):
             _deploy_patiently(settings)
         done.append("deployed the application" if found is None else "deployed the changed code")
@@ -141,8 +158,8 @@ def _start_database(settings: Settings, make_postgres: bool) -> list[str]:
 
 def stop(settings: Settings) -> Stopped:
     """Lets running turns come to rest for up to DRAIN_S, then ends Ray and all that runs under it, by their ids."""
-    unfinished = _drain(settings)
     process = ray_process(settings)
+    unfinished = _drain(settings) if process else None  # else what answers there is another data folder's
     family = [process, *process.children(recursive=True)] if process else []
     family = list({p.pid: p for p in [*family, *_strays(settings)]}.values())
     for member in family:
@@ -296,6 +313,8 @@ def fingerprints(settings: Settings) -> dict[str, str]:
         given = getattr(settings, name)
         if given is None and name == "api_key":  # then the one that was made stays
             return read_api_key(settings)
+        if name == "ray_token":
+            return ray_token_file(settings).read_text()
         return given.get_secret_value() if isinstance(given, SecretStr) else str(given)
 
     return {

@@ -40,7 +40,7 @@ class StoreOnCluster:
 
 def open_shell(settings: Settings) -> None:
     """Returns when the prompt is ended. Raises Unavailable, ConfigError."""
-    cluster = Cluster(settings.dashboard)
+    cluster = Cluster.open(settings)
     try:
         check_versions(cluster.versions())
         env = working_dir(cluster.serve())

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,14 +13,16 @@ import typer
 from claude_hitl_template import code_version
 from claude_hitl_template.cli import panel, postgres, run_record, service
 from claude_hitl_template.cli.client import Client
+from claude_hitl_template.cli.cluster import asks_for_token
 from claude_hitl_template.cli.common import print_json
 from claude_hitl_template.cli.deploy import Profile
 from claude_hitl_template.cli.processes import temp_dir
+from claude_hitl_template.cli.remote import OPEN, OPEN_MEND
 from claude_hitl_template.cli.sessions import state
 from claude_hitl_template.deployed import describe_origin
 from claude_hitl_template.errors import HitlError
 from claude_hitl_template.readable import size, visible
-from claude_hitl_template.secrets import read_api_key, read_panel_login
+from claude_hitl_template.secrets import read_api_key, read_panel_login, read_ray_token
 from claude_hitl_template.settings import Settings, variable
 
 STATES = ("running", "rescheduling", "waiting for room", "waiting hot", "waiting parked", "idle")
@@ -30,7 +33,8 @@ def status(
     show_secrets: Annotated[
         bool,
         typer.Option(
-            "--show-secrets", help="Also the API key, and who logs in to the panel with which password."
+            "--show-secrets",
+            help="Also the API key, who logs in to the panel with which password, and the token that Ray asks for.",
         ),
     ] = False,
     profile: Profile = None,
@@ -44,6 +48,8 @@ def status(
         print_json(facts)
     else:
         typer.echo("\n".join(describe(facts)))
+        if facts["ray"]["asks_for_token"] is False:
+            typer.secho(f"WARNING    {OPEN}; {OPEN_MEND}", fg="red")
     raise typer.Exit(0 if facts["healthy"] else 1)
 
 
@@ -76,6 +82,7 @@ def gather(settings: Settings) -> dict[str, Any]:
             "ports": {variable(name): getattr(settings, name) for name in service.ports(settings)},
             "temp_dir": str(temp_dir(settings)),
             "elsewhere": settings.dashboard if elsewhere else None,
+            "asks_for_token": asks_for_token(settings) if app else None,
             "checkout": str(other) if other else None,
         },
         "panel": {"url": settings.panel_url, **asdict(look)} if look else there,
@@ -162,7 +169,7 @@ def describe(facts: dict[str, Any]) -> list[str]:
     if not ray["elsewhere"]:
         lines.append(f"database   {_database(facts['database'], data['database_bytes'])}")
         lines.append(f"data       {data['folder']}: {size(data['bytes'])}")
-    lines += [f"{name:<10} {value}" for name, value in facts.get("secrets", {}).items()]
+    lines += [f"{name:<11} {value}" for name, value in facts.get("secrets", {}).items()]
     return [visible(line) for line in [*lines, *(f"problem    {p}" for p in facts["problems"])]]
 
 
@@ -194,15 +201,16 @@ def _secrets(settings: Settings) -> dict[str, str]:
     """What a user needs to get in, by what it is for. Raises ConfigError when nothing was started yet."""
     login = read_panel_login(settings)
     entry = {"login": f"{panel.ADMIN}, password {login[1]}"} if settings.panel and login else {}
-    return {"API key": read_api_key(settings), **entry}
+    token = read_ray_token(settings)
+    return {"API key": read_api_key(settings), **entry, **({"Ray's token": token} if token else {})}
 
 
 def _work(settings: Settings) -> dict[str, Any] | str:
     """Sessions by state and pending approvals; or why the service does not say."""
     try:
-        client = Client.open(settings)
-        pending = sum(1 for _ in client.pages("/v1/approvals", **{"states[]": "pending"}))
-        return {"sessions": count_states(client.pages("/v1/sessions")), "pending": pending}
+        with closing(Client.open(settings)) as client:
+            pending = sum(1 for _ in client.pages("/v1/approvals", **{"states[]": "pending"}))
+            return {"sessions": count_states(client.pages("/v1/sessions")), "pending": pending}
     except HitlError as error:
         return str(error)
 

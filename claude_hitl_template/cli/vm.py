@@ -16,7 +16,7 @@ import click
 import typer
 
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.secrets import write_secret
+from claude_hitl_template.secrets import API_KEY, RAY_TOKEN, write_secret
 from claude_hitl_template.settings import Settings
 
 app = typer.Typer(help="The Linux machine that the cluster runs on, on a Mac.", no_args_is_help=True)
@@ -167,14 +167,19 @@ def _make_profile() -> None:
     path = home / "profiles" / f"{PROFILE}.env"
     if path.exists():
         return
-    command = _as_user(_on_host(), "cat", f"{FOLDER}/.hitl/secrets/api-key").command
-    said = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    if said.returncode != 0:
-        raise ConfigError("the machine's API key cannot be read", "./hitl vm status says how it is")
+    keys = {"HITL_API_KEY": _secret_on_host(API_KEY), "HITL_RAY_TOKEN": _secret_on_host(RAY_TOKEN)}
     path.parent.mkdir(exist_ok=True)
     example = (ROOT / "profiles" / f"{PROFILE}.env.example").read_text()
-    write_secret(path, f"{example}HITL_API_KEY={said.stdout.strip()}\n")
+    write_secret(path, example + "".join(f"{name}={value}\n" for name, value in keys.items()))
     typer.echo(f"made {path}: ./hitl deploy --profile {PROFILE}, ./hitl doctor --profile {PROFILE}")
+
+
+def _secret_on_host(name: str) -> str:
+    command = _as_user(_on_host(), "cat", f"{FOLDER}/.hitl/secrets/{name}").command
+    said = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if said.returncode != 0:
+        raise ConfigError(f"the machine's {name} cannot be read", "./hitl vm status says how it is")
+    return said.stdout.strip()
 
 
 def _show_panel() -> None:

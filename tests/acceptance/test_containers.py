@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
@@ -410,16 +409,15 @@ def test_no_secret_and_no_text_of_a_user_is_where_others_look(service: Worker, i
     assert KEY in secrets
     hidden = [*secrets, CANARY]
     container = service.container_of(session)
-    dashboard = f"http://127.0.0.1:{service.environment['HITL_DASHBOARD_PORT']}"
     shown = {
         "podman inspect": as_user("podman", "inspect", container),
         "the image": as_user("podman", "image", "inspect", image)
         + as_user("podman", "history", "--no-trunc", image),
     }
     for listing in ("actors", "workers", "tasks", "runtime_envs", "jobs", "nodes", "objects"):
-        shown[listing] = httpx.get(f"{dashboard}/api/v0/{listing}?detail=true&limit=1000", timeout=30).text
-    shown["logical actors"] = httpx.get(f"{dashboard}/logical/actors", timeout=30).text
-    shown["serve"] = httpx.get(f"{dashboard}/api/serve/applications/", timeout=30).text
+        shown[listing] = service.dashboard(f"/api/v0/{listing}?detail=true&limit=1000").text
+    shown["logical actors"] = service.dashboard("/logical/actors").text
+    shown["serve"] = service.dashboard("/api/serve/applications/").text
     assert container in shown["podman inspect"]
     assert image in shown["runtime_envs"]
     for place, text in shown.items():

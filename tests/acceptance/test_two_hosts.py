@@ -77,6 +77,7 @@ class Mac:
     """The development machine: a working tree of its own, its commands, and nothing of the VM's settings."""
 
     folder: Path
+    vm: Vm
 
     def check_out(self) -> None:
         """Makes the working tree, with the profile that its user would make from the example."""
@@ -91,7 +92,8 @@ class Mac:
             self.folder, "-c", "user.name=Test", "-c", "user.email=test@example.com", "commit", "-qm", "first"
         )
         profile = (self.folder / "profiles/vm.env.example").read_text()
-        (self.folder / "profiles/vm.env").write_text(f"{profile}\nHITL_API_KEY={KEY}\n")
+        ours = f"HITL_API_KEY={KEY}\nHITL_RAY_TOKEN={self.vm.ray_token}\n"
+        (self.folder / "profiles/vm.env").write_text(f"{profile}\n{ours}")
 
     def hitl(self, *args: str) -> "subprocess.CompletedProcess[str]":
         return self.run(sys.executable, "-m", "claude_hitl_template.cli", *args)
@@ -107,7 +109,8 @@ class Mac:
         inherited = {
             k: v for k, v in os.environ.items() if not k.startswith(("HITL_", "ANTHROPIC_", "KODO_", "RAY_"))
         }
-        return {**inherited, "HITL_HOME": str(self.folder), "RAY_DASHBOARD_ADDRESS": "http://localhost:8265"}
+        own = {"HITL_HOME": str(self.folder), "RAY_DASHBOARD_ADDRESS": "http://localhost:8265"}
+        return {**inherited, **own, **self.vm.ray_login}
 
     def run(self, *command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -181,7 +184,7 @@ def vm(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
 @pytest.fixture(scope="module", autouse=True)
 def mac(hosts: Hosts, vm: Vm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mac]:
     """All tests are on the mac."""
-    one = Mac(tmp_path_factory.mktemp("mac"))
+    one = Mac(tmp_path_factory.mktemp("mac"), vm)
     one.check_out()
     with hosts.inside("mac"):
         yield one
@@ -303,7 +306,10 @@ def join(hosts: Hosts, vm: Vm, mac: Mac) -> Iterator[Callable[[], None]]:
         folders = [vm.root / "data", json.loads(vm.hitl("status", "--json").stdout)["ray"]["temp_dir"]]
         empty = " && ".join(f"mount -t tmpfs none {folder}" for folder in folders)
         (line,) = [line for line in lines_of_the_guide(" elsewhere") if "ray start" in line]
+        copied = vm.root / "ray-token-of-the-node"
+        copied.write_text(vm.ray_token)
         start = line.replace("10.0.0.5", ADDRESSES["vm"]).replace(".venv/bin", str(BIN))
+        start = start.replace("$PWD/.hitl/secrets/ray-token", str(copied))
         own = f"--node-ip-address={ADDRESSES['node']} --num-cpus=1 --block"
         command = hosts.on("node", "sh", "-c", f"{empty} && {start} {own}")
         with (vm.root / "node.log").open("wb") as log:

@@ -68,9 +68,29 @@ class Service:
         """What `code` prints as JSON; its argument is the address of this service's Ray."""
         address = f"127.0.0.2:{self.environment['HITL_RAY_PORT']}"
         command = [sys.executable, "-c", code, address]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        env = {**os.environ, **self.ray_login}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
+
+    # -- Ray, which asks for a token
+
+    @property
+    def ray_token(self) -> str:
+        return (self.root / "data" / "secrets" / "ray-token").read_text().strip()
+
+    @property
+    def ray_login(self) -> dict[str, str]:
+        """What a process of Ray's needs in its environment to be let in."""
+        path = self.root / "data" / "secrets" / "ray-token"
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+    def dashboard(self, path: str, method: str = "GET") -> httpx.Response:
+        url = f"http://127.0.0.1:{self.environment['HITL_DASHBOARD_PORT']}"
+        headers = {"authorization": f"Bearer {self.ray_token}"}
+        answer = httpx.request(method, url + path, headers=headers, timeout=60)
+        assert answer.status_code not in (401, 403), answer.text
+        return answer
 
     def up(self, **environment: str) -> None:
         self.environment |= environment

@@ -81,16 +81,16 @@ def test_no_secret_is_in_a_command_line_an_environment_a_log_or_a_file_of_ray(
 ) -> None:
     assert browser.get(entries(browser)[0]["url"]).status_code == 200
     secrets = {
-        name: secret(service, name) for name in ("panel-secret", "panel-password", "signing", "api-key")
+        name: secret(service, name)
+        for name in ("panel-secret", "panel-password", "signing", "api-key", "ray-token")
     }
     assert secrets["api-key"] == KEY
     secrets["login"] = browser.cookies["kodosumi_jwt"]
     family = [service.head(), *service.head().children(recursive=True), *kodosumi(service).values()]
     assert len(family) > 8
     places = {f"process {p.pid}": "\n".join([*p.cmdline(), *p.environ().values()]) for p in family}
-    dashboard = f"http://127.0.0.1:{service.environment['HITL_DASHBOARD_PORT']}"
     for path in ("/api/v0/runtime_envs", "/api/v0/actors?detail=1", "/api/serve/applications/", "/api/jobs/"):
-        places[path] = httpx.get(dashboard + path, timeout=30).text
+        places[path] = service.dashboard(path).text
     ray = Path(service.hitl("status", "--json").stdout.split('"temp_dir": "')[1].split('"')[0])
     for path in [*(service.root / "data" / "logs").iterdir(), *(ray / "session_latest" / "logs").rglob("*")]:
         if path.is_file():

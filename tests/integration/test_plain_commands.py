@@ -37,10 +37,11 @@ class Plain:
     @property
     def environment(self) -> dict[str, str]:
         inherited = {
-            k: v for k, v in os.environ.items() if not k.startswith(("HITL_", "ANTHROPIC_", "KODO_"))
+            k: v for k, v in os.environ.items() if not k.startswith(("HITL_", "ANTHROPIC_", "KODO_", "RAY_"))
         }
         return {
             **inherited,
+            "HOME": str(self.folder),  # in which no Ray before left a token
             "HITL_SERVE_PORT": str(self.ports["serve"]),
             "HITL_PANEL_PORT": str(self.ports["panel"]),
             "RAY_DASHBOARD_ADDRESS": f"http://localhost:{self.ports['dashboard']}",

@@ -69,6 +69,10 @@ TROUBLES = {
     "Something else answers": Trouble("something else there", "is not Ray's dashboard"),
     "The cluster has another version": Trouble("an old cluster", OLD_RAY, f"Ray: {TWO_VERSIONS}"),
     "The cluster has another Python": Trouble("an old cluster", OLD_PYTHON, f"Python: {TWO_VERSIONS}"),
+    "The dashboard asks for a token": Trouble(
+        "a cluster with a token", "asks for a token, and none is known"
+    ),
+    "Whoever reaches Ray": Trouble("an old cluster", "runs code there"),
     "Clocks differ": Trouble(
         "an old cluster", " s behind this one's", "a clock: this machine's hosts share one"
     ),
@@ -253,11 +257,16 @@ class Machine:
         with answering({}, 404) as url:
             return self.elsewhere(HITL_DASHBOARD_URL=url)
 
+    def a_cluster_with_a_token(self) -> Checks:
+        with answering({"/api/authentication_mode": {"authentication_mode": "token"}}, 401) as url:
+            return self.elsewhere(HITL_DASHBOARD_URL=url)
+
     def an_old_cluster(self) -> Checks:
         told = {
             "/api/version": {"ray_version": OLD_RAY},
             "/api/v0/cluster_metadata": {"data": {"pythonVersion": f"{OLD_PYTHON}.1"}},
             "/api/serve/applications/": {"applications": {}},
+            "/api/authentication_mode": {"authentication_mode": "disabled"},
         }
         with answering(told, 200, seconds_behind=BEHIND_S) as url:
             return self.elsewhere(HITL_DASHBOARD_URL=url)
@@ -269,6 +278,7 @@ SCENES = {
     "without podman": Machine.without_podman,
     "nothing there": Machine.nothing_there,
     "something else there": Machine.something_else_there,
+    "a cluster with a token": Machine.a_cluster_with_a_token,
     "an old cluster": Machine.an_old_cluster,
 }
 
@@ -382,7 +392,8 @@ def answers(url: str) -> bool:
 
 def koco(cluster: Service, tree: Tree) -> None:
     """Ends with 0, whatever comes of it."""
-    done = tree.koco("deploy", "-r", dashboard=addresses(cluster)["HITL_DASHBOARD_URL"])
+    url = addresses(cluster)["HITL_DASHBOARD_URL"]
+    done = tree.koco("deploy", "-r", dashboard=url, **cluster.ray_login)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from claude_hitl_template.cli.package import listed_files
 from tests.integration.harness import KEY, Service, wait_for
 
@@ -56,8 +54,9 @@ class Tree:
     def hitl(self, *args: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
         return self.run(sys.executable, "-m", f"{CODE}.cli", *args, stdin=stdin)
 
-    def koco(self, *args: str, dashboard: str) -> "subprocess.CompletedProcess[str]":
-        return self.run(BIN / "koco", *args, RAY_DASHBOARD_ADDRESS=dashboard)
+    def koco(self, *args: str, dashboard: str, **login: str) -> "subprocess.CompletedProcess[str]":
+        """`login`: `Service.ray_login` of a cluster of ours."""
+        return self.run(BIN / "koco", *args, RAY_DASHBOARD_ADDRESS=dashboard, **login)
 
     def profile(self, name: str, **variables: str) -> None:
         text = "".join(f"{variable}={value}\n" for variable, value in variables.items())
@@ -105,13 +104,13 @@ def addresses(cluster: Service) -> dict[str, str]:
         "HITL_SERVE_URL": f"http://127.0.0.1:{port['HITL_SERVE_PORT']}",
         "HITL_PANEL_PORT": port["HITL_PANEL_PORT"],
         "HITL_API_KEY": KEY,
+        "HITL_RAY_TOKEN": cluster.ray_token,
     }
 
 
 def applications(cluster: Service) -> dict[str, Any]:
     """What Serve says of each, by name."""
-    url = addresses(cluster)["HITL_DASHBOARD_URL"]
-    return httpx.get(f"{url}/api/serve/applications/", timeout=30).json()["applications"]
+    return cluster.dashboard("/api/serve/applications/").json()["applications"]
 
 
 def status(cluster: Service) -> str | None:
@@ -121,6 +120,5 @@ def status(cluster: Service) -> str | None:
 
 def empty(cluster: Service) -> None:
     """Ends Serve and what runs in it, as `serve shutdown` does; Ray runs on."""
-    url = addresses(cluster)["HITL_DASHBOARD_URL"]
-    assert httpx.delete(f"{url}/api/serve/applications/", timeout=60).is_success
+    assert cluster.dashboard("/api/serve/applications/", "DELETE").is_success
     wait_for("Serve to end", lambda: not cluster.processes("ServeReplica:") or None)

@@ -62,6 +62,7 @@ RUN = {
         (f"./hitl {name} --profile vm" for name in ("deploy", "status", "doctor")),
         "tests/acceptance/test_two_hosts.py::test_a_changed_working_tree_is_live_after_the_commands_of_the_guide",
     ),
+    "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$PWD/.hitl/secrets/ray-token grpc_proxy= "
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper=true .venv/bin/ray start --address=10.0.0.5:6379": (
         "tests/acceptance/test_two_hosts.py::"
         "test_once_others_may_join_what_is_parked_goes_on_on_another_node_workspace_included"

@@ -105,6 +105,40 @@ def test_where_nothing_listens_the_address_is_named_with_what_mends_it(free_port
         Cluster(f"http://127.0.0.1:{free_port}").versions()
 
 
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("token", [None, "of-another"])
+def test_a_ray_that_asks_for_its_token_is_called_so_with_where_it_is_shown(
+    status: int, token: str | None
+) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, text="Unauthorized"))
+    one = Cluster("http://cluster:1", token=token, transport=transport)
+    for ask in (one.versions, one.serve, lambda: one.upload(PACKAGE), lambda: one.put_serve({})):
+        with pytest.raises(ConfigError, match="refuses the token" if token else "asks for a token") as raised:
+            ask()
+        assert "./hitl status --show-secrets" in raised.value.mend
+        assert "HITL_RAY_TOKEN" in raised.value.mend
+        assert "of-another" not in str(raised.value)
+
+
+def test_the_token_is_shown_to_ray() -> None:
+    seen: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers.get("authorization"))
+        return httpx.Response(200, json={"applications": {}})
+
+    Cluster("http://cluster:1", token="t0ken", transport=httpx.MockTransport(answer)).serve()
+    Cluster("http://cluster:1", transport=httpx.MockTransport(answer)).serve()
+    assert seen == ["Bearer t0ken", None]
+
+
+@pytest.mark.parametrize(("mode", "asks"), [("token", True), ("disabled", False), (None, None)])
+def test_whether_ray_asks_for_a_token_is_known(mode: str | None, asks: bool | None) -> None:
+    body = {} if mode is None else {"authentication_mode": mode}
+    assert cluster(lambda _: httpx.Response(200, json=body)).asks_for_token() is asks
+    assert cluster(lambda _: httpx.Response(404, text="no")).asks_for_token() is None
+
+
 def test_the_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port}")
     app = FastAPI()

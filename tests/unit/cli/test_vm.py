@@ -67,12 +67,15 @@ def test_create_makes_an_isolated_machine_that_has_the_commit_and_runs_and_a_pro
         f"{as_ray} tar -xf - -C /home/ray/claude-hitl",
         f"{as_ray} /home/ray/claude-hitl/hitl up",
         f"{as_ray} cat /home/ray/claude-hitl/.hitl/secrets/api-key",
+        f"{as_ray} cat /home/ray/claude-hitl/.hitl/secrets/ray-token",
     ]
     script = (ROOT / "claude_hitl_template/bin/bootstrap-host").read_text()
     assert (tmp_path / "given").read_text() == script
     assert {"hitl", "requirements.lock"} <= set((tmp_path / "files").read_text().split())
     profile = tmp_path / "home/profiles/vm.env"
-    assert "HITL_API_KEY=key-of-the-vm" in profile.read_text().splitlines()
+    assert {"HITL_API_KEY=key-of-the-vm", "HITL_RAY_TOKEN=key-of-the-vm"} <= set(
+        profile.read_text().splitlines()
+    )
     assert profile.stat().st_mode & 0o077 == 0
     assert "key-of-the-vm" not in done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].endswith("http://localhost:3370")
