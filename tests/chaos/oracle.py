@@ -14,7 +14,6 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from claude_hitl_template.canonical import digest
 from claude_hitl_template.events import tool_result_id
 from claude_hitl_template.models import Approval, ApprovalState, Event, Session
 
@@ -241,9 +240,9 @@ def _claims_are_true(record: Record, spent: set[str]) -> Iterator[Violation]:
 
 def _wrong_with(record: Record, approval: Approval, ran: bool) -> tuple[int, str] | None:
     call, decision = approval.event_id, approval.decision
-    if approval.digest != digest(approval.input):
+    if approval.digest != approval.digest_of(approval.input):
         return 2, f"{call} shows an input that is not the one of its digest"
-    if approval.run_input is not None and approval.run_digest != digest(approval.run_input):
+    if approval.run_input is not None and approval.run_digest != approval.digest_of(approval.run_input):
         return 2, f"{call} has an allowed input that is not the one of its digest"
     if approval.state in CLAIMED | {ApprovalState.ALLOWED} and (
         decision is None or decision.result != "allow"

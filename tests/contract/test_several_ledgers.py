@@ -277,6 +277,7 @@ async def patiently[T](work: Callable[[], Awaitable[T]]) -> T:
                 await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_no_acknowledged_decision_is_lost_while_connections_are_cut(
     fragile: CoreStore, own_server: Server
 ):
