@@ -105,7 +105,7 @@ def run_tests(
 ) -> None:
     """Runs the fast tests. Other arguments are passed on to pytest; what they name is run whatever its tier."""
     if (budget is not None or record) and not (slow or every):
-        raise typer.BadParameter("--budget and --record are of the slow tests", param_hint="--slow")
+        raise typer.BadParameter("--budget and --record need --slow or --all")
     given = context.args
     if given and (slow or every):
         raise typer.Exit(pytest([f"--tier={'all' if every else 'slow'}", *given]))
