@@ -325,7 +325,7 @@ class _Routes:
 
     async def list_approvals(self, request: Request, caller: Caller) -> Any:
         filters: dict[str, Any] = {
-            "states": _each_once(query_choice(request, "states", _STATES)),
+            "states": _each_once(query_choice(request, "states", _STATES)) or [ApprovalState.PENDING],
             "session_id": request.query_params.get("session_id"),
         }
         place = Place.of(request, **filters)

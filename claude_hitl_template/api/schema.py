@@ -309,6 +309,8 @@ _SINCE = _parameter(
 )
 _PATH = {**_parameter("path", {"type": "string"}), "allowEmptyValue": True}  # no file has it, which is a 404
 _SESSION = _text("session_id")
+_STATES = _several("states", [state.value for state in ApprovalState])
+_STATES["schema"]["default"] = [ApprovalState.PENDING.value]
 
 
 @dataclass(frozen=True)
@@ -351,9 +353,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /v1/sessions/{session_id}/workspace/files": Operation(
         None, parameters=(_PATH,), media="application/octet-stream"
     ),
-    "GET /v1/approvals": Operation(
-        Approvals, parameters=(*_listing(), _several("states", [s.value for s in ApprovalState]), _SESSION)
-    ),
+    "GET /v1/approvals": Operation(Approvals, parameters=(*_listing(), _STATES, _SESSION)),
     "GET /v1/approvals/{approval_id}": Operation(ApprovalShown),
     "POST /v1/approvals/{approval_id}/decide": Operation(ApprovalShown, Decide, (_ONCE,), conflicts=True),
     "GET /v1/agents": Operation(Agents, parameters=_listing()),

@@ -11,6 +11,7 @@ from claude_hitl_template.bench.sides import confirmation
 from claude_hitl_template.bench.stage import Stage
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.errors import EngineError
+from claude_hitl_template.models import ApprovalState
 
 LISTINGS = 60
 DECISIONS = 120
@@ -89,8 +90,9 @@ def _queries(client: Client, crowd: Sequence[Waiting]) -> Iterator[tuple[str, Qu
     yield "20 pending approvals", ("/v1/approvals", {"limit": 20, **pending})
     yield "100 pending approvals", ("/v1/approvals", {"limit": PAGE, **pending})
     yield "100 pending approvals, last page", ("/v1/approvals", {"limit": PAGE, "page": cursor, **pending})
-    yield "approvals of one session", ("/v1/approvals", {"session_id": crowd[-1].session_id})
-    yield "100 approvals in any state", ("/v1/approvals", {"limit": PAGE})
+    anything = {"states[]": [state.value for state in ApprovalState]}
+    yield "approvals of one session", ("/v1/approvals", {"session_id": crowd[-1].session_id, **anything})
+    yield "100 approvals in any state", ("/v1/approvals", {"limit": PAGE, **anything})
     yield "approvals that ran, none", ("/v1/approvals", {"states[]": "succeeded"})
     yield "100 sessions", ("/v1/sessions", {"limit": PAGE})
     cursor = _last_page(client, "/v1/sessions", len(crowd))

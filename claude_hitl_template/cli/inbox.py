@@ -12,6 +12,7 @@ from claude_hitl_template.cli.conversation import Terminal
 from claude_hitl_template.cli.dialogue import Body, denial, edit_input, questions
 from claude_hitl_template.cli.render import approval_view, table_lines
 from claude_hitl_template.errors import InvalidInput
+from claude_hitl_template.models import ApprovalState
 from claude_hitl_template.readable import age, parse_input, rule_text, summary, visible
 
 app = typer.Typer(
@@ -39,7 +40,9 @@ def main(
 @app.command("list")
 def listing(everything: Everything = False, session: OfSession = None, as_json: AsJson = False) -> None:
     """Lists the approvals that wait."""
-    wanted: dict[str, Any] = {} if everything else {"states[]": "pending"}
+    wanted: dict[str, Any] = {
+        "states[]": [state.value for state in ApprovalState] if everything else "pending"
+    }
     if session is not None:
         wanted["session_id"] = session
     with service_client() as client:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from claude_hitl_template.models import ApprovalState
 from claude_hitl_template.testing.inprocess import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 
@@ -81,13 +82,18 @@ class Api:
         for clock in ("stats", "usage", "parked"):  # these move by themselves
             session.pop(clock)
         events = self.http.get(f"/v1/sessions/{session_id}/events", params={"limit": 1000}).json()
-        approvals = self.http.get("/v1/approvals", params={"session_id": session_id}).json()
+        approvals = self.approvals(session_id)
         sessions = self.http.get("/v1/sessions", params={"limit": 1000, "include_archived": True}).json()
         return session, events, approvals, [s["id"] for s in sessions["data"]]
 
     def approval(self, session_id: str) -> dict[str, Any]:
-        [found] = self.http.get("/v1/approvals", params={"session_id": session_id}).json()["data"]
+        [found] = self.approvals(session_id)["data"]
         return found
+
+    def approvals(self, session_id: str) -> dict[str, Any]:
+        """In whatever state."""
+        params = {"session_id": session_id, "states[]": [state.value for state in ApprovalState]}
+        return self.http.get("/v1/approvals", params=params).json()
 
 
 def message(text: str) -> dict[str, Any]:
@@ -204,7 +210,7 @@ def test_another_keys_session_and_approvals_are_not_found(alice: Api, bob: Api, 
             url = path.replace("{session_id}", session_id).replace("{approval_id}", approval_id)
             refused(bob.http.request(method, url, json=_well_formed(method, path)), 404)
     refused(bob.confirm(session_id, event_id, "allow"), 404)
-    assert bob.http.get("/v1/approvals", params={"session_id": session_id}).json()["data"] == []
+    assert bob.approvals(session_id)["data"] == []
     assert session_id not in [s["id"] for s in bob.http.get("/v1/sessions?limit=1000").json()["data"]]
     assert alice.state(session_id) == before
 

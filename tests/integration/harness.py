@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 from claude_hitl_template.cli.ports import free_ports
-from claude_hitl_template.models import transcript_id
+from claude_hitl_template.models import ApprovalState, transcript_id
 from claude_hitl_template.secrets import operator_key
 from claude_hitl_template.settings import Settings
 
@@ -191,7 +191,9 @@ class Conversation:
         return self.service.call("GET", f"/v1/sessions/{self.id}/events?limit=1000{wanted}")["data"]
 
     def approvals(self) -> list[Any]:
-        return self.service.call("GET", f"/v1/approvals?session_id={self.id}&limit=100")["data"]
+        """In whatever state."""
+        states = "".join(f"&states[]={state.value}" for state in ApprovalState)
+        return self.service.call("GET", f"/v1/approvals?session_id={self.id}&limit=100{states}")["data"]
 
     def until_idle(self) -> Any:
         """The stop reason, once the session waits for somebody."""

@@ -206,3 +206,16 @@ async def test_a_decision_over_rest_is_one_call_of_the_ledger(http: httpx.AsyncC
         await http.post(f"/v1/approvals/{approval_id}/decide", json={"result": "deny"})
     ).status_code == 409
     assert (await http.post("/v1/approvals/nope/decide", json={"result": "deny"})).status_code == 404
+
+
+async def test_the_inbox_shows_what_waits_unless_states_say_otherwise(
+    http: httpx.AsyncClient, watched: Watched
+):
+    async def listed(**params: Any) -> list[str]:
+        return [a["id"] for a in (await http.get("/v1/approvals", params=params)).json()["data"]]
+
+    approval_id = await asked(watched)
+    assert await listed() == await listed(**{"states[]": "pending"}) == [approval_id]
+    await http.post(f"/v1/approvals/{approval_id}/decide", json={"result": "allow"})
+    assert await listed() == []
+    assert await listed(**{"states[]": ["pending", "allowed"]}) == [approval_id]
