@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from claude_hitl_template import logs
+from claude_hitl_template.api.schema import OPERATIONS
 from claude_hitl_template.errors import (
     Conflict,
     HitlError,
@@ -87,12 +88,26 @@ def _validation(_request: Request, error: Exception) -> JSONResponse:
     return problem(400, "invalid_request_error", f"{field}: {first['msg']}")
 
 
-def _http(_request: Request, error: Exception) -> JSONResponse:
+def _http(request: Request, error: Exception) -> JSONResponse:
+    """What Starlette refuses by itself: an address or a method that no route has."""
     status = error.status_code if isinstance(error, HTTPException) else 500
+    given = (error.headers or {}) if isinstance(error, HTTPException) else {}
+    headers = {name.lower(): value for name, value in given.items()}
     message = str(error.detail) if isinstance(error, HTTPException) else "error"
-    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else None  # Allow, of a 405
+    if status == 404:
+        message = "there is nothing at this address; GET /v1/openapi.json lists what there is"
+    if status == 405:
+        # Starlette's own list is that of one route, and a path has several.
+        headers["allow"] = _methods(request.scope.get("route")) or headers.get("allow", "")
+        message = f"{request.method} is not taken at this address; {headers['allow']} is"
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     return problem(status, kind, message, headers)
+
+
+def _methods(route: object) -> str:
+    """Those that the routes of one path take."""
+    path = getattr(route, "path_format", "")
+    return ", ".join(sorted(known.split()[0] for known in OPERATIONS if known.split()[1] == path))
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:

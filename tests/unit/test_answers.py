@@ -134,6 +134,24 @@ async def test_every_answer_has_an_id_that_the_log_names(
     assert line["path"] == path.partition("?")[0]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PATCH", "/v1/sessions", "GET, POST"),
+        ("PUT", "/v1/sessions/sesn_none", "DELETE, GET, POST"),
+        ("DELETE", "/v1/agents", "GET"),
+        ("GET", "/v1/internal/drain", "POST"),
+    ],
+)
+async def test_a_wrong_method_is_told_which_ones_there_are(
+    http: httpx.AsyncClient, method: str, path: str, allowed: str
+):
+    answer = await http.request(method, path)
+    is_error(answer, 405)
+    assert answer.headers.get_list("allow") == [allowed]
+    assert allowed in answer.json()["error"]["message"]
+
+
 async def test_a_defect_is_a_500_whose_traceback_the_log_has_under_its_id(
     http: httpx.AsyncClient, watched: Watched
 ):
