@@ -48,3 +48,43 @@ class SteadyClock:
         if abs(self._apart - before) > JUMP_S:
             self._since = now
         return now - self._since >= STEADY_S
+
+
+class Pause:
+    """Holds something back for a while. It ends by itself, for whoever began it may be gone."""
+
+    def __init__(self, monotonic: Seconds = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._until: float | None = None
+
+    def begin(self, for_s: float) -> None:
+        self._until = self._monotonic() + for_s
+
+    def end(self) -> None:
+        self._until = None
+
+    @property
+    def left_s(self) -> float:
+        """Seconds; 0 when nothing is held back."""
+        return 0.0 if self._until is None else max(self._until - self._monotonic(), 0.0)
+
+
+class Backoff:
+    """When to try again what failed: after `first_s` seconds, then each time after twice as long, `most_s` at most."""
+
+    def __init__(self, first_s: float, most_s: float, monotonic: Seconds = time.monotonic) -> None:
+        self._first_s, self._most_s, self._monotonic = first_s, most_s, monotonic
+        self._pause_s = 0.0
+        self._again_at: float | None = None
+
+    def failed(self) -> None:
+        self._pause_s = min(max(self._pause_s * 2, self._first_s), self._most_s)
+        self._again_at = self._monotonic() + self._pause_s
+
+    def succeeded(self) -> None:
+        self._pause_s, self._again_at = 0.0, None
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the next try; 0: now."""
+        return 0.0 if self._again_at is None else max(self._again_at - self._monotonic(), 0.0)

@@ -11,14 +11,16 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from claude_hitl_template.checks import Check
+from claude_hitl_template.clocks import Backoff
 from claude_hitl_template.deployed import python_minor
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.image import labels
@@ -27,6 +29,7 @@ from claude_hitl_template.readable import last_line
 
 ASK_S = 60.0  # podman answers within a second, but waits while an image is being loaded
 PULL_S = 900.0
+PULL_AGAIN_S, PULL_AGAIN_MOST_S = 5.0, 60.0  # between two pulls of an image that does not come
 UNKNOWN_IMAGE = ("no such image", "image not known")
 COPYING_DRIVERS = ("vfs",)
 CLUSTER_LABEL = "org.claude-hitl.cluster"
@@ -36,6 +39,9 @@ OWNER_BYTES = 512 * 1024**2
 OWNER_THREADS = 512
 SUBORDINATE_IDS = (Path("/etc/subuid"), Path("/etc/subgid"))
 BUILD = "./hitl image build --from-host makes one of this machine, ./hitl image build one of Ray's own image"
+
+
+type Pull = Callable[[str], str]
 
 
 def runtime_env(image: str) -> dict[str, Any]:
@@ -89,7 +95,12 @@ def _label(cluster: Path) -> str:
     return f"{CLUSTER_LABEL}={hashlib.sha256(str(cluster).encode()).hexdigest()[:12]}"
 
 
-def examine(image: str) -> Iterator[Check]:
+def pull(image: str) -> str:
+    """Returns what podman complained of, if anything; whether the image came is seen by looking for it. Blocking."""
+    return _words(_podman("pull", "--quiet", image, timeout_s=PULL_S))
+
+
+def examine(image: str, pull: Pull = pull) -> Iterator[Check]:
     """What sessions in this image need of this machine, in the order in which a human would mend it. Blocking."""
     yield user_check(os.getuid())
     podman = shutil.which("podman")
@@ -100,12 +111,12 @@ def examine(image: str) -> Iterator[Check]:
     storage = _storage_check()
     yield storage
     if storage.level != "wrong":
-        yield from _image_checks(image)
+        yield from _image_checks(image, pull)
 
 
-def preflight(image: str) -> ImageFacts:
+def preflight(image: str, pull: Pull = pull) -> ImageFacts:
     """The image as it is on this machine, pulled if it was not there. Blocking. Raises ConfigError: what to mend."""
-    for check in examine(image):
+    for check in examine(image, pull):
         if check.level == "wrong":
             raise ConfigError(f"sessions cannot run in {image}: {check.name}: {check.found}", check.mend)
     return facts(image, _inspect(image) or {})
@@ -127,10 +138,10 @@ def facts(image: str, inspected: dict[str, Any]) -> ImageFacts:
     )
 
 
-def why_not_started(image: str, said: str) -> str:
+def why_not_started(image: str, said: str, check: Callable[[str], ImageFacts] = preflight) -> str:
     """A container did not start, and Ray said this: the reason, for a human. Blocking."""
     try:
-        preflight(image)
+        check(image)
     except ConfigError as error:
         return str(error)
     lines = [line.strip() for line in said.replace("\\n", "\n").splitlines() if "rror" in line]
@@ -140,14 +151,34 @@ def why_not_started(image: str, said: str) -> str:
     )
 
 
+class _Pulls:
+    """Of one image: one at a time, and not again at once after one that brought nothing."""
+
+    def __init__(self) -> None:
+        self.backoff = Backoff(PULL_AGAIN_S, PULL_AGAIN_MOST_S)
+        self._one_at_a_time = threading.Lock()
+        self._said = ""
+
+    def pull(self, image: str) -> str:
+        with self._one_at_a_time:
+            if self.backoff.left_s:
+                return f"{self._said} (the next try is in {self.backoff.left_s:.0f} s)"
+            self._said = pull(image)
+            self.backoff.failed()  # until the image is seen
+            return self._said
+
+
 @dataclass
 class Preflight:
-    """Preflights, each remembered for a while: what is well stays well for longer than a start takes."""
+    """Preflights, each remembered for a while: what is well stays well for longer than a start takes. An image that could
+    not be pulled is not pulled again at once, whoever asks; one that somebody puts on this machine counts at once."""
 
     keep_s: float = 60.0
 
     def __post_init__(self) -> None:
         self._known: dict[str, tuple[float, ImageFacts]] = {}
+        self._pulls: dict[str, _Pulls] = {}
+        self._pulling = threading.Lock()
 
     def check(self, image: str) -> ImageFacts:
         """Blocking. Raises ConfigError."""
@@ -155,10 +186,13 @@ class Preflight:
         if known is not None and time.monotonic() - at < self.keep_s:
             return known
         try:
-            found = preflight(image)
+            with self._pulling:
+                pulls = self._pulls.setdefault(image, _Pulls())
+            found = preflight(image, pulls.pull)
         except ConfigError:
             self.forget(image)
             raise
+        pulls.backoff.succeeded()
         self._known[image] = (time.monotonic(), found)
         return found
 
@@ -226,18 +260,18 @@ def _storage_check() -> Check:
     return Check("podman storage", "ok", driver)
 
 
-def _image_checks(image: str) -> Iterator[Check]:
+def _image_checks(image: str, pull: Pull) -> Iterator[Check]:
     try:
-        yield from _checks_of(image)
+        yield from _checks_of(image, pull)
     except ConfigError as error:
         yield Check("image", "wrong", error.message, error.mend)
 
 
-def _checks_of(image: str) -> Iterator[Check]:
+def _checks_of(image: str, pull: Pull) -> Iterator[Check]:
     found = _inspect(image)
     why_not = ""
     if found is None and not image.startswith("localhost/"):
-        why_not = f", and could not be pulled: {_words(_podman('pull', '--quiet', image, timeout_s=PULL_S))}"
+        why_not = f", and could not be pulled: {pull(image)}"
         found = _inspect(image)
     if found is None:
         where = f"{image} is not on this machine (as user {getpass.getuser()}){why_not}"

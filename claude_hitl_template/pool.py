@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 
 from claude_hitl_template import agent
 from claude_hitl_template.agent import Share
+from claude_hitl_template.clocks import Backoff
 from claude_hitl_template.containers import Preflight, why_not_started
 from claude_hitl_template.errors import ConfigError, HitlError
 from claude_hitl_template.models import Environment, Session, new_id
@@ -20,6 +21,7 @@ from claude_hitl_template.settings import Settings
 
 log = structlog.get_logger()
 ANSWER_S = 10.0  # an actor that is alive answers a question within this
+WARM_AGAIN_S, WARM_AGAIN_MOST_S = 5.0, 600.0  # between two tries to keep an owner ready, when they fail
 ROOM_S = 0.5  # between two looks for room; an owner that ends frees it within a second or two
 
 type Waiting = Callable[[Session, str], Awaitable[bool]]
@@ -47,6 +49,7 @@ class OwnerPool:
         self._spare_environment = next(iter(settings.all_environments().values()))
         self._spares: deque[Owner] = deque()
         self._warming: asyncio.Task[None] | None = None
+        self._warm_up = Backoff(WARM_AGAIN_S, WARM_AGAIN_MOST_S)
         self._taking = 0
         self._coming = (
             0  # owners that Ray was asked for and that do not answer yet: it may not count them yet
@@ -69,10 +72,11 @@ class OwnerPool:
 
     def tend_spares(self) -> None:
         """One at a time, and never while a session starts: it would take the CPU that the session needs."""
-        wanted = len(self._spares) < self._settings.spare_owners
+        wanted = len(self._spares) < self._settings.spare_owners and not self._warm_up.left_s
         busy = self._taking > 0 or (self._warming is not None and not self._warming.done())
         if wanted and not busy:
             self._warming = asyncio.create_task(self._warm())
+            self._warming.add_done_callback(self._warmed)
 
     # -- spares
 
@@ -99,8 +103,17 @@ class OwnerPool:
                 self._spares.append(await self._create(name, environment))
                 return
         except (CannotStart, RayError, TimeoutError) as error:
-            log.info("no spare owner", why=str(error) or type(error).__name__)
+            self._warm_up.failed()
+            log.info(
+                "no spare owner", why=str(error) or type(error).__name__, again_in_s=self._warm_up.left_s
+            )
         await asyncio.to_thread(agent.cleanup_actor, name)
+
+    def _warmed(self, warming: asyncio.Task[None]) -> None:
+        error = None if warming.cancelled() else warming.exception()
+        if error is not None:  # a defect; it may come again
+            self._warm_up.failed()
+            log.error("no spare owner", exc_info=error)
 
     async def _let_spares_go(self) -> None:
         while self._spares:
@@ -141,6 +154,8 @@ class OwnerPool:
             await asyncio.wait_for(actor.ready.remote(), self._settings.start_timeout_s)
         finally:
             self._coming -= 1
+        if environment.image == self._spare_environment.image:
+            self._warm_up.succeeded()
         return Owner(name, actor, environment)
 
     async def _check(self, environment: Environment) -> None:
@@ -155,7 +170,7 @@ class OwnerPool:
         if environment.image is None:
             return "the session's process could not be started; `./hitl logs` says why. Send your message again to try again"
         self._preflight.forget(environment.image)
-        return await asyncio.to_thread(why_not_started, environment.image, said)
+        return await asyncio.to_thread(why_not_started, environment.image, said, self._preflight.check)
 
     # -- room
 

@@ -138,6 +138,12 @@ class Ingress:
         async def drain(grace_s: float) -> int:
             return await supervisor.drain.remote(grace_s)
 
+        async def undrain() -> None:
+            await supervisor.undrain.remote()
+
+        async def drained_s() -> float:
+            return await supervisor.drained_s.remote()
+
         built = code_facts()
         self._first_key = hash_api_key(read_api_key(settings))
         service = Service(
@@ -147,6 +153,8 @@ class Ingress:
             image_facts=_image_facts,
             facts=lambda: {**built, "model": upstream.name()},
             drain=drain,
+            undrain=undrain,
+            drained_s=drained_s,
             operator_key=operator_key(settings),
             owner=self._first_key,
             shelf=Shelf(settings.secrets_dir),

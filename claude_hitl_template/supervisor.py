@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 
 from claude_hitl_template import code_version, faults, logs
 from claude_hitl_template.agent import Assignment, cleanup_actor, get_actor, list_actors
-from claude_hitl_template.clocks import LeaseWatch, SteadyClock
+from claude_hitl_template.clocks import LeaseWatch, Pause, SteadyClock
 from claude_hitl_template.containers import Preflight
 from claude_hitl_template.errors import ConfigError, HitlError, InternalError, NotFound
 from claude_hitl_template.image import labels, tools
@@ -32,6 +32,7 @@ FACTS_S = 3.0
 TIDY_S = 600.0
 RUN_DIR = "/tmp/claude-hitl"  # noqa: S108 - in a container, which is one session's alone
 RETIRE_S = 3600.0
+HOLD_S = 30.0
 LOOK_S = LEASE_S / 5  # how often a lease is looked at
 
 
@@ -48,19 +49,34 @@ class SupervisorService:
         self._environments = self._settings.all_environments()
         self._preflight = Preflight()
         self._pool = OwnerPool(self._settings, self._preflight, self._waits_for_room)
-        self._draining = False
+        self._pause = Pause()
         loops = (self._supervise(), self._expire(), self._retire(), self._tidy())
         self._loops = [asyncio.create_task(loop) for loop in loops]
 
     async def drain(self, grace_s: float) -> int:
-        """Starts nothing more, and waits until the sessions that run come to rest. Returns how many did not."""
-        self._draining = True
+        """Starts nothing more, and waits until the sessions that run come to rest. Returns how many did not.
+
+        Unless the service ends within HOLD_S after that, it goes on: whoever wanted to stop it did not.
+        """
+        self._pause.begin(grace_s + HOLD_S)
         deadline = asyncio.get_running_loop().time() + grace_s
-        while asyncio.get_running_loop().time() < deadline:
+        while self._draining and asyncio.get_running_loop().time() < deadline:
             if not any(s.lease is not None and s.status == "running" for s in await self._store.supervised()):
                 break
             await asyncio.sleep(0.2)
         return sum(s.status == "running" for s in await self._store.supervised())
+
+    async def undrain(self) -> None:
+        """Goes on as before `drain`."""
+        self._pause.end()
+
+    async def drained_s(self) -> float:
+        """Seconds for which nothing is started yet, unless `undrain` is called; 0 when the service works as ever."""
+        return self._pause.left_s
+
+    @property
+    def _draining(self) -> bool:
+        return self._pause.left_s > 0
 
     async def image_facts(self, image: str) -> ImageFacts | None:
         """The image as it is on this machine, or as it was when podman last answered in time. None when it is not there,

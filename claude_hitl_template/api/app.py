@@ -79,6 +79,8 @@ class Service:
     image_facts: Callable[[str], Awaitable[ImageFacts | None]]
     facts: Callable[[], dict[str, Any]]
     drain: Callable[[float], Awaitable[int]]
+    undrain: Callable[[], Awaitable[None]]
+    drained_s: Callable[[], Awaitable[float]]
     operator_key: str
     owner: str
     shelf: Shelf
@@ -141,6 +143,15 @@ def _operator_routes(service: Service) -> APIRouter:
             raise Unauthorized("an API key does not open this; ./hitl down does it")
 
     router = APIRouter(dependencies=[Depends(check), *DECLARED])
+
+    @router.get("/v1/internal/drain")
+    async def drained(_: Request) -> Any:
+        return {"drained_s": round(await service.drained_s(), 1)}
+
+    @router.delete("/v1/internal/drain")
+    async def undrain(_: Request) -> Any:
+        await service.undrain()
+        return {"drained_s": 0.0}
 
     @router.post("/v1/internal/drain")
     async def drain(request: Request) -> Any:

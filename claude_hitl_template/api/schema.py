@@ -227,6 +227,12 @@ class Health(Facts):
     status: Literal["ok"]
 
 
+class DrainState(_Shown):
+    """For how many seconds more nothing is started, unless it is undone before; 0: the service works as ever."""
+
+    drained_s: float
+
+
 class Drained(_Shown):
     still_running: int
 
@@ -365,6 +371,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /v1/version": Operation(Facts),
     "GET /v1/openapi.json": Operation(_Shown),
     "GET /v1/health": Operation(Health, open=True),
+    "GET /v1/internal/drain": Operation(DrainState),
+    "DELETE /v1/internal/drain": Operation(DrainState),
     "POST /v1/internal/drain": Operation(Drained, Drain, (_ONCE,)),
     "GET /v1/internal/secrets": Operation(SecretStates),
     "PUT /v1/internal/secrets/{name}": Operation(SecretState, Secret),

@@ -124,6 +124,8 @@ def _start_missing(settings: Settings, step: Step, make_postgres: bool, *, resta
         with step(f"{what} (about half a minute)"):
             _deploy_patiently(settings)
         done.append("deployed the application" if found is None else "deployed the changed code")
+    else:
+        undrain(settings)  # somebody may have begun to stop it, and did not
     if settings.panel and (started or stale or panel.look(settings).problem):
         with step("Waiting for the panel"):
             panel.wait(settings)
@@ -159,7 +161,11 @@ def _start_database(settings: Settings, make_postgres: bool) -> list[str]:
 def stop(settings: Settings) -> Stopped:
     """Lets running turns come to rest for up to DRAIN_S, then ends Ray and all that runs under it, by their ids."""
     process = ray_process(settings)
-    unfinished = _drain(settings) if process else None  # else what answers there is another data folder's
+    try:
+        unfinished = _drain(settings) if process else None  # else what answers there is another data folder's
+    except KeyboardInterrupt:
+        undrain(settings)
+        raise
     family = [process, *process.children(recursive=True)] if process else []
     family = list({p.pid: p for p in [*family, *_strays(settings)]}.values())
     for member in family:
@@ -303,6 +309,22 @@ def _drain(settings: Settings) -> int | None:
         return int(answer["still_running"])
     except HitlError:  # it is being stopped because something is wrong with it, perhaps this
         return None
+
+
+def undrain(settings: Settings) -> None:
+    """Has a service that was about to be stopped go on at once; by itself it does so half a minute later."""
+    with suppress(HitlError):
+        Client(settings.base_url, operator_key(settings)).delete("/v1/internal/drain")
+
+
+def drained_s(settings: Settings) -> float:
+    """For how long the service on this machine starts nothing, because somebody is stopping it; 0: it works, or it does
+    not say."""
+    try:
+        answer = Client(settings.base_url, operator_key(settings)).get("/v1/internal/drain")
+        return float(answer["drained_s"])
+    except HitlError:
+        return 0.0
 
 
 def fingerprints(settings: Settings) -> dict[str, str]:

@@ -72,6 +72,7 @@ def gather(settings: Settings) -> dict[str, Any]:
         refused=work if isinstance(work, str) else None,
         panel=f"{look.problem}: {look.mend}" if look and look.problem else None,
         database=database.problem,
+        drained_s=service.drained_s(settings) if head and app else 0.0,
     )
     return {
         "healthy": not problems,
@@ -104,6 +105,7 @@ def find_problems(
     refused: str | None,
     panel: str | None = None,
     database: str | None = None,
+    drained_s: float = 0.0,
 ) -> list[str]:
     """What is wrong, worst first; [] when all is well.
 
@@ -130,6 +132,10 @@ def find_problems(
         )
     elif app.get("code") != code and not app.get("package"):
         problems.append("the service is older than the working tree: ./hitl up")
+    if drained_s:
+        problems.append(
+            f"it is being stopped: it starts no session for {drained_s:.0f} s more; ./hitl up has it go on at once"
+        )
     if changed and not checkout:
         problems.append(f"{', '.join(changed)} changed since the start: ./hitl up")
     if database is not None:

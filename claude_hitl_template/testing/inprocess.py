@@ -107,6 +107,8 @@ async def serve_in_process(
                 image_facts=_facts_of(images),
                 facts=lambda: {"version": "testing", "model": "offline"},
                 drain=owners.running,
+                undrain=owners.go_on,
+                drained_s=owners.held_s,
                 operator_key=OPERATOR_KEY,
                 owner=hash_api_key(next(iter(keys.values()))),
                 shelf=Shelf(folder),
@@ -153,6 +155,12 @@ class Owners:
     async def running(self, _grace_s: float) -> int:
         """How many sessions run now."""
         return sum(s.status == "running" for s in await self._store.supervised())
+
+    async def go_on(self) -> None:
+        """They never stopped."""
+
+    async def held_s(self) -> float:
+        return 0.0
 
     async def _supervise(self) -> None:
         version = -1

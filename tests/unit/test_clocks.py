@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from claude_hitl_template.clocks import STEADY_S, LeaseWatch, SteadyClock
+from claude_hitl_template.clocks import STEADY_S, Backoff, LeaseWatch, Pause, SteadyClock
 from claude_hitl_template.models import Lease
 
 LEASE_S = 15.0
@@ -88,3 +88,34 @@ def test_a_clock_that_is_corrected_little_by_little_stays_believed(clocks: Clock
         clocks.go(1)
         clocks.wall_s += 0.1
         assert clock.steady()
+
+
+def test_a_pause_ends_by_itself_or_when_it_is_ended() -> None:
+    clocks = Clocks()
+    pause = Pause(clocks.monotonic)
+    assert pause.left_s == 0
+    pause.begin(30)
+    clocks.go(20)
+    assert pause.left_s == 10
+    pause.end()
+    assert pause.left_s == 0
+    pause.begin(30)
+    clocks.go(31)
+    assert pause.left_s == 0
+
+
+def test_what_fails_is_tried_again_after_twice_as_long_each_time_and_at_once_after_a_success() -> None:
+    clocks = Clocks()
+    backoff = Backoff(5, 30, clocks.monotonic)
+    waited: list[float] = []
+    for _ in range(5):
+        assert backoff.left_s == 0
+        backoff.failed()
+        waited.append(backoff.left_s)
+        clocks.go(waited[-1])
+    assert waited == [5, 10, 20, 30, 30]
+    backoff.failed()
+    backoff.succeeded()
+    assert backoff.left_s == 0
+    backoff.failed()
+    assert backoff.left_s == 5
