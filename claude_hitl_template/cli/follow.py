@@ -29,12 +29,16 @@ def follow(client: Client, session_id: str, after: int, say: Callable[[str], Non
     """
     path = f"/v1/sessions/{session_id}/events/stream"
     while True:
+        begun_at = after
         try:
             for frame in _once(client, path, after):
                 after = frame.seq or after
                 yield frame
                 if frame.event["type"] in ("session.status_terminated", "session.deleted"):
                     return
+            session = client.get(f"/v1/sessions/{session_id}")
+            if after == begun_at and session["status"] == "terminated":  # its last event was there before
+                return
             say("the event stream ended; going on behind the last event")
         except (Unavailable, RateLimited) as error:
             say(f"the event stream broke off ({str(error).splitlines()[0]}); going on behind the last event")

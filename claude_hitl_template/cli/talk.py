@@ -197,6 +197,12 @@ def _chat(settings: Settings, client: Client, conversation: Conversation, termin
     waits = (session["stop_reason"] or {}).get("type") == "requires_action"
     busy = session["status"] != "idle" or waits
     while True:
+        if session["status"] == "terminated":
+            terminal.show(
+                Text("the session is archived: it can be read, and takes no more messages", style="yellow")
+            )
+            _conclude(settings, client, terminal, conversation.id)
+            return end
         try:
             if busy:
                 end = _stoppable(conversation, waits)

@@ -255,6 +255,17 @@ def test_an_archived_session_can_be_read_and_not_changed(parked: Client):
     assert not parked.wrote(session_id, "hello.txt")
 
 
+def test_the_stream_of_a_session_that_is_over_ends_wherever_it_begins(parked: Client):
+    session_id = parked.create()
+    parked.sessions.archive(session_id)
+    with parked.sessions.events.stream(session_id) as stream:
+        assert [e.type for e in stream] == []
+    newest = len(parked.types(session_id))
+    for after, heard in ((newest, []), (newest - 1, ["session.status_terminated"])):
+        with parked.sessions.events.stream(session_id, extra_headers={"Last-Event-ID": str(after)}) as stream:
+            assert [e.type for e in stream] == heard
+
+
 def test_a_deleted_session_is_gone_and_its_streams_are_told(parked: Client):
     session_id = parked.create()
     with parked.sessions.events.stream(session_id) as stream:

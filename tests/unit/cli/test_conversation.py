@@ -57,6 +57,15 @@ def answer(result: str, deny_message: str | None = None) -> Decider:
     return lambda approval: scripted(approval, result, deny_message)
 
 
+def test_a_session_that_is_over_is_followed_to_its_end_and_no_further(house: House) -> None:
+    session_id = house.client.post("/v1/sessions", {"agent": "default", "environment_id": "default"})["id"]
+    house.client.post(f"/v1/sessions/{session_id}/archive")
+    newest = len(list(house.client.pages(f"/v1/sessions/{session_id}/events")))
+    for seen in (0, newest):
+        talk = Conversation(house.client, session_id, house.terminal, answer("allow"), seen=seen)
+        assert talk.until_rest() is End.DONE
+
+
 def test_what_is_allowed_runs_and_the_turn_ends(house: House, make_settings: Callable[..., Settings]) -> None:
     talk = house.talk("Write hello.txt with a greeting", answer("allow"))
     assert talk.until_rest() is End.DONE

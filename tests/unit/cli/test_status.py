@@ -54,6 +54,7 @@ def test_a_row_says_how_many_decisions_a_session_waits_for() -> None:
         ({"head": True, "app": None}, "the service does not answer"),
         ({"app": {"code": "old"}}, "older than the working tree: ./hitl up"),
         ({"changed": ["HITL_HOT_WINDOW_S"]}, "HITL_HOT_WINDOW_S changed"),
+        ({"drained_s": 12.3}, "starts no session for 12 s more; ./hitl up"),
         ({"refused": "this key is not known"}, "this key is not known"),
         ({"head": False}, "not started from this data folder"),
     ],
