@@ -145,11 +145,11 @@ def _operator_routes(service: Service) -> APIRouter:
     router = APIRouter(dependencies=[Depends(check), *DECLARED])
 
     @router.get("/v1/internal/drain")
-    async def drained(_: Request) -> Any:
+    async def drained() -> Any:
         return {"drained_s": round(await service.drained_s(), 1)}
 
     @router.delete("/v1/internal/drain")
-    async def undrain(_: Request) -> Any:
+    async def undrain() -> Any:
         await service.undrain()
         return {"drained_s": 0.0}
 

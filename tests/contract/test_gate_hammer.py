@@ -21,11 +21,12 @@ import pytest
 from claude_hitl_template.claude.cli import CliConfig, CliEngine, bundled_cli, is_plan_folder
 from claude_hitl_template.claude.layers import Layers, image_layers
 from claude_hitl_template.claude.transcripts import TranscriptStore
-from claude_hitl_template.errors import HitlError
+from claude_hitl_template.errors import HitlError, InvalidInput
 from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
 from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.models import Agent, Approval, Environment, Event, Session, new_id
+from claude_hitl_template.policy import PermissionPolicy, Rule
 from claude_hitl_template.session import Limits, SessionRunner
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.opening import migrate
@@ -39,7 +40,7 @@ AT_ONCE = 3
 DRIVE_S = 60
 MOST_PARKS = 8
 FAST_CYCLES = 20
-OTHER_CYCLES = 12  # of each two; together they have every kind of call
+OTHER_CYCLES = 17  # of each two; together they have every kind of call
 FINAL = {"succeeded", "denied", "superseded"}
 # What an agent, or a project it works on, may have written to be asked less.
 PERMISSIVE = {
@@ -49,6 +50,7 @@ PERMISSIVE = {
     },
     "skipDangerousModePermissionPrompt": True,
     "sandbox": {"enabled": False, "autoAllowBashIfSandboxed": True},
+    "env": {"CLAUDE_BASH_MAINTAIN_PROJECT_WORKING_DIR": "0"},
 }
 # What a layer of an image may hold besides, and a subagent that asks nobody instead of the one that the CLI has.
 SAYS_ALLOW = {"hookSpecificOutput": {"hookEventName": "PreToolUse", "permissionDecision": "allow"}}
@@ -77,6 +79,15 @@ for arg; do
 done
 exec "{cli}" "$@"
 """
+# What nobody can allow, however it comes to be asked for.
+POLICY = PermissionPolicy(rules=(Rule(rule="Bash(forbidden:*)", policy="always_deny"),))
+# What an edit cannot be: refused by the tool, or by the policy. Refused, the call still waits.
+NO_EDITS: tuple[dict[str, Any], ...] = (
+    {},
+    {"command": 1},
+    {"command": "ls; forbidden"},
+    {"command": "ls", "odd": 1},
+)
 # The CLI itself calls git to describe the folder; only the calls of a case carry a mark.
 GIT = """#!/bin/sh
 for arg; do
@@ -105,6 +116,10 @@ DECISIONS = {
     "subagent": ("allow", "deny", "edit", "interrupt"),
     "question": ("allow", "deny", "interrupt"),
     "plan": ("allow", "deny", "interrupt"),
+    "folder": ("allow", "deny", "edit", "interrupt"),
+    "links": ("allow", "deny", "edit", "interrupt"),
+    "rewritten plan": ("allow", "deny", "interrupt"),
+    "edits": ("edit",),
 }
 SETTINGS = ("none", "project", "local", "user", "careless", "layers")
 MATRIX = [
@@ -212,6 +227,8 @@ class Case:
         if decision == "interrupt":
             await self._send(UserInterrupt(type="user.interrupt"), _user("Read hello.txt"))
             return
+        if self.plan.kind == "links":
+            self._lead_elsewhere()
         said = (
             itertools.cycle(("allow", "deny", "edit")) if decision == "mixed" else itertools.repeat(decision)
         )
@@ -220,6 +237,30 @@ class Case:
         if decision == "allow then interrupt":
             self.expected.clear()
             await self._send(UserInterrupt(type="user.interrupt"), _user("Read hello.txt"))
+
+    @property
+    def outside(self) -> Path:
+        return self.folder / "outside"
+
+    def _lead_elsewhere(self) -> None:
+        """The folder that a call was shown to write to becomes a link, while nothing runs."""
+        docs = self.folder / "workspace" / "docs"
+        if docs.is_dir() and not docs.is_symlink():
+            self.outside.mkdir(exist_ok=True)
+            docs.rmdir()
+            docs.symlink_to(self.outside)
+
+    async def _refused(self, approval: Approval) -> None:
+        for edited in NO_EDITS:
+            with pytest.raises(InvalidInput):
+                await self._send(
+                    UserToolConfirmation(
+                        type="user.tool_confirmation",
+                        tool_use_id=approval.event_id,
+                        result="allow",
+                        updated_input=edited,
+                    )
+                )
 
     async def _confirm(self, approval: Approval, how: str) -> None:
         more: dict[str, Any] = {}
@@ -230,6 +271,8 @@ class Case:
             more = {"answers": {q["question"]: "Blue" for q in approval.input["questions"]}}
         elif approval.tool_name == "Bash":
             command = approval.input["command"]
+            if self.plan.kind == "edits":
+                await self._refused(approval)
             if how == "edit":
                 command = command.replace("mark-", "mark-edited-")
                 more = {"updated_input": {**approval.input, "command": command}}
@@ -267,11 +310,24 @@ class Case:
                     self.lines
                 )
         await self._check_results()
+        self._check_shown(approvals)
         if "interrupt" in self.plan.decision:
             said = await self._log("agent.message")
             assert "could not read it" in str(said[-1].payload["content"]), (
                 "the next message was not worked on"
             )
+
+    def _check_shown(self, approvals: Sequence[Approval]) -> None:
+        """What ran did so in the folder that was shown, wrote where it was shown to write, and was the plan shown."""
+        place = self.bench.journal / f"{self.name}.folders"
+        ran_in = set(place.read_text().split("\n")) - {""} if place.exists() else set[str]()
+        assert ran_in <= {a.cwd for a in approvals}, f"ran in {ran_in}"
+        assert not self.outside.exists() or not list(self.outside.iterdir()), (
+            "wrote through a link nobody saw"
+        )
+        if self.plan.kind == "rewritten plan":
+            plans = {a.input.get("plan") for a in approvals if a.kind == "plan"}
+            assert plans == {"# Plan\n2. As it is.\n"}, f"shown: {plans}"
 
     async def _log(self, kind: str) -> list[Event]:
         page = await self.bench.store.list_events(self.session.id, KEY, limit=1000, types=[kind])
@@ -372,6 +428,30 @@ def prompt(kind: str, journal: Path, name: str) -> str:
                 "options": options,
             }
             return _script({"tools": [_call("AskUserQuestion", questions=[asked])]}, {"tools": [run]})
+        case "folder":
+            where = f"pwd >> {journal / name}.folders"
+            steps = [_run(journal, name, number) for number in range(2)]
+            for step in steps:
+                step["input"]["command"] += f"; {where}; mkdir -p sub; cd sub"
+            return _script(*({"tools": [step]} for step in steps))
+        case "links":
+            return _script(
+                {"tools": [_call("Bash", command="mkdir docs")]},
+                {"tools": [_call("Write", file_path="docs/a.txt", content="hello")]},
+            )
+        case "edits":
+            return _script({"tools": [run]})
+        case "rewritten plan":
+            first, second = (
+                _call("Write", file_path="{plan_file}", content=f"# Plan\n{text}.\n")
+                for text in ("1. As it was", "2. As it is")
+            )
+            return _script(
+                {"tools": [_call("EnterPlanMode")]},
+                {"tools": [first]},
+                {"tools": [second, _call("ExitPlanMode")]},
+                {"tools": [run]},
+            )
         case "plan":
             write = _call("Write", file_path="{plan_file}", content="# Plan\n1. Leave a mark.\n")
             return _script(
@@ -392,7 +472,7 @@ async def _open(bench: Bench, plan: Plan, clis: Iterator[Path | None]) -> Case:
     name = new_id("case")
     session = await bench.store.create_session(
         KEY,
-        agent=Agent(),
+        agent=Agent(policy=POLICY),
         environment=Environment(),
         title=str(plan),
         metadata={},
