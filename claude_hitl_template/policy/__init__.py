@@ -30,7 +30,7 @@ Paths
 import os.path
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -44,7 +44,24 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from claude_hitl_template import missing
 from claude_hitl_template.canonical import canonical_json, digest
 from claude_hitl_template.errors import InvalidInput
-from claude_hitl_template.policy.bash import may_run, wanted
+from claude_hitl_template.policy.bash import Segment, may_run, segments, wanted
+
+__all__ = [
+    "Evaluation",
+    "PermissionPolicy",
+    "PolicyName",
+    "Rule",
+    "Segment",
+    "Verdict",
+    "compile_settings",
+    "digest",
+    "evaluate",
+    "is_harmless",
+    "mcp_parts",
+    "remember_rule",
+    "segments",
+    "validate_remember",
+]
 
 PolicyName = Literal["always_allow", "always_ask", "always_deny"]
 

@@ -4,6 +4,7 @@ A rule matches unless it is certain that nothing in the command runs what it nam
 word that is known only when the command runs, counts as a match wherever it may be, or hide, the program.
 """
 
+import contextlib
 import re
 import shlex
 import unicodedata
@@ -51,10 +52,8 @@ class Wanted:
 def wanted(pattern: str) -> tuple[Wanted, ...]:
     """The readings of a rule's text: quoted as a shell reads it, and without its quotes."""
     texts = [re.sub(r"""["'\\]""", "", pattern).split()]
-    try:
+    with contextlib.suppress(ValueError):  # unbalanced quotes
         texts.append(shlex.split(pattern))
-    except ValueError:  # unbalanced quotes
-        pass
     return tuple(dict.fromkeys(Wanted.of(words) for text in texts if (words := _without_assignments(text))))
 
 
@@ -91,12 +90,14 @@ class _Text:
 
 @dataclass(slots=True)
 class Analysis:
-    """All that a command may run. `anything`: the places where that is not known."""
+    """All that a command may run. `anything`: the places where that is not known; `spans`: its simple commands."""
+
+    whole: tuple[int, int]
 
     invocations: list[_Invocation] = field(default_factory=list["_Invocation"])
     texts: list[_Text] = field(default_factory=list["_Text"])
     anything: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
-    spans: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    spans: dict[tuple[int, int], None] = field(default_factory=dict[tuple[int, int], None])
 
     def matches(self, rule: Wanted) -> bool:
         return bool(self.anything) or any(True for _ in self.found(rule))
@@ -111,7 +112,7 @@ class Analysis:
 def may_run(command: str, pattern: str) -> bool:
     """Whether the command may run what a rule's text names, as far as the text of both says.
 
-    Never raises. A command of more than 128 KiB, or one that is not understood, may run anything.
+    Never raises. A command of more than 16 KiB, or one that is not understood, may run anything.
     """
     analysis = analyse(command)
     return any(analysis.matches(rule) for rule in wanted(pattern))
@@ -123,7 +124,7 @@ def segments(command: str, pattern: str | None = None) -> list[Segment]:
     The whole line is one segment if it is not understood.
     """
     analysis = analyse(command)
-    spans = analysis.spans
+    spans = list(analysis.spans) or [analysis.whole]
     if pattern is not None:
         spans = [span for rule in wanted(pattern) for span in analysis.found(rule)]
     source = command.encode(errors="surrogatepass")
@@ -152,14 +153,15 @@ def _analyse_long(command: str) -> Analysis:
 
 class _Analyst:
     def __init__(self) -> None:
-        self.found = Analysis()
+        self.found = Analysis((0, 0))
         self.read_so_far = 0
         self.span = (0, 0)
         self.depth = 0
         self.runs_files = False
+        self.scripts = set[str]()
 
     def analyse(self, command: str) -> Analysis:
-        self.span = (0, len(command.encode(errors="surrogatepass")))
+        self.span = self.found.whole = (0, len(command.encode(errors="surrogatepass")))
         self._text(command)
         return self.found
 
@@ -186,9 +188,7 @@ class _Analyst:
         passing: list[Run] = []
         running = set[int]()
         for run in runs:
-            if self.depth == 1:
-                self.span = (run.start, run.end)
-                self.found.spans.append(self.span)
+            self._place(run, outer)
             before, self.runs_files = self.runs_files, False
             self._run(run)
             if self.runs_files:
@@ -198,9 +198,23 @@ class _Analyst:
             self.runs_files |= before
         if self.runs_files:
             for run in passing:
-                self.span = (run.start, run.end) if self.depth == 1 else outer
-                self._mention(*run.words[1:], *run.inputs)
+                self._place(run, outer)
+                self._pass_on(run, runs)
         self.span, self.depth = outer, self.depth - 1
+
+    def _place(self, run: Run, outer: tuple[int, int]) -> None:
+        self.span = (run.start, run.end) if self.depth == 1 else outer
+        if self.depth == 1:
+            self.found.spans[self.span] = None
+
+    def _pass_on(self, run: Run, runs: Sequence[Run]) -> None:
+        """What a command prints is given to a program that may run it, or is written to a file that may be run."""
+        self._mention(*run.words[1:], *run.inputs)
+        written = {_file(name) for other in runs for name in (*other.writes, *_copies(other.words))}
+        if written & self.scripts:
+            for text in (*run.words[1:], *run.inputs):
+                if not text.isalnum():
+                    self._text(text)
 
     def _passes_on(self, run: Run, running: set[int]) -> bool:
         """Whether what this one prints may reach a program that runs it, or a file that is run."""
@@ -279,6 +293,7 @@ class _Analyst:
     def _unknown(self, words: Sequence[str], inputs: Sequence[str]) -> None:
         """A program that may run its arguments, or text in them."""
         self.runs_files = True
+        self.scripts.add(_file(words[0]))
         if any(_is_gap(word) for word in words[1:]):
             self._anything()
             return
@@ -340,11 +355,12 @@ class _Analyst:
             return
         at, reads_input = _shell_operand(words)
         if at < len(words) and not reads_input and not _is_stream(words[at]):
-            return  # a file on disk
+            self.scripts.add(_file(words[at]))
+            return
         if at < len(words) and UNKNOWN & set(words[at]) and not reads_input:
             self._anything()
         for text in inputs:
-            self._text_within(text)
+            self._text(text)
         if not inputs:
             self._anything()
 
@@ -360,13 +376,8 @@ class _Analyst:
 
     def _given(self, texts: Sequence[str]) -> bool:
         for text in texts:
-            self._text_within(text)
+            self._text(text)
         return True
-
-    def _text_within(self, text: str) -> None:
-        self.depth += 1
-        self._text(text)
-        self.depth -= 1
 
     def _shell_text(self, words: Sequence[str], inputs: Sequence[str]) -> None:
         """A program that gives its arguments, one or all, to a shell."""
@@ -378,29 +389,31 @@ class _Analyst:
         self._mention(*words[1:], *inputs)
         for text in (*words[1:], *inputs):
             if not text.isalnum():
-                self._text_within(text)
-        self._text_within(" ".join(words[1:]))
+                self._text(text)
+        self._text(" ".join(words[1:]))
 
     def _eval(self, words: Sequence[str], _: Sequence[str]) -> None:
         self.runs_files = True
-        self._text_within(" ".join(words[1:]))
+        self._text(" ".join(words[1:]))
 
     def _trap(self, words: Sequence[str], _: Sequence[str]) -> None:
         for word in words[1:]:
             if not word.isalnum():
-                self._text_within(word)
+                self._text(word)
 
     def _source(self, words: Sequence[str], _: Sequence[str]) -> None:
         self.runs_files = True
-        if len(words) > 1 and _is_stream(words[1]):
-            self._anything()
+        if len(words) > 1:
+            self.scripts.add(_file(words[1]))
+            if _is_stream(words[1]):
+                self._anything()
 
     def _alias(self, words: Sequence[str], _: Sequence[str]) -> None:
         for word in words[1:]:
             if UNKNOWN & set(word):
                 self._anything()
             elif "=" in word:
-                self._text_within(word.partition("=")[2] + ' "$@"')
+                self._text(word.partition("=")[2] + ' "$@"')
 
     def _hash(self, words: Sequence[str], _: Sequence[str]) -> None:
         for word in words[1:]:
@@ -410,7 +423,6 @@ class _Analyst:
 
     def _wrapped(self, name: str, words: Sequence[str]) -> Sequence[str]:
         """The command that a wrapper runs; empty if there is none, or no certain one and all readings are noted."""
-        self.runs_files = True
         if name == "env" and any(re.match(r"-[a-zA-Z0-9]*S|--s", word) for word in words):
             self._env_text(words)
             return ()
@@ -424,6 +436,7 @@ class _Analyst:
         self._add(words, 1, start)
         if start == len(words):
             if name in ("sudo", "doas"):  # a shell, by an option
+                self.runs_files = True
                 self._anything()
             return ()
         return _fed(words, start) if name == "xargs" else words[start:]
@@ -468,6 +481,15 @@ def _is_stream(word: str) -> bool:
     """Whether a file's name may be that of an open file, which the command itself may have written."""
     plain = word.strip(ONE + MANY + GLOB)
     return not plain or word.startswith(("/dev/", "/proc/", "-")) or MANY in word
+
+
+def _file(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _copies(words: Sequence[str]) -> Sequence[str]:
+    """The files that a command writes by its arguments."""
+    return words[1:] if words and _known_name(words[0]) in ("tee", "cp", "mv", "ln", "dd", "install") else ()
 
 
 def _subcommand(name: str, words: Sequence[str]) -> int:

@@ -17,8 +17,12 @@ from tree_sitter import Language, Node, Parser
 ONE, MANY, GLOB = "\x01", "\x02", "\x03"
 UNKNOWN = frozenset({ONE, MANY, GLOB})
 
-# Linux passes at most 128 KiB in one argument, so that no longer command can be given to a shell by `-c`.
-LARGEST = 128 * 1024
+# Bytes. The grammar's time for text with errors grows with the square of its length: at worst about a second for this.
+LARGEST = 16 * 1024
+# Nodes of the syntax tree. Real commands have less than a thousand.
+MOST_NODES = 10_000
+# The grammar's time for here-documents that never end grows with the square of their number.
+MOST_DOCUMENTS = 200
 
 _LANGUAGE = Language(tree_sitter_bash.language())
 
@@ -94,7 +98,8 @@ class NotUnderstood(Exception):
 class Run:
     """One simple command: what may be a program and its arguments, as far as they are known.
 
-    `inputs` are here-documents and here-strings. `flows`: what it prints goes to another program or a file.
+    `inputs` are here-documents and here-strings. `flows`: what it prints goes to another program or a file;
+    `writes` are the files.
     `inside` is the command that has this one in a substitution. `start` and `end` are positions in bytes.
     """
 
@@ -105,6 +110,7 @@ class Run:
     end: int
     flows: bool = False
     inside: "Run | None" = None
+    writes: list[str] = field(default_factory=list[str])
 
 
 @dataclass(slots=True)
@@ -128,15 +134,19 @@ class _Token:
 
 
 def read(text: str) -> Script:
-    """Raises NotUnderstood if the text is too long, is no text, or may be read in several ways."""
+    """Raises NotUnderstood if the text is too long or too intricate, is no text, or may be read in several ways."""
     try:
         source = text.encode()
     except UnicodeEncodeError as error:
         raise NotUnderstood from error
-    if len(source) > LARGEST or any(char < 32 and char not in b"\t\n" for char in source):
+    if (
+        len(source) > LARGEST
+        or source.count(b"<<") > MOST_DOCUMENTS
+        or any(char < 32 and char not in b"\t\n" for char in source)
+    ):
         raise NotUnderstood
     tree = Parser(_LANGUAGE).parse(source)
-    if tree is None or tree.root_node.has_error:
+    if tree is None or tree.root_node.has_error or tree.root_node.descendant_count > MOST_NODES:
         raise NotUnderstood
     return _Reader(source).read(tree.root_node)
 
@@ -498,6 +508,7 @@ class _Builder:
         elif redirect:
             if redirect in _WRITES and text != "/dev/null":
                 self._flow()
+                self.run.writes.append(text)
             # dash reads `a &>f b` as `a & >f b`.
             self.split = self._new() if redirect.startswith("&>") else self.split
         else:
