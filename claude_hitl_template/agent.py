@@ -18,6 +18,7 @@ from claude_hitl_template import code_version, logs
 from claude_hitl_template.claude.cli import CliConfig, CliEngine, is_plan_folder
 from claude_hitl_template.claude.gate import Gate
 from claude_hitl_template.claude.layers import image_layers
+from claude_hitl_template.claude.sandbox import SandboxConfig, has_sandboxes
 from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.containers import runtime_env
 from claude_hitl_template.errors import ConfigError, EngineError, StaleOwner
@@ -43,7 +44,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What an owner is told to drive. An argument of a call: runtime_env can be read by anyone on the cluster."""
+    """What an owner is told to drive. An argument of a call: runtime_env can be read by anyone on the cluster.
+
+    `sandbox` is None where the operator wants none.
+    """
 
     session: Session
     workspace: Place
@@ -53,6 +57,7 @@ class Assignment:
     cli_path: str | None
     limits: Limits
     share: Share
+    sandbox: SandboxConfig | None
 
 
 class ClaudeSessionActor:
@@ -118,6 +123,7 @@ class ClaudeSessionActor:
             token=assignment.token,
             cli_path=Path(assignment.cli_path) if assignment.cli_path else None,
             layers=image_layers(assignment.workspace.folder),
+            sandbox=assignment.sandbox if has_sandboxes() else None,
         )
 
         def make_engine(session: Session, gate: Gate) -> CliEngine:

@@ -30,6 +30,7 @@ from claude_hitl_template import __version__, code_version, deployed, logs
 from claude_hitl_template.api import problems
 from claude_hitl_template.api.app import Service, build_app
 from claude_hitl_template.api.request_ids import with_request_ids
+from claude_hitl_template.claude.sandbox import has_sandboxes
 from claude_hitl_template.errors import ConfigError, NotFound, Unauthorized
 from claude_hitl_template.ledger import APP_NAME, LedgerService, connect, remote_store
 from claude_hitl_template.model import tokens
@@ -151,7 +152,7 @@ class Ingress:
             agent=default_agent(settings),
             environments=settings.all_environments(),
             image_facts=_image_facts,
-            facts=lambda: {**built, "model": upstream.name()},
+            facts=lambda: {**built, "model": upstream.name(), "sandbox": sandbox_fact(settings)},
             drain=drain,
             undrain=undrain,
             drained_s=drained_s,
@@ -221,7 +222,13 @@ def _panel_services(settings: Settings, store: Store) -> "PanelServices":
         max_upload_bytes=settings.max_upload_bytes,
         panel_url=settings.panel_url,
         is_open=_is_open,
+        sandbox=sandbox_fact(settings),
     )
+
+
+def sandbox_fact(settings: Settings) -> str:
+    """What this service's sessions run in, as far as it is known here: "on", "off" or, where there are none, "none"."""
+    return settings.sandbox if has_sandboxes() else "none"
 
 
 async def _image_facts(image: str) -> ImageFacts | None:

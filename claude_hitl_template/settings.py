@@ -7,7 +7,7 @@ import json
 import os
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -230,6 +230,26 @@ class Settings(BaseSettings):
         None, description="Claude Code CLI to run. Default: the one inside claude-agent-sdk."
     )
 
+    sandbox: Literal["on", "off"] = Field(
+        "on",
+        description="off: sessions run without a sandbox, and an agent's commands can do all that the service can. For "
+        "trying alone.",
+    )
+    sandbox_read: str = Field(
+        "",
+        description="Folders and files of this machine that sandboxes without an image may read besides the system's, with "
+        "colons between: a toolchain of yours, for instance. No secrets may lie there.",
+    )
+    sandbox_write: str = Field(
+        "", description="The same for what they may write, all of them: a folder that sessions share."
+    )
+    turn_requests: int = Field(2000, ge=1, description="Requests to the model that one turn may make.")
+    turn_model_bytes: int = Field(
+        4 * 1024**3,
+        ge=1024**2,
+        description="Bytes that one turn may exchange with the model, there and back together.",
+    )
+
     container_image_uri: ImageReference | None = Field(
         None,
         validation_alias=AliasChoices("CONTAINER_IMAGE_URI"),
@@ -362,6 +382,14 @@ class Settings(BaseSettings):
         return tuple(glob.strip() for glob in self.workspace_exclude.split(",") if glob.strip())
 
     @property
+    def sandbox_readable(self) -> tuple[Path, ...]:
+        return _paths(self.sandbox_read)
+
+    @property
+    def sandbox_writable(self) -> tuple[Path, ...]:
+        return _paths(self.sandbox_write)
+
+    @property
     def secrets_dir(self) -> Path:
         return self.data_dir / "secrets"
 
@@ -417,6 +445,10 @@ class Settings(BaseSettings):
     def local_host(self) -> str:
         """Where this machine reaches what listens on HITL_HOST."""
         return LOOPBACK if self.host == "0.0.0.0" else self.host  # noqa: S104
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(Path(one).expanduser() for one in text.split(":") if one)
 
 
 def profile_file(home: Path, name: str) -> Path:

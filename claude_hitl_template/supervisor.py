@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 
 from claude_hitl_template import code_version, faults, logs
 from claude_hitl_template.agent import Assignment, cleanup_actor, get_actor, list_actors
+from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.clocks import LeaseWatch, Pause, SteadyClock
 from claude_hitl_template.containers import Preflight
 from claude_hitl_template.errors import ConfigError, HitlError, InternalError, NotFound
@@ -305,6 +306,19 @@ class SupervisorService:
             cli_path=str(settings.cli_path) if settings.cli_path and not contained else None,
             limits=Limits(settings.hot_window_s, settings.idle_timeout_s, settings.approval_ttl_s),
             share=self._pool.share,
+            sandbox=self._sandbox(contained=contained),
+        )
+
+    def _sandbox(self, *, contained: bool) -> SandboxConfig | None:
+        settings = self._settings
+        if settings.sandbox == "off":
+            return None
+        return SandboxConfig(
+            contained=contained,
+            readable=() if contained else settings.sandbox_readable,
+            writable=() if contained else settings.sandbox_writable,
+            requests=settings.turn_requests,
+            model_bytes=settings.turn_model_bytes,
         )
 
     def _place(self, session: Session, *, contained: bool) -> Place:

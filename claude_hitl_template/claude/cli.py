@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,14 @@ from claude_agent_sdk import (
 from claude_agent_sdk._cli_version import __cli_version__ as PINNED_CLI  # noqa: N812 - it is a constant
 
 from claude_hitl_template import missing
-from claude_hitl_template.claude.engine import EngineEvent, Moment, ToolUse
+from claude_hitl_template.claude import sandbox
+from claude_hitl_template.claude.engine import EngineEvent, Moment, ToolResult, ToolUse
 from claude_hitl_template.claude.gate import Answer, Gate
 from claude_hitl_template.claude.layers import POLICY, Layers
 from claude_hitl_template.claude.messages import Reader
+from claude_hitl_template.claude.outlets import Outlets
 from claude_hitl_template.claude.report import report_server
+from claude_hitl_template.claude.sandbox import LAUNCHER, SandboxConfig, default_sandbox
 from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.claude.user_text import COMMANDS, MENTIONS_OFF, as_said, usable_commands
 from claude_hitl_template.errors import EngineError, HitlError
@@ -51,7 +54,6 @@ TOOLS = (
     "Agent", "AskUserQuestion", "EnterPlanMode", "ExitPlanMode", "Skill",
 )  # fmt: skip
 HOOK_TIMEOUT_S = 400 * 86400  # the gate decides how long a call waits, not the hook
-LAUNCHER = Path(__file__).parent / "launch.sh"
 STDERR_LINES = 20
 SET_BY_SDK = ("CLAUDE_AGENT_SDK_VERSION",)  # always, whatever the environment holds
 # The CLI asks the model again after 0.5, 1, 2, 4, 8, 16 and 32 s, or when a `retry-after` of up to a minute says:
@@ -77,6 +79,7 @@ class CliConfig:
     """Where the engine works. `token` opens the model endpoint at `model_url` and nothing else.
 
     With `layers`, the image's settings, commands, skills and plugins are in force; without, no settings file is read.
+    Without a `sandbox`, the agent can do all that this process can.
     """
 
     workspace: Path
@@ -85,6 +88,11 @@ class CliConfig:
     token: str
     cli_path: Path | None = None
     layers: Layers | None = None
+    sandbox: SandboxConfig | None = field(default_factory=default_sandbox)
+
+    @property
+    def cli(self) -> Path:
+        return self.cli_path or bundled_cli()
 
 
 def is_plan_folder(config_dir: Path) -> Callable[[Path], bool]:
@@ -134,7 +142,7 @@ def _version(path: Path) -> str:
     with tempfile.TemporaryFile() as output:
         asked = subprocess.Popen(  # noqa: S603 - the operator's own setting
             [LAUNCHER, "--version"],
-            env={**os.environ, "HITL_CLI": str(path)},
+            env={**os.environ, **sandbox.launch_plan(path, ())},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -161,9 +169,9 @@ def _make_workspace(folder: Path) -> None:
         ) from error
 
 
-def launch_environment(config: CliConfig) -> dict[str, str]:
-    """What launch.sh is started with. HITL_KEEP names the variables that are ours; of all others only those of the
-    operating system reach the CLI, whatever the service's own process was started with."""
+def launch_environment(config: CliConfig, outlets: Outlets | None = None) -> dict[str, str]:
+    """What LAUNCHER is started with. Of what the service's own process was started with, only variables of the operating
+    system go on to the CLI."""
     own = {
         "ANTHROPIC_BASE_URL": config.model_url,
         "ANTHROPIC_API_KEY": config.token,
@@ -178,14 +186,15 @@ def launch_environment(config: CliConfig) -> dict[str, str]:
         # Set by the SDK if they are not there already: an operator's own values would stay.
         "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
         "CLAUDE_CODE_SDK_READS_SESSION_STATE": "1",
-        **({"IS_SANDBOX": "1"} if os.getuid() == 0 else {}),
+        **(outlets.environment() if outlets else {"IS_SANDBOX": "1"} if os.getuid() == 0 else {}),
     }
-    return {
-        **own,
-        "HITL_KEEP": " ".join([*own, *SET_BY_SDK]),
-        "HITL_CLI": str(config.cli_path or bundled_cli()),
-        **({"HITL_USER_LAYER": str(config.layers.user)} if config.layers else {}),
-    }
+    plan = sandbox.launch_plan(
+        config.cli,
+        [*own, *SET_BY_SDK],
+        user_layer=config.layers.user if config.layers else None,
+        sandbox=outlets.plan() if outlets else None,
+    )
+    return {**own, **plan}
 
 
 class CliEngine:
@@ -193,14 +202,23 @@ class CliEngine:
         self._session, self._gate, self._transcripts, self._config = session, gate, transcripts, config
         self._client: ClaudeSDKClient | None = None
         self._commands = COMMANDS
+        self._outlets = self._make_outlets()
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._gate_failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self, *, resume: bool, plan_mode: bool) -> None:
         await asyncio.to_thread(_make_workspace, self._config.workspace)
-        await asyncio.to_thread(check_cli, self._config.cli_path or bundled_cli())
+        await asyncio.to_thread(check_cli, self._config.cli)
         if self._config.layers is not None:
             self._gate.hold_to(await asyncio.to_thread(self._config.layers.settle, self._config.config_dir))
+        try:
+            await self._open_outlets()
+            await self._connect(resume=resume, plan_mode=plan_mode)
+        except BaseException:
+            await self._close_outlets()
+            raise
+
+    async def _connect(self, *, resume: bool, plan_mode: bool) -> None:
         client = ClaudeSDKClient(self._options(resume=resume, plan_mode=plan_mode))
         try:
             await asyncio.wait_for(client.connect(), START_TIMEOUT_S)
@@ -212,6 +230,9 @@ class CliEngine:
             ) from error
         except (ClaudeSDKError, OSError, RuntimeError) as error:
             status = error.exit_code if isinstance(error, ProcessError) else None
+            if sandbox.refused(self._stderr):
+                why = f"no sandbox can be made for the session: {self._stderr[-1]}. {sandbox.FIX}"
+                raise EngineError(why, retryable=False) from error
             raise EngineError(
                 f"the Claude Code CLI did not start: {error}{self._last_words()}",
                 retryable=status is None or status < 0 or status >= SIGNALLED,
@@ -226,6 +247,8 @@ class CliEngine:
             message = {"role": "user", "content": said}
             yield {"type": "user", "uuid": message_uuid, "message": message, "parent_tool_use_id": None}
 
+        if self._outlets is not None:
+            self._outlets.new_turn()
         try:
             await self._connected().query(one())
         except (ClaudeSDKError, OSError) as error:
@@ -236,6 +259,8 @@ class CliEngine:
         try:
             async for message in _until(self._connected().receive_messages(), self._gate_failed):
                 for event in reader.read(message):
+                    if isinstance(event, ToolResult) and self._outlets is not None:
+                        self._outlets.egress.shut(event.call_id)
                     yield event
         except (ClaudeSDKError, OSError) as error:
             raise EngineError(f"the Claude Code CLI ended: {error}{self._last_words()}") from error
@@ -263,7 +288,46 @@ class CliEngine:
             await client.disconnect()
         except (ClaudeSDKError, OSError) as error:  # it is gone already, which is what was wanted
             log.info("cli ended before it was stopped", session=self._session.id, why=str(error))
+        await self._close_outlets()
         await asyncio.to_thread(shutil.rmtree, self._config.config_dir, True)
+
+    # -- the sandbox
+
+    def _make_outlets(self) -> Outlets | None:
+        config = self._config
+        if config.sandbox is None:
+            return None
+        layers = config.layers
+        seen = (
+            (layers.user, *layers.plugins, *layers.readable)
+            if layers and not config.sandbox.contained
+            else ()
+        )
+        return Outlets(
+            replace(config.sandbox, readable=(*config.sandbox.readable, *seen)),
+            config.config_dir.with_name(f"{config.config_dir.name}.sandbox"),
+            config.workspace,
+            config.cli,
+            url=config.model_url,
+            token=config.token,
+            servers=[str(server["url"]) for server in self._session.agent.mcp_servers.values()],
+        )
+
+    async def _open_outlets(self) -> None:
+        if self._outlets is None:
+            log.warning("this session runs without a sandbox", session=self._session.id)
+            return
+        try:
+            await asyncio.to_thread(sandbox.give, self._config.workspace)
+            await self._outlets.open()
+        except OSError as error:
+            raise EngineError(
+                f"the session's sandbox cannot be prepared: {error}", retryable=False
+            ) from error
+
+    async def _close_outlets(self) -> None:
+        if self._outlets is not None:
+            await self._outlets.close()
 
     def _connected(self) -> ClaudeSDKClient:
         if self._client is None:
@@ -279,7 +343,7 @@ class CliEngine:
         # "Task" is an old name of "Agent" that the CLI still takes.
         settings = {
             **compile_settings(agent.policy, [*tools, "Task"], list(agent.mcp_servers)),
-            "env": FIXED,
+            "env": FIXED | (self._outlets.fixed() if self._outlets else {}),
             "disableSkillShellExecution": True,
         }
         transcript_id = self._session.transcript_id
@@ -304,7 +368,7 @@ class CliEngine:
             hooks={
                 "PreToolUse": [HookMatcher(hooks=[self._hook], timeout=HOOK_TIMEOUT_S, on_failure="block")]
             },
-            env=self._environment(),
+            env=launch_environment(self._config, self._outlets),
             cli_path=LAUNCHER,
             stderr=self._stderr.append,
             max_buffer_size=64 * 1024 * 1024,
@@ -316,9 +380,6 @@ class CliEngine:
             for name, c in self._session.agent.mcp_servers.items()
         }
         return servers if self._config.layers is None else {**servers, missing.SERVER: report_server()}
-
-    def _environment(self) -> dict[str, str]:
-        return launch_environment(self._config)
 
     # -- what the CLI asks
 
@@ -341,9 +402,10 @@ class CliEngine:
         use = ToolUse(context.tool_use_id or "", name, given, context.agent_id)
         answer = await self._ask(self._gate.permit(use), use)
         if answer.behavior == "allow":
-            return PermissionResultAllow(
-                updated_input=given if answer.run_input is None else answer.run_input
-            )
+            runs = given if answer.run_input is None else answer.run_input
+            if name == "WebFetch" and self._outlets is not None:
+                self._outlets.egress.open(use.call_id, str(runs.get("url", "")))
+            return PermissionResultAllow(updated_input=runs)
         return PermissionResultDeny(message=answer.message)
 
     async def _ask(self, asking: Any, use: ToolUse) -> Answer:

@@ -17,6 +17,7 @@ import typer
 
 from claude_hitl_template import code_version, containers, network
 from claude_hitl_template.checks import Check
+from claude_hitl_template.claude.sandbox import sandbox_check
 from claude_hitl_template.cli import panel, ports, postgres, remote, run_record, service
 from claude_hitl_template.cli.cluster import asks_for_token
 from claude_hitl_template.cli.common import report_checks
@@ -74,6 +75,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield service_check(service.healthy(settings), service.ray_process(settings) is not None, code_version())
     if settings.panel and service.healthy(settings):
         yield panel_check(panel.look(settings))
+    yield sandbox_check(settings.sandbox)
     if sys.platform == "linux":
         yield setpriv_check(shutil.which("setpriv"))
     for image in settings.images:

@@ -28,6 +28,12 @@ from claude_hitl_template.settings import Settings, variable
 STATES = ("running", "rescheduling", "waiting for room", "waiting hot", "waiting parked", "idle")
 
 
+_NO_SANDBOX = {
+    "off": "OFF (HITL_SANDBOX=off): an agent's commands can do all that the service can",
+    "none": "none on this system: an agent's commands can do all that you can; for trying alone",
+}
+
+
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     show_secrets: Annotated[
@@ -47,7 +53,11 @@ def status(
     if as_json:
         print_json(facts)
     else:
-        typer.echo("\n".join(describe(facts)))
+        typer.echo(
+            "\n".join(
+                typer.style(one, fg="red") if one.startswith("sandbox") else one for one in describe(facts)
+            )
+        )
         if facts["ray"]["asks_for_token"] is False:
             typer.secho(f"WARNING    {OPEN}; {OPEN_MEND}", fg="red")
     raise typer.Exit(0 if facts["healthy"] else 1)
@@ -166,6 +176,8 @@ def describe(facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"versions   claude-hitl {app.get('version')}, code {app.get('code')}, Ray {app.get('ray')}"
         )
+    if app.get("sandbox", "on") != "on":
+        lines.append(f"sandbox    {_NO_SANDBOX[app['sandbox']]}")
     if origin := describe_origin(app):
         lines.append(f"deployed   {origin}")
     if work:

@@ -28,7 +28,7 @@ MESSAGES = "/v1/messages"
 COUNT_TOKENS = "/v1/messages/count_tokens"
 
 # Only these leave the service: whatever else a client sends, its key above all, is nothing to Anthropic.
-_SENT_ON = {
+SENT_ON = {
     "accept",
     "accept-encoding",
     "content-encoding",
@@ -37,9 +37,9 @@ _SENT_ON = {
     "user-agent",
     "x-app",
 }
-_SENT_ON_PREFIXES = ("anthropic-", "x-claude-code-", "x-stainless-")
+SENT_ON_PREFIXES = ("anthropic-", "x-claude-code-", "x-stainless-")
 # Hop-by-hop headers (RFC 9110, 7.6.1), what the server sets itself, and cookies, which are the service's.
-_NOT_SENT_BACK = {
+NOT_SENT_BACK = {
     "connection",
     "date",
     "keep-alive",
@@ -201,7 +201,7 @@ class AnthropicUpstream:
             if response.status_code == _REFUSED_KEY:
                 yield _error(403, KEY_REFUSED)
                 return
-            headers = {name: value for name, value in response.headers.items() if name not in _NOT_SENT_BACK}
+            headers = {name: value for name, value in response.headers.items() if name not in NOT_SENT_BACK}
             yield Answer(response.status_code, headers, _raw(response))
         finally:
             await response.aclose()
@@ -224,7 +224,7 @@ class AnthropicUpstream:
         return _error(504 if late else 529, text, headers=headers)
 
     def _headers(self, sent: Mapping[str, str]) -> dict[str, str]:
-        kept = {n: v for n, v in sent.items() if n in _SENT_ON or n.startswith(_SENT_ON_PREFIXES)}
+        kept = {n: v for n, v in sent.items() if n in SENT_ON or n.startswith(SENT_ON_PREFIXES)}
         # The body goes back as it came: without this, httpx would offer encodings which the client did not.
         return {"accept-encoding": "identity", **kept, "x-api-key": self._api_key.get_secret_value()}
 
@@ -254,9 +254,9 @@ def build_router(upstream: Upstream, verify: Callable[[str], Awaitable[None]]) -
         try:
             await verify(_token(request))
         except Unauthorized as error:
-            return JSONResponse(_problem(403, error.message), 403)
+            return JSONResponse(problem(403, error.message), 403)
         except Unavailable as error:
-            return JSONResponse(_problem(529, error.message), 529)
+            return JSONResponse(problem(529, error.message), 529)
         path = COUNT_TOKENS if request.url.path.endswith(COUNT_TOKENS) else MESSAGES
         return _Relay(upstream, path, request)
 
@@ -323,7 +323,7 @@ class _Relay(Response):
             pass
 
 
-def _problem(status: int, text: str, kind: str = "") -> dict[str, Any]:
+def problem(status: int, text: str, kind: str = "") -> dict[str, Any]:
     return {
         "type": "error",
         "error": {"type": kind or _ERROR_TYPES.get(status, "api_error"), "message": text},
@@ -332,7 +332,7 @@ def _problem(status: int, text: str, kind: str = "") -> dict[str, Any]:
 
 
 def _error(status: int, text: str, kind: str = "", headers: Mapping[str, str] | None = None) -> Answer:
-    return _json(status, _problem(status, text, kind), headers)
+    return _json(status, problem(status, text, kind), headers)
 
 
 def _json(status: int, content: dict[str, Any], headers: Mapping[str, str] | None = None) -> Answer:

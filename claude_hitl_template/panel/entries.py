@@ -139,7 +139,14 @@ class _Start(_Entry):
 
     def _form(self, filled: Filled) -> Elements:
         given = self._given
-        return start_form(given.agent, given.environments, given.max_upload_bytes, _nonce(filled), filled)
+        return start_form(
+            given.agent,
+            given.environments,
+            given.max_upload_bytes,
+            _nonce(filled),
+            filled,
+            sandbox=given.sandbox,
+        )
 
     async def take(self, request: Request, inputs: Inputs) -> Answer:
         user, given = panel_user(request), self._given

@@ -91,6 +91,8 @@ def start_form(
     max_bytes: int,
     nonce: str,
     filled: Filled = Filled(),
+    *,
+    sandbox: str = "on",
 ) -> Elements:
     options = [
         *_labelled("title", "Title", _area("title", filled.value("title"), rows=1), filled),
@@ -106,6 +108,7 @@ def start_form(
     return page(
         "<h2>Start a conversation</h2>",
         line("Claude works in a folder of its own, and asks before it does what the policy says."),
+        *_without_sandbox(sandbox),
         filled.error(""),
         *_labelled(
             "prompt",
@@ -126,6 +129,12 @@ def start_form(
         _hidden({"nonce": nonce}),
         '<div class="hitl-bar"><button type="submit" name="do" value="start">Start</button></div>',
     )
+
+
+def _without_sandbox(sandbox: str) -> list[str]:
+    if sandbox == "on":
+        return []
+    return ['<p class="hitl-error">There is no sandbox: what you allow can do all that the service can.</p>']
 
 
 def _file_field(max_bytes: int, filled: Filled) -> list[str]:

@@ -24,7 +24,7 @@ class PanelServices:
     """`wait_s`: how long a flow without change goes on before it ends with its session parked.
 
     `environments` by id, the first is the default, and `image_facts` are as in `api.app.Service`. `is_open` says whether
-    a flow lives and is a user's: (flow, user's id).
+    a flow lives and is a user's: (flow, user's id). `sandbox`: "on", "off" or "none".
     """
 
     store: Store
@@ -35,3 +35,4 @@ class PanelServices:
     max_upload_bytes: int
     panel_url: str
     is_open: Callable[[str, str], Awaitable[bool]]
+    sandbox: str = "on"

@@ -19,10 +19,15 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 class Tree:
-    """Below `folder`, which exists. `stamps` has those of the files that were finished, by path."""
+    """Below `folder`, which exists. `stamps` has those of the files that were finished, by path.
+
+    What is made belongs to whom the folder belongs to: an agent's sandbox may run as another user than the service.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        found = os.fstat(self._root)
+        self._owner = (found.st_uid, found.st_gid) if os.getuid() == 0 != found.st_uid else None
         self._near: tuple[str, int] | None = None
         self._open: tuple[int, int, str] | None = (
             None  # the file that is written, its folder, its name for now
@@ -58,6 +63,8 @@ class Tree:
     def _begin(self, file: SavedFile) -> None:
         parent, name = self._parent(file.path), UNFINISHED + secrets.token_hex(8)
         handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=parent)
+        if self._owner is not None:
+            os.fchown(handle, *self._owner)
         self._open, self._written_bytes = (handle, parent, name), 0
 
     def _writing(self) -> tuple[int, int, str]:
@@ -84,7 +91,10 @@ class Tree:
         os.close(handle)
 
     def link(self, link: SavedLink) -> None:
-        os.symlink(link.target, link.path.rpartition("/")[2], dir_fd=self._parent(link.path))
+        name, parent = link.path.rpartition("/")[2], self._parent(link.path)
+        os.symlink(link.target, name, dir_fd=parent)
+        if self._owner is not None:
+            os.chown(name, *self._owner, dir_fd=parent, follow_symlinks=False)
 
     def folder(self, path: str) -> None:
         self._parent(f"{path}/x")
@@ -98,7 +108,7 @@ class Tree:
         for part in inside.split("/") if inside else ():
             upper = handle
             try:
-                handle = _step(upper, part)
+                handle = _step(upper, part, self._owner)
             finally:
                 os.close(upper)
         if self._near is not None:
@@ -107,12 +117,15 @@ class Tree:
         return handle
 
 
-def _step(upper: int, name: str) -> int:
+def _step(upper: int, name: str, owner: tuple[int, int] | None) -> int:
     try:
         return os.open(name, _FOLDER, dir_fd=upper)
     except FileNotFoundError:
         os.mkdir(name, 0o755, dir_fd=upper)
-        return os.open(name, _FOLDER, dir_fd=upper)
+        made = os.open(name, _FOLDER, dir_fd=upper)
+        if owner is not None:
+            os.fchown(made, *owner)
+        return made
 
 
 def wipe(folder: Path, baked: Container[str] = ()) -> None:

@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ import pytest
 
 from claude_hitl_template.claude.cli import CliConfig, CliEngine, bundled_cli, is_plan_folder
 from claude_hitl_template.claude.layers import Layers, image_layers
+from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.errors import HitlError, InvalidInput
 from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
@@ -182,6 +182,7 @@ class Case:
             model_url=self.bench.model_url,
             token="token",
             cli_path=cli_path,
+            sandbox=self._sandbox(),
         )
         if self.plan.settings == "layers":
             config = replace(config, layers=_lay_out(self.folder, config))
@@ -198,6 +199,11 @@ class Case:
         )
         await asyncio.wait_for(runner.run(), DRIVE_S)
         assert not self._processes(), "a CLI outlived its owner"
+
+    def _sandbox(self) -> SandboxConfig:
+        """With the journal, and what the careless operator and the git of these tests are."""
+        root = self.bench.root
+        return SandboxConfig(readable=(root / "bin", bundled_cli()), writable=(self.bench.journal,))
 
     def _processes(self) -> list[int]:
         """The processes that work in this case's folder."""
@@ -529,6 +535,7 @@ async def _hammer(bench: Bench, plans: Sequence[Plan], cycles: int, *clis: Path 
 async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     root = tmp_path_factory.mktemp("hammer")
     (root / "journal").mkdir()
+    (root / "journal").chmod(0o777)  # the agent is another user where the service is root
     _executable(root / "careless", CARELESS.format(cli=bundled_cli()))
     _executable(root / "bin" / "git", GIT.format(journal=root / "journal"))
     url = sqlite_url(root / "store.db")
@@ -544,7 +551,7 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
 def _executable(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    path.chmod(0o755)  # the agent may be another user than the service
 
 
 @pytest.mark.takes_long("each cycle parks and resumes the real CLI, and what was parked differs in each")

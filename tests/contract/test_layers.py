@@ -154,7 +154,7 @@ def absent(wanted: Iterable[str], model: Model) -> list[str]:
 
 
 async def test_all_layers_are_in_force_before_parking_and_after(tmp_path: Path, model: Model):
-    ran = tmp_path / "ran"
+    ran = tmp_path / "workspace/ran"
     command = f'echo "$FROM_USER $FROM_PROJECT $FROM_LOCAL $FROM_BOTH" >> {ran}'
     h = await layered(tmp_path, model, script({"tools": [bash(command)]}))
     await h.drive()
@@ -183,7 +183,7 @@ async def test_the_same_prompt_goes_by_each_sessions_own_project(tmp_path: Path,
 
 
 async def test_what_a_project_denies_is_not_done_and_waits_for_nobody(tmp_path: Path, model: Model):
-    ran = tmp_path / "ran"
+    ran = tmp_path / "workspace/ran"
     steps = script({"tools": [bash(f"touch {ran}"), bash(f"echo allowed >> {ran}")]})
     h = await layered(tmp_path, model, steps)
     write(h.workspace / ".claude/settings.json", {"permissions": {"deny": ["Bash(touch:*)"]}})
@@ -265,7 +265,7 @@ def hooks(mark: Path) -> dict[str, Any]:
 
 async def test_no_hook_runs_but_the_gate(tmp_path: Path, model: Model):
     """Not those of a layer, nor of a plugin, nor what an agent may have written into a skill of a subfolder."""
-    mark, ran = tmp_path / "hook-ran", tmp_path / "ran"
+    mark, ran = tmp_path / "workspace/hook-ran", tmp_path / "workspace/ran"
     in_skill = (
         f"hooks:\n  PreToolUse:\n    - hooks:\n        - type: command\n          command: touch {mark}\n"
     )
@@ -297,7 +297,7 @@ async def test_no_hook_runs_but_the_gate(tmp_path: Path, model: Model):
 
 
 async def test_a_command_or_skill_runs_no_shell_while_it_is_read(tmp_path: Path, model: Model):
-    ran = tmp_path / "ran"
+    ran = tmp_path / "workspace/ran"
     h = await layered(tmp_path, model, "/run")
     write(
         h.workspace / ".claude/commands/run.md",

@@ -1,11 +1,16 @@
-"""launch.sh: what reaches the agent's process."""
+"""launch.sh and launch.py: what reaches the agent's process."""
 
+import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from claude_hitl_template.claude.cli import LAUNCHER, CliConfig, launch_environment
+from claude_hitl_template.claude.cli import CliConfig, launch_environment
+from claude_hitl_template.claude.sandbox import LAUNCHER, launch_plan
+
+ENV = Path("/usr/bin/env")
 
 
 def launched(environment: dict[str, str], *args: str, shell: str = "sh") -> dict[str, str]:
@@ -14,8 +19,8 @@ def launched(environment: dict[str, str], *args: str, shell: str = "sh") -> dict
     return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 
-def config(folder: Path) -> CliConfig:
-    return CliConfig(folder, folder / "config", "http://model", "a token", cli_path=Path("/usr/bin/env"))
+def plan(*keep: str, **more: Any) -> dict[str, str]:
+    return {**OF_THE_SYSTEM, **launch_plan(ENV, keep, **more)}
 
 
 OF_THE_SYSTEM = {"PATH": "/usr/bin:/bin", "HOME": "/home/x", "LC_ALL": "C.UTF-8", "TERM": "xterm"}
@@ -33,23 +38,24 @@ OF_THE_OPERATOR = {
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 def test_the_agent_s_environment_is_a_closed_list(tmp_path: Path, shell: str):
     """Nothing of the operator's shell that another CLI would heed is there; what we say of the same name is."""
-    ours = launch_environment(config(tmp_path))
+    config = CliConfig(tmp_path, tmp_path / "config", "http://model", "a token", cli_path=ENV, sandbox=None)
+    ours = launch_environment(config)
     said_before = dict.fromkeys(ours, "of the operator")
     seen = launched(said_before | OF_THE_SYSTEM | OF_THE_OPERATOR | ours, shell=shell)
-    closed = ours.keys() - {"HITL_CLI", "HITL_KEEP"}
+    closed = ours.keys() - {"HITL_LAUNCH", "HITL_PYTHON"}
     assert seen.keys() - {"_", "OLDPWD", "PWD", "SHLVL"} == closed | OF_THE_SYSTEM.keys()
     assert {name: seen[name] for name in closed} == {name: ours[name] for name in closed}
     assert {name: seen[name] for name in OF_THE_SYSTEM} == OF_THE_SYSTEM
 
 
 def test_what_is_asked_for_its_version_gets_nothing_of_the_operator_either():
-    seen = launched({"HITL_CLI": "/usr/bin/env", **OF_THE_SYSTEM, **OF_THE_OPERATOR})
+    seen = launched({**OF_THE_OPERATOR, **plan()})
     assert not seen.keys() & OF_THE_OPERATOR.keys()
 
 
-def test_commands_are_not_taken_for_a_remote_shells(tmp_path: Path):
+def test_commands_are_not_taken_for_a_remote_shells():
     """bash reads ~/.bashrc before each command when SHLVL is missing and its input is a socket, as the CLI's is."""
-    assert launched({"HITL_CLI": "/usr/bin/env", "PATH": "/usr/bin:/bin"})["SHLVL"] == "1"
+    assert "SHLVL" in launched(plan())
 
 
 def test_the_user_layer_is_laid_over_the_config_folder_and_hides_nothing_of_it(tmp_path: Path):
@@ -59,33 +65,24 @@ def test_the_user_layer_is_laid_over_the_config_folder_and_hides_nothing_of_it(t
     (layer / "settings.json").write_text("{}")
     config.mkdir()
     (config / "settings.json").write_text("kept")
-    environment = {
-        "HITL_CLI": "/usr/bin/env", "PATH": "/usr/bin:/bin", "CLAUDE_CONFIG_DIR": str(config),
-        "HITL_KEEP": "CLAUDE_CONFIG_DIR", "HITL_USER_LAYER": str(layer)
-    }  # fmt: skip
+    environment = {**plan("CLAUDE_CONFIG_DIR", user_layer=layer), "CLAUDE_CONFIG_DIR": str(config)}
     for _ in range(2):  # again over the same folder
-        assert "HITL_USER_LAYER" not in launched(environment)
+        launched(environment)
     assert (config / "commands/hello.md").read_text() == "hello"
     assert (config / "settings.json").read_text() == "kept"
 
 
 def test_an_empty_user_layer_leaves_the_config_folder_as_it_is(tmp_path: Path):
-    (tmp_path / "layer").mkdir()
-    (tmp_path / "config").mkdir()
-    launched({
-        "HITL_CLI": "/usr/bin/env", "PATH": "/usr/bin:/bin", "CLAUDE_CONFIG_DIR": str(tmp_path / "config"),
-        "HITL_KEEP": "CLAUDE_CONFIG_DIR",
-        "HITL_USER_LAYER": str(tmp_path / "layer"),
-    })  # fmt: skip
-    assert list((tmp_path / "config").iterdir()) == []
+    layer, config = tmp_path / "layer", tmp_path / "config"
+    layer.mkdir()
+    config.mkdir()
+    launched({**plan("CLAUDE_CONFIG_DIR", user_layer=layer), "CLAUDE_CONFIG_DIR": str(config)})
+    assert os.listdir(config) == []
 
 
 def test_a_user_layer_that_cannot_be_laid_starts_no_cli(tmp_path: Path):
     (tmp_path / "layer").mkdir()
     (tmp_path / "layer/CLAUDE.md").write_text("x")
+    nowhere = {"CLAUDE_CONFIG_DIR": str(tmp_path / "nowhere")}
     with pytest.raises(subprocess.CalledProcessError):
-        launched({
-            "HITL_CLI": "/usr/bin/env", "PATH": "/usr/bin:/bin", "CLAUDE_CONFIG_DIR": str(tmp_path / "nowhere"),
-        "HITL_KEEP": "CLAUDE_CONFIG_DIR",
-            "HITL_USER_LAYER": str(tmp_path / "layer"),
-        })  # fmt: skip
+        launched({**plan("CLAUDE_CONFIG_DIR", user_layer=tmp_path / "layer"), **nowhere})

