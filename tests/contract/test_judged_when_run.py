@@ -64,7 +64,7 @@ async def until_asked_for(h: House, tool: str) -> Approval:
 
 def unpinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CLI as it is by itself: a `cd` outlasts its command."""
-    monkeypatch.setattr(cli, "PINNED_FOLDER", {})
+    monkeypatch.setattr(cli, "FIXED", cli.MENTIONS_OFF)
 
 
 # -- the folder
