@@ -159,6 +159,16 @@ class _Analyst:
         self.depth = 0
         self.runs_files = False
         self.scripts = set[str]()
+        self.special: dict[str, _Reading] = {
+            **dict.fromkeys(programs.SHELL_TEXT, self._shell_text),
+            **dict.fromkeys(("source", "."), self._source),
+            "eval": self._eval,
+            "trap": self._trap,
+            "alias": self._alias,
+            "hash": self._hash,
+            "find": self._find,
+            "git": self._git,
+        }
 
     def analyse(self, command: str) -> Analysis:
         self.span = self.found.whole = (0, len(command.encode(errors="surrogatepass")))
@@ -200,6 +210,9 @@ class _Analyst:
             for run in passing:
                 self._place(run, outer)
                 self._pass_on(run, runs)
+            for run in runs:
+                self._place(run, outer)
+                self._check_written(run)
         self.span, self.depth = outer, self.depth - 1
 
     def _place(self, run: Run, outer: tuple[int, int]) -> None:
@@ -210,11 +223,19 @@ class _Analyst:
     def _pass_on(self, run: Run, runs: Sequence[Run]) -> None:
         """What a command prints is given to a program that may run it, or is written to a file that may be run."""
         self._mention(*run.words[1:], *run.inputs)
-        written = {_file(name) for other in runs for name in (*other.writes, *_copies(other.words))}
-        if written & self.scripts:
+        if any(self.scripts & _written(other) for other in runs):
             for text in (*run.words[1:], *run.inputs):
-                if not text.isalnum():
-                    self._text(text)
+                for variant in {text, re.sub(r"\\[nt]", "\n", text)}:
+                    if not variant.isalnum():
+                        self._text(variant)
+
+    def _check_written(self, run: Run) -> None:
+        """A file that is written and then run has what is given to `echo` and `cat`, else who knows what."""
+        name = _known_name(run.words[0]) if run.words else "cat"
+        if name in ("cp", "mv", "ln") or not self.scripts & _written(run):
+            return
+        if name not in ("echo", "printf") and (name != "cat" or len(run.words) > 1):
+            self._anything()
 
     def _passes_on(self, run: Run, running: set[int]) -> bool:
         """Whether what this one prints may reach a program that runs it, or a file that is run."""
@@ -266,18 +287,18 @@ class _Analyst:
             if not inner:
                 return
             words = inner
-        self._kind_of(name)(self, words, inputs)
+        self._kind_of(name)(words, inputs)
 
     def _kind_of(self, name: str) -> "_Reading":
-        if name in _SPECIAL:
-            return _SPECIAL[name]
+        if reading := self.special.get(name):
+            return reading
         if programs.SHELL.fullmatch(name):
-            return _Analyst._shell
+            return self._shell
         if name in programs.INERT:
-            return _Analyst._inert
+            return self._inert
         if name in programs.TOOLS or name in programs.SUBCOMMANDS or programs.INTERPRETER.fullmatch(name):
-            return _Analyst._tool
-        return _Analyst._unknown
+            return self._tool
+        return self._unknown
 
     def _inert(self, words: Sequence[str], inputs: Sequence[str]) -> None:
         name = _known_name(words[0]) or ""
@@ -428,10 +449,10 @@ class _Analyst:
             return ()
         start = _program_of(name, words)
         if start is None:
-            self._unknown(words, ())
+            self._unknown(words if name != "xargs" else [*words, MANY], ())
             return ()
         for word in words[1:start]:
-            if _ASSIGNMENT.match(word):
+            if "=" in word and not word.startswith("-"):
                 self._assign(word)
         self._add(words, 1, start)
         if start == len(words):
@@ -449,19 +470,7 @@ class _Analyst:
         )
 
 
-type _Reading = Callable[[_Analyst, Sequence[str], Sequence[str]], None]
-
-_SPECIAL: dict[str, _Reading] = {
-    **dict.fromkeys(programs.SHELL_TEXT, _Analyst._shell_text),
-    "eval": _Analyst._eval,
-    "trap": _Analyst._trap,
-    "source": _Analyst._source,
-    ".": _Analyst._source,
-    "alias": _Analyst._alias,
-    "hash": _Analyst._hash,
-    "find": _Analyst._find,
-    "git": _Analyst._git,
-}
+type _Reading = Callable[[Sequence[str], Sequence[str]], None]
 
 
 def _known_name(word: str) -> str | None:
@@ -487,9 +496,10 @@ def _file(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def _copies(words: Sequence[str]) -> Sequence[str]:
-    """The files that a command writes by its arguments."""
-    return words[1:] if words and _known_name(words[0]) in ("tee", "cp", "mv", "ln", "dd", "install") else ()
+def _written(run: Run) -> set[str]:
+    """The files that a command writes."""
+    copies = run.words and _known_name(run.words[0]) in ("tee", "cp", "mv", "ln", "dd", "install")
+    return {_file(name.removeprefix("of=")) for name in (*run.writes, *(run.words[1:] if copies else ()))}
 
 
 def _subcommand(name: str, words: Sequence[str]) -> int:
@@ -527,7 +537,7 @@ def _program_of(name: str, words: Sequence[str]) -> int | None:
             if step is None:
                 return None
             i += step
-        elif _ASSIGNMENT.match(word) and name in ("env", "sudo", "doas") and MANY not in word:
+        elif "=" in word and name in ("env", "sudo", "doas") and MANY not in word:
             i += 1
         elif _is_gap(word):
             return None
@@ -568,9 +578,13 @@ def _loose_words(text: str) -> list[str]:
     """The words of any text: a program in another language, a list, an option's value."""
     if not UNKNOWN & set(text) and text.isalnum():
         return [text]
-    plain = re.sub(r"""["']|\\(?=\w\w)""", "", text)
-    apart = re.sub(r"""\\[abefnrtv]|["'\\]""", " ", text)
-    return [word for variant in dict.fromkeys((plain, apart)) for word in _tokens(variant)]
+    spaced = re.sub(r"\\[abefnrtv]", " ", text)
+    variants = (
+        re.sub(r"""["'\\]""", "", text),
+        re.sub(r"""["'\\]""", "", spaced),
+        re.sub(r"""["'\\]""", " ", spaced),
+    )
+    return [word for variant in dict.fromkeys(variants) for word in _tokens(variant)]
 
 
 def _tokens(text: str) -> Iterator[str]:

@@ -145,10 +145,10 @@ def read(text: str) -> Script:
         or any(char < 32 and char not in b"\t\n" for char in source)
     ):
         raise NotUnderstood
-    tree = Parser(_LANGUAGE).parse(source)
-    if tree is None or tree.root_node.has_error or tree.root_node.descendant_count > MOST_NODES:
+    root = Parser(_LANGUAGE).parse(source).root_node
+    if root.has_error or root.descendant_count > MOST_NODES:
         raise NotUnderstood
-    return _Reader(source).read(tree.root_node)
+    return _Reader(source).read(root)
 
 
 class _Reader:
@@ -472,6 +472,7 @@ class _Builder:
     def add(self, token: _Token) -> None:
         if b"\n" in self.source[self.at : token.start].replace(b"\\\n", b""):
             self.finish()
+        is_next_to = self.at == token.start
         self.at = max(self.at, token.end)
         if token.kind == "separator":
             self._separate(token.text)
@@ -483,6 +484,8 @@ class _Builder:
         self.run.end = token.end
         if token.kind == "redirect":
             self.redirect = "" if token.text in _CLOSES else token.text
+            if is_next_to and self.run.words and re.fullmatch(r"\{\w+\}", self.run.words[-1]):
+                self.run.words.pop()  # `{fd}>file` is a redirection
         elif token.kind == "document":
             self.run.inputs.append(token.text)
         else:

@@ -16,11 +16,56 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-TOOLS = (
-    "awk bash basename cat chmod cp cut dash dirname env expr false find grep head id ln ls mkdir mv nice nohup perl "
-    "printf prlimit python3 sed seq setsid sh sleep sort stdbuf tail tee timeout touch tr true uniq wc xargs chrt flock "
-    "script taskset setarch ionice"
-).split()
+TOOLS = [
+    "awk",
+    "bash",
+    "basename",
+    "cat",
+    "chmod",
+    "cp",
+    "cut",
+    "dash",
+    "dirname",
+    "env",
+    "expr",
+    "false",
+    "find",
+    "grep",
+    "head",
+    "id",
+    "ln",
+    "ls",
+    "mkdir",
+    "mv",
+    "nice",
+    "nohup",
+    "perl",
+    "printf",
+    "prlimit",
+    "python3",
+    "sed",
+    "seq",
+    "setsid",
+    "sh",
+    "sleep",
+    "sort",
+    "stdbuf",
+    "tail",
+    "tee",
+    "timeout",
+    "touch",
+    "tr",
+    "true",
+    "uniq",
+    "wc",
+    "xargs",
+    "chrt",
+    "flock",
+    "script",
+    "taskset",
+    "setarch",
+    "ionice",
+]
 STAND_INS = ("git", "kubectl", "npm", "rm", "curl")
 
 _STAND_IN = """#!{shell}
@@ -136,9 +181,67 @@ NOISE = (
 )
 
 
+# What may stand between two words.
+BETWEEN = ("  ", "\t", " \\\n", " 2>/dev/null ", " >o ", " 2>&1 ", " </dev/null ", " >>o ", " &>o ", " >|o ")
+BETWEEN += (
+    " -q ",
+    " --opt=v ",
+    " -C d ",
+    " -c a.b=c ",
+    ' -C "$PWD" ',
+    " -C 'my dir' ",
+    " --no-pager ",
+    " -C $HOME ",
+)
+BETWEEN += (" -n ${N:-1} ",)
+# What runs the command after it.
+WRAPPERS = """
+env
+env A=1
+env -u B
+env A='x y'
+nohup
+timeout 5
+timeout -k 1 5
+nice
+nice -n 5
+nice -5
+stdbuf -oL
+setsid -w
+command
+exec
+prlimit
+chrt -o 0
+taskset 1
+flock l
+setarch -R
+ionice
+timeout --signal=9 5
+time
+time -p
+command -p --
+t=5; timeout $t
+t=5; timeout "$t"
+w=env; $w
+xargs
+echo | xargs
+xargs -n1
+xargs -I{}
+echo a b | xargs -n 1
+script -qc true; env
+!
+coproc
+w='timeout 5'; $w
+nohup env nice
+eval
+exec 3>o;
+builtin command
+""".strip().splitlines()
+
+
 class Lines:
     def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311
+        self.random = random.Random(seed)
 
     def line(self, guarded: Guarded) -> str:
         text = self._command(list(guarded.words))
@@ -205,39 +308,12 @@ class Lines:
     def _between(self) -> str:
         if self.random.random() < 0.75:
             return " "
-        return (
-            self.random.choice(
-                [
-                    "  ",
-                    "\t",
-                    " \\\n",
-                    " 2>/dev/null ",
-                    " >o ",
-                    " 2>&1 ",
-                    " </dev/null ",
-                    " >>o",
-                    " -q ",
-                    " --opt=v ",
-                    " -C d ",
-                    " -c a.b=c ",
-                ]
-                + [
-                    ' -C "$PWD" ',
-                    " -C 'my dir' ",
-                    " --no-pager ",
-                    " -C $HOME ",
-                    " &>o ",
-                    " >|o ",
-                    " -n ${N:-1} ",
-                ]
-            ).rstrip("\t")
-            or " "
-        )
+        return self.random.choice(BETWEEN)
 
     def _command(self, words: list[str]) -> str:
         text = self._word(words[0], is_program=True)
         for word in words[1:]:
-            text += self._between().replace(" >>o", " >>o ") + self._word(word)
+            text += self._between() + self._word(word)
         prefixes = [
             "A=1 ",
             'A="x y" ',
@@ -256,52 +332,7 @@ class Lines:
     # -- what stands around it
 
     def _wrap(self, text: str) -> str:
-        before = self.random.choice(
-            [
-                "env",
-                "env A=1",
-                "env -u B",
-                "env A='x y'",
-                "nohup",
-                "timeout 5",
-                "timeout -k 1 5",
-                "nice",
-                "nice -n 5",
-                "nice -5",
-            ]
-            + [
-                "stdbuf -oL",
-                "setsid -w",
-                "command",
-                "exec",
-                "prlimit",
-                "chrt -o 0",
-                "taskset 1",
-                "flock l",
-                "setarch -R",
-                "ionice",
-            ]
-            + [
-                "timeout --signal=9 5",
-                "time",
-                "time -p",
-                "command -p --",
-                "t=5; timeout $t",
-                't=5; timeout "$t"',
-                "w=env; $w",
-            ]
-            + [
-                "xargs",
-                "echo | xargs",
-                "xargs -n1",
-                "xargs -I{}",
-                "echo a b | xargs -n 1",
-                "script -qc true; env",
-                "!",
-                "coproc",
-            ]
-            + ["w='timeout 5'; $w", "nohup env nice", "eval", "exec 3>o;", "builtin command"]
-        )
+        before = self.random.choice(WRAPPERS)
         return f"{before} {text}"
 
     def _shell(self, text: str) -> str:
