@@ -14,10 +14,12 @@ Bash
     quoted or not, no leading `VAR=value`, nothing unprintable; and then either exactly, or (`git status:*`,
     `git status *`) up to a word's end. The program is trusted with every argument: `Bash(git:*)` lets it run
     whatever git can be told to run.
-    A deny or ask pattern matches if any part of the command, split at shell syntax, begins with it: quotes,
-    assignments, redirections, options between its words and wrappers (`sudo`, `env`, `xargs`, `bash -c`, ...)
-    do not hide it. It is a guard rail, not a wall: no list of words sees what `$X` or `python -c` will run.
-    The wall is to ask.
+    A deny or ask pattern matches unless it is certain that nothing in the command runs the program that it names
+    (`policy.bash`): the command is read with a shell parser, and what is not understood (`$X` as a program or
+    before it, a shell that reads its input, a syntax error, more than 16 KiB) matches. Any program that is not
+    known to leave its arguments alone counts as one that runs them. Options may stand between the pattern's
+    words, and the pattern's own options anywhere. Outside remain what `python -c` puts together as it runs, scripts
+    on disk, programs under another name, and aliases from files.
 Paths
     Globs with `*`, `?` and `**`, relative to the workspace (`x`, `./x`), absolute (`//x`) or under home
     (`~/x`). An allow pattern must match where the path really leads, and name `.claude`, `.git` or
