@@ -156,7 +156,7 @@ class ClientRules(StoreBase):
             if await earlier_reply(unit.tx, key_id, idempotency_key, request) is None:
                 refuse_archived(unit)
                 await _update(unit, changes)
-                await remember_reply(unit.tx, key_id, idempotency_key, request, session_id)
+                await remember_reply(unit, key_id, idempotency_key, request, session_id)
         return unit.session
 
     async def archive_session(self, session_id: str, key_id: str) -> Session:
