@@ -169,9 +169,6 @@ class AgentBody(Body):
 
 def build_agent(body: AgentBody, default: Agent) -> Agent:
     """The agent a session will run: the built-in one, with what the caller overrides. Raises NotFound, InvalidInput."""
-    overrides = sorted(body.model_fields_set.difference(_REFERENCE))
-    if body.type == "agent" and overrides:
-        raise InvalidInput("goes with the type agent_with_overrides only", f"agent.{overrides[0]}")
     if body.id != default.id:
         raise NotFound(f"there is no agent {body.id!r}; the built-in one is {default.id!r}")
     changed: dict[str, Any] = {}
@@ -193,6 +190,9 @@ def build_agent(body: AgentBody, default: Agent) -> Agent:
     }
     if "tools" in body.model_fields_set or body.permission_rules or of_servers:
         changed["policy"] = _policy(toolset, of_servers, body.permission_rules)
+    overrides = sorted(body.model_fields_set.difference(_REFERENCE))
+    if body.type == "agent" and overrides:
+        raise InvalidInput("goes with the type agent_with_overrides only", f"agent.{overrides[0]}")
     return default.but(**changed)
 
 

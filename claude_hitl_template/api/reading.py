@@ -135,13 +135,23 @@ def _readings(loc: Sequence[str | int], inside: Any, missing: bool) -> tuple[boo
         return True, []
     part, rest = loc[0], loc[1:]
     found: list[tuple[bool, list[str]]] = [(True, [str(part)]) if missing and not rest else (False, [])]
-    is_index = isinstance(part, int) and isinstance(inside, list)  # and never the name of a type
-    if rest and not is_index:
+    if isinstance(inside, list) and isinstance(part, int):  # never the name of a type
+        if part < len(inside):
+            found.append(_below(part, _readings(rest, inside[part], missing)))
+        return max(found, key=_quality)
+    if rest:
         found.append(_readings(rest, inside, missing))
-    if (is_index and part < len(inside)) or (isinstance(inside, dict) and part in inside):
-        last, path = _readings(rest, cast(Any, inside)[part], missing)
-        found.append((last, [str(part), *path]))
-    return max(found, key=lambda reading: (reading[0], len(reading[1])))
+    if isinstance(inside, dict) and part in inside:
+        found.append(_below(part, _readings(rest, cast(Any, inside)[part], missing)))
+    return max(found, key=_quality)
+
+
+def _below(part: str | int, reading: tuple[bool, list[str]]) -> tuple[bool, list[str]]:
+    return reading[0], [str(part), *reading[1]]
+
+
+def _quality(reading: tuple[bool, list[str]]) -> tuple[bool, int]:
+    return reading[0], len(reading[1])
 
 
 def query_list(request: Request, name: str) -> list[str]:
