@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,6 +102,7 @@ class ClaudeSessionActor:
             await asyncio.to_thread(_move_in, home, session.id)
             self._runner = self._make_runner(assignment, home)
             watching = asyncio.create_task(_watch(self._runner, assignment.share))
+            watching.add_done_callback(partial(_watched, self._runner))
             await self._runner.run()
         except StaleOwner:
             return "taken over"
@@ -110,6 +112,7 @@ class ClaudeSessionActor:
         finally:
             if watching is not None:
                 watching.cancel()
+                await asyncio.wait({watching})
             await asyncio.to_thread(shutil.rmtree, home, True)
         return "parked"
 
@@ -165,6 +168,14 @@ async def _watch(runner: SessionRunner, share: Share) -> None:
                 "they were stopped. Send a message to go on",
             )
         await asyncio.sleep(WATCH_S)
+
+
+def _watched(runner: SessionRunner, watching: "asyncio.Task[None]") -> None:
+    """A session that is not watched any more does not go on."""
+    error = None if watching.cancelled() else watching.exception()
+    if error is not None:
+        log.error("its share is not watched any more", exc_info=error)
+        runner.stop_for(f"the session's processes could not be watched: {error}. Send a message to go on")
 
 
 async def _stop_for(runner: SessionRunner, reason: str) -> None:

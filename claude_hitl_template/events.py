@@ -63,6 +63,9 @@ CONTINUE = (
 DECIDED = (
     "A human has decided on calls that were held. Issue each allowed call again, exactly as given, to run it."
 )
+CUT_SHORT = (
+    "Outcome unknown: the call was interrupted while it ran. It may have taken effect in part or in full."
+)
 REFUSED = "These were refused, and must not be issued again:"
 
 # What a client may send ------------------------------------------------------------------------------------------

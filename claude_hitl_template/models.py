@@ -176,6 +176,9 @@ class Session(Frozen):
     )
     wakes: int = 0
     untold: tuple[str, ...] = ()  # ids of held approvals that were refused, which the model was not told yet
+    conversation: str | None = (
+        None  # the CLI's id of what was said since the last /clear; None: nothing was cleared
+    )
     last_end: str | None = None  # id of the last end_turn, which may be repeated
     rules: tuple[Rule, ...] = ()
     workspace: str | None = None  # the manifest of what was saved last; None: nothing yet
@@ -186,7 +189,7 @@ class Session(Frozen):
 
     @property
     def transcript_id(self) -> str:
-        return transcript_id(self.id)
+        return self.conversation or transcript_id(self.id)
 
     @property
     def parked(self) -> bool:
@@ -250,7 +253,8 @@ class Approval(Frozen):
     """The durable record of one call that waits, or waited, for a human.
 
     `event_id` is the agent.tool_use event that clients see and confirm; `call_id` the tool_use_id that may run, which
-    differs once the model issued a held call again; `cwd` the folder it runs in. `digest` is the SHA-256 of the
+    differs once the model issued a held call again, `model_call_id` what the model's server calls it (None: the same);
+    `cwd` the folder it runs in. `digest` is the SHA-256 of the
     canonical JSON of `{"cwd": cwd, "input": input}`, `run_digest` the same of `run_input`, the input that may run.
     `batch` lists the event ids that were asked together.
 
@@ -265,6 +269,7 @@ class Approval(Frozen):
     key_id: str
     event_id: str
     call_id: str
+    model_call_id: str | None = None
     batch: tuple[str, ...]
     kind: ApprovalKind = "tool"
     tool_name: str
@@ -297,6 +302,11 @@ class Approval(Frozen):
     def digest_of(self, given: dict[str, Any]) -> str:
         """What `digest` would be with this input. Raises InvalidInput for what has no canonical JSON."""
         return digest(given) if self.folder is None else call_digest(given, self.cwd)
+
+    @property
+    def model_id(self) -> str:
+        """What the CLI calls it."""
+        return self.call_id if self.model_call_id is None else self.model_call_id
 
     def to(self, state: ApprovalState, **changes: Any) -> "Approval":
         """This approval in another state. Raises IllegalTransition for a change the table does not have."""

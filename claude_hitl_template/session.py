@@ -9,7 +9,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ import structlog
 
 from claude_hitl_template import events, faults
 from claude_hitl_template.claude.engine import (
+    Conversation,
     Engine,
     EngineEvent,
     Preview,
@@ -54,10 +55,14 @@ RENEW_S = (
 )
 FLUSH_S = 0.02
 REPLAY_TIMEOUT_S = 20.0  # a resumed CLI asks for its deferred call within half a second, or not at all
+INTERRUPT_S = 30.0  # a CLI ends an interrupted turn within a second; it waits that long for what it runs
+HEARD_AT_ONCE = 10_000  # events that nobody has taken in: then the CLI is not read any further
+PREVIEWS_AT_ONCE = 10_000
 UNAVAILABLE_PAUSE_S = 0.5
 SAVE_EVERY_S = 3.0  # how often the workspace is saved during a turn at most, so that an owner that is killed loses little
 SAVE_SHARE = 10  # ... and how much longer it rests than a save takes
 SAVE_AGAIN_S = 30.0  # how soon one that could not be saved is tried again, when only that keeps the owner
+CLI_REJECTED = "The user doesn't want to proceed with this tool use."
 PLAN_MODES: dict[str, PermissionMode] = {"EnterPlanMode": "plan", "ExitPlanMode": "default"}
 
 
@@ -71,7 +76,7 @@ class Limits:
 
 
 type EngineFactory = Callable[[Session, Gate], Engine]
-type GateFactory = Callable[..., Gate]
+type _Heard = asyncio.Queue[EngineEvent | EngineError]
 
 
 @dataclass
@@ -84,6 +89,8 @@ class _Turn:
     early_results: list[ToolResult] = field(default_factory=list[ToolResult])
     names: dict[str, str] = field(default_factory=dict[str, str])
     postponed: dict[str, ToolUse] = field(default_factory=dict[str, ToolUse])
+    interrupted: bool = False
+    stuck: bool = False  # the interrupt did not reach the engine
 
 
 class SessionRunner:
@@ -113,7 +120,8 @@ class SessionRunner:
         self._behind = timedelta()  # how far this host's clock is behind the ledger's
         self._woken = asyncio.Event()
         self._engine: Engine | None = None
-        self._heard: asyncio.Queue[EngineEvent | Exception] = asyncio.Queue()
+        self._heard = _queue()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._hearing: asyncio.Task[None] | None = None
         self._turn = _Turn()
         self._registering = asyncio.Lock()
@@ -127,8 +135,8 @@ class SessionRunner:
         watching = asyncio.create_task(self._watch())
         driving = asyncio.create_task(self._drive())
         try:
-            await asyncio.wait({watching, driving}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (driving, watching):
+            await asyncio.wait({watching, driving, self._failed}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (driving, watching, self._failed):
                 if task.done():
                     task.result()
         finally:
@@ -146,7 +154,7 @@ class SessionRunner:
     def stop_for(self, reason: str) -> None:
         """Breaks the turn off, and says why; nothing of it is lost. The process is not fit to go on."""
         self.make_room()
-        self._heard.put_nowait(EngineError(reason, retryable=False))
+        self._hear_of(EngineError(reason, retryable=False))
 
     # -- what the store says
 
@@ -274,7 +282,7 @@ class SessionRunner:
             else:
                 await asyncio.gather(beginning, engine.say(_message_uuid(event.id), event.payload["content"]))
         else:
-            self._heard.put_nowait(TurnEnd())
+            self._hear_of(TurnEnd())
 
     async def _go_on_with(
         self, engine: Engine, resumed: bool, event_id: str, content: list[dict[str, Any]]
@@ -317,38 +325,64 @@ class SessionRunner:
         await faults.reach(f"{step}.before")
         await engine.start(resume=resume, plan_mode=session.agent.permission_mode == "plan")
         await faults.reach(f"{step}.after")
-        self._heard = asyncio.Queue()
-        self._hearing = asyncio.create_task(self._hear(engine, self._heard))
+        self._heard = _queue()
+        self._hearing = self._in_background(self._hear(engine, self._heard))
         return resume
 
     async def _take_up_calls(self, transcript: Sequence[Mapping[str, Any]]) -> None:
         """The CLI asks again for the call that it was parked with, or for the first one that a dead owner left waiting; the
         model is told of all others that he left, once they are decided, as of any held call."""
         deferred, waiting = self._now.session.deferred, unanswered(transcript)
-        lost = [a.call_id for a in await self._store.lost_calls(self._id, self._epoch)]
-        again = deferred if deferred in waiting else next((c for c in waiting if c in lost), None)
-        others = [call_id for call_id in lost if call_id != again]
+        lost = await self._store.lost_calls(self._id, self._epoch)
+        parked = await self._store.find_approval(self._id, self._epoch, deferred) if deferred else None
+        candidates = [a for a in (parked, *lost) if a is not None and a.model_id in waiting]
+        first = min(candidates, key=lambda a: (a is not parked, waiting.index(a.model_id)), default=None)
+        again = first.call_id if first else None
+        others = [a.call_id for a in lost if a.call_id != again]
         for call_id in others:
             await self._store.hold(self._id, self._epoch, call_id)
-        if again is not None:
-            await self._see_to_deferral(transcript, again)
+        if first is not None:
+            await self._see_to_deferral(transcript, first.model_id)
         if again != deferred:
             await self._store.defer(self._id, self._epoch, again)
         if others or again != deferred:
             await self._refresh()
 
-    async def _see_to_deferral(self, transcript: Sequence[Mapping[str, Any]], call_id: str) -> None:
+    async def _see_to_deferral(self, transcript: Sequence[Mapping[str, Any]], model_id: str) -> None:
         """The CLI writes down that it deferred a call, and an owner may die before the store has that."""
-        if not is_deferred(transcript, call_id):
-            entry = deferral(transcript, call_id, utcnow())
+        if not is_deferred(transcript, model_id):
+            entry = deferral(transcript, model_id, utcnow())
             await self._store.append_transcript(self._transcript_key(), [entry], epoch=self._epoch)
 
-    async def _hear(self, engine: Engine, heard: "asyncio.Queue[EngineEvent | Exception]") -> None:
+    async def _hear(self, engine: Engine, heard: "_Heard") -> None:
         try:
             async for event in engine.events():
-                heard.put_nowait(event)
+                await heard.put(event)
         except EngineError as error:
-            heard.put_nowait(error)
+            await heard.put(error)
+        except (
+            Exception
+        ) as error:  # a message of a shape that nobody foresaw: the turn ends, and says of what
+            log.exception("message not read", session=self._id)
+            why = f"a message of the Claude Code CLI could not be read ({type(error).__name__}: {error})"
+            await heard.put(EngineError(why, retryable=False))
+
+    def _hear_of(self, event: "EngineEvent | EngineError") -> None:
+        """As if the engine had said it last."""
+        if self._heard.full():  # nobody listens; then what it said is older than this
+            self._heard.get_nowait()
+        self._heard.put_nowait(event)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """A task whose failure ends `run`, with its error."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._report)
+        return task
+
+    def _report(self, task: "asyncio.Task[None]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._failed.done():
+            self._failed.set_exception(error)
 
     async def _stop_engine(self) -> None:
         engine, self._engine = self._engine, None
@@ -371,14 +405,15 @@ class SessionRunner:
     # -- one turn
 
     async def _hear_turn(self) -> None:
-        interrupting: asyncio.Task[None] | None = None
         replaying = self._now.session.deferred is not None
-        interrupting = asyncio.create_task(self._interrupt_when_told())
+        interrupting = self._in_background(self._interrupt_when_told())
         try:
             while True:
                 event = await self._next(REPLAY_TIMEOUT_S if replaying else None)
                 replaying = False
                 if isinstance(event, TurnEnd):
+                    if self._turn.stuck:
+                        await self._stop_engine()
                     await self._end_turn(event)
                     return
                 await self._note(event)
@@ -412,7 +447,16 @@ class SessionRunner:
         while not self._now.session.interrupted:
             await self._woken.wait()
             self._woken.clear()
-        await self._running_engine().interrupt()
+        self._turn.interrupted = True
+        try:
+            await self._running_engine().interrupt()
+            await asyncio.sleep(INTERRUPT_S)  # the turn's end cancels this
+            why = f"its turn did not end within {INTERRUPT_S:g} s"
+        except EngineError as error:
+            why = str(error)
+        log.warning("interrupt not taken: the process is ended", session=self._id, why=why)
+        self._turn.stuck = True
+        self._hear_of(TurnEnd(interrupted=True))
 
     async def _note(self, event: EngineEvent) -> None:
         turn = self._turn
@@ -426,35 +470,43 @@ class SessionRunner:
             case Preview():
                 self._preview(event)
             case Text():
-                turn.drafts.append(events.agent_message(event.event_id, event.text, event.thread))
+                thread = self._gate.thread(event.thread)
+                turn.drafts.append(events.agent_message(event.event_id, event.text, thread))
             case Thinking():
-                turn.drafts.append(events.agent_thinking(event.event_id, event.thread))
+                turn.drafts.append(events.agent_thinking(event.event_id, self._gate.thread(event.thread)))
             case ToolUse():
                 await self._note_use(event)
             case ToolResult():
-                await self._note_result(event)
+                result = self._gate.ended(event)
+                if result is not None:
+                    await self._note_result(result)
             case Retrying():
                 turn.drafts.append(events.session_error(event.message, event.kind, "retrying"))
             case ServerDown():
                 url = str(self._now.session.agent.mcp_servers.get(event.name, {}).get("url"))
                 turn.drafts.append(events.server_down(event.name, url))
+            case Conversation():
+                await self._store.commit(self._id, self._epoch, [], conversation=event.transcript_id)
+                await self._refresh()
             case TurnEnd():
                 raise AssertionError("the caller handles the turn's end")
 
     async def _note_use(self, use: ToolUse) -> None:
-        use = self._gate.received(use)
+        use = self._gate.received(self._gate.issue(use))
         self._turn.names[use.call_id] = use.name
         self._turn.batch.append(use)
-        if use.thread is not None:  # a subagent's answers are not streamed: no end of message will come
-            await self._register_batch()
 
     async def _note_result(self, result: ToolResult) -> None:
-        if any(use.call_id == result.call_id for use in self._turn.batch):
+        early = [use for use in self._turn.batch if use.call_id == result.call_id]
+        if early:
             self._turn.early_results.append(result)
+            if early[0].thread is not None:
+                await self._register_batch()
             return
         name = self._tool_name(result.call_id)
         self._tell_postponed(result.call_id)
-        self._turn.drafts.append(_result(result, name))
+        cut_short = self._turn.interrupted and result.is_error and self._gate.began(result.call_id)
+        self._turn.drafts.append(self._result(result, cut_short=cut_short))
         self._save_soon()
         if not result.is_error and name in PLAN_MODES:
             self._gate.enter(PLAN_MODES[name])
@@ -472,12 +524,23 @@ class SessionRunner:
             batch = [use for use in batch if use.call_id not in turn.postponed]
             if not batch:
                 return
-            await self._open(batch)
+            refused = {r.call_id for r in turn.early_results}  # nothing has run: the gate has not answered
+            await self._open(batch, refused)
             early, turn.early_results = turn.early_results, []
-            turn.drafts += [_result(r, self._tool_name(r.call_id)) for r in early]
+            turn.drafts += map(self._result, early)
 
-    async def _open(self, batch: Sequence[ToolUse]) -> None:
-        calls = [self._gate.classify(use) for use in batch]
+    def _result(self, result: ToolResult, *, cut_short: bool = False) -> Draft:
+        """`cut_short`: it was interrupted after it had begun, and the CLI says that it was rejected."""
+        mcp = self._tool_name(result.call_id).startswith("mcp__")
+        event_id = self._gate.event_id(result.call_id)
+        if not cut_short:
+            return events.tool_result(event_id, result.content, result.is_error, mcp=mcp)
+        left = [b for b in result.content if not str(b.get("text", "")).startswith(CLI_REJECTED)]
+        content = [*events.text_blocks(events.CUT_SHORT), *left]
+        return events.tool_result(event_id, content, True, mcp=mcp, outcome="unknown")
+
+    async def _open(self, batch: Sequence[ToolUse], refused: Collection[str] = ()) -> None:
+        calls = [self._gate.classify(use, refused=use.call_id in refused) for use in batch]
         drafts = self._take_drafts()
         drafts += [events.tool_use(c.call_id, c.tool_name, c.input, c.verdict, c.agent_id) for c in calls]
         opened = await self._store.open_calls(
@@ -499,20 +562,20 @@ class SessionRunner:
         """The CLI never asked for this call: it is told in the log with its result, and nobody was to decide on it."""
         use = self._turn.postponed.pop(call_id, None)
         if use is not None:
-            self._turn.drafts.append(events.tool_use(use.call_id, use.name, use.input, "ask", use.thread))
+            thread = self._gate.thread(use.thread)
+            self._turn.drafts.append(events.tool_use(use.call_id, use.name, use.input, "ask", thread))
 
     def _tool_name(self, call_id: str) -> str:
         """A deferred call was issued in an earlier turn; the gate knows it from its approval."""
         return self._turn.names.get(call_id) or self._gate.tool_name(call_id)
 
-    async def _register_overdue(self, use: ToolUse) -> None:
+    async def _register_overdue(self, use: ToolUse | None) -> None:
         """A call is asked about, and the message that holds it does not end, or was never seen; or it was postponed."""
-        postponed = self._turn.postponed.pop(use.call_id, None)
-        if postponed is not None:
+        if use is not None and self._turn.postponed.pop(use.call_id, None) is not None:
             async with self._registering:
-                await self._open([self._gate.received(replace(use, thread=postponed.thread))])
+                await self._open([self._gate.received(use)])
             return
-        if use.call_id not in self._turn.names:
+        if use is not None:
             await self._note_use(use)
         await self._register_batch()
 
@@ -536,7 +599,7 @@ class SessionRunner:
         stop_reason = events.END_TURN
         if end.deferred is not None:
             how = "parked"
-            await self._store.defer(self._id, self._epoch, end.deferred)
+            await self._store.defer(self._id, self._epoch, self._gate.deferred)
             await self._stop_engine()
         await self._save()
         for call_id in tuple(self._turn.postponed):
@@ -572,12 +635,14 @@ class SessionRunner:
 
     def _save_soon(self) -> None:
         if self._saving is None or self._saving.done():
-            self._saving = asyncio.create_task(self._save_later())
+            self._saving = self._in_background(self._save_later())
 
     async def _save_later(self) -> None:
         await asyncio.sleep(self._save_at - time.monotonic())
-        with contextlib.suppress(StaleOwner):  # whoever writes next hears of it too
+        try:
             await self._save_now(silent)
+        except HitlError as error:  # whoever writes next hears of it too
+            log.warning("workspace not saved meanwhile", session=self._id, why=str(error))
 
     async def _show_progress(self, doing: str, done_bytes: int, of_bytes: int) -> None:
         self._turn.drafts.append(events.workspace_progress(doing, done_bytes, of_bytes))
@@ -586,6 +651,8 @@ class SessionRunner:
     # -- previews: best effort, at most one call under way
 
     def _preview(self, piece: Preview) -> None:
+        if len(self._previews) >= PREVIEWS_AT_ONCE:
+            return
         if piece.text is None:
             event = {"id": piece.event_id, "type": piece.type}
             self._previews.append({"type": "event_start", "event": event})
@@ -594,7 +661,7 @@ class SessionRunner:
             delta = {"type": "content_delta", "index": 0, "content": content}
             self._previews.append({"type": "event_delta", "event_id": piece.event_id, "delta": delta})
         if self._previewing is None or self._previewing.done():
-            self._previewing = asyncio.create_task(self._send_previews())
+            self._previewing = self._in_background(self._send_previews())
 
     async def _send_previews(self) -> None:
         while self._previews:
@@ -635,11 +702,14 @@ def _request_end(event: RequestEnd) -> Draft:
     )
 
 
-def _result(result: ToolResult, name: str) -> Draft:
-    return events.tool_result(result.call_id, result.content, result.is_error, mcp=name.startswith("mcp__"))
+def _queue() -> _Heard:
+    return asyncio.Queue(HEARD_AT_ONCE)
 
 
 async def _cancel(task: "asyncio.Task[Any]") -> None:
+    """Ends it. Raises what it failed with, unless that is an error that the store or the engine has told already."""
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, HitlError):
-        await task
+    await asyncio.wait({task})
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, HitlError):
+        raise error

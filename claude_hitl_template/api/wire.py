@@ -102,6 +102,18 @@ def environment_wire(environment: Environment, facts: ImageFacts | None) -> dict
 def approval_wire(approval: Approval) -> dict[str, Any]:
     """What an approver needs: what would run, where, for whom, and what became of it."""
     shown = approval.model_dump(
-        mode="json", exclude={"key_id", "claim_id", "reminded", "call_id", "claimed_epoch", "batch", "folder"}
+        mode="json",
+        exclude={
+            *(
+                "key_id",
+                "claim_id",
+                "reminded",
+                "call_id",
+                "model_call_id",
+                "claimed_epoch",
+                "batch",
+                "folder",
+            )
+        },
     )
     return {"type": "approval", **shown, "batch": list(approval.batch)}

@@ -21,6 +21,7 @@ from claude_agent_sdk import (
     ClaudeAgentOptions,
     ClaudeSDKClient,
     ClaudeSDKError,
+    CLIJSONDecodeError,
     HookMatcher,
     McpServerConfig,
     PermissionResultAllow,
@@ -29,6 +30,7 @@ from claude_agent_sdk import (
     ToolPermissionContext,
 )
 from claude_agent_sdk._cli_version import __cli_version__ as PINNED_CLI  # noqa: N812 - it is a constant
+from claude_agent_sdk._errors import MessageParseError
 
 from claude_hitl_template import missing
 from claude_hitl_template.claude import sandbox
@@ -255,21 +257,26 @@ class CliEngine:
             raise EngineError(f"the Claude Code CLI is gone: {error}{self._last_words()}") from error
 
     async def events(self) -> AsyncIterator[EngineEvent]:
-        reader = Reader()
+        reader = Reader(self._session.transcript_id)
         try:
             async for message in _until(self._connected().receive_messages(), self._gate_failed):
                 for event in reader.read(message):
                     if isinstance(event, ToolResult) and self._outlets is not None:
                         self._outlets.egress.shut(event.call_id)
                     yield event
+        except (MessageParseError, CLIJSONDecodeError) as error:  # another process would be told the same
+            raise EngineError(
+                f"a message of the Claude Code CLI is not understood: {error}", retryable=False
+            ) from error
         except (ClaudeSDKError, OSError) as error:
             raise EngineError(f"the Claude Code CLI ended: {error}{self._last_words()}") from error
         raise EngineError(f"the Claude Code CLI ended without a word{self._last_words()}")
 
     async def interrupt(self) -> None:
+        client = self._connected()
         try:
-            await self._connected().interrupt()
-        except (ClaudeSDKError, OSError) as error:
+            await client.interrupt()
+        except Exception as error:  # the SDK raises nothing narrower when the CLI refuses, or does not answer
             raise EngineError(f"the Claude Code CLI did not take the interrupt: {error}") from error
 
     async def stop(self) -> None:

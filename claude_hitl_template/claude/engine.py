@@ -13,7 +13,7 @@ from claude_hitl_template.models import Usage
 
 @dataclass(frozen=True)
 class RequestStart:
-    """The model is being asked. `message_id` names the answer to come."""
+    """The model is being asked. `message_id` names the answer to come, and no other."""
 
     message_id: str
 
@@ -62,6 +62,8 @@ class ToolUse:
     """A call the model issued. `thread` is the tool_use_id of the subagent's spawning call, None for the main one.
 
     `input` is what the model sent: nothing vouches for its being an object. `moment` comes with the CLI's own question.
+    An engine knows a call by the id that the model's server gave it; the session gives it a `call_id` of its own, and
+    keeps the server's as `model_id`. See claude/calls.py.
     """
 
     call_id: str
@@ -69,6 +71,7 @@ class ToolUse:
     input: dict[str, Any]
     thread: str | None = None
     moment: "Moment | None" = None
+    model_id: str = ""
 
     def with_input(self, given: dict[str, Any]) -> "ToolUse":
         return replace(self, input=given)
@@ -76,11 +79,12 @@ class ToolUse:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """Content blocks in the wire protocol's shape."""
+    """Content blocks in the wire protocol's shape; `call_id` and `thread` as in ToolUse."""
 
     call_id: str
     content: list[dict[str, Any]]
     is_error: bool
+    thread: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,13 @@ class ServerDown:
     """The CLI could not connect to this MCP server: the turn goes on without its tools."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What was said before is cleared: the transcript to resume is this one."""
+
+    transcript_id: str
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,7 @@ type EngineEvent = (
     | ToolResult
     | Retrying
     | ServerDown
+    | Conversation
     | TurnEnd
 )
 

@@ -14,7 +14,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +22,14 @@ import structlog
 
 from claude_hitl_template import faults
 from claude_hitl_template.canonical import call_digest
-from claude_hitl_template.claude.engine import ToolUse
+from claude_hitl_template.claude.calls import IssuedCalls, Step
+from claude_hitl_template.claude.engine import ToolResult, ToolUse
 from claude_hitl_template.claude.judge import Judge, recordable
 from claude_hitl_template.errors import NotWaiting
 from claude_hitl_template.models import Approval, ApprovalState, PermissionMode, Session
 from claude_hitl_template.policy import Evaluation, Rule, Verdict, from_folder
 from claude_hitl_template.store.protocol import Call, Store
-from claude_hitl_template.store.unit import OUTCOME_UNKNOWN
+from claude_hitl_template.store.unit import OUTCOME_UNKNOWN, denial
 from claude_hitl_template.tool_inputs import flaw
 
 log = structlog.get_logger()
@@ -42,6 +43,7 @@ CHANGED = (
     "Not run: things have changed since this call was judged. It {why}. "
     "Issue this call again, exactly as given, to have it judged as they are now."
 )
+AMBIGUOUS = "several calls came with one id, and cannot be told apart: issue them again, one at a time"
 REGISTER_TIMEOUT_S = (
     5.0  # a message that never ends (no streaming, a cut stream) is taken as complete after this
 )
@@ -57,8 +59,11 @@ class Answer:
 
 
 class Gate:
-    """One engine's gate. `on_overdue` is called when a call was asked about whose message does not end, or which was
-    postponed; `on_changed` when one that was not to be asked about is classified otherwise now."""
+    """One engine's gate.
+
+    `on_overdue` is called when a call was asked about whose message does not end, with the call if it was not seen at all,
+    or was postponed; `on_changed` when one that was not to be asked about is classified otherwise now.
+    """
 
     def __init__(
         self,
@@ -68,7 +73,7 @@ class Gate:
         workspace: Path,
         is_plan_folder: Callable[[Path], bool],
         hot_window_s: float,
-        on_overdue: Callable[[ToolUse], Awaitable[None]],
+        on_overdue: Callable[[ToolUse | None], Awaitable[None]],
         on_changed: Callable[[ToolUse], Awaitable[None]],
     ) -> None:
         self._store, self._session = store, session
@@ -83,6 +88,7 @@ class Gate:
         self._asked_at: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._interrupted = False
+        self._calls = IssuedCalls(workspace)
         self.deferred: str | None = None
 
     # -- what the engine and the session tell the gate
@@ -101,12 +107,53 @@ class Gate:
             self._flaws[use.call_id] = wrong
         return self._judge.with_plan(use.with_input(recordable(use.input)))
 
-    def classify(self, use: ToolUse) -> Call:
-        """The policy's word on a call: a remembered rule counts as the human's recorded decision."""
+    def issue(self, use: ToolUse) -> ToolUse:
+        """The call under an id of ours: all else of this class but `before` and `permit` takes no other."""
+        issued = self._calls.issue(use)
+        self._wake()
+        return issued
+
+    def ended(self, result: ToolResult) -> ToolResult | None:
+        """The result of a call, by the id of the event that showed it. None for what the CLI says of a held one, which
+        has its result once it was issued again, and for a call that was never seen."""
+        issued = self._calls.end(result)
+        if issued is None:
+            log.warning("result of no call", session=self._session.id)
+        if issued is None or issued.held:
+            return None
+        return replace(result, call_id=issued.use.call_id)
+
+    def began(self, call_id: str) -> bool:
+        """Whether the call was let run."""
+        issued, approval = self._calls.get(call_id), self._approvals.get(call_id)
+        if approval is not None:
+            return approval.state is ApprovalState.CLAIMED
+        verdict = self._verdicts.get(call_id)
+        return (
+            issued is not None and issued.permitted and (verdict is None or verdict.verdict is Verdict.allow)
+        )
+
+    def event_id(self, call_id: str) -> str:
+        """The event that showed the call: an earlier one for a call that was held and issued again."""
+        approval = self._approvals.get(call_id)
+        return approval.event_id if approval else call_id
+
+    def thread(self, model_id: str | None) -> str | None:
+        """Our name of a subagent's thread: the event that showed the call which began it."""
+        call_id = self._calls.spawned_by(model_id) if model_id else None
+        return self.event_id(call_id) if call_id else model_id
+
+    def classify(self, use: ToolUse, *, refused: bool = False) -> Call:
+        """The policy's word on a call: a remembered rule counts as the human's recorded decision. `refused`: the CLI has
+        refused it by itself."""
         folder = self._judge.folder(use.thread)
         own, effective = self._judge.evaluate(self._session, use.name, use.input, folder)
         if wrong := self._flaws.get(use.call_id):
             own = effective = Evaluation(Verdict.deny, wrong)
+        elif self._is_ambiguous(use):
+            own = effective = Evaluation(Verdict.deny, AMBIGUOUS)
+        elif refused:
+            own = effective = Evaluation(Verdict.deny, "the CLI refused it")
         standing = (
             effective.source if (own.verdict, effective.verdict) == (Verdict.ask, Verdict.allow) else None
         )
@@ -120,7 +167,8 @@ class Gate:
             cwd=cwd,
             folder=self._judge.portable(folder),
             targets=self._judge.targets(use.name, use.input, folder),
-            agent_id=use.thread,
+            agent_id=self.thread(use.thread),
+            model_call_id=use.model_id,
             verdict=effective.verdict.value,
             standing_rule=standing,
         )
@@ -135,6 +183,8 @@ class Gate:
         now = time.monotonic()
         self._committed.update(call.call_id for call in calls)
         for approval in approvals:
+            if approval.call_id == self._session.deferred:
+                self._calls.take_up(approval)
             self._approvals[approval.call_id] = approval
             self._asked_at.setdefault(approval.call_id, now)
         self._wake()
@@ -164,6 +214,7 @@ class Gate:
 
     def new_turn(self) -> None:
         self.deferred, self._interrupted = None, False
+        self._calls.forget()
 
     def end_hot_window(self) -> None:
         """What waits, and what will be asked from now on, does not keep the process."""
@@ -174,7 +225,7 @@ class Gate:
 
     async def before(self, use: ToolUse) -> Answer:
         """The hook: never a final yes. `ask` sends the CLI on to `permit`."""
-        await self._registered(use)
+        use = await self._registered(use, "asked")
         self._judge.see(use, self._thread(use))
         if self._is_plan_file(use):
             return Answer("allow")
@@ -195,12 +246,12 @@ class Gate:
 
     async def permit(self, use: ToolUse) -> Answer:
         """The permission callback: the only place that lets a gated call run, after its claim."""
-        await self._registered(use)
+        use = await self._registered(use, "permitted")
         if self._is_plan_file(use):
             return Answer("allow")
         approval = self._approvals.get(use.call_id)
         if approval is None:
-            return self._by_policy(use)
+            return await self._judged_again(use) or self._by_policy(use)
         if not await self._decided(approval):
             return await self._hold(use, HELD_ALONE)
         answer = self._by_decision(use)
@@ -210,7 +261,7 @@ class Gate:
 
     def _is_plan_file(self, use: ToolUse) -> bool:
         folder = self._judge.folder(self._thread(use))
-        return isinstance(use.input, dict) and self._judge.is_plan_file(use.name, use.input, folder)
+        return self._judge.is_plan_file(use.name, recordable(use.input), folder)
 
     def _thread(self, use: ToolUse) -> str | None:
         """As the message has it: the CLI names the subagent in another way when it asks."""
@@ -238,13 +289,32 @@ class Gate:
         log.info("call changed before it ran", session=self._session.id, call=use.call_id, why=why)
         return Answer("deny", CHANGED.format(why=why))
 
-    async def _registered(self, use: ToolUse) -> None:
-        """Waits until the call's message is committed; a message that does not end is committed as it is."""
+    async def _registered(self, use: ToolUse, step: Step) -> ToolUse:
+        """The call under our id, once its message is committed; a message that does not end is committed as it is."""
         deadline = time.monotonic() + REGISTER_TIMEOUT_S
-        while not self.knows(use.call_id):
-            if use.call_id in self._postponed or not await self._change_before(deadline):
-                await self._on_overdue(use)
+        while True:
+            issued = self._calls.find(use, step)
+            if issued is not None and self.knows(issued.use.call_id):
+                setattr(issued, step, True)
+                return replace(use, call_id=issued.use.call_id)
+            if issued is not None and issued.use.call_id in self._postponed:
+                self._postponed.remove(issued.use.call_id)
+                await self._on_overdue(replace(issued.use, input=use.input, moment=use.moment))
+                continue
+            if issued is not None and use.thread is not None:
+                # A subagent's answers are not streamed: no end of message will come.
+                await self._on_overdue(None)
+                continue
+            if not await self._change_before(deadline):
+                again = self._calls.repeated(use)
+                if again is not None and self.knows(again.use.call_id):
+                    return replace(use, call_id=again.use.call_id)
+                await self._on_overdue(use if issued is None else None)
                 deadline = time.monotonic() + REGISTER_TIMEOUT_S
+
+    def _is_ambiguous(self, use: ToolUse) -> bool:
+        issued = self._calls.get(use.call_id)
+        return issued is not None and issued.ambiguous
 
     async def _decided(self, approval: Approval) -> bool:
         """True as soon as nothing of the call's batch is pending; False when the hot window is over."""
@@ -275,6 +345,8 @@ class Gate:
         verdict = self._verdicts[use.call_id]
         if wrong := self._flaws.get(use.call_id):
             return Answer("deny", f"This call cannot run: {wrong}.")
+        if self._is_ambiguous(use):
+            return Answer("deny", f"Not run: {AMBIGUOUS}.")
         if verdict.verdict is Verdict.allow:
             return Answer("allow")
         return Answer("deny", f"Not permitted by this session's policy ({verdict.source}).")
@@ -284,10 +356,8 @@ class Gate:
         match approval.state:
             case ApprovalState.ALLOWED if not self._interrupted:
                 return Answer("ask")
-            case ApprovalState.DENIED:
-                return Answer("deny", _denial(approval))
-            case ApprovalState.EXPIRED:
-                return Answer("deny", "Denied: nobody decided on this call in time.")
+            case ApprovalState.DENIED | ApprovalState.EXPIRED:
+                return Answer("deny", denial(approval))
             case (
                 ApprovalState.CLAIMED | ApprovalState.SUCCEEDED | ApprovalState.FAILED | ApprovalState.UNKNOWN
             ):
@@ -297,6 +367,9 @@ class Gate:
 
     async def _hold(self, use: ToolUse, message: str) -> Answer:
         await self._store.hold(self._session.id, self._epoch, use.call_id)
+        issued = self._calls.get(use.call_id)
+        if issued is not None:
+            issued.held = use.call_id in self._approvals
         return Answer("deny", message)
 
     async def _claim(self, use: ToolUse) -> Answer:
@@ -322,8 +395,3 @@ class Gate:
     @property
     def _epoch(self) -> int:
         return self._session.epoch
-
-
-def _denial(approval: Approval) -> str:
-    said = approval.decision.deny_message if approval.decision else None
-    return f"Denied by a human: {said}" if said else "Denied by a human. No reason was given."

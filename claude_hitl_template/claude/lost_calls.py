@@ -28,11 +28,14 @@ def unanswered(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def is_deferred(entries: Sequence[Mapping[str, Any]], call_id: str) -> bool:
     """Whether the CLI will ask for `call_id` again by itself."""
-    attachments = [entry.get("attachment") for entry in entries]
-    return any(
-        isinstance(a, Mapping) and a.get("type") == DEFERRED and a.get("toolUseID") == call_id
-        for a in attachments
-    )
+    for entry in reversed(entries):
+        attachment = entry.get("attachment")
+        if isinstance(attachment, Mapping) and attachment.get("type") == DEFERRED:
+            if attachment.get("toolUseID") == call_id:
+                return True
+        elif any(b.get("type") == "tool_use" and b.get("id") == call_id for b in _blocks(entry)):
+            return False  # what was deferred before had the same id
+    return False
 
 
 def deferral(entries: Sequence[Mapping[str, Any]], call_id: str, now: datetime) -> dict[str, Any]:

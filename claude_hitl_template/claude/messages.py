@@ -19,7 +19,7 @@ from claude_agent_sdk.types import MirrorErrorMessage
 
 from claude_hitl_template.claude import engine
 from claude_hitl_template.errors import EngineError
-from claude_hitl_template.models import Usage
+from claude_hitl_template.models import Usage, new_id
 
 _TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 SERVER_DOWN = ("failed", "needs-auth")
@@ -35,8 +35,10 @@ ERROR_KINDS = {
 class Reader:
     """Turns one process's messages into events. Keeps what the protocol leaves implicit: block numbers, costs so far."""
 
-    def __init__(self) -> None:
-        self._message_id = ""
+    def __init__(self, transcript_id: str = "") -> None:
+        self._transcript_id = transcript_id
+        self._streamed = ""  # the id of the message that is streamed, as the model's server gave it
+        self._ours: dict[str, str] = {}  # ours by theirs: some servers give all their messages one id
         self._blocks: dict[str, int] = {}
         self._cost_usd = 0.0
         self._down: set[str] = set()
@@ -52,6 +54,9 @@ class Reader:
             case UserMessage(content=list()):
                 yield from _results(message)
             case ResultMessage():
+                if self._transcript_id and message.session_id not in ("", self._transcript_id):
+                    self._transcript_id = message.session_id
+                    yield engine.Conversation(message.session_id)
                 yield self._result(message)
             case MirrorErrorMessage():
                 raise EngineError(f"the transcript could not be saved: {message.error}")
@@ -65,7 +70,8 @@ class Reader:
     def _stream(self, event: Mapping[str, Any]) -> Iterator[engine.EngineEvent]:
         match event.get("type"):
             case "message_start":
-                self._message_id = str(event["message"]["id"])
+                self._streamed = str(event["message"]["id"])
+                self._ours[self._streamed] = new_id("msg")
                 self._usage = _counts(event["message"].get("usage"))
                 yield engine.RequestStart(self._message_id)
             case "content_block_start":
@@ -84,6 +90,10 @@ class Reader:
             case _:
                 return
 
+    @property
+    def _message_id(self) -> str:
+        return self._ours[self._streamed]
+
     def _servers(self, data: Mapping[str, Any]) -> Iterator[engine.ServerDown]:
         """Each turn begins with the state of all servers; it is told when it changes for the worse."""
         down = {s["name"] for s in data.get("mcp_servers") or () if s["status"] in SERVER_DOWN}
@@ -92,7 +102,9 @@ class Reader:
 
     def _assistant(self, message: AssistantMessage) -> Iterator[engine.EngineEvent]:
         thread = message.parent_tool_use_id
-        message_id = message.message_id or message.uuid or "message"
+        theirs = message.message_id or message.uuid or "message"
+        key = theirs if thread is None else f"{thread} {theirs}"
+        message_id = self._ours.setdefault(key, new_id("msg"))
         for block in message.content:
             index = self._blocks.get(message_id, 0)
             self._blocks[message_id] = index + 1
@@ -102,7 +114,7 @@ class Reader:
                 case ThinkingBlock():
                     yield engine.Thinking(_event_id(message_id, index), thread)
                 case ToolUseBlock():
-                    yield engine.ToolUse(block.id, block.name, block.input, thread)
+                    yield engine.ToolUse(block.id, block.name, _input(block.input), thread)
                 case _:
                     continue
 
@@ -139,7 +151,14 @@ def _retrying(data: Mapping[str, Any]) -> engine.Retrying:
 def _results(message: UserMessage) -> Iterator[engine.EngineEvent]:
     for block in message.content:
         if isinstance(block, ToolResultBlock):
-            yield engine.ToolResult(block.tool_use_id, _content(block.content), bool(block.is_error))
+            yield engine.ToolResult(
+                block.tool_use_id, _content(block.content), bool(block.is_error), message.parent_tool_use_id
+            )
+
+
+def _input(given: object) -> dict[str, Any]:
+    """What is no object is refused by the CLI, and is shown as it came."""
+    return given if isinstance(given, dict) else {"__unparsedToolInput": given}
 
 
 def _content(content: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:

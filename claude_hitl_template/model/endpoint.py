@@ -8,9 +8,8 @@ as they come, and the upstream's call is cancelled as soon as the client is gone
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import httpx
 from fastapi import APIRouter, Request
@@ -22,7 +21,19 @@ from starlette.types import Receive, Scope, Send
 
 from claude_hitl_template import logs, network
 from claude_hitl_template.errors import ConfigError, InvalidInput, Unauthorized, Unavailable
+from claude_hitl_template.model.call_ids import UniqueCallIds
 from claude_hitl_template.model.offline import Reply, Scenarios, count_tokens, message, respond, sse
+from claude_hitl_template.model.upstream import Answer, Call, Upstream
+
+__all__ = [
+    "Answer",
+    "AnthropicUpstream",
+    "Call",
+    "OfflineUpstream",
+    "Upstream",
+    "build_router",
+    "upstream_client",
+]
 
 MESSAGES = "/v1/messages"
 COUNT_TOKENS = "/v1/messages/count_tokens"
@@ -69,40 +80,6 @@ _ERROR_TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-
-
-@dataclass(frozen=True)
-class Call:
-    """One POST of a client.
-
-    `path` is MESSAGES or COUNT_TOKENS, `query` has no "?", names of headers are in lower case, and `body` can
-    be read once.
-    """
-
-    path: str
-    query: str
-    headers: Mapping[str, str]
-    body: AsyncIterator[bytes]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What comes back. `chunks` can be read once; if it raises, the client's connection is broken off."""
-
-    status: int
-    headers: Mapping[str, str]
-    chunks: AsyncIterator[bytes]
-
-
-class Upstream(Protocol):
-    """A service that speaks the Messages API."""
-
-    def call(self, call: Call) -> AbstractAsyncContextManager[Answer]:
-        """The answer to `call`, usable within the context; leaving or cancelling it ends the call at once.
-
-        Failures of the service are answers in Anthropic's shape. Their text names no key.
-        """
-        ...
 
 
 class OfflineUpstream:
@@ -248,7 +225,7 @@ def build_router(upstream: Upstream, verify: Callable[[str], Awaitable[None]]) -
     `verify` gets what the client sent as its API key, or as bearer token, and raises Unauthorized if it may
     not call the model. The client then gets a 403: after a 401 the CLI asks again for minutes.
     """
-    router = APIRouter()
+    router, unique = APIRouter(), UniqueCallIds(upstream)
 
     async def relay(request: Request) -> Response:
         try:
@@ -258,7 +235,7 @@ def build_router(upstream: Upstream, verify: Callable[[str], Awaitable[None]]) -
         except Unavailable as error:
             return JSONResponse(problem(529, error.message), 529)
         path = COUNT_TOKENS if request.url.path.endswith(COUNT_TOKENS) else MESSAGES
-        return _Relay(upstream, path, request)
+        return _Relay(unique, path, request)
 
     async def hello() -> Response:
         return Response()

@@ -67,12 +67,12 @@ async def _decide(
         )
     else:
         decided = approval.to(ApprovalState.DENIED, decision=decision, closed_at=unit.now)
-        if approval.held:
-            unit.tell_later(approval)
     await unit.tx.put_approval(decided)
     if decision.remember is not None and decision.remember not in unit.session.rules:
         unit.set(rules=(*unit.session.rules, decision.remember))
     sent = await unit.append([_confirmation(approval, decision)])
+    if approval.held and run_input is None:
+        await unit.tell_later(decided)
     await unit.after_decisions()
     unit.wake()
     return sent

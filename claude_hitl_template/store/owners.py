@@ -71,9 +71,10 @@ class OwnerRules(StoreBase):
                 created=TimeRange(),
             )  # by their place in the log, which no clock changes
             of_this_turn = {use.id for use in uses}
-            asked = [a for a in found if a.call_id in of_this_turn]
-            known = await tx.known_events(session_id, [events.tool_result_id(a.call_id) for a in asked])
-            return [a for a in asked if events.tool_result_id(a.call_id) not in known]
+            # One that was issued again was shown in an earlier turn.
+            asked = [a for a in found if a.event_id in of_this_turn or a.call_id != a.event_id]
+            known = await tx.known_events(session_id, [events.tool_result_id(a.event_id) for a in asked])
+            return [a for a in asked if events.tool_result_id(a.event_id) not in known]
 
     async def wait_session(self, session_id: str, epoch: int, wakes: int, *, timeout_s: float) -> Snapshot:
         with self._signals.listen(wake_topic(session_id)) as listener:
@@ -106,11 +107,14 @@ class OwnerRules(StoreBase):
         drafts: Sequence[Draft],
         *,
         permission_mode: PermissionMode | None = None,
+        conversation: str | None = None,
     ) -> None:
         async with self._changing(session_id, "commit", epoch=epoch) as unit:
             await _append(unit, drafts)
             if permission_mode is not None:
                 unit.set(agent=unit.session.agent.but(permission_mode=permission_mode))
+            if conversation is not None:
+                unit.set(conversation=conversation)
 
     async def open_calls(
         self,
@@ -123,13 +127,15 @@ class OwnerRules(StoreBase):
         expires_at: datetime | None,
     ) -> list[Approval]:
         async with self._changing(session_id, "open_calls", epoch=epoch) as unit:
-            await _append(unit, drafts)
             asking = [c for c in calls if c.verdict == "ask" or c.standing_rule]
-            batch = tuple(c.call_id for c in asking if not c.standing_rule)
             known = [await unit.tx.approval_of_call(session_id, c.call_id) for c in asking]
+            taken = [old or await _take_over(unit, call) for call, old in zip(asking, known, strict=True)]
+            shown = {call.call_id: old.event_id for call, old in zip(asking, taken, strict=True) if old}
+            await _append(unit, [d for d in drafts if shown.get(d.id, d.id) == d.id])
+            batch = tuple(shown.get(c.call_id, c.call_id) for c in asking if not c.standing_rule)
             opened = [
                 old or await _open(unit, call, batch, cwd, expires_at)
-                for call, old in zip(asking, known, strict=True)
+                for call, old in zip(asking, taken, strict=True)
             ]
             if any(a.state is ApprovalState.PENDING for a in opened) and None in known:
                 await unit.after_decisions()
@@ -172,7 +178,7 @@ class OwnerRules(StoreBase):
             if approval is not None and not approval.held:
                 await unit.tx.put_approval(approval.but(held=True, reminded=False))
                 if approval.state in (ApprovalState.DENIED, ApprovalState.EXPIRED):
-                    unit.tell_later(approval)
+                    await unit.tell_later(approval)
 
     async def defer(self, session_id: str, epoch: int, call_id: str | None) -> None:
         async with self._changing(session_id, "defer", epoch=epoch) as unit:
@@ -258,15 +264,15 @@ async def _append(unit: SessionUnit, drafts: Sequence[Draft]) -> None:
     for event in fresh:
         if event.type in ("agent.tool_result", "agent.mcp_tool_result"):
             call_id = event.payload.get("tool_use_id") or event.payload.get("mcp_tool_use_id") or ""
-            await _close(unit, call_id, failed=bool(event.payload.get("is_error")))
+            state = ApprovalState.FAILED if event.payload.get("is_error") else ApprovalState.SUCCEEDED
+            await _close(unit, call_id, ApprovalState.UNKNOWN if event.payload.get("outcome") else state)
 
 
-async def _close(unit: SessionUnit, call_id: str, *, failed: bool) -> None:
-    approval = await unit.tx.approval_of_call(unit.session.id, call_id)
-    if approval is None or approval.call_id != call_id:
+async def _close(unit: SessionUnit, event_id: str, state: ApprovalState) -> None:
+    approval = await unit.tx.approval_of_call(unit.session.id, event_id)
+    if approval is None:
         return
     if approval.state is ApprovalState.CLAIMED:
-        state = ApprovalState.FAILED if failed else ApprovalState.SUCCEEDED
         await unit.tx.put_approval(approval.to(state, closed_at=unit.now))
     elif approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED) and not approval.held:
         await unit.tx.put_approval(approval.to(ApprovalState.SUPERSEDED, closed_at=unit.now))
@@ -274,22 +280,28 @@ async def _close(unit: SessionUnit, call_id: str, *, failed: bool) -> None:
             await unit.after_decisions()
 
 
+async def _take_over(unit: SessionUnit, call: Call) -> Approval | None:
+    """The approval of a held call that is issued again."""
+    held = await _held_twin(unit, call)
+    if held is None:
+        return None
+    adopted = held.but(call_id=call.call_id, model_call_id=call.model_call_id, held=False)
+    await unit.tx.put_approval(adopted)
+    unit.set(untold=tuple(i for i in unit.session.untold if i != adopted.id))
+    return adopted
+
+
 async def _open(
     unit: SessionUnit, call: Call, batch: tuple[str, ...], cwd: str, expires_at: datetime | None
 ) -> Approval:
-    """The approval of one asking call: the held one it takes over, or a new one."""
-    held = await _held_twin(unit, call)
-    if held is not None:
-        adopted = held.but(call_id=call.call_id, held=False)
-        await unit.tx.put_approval(adopted)
-        unit.set(untold=tuple(i for i in unit.session.untold if i != adopted.id))
-        return adopted
+    """A new approval, of one asking call."""
     approval = Approval(
         id=new_id("appr"),
         session_id=unit.session.id,
         key_id=unit.session.key_id,
         event_id=call.call_id,
         call_id=call.call_id,
+        model_call_id=call.model_call_id,
         batch=batch,
         kind=KINDS.get(call.tool_name, "tool"),
         tool_name=call.tool_name,
@@ -346,7 +358,7 @@ async def _finish(unit: SessionUnit, stop_reason: dict[str, Any]) -> None:
             # The model was not reached: it is told of the decision in the next turn.
             left.append(approval.but(held=True, reminded=False))
         elif interrupted or not approval.held or approval.reminded:
-            await unit.tx.put_approval(approval.to(ApprovalState.SUPERSEDED, closed_at=unit.now))
+            await unit.supersede_one(approval)
             continue
         else:
             left.append(approval)

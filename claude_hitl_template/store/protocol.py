@@ -63,7 +63,7 @@ class Call(BaseModel):
     """One tool call as the model issued it, with the policy's verdict.
 
     `cwd` is the folder it runs in, None: that of its batch. `folder` and `targets`: see Approval. Without `folder`,
-    `digest` is of the input alone.
+    `digest` is of the input alone. `model_call_id` is the id that the model's server gave the call.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -76,6 +76,7 @@ class Call(BaseModel):
     targets: tuple[str, ...] | None = None
     agent_id: str | None = None
     verdict: Literal["allow", "ask", "deny"]
+    model_call_id: str | None = None
     standing_rule: str | None = None  # text of the remembered rule that allows the call, if one does
 
 
@@ -254,11 +255,13 @@ class Store(Protocol):
         drafts: Sequence[Draft],
         *,
         permission_mode: PermissionMode | None = None,
+        conversation: str | None = None,
     ) -> None:
         """Appends events, and closes the approvals whose results are among them. One that was not claimed, and was not
         held either, is superseded: the engine answered the call without running it.
 
-        `permission_mode` is what the CLI is in from now on, to be set again when the session is resumed.
+        `permission_mode` is what the CLI is in from now on, to be set again when the session is resumed; `conversation`
+        the id of the transcript that is to be resumed.
         """
         ...
 
@@ -275,7 +278,7 @@ class Store(Protocol):
         """Commits the batch's events and an approval for each call that asks; all of them at once, before anyone sees.
 
         A call that was held before and is issued again, identically and in the same folder, takes over the approval
-        given for it.
+        given for it, and is not shown again: `event_id` of its approval is the event that was decided on.
         Returns the approvals of `calls`, in order, for those that ask.
         """
         ...

@@ -87,9 +87,10 @@ class SupervisorRules(StoreBase):
             if approval is None or approval.state is not ApprovalState.PENDING:
                 return False
             late = ApprovalState.ALLOWED if faults.seeded("time_allows") else ApprovalState.EXPIRED
-            await unit.tx.put_approval(approval.to(late, closed_at=unit.now))
+            expired = approval.to(late, closed_at=unit.now)
+            await unit.tx.put_approval(expired)
             if approval.held:
-                unit.tell_later(approval)
+                await unit.tell_later(expired)
             await unit.after_decisions()
             unit.wake()
         return True

@@ -21,6 +21,15 @@ OUTCOME_UNKNOWN = (
     "Outcome unknown: the process that ran this call ended before it recorded a result. "
     "The call may or may not have taken effect; it was not repeated."
 )
+NOT_RUN = "Not run: it was superseded before it began."
+
+
+def denial(refused: Approval) -> str:
+    """What the model is told of a call that was denied, or expired."""
+    if refused.state is ApprovalState.EXPIRED:
+        return "Denied: nobody decided on this call in time."
+    said = refused.decision.deny_message if refused.decision else None
+    return f"Denied by a human: {said}" if said else "Denied by a human. No reason was given."
 
 
 class SessionUnit:
@@ -131,11 +140,24 @@ class SessionUnit:
         self.set(untold=())
         for approval in await self.open_approvals():
             if approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED):
-                await self.tx.put_approval(approval.to(ApprovalState.SUPERSEDED, closed_at=self.now))
+                await self.supersede_one(approval)
 
-    def tell_later(self, refused: Approval) -> None:
+    async def supersede_one(self, approval: Approval) -> None:
+        await self.tx.put_approval(approval.to(ApprovalState.SUPERSEDED, closed_at=self.now))
+        await self._append_result(approval, NOT_RUN)
+
+    async def tell_later(self, refused: Approval) -> None:
         """The model was told to issue the call again; it will be told not to, when its turn comes."""
         self.set(untold=(*self.session.untold, refused.id))
+        await self._append_result(refused, denial(refused))
+
+    async def _append_result(self, approval: Approval, text: str, outcome: str | None = None) -> None:
+        """The one result of a call that the CLI will not give one, or gives one that is not committed again."""
+        mcp = approval.tool_name.startswith("mcp__")
+        blocks = events.text_blocks(text)
+        await self.append([
+            events.tool_result(approval.event_id, blocks, is_error=True, mcp=mcp, outcome=outcome)
+        ])  # fmt: skip
 
     async def remind_again(self) -> None:
         """A reminder counts for the owner that gave it: nobody knows whether the model heard that of one which died."""
@@ -150,15 +172,7 @@ class SessionUnit:
                 await self.tx.put_approval(approval.but(state=ApprovalState.ALLOWED, claim_id=None))
             elif approval.state is ApprovalState.CLAIMED:
                 await self.tx.put_approval(approval.to(ApprovalState.UNKNOWN, closed_at=self.now))
-                await self.append([
-                    events.tool_result(
-                        approval.call_id,
-                        events.text_blocks(OUTCOME_UNKNOWN),
-                        is_error=True,
-                        mcp=approval.tool_name.startswith("mcp__"),
-                        outcome="unknown",
-                    )
-                ])  # fmt: skip
+                await self._append_result(approval, OUTCOME_UNKNOWN, "unknown")
 
     async def break_off(self) -> None:
         """To `idle`, with everything kept for whoever takes the turn up. One that was interrupted is over."""

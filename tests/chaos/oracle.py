@@ -256,7 +256,7 @@ def _wrong_with(record: Record, approval: Approval, ran: bool) -> tuple[int, str
     if approval.state is ApprovalState.CLAIMED:
         return 2, f"{call} was claimed, and its outcome is neither told nor called unknown"
     if approval.state is ApprovalState.UNKNOWN:
-        result = record.log(approval.session_id).get(tool_result_id(approval.call_id))
+        result = record.log(approval.session_id).get(tool_result_id(approval.event_id))
         if result is None or result.payload.get("outcome") != "unknown":
             return 2, f"the outcome of {call} is unknown, and the log does not say so"
     epoch = record.session[approval.session_id].epoch

@@ -345,7 +345,9 @@ class Case:
         ran = {e.payload["tool_use_id"] for e in results if not e.payload["is_error"]}
         for approval in await self.approvals():
             claimed = approval.state.value == "succeeded"
-            assert claimed or approval.call_id not in ran, f"{approval.tool_name} ran, {approval.state.value}"
+            assert claimed or approval.event_id not in ran, (
+                f"{approval.tool_name} ran, {approval.state.value}"
+            )
         good = [json.dumps(e.payload["content"]) for e in results if not e.payload["is_error"]]
         told = Counter(m for text in good for m in set(re.findall(r"mark-[\w-]+@[\w-]+", text)))
         if self.plan.kind in ("bash", "echo", "batch", "question"):

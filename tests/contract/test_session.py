@@ -178,7 +178,9 @@ async def test_a_parked_call_runs_though_its_owner_died_before_the_store_had_the
         "subpath": "",
     }
     entries = await h.store.load_transcript(key) or []
-    (deferred,) = [i for i, e in enumerate(entries) if (e.get("attachment") or {}).get("toolUseID") == call]
+    (deferred,) = [
+        i for i, e in enumerate(entries) if (e.get("attachment") or {}).get("type") == "hook_deferred_tool"
+    ]
     await h.store.delete_transcripts(key)
     await h.store.append_transcript(key, entries[:deferred], epoch=None)
     await h.confirm(call)
