@@ -24,7 +24,7 @@ Paths
     Globs with `*`, `?` and `**`, relative to the workspace (`x`, `./x`), absolute (`//x`) or under home
     (`~/x`). An allow pattern must match where the path really leads, and name `.claude`, `.git` or
     `.mcp.json` to allow edits there; a deny or ask pattern matches the path as written, or where it leads,
-    and all below it, and a lone name (`.env`) at any depth. `Edit` covers every editing tool, `Read` every
+    and all below it, and a lone name (`.env`) at any depth, whatever the case of its letters. `Edit` covers every editing tool, `Read` every
     reading one. A Bash command that reads a file is a matter for Bash rules.
     The answer holds for the moment it is given: when a symlink may have changed, evaluate again.
 """
@@ -32,7 +32,7 @@ Paths
 import os.path
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -646,7 +646,7 @@ def _is_below(spot: Path, base: Path, parts: list[str]) -> bool:
 
 
 def _path_guards(spec: str, call: _Call, *, searches_below: bool) -> bool:
-    """`searches_below`: a Grep that may reach into the guarded place counts too.
+    """`searches_below`: a search that may reach into the guarded place counts too.
 
     Deny rules do without it, because the CLI keeps its searches out of what it is told to deny (measured on
     2.1.330); nothing but this keeps them out of what must be asked for.
@@ -656,13 +656,54 @@ def _path_guards(spec: str, call: _Call, *, searches_below: bool) -> bool:
         parts = ["**", *parts]
     fixed, rest = _split_glob(parts)
     anchor = base.joinpath(*fixed)
-    spots = call.spots.written | call.spots.real
-    for start in {anchor, _resolved(anchor) or anchor}:
-        if any(_is_below(spot, start, [*rest, "**"]) for spot in spots):
+    spots = {_folded(spot) for spot in call.spots.written | call.spots.real}
+    below = [part.casefold() for part in (*rest, "**")]
+    for start in {_folded(anchor), _folded(_resolved(anchor) or anchor)}:
+        if any(_is_below(spot, start, below) for spot in spots):
             return True
         if searches_below and call.name == "Grep" and any(_overlap(start, spot) for spot in spots):
             return True
+        if (
+            searches_below
+            and call.name == "Glob"
+            and set(rest) <= {"**"}
+            and _glob_reaches(call, spots, start)
+        ):
+            return True
     return False
+
+
+def _folded(path: Path) -> Path:
+    """As file systems compare it that know neither case nor forms of accents (macOS): `SECRETS` is `secrets`."""
+    return Path(unicodedata.normalize("NFC", unicodedata.normalize("NFC", str(path)).casefold()))
+
+
+def _glob_reaches(call: _Call, spots: Iterable[Path], start: Path) -> bool:
+    """Whether the pattern of a search for names may match something in the folder `start`."""
+    _, rest = _split_glob(call.text("pattern").split("/"))
+    return any(
+        start.is_relative_to(spot) and _matches_within(rest, start.relative_to(spot).parts) for spot in spots
+    )
+
+
+def _matches_within(parts: Sequence[str], names: Sequence[str]) -> bool:
+    places = _after_stars(parts, {0})
+    for name in names:
+        met = {
+            i if "**" in parts[i] else i + 1 for i in places if i < len(parts) and _may_match(parts[i], name)
+        }
+        places = _after_stars(parts, met)
+    return any(i < len(parts) for i in places)
+
+
+def _after_stars(parts: Sequence[str], places: set[int]) -> set[int]:
+    return places | {
+        j + 1 for i in places for j in range(i, len(parts)) if all("**" in part for part in parts[i : j + 1])
+    }
+
+
+def _may_match(part: str, name: str) -> bool:
+    return bool(set(part) & set("{}[]!\\()")) or fnmatchcase(name, part.casefold())
 
 
 def _overlap(one: Path, other: Path) -> bool:

@@ -135,10 +135,14 @@ class Guarded:
     def _is(self, call: Sequence[str]) -> bool:
         """Whether the program was given the pattern's words, with nothing before the last but options and their values."""
         program, *wanted = self.pattern.split()
-        if call[0] != program or not set(wanted) <= set(call):
+        words = list(call)
+        for option in ("-C", "-c"):  # what follows them is their value
+            while option in words:
+                del words[words.index(option) : words.index(option) + 2]
+        if words[:1] != [program] or not set(wanted) <= set(words):
             return False
-        before = call[1 : max([call.index(word) for word in wanted], default=0)]
-        return all(word[:1] == "-" or call[at][:1] == "-" for at, word in enumerate(before))
+        before = words[1 : max([words.index(word) for word in wanted], default=0)]
+        return all(word[:1] == "-" or words[at][:1] == "-" for at, word in enumerate(before))
 
 
 GUARDED = (

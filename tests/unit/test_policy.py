@@ -647,6 +647,58 @@ def test_a_grep_that_may_reach_what_must_be_asked_for_asks(workspace: Path) -> N
     assert verdict(rules, "Glob", {"pattern": "*"}, workspace) is ALLOW
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*", ALLOW),
+        ("src/**/*.py", ALLOW),
+        ("*.{js,ts}", ALLOW),
+        ("x*/y", ALLOW),
+        ("*/*", ASK),
+        ("**", ASK),
+        ("**/key", ASK),
+        ("s*/k*", ASK),
+        ("SEC*/k*", ASK),
+        ("{secrets,src}/*", ASK),
+        ("[s]ecrets/*", ASK),
+        ("secrets/**", ASK),
+        ("src/../secrets/*", ASK),
+    ],
+)
+def test_a_search_for_names_in_what_must_be_asked_for_asks(
+    pattern: str, expected: Verdict, workspace: Path
+) -> None:
+    rules = policy(ask=("Read(./secrets/**)",))
+    assert verdict(rules, "Glob", {"pattern": pattern}, workspace) is expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "path"),
+    [
+        ("Read(./secrets/**)", "SECRETS/key"),
+        ("Read(./Secrets/**)", "secrets/key"),
+        ("Read(.env)", "src/.ENV"),
+        ("Read(*.PEM)", "src/a.pem"),
+        ("Read(./caf\u00e9/**)", "cafe\u0301/x"),
+        ("Read(./cafe\u0301/**)", "CAF\u00c9/x"),
+        ("Read(./secrets/**)", "secrets//key"),
+        ("Read(./secrets/**)", ".//secrets/./key"),
+        ("Read(./secrets/**)", "secrets/"),
+        ("Read(./secrets/key)", "secrets/key/"),
+        ("Read(./secrets/**)", "/{ws}/secrets/key"),
+    ],
+)
+def test_a_deny_rule_for_paths_holds_where_case_and_accents_make_no_difference(
+    rule: str, path: str, workspace: Path
+) -> None:
+    placed = path.replace("{ws}", str(workspace))
+    assert verdict(policy(allow=("Read",), deny=(rule,)), "Read", {"file_path": placed}, workspace) is DENY
+
+
+def test_an_allow_rule_for_paths_knows_no_other_case(workspace: Path) -> None:
+    assert verdict(allowing("Edit(src/**)"), "Edit", {"file_path": "SRC/a.py"}, workspace) is ASK
+
+
 # -- WebFetch
 
 
