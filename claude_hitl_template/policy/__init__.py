@@ -24,8 +24,8 @@ Paths
     Globs with `*`, `?` and `**`, relative to the workspace (`x`, `./x`), absolute (`//x`) or under home
     (`~/x`). An allow pattern must match where the path really leads, and name `.claude`, `.git` or
     `.mcp.json` to allow edits there; a deny or ask pattern matches the path as written, or where it leads,
-    and all below it, and a lone name (`.env`) at any depth, whatever the case of its letters. `Edit` covers every editing tool, `Read` every
-    reading one. A Bash command that reads a file is a matter for Bash rules.
+    and all below it, and a lone name (`.env`) at any depth, in capitals or not. `Edit` covers every editing tool,
+    `Read` every reading one. A Bash command that reads a file is a matter for Bash rules.
     The answer holds for the moment it is given: when a symlink may have changed, evaluate again.
 """
 
