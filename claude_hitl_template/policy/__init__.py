@@ -46,24 +46,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from claude_hitl_template import missing
 from claude_hitl_template.canonical import canonical_json, digest
 from claude_hitl_template.errors import InvalidInput
-from claude_hitl_template.policy.bash import Segment, may_run, segments, wanted
-
-__all__ = [
-    "Evaluation",
-    "PermissionPolicy",
-    "PolicyName",
-    "Rule",
-    "Segment",
-    "Verdict",
-    "compile_settings",
-    "digest",
-    "evaluate",
-    "is_harmless",
-    "mcp_parts",
-    "remember_rule",
-    "segments",
-    "validate_remember",
-]
+from claude_hitl_template.policy.bash import Segment as Segment
+from claude_hitl_template.policy.bash import may_run
+from claude_hitl_template.policy.bash import segments as segments
+from claude_hitl_template.policy.matching import wanted
 
 PolicyName = Literal["always_allow", "always_ask", "always_deny"]
 
