@@ -380,10 +380,10 @@ class Lines:
             f'set -- {quoted}; sh -c "$@"',
             f"shopt -s expand_aliases\nalias g={quoted}\ng",
         ]
-        ways += [f"python3 -c 'import os; os.system({text!r})'" if not set(text) & set("'\\`$") else text]
+        ways += [f"python3 -c 'import os; os.system({text!r})'" if not set(text) & set("'\\`$*?") else text]
         ways += [
             f"echo {quoted} | tee s | cat; bash ./s",
-            f"awk 'BEGIN{{system(\"{text}\")}}'" if not set(text) & set("'\"\\\n`$") else text,
+            f"awk 'BEGIN{{system(\"{text}\")}}'" if not set(text) & set("'\"\\\n`$*?") else text,
         ]
         return self.random.choice(ways)
 
