@@ -23,7 +23,9 @@ def verdict(command: str, pattern: str, name: PolicyName = "always_ask") -> Verd
 # -- compared with shells
 
 
-def compare(shells: Shells, seed: int, count: int, *, mutated: bool = False) -> Counter[str]:
+def compare(
+    shells: Shells, seed: int, count: int, *, mutated: bool = False, in_each: bool = True
+) -> Counter[str]:
     """Fails with every line in which a shell runs a guarded program that the rule does not ask for."""
     lines, seen = Lines(seed), Counter[str]()
     missed: list[tuple[str, str]] = []
@@ -31,7 +33,7 @@ def compare(shells: Shells, seed: int, count: int, *, mutated: bool = False) -> 
         guarded = GUARDED[i % len(GUARDED)]
         line = lines.mutated(guarded) if mutated else lines.line(guarded)
         asked = verdict(line, f"{guarded.pattern}:*") is Verdict.ask
-        for shell in ("bash", "dash"):
+        for shell in ("bash", "dash") if in_each else (("bash", "dash")[i % 2],):
             seen["runs of lines"] += 1
             if guarded.ran(shells.run(shell, line)):
                 seen["ran the guarded program"] += 1
@@ -43,8 +45,8 @@ def compare(shells: Shells, seed: int, count: int, *, mutated: bool = False) -> 
 
 
 def test_whatever_a_shell_runs_was_asked_for(tmp_path: Path) -> None:
-    seen = compare(Shells(tmp_path / "shells"), seed=20, count=150)
-    assert seen["ran the guarded program"] > 150
+    seen = compare(Shells(tmp_path / "shells"), seed=20, count=150, in_each=False)
+    assert seen["ran the guarded program"] > 90
 
 
 @pytest.mark.slow
@@ -107,7 +109,7 @@ def plain(rand: random.Random, pattern: str) -> str:
 
 
 def test_a_line_that_an_allow_rule_covers_runs_that_program_and_nothing_else(tmp_path: Path) -> None:
-    assert allowed_runs(Shells(tmp_path / "shells"), seed=30, count=500)["allowed"] > 50
+    assert allowed_runs(Shells(tmp_path / "shells"), seed=30, count=200)["allowed"] > 30
 
 
 @pytest.mark.slow
