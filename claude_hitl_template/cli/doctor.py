@@ -303,8 +303,7 @@ def panel_check(found: panel.Look) -> Check:
 def _ray_checks(settings: Settings) -> Iterator[Check]:
     app = service.healthy(settings)
     yield ray_version_check(version("ray"), app.get("ray") if app else None)
-    if app is not None:
-        yield from remote.token_checks(asks_for_token(settings))
+    yield from remote.token_checks(asks_for_token(settings))
     yield socket_check(temp_dir(settings))
     yield ray_folder_check(temp_dir(settings), os.getuid())
 

@@ -50,11 +50,12 @@ def read(settings: Settings) -> Run | None:
     """
     names = {field.name for field in fields(Run)}
     try:
-        found = json.loads(_run_file(settings).read_text())
+        found: Any = json.loads(_run_file(settings).read_text())
+        usable = isinstance(found["pid"], int) and isinstance(found["settings"], dict)
         run = Run(**{name: value for name, value in found.items() if name in names})
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if not isinstance(run.pid, int) or not isinstance(run.settings, dict):
+    if not usable:
         return None
     return None if _is_another(Path(run.data_dir), settings.data_dir) else run
 

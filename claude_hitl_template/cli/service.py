@@ -41,6 +41,7 @@ TERM_S = 1.0
 LAST_LINES = 8
 # Not .venv/bin/ray: such a script names the folder that it was installed in, from which a checkout may have been moved.
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
+RAY_STARTS = 3
 RAY_TOO_SLOW = ("timed out during startup", "Timed out waiting for node info")  # in what Ray says then
 PORTS = ("ray_port", "ray_client_port", "dashboard_port", "serve_port")
 # Settings of whoever asks, which the service does not see.
@@ -242,15 +243,18 @@ def _container_environment(settings: Settings) -> dict[str, str]:
 
 
 def _deploy_patiently(settings: Settings) -> None:
-    """Ray gives its own start 30 s, which a machine that is busy may not keep: then it is started once more."""
-    try:
-        _deploy(settings)
-    except ConfigError as error:
-        if ray_process(settings) is not None or not any(said in error.message for said in RAY_TOO_SLOW):
-            raise
-        end(_strays(settings))
-        _start_ray(settings)
-        _deploy(settings)
+    """Ray gives its own start 30 s, which a machine that is busy may not keep: then it is started again."""
+    for attempt in range(RAY_STARTS):
+        try:
+            _deploy(settings)
+        except ConfigError as error:
+            too_slow = ray_process(settings) is None and any(said in error.message for said in RAY_TOO_SLOW)
+            if not too_slow or attempt == RAY_STARTS - 1:
+                raise
+            end(_strays(settings))
+            _start_ray(settings)
+        else:
+            return
 
 
 def _deploy(settings: Settings) -> None:
