@@ -402,7 +402,7 @@ class _Routes:
 
     async def _environment(self, environment: Environment) -> dict[str, Any]:
         facts = await self._s.image_facts(environment.image) if environment.image else None
-        return environment_wire(environment, facts)
+        return environment_wire(environment, facts, sandboxed=self._s.facts().get("sandbox") == "on")
 
     async def version(self) -> Any:
         return self._s.facts()

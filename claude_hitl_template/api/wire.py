@@ -69,9 +69,20 @@ def session_wire(session: Session) -> dict[str, Any]:
     }
 
 
-def environment_wire(environment: Environment, facts: ImageFacts | None) -> dict[str, Any]:
+# Out of a sandbox leads the way to the model, to the servers of an agent's mcp_servers, and to what a human allows.
+_LIMITED = {
+    "type": "limited",
+    "allowed_hosts": [],
+    "allow_mcp_servers": True,
+    "allow_package_managers": False,
+}
+
+
+def environment_wire(
+    environment: Environment, facts: ImageFacts | None, *, sandboxed: bool
+) -> dict[str, Any]:
     """A BetaEnvironment; `config.type` is cloud: the service runs the tools. In a self_hosted one the client would have to,
-    with a worker of its own. Sessions have their host's network, and nothing is installed for an environment.
+    with a worker of its own. Nothing is installed for an environment; not `sandboxed`, it has its host's network.
 
     Ours beside it: `image` (its reference), `image_digest` (as its registry knows it), `image_facts` (version, commit,
     ray, python) and `dependencies` (the manifest of what is installed); null as far as nothing is known.
@@ -84,7 +95,7 @@ def environment_wire(environment: Environment, facts: ImageFacts | None) -> dict
         "description": environment.description,
         "config": {
             "type": "cloud",
-            "networking": {"type": "unrestricted"},
+            "networking": _LIMITED if sandboxed else {"type": "unrestricted"},
             "packages": {"type": "packages", **{kind: [] for kind in _PACKAGE_MANAGERS}},
         },
         "metadata": {},

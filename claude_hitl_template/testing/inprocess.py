@@ -26,6 +26,7 @@ from claude_hitl_template.api.app import Service, build_app
 from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.cli import CliConfig, CliEngine, is_plan_folder
 from claude_hitl_template.claude.gate import Gate
+from claude_hitl_template.claude.sandbox import default_sandbox
 from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.errors import EngineError, NotFound, StaleOwner, Unauthorized
 from claude_hitl_template.model import tokens
@@ -105,7 +106,11 @@ async def serve_in_process(
                 agent=Agent(),
                 environments=environments or {"default": Environment()},
                 image_facts=_facts_of(images),
-                facts=lambda: {"version": "testing", "model": "offline"},
+                facts=lambda: {
+                    "version": "testing",
+                    "model": "offline",
+                    "sandbox": "on" if default_sandbox() else "none",
+                },
                 drain=owners.running,
                 undrain=owners.go_on,
                 drained_s=owners.held_s,

@@ -64,7 +64,7 @@ def test_an_environment_that_the_service_runs_is_no_self_hosted_one(client: Clie
     """In a self_hosted one the client runs the tools, with a worker of its own."""
     for environment in client.sdk.beta.environments.list():
         config = environment.config
-        assert (config.type, config.networking.type) == ("cloud", "unrestricted")
+        assert config.type == "cloud"
         assert not any(config.packages.model_dump(exclude={"type"}).values())
 
 

@@ -1,12 +1,15 @@
 """What a session's agent shows of its tools is what the gate does with them, whatever was left out."""
 
+import json
 from typing import Any
 
 import pytest
+from anthropic.types.beta import BetaCloudConfig, BetaEnvironment
 
 from claude_hitl_template.api.agents import AgentBody, agent_wire, build_agent
 from claude_hitl_template.api.reading import parse
-from claude_hitl_template.models import Agent
+from claude_hitl_template.api.wire import environment_wire
+from claude_hitl_template.models import Agent, Environment
 
 TOOLSET = {"type": "agent_toolset_20260401"}
 WIKI = {"type": "url", "name": "wiki", "url": "https://wiki.example/mcp"}
@@ -88,3 +91,11 @@ def test_tools_of_a_server_ask_unless_something_else_holds():
     ask = [{"rule": "mcp__wiki", "policy": "always_ask"}]
     held = shown(1, mcp_servers=[WIKI], tools=[toolset], permission_rules=ask)
     assert held == {"": "ask", "add": "ask", "clear": "off"}
+
+
+@pytest.mark.parametrize(("sandboxed", "network"), [(True, "limited"), (False, "unrestricted")])
+def test_an_environment_says_what_its_sessions_reach(sandboxed: bool, network: str):
+    shown = environment_wire(Environment(), None, sandboxed=sandboxed)
+    strict = BetaEnvironment.model_validate_json(json.dumps(shown), strict=True)
+    assert isinstance(strict.config, BetaCloudConfig)
+    assert strict.config.networking.type == network

@@ -58,6 +58,14 @@ async def _drained(_: float) -> int:
     return 0
 
 
+async def _nothing() -> None:
+    pass
+
+
+async def _long() -> float:
+    return 0.0
+
+
 @pytest.fixture
 def watched() -> Watched:
     return Watched()
@@ -70,7 +78,8 @@ async def http(watched: Watched, tmp_path: Path) -> AsyncIterator[httpx.AsyncCli
     app = build_app(
         Service(
             store=store, agent=Agent(), environments={"default": Environment()}, image_facts=_none,
-            facts=lambda: dict(FACTS), drain=_drained, operator_key="operator", owner=hash_api_key(KEY),
+            facts=lambda: dict(FACTS), drain=_drained, undrain=_nothing, drained_s=_long,
+            operator_key="operator", owner=hash_api_key(KEY),
             shelf=Shelf(tmp_path), max_request_bytes=100_000, requests_per_minute=10_000,
         )
     )  # fmt: skip
@@ -140,7 +149,7 @@ async def test_every_answer_has_an_id_that_the_log_names(
         ("PATCH", "/v1/sessions", "GET, POST"),
         ("PUT", "/v1/sessions/sesn_none", "DELETE, GET, POST"),
         ("DELETE", "/v1/agents", "GET"),
-        ("GET", "/v1/internal/drain", "POST"),
+        ("PUT", "/v1/internal/drain", "DELETE, GET, POST"),
     ],
 )
 async def test_a_wrong_method_is_told_which_ones_there_are(
