@@ -5,8 +5,8 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,22 +97,16 @@ class ClaudeSessionActor:
         session = assignment.session
         self._driving = session.id, session.epoch
         home = Path(assignment.run_dir) / f"{session.id}-{session.epoch}"
-        watching: asyncio.Task[None] | None = None
         try:
             await asyncio.to_thread(_move_in, home, session.id)
             self._runner = self._make_runner(assignment, home)
-            watching = asyncio.create_task(_watch(self._runner, assignment.share))
-            watching.add_done_callback(partial(_watched, self._runner))
-            await self._runner.run()
+            await first_of(self._runner.run(), _watch(self._runner, assignment.share))
         except StaleOwner:
             return "taken over"
         except EngineError as error:
             log.warning("engine died", session=session.id, epoch=session.epoch, why=str(error))
             return f"died: {error}"
         finally:
-            if watching is not None:
-                watching.cancel()
-                await asyncio.wait({watching})
             await asyncio.to_thread(shutil.rmtree, home, True)
         return "parked"
 
@@ -151,6 +145,20 @@ def _move_in(home: Path, session_id: str) -> None:
     tempfile.tempdir = str(home)
 
 
+async def first_of(work: Coroutine[Any, Any, None], watch: Coroutine[Any, Any, None]) -> None:
+    """Returns or raises as the first of them that ends, and ends the other: what nothing watches any more must not go on."""
+    tasks = asyncio.create_task(work), asyncio.create_task(watch)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def _watch(runner: SessionRunner, share: Share) -> None:
     """Stops a session that uses more than its share, before the machine's other sessions have to pay for it."""
     while True:
@@ -168,14 +176,6 @@ async def _watch(runner: SessionRunner, share: Share) -> None:
                 "they were stopped. Send a message to go on",
             )
         await asyncio.sleep(WATCH_S)
-
-
-def _watched(runner: SessionRunner, watching: "asyncio.Task[None]") -> None:
-    """A session that is not watched any more does not go on."""
-    error = None if watching.cancelled() else watching.exception()
-    if error is not None:
-        log.error("its share is not watched any more", exc_info=error)
-        runner.stop_for(f"the session's processes could not be watched: {error}. Send a message to go on")
 
 
 async def _stop_for(runner: SessionRunner, reason: str) -> None:

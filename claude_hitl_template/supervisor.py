@@ -85,6 +85,7 @@ class SupervisorService:
         if image not in self._settings.images:
             return None
         looking = asyncio.create_task(asyncio.to_thread(self._preflight.check, image))
+        looking.add_done_callback(_heard)  # it may end after whoever asked has gone
         try:
             return await asyncio.wait_for(asyncio.shield(looking), FACTS_S)
         except TimeoutError:
@@ -155,7 +156,13 @@ class SupervisorService:
             return
         task = asyncio.create_task(self._look_after(session))
         self._attending[session.id] = task
-        task.add_done_callback(lambda _: self._attending.pop(session.id, None))
+        task.add_done_callback(lambda ended: self._attended(session.id, ended))
+
+    def _attended(self, session_id: str, ended: asyncio.Task[None]) -> None:
+        self._attending.pop(session_id, None)
+        error = None if ended.cancelled() else ended.exception()
+        if error is not None:  # the next tick looks after the session again
+            log.error("session not looked after", session=session_id, exc_info=error)
 
     async def _look_after(self, found: Supervised) -> None:
         session: Session | Supervised = found
@@ -334,6 +341,12 @@ class SupervisorService:
             exclude=settings.excluded,
             max_bytes=settings.max_workspace_bytes,
         )
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    """Takes note of how a task ended, whose failure was told already or concerns nobody any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _sweep(holders: set[str]) -> None:

@@ -167,6 +167,36 @@ async def test_a_stop_whose_caller_is_gone_ends_by_itself(
     await attended(store, session_id)
 
 
+async def test_an_owner_ends_when_nothing_watches_what_it_uses_any_more() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def watch() -> None:
+        raise OSError("the process table cannot be read")
+
+    with pytest.raises(OSError, match="process table"):
+        await agent.first_of(work(), watch())
+    assert ended.is_set()
+
+
+async def test_an_owner_that_is_done_ends_its_watch() -> None:
+    ended = asyncio.Event()
+
+    async def watch() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    await agent.first_of(asyncio.sleep(0.01), watch())
+    assert ended.is_set()
+
+
 async def test_an_interrupted_session_waits_for_room_no_more(
     store: CoreStore, supervisor: SupervisorService
 ) -> None:
