@@ -10,13 +10,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 
 import claude_hitl_template
 from claude_hitl_template import events
 from claude_hitl_template.canonical import digest
-from claude_hitl_template.cli.processes import ray_environment
+from claude_hitl_template.cli.processes import end, ray_environment
 from claude_hitl_template.errors import InternalError
 from claude_hitl_template.events import UserInterrupt
 from claude_hitl_template.manifest import CHUNK_BYTES, Manifest, SavedFile, blob_name
@@ -91,6 +92,7 @@ def start_ray(settings: dict[str, str]) -> None:
     """Ray gives its own start 30 s, which a machine that is busy may not keep."""
     import ray  # noqa: PLC0415
 
+    before = psutil.Process().children()
     for left in (2, 1, 0):
         try:
             ray.init(
@@ -102,7 +104,8 @@ def start_ray(settings: dict[str, str]) -> None:
                 runtime_env={"env_vars": settings},
             )
         except Exception as error:  # what Ray raises is nothing more
-            ray.shutdown()
+            ray.shutdown()  # which leaves what was started in vain
+            end([process for process in psutil.Process().children(recursive=True) if process not in before])
             if not left or "timed out" not in str(error).lower():
                 raise
         else:
