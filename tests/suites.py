@@ -146,10 +146,18 @@ def arguments(suite: Suite) -> list[str]:
     return [*suite.paths, *(f"--ignore={path}" for path in others if path.startswith(suite.paths))]
 
 
+def touched_by(suites: Iterable[Suite], changed: Iterable[str]) -> list[Suite]:
+    """Those that a change touches. A part of the product that none of them names touches all."""
+    suites, changed = list(suites), list(changed)
+    product = [path for path in changed if path.startswith(PACKAGE)]
+    if not all(any(suite.is_touched([path]) for suite in suites) for path in product):
+        return suites
+    return [suite for suite in suites if suite.is_touched(changed)]
+
+
 def in_order(suites: Sequence[Suite], changed: Iterable[str], turn: int) -> list[Suite]:
     """First those that the change touches, then the others, each group begun at `turn`."""
-    changed = list(changed)
-    touched = [suite for suite in suites if suite.is_touched(changed)]
+    touched = touched_by(suites, changed)
     others = [suite for suite in suites if suite not in touched]
     return [*_rotated(touched, turn), *_rotated(others, turn)]
 
