@@ -97,7 +97,11 @@ BEFORE = Clock(wall=100.0, cpu=10.0, pressure=50.0)
     ("after", "seconds"),
     [
         (Clock(106.0, 10.1, 50.0), 6.0),  # it waited, and the machine had room
-        (Clock(106.0, 10.1, 55.0), 1.0),  # others had the machine
+        (Clock(106.0, 10.1, 50.2), 5.6),  # ... for most of the time
+        (
+            Clock(112.0, 10.1, 55.0),
+            5.0,
+        ),  # others had the machine, and the last two seconds of it may not be counted yet
         (Clock(106.0, 15.5, 56.0), 5.5),  # it worked
         (Clock(106.0, 10.1, None), 0.1),  # nothing is known of the machine
     ],
