@@ -103,10 +103,11 @@ def test_the_package_goes_into_our_application_and_what_stands_there_stays(
     written = {path.name: yaml.safe_load(path.read_text()) for path in main.parent.iterdir()}
     assert written == files
     assert written["config.yaml"]["http_options"] == {"host": "::1", "port": 9}
-    ours = written[OURS]["runtime_env"]
-    assert ours == {
+    shipped = serve_config.read(folder)[OURS]["runtime_env"]["env_vars"]
+    assert shipped
+    assert written[OURS]["runtime_env"] == {
         "working_dir": "gcs://p.zip",
-        "env_vars": {"KODO_CHUNK_SIZE": "1048576", "HITL_MODEL": "m"},
+        "env_vars": {**shipped, "HITL_MODEL": "m"},
     }
     assert "runtime_env" not in written["other.yaml"]
     assert main.parent.stat().st_mode & 0o077 == 0
