@@ -10,7 +10,7 @@ off after a finished block of text, the CLI keeps that block and asks for the re
 import json
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -141,7 +141,12 @@ def _text(content: Any) -> str:
 
 def _calls(blocks: list[dict[str, Any]]) -> list[ToolUse]:
     uses = (block for block in blocks if block.get("type") == "tool_use")
-    return [ToolUse(str(use["name"]), dict(use["input"]), str(use["id"])) for use in uses]
+    return [ToolUse(str(use["name"]), _fields(use["input"]), str(use["id"])) for use in uses]
+
+
+def _fields(given: object) -> dict[str, Any]:
+    """The CLI repeats what it was sent, and that may have been no object."""
+    return dict(given) if isinstance(given, Mapping) else {}
 
 
 def _result(block: dict[str, Any], calls: dict[str, ToolUse]) -> ToolResult:

@@ -5,6 +5,7 @@ On the real CLI; the offline model issues what a test scripts.
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import pytest
 
 from claude_hitl_template.canonical import call_digest, digest
 from claude_hitl_template.claude import cli
+from claude_hitl_template.model.endpoint import OfflineUpstream
+from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.model.scenario import Scenario, Step, ToolCall
 from claude_hitl_template.models import Approval
 from claude_hitl_template.policy import PermissionPolicy, Rule
 from tests.contract.test_session import KEY, House, driven, house, model_url
+from tests.serving import model_app, serving
 
 __all__ = ["model_url"]
 
@@ -371,3 +376,27 @@ async def test_an_input_that_cannot_be_kept_is_an_error_to_the_model_and_the_ses
     assert len(used) == len(done) == 3
     assert [e.payload["is_error"] for e in done] == [True, True, False]
     assert not await approvals(h)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [[1, 2], "text", None, 5])
+async def test_an_input_that_is_no_object_is_an_error_to_the_model_and_the_session_goes_on(
+    sent: Any, tmp_path: Path
+):
+    odd = ToolCall.model_construct(name="Read", input=sent)
+    steps = (
+        Step.model_construct(text="[offline model] This is odd.", tools=(odd,)),
+        Step.model_construct(text="And again.", tools=(odd,)),
+        Step(text="That is all."),
+    )
+    scenario = Scenario.model_construct(
+        name="odd", description="odd", prompt="odd", match=re.compile("odd"), steps=steps
+    )
+    async with serving(model_app(OfflineUpstream(Scenarios.model_construct(known=(scenario,))))) as url:
+        h = await house(tmp_path, url, "odd")
+        await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    assert "That is all." in await h.said()
+    done = await h.log("agent.tool_result")
+    assert [e.payload["is_error"] for e in done] == [True, True]
+    assert not [a for a in await approvals(h) if a.state.value == "pending"]
