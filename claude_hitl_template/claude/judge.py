@@ -107,7 +107,7 @@ class Judge:
 
     def differs(self, session: Session, approval: Approval, asked: ToolUse, folder: Path) -> str | None:
         """In what the call that would run now differs from what a human was shown, or None."""
-        name, given = approval.tool_name, approval.run_input or approval.input
+        name, given = approval.tool_name, approval.input if approval.run_input is None else approval.run_input
         if (there := self.portable(folder)) != (approval.folder or "."):
             return f"would run in the folder {there}, and was judged for {approval.folder or '.'}"
         _, effective = self.evaluate(session, name, given, folder)
