@@ -261,7 +261,7 @@ class Gate:
 
     def _is_plan_file(self, use: ToolUse) -> bool:
         folder = self._judge.folder(self._thread(use))
-        return self._judge.is_plan_file(use.name, recordable(use.input), folder)
+        return self._judge.is_plan_file(use.name, use.input, folder)
 
     def _thread(self, use: ToolUse) -> str | None:
         """As the message has it: the CLI names the subagent in another way when it asks."""

@@ -140,9 +140,9 @@ class Judge:
 
     # -- plans
 
-    def is_plan_file(self, name: str, given: Mapping[str, Any], folder: Path) -> bool:
+    def is_plan_file(self, name: str, given: object, folder: Path) -> bool:
         """Plan mode keeps its draft in the CLI's own folder, outside the workspace; the plan itself is asked about."""
-        path = given.get("file_path")
+        path = _field(given, "file_path")
         if not self.plan_mode or name not in ("Write", "Edit", "Read") or not isinstance(path, str):
             return False
         try:
