@@ -12,13 +12,9 @@ from typing import Any
 from urllib.request import getproxies_environment
 
 import httpx
+from socksio.exceptions import SOCKSError
 
 from claude_hitl_template.errors import ConfigError
-
-try:
-    from socksio.exceptions import SOCKSError
-except ImportError:  # installed before SOCKS was possible: such a proxy is refused
-    SOCKSError = httpx.TransportError
 
 # What a request raises that got no answer; a proxy that speaks no SOCKS is told by the library under httpx.
 UNREACHABLE: tuple[type[Exception], ...] = (httpx.TransportError, SOCKSError)
@@ -113,8 +109,6 @@ def _check_proxy(variable: str, url: str) -> None:
         why = None if proxy.url.host and (proxy.url.port or 0) <= _LAST_PORT else _NO_ADDRESS
     except (ValueError, httpx.InvalidURL):
         why = _NO_ADDRESS
-    except ImportError:
-        why = "what it needs is not installed (httpx[socks])"
     if why is not None:  # neither the value nor httpx's words, which quote it: it may hold a password
         raise ConfigError(
             f"{variable} cannot be used to reach the model's service: {why}",
