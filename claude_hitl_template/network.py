@@ -18,8 +18,8 @@ from claude_hitl_template.errors import ConfigError
 
 # What a request raises that got no answer; a proxy that speaks no SOCKS is told by the library under httpx.
 UNREACHABLE: tuple[type[Exception], ...] = (httpx.TransportError, SOCKSError)
-# What each process must not send through a proxy, whatever else it reaches: names, IPv4, and IPv6 addresses of loopback.
-LOOPBACKS = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
+# What no process may send through a proxy, whatever else it reaches: loopback, and where a cloud hands out credentials.
+NEVER = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1", "169.254.169.254", "metadata.google.internal")
 # gRPC reads `grpc_proxy` first; empty, it reaches everything directly. All of Ray's connections lead into the cluster.
 GRPC = {"grpc_proxy": "", "RAY_grpc_enable_http_proxy": "0"}
 _LAST_PORT = 65535
@@ -81,7 +81,7 @@ def with_proxies(environment: Mapping[str, str], own: Iterable[str]) -> dict[str
     """An environment for what may reach the outside: `own` addresses and loopback are reached without a proxy."""
     kept = {name: value for name, value in environment.items() if name not in GRPC}
     said = [entry.strip() for name in _BYPASS for entry in environment.get(name, "").split(",")]
-    bypass = ",".join(dict.fromkeys(entry for entry in [*said, *LOOPBACKS, *own] if entry))
+    bypass = ",".join(dict.fromkeys(entry for entry in [*said, *NEVER, *own] if entry))
     return {**kept, **dict.fromkeys(_BYPASS, bypass), **GRPC}
 
 

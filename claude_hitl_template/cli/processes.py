@@ -87,6 +87,9 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         _MARK: str(temp_dir(settings)),
         # Said here, so that neither a token in the user's home nor what the shell says of another Ray counts.
         "RAY_AUTH_MODE": "token",
+        # Even where usage reports are off, Ray reports that they are: this leads nowhere.
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
         "RAY_AUTH_TOKEN_PATH": str(ray_token_file(settings)),
         "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
         # Importing Kodosumi would load a .env that lies above it into the environment, and make folders where one is.

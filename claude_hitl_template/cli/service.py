@@ -42,6 +42,7 @@ LAST_LINES = 8
 # Not .venv/bin/ray: such a script names the folder that it was installed in, from which a checkout may have been moved.
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 RAY_STARTS = 3
+RAY_NOT_YET = ("Failed to connect to Ray cluster",)
 RAY_TOO_SLOW = ("timed out during startup", "Timed out waiting for node info")  # in what Ray says then
 PORTS = ("ray_port", "ray_client_port", "dashboard_port", "serve_port")
 # Settings of whoever asks, which the service does not see.
@@ -243,16 +244,18 @@ def _container_environment(settings: Settings) -> dict[str, str]:
 
 
 def _deploy_patiently(settings: Settings) -> None:
-    """Ray gives its own start 30 s, which a machine that is busy may not keep: then it is started again."""
+    """Ray gives its own start 30 s, which a machine that is busy may not keep: then it is started, or asked, again."""
     for attempt in range(RAY_STARTS):
         try:
             _deploy(settings)
         except ConfigError as error:
-            too_slow = ray_process(settings) is None and any(said in error.message for said in RAY_TOO_SLOW)
-            if not too_slow or attempt == RAY_STARTS - 1:
+            ended = ray_process(settings) is None
+            signs = RAY_TOO_SLOW if ended else RAY_NOT_YET
+            if attempt == RAY_STARTS - 1 or not any(said in error.message for said in signs):
                 raise
-            end(_strays(settings))
-            _start_ray(settings)
+            if ended:
+                end(_strays(settings))
+                _start_ray(settings)
         else:
             return
 

@@ -105,7 +105,7 @@ def test_the_token_is_in_no_command_line_environment_or_log(one: Surrounded) -> 
 
 
 def test_no_proxy_was_asked_for_anything_of_ours(one: Surrounded) -> None:
-    """After the others."""
+    """After the others. Ray's own reports to its makers are off, too."""
     assert one.asked() == []
 
 

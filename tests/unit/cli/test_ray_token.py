@@ -57,6 +57,7 @@ def test_rays_processes_and_the_panels_use_ours_and_no_other(make_settings: Make
         assert environment["RAY_AUTH_MODE"] == "token"
         assert environment["RAY_AUTH_TOKEN_PATH"] == str(ray_token_file(settings))
         assert "RAY_AUTH_TOKEN" not in environment
+        assert environment["RAY_USAGE_STATS_REPORT_URL"] == "http://127.0.0.1:9/"
         assert str(read_ray_token(settings)) not in environment.values()
     assert "RAY_ADDRESS" not in ray_environment(settings)
 
