@@ -35,7 +35,9 @@ def direct(**options: Any) -> httpx.Client:
 
 def direct_async(**options: Any) -> httpx.AsyncClient:
     """As `direct`, for asyncio."""
-    return httpx.AsyncClient(trust_env=False, verify=_trusted(), **options)
+    if "verify" not in options:
+        options["verify"] = _trusted()
+    return httpx.AsyncClient(trust_env=False, **options)
 
 
 def request(method: str, url: str, **options: Any) -> httpx.Response:

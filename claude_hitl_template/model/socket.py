@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from claude_hitl_template import network
 from claude_hitl_template.model.endpoint import (
     COUNT_TOKENS,
     MESSAGES,
@@ -55,7 +56,7 @@ class ModelSocket:
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         # Certificates take long to load, and the endpoint of a service on this machine has none.
-        self._client = httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, verify=url.startswith("https:"))
+        self._client = network.direct_async(timeout=TIMEOUT, verify=url.startswith("https:"))
 
     async def serve(self, listening: socket.socket) -> None:
         self._server = await asyncio.start_unix_server(self._accept, sock=listening)
