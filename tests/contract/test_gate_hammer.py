@@ -261,7 +261,8 @@ class Case:
 
     @property
     def outside(self) -> Path:
-        return self.folder / "outside"
+        """Where the sandbox lets a call write, and nobody saw one lead."""
+        return self.folder / "workspace" / "elsewhere"
 
     def _lead_elsewhere(self) -> None:
         """The folder that a call was shown to write to becomes a link, while nothing runs."""

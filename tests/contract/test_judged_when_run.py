@@ -223,14 +223,15 @@ async def test_a_write_that_leads_elsewhere_since_it_was_shown_does_not_run(
 ):
     write = {"tools": [call("Write", file_path="docs/a.txt", content="hello")]}
     h = await house(tmp_path, model_url, script(write), hot_s=hot_s)
-    (h.workspace / "docs").mkdir(parents=True)
-    (tmp_path / "outside").mkdir()
+    elsewhere = h.workspace / "elsewhere"  # where the sandbox lets it write
+    for folder in (h.workspace / "docs", elsewhere):
+        folder.mkdir(parents=True)
 
     async def decide() -> None:
         [asked] = await until_asked(h)
         assert asked.targets == ("./docs/a.txt",)
         (h.workspace / "docs").rmdir()
-        (h.workspace / "docs").symlink_to(tmp_path / "outside")
+        (h.workspace / "docs").symlink_to(elsewhere)
         await h.confirm(asked.event_id)
 
     if hot_s:
@@ -240,7 +241,7 @@ async def test_a_write_that_leads_elsewhere_since_it_was_shown_does_not_run(
         await h.drive()
         await decide()
         await h.drive()
-    assert not (tmp_path / "outside" / "a.txt").exists()
+    assert not (elsewhere / "a.txt").exists()
     assert [a.state.value for a in await approvals(h)] == ["superseded"]
     assert "Issue this call again" in (await results(h))[-1]
 
@@ -255,25 +256,22 @@ async def test_an_allow_rule_for_a_folder_does_not_hold_through_a_link_made_mean
             Rule(rule="Bash(ln:*)", policy="always_allow"),
         )
     )
-    outside = tmp_path / "outside"
-    outside.mkdir()
     batch = {
         "tools": [
-            call("Bash", command=f"ln -s {outside} src"),
+            call("Bash", command="ln -s lib src"),
             call("Write", file_path="src/a.txt", content="hello"),
         ]
     }
     h = await house(tmp_path, model_url, script(batch), policy=rules)
-    h.workspace.mkdir(parents=True)
+    (h.workspace / "lib").mkdir(parents=True)
     await h.drive()
-    assert not (outside / "a.txt").exists()
+    written = h.workspace / "lib" / "a.txt"
+    assert not written.exists()
     [asked] = await approvals(h)
-    assert (asked.tool_name, asked.state.value) == ("Write", "pending")
+    assert (asked.tool_name, asked.state.value, asked.targets) == ("Write", "pending", ("./lib/a.txt",))
     await h.confirm(asked.event_id)
     await h.drive()
-    [asked] = await approvals(h)
-    assert asked.state.value in ("succeeded", "failed")  # a human saw where it leads
-    assert not (outside / "a.txt").exists()  # and the sandbox has no folder but the session's own
+    assert written.read_text() == "hello"  # a human saw where it leads
 
 
 @pytest.mark.slow
@@ -282,12 +280,13 @@ async def test_an_edited_path_does_not_lead_where_nobody_saw_it_to_lead(tmp_path
         tmp_path, model_url, script({"tools": [call("Write", file_path="a.txt", content="hello")]})
     )
     await h.drive()
-    (tmp_path / "outside").mkdir()
-    (h.workspace / "docs").symlink_to(tmp_path / "outside")
+    elsewhere = h.workspace / "elsewhere"
+    elsewhere.mkdir()
+    (h.workspace / "docs").symlink_to(elsewhere)
     [asked] = await until_asked(h)
     await h.confirm(asked.event_id, updated_input={"file_path": "docs/a.txt", "content": "hello"})
     await h.drive()
-    assert not (tmp_path / "outside" / "a.txt").exists()
+    assert not (elsewhere / "a.txt").exists()
     assert not (h.workspace / "a.txt").exists()
 
 
