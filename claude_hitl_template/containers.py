@@ -32,6 +32,8 @@ PULL_S = 900.0
 PULL_AGAIN_S, PULL_AGAIN_MOST_S = 5.0, 60.0  # between two pulls of an image that does not come
 UNKNOWN_IMAGE = ("no such image", "image not known")
 COPYING_DRIVERS = ("vfs",)
+# A sandbox in a container has a /proc of its own, which the kernel grants only where nothing of the container's is masked.
+UNMASK = "--security-opt=unmask=ALL"
 CLUSTER_LABEL = "org.claude-hitl.cluster"
 SHIM = Path(__file__).parent / "bin"
 # The owner's own process is in the container too: memory, and the threads of Ray's worker.
@@ -76,7 +78,13 @@ def raylet_environment(
 def _run_flags(cluster: Path, image: str, memory_bytes: int, processes: int) -> list[str]:
     """Limits of the kernel's own are among them where this machine can set them for containers that are not root's
     (cgroup v2, delegated): that is tried, with the image. Elsewhere only the owner's own watch limits a session."""
-    always = ["--rm", f"--label={_label(cluster)}", "--security-opt=no-new-privileges", "--cap-drop=all"]
+    always = [
+        "--rm",
+        f"--label={_label(cluster)}",
+        "--security-opt=no-new-privileges",
+        "--cap-drop=all",
+        UNMASK,
+    ]
     memory = memory_bytes + OWNER_BYTES
     limits = [f"--memory={memory}", f"--memory-swap={memory}", f"--pids-limit={processes + OWNER_THREADS}"]
     tried = _podman("run", "--cgroup-manager=cgroupfs", *always, *limits, "--entrypoint=true", image)

@@ -87,6 +87,7 @@ class Egress:
         self._resolve, self._allows_address = resolve, allows_address
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._closed = False
 
     async def serve(self, listening: socket.socket) -> None:
         self._server = await asyncio.start_server(self._accept, sock=listening)
@@ -102,6 +103,7 @@ class Egress:
         self._opened.pop(call_id, None)
 
     async def close(self) -> None:
+        self._closed = True  # also for what was accepted and has no task yet
         if self._server is not None:
             self._server.close()
         for task in self._connections:
@@ -113,7 +115,7 @@ class Egress:
         assert task is not None  # noqa: S101 - asyncio runs this callback as a task
         self._connections.add(task)
         try:
-            if len(self._connections) <= MAX_CONNECTIONS:
+            if not self._closed and len(self._connections) <= MAX_CONNECTIONS:
                 with contextlib.suppress(ClientGone, OSError):
                     await self._converse(ClientConnection(reader, writer))
         finally:

@@ -55,6 +55,7 @@ class ModelSocket:
         self._requests = self._bytes = 0
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._closed = False
         # Certificates take long to load, and the endpoint of a service on this machine has none.
         self._client = network.direct_async(timeout=TIMEOUT, verify=url.startswith("https:"))
 
@@ -66,6 +67,7 @@ class ModelSocket:
         self._requests = self._bytes = 0
 
     async def close(self) -> None:
+        self._closed = True  # also for what was accepted and has no task yet
         if self._server is not None:
             self._server.close()
         for task in self._connections:
@@ -78,7 +80,7 @@ class ModelSocket:
         assert task is not None  # noqa: S101 - asyncio runs this callback as a task
         self._connections.add(task)
         try:
-            if len(self._connections) <= MAX_CONNECTIONS:
+            if not self._closed and len(self._connections) <= MAX_CONNECTIONS:
                 with contextlib.suppress(ClientGone):
                     await self._converse(ClientConnection(reader, writer))
         finally:
