@@ -237,8 +237,8 @@ class Settings(BaseSettings):
     )
     sandbox_read: str = Field(
         "",
-        description="Folders and files of this machine that sandboxes without an image may read besides the system's, with "
-        "colons between: a toolchain of yours, for instance. No secrets may lie there.",
+        description="Folders and files that sandboxes may read besides the system's, with colons between: a toolchain of "
+        "yours, for instance. No secrets may lie there.",
     )
     sandbox_write: str = Field(
         "", description="The same for what they may write, all of them: a folder that sessions share."

@@ -322,8 +322,8 @@ class SupervisorService:
             return None
         return SandboxConfig(
             contained=contained,
-            readable=() if contained else settings.sandbox_readable,
-            writable=() if contained else settings.sandbox_writable,
+            readable=settings.sandbox_readable,
+            writable=settings.sandbox_writable,
             requests=settings.turn_requests,
             model_bytes=settings.turn_model_bytes,
         )

@@ -250,8 +250,12 @@ def _is_seen(config: SandboxConfig, folder: str) -> bool:
 def _arguments(config: SandboxConfig, places: Places, wrap: Bubblewrap) -> Iterator[str]:
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     user, group = inside_ids()
-    yield from ("--uid", str(user), "--gid", str(group), "--hostname", "sandbox", "--cap-drop", "ALL")
+    yield from ("--uid", str(user), "--gid", str(group), "--cap-drop", "ALL")
     yield from ("--new-session", "--die-with-parent")
+    if (
+        not config.contained
+    ):  # podman's own filter of system calls forbids it there, where it is a container's anyway
+        yield from ("--hostname", "sandbox")
     yield from _image(places) if config.contained else _system(places)
     yield from ("--bind", str(places.tmp), TMP)
     yield from ("--ro-bind", str(wrap.program), BWRAP)

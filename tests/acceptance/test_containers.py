@@ -95,6 +95,7 @@ def service(image: str) -> Iterator[Worker]:
             "PATH": f"{folder}/tools:{os.environ['PATH']}",
             "HITL_HOME": str(folder),
             "HITL_RAY_TEMP_DIR": str(raylet_folder),
+            "HITL_SANDBOX_WRITE": str(raylet_folder / "shared"),
             "HITL_API_KEY": KEY,
             "CONTAINER_IMAGE_URI": image,
             "HITL_ENVIRONMENTS": json.dumps(environments),

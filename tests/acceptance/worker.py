@@ -123,7 +123,7 @@ class Worker(Service):
 
     def shared(self, session: Conversation) -> Path:
         """A folder of the host that containers see, for what a test must know of a call that ran."""
-        folder = self.raylet_folder / f"test-{session.id}"
-        folder.mkdir(exist_ok=True)
+        folder = self.raylet_folder / "shared" / f"test-{session.id}"
+        folder.mkdir(exist_ok=True, parents=True)
         folder.chmod(0o777)
         return folder
