@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Scripted:
         self.told: list[str] = []
 
     @asynccontextmanager
-    async def call(self, call: Call) -> AsyncIterator[Answer]:
+    async def call(self, call: Call) -> AsyncGenerator[Answer]:
         body = json.loads(b"".join([chunk async for chunk in call.body]))
         self.told.append(json.dumps(body["messages"]))
         reply = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
@@ -52,7 +52,7 @@ def straight_app(model: Scripted) -> FastAPI:
 @asynccontextmanager
 async def scripted(
     tmp_path: Path, *answers: Reply, message_id: str | None = None, straight: bool = False, **more: Any
-) -> AsyncIterator[tuple[House, Scripted]]:
+) -> AsyncGenerator[tuple[House, Scripted]]:
     model = Scripted(answers, message_id)
     async with serving(straight_app(model) if straight else model_app(model)) as url:
         yield await house(tmp_path, url, "go", **more), model
@@ -76,7 +76,7 @@ async def decided(h: House, decisions: dict[str, str]) -> None:
         waiting = {a.event_id: a for a in (await h.store.list_approvals("key_test", limit=100)).data}
         for event_id in stop["event_ids"]:
             given = waiting[event_id].input
-            await h.confirm(event_id, decisions[given.get("command") or given.get("file_path")])
+            await h.confirm(event_id, decisions[str(given.get("command") or given.get("file_path"))])
     raise AssertionError("it is asked without end")
 
 

@@ -65,7 +65,7 @@ class House:
     engines: list[Scripted] = field(default_factory=list[Scripted])
     refuses_interrupts: bool = False
 
-    def runner(self, session: Session) -> SessionRunner:
+    def runner(self, session: Session, idle_timeout_s: float = 0) -> SessionRunner:
         def make(_session: Session, gate: Gate) -> Scripted:
             made = Scripted(self.play, gate, refuses_interrupts=self.refuses_interrupts)
             self.engines.append(made)
@@ -76,7 +76,7 @@ class House:
             session,
             make_engine=make,
             workspace=Place(self.root / "workspace", self.root / "saved"),
-            limits=Limits(hot_window_s=0, idle_timeout_s=0),
+            limits=Limits(hot_window_s=0, idle_timeout_s=idle_timeout_s),
         )
 
     async def drive(self) -> None:
@@ -211,8 +211,7 @@ async def test_an_engine_that_is_not_listened_to_is_not_read_without_end(tmp_pat
 
     h = await house(tmp_path, play)
     session = await h.store.acquire(h.session.id, "own", lease_s=60)
-    runner = h.runner(session)
-    runner._limits = Limits(hot_window_s=0, idle_timeout_s=3600)  # the process is kept, and nobody listens
+    runner = h.runner(session, idle_timeout_s=3600)  # the process is kept, and nobody listens
     driving = asyncio.create_task(runner.run())
     while given <= HEARD_AT_ONCE:
         await asyncio.sleep(0)
