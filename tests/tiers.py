@@ -20,6 +20,7 @@ type Tier = Literal["fast", "slow", "all"]
 LIMIT_S = 5.0
 SLOWEST = 20  # so many are named at the end
 WORTH_TELLING_S = 30.0  # of a shorter run nothing is told
+CROWDED = 2.0  # so many times as long on a CPU that others use, too
 LAG_S = 2.0  # so much later the kernel may count what waited
 _PRESSURE = [Path(f"/proc/pressure/{resource}") for resource in ("cpu", "io")]
 
@@ -52,12 +53,12 @@ class Clock:
         return cls(time.monotonic(), cpu, _pressure())
 
     def least_since(self, before: "Clock") -> float:
-        """Seconds that the work took for certain: on a CPU, or while nothing on this machine waited for a CPU or a disk.
+        """Seconds that the work would have taken at least on a machine of its own.
 
-        Time in which the machine was short of either proves nothing about a test, so a busy machine fails none.
-        Without Linux's pressure figures only time on a CPU counts.
+        Time in which something on this machine waited for a CPU or a disk proves nothing about a test, and a crowded CPU is
+        slower: so a busy machine fails none. Without Linux's pressure figures only time on a CPU counts.
         """
-        cpu = self.cpu - before.cpu
+        cpu = (self.cpu - before.cpu) / CROWDED
         if self.pressure is None or before.pressure is None:
             return cpu
         pressure = self.pressure - before.pressure

@@ -28,7 +28,7 @@ import time
 import pytest
 
 def work():
-    end = time.process_time() + 0.3
+    end = time.process_time() + 0.6
     while time.process_time() < end:
         pass
 
@@ -102,8 +102,9 @@ BEFORE = Clock(wall=100.0, cpu=10.0, pressure=50.0)
             Clock(112.0, 10.1, 55.0),
             5.0,
         ),  # others had the machine, and the last two seconds of it may not be counted yet
-        (Clock(106.0, 15.5, 56.0), 5.5),  # it worked
-        (Clock(106.0, 10.1, None), 0.1),  # nothing is known of the machine
+        (Clock(115.0, 21.0, 65.0), 5.5),  # it worked, beside others
+        (Clock(106.0, 15.5, 50.1), 5.8),  # it worked alone
+        (Clock(106.0, 10.2, None), 0.1),  # nothing is known of the machine
     ],
 )
 def test_only_what_a_test_certainly_took_is_counted(after: Clock, seconds: float) -> None:
