@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.errors import HitlError, InvalidInput
 from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
-from claude_hitl_template.model.endpoint import OfflineUpstream
+from claude_hitl_template.model.endpoint import Answer, Call, OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.models import Agent, Approval, Environment, Event, Session, new_id
 from claude_hitl_template.policy import PermissionPolicy, Rule
@@ -88,6 +89,9 @@ NO_EDITS: tuple[dict[str, Any], ...] = (
     {"command": "ls; forbidden"},
     {"command": "ls", "odd": 1},
 )
+# What no model is told: the commands of "mention" name its file as a user of the CLI may.
+SECRET = "the-secret-that-nobody-asked-to-read"
+SAME_IDS = "every call of this prompt has one id"
 # The CLI itself calls git to describe the folder; only the calls of a case carry a mark.
 GIT = """#!/bin/sh
 for arg; do
@@ -120,6 +124,9 @@ DECISIONS = {
     "links": ("allow", "deny", "edit", "interrupt"),
     "rewritten plan": ("allow", "deny", "interrupt"),
     "edits": ("edit",),
+    "ids": ("allow", "deny", "edit", "interrupt"),
+    "mention": ("allow", "deny", "mixed", "interrupt"),
+    "subagents": ("allow", "deny", "mixed", "interrupt"),
 }
 SETTINGS = ("none", "project", "local", "user", "careless", "layers")
 MATRIX = [
@@ -152,6 +159,7 @@ class Bench:
     root: Path
     store: CoreStore
     model_url: str
+    model: "OddModel"
     cycles: Counter[str] = field(default_factory=Counter[str])
     failures: list[str] = field(default_factory=list[str])
     started: int = 0
@@ -159,6 +167,31 @@ class Bench:
     @property
     def journal(self) -> Path:
         return self.root / "journal"
+
+
+class OddModel:
+    """The offline model; it gives one id to all calls that a prompt of the kind "ids" asks for."""
+
+    def __init__(self) -> None:
+        self._offline = OfflineUpstream(Scenarios.load())
+        self.told_secret = 0
+
+    @asynccontextmanager
+    async def call(self, call: Call) -> AsyncIterator[Answer]:
+        raw = b"".join([chunk async for chunk in call.body])
+        self.told_secret += SECRET.encode() in raw
+        async with self._offline.call(replace(call, body=_pieces(raw))) as answer:
+            same = SAME_IDS.encode() in raw
+            yield replace(answer, chunks=_with_one_id(answer.chunks)) if same else answer
+
+
+async def _pieces(raw: bytes) -> AsyncIterator[bytes]:
+    yield raw
+
+
+async def _with_one_id(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        yield re.sub(rb"toolu_offline[0-9a-f]{20}", b"call_0", chunk)
 
 
 @dataclass
@@ -333,6 +366,8 @@ class Case:
                 )
         await self._check_results()
         self._check_shown(approvals)
+        await self._check_one_result()
+        assert self.bench.model.told_secret == 0, "a file was read that nobody asked for"
         if "interrupt" in self.plan.decision:
             said = await self._log("agent.message")
             assert "could not read it" in str(said[-1].payload["content"]), (
@@ -355,6 +390,19 @@ class Case:
         page = await self.bench.store.list_events(self.session.id, KEY, limit=1000, types=[kind])
         return page.data
 
+    async def _check_one_result(self) -> None:
+        """Each call that waited was shown once, and has one result, under the id that was decided."""
+        uses = Counter(e.id for e in await self._log("agent.tool_use"))
+        results = Counter(e.payload["tool_use_id"] for e in await self._log("agent.tool_result"))
+        for approval in await self.approvals():
+            counts = uses[approval.event_id], results[approval.event_id]
+            assert counts == (1, 1), f"{approval.tool_name} {approval.state.value}: shown, results {counts}"
+        assert set(results) <= set(uses)
+        runs = [e for e in await self._log("agent.tool_use") if "mark-" in json.dumps(e.payload["input"])]
+        asked = {a.event_id for a in await self.approvals()}
+        commands = {e.id for e in runs if e.payload["name"] == "Bash"}
+        assert commands <= asked, "a call under an id that nobody decided on"
+
     async def _check_results(self) -> None:
         """What the model was told agrees with the journal, and no call has a result that was not claimed first."""
         results = await self._log("agent.tool_result")
@@ -366,7 +414,7 @@ class Case:
             )
         good = [json.dumps(e.payload["content"]) for e in results if not e.payload["is_error"]]
         told = Counter(m for text in good for m in set(re.findall(r"mark-[\w-]+@[\w-]+", text)))
-        if self.plan.kind in ("bash", "echo", "batch", "question"):
+        if self.plan.kind in ("bash", "echo", "batch", "question", "ids", "mention"):
             assert told == Counter(self.expected), f"told {told}, expected {self.expected}"
 
 
@@ -423,6 +471,16 @@ def _run(journal: Path, name: str, number: int = 0) -> dict[str, Any]:
     return _call("Bash", command=f"echo {mark} | tee -a {journal / name}", description="Leave a mark")
 
 
+def _task(run: dict[str, Any]) -> dict[str, Any]:
+    return _call(
+        "Agent",
+        description="Leave a mark",
+        prompt=_script({"tools": [run]}),
+        subagent_type="general-purpose",
+        run_in_background=False,
+    )
+
+
 def prompt(kind: str, journal: Path, name: str) -> str:
     run = _run(journal, name)
     match kind:
@@ -434,15 +492,18 @@ def prompt(kind: str, journal: Path, name: str) -> str:
             return _script({"tools": [_call("Bash", command=f"git status --short -- mark-0@{name}")]})
         case "batch":
             return _script({"tools": [_run(journal, name, number) for number in range(3)]})
+        case "ids":
+            first, *rest = ({"tools": [_run(journal, name, number)]} for number in range(3))
+            return _script({"text": f"[offline model] {SAME_IDS}.", **first}, *rest)
+        case "mention":
+            runs = [_run(journal, name, number) for number in range(3)]
+            for call in runs:
+                call["input"]["command"] = f"true @{journal.parent / 'secret'} x; {call['input']['command']}"
+            return _script({"tools": runs})
         case "subagent":
-            task = _call(
-                "Agent",
-                description="Leave a mark",
-                prompt=_script({"tools": [run]}),
-                subagent_type="general-purpose",
-                run_in_background=False,
-            )
-            return _script({"tools": [task]})
+            return _script({"tools": [_task(run)]})
+        case "subagents":
+            return _script({"tools": [_task(_run(journal, name, number)) for number in range(2)]})
         case "question":
             options = [{"label": label, "description": "A colour."} for label in ("Blue", "Green")]
             asked = {
@@ -559,10 +620,12 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
     url = sqlite_url(root / "store.db")
     await asyncio.to_thread(migrate, url)
     backend = SqlBackend(url)
-    async with serving(model_app(OfflineUpstream(Scenarios.load()))) as model_url:
+    (root / "secret").write_text(SECRET)
+    model = OddModel()
+    async with serving(model_app(model)) as model_url:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PATH", f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}")
-            yield Bench(root, CoreStore(backend), model_url)
+            yield Bench(root, CoreStore(backend), model_url, model)
     await backend.close()
 
 
