@@ -27,6 +27,14 @@ def read_dump(backup: Path, **more: Any) -> Record:
         )
 
 
+def make_journal(root: Path) -> Path:
+    """Where calls that run are written down: a file in a folder of its own, into which sandboxes let them write."""
+    folder = root / "journal"
+    folder.mkdir()
+    folder.chmod(0o777)  # the agent is another user where the service is root
+    return folder / "runs.txt"
+
+
 def read_journal(path: Path) -> list[Run]:
     """Its lines: a token, seconds since 1970, and a folder below `<session>-<epoch>`. An unreadable one is an error."""
     return [_run(line) for line in path.read_text().splitlines()] if path.exists() else []

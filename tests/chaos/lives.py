@@ -17,6 +17,7 @@ from typing import Any
 from claude_hitl_template import faults
 from claude_hitl_template.claude.cli import CliConfig, CliEngine, is_plan_folder
 from claude_hitl_template.claude.gate import Gate
+from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.events import UserMessage, UserToolConfirmation
 from claude_hitl_template.manifest import shown
@@ -49,7 +50,8 @@ class Home:
 
     @property
     def journal(self) -> Path:
-        return self.root / "journal.txt"
+        """Its folder is made with `make_journal`."""
+        return self.root / "journal" / "runs.txt"
 
     def note(self, name: str, **what: Any) -> None:
         with (self.root / f"{name}.jsonl").open("a") as file:
@@ -182,7 +184,13 @@ async def _drive(home: Home, store: CoreStore, session: Session, model_url: str)
     run_dir = home.root / "run" / f"{session.id}-{session.epoch}"
     run_dir.mkdir(parents=True)
     tempfile.tempdir = str(run_dir)
-    cli = CliConfig(home.root / "workspace", run_dir / "config", model_url, "token")
+    cli = CliConfig(
+        home.root / "workspace",
+        run_dir / "config",
+        model_url,
+        "token",
+        sandbox=SandboxConfig(writable=(home.journal.parent,)),
+    )
     transcripts = TranscriptStore(store, session.id, epoch=session.epoch, any_folder=True)
 
     def make_engine(session: Session, gate: Gate) -> CliEngine:

@@ -20,7 +20,7 @@ from claude_hitl_template.errors import ConfigError
 from tests.chaos import unlucky
 from tests.chaos.databases import Postgres, Sqlite
 from tests.chaos.disk import Disk
-from tests.chaos.dump import read_dump, read_journal
+from tests.chaos.dump import make_journal, read_dump, read_journal
 from tests.chaos.line import Line
 from tests.chaos.line import serving as line_serving
 from tests.chaos.oracle import judge
@@ -60,18 +60,19 @@ class Choice:
 
 def run(choice: Choice, folder: Path) -> Report:
     """Blocking. `folder` is empty, and keeps the backup that was judged, and the journal. Raises ConfigError."""
-    service = Service(folder)
+    service, journal = Service(folder), make_journal(folder)
+    service.environment["HITL_SANDBOX_WRITE"] = str(journal.parent)
     # A shell that is killed while it starts leaves no lock in the home of whoever runs this.
     home = folder / "home"
     home.mkdir()
     service.environment |= {**SETTINGS, "HOME": str(home)}
     if faults.BUGS_VARIABLE in os.environ:
         service.environment[faults.BUGS_VARIABLE] = os.environ[faults.BUGS_VARIABLE]
-    return asyncio.run(_run(choice, service))
+    return asyncio.run(_run(choice, service, journal))
 
 
-async def _run(choice: Choice, service: Service) -> Report:
-    crowd = Crowd(service.base, KEY, Planner(choice.seed, service.root / "journal.txt"), choice.seed)
+async def _run(choice: Choice, service: Service, journal: Path) -> Report:
+    crowd = Crowd(service.base, KEY, Planner(choice.seed, journal), choice.seed)
     async with _targets(choice, service, crowd) as targets:
         striker = Striker(targets, choice.seed)
         began = time.monotonic()
@@ -81,7 +82,7 @@ async def _run(choice: Choice, service: Service) -> Report:
             return time_left and (choice.kills is None or kills(striker) < choice.kills)
 
         unanswered = await _struggle(crowd, striker, go_on)
-        return await _judged(choice, targets, crowd, striker, unanswered)
+        return await _judged(choice, targets, crowd, striker, unanswered, journal)
 
 
 def kills(striker: Striker) -> int:
@@ -188,7 +189,7 @@ def _left(victims: Victims) -> dict[str, list[int]]:
 
 
 async def _judged(
-    choice: Choice, targets: Targets, crowd: Crowd, striker: Striker, unanswered: list[str]
+    choice: Choice, targets: Targets, crowd: Crowd, striker: Striker, unanswered: list[str], journal: Path
 ) -> Report:
     service = targets.service
     async with httpx.AsyncClient(base_url=service.base, headers={"x-api-key": KEY}, timeout=60) as client:
@@ -204,7 +205,7 @@ async def _judged(
         acknowledged=crowd.acknowledged,
         created=crowd.created,
         streams=crowd.streams,
-        runs=read_journal(service.root / "journal.txt"),
+        runs=read_journal(journal),
         files=files,
         processes=left,
         lost=striker.lost,

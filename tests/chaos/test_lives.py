@@ -21,7 +21,7 @@ from claude_hitl_template import faults
 from claude_hitl_template.store.backup import back_up
 from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.sql import sqlite_url
-from tests.chaos.dump import read_dump, read_journal
+from tests.chaos.dump import make_journal, read_dump, read_journal
 from tests.chaos.lives import UPLOADED, Home, live, write_all
 from tests.chaos.oracle import judge, logs_are_whole
 from tests.chaos.plans import KINDS, WORK
@@ -189,6 +189,7 @@ def play(case: Case, processes: ForkServerContext, root: Path, databases: Databa
     with databases(root) as url:
         home, plan = Home(url, root), root / "faults" / "plan.json"
         plan.parent.mkdir()
+        make_journal(root)
         exits: list[int | None] = []
         for number, faults_of_life in enumerate([*case.plans, {}]):
             plan.write_text(json.dumps(faults_of_life))
