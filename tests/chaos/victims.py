@@ -37,7 +37,10 @@ class Victims:
             return [(process, None) for process in self._named(what)]
         fit = [(cli, session_id) for cli, session_id in self.clis() if self._may_be_struck(session_id)]
         if what == "CLI":
-            return fit
+            above = {
+                pid for cli, _ in fit for pid in _above(cli)
+            }  # its sandbox, which runs on while the CLI is stopped
+            return [(cli, session_id) for cli, session_id in fit if cli.pid not in above]
         whose = {above: session_id for cli, session_id in fit for above in _above(cli)}
         return [(p, whose[p.pid]) for p in self._named(what) if p.pid in whose]
 
