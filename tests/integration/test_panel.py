@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.integration.harness import KEY, Conversation, Service, kill, wait_for
+from tests.integration.harness import KEY, PATIENCE_S, Conversation, Service, kill, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def panel_url(service: Service) -> str:
 @pytest.fixture
 def browser(service: Service) -> Iterator[httpx.Client]:
     """Logged in to the panel as its admin."""
-    with httpx.Client(base_url=panel_url(service), timeout=30) as client:
+    with httpx.Client(base_url=panel_url(service), timeout=PATIENCE_S) as client:
         body = {"name": "admin", "password": secret(service, "panel-password")}
         assert client.post("/api/login", json=body).status_code == 200
         yield client
