@@ -98,9 +98,7 @@ class Environment(Frozen):
 
     id: str = "default"
     name: str = "Local process"
-    description: str | None = (
-        "A process of the service's own user on its machine: for trying, not for use by others."
-    )
+    description: str | None = "A process on the service's machine, in a sandbox unless sandboxes are off."
     image: ImageReference | None = None
 
 
