@@ -149,7 +149,7 @@ class AnthropicUpstream:
     def __init__(self, base_url: str, api_key: SecretStr, client: httpx.AsyncClient) -> None:
         key = api_key.get_secret_value()
         # A header that httpx refuses is quoted in its error.
-        if not (key.isascii() and key.isprintable() and key.strip() == key != ""):
+        if not (key and key.isascii() and key.isprintable() and " " not in key):
             raise ConfigError("The Anthropic API key is empty or has characters no key has.", "Set it anew.")
         self._base_url = base_url.rstrip("/")
         self._api_key = api_key

@@ -133,7 +133,7 @@ def folder() -> Iterator[Path]:
 
 
 def test_a_start_that_fails_leaves_nothing_running(folder: Path) -> None:
-    """A key that no header can carry is noticed by the service itself, after Ray and Postgres were started."""
+    """What cannot be a key is noticed by the service itself, after Ray and Postgres were started."""
     one = Service(folder, {"ANTHROPIC_API_KEY": "no key at all", "HITL_PANEL": "true"})
     done = one.hitl("up", "--postgres")
     assert done.returncode == 1
