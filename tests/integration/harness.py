@@ -22,6 +22,7 @@ from claude_hitl_template.settings import Settings
 PATIENCE_S = (
     120  # how long anything may take before a test calls it lost; nothing is decided by it but failure
 )
+COMMAND_S = 900  # more than any command waits itself before it says what is wrong
 KEY = "key-of-the-integration-tests"
 
 
@@ -60,7 +61,7 @@ class Service:
             cwd=self.root,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=COMMAND_S,
             check=False,
         )
 
