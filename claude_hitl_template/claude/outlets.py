@@ -34,12 +34,14 @@ class Outlets:
         self._model = ModelSocket(url, token, Budget(config.requests, config.model_bytes))
         self.egress = Egress(servers)
         self._taking: asyncio.Task[None] | None = None
+        self._hand_over: socket.socket | None = None
 
     async def open(self) -> None:
         """Makes the sandbox's folders, and listens. Raises OSError."""
         places = self._places
         await asyncio.to_thread(sandbox.make_places, places.run, places.workspace, places.cli)
         model, hand_over = (socket.socket(socket.AF_UNIX) for _ in range(2))
+        self._hand_over = hand_over  # a task that is cancelled before it starts closes nothing
         sandbox.bind(model, places.sockets / Path(sandbox.MODEL_SOCKET).name)
         sandbox.bind(hand_over, places.hand_over)
         await self._model.serve(model)
@@ -67,6 +69,8 @@ class Outlets:
         if self._taking is not None:
             self._taking.cancel()
             await asyncio.gather(self._taking, return_exceptions=True)
+        if self._hand_over is not None:
+            self._hand_over.close()
         await self.egress.close()
         await self._model.close()
         await asyncio.to_thread(shutil.rmtree, self._places.run, True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from claude_hitl_template.checks import lines
+from claude_hitl_template.claude.sandbox import sandbox_check
 from claude_hitl_template.cli import doctor
 from claude_hitl_template.cli.doctor import Check
 from claude_hitl_template.settings import Settings
@@ -52,12 +53,19 @@ def mended(check: Check) -> bool:
         (doctor.service_check({"code": "c"}, True, "c"), "ok"),
         (doctor.setpriv_check("/usr/bin/setpriv"), "ok"),
         (doctor.setpriv_check(None), "wrong"),
+        (sandbox_check("off"), "wrong"),
     ],
     ids=str,
 )
 def test_each_check_tells_good_from_bad(check: Check, level: str) -> None:
     assert check.level == level
     assert mended(check)
+
+
+def test_that_sandboxes_are_switched_off_is_said_with_the_setting() -> None:
+    check = sandbox_check("off")
+    assert "HITL_SANDBOX=off" in check.found
+    assert "unset HITL_SANDBOX" in check.mend
 
 
 def test_the_key_is_never_shown() -> None:

@@ -86,6 +86,25 @@ def test_the_facts_are_told_in_lines() -> None:
         assert part in found
 
 
+@pytest.mark.parametrize(
+    ("sandbox", "said"), [("on", None), ("off", "HITL_SANDBOX=off"), ("none", "sandbox")]
+)
+def test_a_service_without_sandboxes_says_so(sandbox: str, said: str | None) -> None:
+    facts = {
+        "healthy": True,
+        "problems": [],
+        "ray": {"pid": 7, "running_s": 5, "ports": {}, "temp_dir": "/t", "elsewhere": None},
+        "panel": None,
+        "app": {"url": "http://x/v1", **APP, "sandbox": sandbox},
+        "work": None,
+        "database": {"place": "SQLite", "pid": None},
+        "data": {"folder": "/d", "bytes": 0, "database_bytes": 0},
+    }
+    lines = [line for line in describe(facts) if line.startswith("sandbox")]
+    assert len(lines) == (0 if said is None else 1)
+    assert said is None or said in lines[0]
+
+
 def test_of_a_cluster_elsewhere_its_addresses_are_told_and_nothing_of_this_machine() -> None:
     facts = {
         "healthy": True,

@@ -88,6 +88,12 @@ def test_what_was_typed_is_put_back_as_it_was_and_as_text(typed: str) -> None:
     assert start.values["prompt"] == typed
 
 
+@pytest.mark.parametrize("sandbox", ["on", "off", "none"])
+def test_who_starts_a_conversation_without_a_sandbox_is_told(sandbox: str) -> None:
+    shown = str(forms.start_form(Agent(), {"default": Environment()}, 1024, "n", sandbox=sandbox))
+    assert ("There is no sandbox" in shown) is (sandbox != "on")
+
+
 @given(texts, texts)
 def test_lists_of_sessions_and_approvals_hold_text_only(title: str, command: str) -> None:
     now = utcnow()

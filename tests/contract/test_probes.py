@@ -1,0 +1,120 @@
+"""What an approved command reaches from inside of a session's sandbox: nothing of the machine, nothing of the service."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import claude_hitl_template
+from tests.acceptance import probe
+from tests.contract.test_layers import bash, script
+from tests.contract.test_session import driven, house, model_url
+
+__all__ = ["model_url"]
+
+SECRET = "canary-7d1e40-of-the-service"
+SERVICES = ("GCS", "the dashboard", "Ray Client", "Serve", "the panel")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are sandboxes on Linux alone")
+
+
+@dataclass
+class Victims:
+    """What this test started, for the probes to look for: listeners, sockets, files and a process with a secret."""
+
+    targets: dict[str, Any]
+
+
+@pytest.fixture
+def victims(tmp_path: Path) -> Iterator[Victims]:
+    others = tmp_path / "others"
+    others.mkdir()
+    with contextlib.ExitStack() as stack:
+        ports: dict[str, int] = {}
+        for name in SERVICES:
+            listener = stack.enter_context(socket.create_server(("0.0.0.0", 0)))
+            ports[name] = listener.getsockname()[1]
+        own = stack.enter_context(socket.socket(socket.AF_UNIX))
+        own.bind(str(others / "sock"))
+        own.listen()
+        abstract = stack.enter_context(socket.socket(socket.AF_UNIX))
+        abstract.bind(f"\0hitl-probe-{os.getpid()}")
+        abstract.listen()
+        files = {
+            "a key": others / "key",
+            "a database": others / "hitl.sqlite3",
+            "another's file": others / "note",
+        }
+        for path in files.values():
+            path.write_text(SECRET)
+            path.chmod(0o666)
+        others.chmod(0o777)
+        sleeping = subprocess.Popen(["sleep", "600"], env={"SECRET": SECRET, "PATH": os.environ["PATH"]})
+        stack.callback(sleeping.wait)
+        stack.callback(sleeping.kill)
+        code = {"the code of the gate": probe_of("claude/gate.py"), "this checkout": Path(__file__)}
+        yield Victims({
+            "addresses": ["127.0.0.1", outer_address()],
+            "ports": ports,
+            "unix": {"another process": str(others / "sock")},
+            "abstract": {"another process": f"hitl-probe-{os.getpid()}"},
+            "files": {name: str(path) for name, path in {**files, **code}.items()},
+            "secrets": [SECRET, "token"],
+            "pids": {"a process with a secret": sleeping.pid, "the owner": os.getpid()},
+            "hostname": socket.gethostname(),
+        })  # fmt: skip
+
+
+def probe_of(path: str) -> Path:
+    return Path(claude_hitl_template.__file__).parent / path
+
+
+def outer_address() -> str:
+    """An address of this machine that is not loopback, where it has one. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        try:
+            one.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.2"
+        return str(one.getsockname()[0])
+
+
+def test_the_probes_find_what_there_is_where_there_is_no_sandbox(victims: Victims):
+    """Else they would find nothing inside of one for another reason."""
+    tried = dict(probe.attempts(victims.targets))
+    assert len(tried) >= 60
+    there = [
+        name
+        for name in tried
+        if name.startswith(("connect to", "socket of", "abstract", "read a", "environment of a"))
+    ]
+    assert len(there) == 2 * len(SERVICES) + 1 + 1 + 3 + 1
+    assert [name for name in there if not probe.came_to_something(tried[name])] == []
+
+
+@pytest.mark.slow
+async def test_an_approved_command_reaches_nothing(tmp_path: Path, model_url: str, victims: Victims):
+    targets = {**victims.targets, "secrets": [SECRET]}
+    steps = script({"tools": [bash("python3 probe.py targets.json")]}, {"text": "The model answers."})
+    h = await house(tmp_path / "session", model_url, steps, hot_s=600)
+    h.patience_s = 300
+    h.workspace.mkdir(parents=True)
+    shutil.copy(probe.__file__, h.workspace / "probe.py")
+    (h.workspace / "targets.json").write_text(json.dumps(targets))
+    async with driven(h):
+        [event_id] = (await h.until_idle())["event_ids"]
+        await h.confirm(event_id)  # the owner ends with the turn, and `driven` waits for that
+    assert (await h.until_idle())["type"] == "end_turn"
+    [result] = await h.log("agent.tool_result")
+    said = result.payload["content"][0]["text"].splitlines()
+    # That the proxy and the model answer shows that nothing was refused because nothing worked.
+    assert said == ["the proxy answers", f"tried {len(list(probe.attempts(targets)))}"], "\n".join(said)
+    assert "The model answers." in await h.said()
