@@ -272,12 +272,13 @@ def test_the_user_level_of_the_image_is_there_after_parking_in_a_new_container(s
     assert "save-the-work" in str(result["content"])
 
 
-def test_what_the_agent_leaves_in_the_background_ends_with_its_container(service: Worker):
-    session = service.start_session(script("env -i setsid nohup sleep 7001 > /dev/null 2>&1 & echo left"))
+def test_what_a_command_leaves_in_the_background_ends_with_the_command(service: Worker):
+    """Also what left its process group, its session and its environment: it does not wait for the container's end."""
+    left = "env -i setsid nohup sh -c 'touch began; sleep 7001' > /dev/null 2>&1 &"
+    session = service.start_session(script(f"{left} until [ -e began ]; do sleep 0.1; done; echo left"))
     decide_all(session)
-    assert service.processes("sleep 7001")
-    session.until_parked()
-    wait_for("what was left to end", lambda: not service.processes("sleep 7001") or None)
+    assert said(session) == "Done: left"
+    assert not service.processes("sleep 7001")
 
 
 def test_two_environments_of_one_service_run_beside_each_other(service: Worker):
