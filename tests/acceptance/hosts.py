@@ -79,8 +79,13 @@ class Hosts:
         psutil.wait_procs(found, timeout=30)
 
     def processes(self, name: str) -> list[int]:
+        """Those in that host's network, and what they started: a sandbox has a network of its own."""
         said = _ip("netns", "pids", self.namespace(name), check=False).stdout
-        return [int(line) for line in said.split()]
+        found = {int(line) for line in said.split()}
+        for pid in found - {os.getpid()}:
+            with suppress(psutil.NoSuchProcess):
+                found |= {child.pid for child in psutil.Process(pid).children(recursive=True)}
+        return sorted(found)
 
     def running(self, name: str, words: str) -> list[int]:
         """The processes on that host whose command line holds `words`."""
@@ -99,10 +104,6 @@ class Hosts:
             yield
         finally:
             self.ip("vm", "link", "set", f"to-{name}", "up")
-
-    def network(self, name: str) -> str:
-        """What `readlink /proc/self/ns/net` prints on that host."""
-        return f"net:[{(NAMESPACES / self.namespace(name)).stat().st_ino}]"
 
     def namespace(self, name: str) -> str:
         return f"{self.mark}-{name}"

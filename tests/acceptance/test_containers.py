@@ -71,6 +71,10 @@ def service(image: str) -> Iterator[Worker]:
     folder = Path(tempfile.mkdtemp(prefix="hitl-test-", dir=home()))
     folder.chmod(0o755)
     raylet_folder = Path(f"/tmp/hitl-test-{uuid.uuid4().hex[:6]}")
+    shared = raylet_folder / "shared"  # a sandbox has what is there when it is made
+    shared.mkdir(parents=True)
+    for place in (raylet_folder, shared):
+        shutil.chown(place, USER, USER)
     python = settle(folder)
     # Stands before podman while the service runs, so that a test can take podman away.
     (folder / "tools").mkdir()
@@ -95,7 +99,7 @@ def service(image: str) -> Iterator[Worker]:
             "PATH": f"{folder}/tools:{os.environ['PATH']}",
             "HITL_HOME": str(folder),
             "HITL_RAY_TEMP_DIR": str(raylet_folder),
-            "HITL_SANDBOX_WRITE": str(raylet_folder / "shared"),
+            "HITL_SANDBOX_WRITE": str(shared),
             "HITL_API_KEY": KEY,
             "CONTAINER_IMAGE_URI": image,
             "HITL_ENVIRONMENTS": json.dumps(environments),

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from tests.integration.harness import KEY, Conversation, Service, script, wait_f
 pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
-WHERE = "readlink /proc/self/ns/net"  # a command that says on which host it runs
 PORTS = {"RAY": 6379, "RAY_CLIENT": 10001, "DASHBOARD": 8265, "SERVE": 8001, "PANEL": 3370}
 GUIDE = (ROOT / "docs/orbstack-setup.md").read_text()
 CLUSTER = """
@@ -65,6 +65,23 @@ class Vm(Service):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.environment |= {f"HITL_{name}_PORT": str(port) for name, port in PORTS.items()}
+        self.environment |= {
+            "HITL_SANDBOX_READ": str(self.root / "where"),
+            "HITL_SANDBOX_WRITE": str(self.shared),
+        }
+        (self.root / "where").mkdir()
+        (self.root / "where/host").write_text("on-vm\n")
+        self.shared.mkdir()
+
+    @property
+    def where(self) -> str:
+        """A command that says on which host it runs: of what sandboxes have, one file differs."""
+        return f"cat {self.root}/where/host"
+
+    @property
+    def shared(self) -> Path:
+        """A folder that sandboxes on each host may write, for what a test must know of a call that ran."""
+        return self.root / "shared"
 
     @property
     def base(self) -> str:
@@ -306,6 +323,7 @@ def join(hosts: Hosts, vm: Vm, mac: Mac) -> Iterator[Callable[[], None]]:
         folders = [vm.root / "data", json.loads(vm.hitl("status", "--json").stdout)["ray"]["temp_dir"]]
         empty = " && ".join(f"mount -t tmpfs none {folder}" for folder in folders)
         (line,) = [line for line in lines_of_the_guide(" elsewhere") if "ray start" in line]
+        empty += f" && mount -t tmpfs none {vm.root}/where && echo on-node > {vm.root}/where/host"
         copied = vm.root / "ray-token-of-the-node"
         copied.write_text(vm.ray_token)
         start = line.replace("10.0.0.5", ADDRESSES["vm"]).replace(".venv/bin", str(BIN))
@@ -335,17 +353,16 @@ def fill(vm: Vm, mac: Mac, join: Callable[[], None]) -> Callable[[], None]:
 
 
 def test_once_others_may_join_what_is_parked_goes_on_on_another_node_workspace_included(
-    hosts: Hosts, vm: Vm, fill: Callable[[], None]
+    vm: Vm, fill: Callable[[], None]
 ):
     """After those above, for the VM starts anew, with an address that others reach."""
-    session = vm.start_session(script(f"{WHERE} > before.txt", f"cat before.txt; {WHERE}"))
+    session = vm.start_session(script(f"{vm.where} > before.txt", f"cat before.txt; {vm.where}"))
     session.decide(session.until_asked())
     session.until_parked()
     fill()
     session.decide(session.until_asked())
     assert session.until_idle()["type"] == "end_turn"
-    found = re.findall(r"net:\[\d+\]", last_said(session))
-    assert found == [hosts.network("vm"), hosts.network("node")]
+    assert re.findall(r"on-\w+", last_said(session)) == ["on-vm", "on-node"]
 
 
 @dataclass
@@ -368,21 +385,18 @@ class Far:
 
 
 @pytest.fixture
-def far(
-    hosts: Hosts, vm: Vm, mac: Mac, fill: Callable[[], None], tmp_path_factory: pytest.TempPathFactory
-) -> Far:
+def far(vm: Vm, mac: Mac, fill: Callable[[], None]) -> Far:
     """Whoever takes the session over has room on the VM."""
-    journal = tmp_path_factory.mktemp("far") / "journal"
-    command = (
-        f"{WHERE} >> {journal}; until [ -e {journal.parent}/go ]; do sleep 0.1; done; echo ran >> {journal}"
-    )
+    journal = Path(tempfile.mkdtemp(dir=vm.shared)) / "journal"
+    journal.parent.chmod(0o777)
+    command = f"{vm.where} >> {journal}; until [ -e {journal.parent}/go ]; do sleep 0.1; done; echo ran >> {journal}"
     session = vm.start_session(script(command))
     asked = session.until_asked()
     session.until_parked()
     fill()
     session.decide(asked)
     wait_for("the call to run", lambda: journal.exists() and journal.read_text())
-    assert journal.read_text().split() == [hosts.network("node")]
+    assert journal.read_text().split() == ["on-node"]
     mac.client(EMPTY, host=ADDRESSES["vm"])
     return Far(session, journal)
 
@@ -400,7 +414,7 @@ def test_a_node_that_is_cut_off_for_longer_than_the_lease_loses_its_session_and_
     assert far.session.events() == before
     (approval,) = far.session.approvals()
     assert approval["state"] == "unknown"
-    assert far.ran[0] == hosts.network("node")
+    assert far.ran[0] == "on-node"
     assert not [line for line in far.ran[1:] if line != "ran"]
 
 
@@ -412,4 +426,4 @@ def test_a_link_that_is_down_for_less_than_the_lease_changes_nothing(hosts: Host
     assert far.session.until_idle()["type"] == "end_turn"
     assert not far.session.events("session.status_rescheduled")
     assert far.outcomes == [None]
-    assert far.ran == [hosts.network("node"), "ran"]
+    assert far.ran == ["on-node", "ran"]
