@@ -352,7 +352,10 @@ BROKEN_CLIS: dict[Callable[[Path], Path], str] = {
 async def test_a_cli_that_is_no_good_ends_the_turn_with_what_to_mend_and_is_not_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Callable[[Path], Path]
 ):
-    if broken in (hanging, hanging_later):  # what crashes must not be taken for what hangs, however busy the machine is
+    if broken in (
+        hanging,
+        hanging_later,
+    ):  # what crashes must not be taken for what hangs, however busy the machine is
         monkeypatch.setattr(claude_cli, "VERSION_TIMEOUT_S", 5.0)
         monkeypatch.setattr(claude_cli, "START_TIMEOUT_S", 5.0)
     async with model(FakeAnthropic()) as url:
