@@ -70,6 +70,10 @@ FIXED = {
     "CLAUDE_BASH_MAINTAIN_PROJECT_WORKING_DIR": "1",  # every command starts in the workspace, whatever an earlier `cd`
 }
 SIGNALLED = 128  # exit statuses from here on mean that a signal ended the process
+MEND_UNREADABLE = (
+    "Make the program that HITL_CLI_PATH names readable and executable for everybody (chmod a+rx), then send your "
+    "message again"
+)
 MEND_CLI = (
     "set HITL_CLI_PATH to a Claude Code CLI that works, or leave it empty for the one that comes with the dependencies "
     "(./hitl up installs them), start the service again, and send your message again"
@@ -234,6 +238,11 @@ class CliEngine:
             status = error.exit_code if isinstance(error, ProcessError) else None
             if sandbox.refused(self._stderr):
                 why = f"no sandbox can be made for the session: {self._stderr[-1]}. {sandbox.FIX}"
+                raise EngineError(why, retryable=False) from error
+            if sandbox.cannot_run(self._stderr):
+                why = (
+                    f"the agent's user may not run the Claude Code CLI: {self._stderr[-1]}. {MEND_UNREADABLE}"
+                )
                 raise EngineError(why, retryable=False) from error
             raise EngineError(
                 f"the Claude Code CLI did not start: {error}{self._last_words()}",

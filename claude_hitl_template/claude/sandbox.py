@@ -411,5 +411,12 @@ def bind(listening: Any, path: Path) -> None:
 
 
 def refused(lines: Sequence[str]) -> bool:
-    """Whether what a CLI's start wrote last came from bubblewrap."""
-    return any(line.startswith(("bwrap:", "claude-hitl: no sandbox")) for line in lines)
+    """Whether what a CLI's start wrote last came from bubblewrap, which could not make the sandbox."""
+    return any(line.startswith(("bwrap:", "claude-hitl: no sandbox")) for line in lines) and not cannot_run(
+        lines
+    )
+
+
+def cannot_run(lines: Sequence[str]) -> bool:
+    """Whether the sandbox was made, and the agent's user may not run the CLI in it."""
+    return any(line.startswith("bwrap: execvp") for line in lines)

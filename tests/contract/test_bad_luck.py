@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
+import os
 import socket
-import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,9 +290,9 @@ async def test_a_rate_limit_that_lasts_for_minutes_is_told_at_once(tmp_path: Pat
 # -- the CLI
 
 
-def program(path: Path, script: str) -> Path:
+def program(path: Path, script: str, mode: int = 0o755) -> Path:
     path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    path.chmod(mode)
     return path
 
 
@@ -327,6 +327,10 @@ def crashing_later(folder: Path) -> Path:
     return program(folder / "later", f"{told}\necho 'no space for the cache' >&2; exit 3")
 
 
+def for_its_owner_only(folder: Path) -> Path:
+    return program(folder / "own", "echo 2.1.330", 0o700)
+
+
 def hanging_later(folder: Path) -> Path:
     told = 'if [ "$1" = --version ]; then echo 2.1.330; exit; fi'
     return program(folder / "hanging-later", f"{told}\nexec sleep 3600")
@@ -342,6 +346,8 @@ BROKEN_CLIS: dict[Callable[[Path], Path], str] = {
     crashing_later: "no space for the cache",
     hanging_later: "said nothing for",
 }
+if os.getuid() == 0:  # else the agent is the service's own user
+    BROKEN_CLIS[for_its_owner_only] = "may not run the Claude Code CLI"
 
 
 @pytest.mark.parametrize(
