@@ -215,6 +215,7 @@ def lived(processes: ForkServerContext, home: Home, case: Case, number: int) -> 
 # -- judging them
 
 
+@pytest.mark.takes_long("a process with the real CLI dies, and another one goes on")
 @pytest.mark.parametrize("case", sampled(conversations()), ids=str)
 def test_a_conversation_is_taken_up_wherever_its_process_died(case: Case, played: Played):
     assert played.exits == [KILLED] * len(case.plans) + [0]

@@ -163,6 +163,7 @@ def test_the_table_of_routes_has_all_of_them(parking: Threaded):
     }
 
 
+@pytest.mark.takes_long("every route is asked with each kind of wrong key")
 def test_no_route_but_health_answers_without_a_known_key(parking: Threaded, idle: str):
     wrong = [
         {},
@@ -697,6 +698,7 @@ def mutated(draw: st.DrawFn) -> tuple[str, Any]:
     return path, at["root"] if key == "root" else body
 
 
+@pytest.mark.takes_long("a fuzzer makes 150 bodies for each kind of request")
 @settings(
     max_examples=150,
     deadline=None,

@@ -172,6 +172,7 @@ async def commit(service: InProcess, session_id: str, key_id: str) -> None:
         await service.store.update_session(session_id, key_id, changes={"title": title})
 
 
+@pytest.mark.takes_long("a service and its streams are cut again and again")
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
 async def test_a_stream_that_is_cut_anywhere_goes_on_without_gap_or_repeat(
     database: str,

@@ -18,12 +18,13 @@ PENDING = [ApprovalState.PENDING]
 
 
 @contextmanager
-def statements() -> Iterator[list[tuple[str, Any]]]:
-    """What is said to databases meanwhile: (SQL, parameters)."""
+def statements(path: Path) -> Iterator[list[tuple[str, Any]]]:
+    """What is said to this database meanwhile: (SQL, parameters). Other services of the process have theirs."""
     found: list[tuple[str, Any]] = []
 
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        found.append((statement, parameters))
+    def note(connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if connection.engine.url.database == str(path):
+            found.append((statement, parameters))
 
     sa.event.listen(sa.Engine, "before_cursor_execute", note)
     try:
@@ -61,7 +62,7 @@ def plans(path: Path, said: list[tuple[str, Any]]) -> list[str]:
 )  # fmt: skip
 async def test_an_index_has_the_rows_in_order(asked: Any, tmp_path: Path):
     path, session_id, backend = await _a_session(tmp_path)
-    with statements() as said:
+    with statements(path) as said:
         await asked(CoreStore(backend), session_id)
     await backend.close()
     for step in plans(path, said):
@@ -71,7 +72,7 @@ async def test_an_index_has_the_rows_in_order(asked: Any, tmp_path: Path):
 @pytest.mark.parametrize("key", ["key", None])
 async def test_the_approvals_of_a_session_are_looked_for_among_its_own(key: str | None, tmp_path: Path):
     path, session_id, backend = await _a_session(tmp_path)
-    with statements() as said:
+    with statements(path) as said:
         await CoreStore(backend).list_approvals(key, limit=100, states=PENDING, session_id=session_id)
     await backend.close()
     assert plans(path, said)[0] == "SEARCH approvals USING INDEX ix_approvals_session (session_id=?)"

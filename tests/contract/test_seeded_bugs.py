@@ -44,6 +44,7 @@ def test_every_seeded_bug_has_a_test_that_misses_the_safeguard():
     assert len(faults.BUGS) >= 12
 
 
+@pytest.mark.takes_long("it runs the tests that miss the bugs")
 def test_without_a_bug_those_tests_pass(results: Results):
     assert results[NONE] == dict.fromkeys(MISSED_BY.values(), "passed")
 

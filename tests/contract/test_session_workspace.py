@@ -74,6 +74,7 @@ async def test_what_a_turn_wrote_is_saved_before_its_end_is_seen(tmp_path: Path,
         await driving
 
 
+@pytest.mark.takes_long("two owners, one after the other, each with the real CLI")
 async def test_an_owner_that_is_killed_in_mid_turn_loses_at_most_what_the_last_call_wrote(
     tmp_path: Path, model_url: str
 ):

@@ -339,6 +339,7 @@ async def test_all_goes_on_when_the_server_comes_back(fragile: CoreStore, own_se
     assert [a.state for a in page.data] == [ApprovalState.ALLOWED] * 2
 
 
+@pytest.mark.takes_long("what is tested is how long a stopped server is waited for")
 async def test_a_server_that_stands_still_is_away_and_not_waited_for(fragile: CoreStore, own_server: Server):
     session_id = await asking(fragile, "t1")
     await fragile.get_session(session_id)

@@ -878,6 +878,7 @@ async def test_a_denied_call_is_never_claimed(store: CoreStore):
     assert again.state is S.PENDING
 
 
+@pytest.mark.takes_long("many people decide at once, on each database")
 async def test_of_decisions_at_once_the_first_wins(store: CoreStore, backend: Any):
     rounds = 200 if isinstance(backend, MemoryBackend) else 100
     session_id, chance = await begun(store), random.Random(1)

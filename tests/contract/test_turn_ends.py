@@ -50,6 +50,7 @@ async def test_a_command_that_is_interrupted_while_it_runs_has_an_unknown_outcom
         assert states == (["unknown"] if asked else [])
 
 
+@pytest.mark.takes_long("the CLI is ended while it runs a command, and is given time for it")
 async def test_an_interrupt_that_the_sdk_fails_to_deliver_ends_the_turn_and_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

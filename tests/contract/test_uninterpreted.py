@@ -14,6 +14,7 @@ from tests.contract.test_session import House, house, user
 from tests.serving import loopback
 
 __all__ = ["model"]  # a fixture
+pytestmark = pytest.mark.takes_long("conversations of several turns with the real CLI")
 SECRET = "what is in the file outside"
 
 
