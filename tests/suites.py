@@ -251,14 +251,23 @@ def told(suites: Sequence[Suite], ran: Iterable[Ran], green: Green) -> list[str]
     lines = list[str]()
     for suite in suites:
         one, last = by_suite.get(suite), green.get(suite.name)
-        if one is not None:
-            end = f"{'passed' if one.passed else 'FAILED'} in {one.seconds:.0f} s"
+        if one is not None and one.passed:
+            end = f"passed in {one.seconds:.0f} s"
+        elif one is not None:
+            unknown = "" if last else "; no run of it that passed is recorded"
+            end = f"FAILED in {one.seconds:.0f} s{unknown}"
         elif last is not None:
             end = f"did not run (about {suite.seconds} s); last recorded to pass at {last['commit']}, {last['day']}"
         else:
             end = f"did not run (about {suite.seconds} s); no run of it that passed is recorded"
         lines.append(f"{suite.name:<14} {end}")
     return lines
+
+
+def failures(ran: Iterable[Ran], green: Green, *, in_budget: bool) -> list[Ran]:
+    """Those that fail the run. Within a budget, as CI has one, that is a suite which is recorded to have passed before:
+    the failure of another says nothing of this change."""
+    return [one for one in ran if not one.passed and (one.suite.name in green or not in_budget)]
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -284,7 +293,7 @@ def main(given: Sequence[str] | None = None) -> int:
             print("nothing is recorded: what ran is no commit")
         else:
             record(ran, commit[:12], datetime.now(UTC).date().isoformat())
-    return int(not all(one.passed for one in ran))
+    return int(bool(failures(ran, read_green(), in_budget=options.budget is not None)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tests.suites import (
     Suite,
     arguments,
     every,
+    failures,
     in_order,
     read_green,
     record,
@@ -121,7 +122,7 @@ def test_what_ran_and_what_did_not_is_told_with_when_it_last_passed() -> None:
     green = {"c": {"commit": "abc", "day": "2030-01-01"}}
     assert told(FEW, [Ran(FEW[0], 51.0, True), Ran(FEW[1], 9.0, False)], green) == [
         "a              passed in 51 s",
-        "b              FAILED in 9 s",
+        "b              FAILED in 9 s; no run of it that passed is recorded",
         "c              did not run (about 70 s); last recorded to pass at abc, 2030-01-01",
         "d              did not run (about 20 s); no run of it that passed is recorded",
     ]
@@ -137,3 +138,10 @@ def test_what_passed_is_recorded_and_what_failed_keeps_its_last_time(tmp_path: P
 def test_suites_have_names_of_their_own() -> None:
     assert Counter(suite.name for suite in SUITES).most_common(1)[0][1] == 1
     assert GREEN.exists()
+
+
+def test_in_a_budget_a_suite_fails_the_run_once_it_is_recorded_to_have_passed() -> None:
+    ran = [Ran(FEW[0], 5.0, False), Ran(FEW[1], 5.0, False), Ran(FEW[2], 5.0, True)]
+    green = {"b": {"commit": "abc", "day": "2030-01-01"}}
+    assert [one.suite.name for one in failures(ran, green, in_budget=True)] == ["b"]
+    assert [one.suite.name for one in failures(ran, green, in_budget=False)] == ["a", "b"]
