@@ -8,6 +8,7 @@ suite has its turn after some commits. A suite is started if its known cost fits
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ GREEN = ROOT / "tests" / "green.json"
 BASE_VARIABLE = "HITL_TEST_BASE"  # the commit that the change is compared with; default: the first parent
 PACKAGE = "claude_hitl_template/"
 LANES = 2
+PATIENCE = 3  # times what a suite takes, after which it hangs
 EVERYWHERE = ("pyproject.toml", "requirements", "tests/conftest.py", "tests/tiers.py", "tests/suites.py")
 # What every conversation goes through.
 CORE = (
@@ -200,13 +202,25 @@ def every(suites: Sequence[Suite], run: Callable[[Suite], bool], clock: Callable
         return [*busy, *lanes.map(timed, (suite for suite in suites if not suite.busy))]
 
 
+def _ends_well(command: Sequence[str], limit_s: float) -> bool:
+    """Whether it passes. One that hangs is ended, and has failed."""
+    running = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        return running.wait(limit_s) == 0
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        print(f"ended: it hung for {limit_s:.0f} s", flush=True)
+        return False
+
+
 def run_suite(suite: Suite, *, at_once: bool) -> bool:
     """`at_once`: what it prints is shown while it runs, else when it has ended."""
     command = [sys.executable, "-m", "pytest", "--tier=slow", "-q", *arguments(suite)]
     title = f"\n== slow: {suite.name} (about {suite.seconds} s)"
     if at_once:
         print(title, flush=True)
-        return subprocess.call(command, cwd=ROOT) == 0
+        return _ends_well(command, PATIENCE * suite.seconds)
     done = subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
