@@ -20,15 +20,16 @@ from claude_hitl_template.model.http1 import (
     READ_BYTES,
     ClientConnection,
     ClientGone,
+    Connections,
     Headers,
     end_to_end,
     text_headers,
+    while_there,
 )
 
 log = structlog.get_logger()
 
 CONNECT_S = 10.0
-MAX_CONNECTIONS = 64
 PORTS = {"http": 80, "https": 443}
 
 type Host = tuple[str, int]
@@ -85,12 +86,10 @@ class Egress:
         self._declared = {host for url in declared if (host := host_of(url)) is not None}
         self._opened: dict[str, set[Host]] = {}
         self._resolve, self._allows_address = resolve, allows_address
-        self._connections: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
-        self._closed = False
+        self._connections = Connections(self._converse)
 
     async def serve(self, listening: socket.socket) -> None:
-        self._server = await asyncio.start_server(self._accept, sock=listening)
+        self._connections.serve(await asyncio.start_server(self._connections.accept, sock=listening))
 
     def open(self, call_id: str, url: str) -> None:
         """Lets the host of a call that was allowed through, until `shut`. WebFetch asks for https where http is said."""
@@ -103,26 +102,13 @@ class Egress:
         self._opened.pop(call_id, None)
 
     async def close(self) -> None:
-        self._closed = True  # also for what was accepted and has no task yet
-        if self._server is not None:
-            self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - asyncio runs this callback as a task
-        self._connections.add(task)
-        try:
-            if not self._closed and len(self._connections) <= MAX_CONNECTIONS:
-                with contextlib.suppress(ClientGone, OSError):
-                    await self._converse(ClientConnection(reader, writer))
-        finally:
-            self._connections.discard(task)
-            writer.close()
+        await self._connections.close()
 
     async def _converse(self, client: ClientConnection) -> None:
+        with contextlib.suppress(OSError):  # of the server's side
+            await self._pass_on(client)
+
+    async def _pass_on(self, client: ClientConnection) -> None:
         while (request := await client.request()) is not None:
             try:
                 if request.method == b"CONNECT":
@@ -219,17 +205,7 @@ async def _exchange(
         await writer.drain()
     writer.write(_sent(server, h11.EndOfMessage()))
     await writer.drain()
-    answering = asyncio.create_task(_answer(client, server, reader))
-    leaving = asyncio.create_task(client.gone())
-    try:
-        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            raise ClientGone("closed")
-        answering.result()
-    finally:
-        for task in (answering, leaving):
-            task.cancel()
-        await asyncio.gather(answering, leaving, return_exceptions=True)
+    await while_there(client, _answer(client, server, reader))
 
 
 async def _answer(client: ClientConnection, server: h11.Connection, reader: asyncio.StreamReader) -> None:

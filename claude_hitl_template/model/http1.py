@@ -1,11 +1,14 @@
 """One HTTP/1.1 connection of a client inside a sandbox, parsed by h11: requests in, answers out, both as they come."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from typing import Any
 
 import h11
 
 READ_BYTES = 64 * 1024
+MAX_CONNECTIONS = 64
 _HOP_BY_HOP = {
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
     "transfer-encoding", "upgrade",
@@ -101,6 +104,55 @@ class ClientConnection:
                 await self._writer.drain()
         except (h11.LocalProtocolError, OSError) as error:
             raise ClientGone(str(error)) from error
+
+
+class Connections:
+    """The connections of one listening socket, until `close`. Each is answered by `converse`, and then closed."""
+
+    def __init__(self, converse: Callable[[ClientConnection], Awaitable[None]]) -> None:
+        self._converse = converse
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._closed = False
+
+    def serve(self, server: asyncio.Server) -> None:
+        """`server` was started with `accept`."""
+        self._server = server
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - asyncio runs this callback as a task
+        self._tasks.add(task)
+        try:
+            if not self._closed and len(self._tasks) <= MAX_CONNECTIONS:
+                with contextlib.suppress(ClientGone):
+                    await self._converse(ClientConnection(reader, writer))
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    async def close(self) -> None:
+        self._closed = True  # also for what was accepted and has no task yet
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def while_there(client: ClientConnection, answering: Coroutine[Any, Any, None]) -> None:
+    """Until the answer is complete. Raises ClientGone when its reader is gone before."""
+    task = asyncio.create_task(answering)
+    leaving = asyncio.create_task(client.gone())
+    try:
+        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone("closed")
+        task.result()
+    finally:
+        for one in (task, leaving):
+            one.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
 
 
 def end_to_end(headers: Iterable[tuple[str, str]]) -> Headers:

@@ -5,12 +5,10 @@ endpoint of the service. Bodies go through as they come, in both directions, and
 """
 
 import asyncio
-import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 
@@ -26,15 +24,16 @@ from claude_hitl_template.model.endpoint import (
 from claude_hitl_template.model.http1 import (
     ClientConnection,
     ClientGone,
+    Connections,
     Headers,
     end_to_end,
     one_length,
     text_headers,
+    while_there,
 )
 
 HELLO = "/api/hello"
 MAX_BODY_BYTES = 32 * 1024**2  # the API's own limit
-MAX_CONNECTIONS = 64
 # Seconds. The endpoint gives its own upstream 90 s, and says so when they are over.
 TIMEOUT = httpx.Timeout(120.0, connect=10.0, pool=5.0)
 
@@ -53,39 +52,20 @@ class ModelSocket:
     def __init__(self, url: str, token: str, budget: Budget) -> None:
         self._url, self._token, self._budget = url.rstrip("/"), token, budget
         self._requests = self._bytes = 0
-        self._connections: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
-        self._closed = False
+        self._connections = Connections(self._converse)
         # Certificates take long to load, and the endpoint of a service on this machine has none.
         self._client = network.direct_async(timeout=TIMEOUT, verify=url.startswith("https:"))
 
     async def serve(self, listening: socket.socket) -> None:
-        self._server = await asyncio.start_unix_server(self._accept, sock=listening)
+        self._connections.serve(await asyncio.start_unix_server(self._connections.accept, sock=listening))
 
     def new_turn(self) -> None:
         """The budget is whole again."""
         self._requests = self._bytes = 0
 
     async def close(self) -> None:
-        self._closed = True  # also for what was accepted and has no task yet
-        if self._server is not None:
-            self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._connections.close()
         await self._client.aclose()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - asyncio runs this callback as a task
-        self._connections.add(task)
-        try:
-            if not self._closed and len(self._connections) <= MAX_CONNECTIONS:
-                with contextlib.suppress(ClientGone):
-                    await self._converse(ClientConnection(reader, writer))
-        finally:
-            self._connections.discard(task)
-            writer.close()
 
     async def _converse(self, client: ClientConnection) -> None:
         while (request := await client.request()) is not None:
@@ -142,7 +122,7 @@ class ModelSocket:
         try:
             kept = [(n, v) for n, v in end_to_end(response.headers.multi_items()) if n not in NOT_SENT_BACK]
             await client.start(response.status_code, kept)
-            await _while_there(client, self._answer(client, response))
+            await while_there(client, self._answer(client, response))
         except httpx.TransportError as error:
             raise ClientGone("the stream of the model broke off") from error
         finally:
@@ -163,21 +143,6 @@ class ModelSocket:
         kept = [(n, v) for n, v in end_to_end(sent) if n in SENT_ON or n.startswith(SENT_ON_PREFIXES)]
         unencoded = [] if any(n == "accept-encoding" for n, _ in kept) else [("accept-encoding", "identity")]
         return [*kept, *unencoded, ("x-api-key", self._token)]
-
-
-async def _while_there(client: ClientConnection, answering: Coroutine[Any, Any, None]) -> None:
-    """Until the answer is complete, or its reader is gone."""
-    task = asyncio.create_task(answering)
-    leaving = asyncio.create_task(client.gone())
-    try:
-        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone("closed")
-        task.result()
-    finally:
-        for one in (task, leaving):
-            one.cancel()
-        await asyncio.gather(task, leaving, return_exceptions=True)
 
 
 async def _drop(client: ClientConnection) -> None:
