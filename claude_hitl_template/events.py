@@ -5,12 +5,13 @@ our own (`decided_by`, `updated_input`, `answers`, `remember`, `outcome`) are ad
 """
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from claude_hitl_template.models import Usage, new_id
+from claude_hitl_template.models import Approval, Usage, new_id
 from claude_hitl_template.policy import mcp_parts
 
 MAX_TEXT_CHARS = 1_000_000
@@ -250,3 +251,20 @@ def usage_wire(usage: Usage, active_seconds: float) -> dict[str, Any]:
 
 def _thread(thread: str | None) -> dict[str, Any]:
     return {"session_thread_id": thread} if thread else {}
+
+
+def reminder(allowed: Sequence[Approval], refused: Sequence[Approval]) -> str:
+    """Of held calls that were decided, for the model."""
+
+    def line(approval: Approval, **more: str) -> str:
+        text = json.dumps({"name": approval.tool_name, "input": approval.input, **more}, ensure_ascii=False)
+        return text.replace("@", r"\u0040")  # the same JSON, and nothing that the CLI expands
+
+    told = [
+        line(a, refused=(a.decision and a.decision.deny_message) or "no reason was given") for a in refused
+    ]
+    return "\n".join((
+        DECIDED,
+        *(map(line, allowed)),
+        *([REFUSED, *told] if told else []),
+    ))  # fmt: skip

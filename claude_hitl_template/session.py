@@ -6,7 +6,6 @@ nothing to do it gives the lease up and ends: the session is parked, and costs r
 
 import asyncio
 import contextlib
-import json
 import time
 import uuid
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
@@ -272,7 +271,7 @@ class SessionRunner:
             await self._go_on_with(engine, resumed, now.turn_event.id, now.turn_event.payload["content"])
         elif decided or now.untold:
             await self._store.remind(self._id, self._epoch, [a.id for a in (*decided, *now.untold)])
-            await engine.say(str(uuid.uuid4()), events.text_blocks(_reminder(decided, now.untold)))
+            await engine.say(str(uuid.uuid4()), events.text_blocks(events.reminder(decided, now.untold)))
         elif now.queued:
             event = now.queued[0]
             beginning = self._store.begin_turn(self._id, self._epoch, event.id)
@@ -674,21 +673,6 @@ class SessionRunner:
 
 def _message_uuid(event_id: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"claude-hitl:{event_id}"))
-
-
-def _reminder(allowed: Sequence[Approval], refused: Sequence[Approval]) -> str:
-    def line(approval: Approval, **more: str) -> str:
-        text = json.dumps({"name": approval.tool_name, "input": approval.input, **more}, ensure_ascii=False)
-        return text.replace("@", r"\u0040")  # the same JSON, and nothing that the CLI expands
-
-    told = [
-        line(a, refused=(a.decision and a.decision.deny_message) or "no reason was given") for a in refused
-    ]
-    return "\n".join((
-        events.DECIDED,
-        *(map(line, allowed)),
-        *([events.REFUSED, *told] if told else []),
-    ))  # fmt: skip
 
 
 def _request_end(event: RequestEnd) -> Draft:

@@ -35,11 +35,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -50,6 +48,19 @@ from claude_hitl_template.policy.bash import Segment as Segment
 from claude_hitl_template.policy.bash import may_run
 from claude_hitl_template.policy.bash import segments as segments
 from claude_hitl_template.policy.matching import wanted
+from claude_hitl_template.policy.paths import (
+    GLOB_SYNTAX,
+    folded,
+    is_below,
+    matches_within,
+    may_climb,
+    overlap,
+    path_pattern,
+    path_readings,
+    resolved,
+    split_glob,
+)
+from claude_hitl_template.policy.web import HOST, clear_host, rule_domain, web_matches
 
 PolicyName = Literal["always_allow", "always_ask", "always_deny"]
 
@@ -102,10 +113,8 @@ _UNSEEN_BASH_FIELDS = frozenset({"description", "timeout"})
 # What is written there may later run, or change the rules, with nobody asked: hooks, settings, servers.
 _PROTECTED = frozenset({".claude", ".git", ".mcp.json"})
 
-_GLOB_SYNTAX = frozenset("*?[]{}!\\")
 _TOOL = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _MCP_RULE = re.compile(r"mcp__[A-Za-z0-9_.-]+(__\*)?")
-_HOST = re.compile(r"[a-z0-9]([a-z0-9_.-]*[a-z0-9])?")
 
 
 class Rule(BaseModel):
@@ -339,7 +348,7 @@ def _check_spec(tool: str, spec: str, *, allows: bool) -> None:
     elif tool in _PATH_FIELD:
         _check_path_spec(tool, spec)
     elif tool == "WebFetch":
-        if not spec.startswith("domain:") or not _HOST.fullmatch(_domain(spec)):
+        if not spec.startswith("domain:") or not HOST.fullmatch(rule_domain(spec)):
             raise ValueError(f"`WebFetch({spec})`: write `WebFetch(domain:example.com)`, subdomains included")
     else:
         raise ValueError(f"`{tool}` takes no pattern; write `{tool}`")
@@ -364,7 +373,7 @@ def _check_path_spec(tool: str, spec: str) -> None:
         raise ValueError(f"`{tool}({spec})`: only your own home has a short form, `~/`")
     if ".." in spec.split("/"):
         raise ValueError(f"`{tool}({spec})`: in place of `..` write the absolute path, beginning with `//`")
-    if _GLOB_SYNTAX & set(spec) - set("*?"):
+    if GLOB_SYNTAX & set(spec) - set("*?"):
         raise ValueError(f"`{tool}({spec})`: of the wildcards only `*`, `?` and `**` are understood")
 
 
@@ -391,7 +400,7 @@ class _Call:
         except InvalidInput:
             sound = False
         workspace = workspace.resolve()
-        base = workspace if cwd is None else _resolved(cwd) or cwd
+        base = workspace if cwd is None else resolved(cwd) or cwd
         return cls(name, fields, workspace, base, sound and isinstance(given, Mapping))
 
     def text(self, key: str) -> str:
@@ -454,11 +463,11 @@ def _narrow_text(call: _Call) -> str | None:
     if call.name == "Bash":
         return f"Bash({call.text('command')})" if _is_simple_command(call.text("command")) else None
     if call.name == "WebFetch":
-        return f"WebFetch(domain:{host})" if (host := _host(call.text("url"))) else None
+        return f"WebFetch(domain:{host})" if (host := clear_host(call.text("url"))) else None
     if re.fullmatch(r"mcp__.+__[^*]+", call.name):
         return call.name
     file = call.portable(call.one_file) if call.one_file else None
-    return None if file is None or _GLOB_SYNTAX & set(file) else f"{call.name}({file})"
+    return None if file is None or GLOB_SYNTAX & set(file) else f"{call.name}({file})"
 
 
 def _matches(rule: Rule, call: _Call) -> bool:
@@ -492,7 +501,7 @@ def _spec_matches(tool: str, spec: str, policy: PolicyName, call: _Call) -> bool
     if tool == "Bash":
         return _bash_allows(spec, call) if allows else _bash_guards(spec, call)
     if tool == "WebFetch":
-        return _web_matches(spec, call.text("url"), allows=allows)
+        return web_matches(spec, call.text("url"), allows=allows)
     if allows:
         return _path_allows(spec, call)
     return _path_guards(spec, call, searches_below=policy == "always_ask")
@@ -550,11 +559,11 @@ def _spots(call: _Call) -> _Spots:
     written: set[Path] = set()
     real: set[Path] = set()
     for glob in globs if call.name == "Glob" else ("", *globs):
-        fixed, rest = _split_glob(glob.split("/"))
-        certain &= not _may_climb(glob, rest)
-        for path in _path_readings(os.path.join(base, *fixed) if glob else base, call.cwd):
+        fixed, rest = split_glob(glob.split("/"))
+        certain &= not may_climb(glob, rest)
+        for path in path_readings(os.path.join(base, *fixed) if glob else base, call.cwd):
             written.add(Path(os.path.normpath(path)))
-            if end := _resolved(Path(path)):
+            if end := resolved(Path(path)):
                 real.add(end)
             else:
                 certain = False
@@ -572,52 +581,13 @@ def _is_plain(path: str) -> bool:
     return path.isprintable() and "\\" not in path and path == unicodedata.normalize("NFC", path.strip())
 
 
-def _split_glob(parts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The leading parts without wildcards, and the rest."""
-    count = next((i for i, part in enumerate(parts) if _GLOB_SYNTAX & set(part)), len(parts))
-    fixed = list(parts[:count])
-    return ["/", *fixed[1:]] if fixed[:1] == [""] else fixed, list(parts[count:])
-
-
-def _may_climb(glob: str, rest: Sequence[str]) -> bool:
-    """Whether a search may leave the folder that the glob's leading parts name (`*/..`, `~`, `{/etc,x}`)."""
-    return glob.startswith("~") or any(".." in part for part in rest) or bool(re.search(r"[{,][/~]", glob))
-
-
-def _path_readings(raw: str, cwd: Path) -> set[str]:
-    """What `raw` may mean: tidied by the CLI or not, with a home, with `..` before or after symlinks."""
-    texts = {raw, unicodedata.normalize("NFC", raw).strip()}
-    joined = {os.path.join(cwd, path) for text in texts for path in _with_home(text)}
-    return joined | {os.path.normpath(path) for path in joined}
-
-
-def _with_home(text: str) -> set[str]:
-    """The CLI expands `~` and `~/x` (measured on 2.1.330) but not `~user/x`, which is read both ways."""
-    try:
-        home = os.path.expanduser(text)
-    except ValueError:  # `~` and a NUL
-        return {text}
-    return {home} if text == "~" or text.startswith("~/") else {home, text}
-
-
-def _path_pattern(spec: str, workspace: Path) -> tuple[Path, list[str]]:
-    """The folder a pattern starts from, and its parts below that."""
-    base, below = workspace, spec
-    if spec.startswith("//"):
-        base, below = Path("/"), spec
-    elif spec.startswith("~"):
-        base, below = Path(os.path.expanduser("~")).resolve(), spec[1:]
-    parts = [part for part in below.split("/") if part not in ("", ".")]
-    return base, [*parts, "**"] if not parts or spec.endswith("/") else parts
-
-
 def _path_allows(spec: str, call: _Call) -> bool:
-    base, parts = _path_pattern(spec, call.workspace)
+    base, parts = path_pattern(spec, call.workspace)
     if call.name in _SEARCHING and parts[-1] != "**":
         return False  # a search reaches all below
     if call.name not in _SEARCHING and parts[-1] == "**":
         parts = [*parts, "*"]  # gitignore's `src/**` is what is inside src, not src
-    return call.spots.certain and all(_is_below(spot, base, parts) for spot in call.spots.real)
+    return call.spots.certain and all(is_below(spot, base, parts) for spot in call.spots.real)
 
 
 def _is_protected(spec: str | None, call: _Call) -> bool:
@@ -627,27 +597,23 @@ def _is_protected(spec: str | None, call: _Call) -> bool:
     return call.name in _EDITING and any(place & _PROTECTED - named for place in places)
 
 
-def _is_below(spot: Path, base: Path, parts: list[str]) -> bool:
-    return spot.is_relative_to(base) and _glob_matches(parts, spot.relative_to(base).parts)
-
-
 def _path_guards(spec: str, call: _Call, *, searches_below: bool) -> bool:
     """`searches_below`: a search that may reach into the guarded place counts too.
 
     Deny rules do without it, because the CLI keeps its searches out of what it is told to deny (measured on
     2.1.330); nothing but this keeps them out of what must be asked for.
     """
-    base, parts = _path_pattern(spec, call.workspace)
+    base, parts = path_pattern(spec, call.workspace)
     if len(parts) == 1 and not spec.startswith(("./", "//", "~")):
         parts = ["**", *parts]
-    fixed, rest = _split_glob(parts)
+    fixed, rest = split_glob(parts)
     anchor = base.joinpath(*fixed)
-    spots = {_folded(spot) for spot in call.spots.written | call.spots.real}
+    spots = {folded(spot) for spot in call.spots.written | call.spots.real}
     below = [part.casefold() for part in (*rest, "**")]
-    for start in {_folded(anchor), _folded(_resolved(anchor) or anchor)}:
-        if any(_is_below(spot, start, below) for spot in spots):
+    for start in {folded(anchor), folded(resolved(anchor) or anchor)}:
+        if any(is_below(spot, start, below) for spot in spots):
             return True
-        if searches_below and call.name == "Grep" and any(_overlap(start, spot) for spot in spots):
+        if searches_below and call.name == "Grep" and any(overlap(start, spot) for spot in spots):
             return True
         if (
             searches_below
@@ -659,97 +625,9 @@ def _path_guards(spec: str, call: _Call, *, searches_below: bool) -> bool:
     return False
 
 
-def _folded(path: Path) -> Path:
-    """As file systems compare it that know neither case nor forms of accents (macOS): `SECRETS` is `secrets`."""
-    return Path(unicodedata.normalize("NFC", unicodedata.normalize("NFC", str(path)).casefold()))
-
-
 def _glob_reaches(call: _Call, spots: Iterable[Path], start: Path) -> bool:
     """Whether the pattern of a search for names may match something in the folder `start`."""
-    _, rest = _split_glob(call.text("pattern").split("/"))
+    _, rest = split_glob(call.text("pattern").split("/"))
     return any(
-        start.is_relative_to(spot) and _matches_within(rest, start.relative_to(spot).parts) for spot in spots
+        start.is_relative_to(spot) and matches_within(rest, start.relative_to(spot).parts) for spot in spots
     )
-
-
-def _matches_within(parts: Sequence[str], names: Sequence[str]) -> bool:
-    places = _after_stars(parts, {0})
-    for name in names:
-        met = {
-            i if "**" in parts[i] else i + 1 for i in places if i < len(parts) and _may_match(parts[i], name)
-        }
-        places = _after_stars(parts, met)
-    return any(i < len(parts) for i in places)
-
-
-def _after_stars(parts: Sequence[str], places: set[int]) -> set[int]:
-    return places | {
-        j + 1 for i in places for j in range(i, len(parts)) if all("**" in part for part in parts[i : j + 1])
-    }
-
-
-def _may_match(part: str, name: str) -> bool:
-    return bool(set(part) & set("{}[]!\\()")) or fnmatchcase(name, part.casefold())
-
-
-def _overlap(one: Path, other: Path) -> bool:
-    return one.is_relative_to(other) or other.is_relative_to(one)
-
-
-def _resolved(path: Path) -> Path | None:
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of symlinks, a NUL, a surrogate
-        return None
-
-
-def _glob_matches(parts: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether the parts match all names; `**` is any number of them. At most parts times names steps."""
-    part = name = 0
-    star, taken = -1, 0
-    while name < len(names):
-        if part < len(parts) and parts[part] == "**":
-            star, taken = part, name
-            part += 1
-        elif part < len(parts) and fnmatchcase(names[name], parts[part]):
-            part, name = part + 1, name + 1
-        elif star >= 0:
-            taken += 1
-            part, name = star + 1, taken
-        else:
-            return False
-    return all(left == "**" for left in parts[part:])
-
-
-# -- URLs
-
-
-def _domain(spec: str) -> str:
-    return spec.removeprefix("domain:").lower().rstrip(".")
-
-
-def _web_matches(spec: str, url: str, *, allows: bool) -> bool:
-    domain, host = _domain(spec), _host(url)
-    hosts = {host} if host else set[str]() if allows else _possible_hosts(url)
-    return any(host == domain or host.endswith(f".{domain}") for host in hosts)
-
-
-def _host(url: str) -> str | None:
-    """The host (lower case, no trailing dot) of a URL that every parser reads alike; else None."""
-    if not url.isascii() or not url.isprintable() or set(url) & set(" \\"):
-        return None
-    try:
-        parts = urlsplit(url)
-        host = (parts.hostname or "").rstrip(".")
-        parts.port  # noqa: B018 - raises for a port that is no number
-    except ValueError:
-        return None
-    is_clear = parts.scheme in ("http", "https") and "@" not in parts.netloc and _HOST.fullmatch(host)
-    return host if is_clear else None
-
-
-def _possible_hosts(url: str) -> set[str]:
-    """Whatever some parser may take for the host."""
-    text = unicodedata.normalize("NFKC", unquote(url)).lower().replace("。", ".")
-    text = "".join(char for char in text if char.isprintable())
-    return {token.strip(".") for token in re.findall(r"[a-z0-9_.-]+", text)}
