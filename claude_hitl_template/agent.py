@@ -45,7 +45,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What an owner is told to drive. An argument of a call: runtime_env can be read by anyone on the cluster.
+    """The session that an owner drives, and with what. An argument of a call: runtime_env can be read by anyone on the cluster.
 
     `sandbox` is None where the operator wants none.
     """

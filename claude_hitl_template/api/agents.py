@@ -261,7 +261,7 @@ def _mcp_policy(toolset: McpToolsetBody, config: McpToolConfigBody | None) -> Po
 
 
 def agent_wire(agent: Agent) -> dict[str, Any]:
-    """A BetaManagedAgentsSessionAgent; ours beside it: `permission_rules`, `permission_mode`.
+    """A BetaManagedAgentsSessionAgent with fields of this service: `permission_rules`, `permission_mode`.
 
     The toolsets show what holds, whatever was left out: the default, what is configured, and where rules differ.
     """

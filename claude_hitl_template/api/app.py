@@ -59,7 +59,7 @@ OPEN_FACTS = (
     "code",
     "ray",
     "model",
-)  # what anybody may know; whoever has a key sees all of /v1/version
+)  # without a key; /v1/version, with one, has all
 _STATES = TypeAdapter(ApprovalState)
 _STATUSES: TypeAdapter[Any] = TypeAdapter(SessionStatus)
 

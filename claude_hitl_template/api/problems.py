@@ -42,7 +42,7 @@ _TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
 }
-# The official SDK repeats 408, 409, 429 and all from 500 on, unless it is told not to. A conflict stays one, and a defect
+# The official SDK repeats 408, 409, 429 and all from 500 on, unless a header forbids it. A conflict stays one, and a defect
 # may have done what it was asked: the same again would do it twice.
 _NOT_REPEATED = {408, 409, 500}
 

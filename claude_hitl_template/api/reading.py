@@ -224,7 +224,7 @@ class Place:
     """Where in a listing a page begins. `page` is the store's own cursor, None at the beginning.
 
     A cursor on the wire names, by a digest, the listing it belongs to: its address, filters and order. With others it
-    would skip or repeat what was listed, and nobody would notice.
+    would skip or repeat what was listed, without an error.
     """
 
     page: str | None

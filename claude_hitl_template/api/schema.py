@@ -222,7 +222,7 @@ class Facts(_Shown):
 
 
 class Health(Facts):
-    """What anybody may know; the rest is in Facts, for whoever has a key."""
+    """Needs no key. Facts has the rest, and needs one."""
 
     status: Literal["ok"]
 

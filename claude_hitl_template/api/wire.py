@@ -37,7 +37,7 @@ class UpdateSession(Body):
 
 
 def session_wire(session: Session) -> dict[str, Any]:
-    """A BetaManagedAgentsSession; ours beside it: `parked`, `stop_reason`, `waiting_for_room`, `first_words`."""
+    """A BetaManagedAgentsSession with fields of this service: `parked`, `stop_reason`, `waiting_for_room`, `first_words`."""
     running = (utcnow() - session.running_since).total_seconds() if session.running_since else 0.0
     active = session.active_seconds + max(running, 0.0)
     ended = session.archived_at or utcnow()

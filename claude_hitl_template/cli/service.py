@@ -67,7 +67,7 @@ def healthy(settings: Settings) -> dict[str, Any] | None:
 def healthy_at(url: str, settings: Settings) -> dict[str, Any] | None:
     """What a service says of itself; `url` is its address without /v1. None when it does not answer.
 
-    Which commit and package it runs, it says to whoever has a key only: they are missing where none is known here.
+    Commit and package are there only where a key of the service is known here.
     """
     try:
         answer = network.request("GET", f"{url}/v1/health", timeout=5)

@@ -74,6 +74,12 @@ def unpinned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # -- the folder
 
+INTO_SUB = (
+    {"tools": [call("Bash", command="cd sub")]},
+    {"tools": [call("Read", file_path="there.txt")]},
+    {"tools": [call("Bash", command="touch here")]},
+)
+
 
 @pytest.mark.slow
 async def test_a_folder_that_a_command_entered_is_left_again(tmp_path: Path, model_url: str):
@@ -151,13 +157,8 @@ async def test_the_folder_that_is_shown_is_the_one_it_runs_in_and_part_of_what_i
     tmp_path: Path, model_url: str, monkeypatch: pytest.MonkeyPatch
 ):
     unpinned(monkeypatch)
-    steps = (
-        {"tools": [call("Bash", command="cd sub")]},
-        {"tools": [call("Read", file_path="there.txt")]},
-        {"tools": [call("Bash", command="touch here")]},
-    )
     h = await house(
-        tmp_path, model_url, script(*steps), hot_s=60, policy=policy("Bash(cd:*)", how="always_allow")
+        tmp_path, model_url, script(*INTO_SUB), hot_s=60, policy=policy("Bash(cd:*)", how="always_allow")
     )
     (h.workspace / "sub").mkdir(parents=True)
     (h.workspace / "sub" / "there.txt").write_text("there")
@@ -177,12 +178,7 @@ async def test_what_was_allowed_for_a_folder_does_not_run_in_another_one_after_p
     tmp_path: Path, model_url: str, monkeypatch: pytest.MonkeyPatch
 ):
     unpinned(monkeypatch)
-    steps = (
-        {"tools": [call("Bash", command="cd sub")]},
-        {"tools": [call("Read", file_path="there.txt")]},
-        {"tools": [call("Bash", command="touch here")]},
-    )
-    h = await house(tmp_path, model_url, script(*steps), policy=policy("Bash(cd:*)", how="always_allow"))
+    h = await house(tmp_path, model_url, script(*INTO_SUB), policy=policy("Bash(cd:*)", how="always_allow"))
     (h.workspace / "sub").mkdir(parents=True)
     (h.workspace / "sub" / "there.txt").write_text("there")
     await h.drive()
