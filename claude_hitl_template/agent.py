@@ -45,9 +45,9 @@ class Share:
 
 @dataclass(frozen=True)
 class Assignment:
-    """The session that an owner drives, and with what. An argument of a call: runtime_env can be read by anyone on the cluster.
+    """The session that an owner drives, and with what.
 
-    `sandbox` is None where the operator wants none.
+    An argument of a call, because everyone on the cluster can read a runtime_env. `sandbox` is None where the operator wants none.
     """
 
     session: Session
