@@ -47,7 +47,8 @@ class Share:
 class Assignment:
     """The session that an owner drives, and with what.
 
-    An argument of a call, because everyone on the cluster can read a runtime_env. `sandbox` is None where the operator wants none.
+    An argument of a call, because everyone on the cluster can read a runtime_env.
+    `sandbox` is None where the operator wants none.
     """
 
     session: Session
