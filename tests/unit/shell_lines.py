@@ -68,10 +68,13 @@ TOOLS = [
 ]
 STAND_INS = ("git", "kubectl", "npm", "rm", "curl")
 
+# One write a call: calls may run side by side.
 _STAND_IN = """#!{shell}
-for word in "${{0##*/}}" "$@"; do printf '%s\\037' "$word"; done >>{record}
-printf '\\n' >>{record}
+call=
+for word in "${{0##*/}}" "$@"; do call="$call$word{end}"; done
+printf '%s\\n' "$call" >>{record}
 """
+_END_OF_WORD = "\x1f"
 
 
 class Shells:
@@ -91,7 +94,9 @@ class Shells:
         for name in STAND_INS:
             stand_in = self.bin / name
             stand_in.write_text(
-                _STAND_IN.format(shell=shutil.which("dash"), record=shlex.quote(str(self.record)))
+                _STAND_IN.format(
+                    shell=shutil.which("dash"), end=_END_OF_WORD, record=shlex.quote(str(self.record))
+                )
             )
             stand_in.chmod(0o755)
 
@@ -118,8 +123,8 @@ class Shells:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         os.close(reading)
-        calls = self.record.read_text(errors="replace").split("\x1f\n")
-        return [call.split("\x1f") for call in calls if call]
+        calls = self.record.read_text(errors="replace").split(_END_OF_WORD + "\n")
+        return [call.split(_END_OF_WORD) for call in calls if call]
 
 
 @dataclass(frozen=True)
