@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -10,12 +11,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from tests.acceptance import probe
 from tests.acceptance.browser import Panel
 from tests.acceptance.worker import ROOT, USER, Worker, as_user, home, require_containers, settle
+from tests.contract.test_probes import outer_address
 from tests.integration.harness import KEY, Conversation, command_line, kill, script, wait_for
 
 pytestmark = pytest.mark.slow
@@ -200,7 +204,7 @@ def test_a_plan_is_accepted_and_carried_out(service: Worker):
 def test_an_interrupt_ends_the_turn_and_the_call_never_runs(service: Worker):
     session = service.start_session(script("echo ran"))
     session.until_asked()
-    service.call("POST", f"/v1/sessions/{session.id}/events", {"events": [{"type": "user.interrupt"}]})
+    session.interrupt()
     wait_for("the interrupt", lambda: session.approvals()[0]["state"] == "superseded" or None)
     assert session.until_idle()["type"] == "end_turn"
     assert "ran" not in str([e["content"] for e in session.events("agent.tool_result")])
@@ -219,7 +223,7 @@ def test_each_awake_session_has_a_container_and_a_parked_one_has_none(service: W
     assert len({*ours}) == 2
     assert {c["Id"] for c in service.containers()} - before == {*ours}
     for session in sessions:
-        service.call("POST", f"/v1/sessions/{session.id}/events", {"events": [{"type": "user.interrupt"}]})
+        session.interrupt()
         session.until_parked()
     wait_for("the containers to end", lambda: not {*ours} & {c["Id"] for c in service.containers()} or None)
     assert not service.processes("sleep 600")
@@ -402,6 +406,69 @@ def test_a_session_that_starts_too_many_processes_is_stopped(service: Worker):
     assert session.until_idle()["type"] == "retries_exhausted"
     assert "HITL_SESSION_PROCESSES" in session.events("session.error")[-1]["error"]["message"]
     wait_for("its processes to end", lambda: not service.processes("sleep 600") or None)
+
+
+# -- what an approved command reaches
+
+
+@pytest.mark.parametrize("environment", ["default", "local"])
+def test_an_approved_command_reaches_nothing_of_the_service_and_its_machine(
+    service: Worker, environment: str
+):
+    victim = service.start_session(script("echo mine > note; sleep 600"), "local")
+    victim.decide(victim.until_asked())
+    wait_for("another session's command to run", lambda: service.processes("sleep 600") or None)
+    session = service.start_session("Hello", environment)
+    session.until_idle()
+    place = service.shared(session)
+    shutil.copy(probe.__file__, place / "probe.py")
+    targets = targets_of(service, victim)
+    (place / "targets.json").write_text(json.dumps(targets))
+    session.say(script(f"python3 {place}/probe.py {place}/targets.json; id -u"))
+    session.decide(session.until_asked())
+    assert session.until_idle()["type"] == "end_turn"
+    victim.interrupt()
+    victim.until_parked()
+    *results, user = said(session).splitlines()
+    assert user == as_user("id", "-u").strip()
+    # That the proxy and the model answer shows that nothing was refused because nothing worked.
+    assert results == [
+        "Done: the proxy answers",
+        f"tried {len(list(probe.attempts(targets)))}",
+    ], "\n".join(results)
+
+
+def targets_of(service: Worker, victim: Conversation) -> dict[str, Any]:
+    """What this service really is: its ports, sockets, files and processes, and its secrets."""
+    data, ray = service.root / "data", service.raylet_folder / "session_latest"
+    secrets = {path.name: path for path in (data / "secrets").iterdir()}
+    owner = service.owner_of(victim)
+    files = {
+        **secrets,
+        "the database": data / "hitl.sqlite3",
+        "another session's file": victim.workspace / "note",
+        "another session's transcript": next((data / "run").glob(f"{victim.id}-*/config")),
+        "the code of the gate": service.root / "checkout/claude_hitl_template/claude/gate.py",
+        "Ray's sockets": ray / "sockets",
+        "Ray's logs": ray / "logs",
+        "the containers of others": home() / ".local/share/containers",
+    }
+    assert [name for name, path in files.items() if not path.exists()] == []
+    ports = ("RAY_PORT", "RAY_CLIENT_PORT", "DASHBOARD_PORT", "SERVE_PORT", "PANEL_PORT")
+    return {
+        "addresses": ["127.0.0.1", "127.0.0.2", outer_address()],
+        "ports": {name: int(service.environment[f"HITL_{name}"]) for name in ports},
+        "unix": {path.name: str(path) for path in (ray / "sockets").iterdir()},
+        "abstract": {},
+        "files": {name: str(path) for name, path in files.items()},
+        "secrets": [path.read_text().strip() for path in secrets.values()],
+        "pids": {
+            "the ledger": service.replica("Ledger").pid,
+            "Ray's first process": service.head().pid,
+            "another session's owner": owner.pid,
+        },
+        "hostname": socket.gethostname(),
+    }
 
 
 # -- secrets

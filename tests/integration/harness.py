@@ -225,6 +225,9 @@ class Conversation:
         message = {"type": "user.message", "content": [{"type": "text", "text": text}]}
         self.service.call("POST", f"/v1/sessions/{self.id}/events", {"events": [message]})
 
+    def interrupt(self) -> None:
+        self.service.call("POST", f"/v1/sessions/{self.id}/events", {"events": [{"type": "user.interrupt"}]})
+
     def stream(self, after: int = 0) -> list[tuple[int, Any]]:
         """(cursor, event) of what the log holds behind `after`, as the event stream tells it."""
         newest = self.events()[-1]["id"]
