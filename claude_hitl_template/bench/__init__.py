@@ -9,3 +9,4 @@ class Part(StrEnum):
     TURNS = "turns"
     CROWD = "crowd"
     RECOVERY = "recovery"
+    SANDBOX = "sandbox"

@@ -66,6 +66,8 @@ class Bench:
             if Part.RECOVERY in self._parts:
                 with self._stage(settings, hot_window_s=0.0, spare_owners=1) as one:
                     self._recovery(one)
+            if Part.SANDBOX in self._parts:
+                self._sandboxes(settings)
         self.facts["load_after"] = os.getloadavg()
 
     def _one_session(self, settings: Settings) -> None:
@@ -110,6 +112,41 @@ class Bench:
                 said_s, started_s = acknowledged_and_restarted(one)
             acknowledged.ours.append(said_s * MS)
             restarted.ours.append(started_s)
+
+    def _sandboxes(self, settings: Settings) -> None:
+        """Two services at once, so that the machine's noise meets both."""
+        with (
+            workplace() as others,
+            self._stage(settings, hot_window_s=LONG_S, spare_owners=1, sandbox="on") as inside,
+            self._stage(others, hot_window_s=LONG_S, spare_owners=1, sandbox="off") as outside,
+            conversation(inside.client, TEXT) as ours,
+            conversation(outside.client, TEXT) as theirs,
+        ):
+            ours.until_rest()
+            theirs.until_rest()
+            inside.until_spare()
+            outside.until_spare()
+            turn = self._new("text turn, hot, in a sandbox (bare: without one)", "ms", "ratio of p50", 1.15)
+            start = self._new(
+                "create to first agent event, in a sandbox (bare: without one)",
+                "ms",
+                "difference of p50",
+                80,
+            )
+            memory = self._new(
+                "private memory of a hot session in a sandbox (bare: without one)",
+                "MiB",
+                "difference of p50",
+                5,
+            )
+            with step("Measuring sessions with a sandbox and without one"):
+                _interleaved(turn, partial(ours.turn, TEXT), partial(theirs.turn, TEXT), self._rounds)
+                for one, who, samples in (
+                    (inside, ours, memory.ours),
+                    (outside, theirs, memory.bare),
+                ):
+                    samples.append(_private_mib(one.processes_of(who.transcript_id)))
+                _interleaved(start, partial(_create, inside), partial(_create, outside), self._slow)
 
     @contextmanager
     def _database(self, settings: Settings) -> Generator[None]:
@@ -165,17 +202,7 @@ class Bench:
 
     def _creations(self, one: Stage, theirs: Bare) -> None:
         made = self._new("create to first agent event (bare: connect to first message)", "ms")
-
-        def create() -> float:
-            one.until_spare()
-            began = time.perf_counter()
-            with conversation(one.client, TEXT) as fresh:
-                fresh.until(lambda event: event["type"].startswith("agent."))
-                seconds = time.perf_counter() - began
-                fresh.until_rest()
-            return seconds
-
-        _interleaved(made, create, theirs.fresh, self._slow)
+        _interleaved(made, partial(_create, one), theirs.fresh, self._slow)
 
     # -- parked sessions
 
@@ -209,6 +236,17 @@ class Bench:
 
 def _key_hash(settings: Settings) -> str:
     return hash_api_key(read_api_key(settings))
+
+
+def _create(one: Stage) -> float:
+    """Seconds from a new session to its first agent event."""
+    one.until_spare()
+    began = time.perf_counter()
+    with conversation(one.client, TEXT) as fresh:
+        fresh.until(lambda event: event["type"].startswith("agent."))
+        seconds = time.perf_counter() - began
+        fresh.until_rest()
+    return seconds
 
 
 def machine() -> dict[str, Any]:
