@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from claude_hitl_template import events, faults
+from claude_hitl_template import events, fault_points
 from claude_hitl_template.claude.engine import (
     Conversation,
     Engine,
@@ -231,9 +231,9 @@ class SessionRunner:
         await self._flush()
         if self._workspace.must_stay:
             return False
-        await faults.reach("park.before")
+        await fault_points.reach("park.before")
         parked = await self._store.release(self._id, self._epoch)
-        await faults.reach("park.after")
+        await fault_points.reach("park.after")
         return parked
 
     async def _take_turn(self) -> None:
@@ -321,9 +321,9 @@ class SessionRunner:
         engine = self._make_engine(session, self._gate)
         self._engine = engine
         step = "resume" if resume else "spawn"
-        await faults.reach(f"{step}.before")
+        await fault_points.reach(f"{step}.before")
         await engine.start(resume=resume, plan_mode=session.agent.permission_mode == "plan")
-        await faults.reach(f"{step}.after")
+        await fault_points.reach(f"{step}.after")
         self._heard = _queue()
         self._hearing = self._in_background(self._hear(engine, self._heard))
         return resume
@@ -590,9 +590,9 @@ class SessionRunner:
     async def _flush(self, permission_mode: PermissionMode | None = None) -> None:
         drafts = self._take_drafts()
         if drafts or permission_mode:
-            await faults.reach("flush.before")
+            await fault_points.reach("flush.before")
             await self._store.commit(self._id, self._epoch, drafts, permission_mode=permission_mode)
-            await faults.reach("flush.after")
+            await fault_points.reach("flush.after")
 
     async def _end_turn(self, end: TurnEnd, how: TurnEnding = "over") -> None:
         stop_reason = events.END_TURN

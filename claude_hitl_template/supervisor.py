@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from ray.exceptions import RayError
 
-from claude_hitl_template import code_version, faults, logs
+from claude_hitl_template import code_version, fault_points, logs
 from claude_hitl_template.agent import Assignment, cleanup_actor, get_actor, list_actors
 from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.clocks import LeaseWatch, Pause, SteadyClock
@@ -242,9 +242,9 @@ class SupervisorService:
         """Gives the session to the owner, and waits for its end."""
         acquired = None
         try:
-            await faults.reach("own.before")
+            await fault_points.reach("own.before")
             acquired = await self._store.acquire(session.id, owner.name, lease_s=LEASE_S)
-            await faults.reach("own.after")
+            await fault_points.reach("own.after")
             ended = await self._ended(acquired, owner)
             log.info("owner ended", session=session.id, epoch=acquired.epoch, how=ended)
         finally:

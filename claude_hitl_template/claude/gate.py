@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import structlog
 
-from claude_hitl_template import faults
+from claude_hitl_template import fault_points
 from claude_hitl_template.canonical import call_digest
 from claude_hitl_template.claude.calls import IssuedCalls, Step
 from claude_hitl_template.claude.engine import ToolResult, ToolUse
@@ -375,7 +375,7 @@ class Gate:
     async def _claim(self, use: ToolUse) -> Answer:
         approval = self._approvals[use.call_id]
         run_input = approval.run_input or {}
-        await faults.reach("run.before")
+        await fault_points.reach("run.before")
         try:
             claimed = await self._store.claim(
                 self._session.id,
@@ -388,7 +388,7 @@ class Gate:
             log.warning("claim refused", session=self._session.id, call=use.call_id, why=str(error))
             return Answer("deny", OUTCOME_UNKNOWN)
         self._approvals[use.call_id] = claimed
-        await faults.reach("run.after")
+        await fault_points.reach("run.after")
         folder = self._judge.folder(self._thread(use))
         return Answer("allow", run_input=from_folder(use.name, run_input, folder))
 

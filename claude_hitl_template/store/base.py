@@ -3,10 +3,10 @@
 import base64
 import binascii
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from claude_hitl_template import faults
+from claude_hitl_template import fault_points
 from claude_hitl_template.errors import Away, InvalidInput
 from claude_hitl_template.models import Session
 from claude_hitl_template.store.backend import Backend, Tx
@@ -29,10 +29,6 @@ def wake_topic(session_id: str) -> str:
     return f"wake:{session_id}"
 
 
-class _Forgotten(Exception):
-    """Undoes a transaction that is acknowledged all the same: a seeded bug."""
-
-
 class StoreBase:
     def __init__(self, backend: Backend, files: FileArea, clock: Callable[[], datetime]) -> None:
         self._backend, self._files, self._clock = backend, files, clock
@@ -48,7 +44,7 @@ class StoreBase:
     ) -> AsyncGenerator[SessionUnit]:
         """A session loaded for change, saved at the end, and its waiters woken once that is durable.
 
-        `point` names the write in faults.py.
+        `point` names the write in fault_points.py.
         """
         before = after = None
         try:
@@ -69,13 +65,10 @@ class StoreBase:
 
     @asynccontextmanager
     async def _writing(self, point: str) -> AsyncGenerator[Tx]:
-        with suppress(_Forgotten):
-            async with self._backend.begin(write=True) as tx:
-                yield tx
-                await faults.reach(f"{point}.before_commit")
-                if point == "send_events" and faults.seeded("acknowledged_before_it_is_kept"):
-                    raise _Forgotten
-        await faults.reach(f"{point}.after_commit")
+        async with self._backend.begin(write=True) as tx:
+            yield tx
+            await fault_points.reach(f"{point}.before_commit")
+        await fault_points.reach(f"{point}.after_commit")
 
     def _announce(self, before: Session | None, after: Session) -> None:
         if after.lease is None:
@@ -93,8 +86,6 @@ class StoreBase:
     # -- telling, and being told by, the other ledgers
 
     def _notify(self, topic: str) -> None:
-        if faults.seeded("nobody_is_told"):
-            return
         relay = self._backend.relay
         if topic != SUPERVISED or relay is None or not relay.connected:
             self._signals.notify(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from claude_hitl_template import events, faults
+from claude_hitl_template import events
 from claude_hitl_template.canonical import digest
 from claude_hitl_template.errors import Conflict, InvalidInput, NotFound
 from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
@@ -370,23 +370,15 @@ async def _queue(unit: SessionUnit, message: UserMessage) -> list[Event]:
         unit.set(first_words=said[:FIRST_WORDS])
     queued = await unit.append([events.draft("user.message", queued=True, content=content)])
     waits = (unit.session.stop_reason or {}).get("type") == "requires_action"
-    if waits and faults.seeded("a_message_decides"):
-        for approval in await unit.pending():
-            await confirm(unit, _yes(approval), "nobody")
     if not waits:  # a message while an approval waits is queued behind the turn that waits
         await unit.run()
     unit.wake()
     return queued
 
 
-def _yes(approval: Approval) -> UserToolConfirmation:
-    return UserToolConfirmation(type="user.tool_confirmation", tool_use_id=approval.event_id, result="allow")
-
-
 async def _interrupt(unit: SessionUnit) -> list[Event]:
     sent = await unit.append([events.draft("user.interrupt")])
-    if not faults.seeded("interrupted_calls_run"):
-        await unit.supersede()
+    await unit.supersede()
     session = unit.session
     if session.status == "running" and session.turn is None:
         await _end_unbegun_turn(unit)
@@ -430,7 +422,7 @@ async def _refuse_running(unit: SessionUnit, what: str) -> None:
 
 async def earlier_reply(tx: Tx, key_id: str | None, idempotency_key: str | None, request: str) -> Any:
     """The reply to an earlier request with this key, or None. Raises Conflict when that was another request."""
-    if idempotency_key is None or faults.seeded("idempotency_keys_are_forgotten"):
+    if idempotency_key is None:
         return None
     earlier = await tx.remembered_reply(key_id or SERVICE, idempotency_key)
     if earlier is None:
@@ -445,7 +437,7 @@ async def earlier_reply(tx: Tx, key_id: str | None, idempotency_key: str | None,
 async def remember_reply(
     unit: SessionUnit, key_id: str | None, idempotency_key: str | None, request: str, reply: Any
 ) -> None:
-    if idempotency_key is not None and not faults.seeded("idempotency_keys_are_forgotten"):
+    if idempotency_key is not None:
         kept = OWN_REPLIES_KEPT if idempotency_key.startswith(OWN_KEY) else REPLIES_KEPT
         answer = Reply(request, reply, unit.now, unit.now + kept)
         await unit.tx.remember_reply(key_id or SERVICE, idempotency_key, answer, session_id=unit.session.id)

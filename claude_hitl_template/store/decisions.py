@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from claude_hitl_template import events, faults, policy
+from claude_hitl_template import events, policy
 from claude_hitl_template.errors import AlreadyDecided, InvalidInput, NotWaiting, Superseded
 from claude_hitl_template.events import UserToolConfirmation
 from claude_hitl_template.models import Approval, ApprovalState, Decision, Event, Session
@@ -36,8 +36,6 @@ async def confirm(unit: SessionUnit, said: UserToolConfirmation, decided_by: str
         decided_by=decided_by,
         decided_at=unit.now,
     )
-    if faults.seeded("the_last_decision_wins"):
-        approval = approval.but(state=ApprovalState.PENDING)
     if approval.state is not ApprovalState.PENDING:
         return [await _repeated(unit, approval, decision)]
     if approval.expires_at is not None and approval.expires_at < unit.now:  # and nobody has swept it yet

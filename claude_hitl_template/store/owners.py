@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from claude_hitl_template import events, faults
+from claude_hitl_template import events
 from claude_hitl_template.errors import NotWaiting
 from claude_hitl_template.events import Draft
 from claude_hitl_template.models import (
@@ -159,17 +159,14 @@ class OwnerRules(StoreBase):
                 raise NotWaiting(f"call {call_id} has no approval")
             if approval.claim_id == claim_id:
                 return approval
-            if faults.seeded("refused_calls_run"):
-                approval = approval.but(state=ApprovalState.ALLOWED, run_digest=run_digest)
             if approval.state is not ApprovalState.ALLOWED:
                 raise NotWaiting(f"call {call_id} is {approval.state.value}, not allowed")
-            if approval.run_digest != run_digest and not faults.seeded("any_input_runs"):
+            if approval.run_digest != run_digest:
                 raise NotWaiting(f"call {call_id} was allowed with another input")
-            if unit.session.interrupted and not faults.seeded("interrupted_calls_run"):
+            if unit.session.interrupted:
                 raise NotWaiting(f"call {call_id} was interrupted")
             claimed = approval.to(ApprovalState.CLAIMED, claimed_epoch=epoch, claim_id=claim_id)
-            if not faults.seeded("claims_are_not_counted"):
-                await unit.tx.put_approval(claimed)
+            await unit.tx.put_approval(claimed)
         return claimed
 
     async def hold(self, session_id: str, epoch: int, call_id: str) -> None:

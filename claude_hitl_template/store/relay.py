@@ -14,7 +14,7 @@ import psycopg
 import structlog
 from pydantic import Field, TypeAdapter, ValidationError
 
-from claude_hitl_template import faults
+from claude_hitl_template import fault_points
 from claude_hitl_template.errors import HitlError
 from claude_hitl_template.store.signals import Note
 
@@ -105,9 +105,9 @@ class Relay:
                         pending, self._pending = self._pending, []
                         for notes in packed(pending):
                             message = f'[{secrets.randbits(52) + 1},"{self._me}",[{",".join(notes)}]]'
-                            await faults.reach("notify.before")
+                            await fault_points.reach("notify.before")
                             await connection.execute("select pg_notify(%s, %s)", (CHANNEL, message))
-                            await faults.reach("notify.after")
+                            await fault_points.reach("notify.after")
             await asyncio.sleep(AGAIN_S)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import time
 from datetime import UTC, datetime
 
-from claude_hitl_template import events, faults
+from claude_hitl_template import events
 from claude_hitl_template.errors import NotFound
 from claude_hitl_template.models import Approval, ApprovalState, Session, Supervised
 from claude_hitl_template.store.base import SUPERVISED, StoreBase
@@ -86,8 +86,7 @@ class SupervisorRules(StoreBase):
             approval = await unit.tx.approval(found.id)
             if approval is None or approval.state is not ApprovalState.PENDING:
                 return False
-            late = ApprovalState.ALLOWED if faults.seeded("time_allows") else ApprovalState.EXPIRED
-            expired = approval.to(late, closed_at=unit.now)
+            expired = approval.to(ApprovalState.EXPIRED, closed_at=unit.now)
             await unit.tx.put_approval(expired)
             if approval.held:
                 await unit.tell_later(expired)
@@ -122,8 +121,6 @@ class SupervisorRules(StoreBase):
 async def _rests(unit: SessionUnit, before: datetime) -> bool:
     """Whether nobody and nothing waits in the session, and nothing happened since."""
     session = unit.session
-    if faults.seeded("what_waits_is_deleted"):
-        return True
     if session.lease is not None or session.updated_at >= before:
         return False
     at_rest = session.status == "idle" and session.stop_reason in (None, events.END_TURN)

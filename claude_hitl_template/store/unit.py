@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from claude_hitl_template import events, faults
+from claude_hitl_template import events
 from claude_hitl_template.errors import NotFound, StaleOwner
 from claude_hitl_template.events import Draft
 from claude_hitl_template.models import (
@@ -60,8 +60,6 @@ class SessionUnit:
 
     def check_owner(self, epoch: int) -> None:
         lease = self.session.lease
-        if faults.seeded("stale_owners_write"):
-            return
         if lease is None or lease.epoch != epoch:
             raise StaleOwner(f"session {self.session.id} is no longer driven by epoch {epoch}")
 
@@ -81,7 +79,7 @@ class SessionUnit:
         known = await self.tx.known_events(self.session.id, [d.id for d in drafts])
         fresh: list[Event] = []
         for draft in drafts:
-            if draft.id in known and not faults.seeded("events_repeat"):
+            if draft.id in known:
                 continue
             known.add(draft.id)
             processed = None if draft.queued else self.now
@@ -168,9 +166,7 @@ class SessionUnit:
     async def close_unknown(self) -> None:
         """Claimed calls whose result never came: said in the log, never repeated."""
         for approval in await self.open_approvals():
-            if approval.state is ApprovalState.CLAIMED and faults.seeded("unknown_calls_run_again"):
-                await self.tx.put_approval(approval.but(state=ApprovalState.ALLOWED, claim_id=None))
-            elif approval.state is ApprovalState.CLAIMED:
+            if approval.state is ApprovalState.CLAIMED:
                 await self.tx.put_approval(approval.to(ApprovalState.UNKNOWN, closed_at=self.now))
                 await self._append_result(approval, OUTCOME_UNKNOWN, "unknown")
 
@@ -194,7 +190,7 @@ class SessionUnit:
             await self.run()
 
     def lease(self, holder: str, lease_s: float) -> None:
-        epoch = self.session.epoch + (not faults.seeded("epochs_are_not_raised"))
+        epoch = self.session.epoch + 1
         expires = self.now + timedelta(seconds=lease_s)
         lease = Lease(epoch=epoch, holder=holder, expires_at=expires)
         self.set(epoch=epoch, lease=lease, waits_for_room=False)

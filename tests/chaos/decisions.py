@@ -11,7 +11,8 @@ from claude_hitl_template.errors import AlreadyDecided, Unavailable
 from claude_hitl_template.models import Event
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
-from tests.chaos.lives import Home, plan_faults
+from tests import faults
+from tests.chaos.lives import Home
 from tests.contract.asking import KEY, said
 
 PEOPLE = 8  # of one ledger
@@ -27,7 +28,7 @@ type Waiting = Sequence[tuple[str, str]]
 
 def decide_all(home: Home, ledger: int, waiting: Waiting, answers: "Synchronized[int]") -> None:
     """Decides on each (session, call). Notes every answer as `acknowledged` or `refused`, and counts it."""
-    plan_faults(home)
+    faults.install(home.root / "faults")
     asyncio.run(_decide_all(home, ledger, waiting, answers))
 
 

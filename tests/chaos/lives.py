@@ -4,7 +4,6 @@ There is no Ray in it: the process is client, supervisor, owner and model endpoi
 """
 
 import asyncio
-import importlib
 import json
 import os
 import tempfile
@@ -14,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from claude_hitl_template import faults
 from claude_hitl_template.claude.cli import CliConfig, CliEngine, is_plan_folder
 from claude_hitl_template.claude.gate import Gate
 from claude_hitl_template.claude.sandbox import SandboxConfig
@@ -31,6 +29,7 @@ from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.sql import SqlBackend
 from claude_hitl_template.workspace.keep import Place, put_files
+from tests import faults
 from tests.chaos.oracle import Acknowledged
 from tests.chaos.plans import Plan, Planner
 from tests.contract.reaching import every_write
@@ -72,24 +71,18 @@ class Home:
 
 def live(home: Home, number: int) -> None:
     """A process's life: it holds the conversation of that number to its end, unless a planned fault ends it."""
-    plan_faults(home)
+    faults.install(home.root / "faults")
     asyncio.run(asyncio.wait_for(_live(home, Planner(0, home.journal).plan(number)), LIFE_S))
 
 
 def write_all(home: Home, number: int) -> None:
     """A life without a CLI: every write that the Store has."""
-    plan_faults(home)
+    faults.install(home.root / "faults")
 
     async def write() -> None:
         await asyncio.wait_for(every_write(_backend(home), f"life {number}"), LIFE_S)
 
     asyncio.run(write())
-
-
-def plan_faults(home: Home) -> None:
-    """In this process, from now on, those of `root/faults`."""
-    os.environ[faults.VARIABLE] = str(home.root / "faults")
-    importlib.reload(faults)  # it looks at the environment when it is imported, which was before the fork
 
 
 def _backend(home: Home) -> SqlBackend | PostgresBackend:

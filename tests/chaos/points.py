@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from claude_hitl_template import faults
+from tests import faults
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Hit:
 
 
 class Points:
-    """`folder` is made, and belongs to one service; see `claude_hitl_template.faults`."""
+    """`folder` is made, and belongs to one service; see tests/faults.py."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -30,7 +30,7 @@ class Points:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {faults.VARIABLE: str(self._folder)}
+        return faults.environment(self._folder)
 
     def plan(self, which: float, action: str) -> str | None:
         """Plans `action` for the next hit of one of the points that were reached so far, chosen by `which` in [0, 1)."""

@@ -14,9 +14,9 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from claude_hitl_template import faults
 from claude_hitl_template.cli.postgres import LocalPostgres
 from claude_hitl_template.errors import ConfigError
+from tests import mutants
 from tests.chaos import unlucky
 from tests.chaos.databases import Postgres, Sqlite
 from tests.chaos.disk import Disk
@@ -66,8 +66,8 @@ def run(choice: Choice, folder: Path) -> Report:
     home = folder / "home"
     home.mkdir()
     service.environment |= {**SETTINGS, "HOME": str(home)}
-    if faults.BUGS_VARIABLE in os.environ:
-        service.environment[faults.BUGS_VARIABLE] = os.environ[faults.BUGS_VARIABLE]
+    if mutants.VARIABLE in os.environ:
+        service.environment[mutants.VARIABLE] = os.environ[mutants.VARIABLE]
     return asyncio.run(_run(choice, service, journal))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from claude_hitl_template import faults
+from tests import mutants
 from tests.postgres import require
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def test_every_promise_is_kept_while_everything_is_struck(
 def test_a_run_that_breaks_a_promise_says_so_and_fails(tmp_path: Path):
     report = tmp_path / "report.json"
     # What broke is kept where temporary files are.
-    bug = {faults.BUGS_VARIABLE: "claims_are_not_counted", "TMPDIR": str(tmp_path)}
+    bug = {mutants.VARIABLE: "claims_are_not_counted", "TMPDIR": str(tmp_path)}
     run = chaos(report, "--kills", "1", **bug)
     said, _ = run.communicate()
     assert run.returncode == 1, said

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import pytest
 
-from claude_hitl_template import faults
+from claude_hitl_template import fault_points
 from claude_hitl_template.store.backup import back_up
 from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.sql import sqlite_url
@@ -41,7 +41,7 @@ POINTS = [
 UNASKED = ("open_calls.before_commit", "append_transcript.before_commit", "append_transcript.after_commit")
 # Not on a conversation's way; struck in lives without a CLI.
 STORE_POINTS = [
-    point for point in faults.POINTS if point not in POINTS and point not in ("own.before", "own.after")
+    point for point in fault_points.POINTS if point not in POINTS and point not in ("own.before", "own.after")
 ]
 ONLY_ALLOWED = ("claim.", "run.")  # a call that is refused is not claimed
 KILLED = -9
@@ -247,4 +247,4 @@ def test_a_write_whose_process_died_is_done_or_is_not_and_others_go_on(case: Cas
 
 def test_every_point_of_the_product_is_struck_but_those_that_need_ray():
     """These are the supervisor's: tests/integration/test_handing_over.py."""
-    assert set(faults.POINTS) - set(POINTS) - set(STORE_POINTS) == {"own.before", "own.after"}
+    assert set(fault_points.POINTS) - set(POINTS) - set(STORE_POINTS) == {"own.before", "own.after"}

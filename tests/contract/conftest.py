@@ -16,7 +16,7 @@ from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.sql import SqlBackend, sqlite_url
 from claude_hitl_template.testing.clock import FakeClock
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
-from tests.contract.seeded import MISSED_BY
+from tests.mutants import MUTANTS
 from tests.postgres import Server, serving
 
 KEYS = {"alice": "alice-secret", "bob": "bob-secret"}
@@ -51,7 +51,8 @@ def database(postgres_server: Server) -> Iterator[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test of the Store is one for each backend. On Postgres, those that a taken safeguard is missed by are fast."""
     if "backend" in metafunc.fixturenames:
-        on_postgres = [] if metafunc.function.__name__ in MISSED_BY.values() else [pytest.mark.slow]
+        missing = {mutant.missed_by for mutant in MUTANTS.values()}
+        on_postgres = [] if metafunc.function.__name__ in missing else [pytest.mark.slow]
         backends = ["memory", "sqlite", pytest.param("postgres", marks=on_postgres)]
         metafunc.parametrize("backend", backends, indirect=True)
 

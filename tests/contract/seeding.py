@@ -1,4 +1,4 @@
-"""A pytest plugin: each test of seeded.py is run with every safeguard there, and without the one that it would miss.
+"""A pytest plugin: each test of mutants.py is run with every safeguard there, and without the one that it would miss.
 
 The environment names a file for the results, as JSON: by bug and test how it ended.
 """
@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template import faults
-from tests.contract.seeded import MISSED_BY
+from tests.mutants import MUTANTS, code_changes
 
 RESULTS_VARIABLE = "HITL_TEST_SEEDING"
 NONE = "none"
@@ -20,7 +19,7 @@ _results: dict[str, dict[str, str]] = {}
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     name = metafunc.function.__name__
-    bugs = [bug for bug, test in MISSED_BY.items() if test == name]
+    bugs = [bug for bug, mutant in MUTANTS.items() if mutant.missed_by == name]
     metafunc.parametrize("seeded_bug", [NONE, *bugs] if bugs else [], indirect=True)
 
 
@@ -29,14 +28,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item
         for item in items
         if isinstance(item, pytest.Function)
-        and item.originalname in MISSED_BY.values()
+        and item.originalname in {mutant.missed_by for mutant in MUTANTS.values()}
         and item.callspec.params.get("backend", BACKEND) == BACKEND
     ]
 
 
 @pytest.fixture(autouse=True)
 def seeded_bug(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "_seeded", frozenset({request.param}))
+    for function, code in [] if request.param == NONE else code_changes(request.param):
+        monkeypatch.setattr(function, "__code__", code)
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template import faults
+from claude_hitl_template import fault_points
+from tests import faults
 from tests.postgres import Server
 
 pytestmark = pytest.mark.slow
@@ -24,7 +25,7 @@ def test_every_point_but_the_supervisors_is_reached_by_two_conversations(
     with postgres_server.database() as url:
         run = subprocess.run(
             [sys.executable, "-m", "tests.contract.reaching", url, tmp_path / "data"],
-            env={**os.environ, faults.VARIABLE: str(tmp_path / "faults"), "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **faults.environment(tmp_path / "faults")},
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -33,4 +34,4 @@ def test_every_point_but_the_supervisors_is_reached_by_two_conversations(
     assert run.returncode == 0, run.stderr
     lines = (tmp_path / "faults" / "hits.jsonl").read_text().splitlines()
     reached = {json.loads(line)["point"] for line in lines}
-    assert set(faults.POINTS) - reached == {"own.before", "own.after"}
+    assert set(fault_points.POINTS) - reached == {"own.before", "own.after"}

@@ -1,27 +1,28 @@
 """Fault points do what is planned when they are switched on, and nothing otherwise; every listed one is in the code."""
 
 import ast
-import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 import claude_hitl_template
-from claude_hitl_template import faults
+from claude_hitl_template import fault_points
+from tests import faults, mutants
 
 CHILD = """
 import asyncio, sys
-from claude_hitl_template import faults
+from claude_hitl_template import fault_points
 async def main():
     for point in sys.argv[1:]:
         try:
-            await faults.reach(point)
+            await fault_points.reach(point)
         except Exception as error:
             print(type(error).__name__)
 asyncio.run(main())
@@ -29,10 +30,12 @@ print("went on")
 """
 
 
-def child(folder: Path, *points: str) -> "subprocess.Popen[str]":
+def child(
+    folder: Path, *points: str, environment: Mapping[str, str] | None = None
+) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, *points],
-        env={**os.environ, faults.VARIABLE: str(folder)},
+        env={**os.environ, **(environment or faults.environment(folder))},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -48,13 +51,23 @@ def hits(folder: Path) -> list[dict[str, object]]:
 
 
 def test_at_least_forty_points_with_names_of_their_own():
-    assert len(set(faults.POINTS)) == len(faults.POINTS) >= 40
+    assert len(set(fault_points.POINTS)) == len(fault_points.POINTS) >= 40
 
 
-def test_in_production_a_point_does_nothing():
-    assert faults.VARIABLE not in os.environ
-    asyncio.run(faults.reach("no such point"))
-    assert faults.reach.__name__ == "_nothing"
+def test_no_environment_variable_alone_switches_anything_on(tmp_path: Path):
+    plan(tmp_path, claim__after_commit={"1": "kill"})
+    code = "from claude_hitl_template.store.owners import OwnerRules; print(OwnerRules.claim.__code__.co_filename)"
+    only = {faults.VARIABLE: str(tmp_path), mutants.VARIABLE: "any_input_runs"}
+    went_on = child(tmp_path, "claim.after_commit", environment=only)
+    assert went_on.communicate()[0] == "went on\n"
+    assert not (tmp_path / "hits.jsonl").exists()
+    run = [sys.executable, "-c", code]
+    unchanged = subprocess.check_output(run, env={**os.environ, **only}, text=True)
+    assert unchanged.strip().endswith("owners.py")
+    changed = subprocess.check_output(
+        run, env={**os.environ, **only, **faults.environment(tmp_path)}, text=True
+    )
+    assert changed.strip() == "<OwnerRules.claim>"
 
 
 def test_the_planned_hit_kills_and_no_other(tmp_path: Path):
@@ -118,7 +131,7 @@ def test_every_point_is_in_the_code_and_every_one_in_the_code_is_listed():
                 writes.add(constants[-1])
             elif node.func.attr == "reach" and constants:
                 steps.add(constants[0])
-    named = {point for step in faults.STEPS for point in (f"{step}.before", f"{step}.after")}
-    assert writes == set(faults.WRITES)
+    named = {point for step in fault_points.STEPS for point in (f"{step}.before", f"{step}.after")}
+    assert writes == set(fault_points.WRITES)
     # Which of these two it is, session.py decides when it starts the CLI.
     assert steps == named - {"spawn.before", "spawn.after", "resume.before", "resume.after"}

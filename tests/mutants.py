@@ -1,0 +1,184 @@
+"""Safeguards of the Store, each taken away by a change of its source, to see that a test notices.
+
+A process takes one away where `injected` is on its path and HITL_TEST_BUGS names it.
+"""
+
+import importlib
+import inspect
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+VARIABLE = "HITL_TEST_BUGS"
+PACKAGE = "claude_hitl_template"
+
+
+@dataclass(frozen=True)
+class Change:
+    """In the source of a function, or of a class's method ("Class.method"), of a module below claude_hitl_template."""
+
+    module: str
+    name: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`missed_by`: a test of tests/contract/test_store.py that must fail."""
+
+    missed_by: str
+    changes: tuple[Change, ...]
+
+
+def _mutant(missed_by: str, *changes: tuple[str, str, str, str]) -> Mutant:
+    return Mutant(missed_by, tuple(Change(*change) for change in changes))
+
+
+MUTANTS = {
+    "stale_owners_write": _mutant(
+        "test_a_stale_owner_writes_nothing",
+        ("store.unit", "SessionUnit.check_owner", "lease is None or lease.epoch != epoch", "False"),
+    ),
+    "any_input_runs": _mutant(
+        "test_the_edited_input_is_what_may_run",
+        ("store.owners", "OwnerRules.claim", "approval.run_digest != run_digest", "False"),
+    ),
+    "refused_calls_run": _mutant(
+        "test_a_denied_call_is_never_claimed",
+        (
+            "store.owners",
+            "OwnerRules.claim",
+            'raise NotWaiting(f"call {call_id} is {approval.state.value}, not allowed")',
+            "approval = approval.but(state=ApprovalState.ALLOWED, run_digest=run_digest)",
+        ),
+    ),
+    "claims_are_not_counted": _mutant(
+        "test_an_allowed_call_is_claimed_once",
+        ("store.owners", "OwnerRules.claim", "await unit.tx.put_approval(claimed)", "pass"),
+    ),
+    "the_last_decision_wins": _mutant(
+        "test_of_decisions_at_once_the_first_wins",
+        (
+            "store.decisions",
+            "confirm",
+            "return [await _repeated(unit, approval, decision)]",
+            "approval = approval.but(state=ApprovalState.PENDING)",
+        ),
+    ),
+    "a_message_decides": _mutant(
+        "test_a_message_decides_nothing",
+        (
+            "store.clients",
+            "_queue",
+            "if not waits:",
+            """for approval in await unit.pending() if waits else []:
+        yes = UserToolConfirmation(
+            type="user.tool_confirmation", tool_use_id=approval.event_id, result="allow"
+        )
+        await confirm(unit, yes, "nobody")
+    if not waits:""",
+        ),
+    ),
+    "time_allows": _mutant(
+        "test_what_is_due_expires_and_nothing_else",
+        (
+            "store.supervision",
+            "SupervisorRules._expire",
+            "approval.to(ApprovalState.EXPIRED",
+            "approval.to(ApprovalState.ALLOWED",
+        ),
+    ),
+    "unknown_calls_run_again": _mutant(
+        "test_a_claimed_call_without_a_result_becomes_unknown_once",
+        (
+            "store.unit",
+            "SessionUnit.close_unknown",
+            "await self.tx.put_approval(approval.to(ApprovalState.UNKNOWN, closed_at=self.now))",
+            "await self.tx.put_approval(approval.but(state=ApprovalState.ALLOWED, claim_id=None))\n"
+            "            continue",
+        ),
+    ),
+    "events_repeat": _mutant(
+        "test_the_same_event_id_is_committed_once",
+        ("store.unit", "SessionUnit.append", "if draft.id in known:", "if False:"),
+    ),
+    "nobody_is_told": _mutant(
+        "test_a_decision_wakes_the_owner",
+        ("store.base", "StoreBase._notify", "relay = self._backend.relay", "return"),
+    ),
+    "interrupted_calls_run": _mutant(
+        "test_nothing_is_claimed_once_interrupted",
+        ("store.owners", "OwnerRules.claim", "unit.session.interrupted", "False"),
+        ("store.clients", "_interrupt", "await unit.supersede()", "pass"),
+    ),
+    "acknowledged_before_it_is_kept": _mutant(
+        "test_the_edited_input_is_what_may_run",
+        (
+            "store.base",
+            "StoreBase._writing",
+            """async with self._backend.begin(write=True) as tx:
+        yield tx
+        await fault_points.reach(f"{point}.before_commit")
+""",
+            """undone = type("Undone", (Exception,), {})
+    try:
+        async with self._backend.begin(write=True) as tx:
+            yield tx
+            if point == "send_events":
+                raise undone
+    except undone:
+        pass
+""",
+        ),
+    ),
+    "idempotency_keys_are_forgotten": _mutant(
+        "test_an_idempotency_key_repeats_the_reply",
+        ("store.clients", "earlier_reply", "idempotency_key is None", "True"),
+        ("store.clients", "remember_reply", "idempotency_key is not None", "False"),
+    ),
+    "what_waits_is_deleted": _mutant(
+        "test_what_waits_is_never_too_old",
+        (
+            "store.supervision",
+            "_rests",
+            "session.lease is not None or session.updated_at >= before",
+            "True:\n        return True\n    if False",
+        ),
+    ),
+    "epochs_are_not_raised": _mutant(
+        "test_an_owner_that_is_replaced_hears_of_it",
+        ("store.unit", "SessionUnit.lease", "self.session.epoch + 1", "self.session.epoch"),
+    ),
+}
+
+
+def changed_code(change: Change, module: ModuleType) -> tuple[FunctionType, CodeType]:
+    """The function whose source is changed, and its code with the change: set, it counts for whoever has the function."""
+    found: Any = module
+    for name in change.name.split("."):
+        found = getattr(found, name)
+    source = textwrap.dedent(inspect.getsource(found))
+    if source.count(change.old) != 1:
+        raise AssertionError(f"{change.old!r} is not once in {change.module}.{change.name}")
+    made: dict[str, Any] = {}
+    exec(compile(source.replace(change.old, change.new), f"<{change.name}>", "exec"), vars(module), made)
+    [function] = made.values()
+    return inspect.unwrap(found), inspect.unwrap(function).__code__
+
+
+def code_changes(name: str) -> list[tuple[FunctionType, CodeType]]:
+    """The functions that a mutant changes, and their changed code. Imports their modules."""
+    return [
+        changed_code(change, importlib.import_module(f"{PACKAGE}.{change.module}"))
+        for change in MUTANTS[name].changes
+    ]
+
+
+def install(names: Iterable[str], module: ModuleType) -> None:
+    """Takes away, in this process, what these mutants take away in a module that was just imported."""
+    for change in (change for name in names for change in MUTANTS[name].changes):
+        if f"{PACKAGE}.{change.module}" == module.__name__:
+            function, function.__code__ = changed_code(change, module)
