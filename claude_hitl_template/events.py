@@ -15,13 +15,6 @@ from claude_hitl_template.models import Approval, Usage, new_id
 from claude_hitl_template.policy import mcp_parts
 
 MAX_TEXT_CHARS = 1_000_000
-ErrorType = Literal[
-    "unknown_error",
-    "model_overloaded_error",
-    "model_rate_limited_error",
-    "model_request_failed_error",
-    "billing_error",
-]
 EVENT_TYPES = frozenset({
     "user.message", "user.interrupt", "user.tool_confirmation",
     "agent.message", "agent.thinking", "agent.tool_use", "agent.tool_result", "agent.mcp_tool_use", "agent.mcp_tool_result",

@@ -20,7 +20,6 @@ from claude_hitl_template.image.dependencies import locked_versions
 from claude_hitl_template.readable import size
 
 LIMIT_BYTES = 500 * 1024**2  # Ray's own is 512 MiB, and it tells only after the upload
-LARGE_BYTES = 20 * 1024**2
 LARGEST = 3  # files that are named when there is too much
 # Never uploaded, ignored by git or not: by name, at any depth.
 SECRET_NAMES = (

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 USER = DATABASE = "hitl"
 START_S = 60
-PROGRAMS = ("initdb", "pg_ctl", "postgres")
 # Where packages put them without putting them on PATH; the newest version first.
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
 INSTALL = (
