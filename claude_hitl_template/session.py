@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -120,6 +120,7 @@ class SessionRunner:
         self._woken = asyncio.Event()
         self._engine: Engine | None = None
         self._heard = _queue()
+        self._works = False  # on what was heard
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._hearing: asyncio.Task[None] | None = None
         self._turn = _Turn()
@@ -304,6 +305,7 @@ class SessionRunner:
             hot_window_s=self._limits.hot_window_s,
             on_overdue=self._register_overdue,
             on_changed=self._register_again,
+            is_behind=self._is_behind,
         )
 
     async def _start_engine(self) -> bool:
@@ -415,7 +417,7 @@ class SessionRunner:
                         await self._stop_engine()
                     await self._end_turn(event)
                     return
-                await self._note(event)
+                await self._working_on(self._note(event))
         finally:
             await _cancel(interrupting)
 
@@ -426,7 +428,7 @@ class SessionRunner:
                 if isinstance(event, Exception):
                     raise event
                 return event
-            await self._flush()
+            await self._working_on(self._flush())
         try:
             event = await asyncio.wait_for(self._heard.get(), timeout_s)
         except TimeoutError:
@@ -490,8 +492,21 @@ class SessionRunner:
             case TurnEnd():
                 raise AssertionError("the caller handles the turn's end")
 
-    async def _note_use(self, use: ToolUse) -> None:
-        use = self._gate.received(self._gate.issue(use))
+    async def _working_on(self, work: Awaitable[None]) -> None:
+        self._works = True
+        try:
+            await work
+        finally:
+            self._works = False
+
+    def _is_behind(self) -> bool:
+        return self._works or not self._heard.empty()
+
+    async def _note_use(self, use: ToolUse, *, unheard: bool = False) -> None:
+        issued = self._gate.issue(use, unheard=unheard)
+        if issued is None:
+            return
+        use = self._gate.received(issued)
         self._turn.names[use.call_id] = use.name
         self._turn.batch.append(use)
 
@@ -575,7 +590,7 @@ class SessionRunner:
                 await self._open([self._gate.received(use)])
             return
         if use is not None:
-            await self._note_use(use)
+            await self._note_use(use, unheard=True)
         await self._register_batch()
 
     def _expiry(self) -> datetime | None:

@@ -19,9 +19,10 @@ type Step = Literal["asked", "permitted"]
 
 @dataclass
 class Issued:
-    """One call. `use` has our id, and the input as the model gave it."""
+    """One call. `use` has our id, and the input as the model gave it. `unheard`: the CLI asked before its message came."""
 
     use: ToolUse
+    unheard: bool = False
     asked: bool = False
     permitted: bool = False
     ended: bool = False
@@ -39,15 +40,19 @@ class IssuedCalls:
     def forget(self) -> None:
         self._issued.clear()
 
-    def issue(self, use: ToolUse) -> ToolUse:
-        """`use` under an id of ours. Of calls that wait under one id at once, the CLI keeps one result only: none of
-        them is to run."""
+    def issue(self, use: ToolUse, *, unheard: bool = False) -> ToolUse | None:
+        """`use` under an id of ours; None for one that was issued unheard, whose message came now. Of calls that wait
+        under one id at once, the CLI keeps one result only: none of them is to run."""
         model_id = use.call_id
+        for issued in self._named(use):
+            if issued.unheard and self._same_input(use.input, issued.use.input):
+                issued.unheard = False
+                return None
         twins = [i for i in self._with(model_id) if not i.ended and i.use.thread == use.thread]
         for twin in twins:
             twin.ambiguous = True
         ours = replace(use, call_id=new_id("sevt"), model_id=model_id)
-        self._issued[ours.call_id] = Issued(ours, ambiguous=bool(twins))
+        self._issued[ours.call_id] = Issued(ours, unheard=unheard, ambiguous=bool(twins))
         return ours
 
     def take_up(self, approval: Approval) -> None:

@@ -61,8 +61,9 @@ class Answer:
 class Gate:
     """One engine's gate.
 
-    `on_overdue` is called when a call was asked about whose message does not end, with the call if it was not seen at all,
-    or was postponed; `on_changed` when one that was not to be asked about is classified otherwise now.
+    `on_overdue` is called when a call was asked about whose message does not end, with the call if it was not heard of at
+    all, or was postponed; `on_changed` when one that was not to be asked about is classified otherwise now. While
+    `is_behind` says so, what the engine said before is still being worked on, and no message is late.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Gate:
         hot_window_s: float,
         on_overdue: Callable[[ToolUse | None], Awaitable[None]],
         on_changed: Callable[[ToolUse], Awaitable[None]],
+        is_behind: Callable[[], bool],
     ) -> None:
         self._store, self._session = store, session
         self._judge = Judge(workspace, is_plan_folder, plan_mode=session.agent.permission_mode == "plan")
@@ -82,6 +84,7 @@ class Gate:
         self._flaws: dict[str, str] = {}
         self._postponed: set[str] = set()
         self._hot_window_s, self._on_overdue, self._on_changed = hot_window_s, on_overdue, on_changed
+        self._is_behind = is_behind
         self._verdicts: dict[str, Evaluation] = {}
         self._committed: set[str] = set()
         self._approvals: dict[str, Approval] = {}
@@ -107,9 +110,10 @@ class Gate:
             self._flaws[use.call_id] = wrong
         return self._judge.with_plan(use.with_input(recordable(use.input)))
 
-    def issue(self, use: ToolUse) -> ToolUse:
-        """The call under an id of ours: all else of this class but `before` and `permit` takes no other."""
-        issued = self._calls.issue(use)
+    def issue(self, use: ToolUse, *, unheard: bool = False) -> ToolUse | None:
+        """The call under an id of ours: all else of this class but `before` and `permit` takes no other. None for one that
+        was issued unheard, when the CLI asked about it, and whose message came now."""
+        issued = self._calls.issue(use, unheard=unheard)
         self._wake()
         return issued
 
@@ -227,7 +231,7 @@ class Gate:
         """The hook: never a final yes. `ask` sends the CLI on to `permit`."""
         use = await self._registered(use, "asked")
         self._judge.see(use, self._thread(use))
-        if self._is_plan_file(use):
+        if use.call_id not in self._approvals and self._is_plan_file(use):
             return Answer("allow")
         if self.deferred is not None and self.deferred != use.call_id:
             return await self._hold(use, HELD)
@@ -247,9 +251,9 @@ class Gate:
     async def permit(self, use: ToolUse) -> Answer:
         """The permission callback: the only place that lets a gated call run, after its claim."""
         use = await self._registered(use, "permitted")
-        if self._is_plan_file(use):
-            return Answer("allow")
         approval = self._approvals.get(use.call_id)
+        if approval is None and self._is_plan_file(use):
+            return Answer("allow")
         if approval is None:
             return await self._judged_again(use) or self._by_policy(use)
         if not await self._decided(approval):
@@ -305,11 +309,14 @@ class Gate:
                 # A subagent's answers are not streamed: no end of message will come.
                 await self._on_overdue(None)
                 continue
-            if not await self._change_before(deadline):
+            if not await self._change_before(deadline) and not self._is_behind():
                 again = self._calls.repeated(use)
                 if again is not None and self.knows(again.use.call_id):
                     return replace(use, call_id=again.use.call_id)
+                if issued is None:
+                    self._judge.see(use, use.thread)
                 await self._on_overdue(use if issued is None else None)
+            if time.monotonic() >= deadline:
                 deadline = time.monotonic() + REGISTER_TIMEOUT_S
 
     def _is_ambiguous(self, use: ToolUse) -> bool:

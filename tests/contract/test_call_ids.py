@@ -1,8 +1,9 @@
 """Ids that a model's server gives are data: each call has an id, a decision and a result of its own."""
 
+import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
+from claude_hitl_template.claude import gate
 from claude_hitl_template.model.endpoint import MESSAGES, Answer, Call
 from claude_hitl_template.model.offline import Reply, Text, ToolUse, sse
-from tests.contract.test_session import House, driven, house
+from claude_hitl_template.session import SessionRunner
+from tests.contract.test_session import House, driven, house, model_url
 from tests.serving import model_app, serving
+
+__all__ = ["model_url"]
 
 
 class Scripted:
@@ -183,3 +188,59 @@ async def test_answers_that_share_one_message_id_are_all_in_the_log(tmp_path: Pa
         for step in ("start", "end"):
             assert len(await h.log(f"span.model_request_{step}")) == 4
         await check_log(h)
+
+
+@pytest.mark.parametrize("notices", [True, False], ids=["notices", "takes the message for lost"])
+async def test_what_is_heard_late_is_the_call_that_was_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notices: bool
+):
+    """The store takes longer than the gate waits for a message: the CLI asks about calls that were not heard of yet."""
+    answers = [
+        Reply((read("call_0", "a.txt"),)),
+        Reply(tuple(bash(f"call_{n}", f"echo {n} >> ran") for n in range(3))),
+    ]
+    monkeypatch.setattr(gate, "REGISTER_TIMEOUT_S", 0.02)
+    if not notices:
+        monkeypatch.setattr(SessionRunner, "_is_behind", lambda _: False)
+    async with scripted(tmp_path, *answers, hot_s=600.0) as (h, _):
+        for name in ("commit", "open_calls"):
+            monkeypatch.setattr(h.store, name, slowly(getattr(h.store, name)))
+        h.workspace.mkdir()
+        (h.workspace / "a.txt").write_text("A")
+        async with driven(h):
+            while (stop := await h.until_idle())["type"] == "requires_action":
+                waiting = {a.event_id: a for a in (await h.store.list_approvals("key_test", limit=100)).data}
+                denied = waiting[stop["event_ids"][0]].input["command"] == "echo 1 >> ran"
+                await h.confirm(stop["event_ids"][0], "deny" if denied else "allow")
+        assert sorted((h.workspace / "ran").read_text().split()) == ["0", "2"]
+        await check_log(h)
+        assert len(await h.log("agent.tool_use")) == 4
+
+
+async def test_a_plan_whose_draft_is_heard_late_is_asked_about_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_url: str
+):
+    monkeypatch.setattr(gate, "REGISTER_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(SessionRunner, "_is_behind", lambda _: False)
+    h = await house(tmp_path, model_url, "Make a plan first", hot_s=0.0)
+    for name in ("commit", "open_calls"):
+        monkeypatch.setattr(h.store, name, slowly(getattr(h.store, name)))
+    await h.drive()
+    [event_id] = (await h.until_idle())["event_ids"]
+    approvals = (await h.store.list_approvals("key_test", limit=100)).data
+    assert [(a.event_id, a.tool_name) for a in approvals] == [(event_id, "ExitPlanMode")]
+    await check_log_of_waiting(h, event_id)
+
+
+async def check_log_of_waiting(h: House, event_id: str) -> None:
+    """Nothing but what waits has no result, and nothing that waits has one."""
+    uses = {e.id for e in await h.log("agent.tool_use")}
+    assert uses - {e.payload["tool_use_id"] for e in await h.log("agent.tool_result")} == {event_id}
+
+
+def slowly(write: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def later(*args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(0.3)
+        return await write(*args, **kwargs)
+
+    return later

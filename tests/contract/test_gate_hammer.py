@@ -38,7 +38,7 @@ from tests.serving import model_app, serving
 
 KEY = "key_hammer"
 AT_ONCE = 3
-DRIVE_S = 60
+DRIVE_S = 600
 MOST_PARKS = 8
 FAST_CYCLES = 20
 OTHER_CYCLES = 17  # of each two; together they have every kind of call

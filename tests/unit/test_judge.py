@@ -41,6 +41,7 @@ def gate(workspace: Path) -> Gate:
         hot_window_s=0.0,
         on_overdue=nothing,
         on_changed=nothing,
+        is_behind=lambda: False,
     )
 
 
