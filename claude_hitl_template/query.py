@@ -367,7 +367,16 @@ def main() -> None:
         proxy_location="HeadOnly",  # the address is the head's own: on another host nothing could listen on it
         http_options={"host": settings.host, "port": settings.serve_port, "request_timeout_s": None},
     )
-    serve.run(build(settings), name=APP_NAME, route_prefix=ROUTE)
+    try:
+        serve.run(build(settings), name=APP_NAME, route_prefix=ROUTE)
+    except RuntimeError as error:
+        raise ConfigError(f"{error}\n{_why_not_deployed()}") from error
+
+
+def _why_not_deployed() -> str:
+    """Serve's own error names the deployments that failed, and not always why."""
+    app = serve.status().applications.get(APP_NAME)
+    return "\n".join(found.message for found in app.deployments.values() if found.message) if app else ""
 
 
 if __name__ == "__main__":

@@ -269,7 +269,7 @@ async def fragile(own_server: Server) -> AsyncIterator[CoreStore]:
 
 async def patiently[T](work: Callable[[], Awaitable[T]]) -> T:
     """As the ledger's callers do: what the database did not answer is asked again, with the same ids."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(600):
         while True:
             try:
                 return await work()
