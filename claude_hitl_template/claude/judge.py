@@ -13,12 +13,14 @@ from typing import Any
 import structlog
 
 from claude_hitl_template import policy
+from claude_hitl_template.beneath import open_file
 from claude_hitl_template.claude.engine import ToolUse
 from claude_hitl_template.models import Approval, Session
 from claude_hitl_template.policy import Evaluation, PermissionPolicy, Rule, Verdict
 
 log = structlog.get_logger()
 
+MAX_PLAN_BYTES = 1024 * 1024
 _MAX_DEPTH = 100
 STRICTNESS = {Verdict.allow: 0, Verdict.ask: 1, Verdict.deny: 2}
 
@@ -150,8 +152,8 @@ class Judge:
         except (OSError, RuntimeError, ValueError):
             return False
         plans = resolved.parent
-        own = self._is_plan_folder(plans) if self._own_plans is None else plans == _resolved(self._own_plans)
-        if resolved.suffix != ".md" or not own:
+        own = self._own_plans is None or plans == _resolved(self._own_plans)
+        if resolved.suffix != ".md" or not own or not self._is_plan_folder(plans):
             return False
         self._plan_file = resolved
         return True
@@ -166,10 +168,13 @@ class Judge:
         return use.with_input({**given, "plan": text} if text else given)
 
     def _plan(self) -> str | None:
-        if self._plan_file is None:
+        """As the file has it. Where that is, the CLI says, so it is read only where plans are, and through no link."""
+        if self._plan_file is None or not self._is_plan_folder(self._plan_file.parent):
             return None
+        folder = self._plan_file.parent
         try:
-            return self._plan_file.read_bytes().decode()
+            with open_file(folder.parent, f"{folder.name}/{self._plan_file.name}") as file:
+                return file.read(MAX_PLAN_BYTES).decode()
         except (OSError, UnicodeError) as error:
             log.warning("plan not readable", why=str(error))
             return None

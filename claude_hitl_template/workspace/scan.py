@@ -3,12 +3,14 @@
 import os
 import stat
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
+from claude_hitl_template.beneath import open_file, open_folder
 from claude_hitl_template.errors import InvalidInput, TooLarge
 from claude_hitl_template.manifest import (
     CHUNK_BYTES,
@@ -93,12 +95,12 @@ def look(
     while left:
         inside = left.pop()
         try:
-            with os.scandir(folder / inside if inside else folder) as entries:
+            with _listed(folder, inside) as (at, entries):
                 for entry in entries:
                     path = f"{inside}/{entry.name}" if inside else entry.name
                     if path not in baked and not entry.name.startswith(UNFINISHED):
-                        left += _note(listing, entry, path, exclude)
-        except FileNotFoundError:  # removed meanwhile
+                        left += _note(listing, entry, path, at, exclude)
+        except FileNotFoundError:  # removed or replaced meanwhile
             continue
         except OSError as error:
             listing.left_out.append((inside, _reason(error)))
@@ -110,8 +112,21 @@ def look(
     return listing
 
 
-def _note(listing: Listing, entry: "os.DirEntry[str]", path: str, exclude: Iterable[str]) -> list[str]:
-    """Puts one entry where it belongs; returns the folder to look into, if it is one."""
+@contextmanager
+def _listed(folder: Path, inside: str) -> Generator[tuple[int, "Iterator[os.DirEntry[str]]"]]:
+    """A descriptor of a folder below `folder`, and its entries."""
+    at = open_folder(folder, inside)
+    try:
+        with os.scandir(at) as entries:
+            yield at, entries
+    finally:
+        os.close(at)
+
+
+def _note(
+    listing: Listing, entry: "os.DirEntry[str]", path: str, at: int, exclude: Iterable[str]
+) -> list[str]:
+    """Puts one entry of the folder `at` where it belongs; returns the folder to look into, if it is one."""
     try:
         found = entry.stat(follow_symlinks=False)
         if excluded(path, exclude, is_folder=stat.S_ISDIR(found.st_mode)):
@@ -121,7 +136,7 @@ def _note(listing: Listing, entry: "os.DirEntry[str]", path: str, exclude: Itera
             listing.folders.add(path)
             return [path]
         if stat.S_ISLNK(found.st_mode):
-            listing.links.append(SavedLink(path, os.readlink(entry.path)))
+            listing.links.append(SavedLink(path, os.readlink(entry.name, dir_fd=at)))
         elif stat.S_ISREG(found.st_mode):
             listing.files.append(Found(path, found.st_mode & 0o777, Stamp.of(found)))
         else:
@@ -167,7 +182,7 @@ def read(folder: Path, files: Iterable[Found], known: Container[str]) -> Iterato
         chunks: list[str] = []
         size = 0
         try:
-            with _opened(folder / found.path) as file:
+            with open_file(folder, found.path) as file:
                 stamp = Stamp.of(os.fstat(file.fileno()))
                 while size < stamp.size:  # of a file that grows for ever, what it had when it was opened
                     data = file.read(min(CHUNK_BYTES, stamp.size - size))
@@ -191,15 +206,6 @@ def read(folder: Path, files: Iterable[Found], known: Container[str]) -> Iterato
         saved = SavedFile(found.path, found.mode, size, stamp.mtime_ns, tuple(chunks))
         batch.files.append((saved, stamp))
     yield batch
-
-
-def _opened(path: Path) -> BinaryIO:
-    """A regular file, and nothing that took its place meanwhile."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise FileNotFoundError(path)
-    return file
 
 
 def largest(listing: Listing, count: int) -> list[tuple[str, int]]:

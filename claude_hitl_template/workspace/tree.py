@@ -11,11 +11,10 @@ import stat
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
+from claude_hitl_template.beneath import FOLDER
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.manifest import SavedFile, SavedLink, shown
 from claude_hitl_template.workspace.scan import UNFINISHED, Stamp
-
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 class Tree:
@@ -119,10 +118,10 @@ class Tree:
 
 def _step(upper: int, name: str, owner: tuple[int, int] | None) -> int:
     try:
-        return os.open(name, _FOLDER, dir_fd=upper)
+        return os.open(name, FOLDER, dir_fd=upper)
     except FileNotFoundError:
         os.mkdir(name, 0o755, dir_fd=upper)
-        made = os.open(name, _FOLDER, dir_fd=upper)
+        made = os.open(name, FOLDER, dir_fd=upper)
         if owner is not None:
             os.fchown(made, *owner)
         return made

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from claude_hitl_template.canonical import canonical_json
 from claude_hitl_template.claude.cli import TOOLS
+from claude_hitl_template.claude.cli import is_plan_folder as is_cli_plan_folder
 from claude_hitl_template.claude.engine import Moment, ToolUse
 from claude_hitl_template.claude.gate import Gate
 from claude_hitl_template.claude.judge import Judge, recordable
@@ -141,3 +142,29 @@ def test_paths_are_judged_from_the_folder_they_are_relative_to(tmp_path: Path):
     there = one.evaluate(owner, "Read", {"file_path": "key.txt"}, tmp_path / "secrets")[1]
     here = one.evaluate(owner, "Read", {"file_path": "key.txt"}, tmp_path)[1]
     assert (there.verdict, here.verdict) == (Verdict.ask, Verdict.allow)
+
+
+def test_a_plan_is_read_only_where_plans_are_and_through_no_link(tmp_path: Path):
+    """The CLI says where the file is, and what it says may be the agent's."""
+    secrets, plans = tmp_path / "secrets", tmp_path / "config" / "plans"
+    for folder in (secrets, plans):
+        folder.mkdir(parents=True)
+    (secrets / "key").write_text("the service's")
+    (plans / "own.md").write_text("# Plan")
+    (plans / "linked.md").symlink_to(secrets / "key")
+    is_plan_folder = is_cli_plan_folder(tmp_path / "config")
+
+    def shown(path: Path) -> Any:
+        one = Judge(tmp_path / "workspace", is_plan_folder, plan_mode=True)
+        asked = ToolUse(
+            "t", "ExitPlanMode", {"planFilePath": str(path)}, moment=Moment("/a", plans=path.parent)
+        )
+        one.see(asked, None)
+        return one.with_plan(asked).input.get("plan")
+
+    assert shown(plans / "own.md") == "# Plan"
+    for path in (secrets / "key", plans / "linked.md", plans / ".." / ".." / "secrets" / "key", plans):
+        assert shown(path) is None
+    plans.rename(tmp_path / "aside")
+    plans.symlink_to(secrets)
+    assert shown(plans / "key") is None

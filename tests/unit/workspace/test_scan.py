@@ -1,7 +1,9 @@
 """What a folder holds is found without following or changing anything, whatever an agent left in it."""
 
 import os
+import shutil
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,46 @@ def test_what_changes_while_it_is_read_is_no_error(tmp_path: Path) -> None:
     (batch,) = read(tmp_path, files, set())
     assert {f.path: f.size for f, _ in batch.files} == {"shrinks": 1, "grows": 700, "stays": 7}
     assert b"root" not in b"".join(batch.blobs.values())
+
+
+def test_a_folder_that_is_swapped_for_a_link_lets_nothing_of_elsewhere_in(tmp_path: Path) -> None:
+    """While an agent swaps it as fast as it can, what is listed and read is only ever the workspace's own."""
+    secrets, workspace = tmp_path / "secrets", tmp_path / "workspace"
+    for folder, text in ((secrets, "the service's"), (workspace / "folder", "the agent's")):
+        folder.mkdir(parents=True)
+        (folder / "key").write_text(text)
+    (workspace / "link").symlink_to(secrets)
+    swapping, found = threading.Event(), set[bytes]()
+
+    def swap() -> None:
+        while not swapping.is_set():
+            os.rename(workspace / "folder", workspace / "aside")
+            os.rename(workspace / "link", workspace / "folder")
+            os.rename(workspace / "folder", workspace / "link")
+            os.rename(workspace / "aside", workspace / "folder")
+
+    agent = threading.Thread(target=swap)
+    agent.start()
+    try:
+        for _ in range(300):
+            for batch in read(workspace, look(workspace).files, ()):
+                found |= {*batch.blobs.values()}
+    finally:
+        swapping.set()
+        agent.join()
+    assert found == {b"the agent's"}
+
+
+def test_what_became_a_link_after_it_was_listed_is_passed_over(tmp_path: Path) -> None:
+    secrets, workspace = tmp_path / "secrets", tmp_path / "workspace"
+    secrets.mkdir()
+    (secrets / "key").write_text("the service's")
+    for name in ("a", "b"):
+        (workspace / name).mkdir(parents=True)
+        (workspace / name / "key").write_text("the agent's")
+    listing = look(workspace)
+    shutil.rmtree(workspace / "a")
+    (workspace / "a").symlink_to(secrets)
+    (workspace / "b" / "key").unlink()
+    (workspace / "b" / "key").symlink_to(secrets / "key")
+    assert [batch.blobs for batch in read(workspace, listing.files, ())] == [{}]
