@@ -5,6 +5,8 @@ import sys
 
 import structlog
 
+from claude_hitl_template.readable import visible
+
 REQUEST_ID = "request_id"  # under this name each line says of which request it came
 
 
@@ -24,8 +26,14 @@ def configure(level: str) -> None:
             structlog.processors.LogfmtRenderer(
                 key_order=["timestamp", "level", "event"], bool_as_flag=False
             ),
+            _without_controls,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def _without_controls(_logger: object, _method: str, line: str) -> str:
+    """What a model or a client said may be in it: it neither moves a terminal's cursor nor begins a line of its own."""
+    return visible(line)
