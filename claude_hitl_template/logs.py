@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from typing import Any
 
 import structlog
 
@@ -34,6 +35,6 @@ def configure(level: str) -> None:
     )
 
 
-def _without_controls(_logger: object, _method: str, line: str) -> str:
+def _without_controls(_logger: object, _method: str, line: Any) -> str:
     """What a model or a client said may be in it: it neither moves a terminal's cursor nor begins a line of its own."""
     return visible(line)
