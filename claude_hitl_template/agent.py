@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +23,11 @@ from claude_hitl_template.claude.sandbox import SandboxConfig, has_sandboxes
 from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.containers import runtime_env
 from claude_hitl_template.errors import ConfigError, EngineError, StaleOwner
-from claude_hitl_template.ledger import connect
+from claude_hitl_template.ledger import handle, reach
 from claude_hitl_template.models import Environment, Session
 from claude_hitl_template.readable import size
 from claude_hitl_template.session import Limits, SessionRunner
+from claude_hitl_template.store.protocol import Owners, Reachable
 from claude_hitl_template.workspace.keep import Place
 
 log = structlog.get_logger()
@@ -48,6 +49,7 @@ class Assignment:
     """The session that an owner drives, and with what.
 
     An argument of a call, because everyone on the cluster can read a runtime_env.
+    `token` is for the model endpoint, `capability` for the ledger: both are for this session and this lease alone.
     `sandbox` is None where the operator wants none.
     """
 
@@ -55,7 +57,8 @@ class Assignment:
     workspace: Place
     run_dir: str
     model_url: str
-    token: str
+    token: str = field(repr=False)
+    capability: str = field(repr=False)
     cli_path: str | None
     limits: Limits
     share: Share
@@ -70,14 +73,14 @@ class ClaudeSessionActor:
 
     def __init__(self, log_level: str) -> None:
         logs.configure(log_level)
-        self._store = connect()
+        self._ledger = handle()
         self._code = code_version()
         self._driving: tuple[str, int] | None = None
         self._runner: SessionRunner | None = None
 
     async def ready(self) -> int:
         """The process id, once the ledger can be reached."""
-        await self._store.ping()
+        await reach(Reachable, self._ledger).ping()
         return os.getpid()
 
     async def code(self) -> str:
@@ -113,7 +116,8 @@ class ClaudeSessionActor:
 
     def _make_runner(self, assignment: Assignment, home: Path) -> SessionRunner:
         session = assignment.session
-        transcripts = TranscriptStore(self._store, session.id, epoch=session.epoch, any_folder=True)
+        store = reach(Owners, self._ledger, assignment.capability)
+        transcripts = TranscriptStore(store, session.id, epoch=session.epoch, any_folder=True)
         cli = CliConfig(
             workspace=assignment.workspace.folder,
             config_dir=home / "config",
@@ -128,7 +132,7 @@ class ClaudeSessionActor:
             return CliEngine(session, gate, transcripts, cli)
 
         return SessionRunner(
-            self._store,
+            store,
             session,
             make_engine=make_engine,
             workspace=assignment.workspace,

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from inspect import isfunction, signature
-from typing import Any, cast
+from inspect import signature
+from typing import Any
 
 import grpc
 import structlog
@@ -14,7 +14,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 
 from claude_hitl_template import logs
 from claude_hitl_template.errors import Away, HitlError, InternalError, Unavailable
+from claude_hitl_template.secrets import read_signing_key
 from claude_hitl_template.settings import Settings
+from claude_hitl_template.store.access import Authority, Desk, client, methods_of
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.files import FileArea
 from claude_hitl_template.store.protocol import Store, own_key
@@ -32,14 +34,17 @@ _TRANSPORT = (RayError, RayServeException, grpc.RpcError)
 _COMES_AGAIN = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN)
 # The methods that take an idempotency key.
 _KEYED = frozenset(
-    name
-    for name, method in vars(Store).items()
-    if isfunction(method) and "idempotency_key" in signature(method).parameters
+    name for name, method in methods_of(Store).items() if "idempotency_key" in signature(method).parameters
 )
 
 
 class LedgerService:
-    """Serves the Store. An error of ours is a result, so that it reaches the caller as what it is."""
+    """Serves the Store, to each caller what its capability opens (store.access). An error of ours is a result, so that it
+    reaches the caller as what it is.
+
+    Serve calls any method by its name, for whoever has a handle: so there are none but these, and nothing in an attribute
+    could be sent to anyone.
+    """
 
     def __init__(self) -> None:
         # Every owner imports this module, and only the ledger's own process needs a database: half a second.
@@ -48,13 +53,15 @@ class LedgerService:
         settings = Settings.load()
         logs.configure(settings.log_level)
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._store = CoreStore(open_backend(settings, patience_s=AWAY_S), files=FileArea(settings.files_at))
-        self._sweeping = asyncio.create_task(self._sweep())
-        self._forgetting = asyncio.create_task(self._forget())
+        store = CoreStore(open_backend(settings, patience_s=AWAY_S), files=FileArea(settings.files_at))
+        self._desk = Desk(store, Authority(read_signing_key(settings)))
+        self._tasks = asyncio.create_task(_sweep(store)), asyncio.create_task(_forget(store))
 
-    async def call(self, method: str, *args: Any, **kwargs: Any) -> tuple[bool, Any]:
+    async def call(
+        self, capability: str | None, method: str, /, *args: Any, **kwargs: Any
+    ) -> tuple[bool, Any]:
         try:
-            return True, await getattr(self._store, method)(*args, **kwargs)
+            return True, await self._desk.call(capability, method, args, kwargs)
         except HitlError as error:
             return False, error
         except Exception as error:  # a defect: as it is, it may not survive the way to the caller
@@ -65,69 +72,66 @@ class LedgerService:
 
     async def check_health(self) -> None:
         """A database that is away is not mended by starting this process anew; a sweep that stopped is."""
-        for task in (self._sweeping, self._forgetting):
+        for task in self._tasks:
             if task.done():
                 raise RuntimeError(f"a task of the ledger stopped: {task.exception()}")
         with contextlib.suppress(Away):
-            await self._store.ping()
-
-    async def _sweep(self) -> None:
-        """Removes, now and then, what deleted sessions and changed workspaces left in the file area."""
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            try:
-                log.info("file area swept", blobs=await self._store.sweep_blobs())
-            except HitlError as error:
-                log.warning("file area not swept", why=str(error))
-
-    async def _forget(self) -> None:
-        """Old answers to requests with an idempotency key, of which there may be one for every request."""
-        while True:
-            await asyncio.sleep(REPLIES_S)
-            try:
-                await self._store.sweep_replies()
-            except HitlError as error:
-                log.warning("old replies not forgotten", why=str(error))
+            await self._desk.call(None, "ping", (), {})
 
 
-class _Remote:
-    """Sends each Store method to the ledger; tries again while the ledger is away, for every write may be repeated.
+async def _sweep(store: Store) -> None:
+    """Removes, now and then, what deleted sessions and changed workspaces left in the file area."""
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        try:
+            log.info("file area swept", blobs=await store.sweep_blobs())
+        except HitlError as error:
+            log.warning("file area not swept", why=str(error))
+
+
+async def _forget(store: Store) -> None:
+    """Old answers to requests with an idempotency key, of which there may be one for every request."""
+    while True:
+        await asyncio.sleep(REPLIES_S)
+        try:
+            await store.sweep_replies()
+        except HitlError as error:
+            log.warning("old replies not forgotten", why=str(error))
+
+
+class _Line:
+    """Sends calls to the ledger; tries again while the ledger is away, for every write may be repeated.
 
     What is too large for one gRPC message, as a request or as an answer, goes by way of Ray's object store, which has no
     such limit. That is decided when gRPC refuses it: it knows its limit in this process and in the ledger's.
     """
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, capability: str | None) -> None:
+        self._capability = capability
         # By reference, calls stood still for a second whenever a session started (docs/decisions/0002).
         self._direct, self._by_reference = (
             handle.options(_by_reference=False),
             handle.options(_by_reference=True),
         )
 
-    def __getattr__(self, method: str) -> Any:
-        if method.startswith("_"):
-            raise AttributeError(method)
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            if method in _KEYED and kwargs.get("idempotency_key") is None:
-                kwargs["idempotency_key"] = own_key()  # so that it may be repeated
-            try:
-                ok, result = await _retrying()(self._once, method, args, kwargs)
-            except (*_TRANSPORT, Away) as error:
-                raise _failure(method, error) from error
-            if not ok:
-                raise result
-            return result
-
-        return call
+    async def send(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if method in _KEYED and kwargs.get("idempotency_key") is None:
+            kwargs["idempotency_key"] = own_key()  # so that it may be repeated
+        try:
+            ok, result = await _retrying()(self._once, method, args, kwargs)
+        except (*_TRANSPORT, Away) as error:
+            raise _failure(method, error) from error
+        if not ok:
+            raise result
+        return result
 
     async def _once(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
         try:
-            ok, result = await self._direct.call.remote(method, *args, **kwargs)
+            ok, result = await self._direct.call.remote(self._capability, method, *args, **kwargs)
         except grpc.RpcError as error:
             if _code(error) is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                 raise
-            ok, result = await self._by_reference.call.remote(method, *args, **kwargs)
+            ok, result = await self._by_reference.call.remote(self._capability, method, *args, **kwargs)
         if isinstance(result, Away) and not ok:
             raise result
         return ok, result
@@ -174,11 +178,11 @@ def _enough(tries: RetryCallState) -> bool:
     return (tries.seconds_since_start or 0) >= (AWAY_S if away else RETRY_S)
 
 
-def remote_store(handle: Any) -> Store:
-    """The Store behind a Serve handle of the ledger."""
-    return cast(Store, _Remote(handle))
+def reach[P](protocol: type[P], handle: Any, capability: str | None = None) -> P:
+    """The ledger behind a Serve handle, as the protocol has it that the capability opens; without one, there is `ping`."""
+    return client(protocol, _Line(handle, capability).send)
 
 
-def connect() -> Store:
-    """The Store, from any process of the cluster."""
-    return remote_store(serve.get_deployment_handle(LEDGER, APP_NAME))
+def handle() -> Any:
+    """The ledger's Serve handle, from any process of the cluster."""
+    return serve.get_deployment_handle(LEDGER, APP_NAME)

@@ -6,12 +6,13 @@
 """
 
 import asyncio
+import functools
 import logging
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from importlib import import_module
 from importlib.metadata import version
@@ -32,7 +33,7 @@ from claude_hitl_template.api.app import Service, build_app
 from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.sandbox import has_sandboxes
 from claude_hitl_template.errors import ConfigError, NotFound, Unauthorized
-from claude_hitl_template.ledger import APP_NAME, LedgerService, connect, remote_store
+from claude_hitl_template.ledger import APP_NAME, LedgerService, handle, reach
 from claude_hitl_template.model import tokens
 from claude_hitl_template.model.endpoint import (
     Answer,
@@ -56,8 +57,9 @@ from claude_hitl_template.secrets import (
     read_signing_key,
 )
 from claude_hitl_template.settings import Settings
+from claude_hitl_template.store.access import Authority
 from claude_hitl_template.store.opening import check_replicas
-from claude_hitl_template.store.protocol import Store
+from claude_hitl_template.store.protocol import Clients, Windows
 from claude_hitl_template.supervisor import SupervisorService
 
 if TYPE_CHECKING:
@@ -123,12 +125,13 @@ class Ingress:
     def __init__(self, ledger: Any, supervisor: Any) -> None:
         settings = Settings.load()
         logs.configure(settings.log_level)
-        self._store = remote_store(ledger)
         upstream = CurrentUpstream(settings)
         signing_key = read_signing_key(settings)
+        authority = Authority(signing_key)
+        self._store = reach(Clients, ledger, authority.ingress())
 
         async def verify(token: str) -> None:
-            session_id, epoch = tokens.check(signing_key, token)
+            session_id, epoch = tokens.check(signing_key.secret, token)
             try:
                 lease = (await self._store.get_session(session_id)).lease
             except NotFound:
@@ -166,7 +169,7 @@ class Ingress:
         model_app.include_router(build_router(upstream, verify))
         problems.install_bare(model_app)
         api, model_app = _until_gone(build_app(service)), _until_gone(model_app)
-        self._app = with_request_ids(_beside(settings, self._store, api, model_app))
+        self._app = with_request_ids(_beside(settings, self._store, authority, api, model_app))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Asked by Serve once the replica is made, so that nothing of the application is pickled."""
@@ -180,17 +183,21 @@ def default_agent(settings: Settings) -> Agent:
     return Agent(model=settings.model)
 
 
-def _beside(settings: Settings, store: Store, api: ASGIApp, model: ASGIApp) -> ASGIApp:
+def _beside(
+    settings: Settings, store: Clients, authority: Authority, api: ASGIApp, model: ASGIApp
+) -> ASGIApp:
     """One application of the API, the model endpoint and, unless it is switched off, what the panel asks for."""
     if settings.panel:
-        return _with_panel(settings, store, api, model)
+        return _with_panel(settings, store, authority, api, model)
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     outer.mount("/model", model)
     outer.mount("/", api)
     return outer
 
 
-def _with_panel(settings: Settings, store: Store, api: ASGIApp, model: ASGIApp) -> ASGIApp:
+def _with_panel(
+    settings: Settings, store: Clients, authority: Authority, api: ASGIApp, model: ASGIApp
+) -> ASGIApp:
     # Kodosumi takes long to import, and makes folders: only who serves it has it.
     from claude_hitl_template.panel import entries  # noqa: PLC0415
     from claude_hitl_template.panel.front import Front  # noqa: PLC0415
@@ -205,22 +212,21 @@ def _with_panel(settings: Settings, store: Store, api: ASGIApp, model: ASGIApp) 
         panel_url=settings.panel_url,
         answers=_answers,
     )
-    services = _panel_services(settings, store)
+    services = _panel_services(settings, store, authority)
     entries.register(front, lambda: services)
     return front
 
 
-def _panel_services(settings: Settings, store: Store) -> "PanelServices":
+def _panel_services(settings: Settings, store: Clients, authority: Authority) -> "PanelServices":
     from claude_hitl_template.panel.services import PanelServices  # noqa: PLC0415
 
     return PanelServices(
         store=store,
         agent=default_agent(settings),
         environments=settings.all_environments(),
-        image_facts=_image_facts,
-        wait_s=settings.panel_wait_s,
         max_upload_bytes=settings.max_upload_bytes,
         panel_url=settings.panel_url,
+        window=lambda session_id: _window(authority.window(session_id)),
         is_open=_is_open,
         sandbox=sandbox_fact(settings),
     )
@@ -260,12 +266,27 @@ async def _ask_runner(flow_id: str, method: str) -> Any:
         return None
 
 
-async def mirror_session(inputs: dict[str, Any], tracer: Any) -> Any:
-    """The flow that the panel's entries launch: a Kodosumi runner calls it by its name."""
+def _window(capability: str) -> Callable[..., Any]:
+    """The flow that the panel's entries launch. Its capability goes to the runner as an argument of a call: what stands in a
+    flow's inputs, or in the name of what it runs, is shown in the panel."""
+    flow = functools.partial(mirror_session, capability=capability)
+    flow.__module__, flow.__name__ = __name__, mirror_session.__name__  # pyright: ignore[reportAttributeAccessIssue]
+    return flow
+
+
+async def mirror_session(inputs: dict[str, Any], tracer: Any, *, capability: str | None = None) -> Any:
+    """What a Kodosumi runner runs, wherever on the cluster it is."""
     from claude_hitl_template.panel import flow  # noqa: PLC0415
+    from claude_hitl_template.panel.services import WindowServices  # noqa: PLC0415
 
     settings = Settings.load()
-    return await flow.mirror(inputs, tracer, _panel_services(settings, connect()), RunnerLocks(tracer.fid))
+    services = WindowServices(
+        store=reach(Windows, handle(), capability),
+        image_facts=_image_facts,
+        wait_s=settings.panel_wait_s,
+        max_upload_bytes=settings.max_upload_bytes,
+    )
+    return await flow.mirror(inputs, tracer, services, RunnerLocks(tracer.fid))
 
 
 class RunnerLocks:

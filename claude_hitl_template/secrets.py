@@ -7,6 +7,7 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import SecretStr
 
@@ -87,9 +88,30 @@ def prepare_panel(settings: Settings) -> None:
         ) from error
 
 
-def read_signing_key(settings: Settings) -> bytes:
-    """What session tokens are signed with. Raises ConfigError."""
-    return _read(settings.secrets_dir / SIGNING_KEY).encode()
+class SigningKey:
+    """What tokens and capabilities are signed with. It stays in the processes that read it: it cannot be pickled."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    @property
+    def secret(self) -> bytes:
+        return self._secret
+
+    def mac(self, purpose: bytes, claim: str) -> str:
+        """HMAC-SHA256 in hexadecimal, with a key of its own for each purpose."""
+        return hmac.digest(hmac.digest(self._secret, purpose, "sha256"), claim.encode(), "sha256").hex()
+
+    def __repr__(self) -> str:
+        return "SigningKey(...)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("the signing key stays in its process")
+
+
+def read_signing_key(settings: Settings) -> SigningKey:
+    """Raises ConfigError."""
+    return SigningKey(_read(settings.secrets_dir / SIGNING_KEY).encode())
 
 
 def read_model_key(settings: Settings) -> SecretStr | None:
@@ -163,7 +185,7 @@ def read_api_key(settings: Settings) -> str:
 
 def operator_key(settings: Settings) -> str:
     """What `./hitl` on this machine shows when it steers the service, which no API key may. Raises ConfigError."""
-    return hmac.new(read_signing_key(settings), b"operator", "sha256").hexdigest()
+    return hmac.new(read_signing_key(settings).secret, b"operator", "sha256").hexdigest()
 
 
 def read_panel_login(settings: Settings) -> tuple[str, str] | None:

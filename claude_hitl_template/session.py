@@ -44,7 +44,7 @@ from claude_hitl_template.models import (
     Snapshot,
     utcnow,
 )
-from claude_hitl_template.store.protocol import Store, TranscriptKey, TurnEnding
+from claude_hitl_template.store.protocol import Owners, TranscriptKey, TurnEnding
 from claude_hitl_template.workspace.keep import Place, Progress, Workspace, silent
 
 log = structlog.get_logger()
@@ -101,7 +101,7 @@ class SessionRunner:
 
     def __init__(
         self,
-        store: Store,
+        store: Owners,
         session: Session,
         *,
         make_engine: EngineFactory,
@@ -288,7 +288,9 @@ class SessionRunner:
         self, engine: Engine, resumed: bool, event_id: str, content: list[dict[str, Any]]
     ) -> None:
         """A turn whose owner died: said again if the transcript has not got it, else continued."""
-        entries = await self._store.load_transcript(self._transcript_key()) if resumed else None
+        entries = (
+            await self._store.load_transcript(self._transcript_key(), epoch=self._epoch) if resumed else None
+        )
         if any(e.get("uuid") == _message_uuid(event_id) for e in entries or ()):
             await engine.say(str(uuid.uuid4()), events.text_blocks(events.CONTINUE))
         else:
@@ -310,7 +312,7 @@ class SessionRunner:
 
     async def _start_engine(self) -> bool:
         """Returns whether a transcript was resumed."""
-        transcript = await self._store.load_transcript(self._transcript_key())
+        transcript = await self._store.load_transcript(self._transcript_key(), epoch=self._epoch)
         resume = transcript is not None
         if resume or self._now.session.turn is not None:
             await self._take_up_calls(transcript or [])

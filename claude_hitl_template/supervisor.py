@@ -17,14 +17,16 @@ from claude_hitl_template.clocks import LeaseWatch, Pause, SteadyClock
 from claude_hitl_template.containers import Preflight
 from claude_hitl_template.errors import ConfigError, HitlError, InternalError, NotFound
 from claude_hitl_template.image import labels, tools
-from claude_hitl_template.ledger import remote_store
+from claude_hitl_template.ledger import reach
 from claude_hitl_template.model.tokens import mint
 from claude_hitl_template.models import Environment, ImageFacts, Session, Supervised, utcnow
 from claude_hitl_template.pool import ANSWER_S, CannotStart, Owner, OwnerPool
 from claude_hitl_template.secrets import read_signing_key
 from claude_hitl_template.session import Limits
 from claude_hitl_template.settings import Settings
+from claude_hitl_template.store.access import Authority
 from claude_hitl_template.store.owners import LEASE_S
+from claude_hitl_template.store.protocol import Supervision
 from claude_hitl_template.workspace.keep import Place
 
 log = structlog.get_logger()
@@ -43,9 +45,10 @@ class SupervisorService:
     def __init__(self, ledger: Any) -> None:
         self._settings = Settings.load()
         logs.configure(self._settings.log_level)
-        self._store = remote_store(ledger)
-        self._code = code_version()
         self._signing_key = read_signing_key(self._settings)
+        self._authority = Authority(self._signing_key)
+        self._store = reach(Supervision, ledger, self._authority.supervisor())
+        self._code = code_version()
         self._attending: dict[str, asyncio.Task[None]] = {}
         self._environments = self._settings.all_environments()
         self._preflight = Preflight()
@@ -309,7 +312,8 @@ class SupervisorService:
             workspace=self._place(session, contained=contained),
             run_dir=RUN_DIR if contained else str(settings.data_dir / "run"),
             model_url=f"{settings.base_url}/model",
-            token=mint(self._signing_key, session.id, session.epoch),
+            token=mint(self._signing_key.secret, session.id, session.epoch),
+            capability=self._authority.owner(session.id, session.epoch),
             cli_path=str(settings.cli_path) if settings.cli_path and not contained else None,
             limits=Limits(settings.hot_window_s, settings.idle_timeout_s, settings.approval_ttl_s),
             share=self._pool.share,

@@ -51,7 +51,7 @@ from claude_hitl_template.models import (
     utcnow,
 )
 from claude_hitl_template.secrets import Shelf, hash_api_key
-from claude_hitl_template.store.protocol import NOW, Store
+from claude_hitl_template.store.protocol import NOW, Clients
 
 KEEP_ALIVE_S = 10.0
 OPEN_FACTS = (
@@ -73,7 +73,7 @@ class Service:
     None for one that is not here (yet). It never raises, and answers at once.
     """
 
-    store: Store
+    store: Clients
     agent: Agent
     environments: Mapping[str, Environment]
     image_facts: Callable[[str], Awaitable[ImageFacts | None]]

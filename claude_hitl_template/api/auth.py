@@ -8,7 +8,7 @@ from fastapi import Request
 from claude_hitl_template.errors import RateLimited, Unauthorized
 from claude_hitl_template.models import ApiKey
 from claude_hitl_template.secrets import hash_api_key
-from claude_hitl_template.store.protocol import Store
+from claude_hitl_template.store.protocol import Clients
 
 REMEMBER_S = 30.0  # how long a key that was found is not looked up again
 REMEMBERED = 10_000
@@ -17,7 +17,7 @@ REMEMBERED = 10_000
 class Authenticator:
     """Finds keys, and counts their requests: a bucket of one minute's requests each, refilled steadily."""
 
-    def __init__(self, store: Store, requests_per_minute: int) -> None:
+    def __init__(self, store: Clients, requests_per_minute: int) -> None:
         self._store, self._per_minute = store, requests_per_minute
         self._known: OrderedDict[str, tuple[ApiKey, float]] = OrderedDict()
         self._buckets: dict[str, tuple[float, float]] = {}

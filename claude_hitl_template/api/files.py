@@ -8,7 +8,7 @@ from urllib.parse import quote
 from fastapi.responses import StreamingResponse
 
 from claude_hitl_template.manifest import SavedFile, contents, shown
-from claude_hitl_template.store.protocol import Store
+from claude_hitl_template.store.protocol import Clients
 
 
 def file_wire(file: SavedFile) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def file_wire(file: SavedFile) -> dict[str, Any]:
     }
 
 
-async def download(store: Store, file: SavedFile) -> StreamingResponse:
+async def download(store: Clients, file: SavedFile) -> StreamingResponse:
     """Raises NotFound, Unavailable while nothing was sent yet."""
     pieces = contents(file, store.get_blobs)
     first = await anext(pieces, b"")

@@ -168,7 +168,7 @@ class Bench:
     def _hot(self, one: Stage) -> None:
         with step("Measuring turns and decisions of hot sessions"), conversation(one.client, TEXT) as ours:
             ours.until_rest()
-            token = mint(read_signing_key(one.settings), ours.id, FIRST_EPOCH)
+            token = mint(read_signing_key(one.settings).secret, ours.id, FIRST_EPOCH)
             folder = one.settings.data_dir / "bare"
             with bare(folder, f"{one.settings.base_url}/model", token) as theirs:
                 self.facts["versions"]["claude-code"] = theirs.cli_version

@@ -28,7 +28,7 @@ from claude_hitl_template.claude.judge import Judge, recordable
 from claude_hitl_template.errors import NotWaiting
 from claude_hitl_template.models import Approval, ApprovalState, PermissionMode, Session
 from claude_hitl_template.policy import Evaluation, Rule, Verdict, from_folder
-from claude_hitl_template.store.protocol import Call, Store
+from claude_hitl_template.store.protocol import Call, Owners
 from claude_hitl_template.store.unit import OUTCOME_UNKNOWN, denial
 from claude_hitl_template.tool_inputs import flaw
 
@@ -68,7 +68,7 @@ class Gate:
 
     def __init__(
         self,
-        store: Store,
+        store: Owners,
         session: Session,
         *,
         workspace: Path,

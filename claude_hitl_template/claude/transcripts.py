@@ -12,7 +12,7 @@ from claude_agent_sdk.types import (
     SessionSummaryEntry,
 )
 
-from claude_hitl_template.store.protocol import Store, TranscriptKey
+from claude_hitl_template.store.protocol import Owners, TranscriptKey
 
 
 class TranscriptStore(SessionStore):
@@ -23,7 +23,7 @@ class TranscriptStore(SessionStore):
     """
 
     def __init__(
-        self, store: Store, scope: str, *, epoch: int | None = None, any_folder: bool = False
+        self, store: Owners, scope: str, *, epoch: int | None = None, any_folder: bool = False
     ) -> None:
         self._store, self._scope, self._epoch, self._any_folder = store, scope, epoch, any_folder
 
@@ -31,7 +31,8 @@ class TranscriptStore(SessionStore):
         await self._store.append_transcript(self._key(key), [dict(e) for e in entries], epoch=self._epoch)
 
     async def load(self, key: SessionKey) -> list[SessionStoreEntry] | None:
-        return cast("list[SessionStoreEntry] | None", await self._store.load_transcript(self._key(key)))
+        found = await self._store.load_transcript(self._key(key), epoch=self._epoch)
+        return cast("list[SessionStoreEntry] | None", found)
 
     async def list_sessions(self, project_key: str) -> list[SessionStoreListEntry]:
         return [{"session_id": k["session_id"], "mtime": at} for k, at in await self._mains(project_key)]
@@ -45,15 +46,17 @@ class TranscriptStore(SessionStore):
         return summaries
 
     async def delete(self, key: SessionKey) -> None:
-        await self._store.delete_transcripts(self._key(key))
+        await self._store.delete_transcripts(self._key(key), epoch=self._epoch)
 
     async def list_subkeys(self, key: SessionListSubkeysKey) -> list[str]:
-        found = await self._store.list_transcripts(self._scope, self._project(key["project_key"]))
+        found = await self._list(key["project_key"])
         return [k["subpath"] for k, _ in found if k["session_id"] == key["session_id"] and k["subpath"]]
 
     async def _mains(self, project_key: str) -> Sequence[tuple[TranscriptKey, int]]:
-        found = await self._store.list_transcripts(self._scope, self._project(project_key))
-        return [(k, at) for k, at in found if not k["subpath"]]
+        return [(k, at) for k, at in await self._list(project_key) if not k["subpath"]]
+
+    async def _list(self, project_key: str) -> Sequence[tuple[TranscriptKey, int]]:
+        return await self._store.list_transcripts(self._scope, self._project(project_key), epoch=self._epoch)
 
     def _project(self, project_key: str) -> str:
         return "-" if self._any_folder else project_key

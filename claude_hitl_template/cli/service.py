@@ -336,7 +336,7 @@ def drained_s(settings: Settings) -> float:
 
 def fingerprints(settings: Settings) -> dict[str, str]:
     """By setting, what tells a value from another one without saying what it is."""
-    key = read_signing_key(settings)
+    key = read_signing_key(settings).secret
 
     def value(name: str) -> str:
         given = getattr(settings, name)

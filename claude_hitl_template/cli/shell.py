@@ -13,23 +13,30 @@ from claude_hitl_template.cli.cluster import Cluster
 from claude_hitl_template.cli.common import say, step
 from claude_hitl_template.cli.deploy import check_versions, working_dir
 from claude_hitl_template.errors import HitlError, Unavailable
-from claude_hitl_template.ledger import connect
+from claude_hitl_template.ledger import handle, reach
+from claude_hitl_template.secrets import read_signing_key
 from claude_hitl_template.settings import Settings
+from claude_hitl_template.store.access import OPENED, Authority
+from claude_hitl_template.store.protocol import Clients, Supervision
 
 ATTEMPTS = 4
+_METHODS = OPENED["ingress"] | OPENED["supervisor"]
 BANNER = """ray: connected to {address}. store: the sessions, as in store.supervised().
 settings: those of this machine. Ctrl-D ends the prompt."""
 
 
 class StoreOnCluster:
-    """The Store as a prompt wants it: each method runs on the cluster, and returns when it is done there."""
+    """The store as a prompt wants it: what ingress and supervisor may call runs on the cluster's head, where the key to it
+    lies, and returns when it is done there."""
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
-        if method.startswith("_"):
+        if method not in _METHODS:
             raise AttributeError(method)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            task: Any = ray.remote(_call_store).options(num_cpus=0)
+            task: Any = ray.remote(_call_store).options(
+                num_cpus=0, resources={"node:__internal_head__": 0.001}
+            )
             ok, result = ray.get(task.remote(method, args, kwargs))
             if not ok:
                 raise result
@@ -80,7 +87,12 @@ def _connect(address: str, env: dict[str, str]) -> None:
 
 def _call_store(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
     try:
-        return True, asyncio.run(getattr(connect(), method)(*args, **kwargs))
+        authority = Authority(read_signing_key(Settings.load()))
+        if method in OPENED["ingress"]:
+            store: Any = reach(Clients, handle(), authority.ingress())
+        else:
+            store = reach(Supervision, handle(), authority.supervisor())
+        return True, asyncio.run(getattr(store, method)(*args, **kwargs))
     except HitlError as error:
         return False, error
 

@@ -45,7 +45,6 @@ from claude_hitl_template.panel.users import COOKIE, HEADER, PanelUser, entries_
 from claude_hitl_template.readable import texts
 from claude_hitl_template.workspace.keep import put_files
 
-MIRROR = "claude_hitl_template.query:mirror_session"
 LISTED = 100
 HISTORY = 300  # events that a window on an old conversation begins with
 _FLOW_ID = re.compile(r"[0-9a-f]{24}")
@@ -175,7 +174,7 @@ class _Start(_Entry):
         await given.store.send_events(
             session.id, user.key_id, [start.message], decided_by=user.name, idempotency_key=f"{once}-message"
         )
-        return _launch(request, session, 0, names)
+        return _launch(request, given, session, 0, names)
 
 
 class _Continue(_Entry):
@@ -394,14 +393,16 @@ async def _to_window(request: Request, inputs: Inputs, given: PanelServices, ses
     if back and await given.is_open(back, panel_user(request).id):
         return {"result": back, "elements": []}
     last = await given.store.last_seq(session.id, None)
-    return _launch(request, session, max(last - HISTORY, 0), [])
+    return _launch(request, given, session, max(last - HISTORY, 0), [])
 
 
-def _launch(request: Request, session: Session, after: int, names: Sequence[str]) -> Answer:
+def _launch(
+    request: Request, given: PanelServices, session: Session, after: int, names: Sequence[str]
+) -> Answer:
     """Opens a window on a session. What is handed to Kodosumi holds no text that could be markup: it shows it as it is."""
     answer = Launch(
         request,
-        MIRROR,
+        given.window(session.id),
         inputs={
             "session": session.id,
             "after": after,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import tempfile
 import time
 import uuid
@@ -21,7 +22,7 @@ from claude_hitl_template.errors import NotFound, Unavailable
 from claude_hitl_template.models import Approval, ApprovalState, Event, Session
 from claude_hitl_template.panel import render
 from claude_hitl_template.panel.forms import state_of
-from claude_hitl_template.panel.services import Locks, PanelServices
+from claude_hitl_template.panel.services import Locks, WindowServices
 from claude_hitl_template.panel.upload import collect
 
 log = structlog.get_logger()
@@ -34,7 +35,7 @@ CHUNK_BYTES = 1 << 20  # the most that the panel takes at once; Kodosumi's own d
 CLOCK_S = 0.02  # how far a file's time may lag behind the clock
 
 
-async def mirror(inputs: Mapping[str, Any], tracer: Tracer, services: PanelServices, locks: Locks) -> Any:
+async def mirror(inputs: Mapping[str, Any], tracer: Tracer, services: WindowServices, locks: Locks) -> Any:
     """Shows the session of `inputs` as it goes on. Returns the final page; it never ends as an error of the flow.
 
     `inputs`: `session`, `after` (the seq to go on behind), `entries` (where the panel has our entries), `files`
@@ -64,7 +65,7 @@ class _Lock:
 
 class _Window:
     def __init__(
-        self, inputs: Mapping[str, Any], tracer: Tracer, services: PanelServices, locks: Locks
+        self, inputs: Mapping[str, Any], tracer: Tracer, services: WindowServices, locks: Locks
     ) -> None:
         self._id, self._after = str(inputs["session"]), int(inputs["after"])
         self._entries, self._given = str(inputs["entries"]), tuple(inputs.get("files") or ())
@@ -170,7 +171,8 @@ class _Window:
                 self._id, None, limit=MAX_CHANGED, changed_since_ns=int(self._turn_since * 1e9)
             )
             limit = self._services.max_upload_bytes
-            produced = await collect(changed.data, self._store.get_blobs, Path(folder), limit)
+            own_blobs = functools.partial(self._store.get_blobs, session_id=self._id)
+            produced = await collect(changed.data, own_blobs, Path(folder), limit)
             if produced.files and not await self._upload(folder):
                 await self._tracer.html(render.note("The files of this turn could not be offered here."))
                 return

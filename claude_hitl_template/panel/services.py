@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from claude_hitl_template.models import Agent, Environment, ImageFacts
-from claude_hitl_template.store.protocol import Store
+from claude_hitl_template.store.protocol import Clients, Windows
 
 
 class Locks(Protocol):
@@ -20,19 +20,33 @@ class Locks(Protocol):
 
 
 @dataclass(frozen=True)
-class PanelServices:
-    """`wait_s`: how long a flow without change goes on before it ends with its session parked.
+class WindowServices:
+    """What a flow has: the store as far as it shows the flow's session.
 
-    `environments` by id, the first is the default, and `image_facts` are as in `api.app.Service`. `is_open` says whether
-    a flow lives and is a user's: (flow, user's id). `sandbox`: "on", "off" or "none".
+    `wait_s`: how long a flow without change goes on before it ends with its session parked. `image_facts` are as in
+    `api.app.Service`.
     """
 
-    store: Store
-    agent: Agent
-    environments: Mapping[str, Environment]
+    store: Windows
     image_facts: Callable[[str], Awaitable[ImageFacts | None]]
     wait_s: float
     max_upload_bytes: int
+
+
+@dataclass(frozen=True)
+class PanelServices:
+    """What the entries have.
+
+    `environments` by id, the first is the default. `window` is what Kodosumi runs as the flow that shows a session, whose
+    id it is given. `is_open` says whether a flow lives and is a user's: (flow, user's id). `sandbox`: "on", "off" or
+    "none".
+    """
+
+    store: Clients
+    agent: Agent
+    environments: Mapping[str, Environment]
+    max_upload_bytes: int
     panel_url: str
+    window: Callable[[str], Callable[..., Any]]
     is_open: Callable[[str, str], Awaitable[bool]]
     sandbox: str = "on"

@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection, Request
 
 from claude_hitl_template import network
 from claude_hitl_template.errors import Unauthorized, Unavailable
-from claude_hitl_template.store.protocol import Store
+from claude_hitl_template.store.protocol import Clients
 
 log = structlog.get_logger()
 COOKIE, HEADER = "kodosumi_jwt", "KODOSUMI_API_KEY"
@@ -87,7 +87,7 @@ def default_login() -> tuple[str, str]:
 class Guard:
     """Recognises users by the login that the panel forwards. A header that only names a user is worth nothing."""
 
-    def __init__(self, store: Store, panel: PanelAccess, approvers: frozenset[str]) -> None:
+    def __init__(self, store: Clients, panel: PanelAccess, approvers: frozenset[str]) -> None:
         self._store, self._panel, self._approvers = store, panel, approvers
         self._known: OrderedDict[str, tuple[PanelUser, float]] = OrderedDict()
 

@@ -15,6 +15,7 @@ from claude_hitl_template.store.signals import Note, Previews, Signals
 from claude_hitl_template.store.unit import SessionUnit
 
 SUPERVISED = "supervised"
+_WAKES = "wake:"
 
 
 def log_topic(session_id: str) -> str:
@@ -26,7 +27,7 @@ def preview_topic(session_id: str) -> str:
 
 
 def wake_topic(session_id: str) -> str:
-    return f"wake:{session_id}"
+    return f"{_WAKES}{session_id}"
 
 
 class StoreBase:
@@ -34,6 +35,8 @@ class StoreBase:
         self._backend, self._files, self._clock = backend, files, clock
         self._signals = Signals()
         self._previews = Previews()
+        self._contents: dict[str, frozenset[str]] = {}  # what manifests name, the one used last at the end
+        self._drivers: dict[str, int] = {}  # the epochs of leases, as far as they were looked up
         self._mark = 0  # of the last message to all ledgers in which `supervised()` changed; 0: not known
         if backend.relay is not None:
             backend.relay.deliver = self._deliver
@@ -70,7 +73,17 @@ class StoreBase:
             await fault_points.reach(f"{point}.before_commit")
         await fault_points.reach(f"{point}.after_commit")
 
+    async def _check_driver(self, session_id: str, epoch: int) -> None:
+        """Raises StaleOwner unless `epoch` is the session's present lease; another ledger's change may be missed for as
+        long as its message takes."""
+        if self._drivers.get(session_id) != epoch:
+            async with self._reading() as tx:
+                await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
+            self._drivers[session_id] = epoch
+
     def _announce(self, before: Session | None, after: Session) -> None:
+        if after.lease is None or after.lease.epoch != self._drivers.get(after.id):
+            self._drivers.pop(after.id, None)
         if after.lease is None:
             self._previews.forget(after.id)
             if before is None or before.lease is not None:
@@ -100,10 +113,12 @@ class StoreBase:
     def _deliver(self, mark: int, own: bool, notes: Sequence[Note]) -> None:
         if not mark:
             self._mark = 0
+            self._drivers.clear()
             self._signals.wake_all()
         for note in notes:
             match note:
                 case ["wake", str(topic)]:
+                    self._drivers.pop(topic.removeprefix(_WAKES), None)
                     self._mark = mark if topic == SUPERVISED else self._mark
                     if not own or topic == SUPERVISED:
                         self._signals.wake(topic)
@@ -112,6 +127,7 @@ class StoreBase:
                     self._signals.wake(preview_topic(session_id))
                 case ["forget", str(session_id)] if not own:
                     self._previews.forget(session_id)
+                    self._drivers.pop(session_id, None)
                 case _:
                     pass
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from claude_hitl_template import events
-from claude_hitl_template.errors import NotWaiting
+from claude_hitl_template.errors import InvalidInput, NotWaiting
 from claude_hitl_template.events import Draft
 from claude_hitl_template.models import (
     KINDS,
@@ -20,11 +20,13 @@ from claude_hitl_template.models import (
     Usage,
     new_id,
 )
+from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase, preview_topic, wake_topic
 from claude_hitl_template.store.protocol import Call, TimeRange, TranscriptKey, TurnEnding
 from claude_hitl_template.store.unit import SessionUnit
 
 ANSWERABLE = (ApprovalState.PENDING, ApprovalState.ALLOWED, ApprovalState.DENIED, ApprovalState.EXPIRED)
+CLIENTS_EVENTS = ("user.", "system.")
 TOOL_USES = ("agent.tool_use", "agent.mcp_tool_use")
 TRANSCRIPT_PIECE = 200  # entries that are read at once
 LOST_CALLS = 10_000  # more than any session has
@@ -222,7 +224,9 @@ class OwnerRules(StoreBase):
         return True
 
     async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> None:
-        """The epoch is not looked up: a preview is not stored, and the event that follows is fenced."""
+        """They come many times a second: the epoch is compared with what this ledger knows, mostly without a look at the
+        database."""
+        await self._check_driver(session_id, epoch)
         for delta in deltas:
             position = self._previews.add(session_id, delta)
             self._post(["preview", session_id, position, dict(delta)])
@@ -232,13 +236,15 @@ class OwnerRules(StoreBase):
         self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], *, epoch: int | None = None
     ) -> None:
         async with self._writing("append_transcript") as tx:
-            if epoch is not None:
-                await SessionUnit.load_owned(tx, key["scope"], epoch, self._clock())
+            await self._check_scope(tx, key["scope"], epoch)
             await tx.append_transcript(key, entries, self._clock())
 
-    async def load_transcript(self, key: TranscriptKey) -> list[dict[str, Any]] | None:
+    async def load_transcript(
+        self, key: TranscriptKey, *, epoch: int | None = None
+    ) -> list[dict[str, Any]] | None:
         entries: list[dict[str, Any]] = []
         async with self._reading() as tx:
+            await self._check_scope(tx, key["scope"], epoch)
             place = 0
             while piece := await tx.load_transcript(key, after=place, limit=TRANSCRIPT_PIECE):
                 place = piece[-1][0]
@@ -246,17 +252,28 @@ class OwnerRules(StoreBase):
                 await asyncio.sleep(0)  # others get their turn between the pieces of a long one
         return entries or None
 
-    async def list_transcripts(self, scope: str, project_key: str) -> list[tuple[TranscriptKey, int]]:
+    async def list_transcripts(
+        self, scope: str, project_key: str, *, epoch: int | None = None
+    ) -> list[tuple[TranscriptKey, int]]:
         async with self._reading() as tx:
+            await self._check_scope(tx, scope, epoch)
             return await tx.list_transcripts(scope, project_key)
 
-    async def delete_transcripts(self, key: TranscriptKey) -> None:
+    async def delete_transcripts(self, key: TranscriptKey, *, epoch: int | None = None) -> None:
         async with self._writing("delete_transcripts") as tx:
+            await self._check_scope(tx, key["scope"], epoch)
             await tx.delete_transcripts(key)
+
+    async def _check_scope(self, tx: Tx, scope: str, epoch: int | None) -> None:
+        if epoch is not None:
+            await SessionUnit.load_owned(tx, scope, epoch, self._clock())
 
 
 async def _append(unit: SessionUnit, drafts: Sequence[Draft]) -> None:
-    """Events of the owner; a result among them closes its call's approval."""
+    """Events of the owner; a result among them closes its call's approval. What a human said is not its to say."""
+    said = next((draft.type for draft in drafts if draft.type.startswith(CLIENTS_EVENTS)), None)
+    if said is not None:
+        raise InvalidInput(f"an owner commits no {said}", "drafts")
     fresh = await unit.append(drafts)
     for event in fresh:
         if event.type in ("agent.tool_result", "agent.mcp_tool_result"):
@@ -318,6 +335,8 @@ async def _open(
 
 
 def _by_rule(unit: SessionUnit, approval: Approval, rule: str) -> Approval:
+    if rule not in {str(remembered) for remembered in unit.session.rules}:
+        raise InvalidInput("nobody has remembered such a rule in this session", "calls.standing_rule")
     decision = Decision(result="allow", decided_by=f"rule:{rule}", decided_at=unit.now)
     return approval.to(
         ApprovalState.ALLOWED, decision=decision, run_input=approval.input, run_digest=approval.digest

@@ -1,11 +1,13 @@
 """The Store protocol: every durable fact of the service passes through these methods.
 
-Three kinds of caller, three rules:
+Each kind of caller has its protocol, and its rule. What a caller's capability opens is that protocol, and no more
+(`store.access`).
 
 - *Clients* (REST, panel, terminal) name the API key they act for; another key's session is NotFound. Where a method
   takes `key_id` None, that is the service itself: it sees all keys' sessions, and says itself who may what.
 - *Owners* (one per awake session) name their lease epoch; a stale one gets StaleOwner and must stop.
 - *The supervisor* hands out leases and looks after time.
+- *Windows* (flows of the panel) look at one session.
 
 Every method is one transaction: it happened or it did not. Every write may be repeated with the same arguments
 (the caller could not know whether the first try got through) and has then no further effect.
@@ -89,8 +91,94 @@ class TranscriptKey(TypedDict):
     subpath: str
 
 
-class Store(Protocol):
-    # -- keys
+class Reachable(Protocol):
+    async def ping(self, *, write: bool = True) -> None:
+        """Raises when the store cannot be written; or, unless `write`, cannot be read, which waits for nobody's write."""
+        ...
+
+
+class Sessions(Protocol):
+    async def get_session(self, session_id: str, key_id: str | None = None) -> Session:
+        """Raises NotFound."""
+        ...
+
+
+class Blobs(Protocol):
+    """A blob is bytes, named by their SHA-256 in hexadecimal (manifest.py)."""
+
+    async def get_blobs(
+        self, names: Sequence[str], *, session_id: str | None = None, epoch: int | None = None
+    ) -> list[bytes]:
+        """In order. Raises NotFound for one that is not there, or damaged.
+
+        For a session, only what its saved workspace and its uploads name; `epoch`: that of its owner.
+        """
+        ...
+
+
+class SavedBlobs(Blobs, Protocol):
+    async def missing_blobs(
+        self, names: Sequence[str], *, session_id: str | None = None, epoch: int | None = None
+    ) -> list[str]:
+        """Those of `names` that must be put. Both others and those that were put stay for a day, and for as long as a
+        session's manifest names them. An owner names its session and its epoch."""
+        ...
+
+    async def put_blobs(
+        self, blobs: Sequence[bytes], *, session_id: str | None = None, epoch: int | None = None
+    ) -> None:
+        """Durable when it returns. Raises TooLarge for one of more than manifest.CHUNK_BYTES. A call over Ray carries
+        no more than that, either. An owner names its session and its epoch."""
+        ...
+
+
+class Windows(Reachable, Sessions, Blobs, Protocol):
+    """What a flow of the panel sees: one session."""
+
+    async def wait_events(
+        self,
+        session_id: str,
+        key_id: str | None,
+        after: int,
+        *,
+        timeout_s: float,
+        previews: int | None = None,
+    ) -> tuple[list[Event], list[dict[str, Any]], int]:
+        """Events with seq > `after`, as soon as there are any; none after `timeout_s`.
+
+        With `previews`, also as soon as there are deltas of events in the making behind that position: NOW at first,
+        then the position that came back. Raises NotFound when the session is deleted meanwhile.
+        """
+        ...
+
+    async def list_approvals(
+        self,
+        key_id: str | None,
+        *,
+        limit: int,
+        page: str | None = None,
+        states: Sequence[ApprovalState] = (),
+        session_id: str | None = None,
+    ) -> Page[Approval]:
+        """Oldest first."""
+        ...
+
+    async def list_workspace(
+        self,
+        session_id: str,
+        key_id: str | None,
+        *,
+        limit: int,
+        page: str | None = None,
+        changed_since_ns: int | None = None,
+    ) -> Page[SavedFile]:
+        """The saved files by path, uploads included; of a workspace that is saved meanwhile, the pages may not fit."""
+        ...
+
+
+class Clients(Windows, SavedBlobs, Protocol):
+    """What the ingress does for its clients, who are known by then: API, panel and inbox."""
+
     async def add_key(self, name: str, secret_hash: str) -> ApiKey:
         """Records a key; the same hash again returns the key that is there."""
         ...
@@ -101,7 +189,6 @@ class Store(Protocol):
         """Whose sessions those of `key_id` are. Raises NotFound."""
         ...
 
-    # -- clients
     async def create_session(
         self,
         key_id: str,
@@ -114,10 +201,6 @@ class Store(Protocol):
         idempotency_key: str | None = None,
     ) -> Session:
         """Raises Conflict when the idempotency key came before with another request."""
-        ...
-
-    async def get_session(self, session_id: str, key_id: str | None = None) -> Session:
-        """Raises NotFound."""
         ...
 
     async def list_sessions(
@@ -183,36 +266,8 @@ class Store(Protocol):
         created: TimeRange | None = None,
     ) -> Page[Event]: ...
 
-    async def wait_events(
-        self,
-        session_id: str,
-        key_id: str | None,
-        after: int,
-        *,
-        timeout_s: float,
-        previews: int | None = None,
-    ) -> tuple[list[Event], list[dict[str, Any]], int]:
-        """Events with seq > `after`, as soon as there are any; none after `timeout_s`.
-
-        With `previews`, also as soon as there are deltas of events in the making behind that position: NOW at first,
-        then the position that came back. Raises NotFound when the session is deleted meanwhile.
-        """
-        ...
-
     async def last_seq(self, session_id: str, key_id: str | None) -> int:
         """The seq of the session's newest event."""
-        ...
-
-    async def list_approvals(
-        self,
-        key_id: str | None,
-        *,
-        limit: int,
-        page: str | None = None,
-        states: Sequence[ApprovalState] = (),
-        session_id: str | None = None,
-    ) -> Page[Approval]:
-        """Oldest first."""
         ...
 
     async def get_approval(self, approval_id: str, key_id: str | None) -> Approval: ...
@@ -232,7 +287,23 @@ class Store(Protocol):
         """
         ...
 
-    # -- owners
+    async def add_files(
+        self, session_id: str, key_id: str | None, manifest: str, *, idempotency_key: str | None = None
+    ) -> None:
+        """Has the files of a manifest put into the session's workspace before its next turn begins.
+
+        Raises NotFound, Conflict (archived), InvalidInput.
+        """
+        ...
+
+    async def workspace_file(self, session_id: str, key_id: str | None, path: str) -> SavedFile:
+        """One saved file, by its path as `manifest.shown` has it. Raises NotFound."""
+        ...
+
+
+class Owners(Reachable, SavedBlobs, Protocol):
+    """What the owner of a session does under its lease. Every method but `ping` names the session, and the epoch."""
+
     async def snapshot(self, session_id: str, epoch: int) -> Snapshot: ...
 
     async def find_approval(self, session_id: str, epoch: int, call_id: str) -> Approval | None:
@@ -258,7 +329,8 @@ class Store(Protocol):
         conversation: str | None = None,
     ) -> None:
         """Appends events, and closes the approvals whose results are among them. One that was not claimed, and was not
-        held either, is superseded: the engine answered the call without running it.
+        held either, is superseded: the engine answered the call without running it. Raises InvalidInput for what only
+        a client may say.
 
         `permission_mode` is what the CLI is in from now on, to be set again when the session is resumed; `conversation`
         the id of the transcript that is to be resumed.
@@ -345,64 +417,32 @@ class Store(Protocol):
         """
         ...
 
-    # -- workspaces: a blob is bytes, named by their SHA-256 in hexadecimal (manifest.py)
-
-    async def missing_blobs(self, names: Sequence[str]) -> list[str]:
-        """Those of `names` that must be put. Both others and those that were put stay for a day, and for as long as a
-        session's manifest names them."""
-        ...
-
-    async def put_blobs(self, blobs: Sequence[bytes]) -> None:
-        """Durable when it returns. Raises TooLarge for one of more than manifest.CHUNK_BYTES. A call over Ray carries
-        no more than that, either."""
-        ...
-
-    async def get_blobs(self, names: Sequence[str]) -> list[bytes]:
-        """In order. Raises NotFound for one that is not there, or damaged."""
-        ...
-
-    async def add_files(
-        self, session_id: str, key_id: str | None, manifest: str, *, idempotency_key: str | None = None
-    ) -> None:
-        """Has the files of a manifest put into the session's workspace before its next turn begins.
-
-        Raises NotFound, Conflict (archived), InvalidInput.
-        """
-        ...
-
-    async def list_workspace(
-        self,
-        session_id: str,
-        key_id: str | None,
-        *,
-        limit: int,
-        page: str | None = None,
-        changed_since_ns: int | None = None,
-    ) -> Page[SavedFile]:
-        """The saved files by path, uploads included; of a workspace that is saved meanwhile, the pages may not fit."""
-        ...
-
-    async def workspace_file(self, session_id: str, key_id: str | None, path: str) -> SavedFile:
-        """One saved file, by its path as `manifest.shown` has it. Raises NotFound."""
-        ...
-
     async def append_transcript(
         self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], *, epoch: int | None = None
     ) -> None:
-        """`epoch`: that of the owner of session `scope`; None for a scope that is no session."""
+        """`epoch`: that of the owner of session `scope`; None for a scope that is no session, and for the service itself."""
         ...
 
-    async def load_transcript(self, key: TranscriptKey) -> list[dict[str, Any]] | None: ...
+    async def load_transcript(
+        self, key: TranscriptKey, *, epoch: int | None = None
+    ) -> list[dict[str, Any]] | None:
+        """`epoch`: as in `append_transcript`."""
+        ...
 
-    async def list_transcripts(self, scope: str, project_key: str) -> list[tuple[TranscriptKey, int]]:
+    async def list_transcripts(
+        self, scope: str, project_key: str, *, epoch: int | None = None
+    ) -> list[tuple[TranscriptKey, int]]:
         """Every transcript of the project with the time of its last write, in milliseconds."""
         ...
 
-    async def delete_transcripts(self, key: TranscriptKey) -> None:
+    async def delete_transcripts(self, key: TranscriptKey, *, epoch: int | None = None) -> None:
         """Removes one transcript; with subpath "" its subagents' too."""
         ...
 
-    # -- the supervisor
+
+class Supervision(Reachable, Sessions, Protocol):
+    """Hands out leases, and looks after time."""
+
     async def acquire(self, session_id: str, holder: str, *, lease_s: float) -> Session:
         """A new lease with a raised epoch, whoever held the old one. Claimed calls without a result become unknown.
 
@@ -435,6 +475,15 @@ class Store(Protocol):
         """Denies, as expired, every pending approval whose time has come; returns how many."""
         ...
 
+    async def retire(self, before: datetime) -> list[str]:
+        """Deletes, with all that is theirs, up to RETIRED sessions that are archived, at the end of a turn with nothing
+        waiting, or never ran, and were last changed `before`. Returns their ids."""
+        ...
+
+
+class Store(Clients, Owners, Supervision, Protocol):
+    """All of it, with what the ledger does by itself: what backends are built for."""
+
     async def sweep_blobs(self) -> int:
         """Removes blobs that no session names and that were put more than a day ago; returns how many."""
         ...
@@ -442,13 +491,4 @@ class Store(Protocol):
     async def sweep_replies(self) -> int:
         """Forgets what requests with an idempotency key were answered: those of clients after two days, those of keys that
         the service made for its own repetitions after ten minutes. Returns how many."""
-        ...
-
-    async def retire(self, before: datetime) -> list[str]:
-        """Deletes, with all that is theirs, up to RETIRED sessions that are archived, at the end of a turn with nothing
-        waiting, or never ran, and were last changed `before`. Returns their ids."""
-        ...
-
-    async def ping(self, *, write: bool = True) -> None:
-        """Raises when the store cannot be written; or, unless `write`, cannot be read, which waits for nobody's write."""
         ...

@@ -7,9 +7,9 @@ import structlog
 
 from claude_hitl_template import manifest as manifests
 from claude_hitl_template.canonical import digest
-from claude_hitl_template.errors import InvalidInput, NotFound, TooLarge
+from claude_hitl_template.errors import HitlError, InvalidInput, NotFound, TooLarge
 from claude_hitl_template.manifest import Manifest, SavedFile
-from claude_hitl_template.models import Page
+from claude_hitl_template.models import Page, Session
 from claude_hitl_template.store.base import StoreBase, decode_seq_cursor, encode_cursor
 from claude_hitl_template.store.clients import earlier_reply, refuse_archived, remember_reply
 from claude_hitl_template.store.files import KEPT
@@ -17,19 +17,64 @@ from claude_hitl_template.store.unit import SessionUnit
 
 log = structlog.get_logger()
 MAX_BLOBS = 10_000  # in one call
+MAX_NAMES = 200_000  # of blobs, known of the manifests used last: some 25 MB
 
 
 class WorkspaceRules(StoreBase):
-    async def missing_blobs(self, names: Sequence[str]) -> list[str]:
+    async def missing_blobs(
+        self, names: Sequence[str], *, session_id: str | None = None, epoch: int | None = None
+    ) -> list[str]:
+        await self._seen_from(session_id, epoch)
         return await self._files.missing(_few(names))
 
-    async def put_blobs(self, blobs: Sequence[bytes]) -> None:
+    async def put_blobs(
+        self, blobs: Sequence[bytes], *, session_id: str | None = None, epoch: int | None = None
+    ) -> None:
+        await self._seen_from(session_id, epoch)
         if any(len(blob) > manifests.CHUNK_BYTES for blob in blobs):
             raise TooLarge(f"a blob has at most {manifests.CHUNK_BYTES} bytes", "blobs")
         await self._files.put(_few(blobs))
 
-    async def get_blobs(self, names: Sequence[str]) -> list[bytes]:
+    async def get_blobs(
+        self, names: Sequence[str], *, session_id: str | None = None, epoch: int | None = None
+    ) -> list[bytes]:
+        session = await self._seen_from(session_id, epoch)
+        if session is not None:
+            await self._check_named(session, _few(names))
         return await self._files.get(_few(names))
+
+    async def _seen_from(self, session_id: str | None, epoch: int | None) -> Session | None:
+        """The session that a caller looks from, None for the service itself. Raises NotFound, StaleOwner."""
+        if session_id is None:
+            return None
+        async with self._reading() as tx:
+            if epoch is not None:
+                return (await SessionUnit.load_owned(tx, session_id, epoch, self._clock())).session
+            return (await SessionUnit.load(tx, session_id, self._clock())).session
+
+    async def _check_named(self, session: Session, names: Sequence[str]) -> None:
+        roots = [name for name in (session.workspace, *session.uploads) if name is not None]
+        others = set(names).difference(roots)
+        broken: HitlError = NotFound("the session's saved workspace has no such part")
+        for root in roots:
+            if others:
+                try:
+                    others -= await self._named_by(root)
+                except (NotFound, InvalidInput) as error:
+                    broken = error
+        if others:
+            raise broken
+
+    async def _named_by(self, root: str) -> frozenset[str]:
+        """What a manifest names, kept for those used last: it never changes."""
+        found = self._contents.pop(root, None)
+        if found is None:
+            manifest, own = await manifests.load_with_parts(root, self._files.get)
+            found = frozenset(manifest.chunks().union(own))
+        self._contents[root] = found
+        while len(self._contents) > 1 and sum(map(len, self._contents.values())) > MAX_NAMES:
+            self._contents.pop(next(iter(self._contents)))
+        return found
 
     async def save_workspace(
         self, session_id: str, epoch: int, manifest: str | None, *, taken: Sequence[str] = ()

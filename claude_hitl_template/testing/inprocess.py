@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 import uvicorn
@@ -33,14 +33,16 @@ from claude_hitl_template.model import tokens
 from claude_hitl_template.model.endpoint import OfflineUpstream, build_router
 from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.models import Agent, Environment, ImageFacts, Session, Supervised
-from claude_hitl_template.secrets import Shelf, hash_api_key
+from claude_hitl_template.secrets import Shelf, SigningKey, hash_api_key
 from claude_hitl_template.session import Limits, SessionRunner
+from claude_hitl_template.store.access import Authority, Desk, client
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.files import FileArea
 from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.postgres import PostgresBackend
+from claude_hitl_template.store.protocol import Clients, Owners, Supervision
 from claude_hitl_template.store.sql import SqlBackend, sqlite_url
 from claude_hitl_template.workspace.keep import Place
 
@@ -100,9 +102,11 @@ async def serve_in_process(
         with _listener() as listener:
             root = f"http://127.0.0.1:{listener.getsockname()[1]}{ROUTE}"
             limits = Limits(hot_window_s, idle_timeout_s, approval_ttl_s)
-            owners = Owners(store, folder, f"{root}/model", limits)
+            ledger = InProcessLedger(store)
+            owners = OwnerTasks(ledger, folder, f"{root}/model", limits)
+            clients = ledger.reach(Clients, ledger.authority.ingress())
             service = Service(
-                store=store,
+                store=clients,
                 agent=Agent(),
                 environments=environments or {"default": Environment()},
                 image_facts=_facts_of(images),
@@ -122,7 +126,7 @@ async def serve_in_process(
             )
             api = build_app(service)
             driven = owners if driving else contextlib.nullcontext()
-            async with _serving(_mounted(api, store, owners.signing_key), listener), driven:
+            async with _serving(_mounted(api, clients, ledger.signing_key), listener), driven:
                 yield InProcess(root, keys, store, folder, api)
 
 
@@ -133,17 +137,32 @@ def _facts_of(images: Mapping[str, ImageFacts] | None) -> Callable[[str], Awaita
     return facts
 
 
-class Owners:
+class InProcessLedger:
+    """The ledger's check before a store of this process: what is called goes through it, and nothing else of Ray's way."""
+
+    def __init__(self, store: CoreStore) -> None:
+        self.signing_key = SigningKey(secrets.token_bytes(32))
+        self.authority = Authority(self.signing_key)
+        self._desk = Desk(store, self.authority)
+
+    def reach[P](self, protocol: type[P], capability: str | None = None) -> P:
+        async def send(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return await self._desk.call(capability, method, args, kwargs)
+
+        return client(protocol, send)
+
+
+class OwnerTasks:
     """Gives every session that needs one an owner, as the supervisor does on a cluster; a lost signal costs a tick."""
 
-    def __init__(self, store: CoreStore, folder: Path, model_url: str, limits: Limits) -> None:
-        self._store, self._folder, self._model_url, self._limits = store, folder, model_url, limits
-        self.signing_key = secrets.token_bytes(32)
+    def __init__(self, ledger: InProcessLedger, folder: Path, model_url: str, limits: Limits) -> None:
+        self._ledger, self._folder, self._model_url, self._limits = ledger, folder, model_url, limits
+        self._store = ledger.reach(Supervision, ledger.authority.supervisor())
         self._attending: dict[str, asyncio.Task[None]] = {}
         self._failures: list[BaseException] = []
         self._loop: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "Owners":
+    async def __aenter__(self) -> "OwnerTasks":
         self._loop = asyncio.create_task(self._supervise())
         return self
 
@@ -219,15 +238,16 @@ class Owners:
             workspace=self._folder / "workspaces" / session.id,
             config_dir=self._folder / "run" / f"{session.id}-{session.epoch}",
             model_url=self._model_url,
-            token=tokens.mint(self.signing_key, session.id, session.epoch),
+            token=tokens.mint(self._ledger.signing_key.secret, session.id, session.epoch),
         )
-        transcripts = TranscriptStore(self._store, session.id, epoch=session.epoch, any_folder=True)
+        store = self._ledger.reach(Owners, self._ledger.authority.owner(session.id, session.epoch))
+        transcripts = TranscriptStore(store, session.id, epoch=session.epoch, any_folder=True)
 
         def make_engine(session: Session, gate: Gate) -> CliEngine:
             return CliEngine(session, gate, transcripts, cli)
 
         return SessionRunner(
-            self._store,
+            store,
             session,
             make_engine=make_engine,
             workspace=Place(cli.workspace, self._folder / "saved" / session.id),
@@ -257,11 +277,11 @@ def _listener() -> socket.socket:
     return listener
 
 
-def _mounted(api: FastAPI, store: CoreStore, signing_key: bytes) -> ASGIApp:
+def _mounted(api: FastAPI, store: Clients, signing_key: SigningKey) -> ASGIApp:
     """The applications where query.py has them: the model endpoint and the API under ROUTE."""
 
     async def verify(token: str) -> None:
-        session_id, epoch = tokens.check(signing_key, token)
+        session_id, epoch = tokens.check(signing_key.secret, token)
         try:
             lease = (await store.get_session(session_id)).lease
         except NotFound:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import functools
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from claude_hitl_template.errors import EngineError, HitlError, InvalidInput, No
 from claude_hitl_template.manifest import CHUNK_BYTES, Manifest, SavedFile, blob_name, shown
 from claude_hitl_template.models import Session
 from claude_hitl_template.readable import size
-from claude_hitl_template.store.protocol import Store
+from claude_hitl_template.store.protocol import Owners, SavedBlobs
 from claude_hitl_template.workspace import marker, scan
 from claude_hitl_template.workspace.marker import Known
 from claude_hitl_template.workspace.scan import Listing
@@ -56,9 +57,10 @@ class Place:
 class Workspace:
     """One session's workspace, under one lease."""
 
-    def __init__(self, place: Place, store: Store, session: Session) -> None:
+    def __init__(self, place: Place, store: Owners, session: Session) -> None:
         self._place, self._store = place, store
         self._id, self._epoch = session.id, session.epoch
+        self._get_blobs = functools.partial(store.get_blobs, session_id=self._id, epoch=self._epoch)
         self._base = Known(session.workspace, manifests.EMPTY, {})
         self._ready = False
         self._taken: tuple[str, ...] = ()
@@ -107,7 +109,7 @@ class Workspace:
         await asyncio.to_thread(place.folder.mkdir, parents=True, exist_ok=True)
         if name is None:
             return Known(None, manifests.EMPTY, {})
-        whole = (await manifests.load(name, self._store.get_blobs)).without(place.baked)
+        whole = (await manifests.load(name, self._get_blobs)).without(place.baked)
         await asyncio.to_thread(marker.begin_anew, place.marker)
         await asyncio.to_thread(wipe, place.folder, place.baked)
         with Tree(place.folder) as tree:
@@ -126,7 +128,7 @@ class Workspace:
         for pieces in _batches(manifest.files):
             names = dict.fromkeys(file.chunks[number] for file, number in pieces if file.chunks)
             if not names.keys() <= contents.keys():
-                contents = dict(zip(names, await self._store.get_blobs(list(names)), strict=True))
+                contents = dict(zip(names, await self._get_blobs(list(names)), strict=True))
             await asyncio.to_thread(tree.write, pieces, contents)
             await counting.add(sum(len(contents[f.chunks[n]]) for f, n in pieces if f.chunks))
 
@@ -137,7 +139,7 @@ class Workspace:
             if name in self._taken:
                 continue
             try:
-                added = (await manifests.load(name, self._store.get_blobs)).without(self._place.baked)
+                added = (await manifests.load(name, self._get_blobs)).without(self._place.baked)
             except (NotFound, InvalidInput) as error:
                 told.append(f"files that were uploaded are lost: {error}")
                 added = manifests.EMPTY
@@ -206,7 +208,11 @@ class Workspace:
         found = Manifest.of(
             [*same.values(), *(file for file, _ in fresh.files)], listing.links, listing.empty_folders()
         )
-        name = base.name if found == base.manifest else await _put_manifest(self._store, found)
+        name = (
+            base.name
+            if found == base.manifest
+            else await _put_manifest(self._store, found, self._id, self._epoch)
+        )
         if name != base.name or self._taken:
             await self._store.save_workspace(self._id, self._epoch, name, taken=self._taken)
             self._taken = ()
@@ -227,7 +233,7 @@ class Workspace:
         known = self._base.manifest.chunks()
         reading = scan.read(self.folder, changed, known)
         while (batch := await asyncio.to_thread(next, reading, None)) is not None:
-            await _put(self._store, batch.blobs)
+            await _put(self._store, batch.blobs, self._id, self._epoch)
             known |= batch.blobs.keys()
             total.files += batch.files
             total.left_out += batch.left_out
@@ -235,8 +241,8 @@ class Workspace:
         return total
 
 
-async def put_files(store: Store, folder: Path) -> str:
-    """Puts the files of a folder where `Store.add_files` finds them; returns their manifest's name. Raises Unavailable."""
+async def put_files(store: SavedBlobs, folder: Path) -> str:
+    """Puts the files of a folder where `Clients.add_files` finds them; returns their manifest's name. Raises Unavailable."""
     listing = await asyncio.to_thread(scan.look, folder)
     files: list[SavedFile] = []
     reading = scan.read(folder, listing.files, ())
@@ -246,16 +252,22 @@ async def put_files(store: Store, folder: Path) -> str:
     return await _put_manifest(store, Manifest.of(files))
 
 
-async def _put(store: Store, blobs: Mapping[str, bytes]) -> None:
-    missing = await store.missing_blobs(list(blobs)) if blobs else []
+async def _put(
+    store: SavedBlobs, blobs: Mapping[str, bytes], session_id: str | None = None, epoch: int | None = None
+) -> None:
+    if not blobs:
+        return
+    missing = await store.missing_blobs(list(blobs), session_id=session_id, epoch=epoch)
     if missing:
-        await store.put_blobs([blobs[name] for name in missing])
+        await store.put_blobs([blobs[name] for name in missing], session_id=session_id, epoch=epoch)
 
 
-async def _put_manifest(store: Store, manifest: Manifest) -> str:
+async def _put_manifest(
+    store: SavedBlobs, manifest: Manifest, session_id: str | None = None, epoch: int | None = None
+) -> str:
     blobs = await asyncio.to_thread(manifest.encode)
     for blob in blobs:
-        await store.put_blobs([blob])
+        await store.put_blobs([blob], session_id=session_id, epoch=epoch)
     return blob_name(blobs[-1])
 
 

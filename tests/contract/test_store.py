@@ -739,7 +739,8 @@ async def test_an_allowed_unclaimed_call_survives_its_owner(store: CoreStore):
 
 
 async def test_a_standing_rule_allows_without_asking(store: CoreStore):
-    session_id = await begun(store)
+    session_id = await asking(store, a_call("t0", {"command": "ls -l"}))
+    await send(store, session_id, said("t0", remember=True))
     call = a_call("t1", standing_rule="Bash(ls -l)").model_copy(update={"verdict": "allow"})
     [opened] = await ask(store, session_id, call)
     assert opened.state is S.ALLOWED

@@ -37,7 +37,7 @@ async def test_a_transcript_entry_repeated_in_one_append_is_kept_once(store: Cor
     assert [e["uuid"] for e in await transcripts.load(key) or ()] == ["1"]
 
 
-async def test_a_stale_owner_writes_no_transcript(store: CoreStore):
+async def test_a_stale_owner_neither_writes_nor_reads_a_transcript(store: CoreStore):
     session = await store.create_session(
         "key", agent=Agent(), environment=Environment(), title=None, metadata={}, initial=[]
     )
@@ -46,6 +46,13 @@ async def test_a_stale_owner_writes_no_transcript(store: CoreStore):
     key = {"project_key": "p", "session_id": "s"}
     await stale.append(key, [{"type": "user", "uuid": "1"}])
     await store.acquire(session.id, "two", lease_s=15)
-    with pytest.raises(StaleOwner):
-        await stale.append(key, [{"type": "user", "uuid": "2"}])
-    assert [e["uuid"] for e in await stale.load(key) or ()] == ["1"]
+    for late in (
+        stale.append(key, [{"type": "user", "uuid": "2"}]),
+        stale.load(key),
+        stale.delete(key),
+        stale.list_subkeys(key),
+    ):
+        with pytest.raises(StaleOwner):
+            await late
+    there = TranscriptStore(store, session.id, epoch=2)
+    assert [e["uuid"] for e in await there.load(key) or ()] == ["1"]

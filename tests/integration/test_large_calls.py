@@ -4,9 +4,11 @@ The ledger is behind Ray Serve here, with gRPC's limit as Ray has it (4 MiB) on 
 service itself sets, and holds wherever somebody else starts the processes.
 """
 
+import functools
 import pickle
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ from claude_hitl_template.errors import InternalError
 from claude_hitl_template.events import UserInterrupt
 from claude_hitl_template.manifest import CHUNK_BYTES, Manifest, SavedFile, blob_name
 from claude_hitl_template.models import Agent, Environment, Usage, utcnow
+from claude_hitl_template.secrets import SIGNING_KEY, SigningKey
 from claude_hitl_template.settings import Settings
+from claude_hitl_template.store.access import OPENED, Authority
 from claude_hitl_template.store.owners import LEASE_S
-from claude_hitl_template.store.protocol import Call, Store
+from claude_hitl_template.store.protocol import Call, Clients, Owners, Supervision
 from tests.contract.asking import message, said
 
 pytestmark = [
@@ -40,22 +44,31 @@ MESSAGE = 900_000
 SMALL = frozenset({
     "add_key", "find_key", "get_key", "last_seq", "begin_turn", "hold", "defer", "remind", "release", "save_workspace",
     "missing_blobs", "add_files", "workspace_file", "list_transcripts", "delete_transcripts", "delete_session", "give_up",
-    "tell_waiting", "drop_lease", "supervised", "wait_supervised", "expire_due", "sweep_blobs", "sweep_replies",
-    "retire", "ping",
+    "tell_waiting", "drop_lease", "supervised", "wait_supervised", "expire_due", "retire", "ping",
 })  # fmt: skip
-METHODS = frozenset(name for name in vars(Store) if not name.startswith("_"))
+METHODS = frozenset().union(*OPENED.values())
 
 
 class Weighed:
-    """A Store that notes how large each method's largest call was, request or answer, in bytes."""
+    """What the four kinds of caller call, each with its capability; notes how large each method's largest call was,
+    request or answer, in bytes."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, authority: Authority, reached: Callable[..., Any]) -> None:
+        self._authority, self._reached = authority, reached
         self.largest: dict[str, int] = {}
+
+    def _caller(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if method in OPENED["ingress"] and kwargs.get("epoch") is None:
+            return self._reached(Clients, capability=self._authority.ingress())
+        if method in OPENED["supervisor"]:
+            return self._reached(Supervision, capability=self._authority.supervisor())
+        given = signature(getattr(Owners, method)).bind(self, *args, **kwargs).arguments
+        session_id = given.get("session_id") or given.get("scope") or given["key"]["scope"]
+        return self._reached(Owners, capability=self._authority.owner(session_id, given["epoch"]))
 
     def __getattr__(self, method: str) -> Any:
         async def call(*args: Any, **kwargs: Any) -> Any:
-            answer = await getattr(self._store, method)(*args, **kwargs)
+            answer = await getattr(self._caller(method, args, kwargs), method)(*args, **kwargs)
             size = max(len(pickle.dumps((args, kwargs))), len(pickle.dumps(answer)))
             self.largest[method] = max(self.largest.get(method, 0), size)
             return answer
@@ -70,11 +83,15 @@ async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Weigh
     from ray import serve  # noqa: PLC0415
     from ray.serve._private.request_router import replica_wrapper  # noqa: PLC0415
 
-    from claude_hitl_template.ledger import APP_NAME, remote_store  # noqa: PLC0415
+    from claude_hitl_template.ledger import APP_NAME, reach  # noqa: PLC0415
     from claude_hitl_template.query import Ledger  # noqa: PLC0415
 
     name, _ = claude_hitl_template.GRPC_LIMIT
-    settings = {"HITL_DATA_DIR": str(tmp_path_factory.mktemp("data")), name: str(LIMIT)}
+    data = tmp_path_factory.mktemp("data")
+    settings = {"HITL_DATA_DIR": str(data), name: str(LIMIT)}
+    (data / "secrets").mkdir()
+    (data / "secrets" / SIGNING_KEY).write_text("k" * 64)
+    key = SigningKey(b"k" * 64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_gcs_server_port_wait_time_s", "120")  # on a machine that is busy
         patch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray leaves a token in the home folder
@@ -82,7 +99,8 @@ async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Weigh
         start_ray(settings)
         try:
             serve.start(proxy_location="Disabled")
-            yield Weighed(remote_store(serve.run(Ledger.bind(), name=APP_NAME, route_prefix=None)))
+            handle = serve.run(Ledger.bind(), name=APP_NAME, route_prefix=None)
+            yield Weighed(Authority(key), functools.partial(reach, handle=handle))
         finally:
             serve.shutdown()
             ray.shutdown()
@@ -159,10 +177,10 @@ async def a_transcript(store: Any, sid: str, epoch: int) -> None:
     results = [{"uuid": f"r{n}", "toolUseResult": "r" * 30_000} for n in range(150)]
     await store.append_transcript(key, image, epoch=epoch)
     await store.append_transcript(key, results, epoch=epoch)
-    assert await store.load_transcript(key) == [*image, *results]
-    assert [k for k, _ in await store.list_transcripts(sid, "-")] == [key]
-    await store.delete_transcripts(key)
-    assert await store.load_transcript(key) is None
+    assert await store.load_transcript(key, epoch=epoch) == [*image, *results]
+    assert [k for k, _ in await store.list_transcripts(sid, "-", epoch=epoch)] == [key]
+    await store.delete_transcripts(key, epoch=epoch)
+    assert await store.load_transcript(key, epoch=epoch) is None
 
 
 async def some_calls(store: Any, sid: str, epoch: int, key_id: str) -> None:
@@ -207,17 +225,18 @@ async def a_workspace(store: Any, sid: str, epoch: int, key_id: str) -> None:
     assert await store.missing_blobs([*names, *[blob_name(b"%d" % n) for n in range(9000)]])
     await store.put_blobs(blobs)
     assert await store.get_blobs(names) == blobs
+    await store.put_blobs(blobs, session_id=sid, epoch=epoch)
     deep = "/".join(["d" * 250] * 16)
     files = [SavedFile(f"{deep}/{n:04}", 0o600, 4 * CHUNK_BYTES, 0, tuple(names)) for n in range(1000)]
     parts = Manifest.of(files).encode()
     await store.put_blobs(parts)
     await store.save_workspace(sid, epoch, blob_name(parts[-1]))
+    assert await store.get_blobs(names, session_id=sid, epoch=epoch) == blobs
     assert (await store.list_workspace(sid, key_id, limit=1000)).data == files
     assert await store.workspace_file(sid, key_id, files[7].path) == files[7]
     added = Manifest.of([SavedFile("up", 0o600, 1, 0, ())]).encode()
     await store.put_blobs(added)
     await store.add_files(sid, key_id, blob_name(added[-1]))
-    assert await store.sweep_blobs() == 0
 
 
 async def the_log(store: Any, sid: str, epoch: int, key_id: str, five: list[str]) -> None:
@@ -255,7 +274,6 @@ async def the_end(store: Any, sid: str, epoch: int, key_id: str) -> None:
     old = await make(store, key_id)
     await store.archive_session(old, key_id)
     assert await store.expire_due() == 0
-    assert await store.sweep_replies() == 0
     assert await store.retire(utcnow() + timedelta(seconds=1)) == [old]
 
 
@@ -267,9 +285,8 @@ async def test_every_call_of_the_store_gets_through_at_its_largest_size(store: W
 
 
 async def test_a_defect_of_the_ledger_is_told_as_one_and_nothing_is_repeated(store: Weighed) -> None:
-    ledger: Callable[..., Any] = store.snapshot
-    with pytest.raises(InternalError, match="snapshot"):
-        await ledger("a session", epoch="of the wrong kind", besides=1)
+    with pytest.raises(InternalError, match="supervised"):
+        await store.supervised(besides=1)
 
 
 async def test_what_the_supervisor_asks_each_second_does_not_grow_with_system_prompts(store: Weighed) -> None:

@@ -11,16 +11,19 @@ from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorUnavailableError, ObjectStoreFullError, RayTaskError
 
 from claude_hitl_template.errors import InternalError, NotFound, Unavailable
+from claude_hitl_template.secrets import SigningKey
+from claude_hitl_template.store.access import Authority, Desk
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
-from claude_hitl_template.store.protocol import OWN_KEY
+from claude_hitl_template.store.protocol import OWN_KEY, Clients
 
 with warnings.catch_warnings(
     action="ignore", category=DeprecationWarning
 ):  # Ray Serve's own, as it is imported
-    from claude_hitl_template.ledger import LedgerService, remote_store
+    from claude_hitl_template.ledger import LedgerService, reach
 
 TOO_LARGE = AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, Metadata(), Metadata())
+AUTHORITY = Authority(SigningKey(b"k" * 32))
 BROKEN = AioRpcError(grpc.StatusCode.UNKNOWN, Metadata(), Metadata())
 GONE = ActorUnavailableError("gone", b"0" * 16)
 
@@ -43,7 +46,8 @@ class Handle:
     def call(self) -> "Handle":
         return self
 
-    async def remote(self, method: str, *_args: Any, **kwargs: Any) -> Any:
+    async def remote(self, capability: str, method: str, *_args: Any, **kwargs: Any) -> Any:
+        assert capability == "ours"
         answer = self._answers[len(self.calls)]
         self.calls.append((self._by_reference, method, kwargs))
         if isinstance(answer, BaseException):
@@ -53,13 +57,13 @@ class Handle:
 
 async def test_what_is_too_large_for_one_message_goes_by_the_object_store() -> None:
     handle = Handle([TOO_LARGE, (True, 7)])
-    assert await remote_store(handle).last_seq("s", None) == 7
+    assert await reach(Clients, handle, "ours").last_seq("s", None) == 7
     assert [by_reference for by_reference, _, _ in handle.calls] == [False, True]
 
 
 async def test_what_may_pass_is_repeated() -> None:
     handle = Handle([GONE, (True, 7)])
-    assert await remote_store(handle).last_seq("s", None) == 7
+    assert await reach(Clients, handle, "ours").last_seq("s", None) == 7
 
 
 @pytest.mark.parametrize(
@@ -74,18 +78,18 @@ async def test_what_may_pass_is_repeated() -> None:
 async def test_what_would_come_again_is_told_at_once_with_the_methods_name(failures: list[Exception]) -> None:
     handle = Handle(failures)
     with pytest.raises(InternalError, match="last_seq"):
-        await remote_store(handle).last_seq("s", None)
+        await reach(Clients, handle, "ours").last_seq("s", None)
     assert len(handle.calls) == len(failures)
 
 
 async def test_an_error_of_ours_comes_back_as_what_it_is() -> None:
     with pytest.raises(NotFound, match="no session"):
-        await remote_store(Handle([(False, NotFound("no session"))])).last_seq("s", None)
+        await reach(Clients, Handle([(False, NotFound("no session"))]), "ours").last_seq("s", None)
 
 
 async def test_a_call_without_an_idempotency_key_gets_one_that_its_repetition_has_too() -> None:
     handle = Handle([GONE, (True, [])])
-    await remote_store(handle).send_events("s", None, [], decided_by="ann")
+    await reach(Clients, handle, "ours").send_events("s", None, [], decided_by="ann")
     first, second = (said["idempotency_key"] for _, _, said in handle.calls)
     assert first == second
     assert first.startswith(OWN_KEY)
@@ -93,13 +97,13 @@ async def test_a_call_without_an_idempotency_key_gets_one_that_its_repetition_ha
 
 class Ledger(LedgerService):
     def __init__(self, store: Any) -> None:
-        self._store = store
+        self._desk = Desk(store, AUTHORITY)
 
 
 async def test_a_defect_of_the_ledger_is_logged_with_its_traceback_and_is_no_try_again() -> None:
     ledger = Ledger(CoreStore(MemoryBackend()))
     with structlog.testing.capture_logs() as logged:
-        ok, error = await ledger.call("find_key")
+        ok, error = await ledger.call(AUTHORITY.ingress(), "find_key")
     assert not ok
     assert isinstance(error, InternalError)
     assert not isinstance(error, Unavailable)

@@ -108,7 +108,7 @@ class Handle:
     def call(self) -> "Handle":
         return self
 
-    async def remote(self, method: str, *args: Any, **kwargs: Any) -> tuple[bool, Any]:
+    async def remote(self, _capability: str, method: str, *args: Any, **kwargs: Any) -> tuple[bool, Any]:
         return True, await getattr(self._store, method)(*args, **kwargs)
 
 

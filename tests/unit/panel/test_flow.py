@@ -14,7 +14,7 @@ from claude_hitl_template.errors import NotFound, Unavailable
 from claude_hitl_template.manifest import Manifest, SavedFile, blob_name
 from claude_hitl_template.models import Agent, Environment, ImageFacts, Session, Usage
 from claude_hitl_template.panel.flow import mirror
-from claude_hitl_template.panel.services import PanelServices
+from claude_hitl_template.panel.services import WindowServices
 from claude_hitl_template.policy import digest
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
@@ -108,16 +108,10 @@ async def decide(store: CoreStore, session: Session, call: str, by: str) -> None
 
 
 def window(store: Store, runner: Runner, session_id: str, wait_s: float = 3600.0) -> "asyncio.Task[Any]":
-    async def never(_flow: str, _role: str) -> bool:
-        return False
-
     async def known(_image: str) -> ImageFacts | None:
         return None
 
-    services = PanelServices(
-        store=store, agent=Agent(), environments={"default": Environment()}, image_facts=known, wait_s=wait_s,
-        max_upload_bytes=1000, panel_url="", is_open=never,
-    )  # fmt: skip
+    services = WindowServices(store, known, wait_s, 1000)
     inputs = {"session": session_id, "after": 0, "entries": "/e"}
     return asyncio.create_task(mirror(inputs, cast(Any, runner), services, cast(Any, runner)))
 

@@ -201,9 +201,9 @@ async def test_only_what_is_new_travels(bench: Bench) -> None:
     put: list[int] = []
     whole = bench.store.store.put_blobs
 
-    async def put_blobs(blobs: Any) -> None:
+    async def put_blobs(blobs: Any, **of: Any) -> None:
         put.extend(map(len, blobs))
-        await whole(blobs)
+        await whole(blobs, **of)
 
     bench.store.put_blobs = put_blobs
     (bench.place.folder / "small").write_text("small")
@@ -269,11 +269,11 @@ async def test_a_folder_that_was_half_restored_is_begun_anew(bench: Bench) -> No
     bench.wipe()
     whole, asked = bench.store.store.get_blobs, list[Any]()
 
-    async def get_blobs(names: Any) -> Any:
+    async def get_blobs(names: Any, **of: Any) -> Any:
         asked.append(names)
         if len(asked) == 3:  # the manifest and the first file were read
             raise Unavailable("away")
-        return await whole(names)
+        return await whole(names, **of)
 
     bench.store.get_blobs = get_blobs
     restoring = await bench.owner()
