@@ -28,3 +28,8 @@ def digest(value: object) -> str:
 def call_digest(given: object, cwd: str) -> str:
     """The digest of a call: of its input and of the folder it runs in. Raises what `canonical_json` raises."""
     return digest({"cwd": cwd, "input": given})
+
+
+def shown_host(host: str, port: int) -> str:
+    """`host:port`, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

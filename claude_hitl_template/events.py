@@ -61,6 +61,10 @@ CUT_SHORT = (
     "Outcome unknown: the call was interrupted while it ran. It may have taken effect in part or in full."
 )
 REFUSED = "These were refused, and must not be issued again:"
+HOSTS_DECIDED = (
+    "A human has decided on hosts that this session asked to reach. What was allowed can be reached until the end of this "
+    "turn, or longer where it says so: repeat what needed it. What was refused must not be tried again in any way."
+)
 
 # What a client may send ------------------------------------------------------------------------------------------
 
@@ -247,11 +251,31 @@ def _thread(thread: str | None) -> dict[str, Any]:
 
 
 def reminder(allowed: Sequence[Approval], refused: Sequence[Approval]) -> str:
-    """Of held calls that were decided, for the model."""
+    """Of held calls, and hosts, that were decided, for the model."""
+    calls = [a for a in allowed if a.kind != "network"], [a for a in refused if a.kind != "network"]
+    hosts = [a for a in (*allowed, *refused) if a.kind == "network"]
+    parts = [_calls_decided(*calls)] if any(calls) else []
+    return "\n".join([*parts, *([HOSTS_DECIDED, *map(_host_decided, hosts)] if hosts else [])])
 
+
+def _host_decided(approval: Approval) -> str:
+    decision = approval.decision
+    body: dict[str, Any] = {"host": approval.input["host"], "port": approval.input["port"]}
+    if decision is None or decision.result == "deny":
+        body["refused"] = (decision and decision.deny_message) or "no reason was given"
+    else:
+        body["allowed"] = "from now on" if decision.remember else "until the end of this turn"
+    return _unexpanded(body)
+
+
+def _unexpanded(body: Mapping[str, Any]) -> str:
+    """JSON in which nothing is left that the CLI expands."""
+    return json.dumps(body, ensure_ascii=False).replace("@", r"\u0040")
+
+
+def _calls_decided(allowed: Sequence[Approval], refused: Sequence[Approval]) -> str:
     def line(approval: Approval, **more: str) -> str:
-        text = json.dumps({"name": approval.tool_name, "input": approval.input, **more}, ensure_ascii=False)
-        return text.replace("@", r"\u0040")  # the same JSON, and nothing that the CLI expands
+        return _unexpanded({"name": approval.tool_name, "input": approval.input, **more})
 
     told = [
         line(a, refused=(a.decision and a.decision.deny_message) or "no reason was given") for a in refused

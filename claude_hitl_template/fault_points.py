@@ -17,6 +17,7 @@ WRITES = (
     "send_events",
     "commit",
     "open_calls",
+    "ask_network",
     "begin_turn",
     "claim",
     "hold",

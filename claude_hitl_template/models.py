@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from claude_hitl_template.canonical import call_digest, digest
 from claude_hitl_template.errors import IllegalTransition
 from claude_hitl_template.policy import PermissionPolicy, Rule
+from claude_hitl_template.policy.web import check_entry, covers
 
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u
 _last_id = 0
@@ -93,6 +94,31 @@ def check_image_reference(text: str) -> str:
 ImageReference = Annotated[str, AfterValidator(check_image_reference)]
 
 
+HostEntry = Annotated[str, Field(max_length=300), AfterValidator(check_entry)]
+Hosts = Annotated[tuple[HostEntry, ...], Field(max_length=1000)]
+
+
+class Networking(Frozen):
+    """What sandboxes of an environment reach unasked. The names are the wire protocol's, but for `private_hosts`.
+
+    `limited`: the hosts of `allowed_hosts`; `unrestricted`: every host. Both at public addresses only. `private_hosts`
+    are reached wherever they are, on this machine or in a private network. Every other host is asked for.
+    """
+
+    type: Literal["limited", "unrestricted"] = "limited"
+    allowed_hosts: Hosts = ()
+    private_hosts: Hosts = ()
+    allow_mcp_servers: bool = True
+
+    def allows(self, host: str, port: int) -> bool:
+        """At its public addresses."""
+        return self.type == "unrestricted" or any(covers(e, host, port) for e in self.allowed_hosts)
+
+    def declares(self, host: str, port: int) -> bool:
+        """Wherever it is."""
+        return any(covers(entry, host, port) for entry in self.private_hosts)
+
+
 class Environment(Frozen):
     """Where a session runs: a local process, or (with `image`) a container."""
 
@@ -100,6 +126,7 @@ class Environment(Frozen):
     name: str = "Local process"
     description: str | None = "A process on the service's machine, in a sandbox unless sandboxes are off."
     image: ImageReference | None = None
+    networking: Networking = Networking()
 
 
 class ImageFacts(Frozen):
@@ -174,6 +201,9 @@ class Session(Frozen):
     )
     wakes: int = 0
     untold: tuple[str, ...] = ()  # ids of held approvals that were refused, which the model was not told yet
+    refused_hosts: tuple[
+        str, ...
+    ] = ()  # ids of approvals of hosts that were refused, and stay so in this turn
     conversation: str | None = (
         None  # the CLI's id of what was said since the last /clear; None: nothing was cleared
     )
@@ -228,7 +258,7 @@ SESSION_TRANSITIONS: Mapping[SessionStatus, frozenset[SessionStatus]] = {
     "rescheduling": frozenset({"running", "idle", "terminated"}),
     "terminated": frozenset(),
 }
-ApprovalKind = Literal["tool", "question", "plan"]
+ApprovalKind = Literal["tool", "question", "plan", "network"]
 KINDS: Mapping[str, ApprovalKind] = {"AskUserQuestion": "question", "ExitPlanMode": "plan"}
 
 
@@ -255,6 +285,10 @@ class Approval(Frozen):
     `cwd` the folder it runs in. `digest` is the SHA-256 of the
     canonical JSON of `{"cwd": cwd, "input": input}`, `run_digest` the same of `run_input`, the input that may run.
     `batch` lists the event ids that were asked together.
+
+    One of the kind `network` is no call: the session wants to reach a host. Its input is `host`, `port` and `because`, what
+    ran when it was tried. While it is allowed the host is open; it is held from the start, for the model repeats what
+    needed it, and has succeeded when that is over.
 
     `folder` is `cwd` as seen from the workspace, whose own path may differ on another machine: `.`, `./sub` or, outside,
     an absolute path; None for an approval of an earlier release, which ran in the workspace, and whose digests are of

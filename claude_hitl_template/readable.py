@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from claude_hitl_template.canonical import shown_host
 from claude_hitl_template.errors import InvalidInput
 
 SUMMARY_CHARS = 100
@@ -119,6 +120,10 @@ def texts(content: Sequence[Mapping[str, Any]]) -> str:
 
 def summary(given: Mapping[str, Any]) -> str:
     """A call's input on one line, made visible."""
+    if is_host(given):
+        because = given.get("because")
+        why = f" because of: {because}" if isinstance(because, str) else ""
+        return one_line(f"{shown_host(given['host'], given['port'])}{why}", SUMMARY_CHARS)
     asked = given.get("questions")
     if isinstance(asked, list) and asked and isinstance(asked[0], dict):
         return one_line(str(asked[0].get("question", "")), SUMMARY_CHARS)
@@ -145,6 +150,11 @@ def _is_plainly(written: str, target: str) -> bool:
         return path == target[1:]
     inside = os.path.normpath(target)
     return path == inside or (path.startswith("/") and path.endswith(f"/{inside}")) or inside == "."
+
+
+def is_host(given: Mapping[str, Any]) -> bool:
+    """Whether a call's input is what is asked about a host."""
+    return isinstance(given.get("host"), str) and isinstance(given.get("port"), int)
 
 
 def are_strings(given: Mapping[str, Any], *names: str) -> bool:

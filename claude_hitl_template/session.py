@@ -308,6 +308,7 @@ class SessionRunner:
             on_overdue=self._register_overdue,
             on_changed=self._register_again,
             is_behind=self._is_behind,
+            expiry=self._expiry,
         )
 
     async def _start_engine(self) -> bool:

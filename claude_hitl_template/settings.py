@@ -24,7 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from claude_hitl_template import deployed
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.models import Environment, ImageReference
+from claude_hitl_template.models import Environment, ImageReference, Networking
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=10 * 365 * 86400)]
@@ -40,6 +40,7 @@ class EnvironmentChoice(BaseModel):
     name: str | None = None
     description: str | None = None
     image: ImageReference | None = None
+    networking: Networking = Networking()
 
 
 def _without_credentials(url: str) -> str:
@@ -258,8 +259,9 @@ class Settings(BaseSettings):
     )
     environments: dict[EnvironmentId, EnvironmentChoice] = Field(
         default_factory=dict[str, EnvironmentChoice],
-        description="More environments, as JSON by id, each with image, name and description as far as you want: "
-        '{"data": {"image": "localhost/claude-hitl-worker:data"}}.',
+        description="More environments, as JSON by id, each with image, name, description and networking as far as you "
+        'want: {"data": {"image": "localhost/claude-hitl-worker:data", "networking": {"type": "limited", "allowed_hosts": '
+        '["*.example.org"]}}}. See docs/security.md.',
     )
 
     files_url: Annotated[str, AfterValidator(_without_credentials)] | None = Field(
@@ -480,7 +482,13 @@ def _environment(id_: str, choice: EnvironmentChoice) -> Environment:
             f"A container of {choice.image}, of its own for each session.",
         )
     name = choice.name or (default_name if id_ == "default" else id_)
-    return Environment(id=id_, name=name, description=choice.description or description, image=choice.image)
+    return Environment(
+        id=id_,
+        name=name,
+        description=choice.description or description,
+        image=choice.image,
+        networking=choice.networking,
+    )
 
 
 def _explain_json(error: SettingsError) -> tuple[str, str]:

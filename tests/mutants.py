@@ -73,13 +73,13 @@ MUTANTS = {
         (
             "store.clients",
             "_queue",
-            "if not waits:",
+            "if not (waits and await unit.holds_up()):",
             """for approval in await unit.pending() if waits else []:
         yes = UserToolConfirmation(
             type="user.tool_confirmation", tool_use_id=approval.event_id, result="allow"
         )
         await confirm(unit, yes, "nobody")
-    if not waits:""",
+    if not (waits and await unit.holds_up()):""",
         ),
     ),
     "time_allows": _mutant(

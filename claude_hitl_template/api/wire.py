@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints
 from claude_hitl_template.api.agents import AgentBody, agent_wire, by_id
 from claude_hitl_template.api.reading import Body
 from claude_hitl_template.events import UserMessage, usage_wire
-from claude_hitl_template.models import Approval, Environment, ImageFacts, Session, utcnow
+from claude_hitl_template.models import Approval, Environment, ImageFacts, Networking, Session, utcnow
 
 Title = Annotated[str, StringConstraints(max_length=500)]
 MetaKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -69,13 +69,11 @@ def session_wire(session: Session) -> dict[str, Any]:
     }
 
 
-# Out of a sandbox leads the way to the model, to the servers of an agent's mcp_servers, and to what a human allows.
-_LIMITED = {
-    "type": "limited",
-    "allowed_hosts": [],
-    "allow_mcp_servers": True,
-    "allow_package_managers": False,
-}
+def _networking_wire(networking: Networking) -> dict[str, Any]:
+    """What is reached unasked. `private_hosts` is ours. Package registries are hosts like others here."""
+    if networking.type == "unrestricted":
+        return {"type": "unrestricted", "private_hosts": networking.private_hosts}
+    return {**networking.model_dump(mode="json"), "allow_package_managers": False}
 
 
 def environment_wire(
@@ -95,7 +93,7 @@ def environment_wire(
         "description": environment.description,
         "config": {
             "type": "cloud",
-            "networking": _LIMITED if sandboxed else {"type": "unrestricted"},
+            "networking": _networking_wire(environment.networking) if sandboxed else {"type": "unrestricted"},
             "packages": {"type": "packages", **{kind: [] for kind in _PACKAGE_MANAGERS}},
         },
         "metadata": {},

@@ -86,6 +86,10 @@ class IssuedCalls:
     def get(self, call_id: str) -> Issued | None:
         return self._issued.get(call_id)
 
+    def permitted(self) -> list[Issued]:
+        """Those that the CLI asked the permission callback about, and that have no result yet."""
+        return [i for i in self._issued.values() if i.permitted and not i.ended and not i.held]
+
     def spawned_by(self, model_id: str) -> str | None:
         """Our id of the call that began a subagent."""
         return next((i.use.call_id for i in reversed(list(self._with(model_id)))), None)

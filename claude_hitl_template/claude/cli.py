@@ -327,6 +327,7 @@ class CliEngine:
             url=config.model_url,
             token=config.token,
             servers=[str(server["url"]) for server in self._session.agent.mcp_servers.values()],
+            hosts=self._gate.hosts,
         )
 
     async def _open_outlets(self) -> None:
@@ -361,6 +362,7 @@ class CliEngine:
             **compile_settings(agent.policy, [*tools, "Task"], list(agent.mcp_servers)),
             "env": FIXED | (self._outlets.fixed() if self._outlets else {}),
             "disableSkillShellExecution": True,
+            "skipWebFetchPreflight": True,  # it asks a service of Anthropic's about each domain, which no sandbox reaches
         }
         transcript_id = self._session.transcript_id
         return ClaudeAgentOptions(

@@ -1,14 +1,16 @@
 """The proxy on a sandbox's loopback interface, served by the session's owner: the only way out but the model's socket.
 
-What it lets through was declared or decided: the servers that the agent's `mcp_servers` name, and, while it runs, the
-host of a WebFetch call that was allowed. Everything else is refused with a reason that the agent can read. Names are
-resolved here, once for each connection, so that no answer of a name server can lead elsewhere after it was checked.
+What it lets through was declared or decided: the servers that the agent's `mcp_servers` name, while it runs the host of a
+WebFetch call that was allowed, and what the environment, a rule or a human allows (`hosts.py`). Everything else is refused
+with a reason that the agent can read. Names are resolved here, once for each connection, so that no answer of a name server
+can lead elsewhere after it was checked; and only those that may be reached, for a name that is looked up is told to others.
 """
 
 import asyncio
 import contextlib
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ from urllib.parse import urlsplit
 import h11
 import structlog
 
+from claude_hitl_template.claude.hosts import MAY_NOT, Access, Host, HostGate
 from claude_hitl_template.model.http1 import (
     READ_BYTES,
     ClientConnection,
@@ -26,13 +29,17 @@ from claude_hitl_template.model.http1 import (
     text_headers,
     while_there,
 )
+from claude_hitl_template.policy.web import clear_name
 
 log = structlog.get_logger()
 
 CONNECT_S = 10.0
 PORTS = {"http": 80, "https": 443}
 
-type Host = tuple[str, int]
+NEVER_PUBLIC = ("localhost", "local", "internal", "home.arpa")
+_TARGET = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):[0-9]+")
+PRIVATE = "{name} is an address of this machine or of a private network, which no session may reach"
+
 type Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -64,13 +71,27 @@ def is_public(address: str) -> bool:
 
 
 def host_of(url: str) -> Host | None:
-    """Whom a URL is for; None for one that is not http or https."""
+    """Whom a URL is for; None for one that is not http or https, or whose host can be read in two ways."""
     try:
         found = urlsplit(url)
-        port = found.port or PORTS[found.scheme]
+        port = PORTS[found.scheme] if found.port is None else found.port
+        name = clear_name((found.hostname or "").encode("idna").decode())
     except (ValueError, KeyError):
         return None
-    return (_plain(found.hostname), port) if found.hostname else None
+    return (name, port) if name and port else None
+
+
+def is_private_name(name: str) -> bool:
+    """Whether it is known that a name leads to no public address, without asking any name server."""
+    return "." not in name or name.endswith(tuple(f".{top}" for top in NEVER_PUBLIC))
+
+
+def is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class Egress:
@@ -79,11 +100,13 @@ class Egress:
     def __init__(
         self,
         declared: Iterable[str],
+        hosts: HostGate,
         *,
         resolve: Resolve = resolve,
         allows_address: Callable[[str], bool] = is_public,
     ) -> None:
         self._declared = {host for url in declared if (host := host_of(url)) is not None}
+        self._hosts = hosts
         self._opened: dict[str, set[Host]] = {}
         self._resolve, self._allows_address = resolve, allows_address
         self._connections = Connections(self._converse)
@@ -118,11 +141,14 @@ class Egress:
             except Refused as refused:
                 log.info("egress refused", target=request.target.decode("latin-1")[:200], why=refused.text)
                 text = json.dumps({"error": refused.text}).encode()
-                await client.answer(refused.status, "application/json", text)
+                # Of what a CONNECT is answered with, programs show the first line at most.
+                reason = refused.text if refused.text.isascii() and refused.text.isprintable() else ""
+                await client.answer(refused.status, "application/json", text, reason)
                 return
 
     async def _tunnel(self, client: ClientConnection, request: h11.Request) -> None:
-        host = host_of(f"https://{request.target.decode('latin-1')}")
+        target = request.target.decode("latin-1")
+        host = host_of(f"https://{target}") if _TARGET.fullmatch(target) else None
         if host is None:
             raise Refused(400, "CONNECT names a host and a port")
         reader, writer = await self._reach(host)
@@ -136,9 +162,12 @@ class Egress:
 
     async def _forward(self, client: ClientConnection, request: h11.Request) -> None:
         url = request.target.decode("latin-1")
-        host = host_of(url)
+        host = host_of(url) if url.isascii() and "\\" not in url else None
         if host is None or not url.startswith("http:"):
-            raise Refused(400, "this is a proxy: it takes CONNECT, and requests for http:// URLs")
+            raise Refused(
+                400,
+                "this is a proxy: it takes CONNECT, and requests for http:// URLs of a host that is clear",
+            )
         reader, writer = await self._reach(host)
         try:
             await _exchange(client, request, url, reader, writer)
@@ -148,27 +177,34 @@ class Egress:
     async def _reach(self, host: Host) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to a host that may be reached. Raises Refused."""
         name, port = host
-        if host in self._declared:
-            allows = _any_address
-        elif any(host in hosts for hosts in self._opened.values()):
-            allows = self._allows_address
-        else:
-            raise Refused(
-                403,
-                f"this session may not reach {name}:{port}. It reaches the servers of its agent's mcp_servers and, with "
-                "WebFetch, what a human allows; nothing else",
-            )
+        allows = _any_address if await self._access(host) == "anywhere" else self._allows_address
         try:
-            addresses = await self._resolve(name, port)
+            addresses = [name] if is_address(name) else await self._resolve(name, port)
         except OSError as error:
             raise Refused(502, f"{name} is not known here ({error.strerror})") from error
         allowed = [address for address in addresses if allows(address)]
         if not allowed:
-            raise Refused(
-                403,
-                f"{name} is an address of this machine or of a private network, which no session may reach",
-            )
+            raise Refused(403, PRIVATE.format(name=name))
         return await _connect(name, allowed, port)
+
+    async def _access(self, host: Host) -> Access:
+        """Raises Refused, also when a human was asked just now."""
+        if denied := self._hosts.denied(host):
+            raise Refused(403, denied)
+        if host in self._declared:
+            return "anywhere"
+        if any(host in hosts for hosts in self._opened.values()):
+            return "public"
+        if standing := self._hosts.standing(host):
+            return standing
+        name = host[0]
+        if (
+            not self._allows_address(name) if is_address(name) else is_private_name(name)
+        ):  # nobody is asked in vain
+            raise Refused(403, MAY_NOT.format(where=host[0], why=PRIVATE.format(name=host[0])))
+        if refusal := await self._hosts.ask(host):
+            raise Refused(403, refusal)
+        return "public"
 
 
 async def _connect(
@@ -265,7 +301,3 @@ def _raw(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 def _any_address(_address: str) -> bool:
     return True
-
-
-def _plain(name: str | None) -> str:
-    return (name or "").rstrip(".").lower()

@@ -11,10 +11,12 @@ The life of a gated call is told in docs/architecture.md. What this module adds 
 """
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ from claude_hitl_template import fault_points
 from claude_hitl_template.canonical import call_digest
 from claude_hitl_template.claude.calls import IssuedCalls, Step
 from claude_hitl_template.claude.engine import ToolResult, ToolUse
+from claude_hitl_template.claude.hosts import HostGate
 from claude_hitl_template.claude.judge import Judge, recordable
 from claude_hitl_template.errors import NotWaiting
 from claude_hitl_template.models import Approval, ApprovalState, PermissionMode, Session
@@ -77,6 +80,7 @@ class Gate:
         on_overdue: Callable[[ToolUse | None], Awaitable[None]],
         on_changed: Callable[[ToolUse], Awaitable[None]],
         is_behind: Callable[[], bool],
+        expiry: Callable[[], datetime | None] = lambda: None,
     ) -> None:
         self._store, self._session = store, session
         self._judge = Judge(workspace, is_plan_folder, plan_mode=session.agent.permission_mode == "plan")
@@ -93,6 +97,9 @@ class Gate:
         self._interrupted = False
         self._calls = IssuedCalls(workspace)
         self.deferred: str | None = None
+        self.hosts = HostGate(
+            store, session, self._judge, workspace=workspace, running=self._running, expiry=expiry
+        )
 
     # -- what the engine and the session tell the gate
 
@@ -136,6 +143,18 @@ class Gate:
         return (
             issued is not None and issued.permitted and (verdict is None or verdict.verdict is Verdict.allow)
         )
+
+    def _running(self) -> str:
+        """What runs now, in words for a human; "" for nothing."""
+        return "\n".join(
+            self._words(issued.use) for issued in self._calls.permitted() if self.began(issued.use.call_id)
+        )
+
+    def _words(self, use: ToolUse) -> str:
+        approval = self._approvals.get(use.call_id)
+        given = approval.run_input if approval and approval.run_input is not None else recordable(use.input)
+        command = given.get("command") if use.name == "Bash" else None
+        return command if isinstance(command, str) else f"{use.name} {json.dumps(given, ensure_ascii=False)}"
 
     def event_id(self, call_id: str) -> str:
         """The event that showed the call: an earlier one for a call that was held and issued again."""
@@ -197,6 +216,7 @@ class Gate:
         """What the store says now. An approval that is no longer open was denied, expired, superseded or closed."""
         self._session = session
         self._interrupted = self._interrupted or session.interrupted
+        self.hosts.update(session, approvals)
         for approval in approvals:
             if approval.call_id in self._approvals or approval.call_id == session.deferred:
                 self.register([approval])
@@ -219,6 +239,7 @@ class Gate:
     def new_turn(self) -> None:
         self.deferred, self._interrupted = None, False
         self._calls.forget()
+        self.hosts.new_turn()
 
     def end_hot_window(self) -> None:
         """What waits, and what will be asked from now on, does not keep the process."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from claude_hitl_template.claude import sandbox
 from claude_hitl_template.claude.egress import Egress
+from claude_hitl_template.claude.hosts import HostGate
 from claude_hitl_template.claude.sandbox import Places, SandboxConfig
 from claude_hitl_template.model.socket import Budget, ModelSocket
 
@@ -28,11 +29,12 @@ class Outlets:
         url: str,
         token: str,
         servers: Iterable[str],
+        hosts: HostGate,
     ) -> None:
         self._config = config
         self._places = Places(run, workspace, cli)
         self._model = ModelSocket(url, token, Budget(config.requests, config.model_bytes))
-        self.egress = Egress(servers)
+        self.egress = Egress(servers if hosts.allows_mcp_servers else (), hosts)
         self._taking: asyncio.Task[None] | None = None
         self._hand_over: socket.socket | None = None
 

@@ -14,6 +14,7 @@ from claude_hitl_template.readable import option_label, parse_input
 type Body = dict[str, Any]
 CHOICES = {"a": "allow", "d": "deny", "e": "edit", "w": "always", "y": "allow", "n": "deny"}
 TOOL_PROMPT = "allow / deny [why] / edit / always [a/d/e/w] > "
+HOST_PROMPT = "allow for now / deny [why] / always in this session [a/d/w] > "
 PLAN_PROMPT = "accept / back [comments] [a/b] > "
 
 
@@ -37,6 +38,8 @@ def ask_about(desk: Desk, approval: Mapping[str, Any]) -> Body:
             return _ask_question(desk, approval["input"])
         case "plan":
             return _ask_plan(desk)
+        case "network":
+            return _ask_host(desk)
         case _:
             return _ask_tool(desk, approval)
 
@@ -98,6 +101,21 @@ def _ask_tool(desk: Desk, approval: Mapping[str, Any]) -> Body:
             case _:
                 desk.show("allow: run exactly this. deny: do not. edit: change the input, then decide.")
                 desk.show("always: allow, and allow such calls unasked from now on in this session.")
+
+
+def _ask_host(desk: Desk) -> Body:
+    while True:
+        word, reason = _word(desk.ask(HOST_PROMPT))
+        match word:
+            case "allow":
+                return {"result": "allow"}
+            case "always":
+                return {"result": "allow", "remember": True}
+            case "deny":
+                return denial(reason or desk.ask("why? (the agent is told; Enter for no reason) > ").strip())
+            case _:
+                desk.show("allow: until the turn ends in which the agent is told. deny: not in this turn.")
+                desk.show("always: from now on in this session.")
 
 
 def _ask_question(desk: Desk, given: Mapping[str, Any]) -> Body:

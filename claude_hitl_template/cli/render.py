@@ -10,10 +10,12 @@ from rich.style import Style
 from rich.text import Text
 
 from claude_hitl_template import missing
+from claude_hitl_template.canonical import shown_host
 from claude_hitl_template.cli.visible import shown
 from claude_hitl_template.readable import (
     are_strings,
     diff_lines,
+    is_host,
     leads_to,
     option_description,
     option_label,
@@ -153,6 +155,11 @@ def input_view(tool: str, given: Mapping[str, Any]) -> list[RenderableType]:
         case "Edit" if are_strings(given, "file_path", "old_string", "new_string"):
             parts += [_field("file", rest.pop("file_path"))]
             parts += [_titled("change", _barred(diff(rest.pop("old_string"), rest.pop("new_string"))))]
+        case "Network" if is_host(given):
+            where = shown_host(rest.pop("host"), rest.pop("port"))
+            parts += [Text.assemble(shown("wants to reach  ", _FIELD), shown(where, "bold yellow"))]
+            if isinstance(given.get("because"), str):
+                parts += [_titled("because of", _barred(shown(rest.pop("because"))))]
         case "AskUserQuestion" if isinstance(given.get("questions"), list):
             parts += [_question(q) for q in rest.pop("questions")]
         case "ExitPlanMode" if isinstance(given.get("plan"), str):

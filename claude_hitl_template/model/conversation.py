@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from claude_hitl_template.events import CONTINUE, DECIDED, REFUSED
+from claude_hitl_template.events import CONTINUE, DECIDED, HOSTS_DECIDED, REFUSED
 
 HELD_MARKER = "held: another call of this batch waits for a human"
 """In the result of a call that was put off because an earlier call of its batch waits for a decision."""
@@ -113,7 +113,7 @@ def read(messages: Iterable[dict[str, Any]]) -> Conversation:
         said = _said(role, blocks)
         if said.startswith(DECIDED):
             results += _decided(said)
-        elif said and not said.startswith(CONTINUE):
+        elif said and not said.startswith((CONTINUE, HOSTS_DECIDED)):
             prompt, step, cut_off = said, 0, False
             # A prompt ends what came before; one sent while the model works leaves held calls standing.
             results = results if role == "system" else []
@@ -158,7 +158,8 @@ def _result(block: dict[str, Any], calls: dict[str, ToolUse]) -> ToolResult:
 def _decided(said: str) -> list[ToolResult]:
     """What a reminder says of held calls, one JSON object a line: to be issued again, or refused."""
     try:
-        named = [json.loads(line) for line in said.splitlines()[1:] if line != REFUSED]
+        of_calls, _, _ = said.partition(HOSTS_DECIDED)
+        named = [json.loads(line) for line in of_calls.splitlines()[1:] if line != REFUSED]
         return [
             ToolResult(
                 ToolUse(str(call["name"]), dict(call["input"])),

@@ -42,10 +42,10 @@ class ClientConnection:
         while isinstance(event := await self._event(), h11.Data):
             yield bytes(event.data)
 
-    async def start(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
+    async def start(self, status: int, headers: Iterable[tuple[str, str]], reason: str = "") -> None:
         """The answer's status and headers; its body follows by `send`, then `end`."""
         kept = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-        await self._send(h11.Response(status_code=status, headers=kept))
+        await self._send(h11.Response(status_code=status, headers=kept, reason=reason.encode("latin-1")))
 
     async def send(self, data: bytes) -> None:
         """Returns when the client has room for more."""
@@ -54,14 +54,14 @@ class ClientConnection:
     async def end(self) -> None:
         await self._send(h11.EndOfMessage())
 
-    async def answer(self, status: int, content_type: str, body: bytes) -> None:
+    async def answer(self, status: int, content_type: str, body: bytes, reason: str = "") -> None:
         """A whole answer, after which the connection is closed: what is left of the request is not read."""
         headers = [
             ("content-type", content_type),
             ("content-length", str(len(body))),
             ("connection", "close"),
         ]
-        await self.start(status, headers)
+        await self.start(status, headers, reason)
         await self.send(body)
         await self.end()
 

@@ -4,8 +4,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from claude_hitl_template.canonical import shown_host
 from claude_hitl_template.panel.markup import code, diff, facts, fold, limited, line, markdown, text
-from claude_hitl_template.readable import are_strings, option_description, option_label, question_options
+from claude_hitl_template.readable import (
+    are_strings,
+    is_host,
+    option_description,
+    option_label,
+    question_options,
+)
 
 LONG_LINES = 30
 
@@ -29,6 +36,11 @@ def call_view(tool: str, given: Mapping[str, Any], *, folded: bool = False) -> s
             parts.append(facts([("file", rest.pop("file_path"))]))
             old, new = rest.pop("old_string"), rest.pop("new_string")
             parts.append(_long(diff(old, new), f"{old}\n{new}", "The change", folded=folded))
+        case "Network" if is_host(given):
+            where = shown_host(rest.pop("host"), rest.pop("port"))
+            parts.append(facts([("wants to reach", where)]))
+            if isinstance(given.get("because"), str):
+                parts += [line("because of"), _code(rest.pop("because"), "What ran", folded=folded)]
         case "AskUserQuestion" if isinstance(given.get("questions"), list):
             parts += [_question(asked, given.get("answers")) for asked in rest.pop("questions")]
             rest.pop("answers", None)

@@ -65,7 +65,7 @@ def refused(
 def _confirmation(approval: Approval, inputs: Inputs) -> list[UserToolConfirmation]:
     name = approval.id
     choice = said(inputs, f"{name}.do")
-    if not choice and said(inputs, "batch") == "allow" and approval.kind == "tool":
+    if not choice and said(inputs, "batch") == "allow" and approval.kind in ("tool", "network"):
         choice = "allow"
     match choice:
         case "" | "later":
@@ -74,7 +74,7 @@ def _confirmation(approval: Approval, inputs: Inputs) -> list[UserToolConfirmati
             return [_build(approval, result="deny", deny_message=_reason(inputs, f"{name}.reason"))]
         case "allow" if approval.kind != "question":
             return [_build(approval, result="allow")]
-        case "remember" if approval.kind == "tool":
+        case "remember" if approval.kind in ("tool", "network"):
             return [_build(approval, result="allow", remember=True)]
         case "edit" if approval.kind == "tool":
             return [_build(approval, result="allow", **_edited(approval, inputs))]

@@ -261,7 +261,7 @@ def decision_form(
 
 
 def _allow_all(waiting: Sequence[Approval], action: str) -> str:
-    if any(a.kind != "tool" for a in waiting):
+    if any(a.kind not in ("tool", "network") for a in waiting):
         return ""
     return _button("batch", "allow", f"Allow all {len(waiting)}", action, kind="hitl-plain")
 
@@ -287,7 +287,7 @@ def _call(
     ])  # fmt: skip
     if approval.state is not ApprovalState.PENDING:
         return card(shown, head, line(fate(approval), "hitl-bold"))
-    controls = {"tool": _tool, "question": _questions, "plan": _plan}[approval.kind]
+    controls = {"tool": _tool, "network": _host, "question": _questions, "plan": _plan}[approval.kind]
     return card(
         shown, head, filled.error(approval.id), controls(approval, filled, action, alone), kind="hitl-wait"
     )
@@ -343,6 +343,21 @@ def _tool(approval: Approval, filled: Filled, action: str, alone: bool) -> str:
     if remembered:
         choices = {"allow": "Allow", "remember": f"Allow and remember {remembered}", **choices}
     return f"{_radios(f'{name}.do', choices, filled)}{reason}{edit}"
+
+
+def _host(approval: Approval, filled: Filled, action: str, alone: bool) -> str:
+    name = approval.id
+    reason = _reason(name, "If you deny: why? The agent is told", filled)
+    rule = _remembered(approval)
+    choices = {"allow": "Allow for now", "remember": "Allow for this session", "deny": "Deny"}
+    if not rule:
+        del choices["remember"]
+    said = (
+        line(f"For now: until the turn ends in which the agent is told. For this session: {rule}")
+        if rule
+        else ""
+    )
+    return f"{reason}{_verdict(name, choices, filled, action, alone)}{said}"
 
 
 def _questions(approval: Approval, filled: Filled, action: str, alone: bool) -> str:

@@ -20,6 +20,9 @@ Bash
     known to leave its arguments alone counts as one that runs them. Options may stand between the pattern's
     words, and the pattern's own options anywhere. Outside remain what `python -c` puts together as it runs, scripts
     on disk, programs under another name, and aliases from files.
+Hosts
+    `Network(files.example.org:443)` speaks of connections of the sandbox, `Network(*.example.org)` of all hosts below a
+    name. Without a port an allow pattern is for 80 and 443, a deny or ask pattern for every port.
 Paths
     Globs with `*`, `?` and `**`, relative to the workspace (`x`, `./x`), absolute (`//x`) or under home
     (`~/x`). An allow pattern must match where the path really leads, and name `.claude`, `.git` or
@@ -42,7 +45,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from claude_hitl_template import missing
-from claude_hitl_template.canonical import canonical_json, digest
+from claude_hitl_template.canonical import canonical_json, digest, shown_host
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.policy.bash import Segment as Segment
 from claude_hitl_template.policy.bash import may_run
@@ -60,7 +63,14 @@ from claude_hitl_template.policy.paths import (
     resolved,
     split_glob,
 )
-from claude_hitl_template.policy.web import HOST, clear_host, rule_domain, web_matches
+from claude_hitl_template.policy.web import (
+    HOST,
+    check_entry,
+    clear_host,
+    covers,
+    rule_domain,
+    web_matches,
+)
 
 PolicyName = Literal["always_allow", "always_ask", "always_deny"]
 
@@ -81,7 +91,8 @@ _SPAWN_FIELDS = frozenset({"description", "prompt", "subagent_type", "model", "e
 _READING = frozenset({"Read", "Glob", "Grep", "LS", "NotebookRead"})
 _EDITING = frozenset({"Edit", "Write", "MultiEdit", "NotebookEdit"})
 _SEARCHING = frozenset({"Glob", "Grep", "LS"})
-_OTHERS = frozenset({"Bash", "WebFetch", "WebSearch", "Skill", "KillShell", "TaskStop", "Monitor"})
+NETWORK = "Network"  # no tool of the CLI's: what a session wants to reach is asked under this name
+_OTHERS = frozenset({NETWORK, "Bash", "WebFetch", "WebSearch", "Skill", "KillShell", "TaskStop", "Monitor"})
 _KNOWN = _QUESTIONS | _HARMLESS | _SPAWNING | _READING | _EDITING | _OTHERS
 
 _PATH_FIELD = {
@@ -95,6 +106,7 @@ _REQUIRED_TEXT: dict[str, tuple[str, ...]] = {
     "Bash": ("command",),
     "WebFetch": ("url",),
     "WebSearch": ("query",),
+    NETWORK: ("host",),
 }
 _OPTIONAL_TEXT = {"Glob": ("path",), "Grep": ("path", "glob")}
 
@@ -151,7 +163,8 @@ class PermissionPolicy(BaseModel):
 
     `default` None: what writes, runs or leaves the machine asks; reading inside the workspace and the
     session's own bookkeeping do not. "always_ask": nothing runs unasked. "always_deny": nothing runs without
-    a rule. "always_allow" is permitted, as an explicit choice; questions to the human are asked even then.
+    a rule. "always_allow" is permitted, as an explicit choice; questions to the human, and hosts that no rule names,
+    are asked even then.
     `servers` has a default of their own for the tools of single MCP servers, by the server's name.
     """
 
@@ -305,7 +318,8 @@ def compile_settings(
     # The CLI spells server names in tool names like this.
     servers = [f"mcp__{re.sub('[^a-zA-Z0-9_-]', '_', server)}" for server in mcp_servers]
     ask = dict.fromkeys([*tools, *servers])
-    deny = dict.fromkeys(r.rule for r in policy.rules if r.policy == "always_deny" and r.digest is None)
+    denied = (r.rule for r in policy.rules if r.policy == "always_deny" and r.digest is None)
+    deny = dict.fromkeys(rule for rule in denied if _parse(rule)[0] != NETWORK)  # the CLI knows no such tool
     return {"permissions": {"ask": list(ask), "deny": list(deny)}}
 
 
@@ -350,6 +364,8 @@ def _check_spec(tool: str, spec: str, *, allows: bool) -> None:
     elif tool == "WebFetch":
         if not spec.startswith("domain:") or not HOST.fullmatch(rule_domain(spec)):
             raise ValueError(f"`WebFetch({spec})`: write `WebFetch(domain:example.com)`, subdomains included")
+    elif tool == NETWORK:
+        check_entry(spec)
     else:
         raise ValueError(f"`{tool}` takes no pattern; write `{tool}`")
 
@@ -395,6 +411,7 @@ class _Call:
         fields: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
         sound = all(isinstance(fields.get(key), str) and fields[key] for key in _REQUIRED_TEXT.get(name, ()))
         sound &= all(isinstance(fields.get(key, ""), str) for key in _OPTIONAL_TEXT.get(name, ()))
+        sound &= name != NETWORK or isinstance(fields.get("port"), int)
         try:
             canonical_json(fields)
         except InvalidInput:
@@ -444,6 +461,8 @@ def _by_default(default: PolicyName | None, call: _Call) -> Verdict:
         return Verdict.deny
     if default == "always_ask" or not call.sound or call.name in _QUESTIONS:
         return Verdict.ask
+    if call.name == NETWORK:
+        return Verdict.ask
     if default == "always_allow" or call.name in _HARMLESS:
         return Verdict.allow
     if call.name in _SPAWNING:
@@ -464,6 +483,8 @@ def _narrow_text(call: _Call) -> str | None:
         return f"Bash({call.text('command')})" if _is_simple_command(call.text("command")) else None
     if call.name == "WebFetch":
         return f"WebFetch(domain:{host})" if (host := clear_host(call.text("url"))) else None
+    if call.name == NETWORK:
+        return f"{NETWORK}({shown_host(call.text('host'), call.given['port'])})"
     if re.fullmatch(r"mcp__.+__[^*]+", call.name):
         return call.name
     file = call.portable(call.one_file) if call.one_file else None
@@ -502,6 +523,9 @@ def _spec_matches(tool: str, spec: str, policy: PolicyName, call: _Call) -> bool
         return _bash_allows(spec, call) if allows else _bash_guards(spec, call)
     if tool == "WebFetch":
         return web_matches(spec, call.text("url"), allows=allows)
+    if tool == NETWORK:
+        port = call.given.get("port")
+        return isinstance(port, int) and covers(spec, call.text("host"), port, any_port=not allows)
     if allows:
         return _path_allows(spec, call)
     return _path_guards(spec, call, searches_below=policy == "always_ask")

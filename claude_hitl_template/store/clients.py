@@ -370,7 +370,7 @@ async def _queue(unit: SessionUnit, message: UserMessage) -> list[Event]:
         unit.set(first_words=said[:FIRST_WORDS])
     queued = await unit.append([events.draft("user.message", queued=True, content=content)])
     waits = (unit.session.stop_reason or {}).get("type") == "requires_action"
-    if not waits:  # a message while an approval waits is queued behind the turn that waits
+    if not (waits and await unit.holds_up()):  # a message while a call waits is queued behind its turn
         await unit.run()
     unit.wake()
     return queued

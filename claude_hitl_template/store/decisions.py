@@ -26,6 +26,10 @@ async def confirm(unit: SessionUnit, said: UserToolConfirmation, decided_by: str
         )
     run_input = _run_input(approval, said)
     if run_input is not None and approval.kind != "question" and run_input != approval.input:
+        if approval.kind == "network":
+            raise InvalidInput(
+                "a host is allowed or denied as it was asked for; deny this one", "updated_input"
+            )
         check_edit(approval.tool_name, approval.input, run_input)
         _check_policy(unit.session, approval, run_input)
     decision = Decision(
@@ -71,6 +75,8 @@ async def _decide(
     sent = await unit.append([_confirmation(approval, decision)])
     if approval.held and run_input is None:
         await unit.tell_later(decided)
+    elif approval.kind == "network":
+        await unit.open_host(decided)
     await unit.after_decisions()
     unit.wake()
     return sent
@@ -174,7 +180,7 @@ def _remember(
 ) -> Rule | None:
     if not said.remember or run_input is None:
         return None
-    if approval.kind != "tool":
+    if approval.kind not in ("tool", "network"):
         raise InvalidInput(
             "a question or a plan is asked anew each time; it cannot be remembered", "remember"
         )

@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from claude_hitl_template import events
-from claude_hitl_template.errors import InvalidInput, NotWaiting
+from claude_hitl_template.canonical import call_digest
+from claude_hitl_template.errors import Conflict, InvalidInput, NotWaiting
 from claude_hitl_template.events import Draft
 from claude_hitl_template.models import (
     KINDS,
@@ -20,6 +21,7 @@ from claude_hitl_template.models import (
     Usage,
     new_id,
 )
+from claude_hitl_template.policy import NETWORK
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase, preview_topic, wake_topic
 from claude_hitl_template.store.protocol import Call, TimeRange, TranscriptKey, TurnEnding
@@ -30,6 +32,7 @@ CLIENTS_EVENTS = ("user.", "system.")
 TOOL_USES = ("agent.tool_use", "agent.mcp_tool_use")
 TRANSCRIPT_PIECE = 200  # entries that are read at once
 LOST_CALLS = 10_000  # more than any session has
+HOSTS_AT_ONCE = 20  # that wait for a decision in one session
 LEASE_S = 15.0  # a third of it passes between two renewals; see session.RENEW_S
 
 
@@ -74,7 +77,8 @@ class OwnerRules(StoreBase):
             )  # by their place in the log, which no clock changes
             of_this_turn = {use.id for use in uses}
             # One that was issued again was shown in an earlier turn.
-            asked = [a for a in found if a.event_id in of_this_turn or a.call_id != a.event_id]
+            calls = [a for a in found if a.kind != "network"]
+            asked = [a for a in calls if a.event_id in of_this_turn or a.call_id != a.event_id]
             known = await tx.known_events(session_id, [events.tool_result_id(a.event_id) for a in asked])
             return [a for a in asked if events.tool_result_id(a.event_id) not in known]
 
@@ -142,6 +146,20 @@ class OwnerRules(StoreBase):
             if any(a.state is ApprovalState.PENDING for a in opened) and None in known:
                 await unit.after_decisions()
         return opened
+
+    async def ask_network(
+        self,
+        session_id: str,
+        epoch: int,
+        call_id: str,
+        given: Mapping[str, Any],
+        *,
+        cwd: str,
+        expires_at: datetime | None,
+    ) -> Approval:
+        async with self._changing(session_id, "ask_network", epoch=epoch) as unit:
+            known = await _speaks_for(unit, given)
+            return known or await _ask(unit, call_id, dict(given), cwd, expires_at)
 
     async def begin_turn(self, session_id: str, epoch: int, event_id: str) -> None:
         async with self._changing(session_id, "begin_turn", epoch=epoch) as unit:
@@ -269,6 +287,48 @@ class OwnerRules(StoreBase):
             await SessionUnit.load_owned(tx, scope, epoch, self._clock())
 
 
+async def _speaks_for(unit: SessionUnit, given: Mapping[str, Any]) -> Approval | None:
+    """An approval of this host and port that counts."""
+    refused = [await unit.tx.approval(approval_id) for approval_id in unit.session.refused_hosts]
+    for approval in [*await unit.open_approvals(), *refused]:
+        if approval is not None and approval.kind == "network" and _is_same_host(approval, given):
+            return approval
+    return None
+
+
+def _is_same_host(approval: Approval, given: Mapping[str, Any]) -> bool:
+    return all(approval.input.get(name) == given[name] for name in ("host", "port"))
+
+
+async def _ask(
+    unit: SessionUnit, call_id: str, given: dict[str, Any], cwd: str, expires_at: datetime | None
+) -> Approval:
+    if unit.session.interrupted:
+        raise NotWaiting("the turn was interrupted")
+    if sum(a.kind == "network" for a in await unit.pending()) >= HOSTS_AT_ONCE:
+        raise Conflict(f"{HOSTS_AT_ONCE} hosts wait for a decision already")
+    approval = Approval(
+        id=new_id("appr"),
+        session_id=unit.session.id,
+        key_id=unit.session.key_id,
+        event_id=call_id,
+        call_id=call_id,
+        batch=(call_id,),
+        kind="network",
+        tool_name=NETWORK,
+        input=given,
+        digest=call_digest(given, cwd),
+        cwd=cwd,
+        folder=".",
+        held=True,
+        created_at=unit.now,
+        expires_at=expires_at,
+    )
+    await unit.append([events.tool_use(call_id, NETWORK, given, "ask", None)])
+    await unit.tx.put_approval(approval)
+    return approval
+
+
 async def _append(unit: SessionUnit, drafts: Sequence[Draft]) -> None:
     """Events of the owner; a result among them closes its call's approval. What a human said is not its to say."""
     said = next((draft.type for draft in drafts if draft.type.startswith(CLIENTS_EVENTS)), None)
@@ -349,6 +409,8 @@ async def _held_twin(unit: SessionUnit, call: Call) -> Approval | None:
     for approval in [*await unit.open_approvals(), *refused]:
         if approval is None or not approval.held or approval.state is ApprovalState.CLAIMED:
             continue
+        if approval.kind == "network":  # which no call of the model's can be
+            continue
         if approval.tool_name == call.tool_name and _is_same(approval, call):
             return approval
     return None
@@ -365,7 +427,8 @@ async def _finish(unit: SessionUnit, stop_reason: dict[str, Any]) -> None:
     """The turn is over: what is asked still waits, what was decided and reminded of in vain is superseded."""
     interrupted, failed = unit.session.interrupted, stop_reason == events.RETRIES_EXHAUSTED
     untold = () if interrupted else unit.session.untold
-    unit.set(turn=None, deferred=None, interrupted=False, untold=untold)
+    refused = tuple(i for i in unit.session.refused_hosts if i in untold)
+    unit.set(turn=None, deferred=None, interrupted=False, untold=untold, refused_hosts=refused)
     left: list[Approval] = []
     for approval in await unit.open_approvals():
         if approval.state is ApprovalState.CLAIMED:
@@ -381,10 +444,12 @@ async def _finish(unit: SessionUnit, stop_reason: dict[str, Any]) -> None:
         await unit.tx.put_approval(left[-1])
     await unit.close_unknown()
     await unit.append([events.usage_event(unit.session.usage, unit.session.active_seconds)])
-    pending = [a.event_id for a in left if a.state is ApprovalState.PENDING]
-    if pending:
-        await unit.idle(events.requires_action(pending))
-    elif not failed and (left or untold or await unit.tx.queued(unit.session.id)):
+    pending = [a for a in left if a.state is ApprovalState.PENDING]
+    holds_up = any(a.kind != "network" for a in pending)
+    goes_on = len(left) > len(pending) or untold or await unit.tx.queued(unit.session.id)
+    if not holds_up and not failed and goes_on:
         await unit.run()
+    elif pending:
+        await unit.idle(events.requires_action([a.event_id for a in pending]))
     elif (unit.session.status, unit.session.stop_reason) != ("idle", stop_reason):
         await unit.idle(stop_reason)

@@ -355,6 +355,24 @@ class Owners(Reachable, SavedBlobs, Protocol):
         """
         ...
 
+    async def ask_network(
+        self,
+        session_id: str,
+        epoch: int,
+        call_id: str,
+        given: Mapping[str, Any],
+        *,
+        cwd: str,
+        expires_at: datetime | None,
+    ) -> Approval:
+        """Asks a human whether the session may reach a host; the turn goes on meanwhile. `given`: host, port, because.
+
+        Returns what speaks for this host and port: the approval that was opened now (with an event `call_id`), one that
+        waits or is allowed, or one that was refused in this turn. Raises Conflict when HOSTS_AT_ONCE wait already,
+        NotWaiting when the turn was interrupted.
+        """
+        ...
+
     async def begin_turn(self, session_id: str, epoch: int, event_id: str) -> None:
         """Takes the queued user.message `event_id` up."""
         ...
@@ -397,7 +415,8 @@ class Owners(Reachable, SavedBlobs, Protocol):
         ...
 
     async def remind(self, session_id: str, epoch: int, approval_ids: Sequence[str]) -> None:
-        """The model was told that these held calls are decided; at the next turn's end they are superseded."""
+        """The model was told that these held calls are decided; at the next turn's end they are superseded, and hosts that
+        were allowed are closed."""
         ...
 
     async def release(self, session_id: str, epoch: int) -> bool:

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from claude_hitl_template import events
+from claude_hitl_template.canonical import shown_host
 from claude_hitl_template.errors import NotFound, StaleOwner
 from claude_hitl_template.events import Draft
 from claude_hitl_template.models import (
@@ -30,6 +31,15 @@ def denial(refused: Approval) -> str:
         return "Denied: nobody decided on this call in time."
     said = refused.decision.deny_message if refused.decision else None
     return f"Denied by a human: {said}" if said else "Denied by a human. No reason was given."
+
+
+def host_opened(allowed: Approval) -> str:
+    where = shown_host(allowed.input["host"], allowed.input["port"])
+    if allowed.decision is not None and allowed.decision.remember is not None:
+        return f"Allowed by a human: this session may reach {where} from now on."
+    return (
+        f"Allowed by a human: this session may reach {where} until the turn ends in which the agent is told."
+    )
 
 
 class SessionUnit:
@@ -133,21 +143,36 @@ class SessionUnit:
     async def pending(self) -> list[Approval]:
         return [a for a in await self.open_approvals() if a.state is ApprovalState.PENDING]
 
+    async def holds_up(self) -> bool:
+        """Whether a call waits for a human. A host that does keeps nothing from going on."""
+        return any(a.kind != "network" for a in await self.pending())
+
     async def supersede(self) -> None:
         """Nothing that waits, or was allowed and has not begun, will run any more."""
-        self.set(untold=())
+        self.set(untold=(), refused_hosts=())
         for approval in await self.open_approvals():
             if approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED):
                 await self.supersede_one(approval)
 
     async def supersede_one(self, approval: Approval) -> None:
+        if approval.kind == "network" and approval.state is ApprovalState.ALLOWED:  # it was open until now
+            claimed = approval.to(ApprovalState.CLAIMED)
+            await self.tx.put_approval(claimed.to(ApprovalState.SUCCEEDED, closed_at=self.now))
+            return
         await self.tx.put_approval(approval.to(ApprovalState.SUPERSEDED, closed_at=self.now))
         await self._append_result(approval, NOT_RUN)
 
     async def tell_later(self, refused: Approval) -> None:
         """The model was told to issue the call again; it will be told not to, when its turn comes."""
         self.set(untold=(*self.session.untold, refused.id))
+        if refused.kind == "network":
+            self.set(refused_hosts=(*self.session.refused_hosts, refused.id))
         await self._append_result(refused, denial(refused))
+
+    async def open_host(self, allowed: Approval) -> None:
+        """The result of an allowed host comes with the decision: nothing runs."""
+        blocks = events.text_blocks(host_opened(allowed))
+        await self.append([events.tool_result(allowed.event_id, blocks, is_error=False)])
 
     async def _append_result(self, approval: Approval, text: str, outcome: str | None = None) -> None:
         """The one result of a call that the CLI will not give one, or gives one that is not committed again."""
@@ -178,14 +203,14 @@ class SessionUnit:
             interrupted=False,
             turn=None if self.session.interrupted else self.session.turn,
         )
+        waits = await self.holds_up()
         pending = [a.event_id for a in await self.pending()]
-        await self.idle(events.requires_action(pending) if pending else events.RETRIES_EXHAUSTED)
+        await self.idle(events.requires_action(pending) if waits else events.RETRIES_EXHAUSTED)
 
     async def after_decisions(self) -> None:
         """Says what is still waited for, or goes on when nothing is."""
-        pending = await self.pending()
-        if pending:
-            await self.idle(events.requires_action([a.event_id for a in pending]))
+        if await self.holds_up():
+            await self.idle(events.requires_action([a.event_id for a in await self.pending()]))
         else:
             await self.run()
 

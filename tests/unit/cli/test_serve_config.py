@@ -1,5 +1,6 @@
 """Serve ignores what it does not know; what is deployed has nothing of that, and no secret."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 
 from claude_hitl_template.cli import serve_config
 from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.models import Networking
 from claude_hitl_template.settings import Settings
 
 SHIPPED = Path(__file__).parents[3] / "data" / "config"
@@ -124,7 +126,16 @@ def test_chosen_settings_travel_but_no_secret_and_nothing_of_this_machine(make_s
     assert serve_config.travelling(settings) == {
         "HITL_HOT_WINDOW_S": "5.0",
         "CONTAINER_IMAGE_URI": "localhost/w:1",
-        "HITL_ENVIRONMENTS": '{"d": {"name": null, "description": null, "image": "localhost/w:2"}}',
+        "HITL_ENVIRONMENTS": json.dumps(
+            {
+                "d": {
+                    "name": None,
+                    "description": None,
+                    "image": "localhost/w:2",
+                    "networking": Networking().model_dump(),
+                }
+            }
+        ),
     }
 
 
