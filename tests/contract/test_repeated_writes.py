@@ -72,6 +72,11 @@ async def live(store: Any, clock: Any, *, until: str, once: str = "") -> str:
     calls = [ask_for(call_id) for call_id in "abcd"]
     drafts = [events.tool_use(c.call_id, c.tool_name, c.input, c.verdict, None) for c in calls]
     await store.open_calls(sid, epoch, drafts, calls, cwd="/w", expires_at=clock.now)
+    one, two = "one.example.org", "two.example.org"
+    for host in (one, two):
+        given = {"host": host, "port": 443, "because": "ls"}
+        await store.ask_network(sid, epoch, host, given, cwd="/w", expires_at=None)
+    await send("h", said(one, "allow"), said(two, "deny"))
     await send("m", message("more"))
     await send("a", said("a", "allow", remember=True))
     await send("b", said("b", "deny", deny_message="no"))
@@ -85,8 +90,8 @@ async def live(store: Any, clock: Any, *, until: str, once: str = "") -> str:
         {"scope": sid, "project_key": "-", "session_id": "s", "subpath": ""}, [{"uuid": "1"}], epoch=epoch
     )
     await store.defer(sid, epoch, "d")
-    [refused] = (await store.snapshot(sid, epoch)).untold
-    await store.remind(sid, epoch, [refused.id])
+    refused = (await store.snapshot(sid, epoch)).untold
+    await store.remind(sid, epoch, [a.id for a in refused])
     await store.end_turn(
         sid, epoch, [events.agent_message("say", "hi")], end_id="end", usage=Usage(input_tokens=3),
         stop_reason=events.END_TURN,

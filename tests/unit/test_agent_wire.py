@@ -4,12 +4,13 @@ import json
 from typing import Any
 
 import pytest
-from anthropic.types.beta import BetaCloudConfig, BetaEnvironment
+from anthropic.types.beta import BetaCloudConfig, BetaEnvironment, BetaLimitedNetwork
+from pydantic import ValidationError
 
 from claude_hitl_template.api.agents import AgentBody, agent_wire, build_agent
 from claude_hitl_template.api.reading import parse
 from claude_hitl_template.api.wire import environment_wire
-from claude_hitl_template.models import Agent, Environment
+from claude_hitl_template.models import Agent, Environment, Networking
 
 TOOLSET = {"type": "agent_toolset_20260401"}
 WIKI = {"type": "url", "name": "wiki", "url": "https://wiki.example/mcp"}
@@ -99,3 +100,21 @@ def test_an_environment_says_what_its_sessions_reach(sandboxed: bool, network: s
     strict = BetaEnvironment.model_validate_json(json.dumps(shown), strict=True)
     assert isinstance(strict.config, BetaCloudConfig)
     assert strict.config.networking.type == network
+
+
+def test_networking_is_shown_as_the_protocol_has_it():
+    listed = Networking(allowed_hosts=("*.example.org", "api.example.com:8443"), allow_mcp_servers=False)
+    shown = environment_wire(Environment(networking=listed), None, sandboxed=True)
+    strict = BetaEnvironment.model_validate_json(json.dumps(shown), strict=True)
+    assert isinstance(strict.config, BetaCloudConfig)
+    assert isinstance(strict.config.networking, BetaLimitedNetwork)
+    assert strict.config.networking.allowed_hosts == ["*.example.org", "api.example.com:8443"]
+    assert strict.config.networking.allow_mcp_servers is False
+    wide = environment_wire(Environment(networking=Networking(type="unrestricted")), None, sandboxed=True)
+    assert BetaEnvironment.model_validate_json(json.dumps(wide), strict=True)
+
+
+@pytest.mark.parametrize("entry", ["*", "*.", "", "exa mple.org", "example.org:0", "example.org:70000", "0x7f.1", "https://x.org"])  # fmt: skip  # noqa: E501
+def test_an_entry_that_names_no_host_is_refused_with_what_to_write(entry: str):
+    with pytest.raises(ValidationError, match=r"\*\.example\.org"):
+        Networking(allowed_hosts=(entry,))

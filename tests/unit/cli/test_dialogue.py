@@ -40,11 +40,14 @@ class Typist:
 
 
 def approval(kind: str = "tool", **given: Any) -> dict[str, Any]:
-    name = {"tool": "Bash", "question": "AskUserQuestion", "plan": "ExitPlanMode"}[kind]
-    shown = (
-        given
-        or {"tool": {"command": "ls"}, "question": {"questions": QUESTIONS}, "plan": {"plan": "# P"}}[kind]
-    )
+    name = {"tool": "Bash", "question": "AskUserQuestion", "plan": "ExitPlanMode", "network": "Network"}[kind]
+    inputs = {
+        "tool": {"command": "ls"},
+        "question": {"questions": QUESTIONS},
+        "plan": {"plan": "# P"},
+        "network": {"host": "files.example.org", "port": 443, "because": "curl"},
+    }
+    shown = given or inputs[kind]
     return {"id": "appr_1", "kind": kind, "tool_name": name, "cwd": "/w", "input": shown, "agent_id": None}
 
 
@@ -149,3 +152,16 @@ def test_scripted_decisions() -> None:
 def test_a_question_without_options_is_not_answered_by_script() -> None:
     with pytest.raises(InvalidInput, match="nothing to choose"):
         scripted(approval("question", questions=[{"question": "Why?", "options": []}]), "allow", None)
+
+
+@pytest.mark.parametrize(
+    ("lines", "body"),
+    [
+        (["a"], {"result": "allow"}),
+        (["w"], {"result": "allow", "remember": True}),
+        (["d not ours"], {"result": "deny", "deny_message": "not ours"}),
+        (["e", "?", "d", ""], {"result": "deny"}),
+    ],
+)
+def test_a_host_is_allowed_for_now_for_the_session_or_denied(lines: list[str], body: dict[str, Any]) -> None:
+    assert decided(*lines, kind="network") == body

@@ -48,6 +48,15 @@ def test_a_command_is_shown_whole_with_folder_and_every_other_field() -> None:
         assert part in found
 
 
+def test_a_host_is_shown_with_its_port_and_the_command_that_wants_it() -> None:
+    given = {"host": "files.example.org", "port": 443, "because": "curl https://files.example.org/\nls"}
+    found = seen("Network", given, kind="network")
+    for part in ("wants to reach  files.example.org:443", "│ curl https://files.example.org/\n", "│ ls\n"):
+        assert part in found
+    assert summary(given) == "files.example.org:443 because of: curl https://files.example.org/ ls"
+    assert summary({"host": "2606:4700::1", "port": 80}) == "[2606:4700::1]:80"
+
+
 def test_a_file_is_shown_with_its_whole_content() -> None:
     content = "\n".join(f"line {n}" for n in range(200)) + "\n"
     found = seen("Write", {"file_path": "x.txt", "content": content})

@@ -158,3 +158,23 @@ def test_all_names_in_forms_are_ours() -> None:
         name = attributes.get("name") or ""
         assert html.escape(name) == name
     assert json.dumps(sorted(reader.values))
+
+
+HOST = {"host": "files.example.org", "port": 443, "because": "curl <b>https://files.example.org/</b>"}
+
+
+def test_a_host_is_shown_with_port_and_command_and_decided_for_now_or_for_the_session() -> None:
+    call = approval("Network", HOST, kind="network", folder=".", held=True)
+    shown = str(forms.decision_form(asked(call), utcnow(), {"back": ""}))
+    for part in ("files.example.org:443", "curl &lt;b&gt;", "Allow for now", "Allow for this session", "Network(files.example.org:443)"):  # fmt: skip  # noqa: E501
+        assert part in shown
+    assert "Allow this instead" not in shown
+    inputs = {f"{call.id}.do": "remember"}
+    [said] = decide.confirmations([call], inputs)
+    assert (said.result, said.remember) == ("allow", True)
+
+
+def test_hosts_and_calls_are_allowed_together() -> None:
+    calls = [approval("Network", HOST, kind="network", folder="."), approval()]
+    assert "Allow all 2" in str(forms.decision_form(asked(*calls), utcnow(), {"back": ""}))
+    assert len(decide.confirmations(calls, {"batch": "allow"})) == 2
