@@ -384,7 +384,9 @@ class CliEngine:
             include_partial_messages=True,
             can_use_tool=self._can_use_tool,
             hooks={
-                "PreToolUse": [HookMatcher(hooks=[self._hook], timeout=HOOK_TIMEOUT_S, on_failure="block")]
+                "PreToolUse": [HookMatcher(hooks=[self._hook], timeout=HOOK_TIMEOUT_S, on_failure="block")],
+                "PostToolUse": [HookMatcher(hooks=[self._after])],
+                "PostToolUseFailure": [HookMatcher(hooks=[self._after])],
             },
             env=launch_environment(self._config, self._outlets),
             cli_path=LAUNCHER,
@@ -413,6 +415,14 @@ class CliEngine:
                 "permissionDecisionReason": answer.message,
             }
         }
+
+    async def _after(self, given: Any, _tool_use_id: str | None, _context: Any) -> Any:
+        """Tells the model what the proxy refused while the call ran: the call's own output may not say it."""
+        refused = self._outlets.egress.refusals() if self._outlets is not None else []
+        if not refused:
+            return {}
+        told = "\n".join(["The proxy of this sandbox:", *refused])
+        return {"hookSpecificOutput": {"hookEventName": given["hook_event_name"], "additionalContext": told}}
 
     async def _can_use_tool(
         self, name: str, given: dict[str, Any], context: ToolPermissionContext

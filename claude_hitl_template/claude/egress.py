@@ -36,6 +36,7 @@ log = structlog.get_logger()
 CONNECT_S = 10.0
 PORTS = {"http": 80, "https": 443}
 
+REFUSALS_TOLD = 20
 NEVER_PUBLIC = ("localhost", "local", "internal", "home.arpa")
 _TARGET = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):[0-9]+")
 PRIVATE = "{name} is an address of this machine or of a private network, which no session may reach"
@@ -108,6 +109,7 @@ class Egress:
         self._declared = {host for url in declared if (host := host_of(url)) is not None}
         self._hosts = hosts
         self._opened: dict[str, set[Host]] = {}
+        self._refusals: dict[str, None] = {}
         self._resolve, self._allows_address = resolve, allows_address
         self._connections = Connections(self._converse)
 
@@ -123,6 +125,11 @@ class Egress:
     def shut(self, call_id: str) -> None:
         """The call has its result."""
         self._opened.pop(call_id, None)
+
+    def refusals(self) -> list[str]:
+        """What was refused since the last look, and why: programs show little of what a proxy says."""
+        found, self._refusals = list(self._refusals), {}
+        return found
 
     async def close(self) -> None:
         await self._connections.close()
@@ -140,6 +147,8 @@ class Egress:
                 await self._forward(client, request)
             except Refused as refused:
                 log.info("egress refused", target=request.target.decode("latin-1")[:200], why=refused.text)
+                if len(self._refusals) < REFUSALS_TOLD:
+                    self._refusals[refused.text] = None
                 text = json.dumps({"error": refused.text}).encode()
                 # Of what a CONNECT is answered with, programs show the first line at most.
                 reason = refused.text if refused.text.isascii() and refused.text.isprintable() else ""

@@ -12,11 +12,11 @@ from claude_hitl_template.claude import outlets
 from claude_hitl_template.claude.egress import Egress
 from claude_hitl_template.models import Approval, ApprovalState
 from claude_hitl_template.policy import PermissionPolicy, Rule
-from tests.contract.test_layers import bash, script
+from tests.contract.test_layers import Model, bash, model, script
 from tests.contract.test_session import KEY, House, driven, house, model_url, user
 from tests.serving import serving
 
-__all__ = ["model_url"]
+__all__ = ["model", "model_url"]
 
 BASH: Any = PermissionPolicy(rules=(Rule(rule="Bash", policy="always_allow"),))
 
@@ -176,3 +176,16 @@ async def test_a_decision_while_the_turn_goes_on_opens_the_host_for_the_same_tur
 
 def user_script(*steps: dict[str, Any]) -> Any:
     return user(script(*steps))
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_the_model_is_told_that_a_human_was_asked_though_the_program_shows_nothing_of_it(
+    tmp_path: Path, model: Model, site: tuple[Files, int], fails: bool
+):
+    """As curl does with what a CONNECT is answered with."""
+    command = f"curl -s https://files.example.org/{'' if fails else ' || true'}"
+    h = await house(tmp_path, model.url, script({"tools": [bash(command)]}), policy=BASH)
+    await h.drive()
+    assert len(await waiting(h)) == 1
+    assert "human was asked" not in (await results(h))[0]
+    assert "may not reach files.example.org:443 yet: a human was asked" in model.recorder.told()
