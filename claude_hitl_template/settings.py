@@ -244,6 +244,11 @@ class Settings(BaseSettings):
     sandbox_write: str = Field(
         "", description="The same for what they may write, all of them: a folder that sessions share."
     )
+    credentials: Path | None = Field(
+        None,
+        description="JSON file, mode 0600, with credentials that are put into requests of sandboxes outside of them. See "
+        "docs/security.md.",
+    )
     turn_requests: int = Field(2000, ge=1, description="Requests to the model that one turn may make.")
     turn_model_bytes: int = Field(
         4 * 1024**3,

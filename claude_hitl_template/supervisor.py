@@ -15,6 +15,7 @@ from claude_hitl_template.agent import Assignment, cleanup_actor, get_actor, lis
 from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.clocks import LeaseWatch, Pause, SteadyClock
 from claude_hitl_template.containers import Preflight
+from claude_hitl_template.credentials import Credential, read_credentials
 from claude_hitl_template.errors import ConfigError, HitlError, InternalError, NotFound
 from claude_hitl_template.image import labels, tools
 from claude_hitl_template.ledger import reach
@@ -330,7 +331,16 @@ class SupervisorService:
             writable=settings.sandbox_writable,
             requests=settings.turn_requests,
             model_bytes=settings.turn_model_bytes,
+            credentials=self._credentials(),
         )
+
+    def _credentials(self) -> tuple[Credential, ...]:
+        """As the file says now. One that was spoilt since `./hitl up` looked at it gives none."""
+        try:
+            return read_credentials(self._settings.credentials)
+        except ConfigError as error:
+            log.warning("sessions start without credentials", why=str(error))
+            return ()
 
     def _place(self, session: Session, *, contained: bool) -> Place:
         settings = self._settings

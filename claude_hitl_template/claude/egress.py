@@ -12,13 +12,17 @@ import ipaddress
 import json
 import re
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import h11
 import structlog
 
+from claude_hitl_template.canonical import shown_host
 from claude_hitl_template.claude.hosts import MAY_NOT, Access, Host, HostGate
+from claude_hitl_template.claude.injection import Injector
 from claude_hitl_template.model.http1 import (
     READ_BYTES,
     ClientConnection,
@@ -102,12 +106,14 @@ class Egress:
         self,
         declared: Iterable[str],
         hosts: HostGate,
+        injector: Injector | None = None,
         *,
         resolve: Resolve = resolve,
         allows_address: Callable[[str], bool] = is_public,
     ) -> None:
         self._declared = {host for url in declared if (host := host_of(url)) is not None}
         self._hosts = hosts
+        self._injector = injector or Injector((), Path())
         self._opened: dict[str, set[Host]] = {}
         self._refusals: dict[str, None] = {}
         self._resolve, self._allows_address = resolve, allows_address
@@ -146,20 +152,26 @@ class Egress:
                     return
                 await self._forward(client, request)
             except Refused as refused:
-                log.info("egress refused", target=request.target.decode("latin-1")[:200], why=refused.text)
-                if len(self._refusals) < REFUSALS_TOLD:
-                    self._refusals[refused.text] = None
-                text = json.dumps({"error": refused.text}).encode()
-                # Of what a CONNECT is answered with, programs show the first line at most.
-                reason = refused.text if refused.text.isascii() and refused.text.isprintable() else ""
-                await client.answer(refused.status, "application/json", text, reason)
+                await self._refuse(client, refused, request.target.decode("latin-1")[:200])
                 return
+
+    async def _refuse(self, client: ClientConnection, refused: Refused, target: str) -> None:
+        log.info("egress refused", target=target, why=refused.text)
+        if len(self._refusals) < REFUSALS_TOLD:
+            self._refusals[refused.text] = None
+        text = json.dumps({"error": refused.text}).encode()
+        # Of what a CONNECT is answered with, programs show the first line at most.
+        reason = refused.text if refused.text.isascii() and refused.text.isprintable() else ""
+        await client.answer(refused.status, "application/json", text, reason)
 
     async def _tunnel(self, client: ClientConnection, request: h11.Request) -> None:
         target = request.target.decode("latin-1")
         host = host_of(f"https://{target}") if _TARGET.fullmatch(target) else None
         if host is None:
             raise Refused(400, "CONNECT names a host and a port")
+        if self._injector.is_for(*host):
+            await self._intercept(client, host)
+            return
         reader, writer = await self._reach(host)
         try:
             await client.start(200, [])
@@ -169,6 +181,28 @@ class Egress:
         finally:
             writer.close()
 
+    async def _intercept(self, client: ClientConnection, host: Host) -> None:
+        """Ends the client's TLS here, so that credentials are added where no one in the sandbox sees them."""
+        name = host[0]
+        (await self._reach(host))[1].close()  # before the client is told that it is connected
+        context = await asyncio.to_thread(self._injector.context, name)
+        await client.start(200, [])
+        reader, writer, early = client.take_over()
+        if early:
+            return  # sent before the answer: it cannot be given back to TLS
+        await writer.start_tls(context)
+        inner = ClientConnection(reader, writer)
+        while (request := await inner.request()) is not None:
+            target = request.target.decode("latin-1")
+            try:
+                if not target.startswith("/"):  # the URL of another host
+                    await self._refuse(inner, Refused(400, "a request here begins with its path"), name)
+                    return
+                await self._exchange_with(inner, request, f"https://{shown_host(*host)}{target}", host)
+            except Refused as refused:
+                await self._refuse(inner, refused, name)
+                return
+
     async def _forward(self, client: ClientConnection, request: h11.Request) -> None:
         url = request.target.decode("latin-1")
         host = host_of(url) if url.isascii() and "\\" not in url else None
@@ -177,11 +211,31 @@ class Egress:
                 400,
                 "this is a proxy: it takes CONNECT, and requests for http:// URLs of a host that is clear",
             )
+        await self._exchange_with(client, request, url, host)
+
+    async def _exchange_with(
+        self, client: ClientConnection, request: h11.Request, url: str, host: Host
+    ) -> None:
+        """One request to a server, on a connection of its own, and its answer; with TLS where the URL says so."""
         reader, writer = await self._reach(host)
         try:
-            await _exchange(client, request, url, reader, writer)
+            if url.startswith("https:"):
+                await _secure(writer, host[0])
+            await _exchange(client, self._outgoing(request, url, host), reader, writer)
         finally:
             writer.close()
+
+    def _outgoing(self, request: h11.Request, url: str, host: Host) -> h11.Request:
+        """What the server gets."""
+        found, given = urlsplit(url), text_headers(request)
+        target = (found.path or "/") + (f"?{found.query}" if found.query else "")
+        method = request.method.decode("latin-1")
+        headers = [(n, v) for n, v in end_to_end(given) if n != "host"]
+        headers = self._injector.headers(host, method, target, headers, tls=found.scheme == "https")
+        headers = [("host", found.netloc.rpartition("@")[2]), *headers, ("connection", "close")]
+        if any(n == "transfer-encoding" for n, _ in given):
+            headers.append(("transfer-encoding", "chunked"))
+        return h11.Request(method=request.method, target=target, headers=_raw(headers))
 
     async def _reach(self, host: Host) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to a host that may be reached. Raises Refused."""
@@ -228,23 +282,22 @@ async def _connect(
     raise Refused(502, f"{name}:{port} cannot be reached: {why}")
 
 
+async def _secure(writer: asyncio.StreamWriter, name: str) -> None:
+    try:
+        context = await asyncio.to_thread(ssl.create_default_context)
+        await asyncio.wait_for(writer.start_tls(context, server_hostname=name), CONNECT_S)
+    except (TimeoutError, ssl.SSLError) as error:
+        raise Refused(502, f"{name} cannot be trusted: {error}") from error
+
+
 async def _exchange(
     client: ClientConnection,
-    request: h11.Request,
-    url: str,
+    outgoing: h11.Request,
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
 ) -> None:
-    """One request to a server, on a connection of its own, and its answer."""
-    found = urlsplit(url)
-    target = (found.path or "/") + (f"?{found.query}" if found.query else "")
-    given = text_headers(request)
-    headers = [(n, v) for n, v in end_to_end(given) if n != "host"]
-    headers = [("host", found.netloc.rpartition("@")[2]), *headers, ("connection", "close")]
-    if any(n == "transfer-encoding" for n, _ in given):
-        headers.append(("transfer-encoding", "chunked"))
     server = h11.Connection(h11.CLIENT)
-    writer.write(_sent(server, h11.Request(method=request.method, target=target, headers=_raw(headers))))
+    writer.write(_sent(server, outgoing))
     async for data in client.body():
         writer.write(_sent(server, h11.Data(data=data)))
         await writer.drain()

@@ -9,6 +9,7 @@ from pathlib import Path
 from claude_hitl_template.claude import sandbox
 from claude_hitl_template.claude.egress import Egress
 from claude_hitl_template.claude.hosts import HostGate
+from claude_hitl_template.claude.injection import Injector
 from claude_hitl_template.claude.sandbox import Places, SandboxConfig
 from claude_hitl_template.model.socket import Budget, ModelSocket
 
@@ -34,7 +35,8 @@ class Outlets:
         self._config = config
         self._places = Places(run, workspace, cli)
         self._model = ModelSocket(url, token, Budget(config.requests, config.model_bytes))
-        self.egress = Egress(servers if hosts.allows_mcp_servers else (), hosts)
+        self._injector = Injector(config.credentials, run)
+        self.egress = Egress(servers if hosts.allows_mcp_servers else (), hosts, self._injector)
         self._taking: asyncio.Task[None] | None = None
         self._hand_over: socket.socket | None = None
 
@@ -42,6 +44,7 @@ class Outlets:
         """Makes the sandbox's folders, and listens. Raises OSError."""
         places = self._places
         await asyncio.to_thread(sandbox.make_places, places.run, places.workspace, places.cli)
+        await asyncio.to_thread(self._injector.make)
         model, hand_over = (socket.socket(socket.AF_UNIX) for _ in range(2))
         self._hand_over = hand_over  # a task that is cancelled before it starts closes nothing
         sandbox.bind(model, places.sockets / Path(sandbox.MODEL_SOCKET).name)
@@ -62,7 +65,7 @@ class Outlets:
 
     def fixed(self) -> dict[str, str]:
         """Of those, what no settings file of an image may set otherwise."""
-        return sandbox.fixed()
+        return sandbox.fixed(self._config)
 
     def new_turn(self) -> None:
         self._model.new_turn()

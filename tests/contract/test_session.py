@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ import pytest
 
 from claude_hitl_template.claude.cli import CliConfig, CliEngine, is_plan_folder
 from claude_hitl_template.claude.layers import Layers
+from claude_hitl_template.claude.sandbox import SandboxConfig, default_sandbox
 from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.errors import EngineError, Superseded, Unavailable
 from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
@@ -52,6 +53,7 @@ class House:
     cli_path: Path | None = None
     layers: Layers | None = None
     patience_s: float = WAIT_S
+    sandbox: SandboxConfig | None = field(default_factory=default_sandbox)
 
     @property
     def workspace(self) -> Path:
@@ -71,6 +73,7 @@ class House:
             token="token",
             cli_path=self.cli_path,
             layers=self.layers,
+            sandbox=self.sandbox,
         )
         transcripts = TranscriptStore(self.store, session.id, epoch=session.epoch, any_folder=True)
         runner = SessionRunner(

@@ -25,14 +25,15 @@ PAGE = b"<html><body><h1>Opening hours</h1><p>Closed on Mondays.</p></body></htm
 
 @dataclass
 class Pages:
-    """A site with TLS. `asked` has the first line of each request."""
+    """A site with TLS. `asked` has the first line of each request, `heads` the rest of its head."""
 
     port: int
     asked: list[str] = field(default_factory=list[str])
+    heads: list[str] = field(default_factory=list[str])
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.asked.append((await reader.readline()).decode().strip())
-        await reader.readuntil(b"\r\n\r\n")
+        self.heads.append((await reader.readuntil(b"\r\n\r\n")).decode().lower())
         head = f"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {len(PAGE)}\r\nconnection: close\r\n\r\n"
         writer.write(head.encode() + PAGE)
         await writer.drain()

@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from claude_hitl_template.claude.sandbox import fixed
+from claude_hitl_template.claude.sandbox import SandboxConfig, fixed
 from claude_hitl_template.cli.ports import is_free
 from tests.integration.harness import Service, command_line, script
 from tests.recording import refusing_proxy
@@ -104,7 +104,7 @@ def test_the_token_is_in_no_command_line_environment_or_log(one: Surrounded) -> 
     cli = service.cli_of(session).environ()
     assert not [name for name in cli if name.startswith("RAY_")]
     proxies = {value for name, value in cli.items() if name.lower().endswith("_proxy")}
-    assert proxies <= set(fixed().values())  # the sandbox's own, and none of the shell's
+    assert proxies <= set(fixed(SandboxConfig()).values())  # the sandbox's own, and none of the shell's
 
 
 def test_no_proxy_was_asked_for_anything_of_ours(one: Surrounded) -> None:

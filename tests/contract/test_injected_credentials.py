@@ -1,0 +1,73 @@
+"""A credential is in the request that leaves, and nowhere in the sandbox: on the real CLI, with TLS."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from claude_hitl_template.claude import outlets
+from claude_hitl_template.claude.egress import Egress
+from claude_hitl_template.claude.sandbox import SandboxConfig
+from claude_hitl_template.credentials import Credential
+from claude_hitl_template.policy import PermissionPolicy, Rule
+from tests.contract.test_layers import bash, script
+from tests.contract.test_session import house, model_url
+from tests.contract.test_web_fetch import NAME, pages
+
+__all__ = ["model_url"]
+
+CANARY = "canary-5b21-of-the-operator"
+# A pattern that finds it, and is not found by itself.
+SEARCH = (
+    "grep -rsl 'canary-5b2[1]' /run /tmp /home /etc . | head; "
+    "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -c 'canary-5b2[1]'; env"
+)
+
+
+async def test_a_credential_is_in_the_request_and_nowhere_in_the_sandbox(
+    tmp_path: Path, model_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    async def resolve(_name: str, _port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    pretended = functools.partial(Egress, resolve=resolve, allows_address=lambda one: one == "127.0.0.1")
+    monkeypatch.setattr(outlets, "Egress", pretended)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "site" / "cert.pem"))
+    async with pages(tmp_path / "site") as site:
+        url = f"https://{NAME}:{site.port}"
+        urllib = f"import urllib.request as u; print(u.urlopen('{url}/v1/python').status)"
+        steps = script(
+            {"tools": [bash(f"curl -sS -H 'Authorization: mine' {url}/v1/curl")]},
+            {"tools": [bash(f'python3 -c "{urllib}"')]},
+            {"tools": [bash(f"curl -sS -H 'Authorization: mine' {url}/other")]},
+            {"tools": [bash(f"curl -sSk https://unlisted.example.org:{site.port}/v1/unlisted")]},
+            {"tools": [bash(SEARCH)]},
+        )
+        allowed = ("Bash", f"Network(*.example.org:{site.port})")
+        policy = PermissionPolicy(rules=tuple(Rule(rule=rule, policy="always_allow") for rule in allowed))
+        h = await house(tmp_path / "session", model_url, steps, policy=policy)
+        one = Credential(
+            host=f"{NAME}:{site.port}", path_prefix="/v1/", header="Authorization", value=SecretStr(CANARY)
+        )
+        h.sandbox = SandboxConfig(credentials=(one,))
+        await h.drive()
+    results = [e.payload["content"][0]["text"] for e in await h.log("agent.tool_result")]
+    assert [line.split(" ")[1] for line in site.asked] == [
+        "/v1/curl",
+        "/v1/python",
+        "/other",
+        "/v1/unlisted",
+    ], results
+    assert [f"authorization: {CANARY}" in head for head in site.heads] == [True, True, False, False]
+    assert "mine" not in "".join(site.heads)
+    assert "Closed on Mondays" in results[0]
+    searched = results[4].splitlines()
+    assert searched[0] == "0", results[4]
+    assert "CURL_CA_BUNDLE=/run/hitl-certificates.pem" in searched
+    everything = json.dumps([e.payload for e in await h.log()]) + capsys.readouterr().out
+    transcript = await h.store.load_transcript(
+        {"scope": h.session.id, "project_key": "-", "session_id": h.session.transcript_id, "subpath": ""}
+    )
+    assert CANARY not in everything + json.dumps(transcript)
