@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from pydantic import SecretStr
 
+from claude_hitl_template.credentials import read_credentials
 from claude_hitl_template.errors import ConfigError, InvalidInput, NotFound, Unavailable
 from claude_hitl_template.settings import Settings
 
@@ -41,6 +42,7 @@ class Prepared:
 def prepare(settings: Settings) -> Prepared:
     """Makes the data folder and its secrets. Raises ConfigError."""
     make_data_folder(settings)
+    read_credentials(settings.credentials)  # what no session could use is told at once
     try:
         for folder in (settings.secrets_dir, settings.logs_dir):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -17,7 +17,7 @@ from claude_hitl_template.claude.judge import Judge
 from claude_hitl_template.errors import Conflict, HitlError, NotWaiting, StaleOwner
 from claude_hitl_template.models import Approval, ApprovalState, Session, new_id
 from claude_hitl_template.policy import NETWORK, Evaluation, Verdict
-from claude_hitl_template.store.protocol import Store
+from claude_hitl_template.store.protocol import Owners
 from claude_hitl_template.store.unit import denial
 
 log = structlog.get_logger()
@@ -40,7 +40,7 @@ class HostGate:
 
     def __init__(
         self,
-        store: Store,
+        store: Owners,
         session: Session,
         judge: Judge,
         *,
