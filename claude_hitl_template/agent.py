@@ -25,6 +25,7 @@ from claude_hitl_template.containers import runtime_env
 from claude_hitl_template.errors import ConfigError, EngineError, StaleOwner
 from claude_hitl_template.ledger import handle, reach
 from claude_hitl_template.models import Environment, Session
+from claude_hitl_template.policy.floor import Floor
 from claude_hitl_template.readable import size
 from claude_hitl_template.session import Limits, SessionRunner
 from claude_hitl_template.store.protocol import Owners, Reachable
@@ -63,6 +64,7 @@ class Assignment:
     limits: Limits
     share: Share
     sandbox: SandboxConfig | None
+    floor: Floor
 
 
 class ClaudeSessionActor:
@@ -138,6 +140,7 @@ class ClaudeSessionActor:
             workspace=assignment.workspace,
             is_plan_folder=is_plan_folder(cli.config_dir),
             limits=assignment.limits,
+            floor=assignment.floor,
         )
 
 

@@ -148,14 +148,20 @@ class Ingress:
         async def drained_s() -> float:
             return await supervisor.drained_s.remote()
 
-        built = code_facts()
+        built, floor = code_facts(), settings.floor()
         self._first_key = hash_api_key(read_api_key(settings))
         service = Service(
             store=self._store,
             agent=default_agent(settings),
+            floor=floor,
             environments=settings.all_environments(),
             image_facts=_image_facts,
-            facts=lambda: {**built, "model": upstream.name(), "sandbox": sandbox_fact(settings)},
+            facts=lambda: {
+                **built,
+                "model": upstream.name(),
+                "sandbox": sandbox_fact(settings),
+                "floor": floor.described(),
+            },
             drain=drain,
             undrain=undrain,
             drained_s=drained_s,
@@ -357,6 +363,7 @@ def fast_app(_args: dict[str, Any]) -> Any:
     settings = Settings.load()
     for name in (*_LATE, *(_OF_PANEL if settings.panel else ())):
         import_module(f"{__package__}.{name}")
+    settings.floor()
     prepare(settings)
     CurrentUpstream(settings)
     return build(settings)

@@ -44,6 +44,7 @@ from claude_hitl_template.models import (
     Snapshot,
     utcnow,
 )
+from claude_hitl_template.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.store.protocol import Owners, TranscriptKey, TurnEnding
 from claude_hitl_template.workspace.keep import Place, Progress, Workspace, silent
 
@@ -108,9 +109,10 @@ class SessionRunner:
         workspace: Place,
         is_plan_folder: Callable[[Path], bool] = lambda _folder: False,
         limits: Limits = Limits(),
+        floor: Floor = BUILT_IN,
     ) -> None:
         self._store, self._id, self._epoch = store, session.id, session.epoch
-        self._make_engine, self._limits = make_engine, limits
+        self._make_engine, self._limits, self._floor = make_engine, limits, floor
         self._workspace = Workspace(workspace, store, session)
         self._saving: asyncio.Task[None] | None = None
         self._save_at = 0.0
@@ -309,6 +311,7 @@ class SessionRunner:
             on_changed=self._register_again,
             is_behind=self._is_behind,
             expiry=self._expiry,
+            floor=self._floor,
         )
 
     async def _start_engine(self) -> bool:

@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from claude_hitl_template import deployed
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.models import Environment, ImageReference, Networking
+from claude_hitl_template.policy.floor import Floor, read_floor
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=10 * 365 * 86400)]
@@ -231,6 +232,11 @@ class Settings(BaseSettings):
         None, description="Claude Code CLI to run. Default: the one inside claude-agent-sdk."
     )
 
+    policy: Path | None = Field(
+        None,
+        description="File of YAML or JSON with the rules that hold whatever an agent's policy says (docs/security.md). "
+        "Default: what writes, runs or leaves the machine asks. Read when the service starts.",
+    )
     sandbox: Literal["on", "off"] = Field(
         "on",
         description="off: sessions run without a sandbox, and an agent's commands can do all that the service can. For "
@@ -348,6 +354,10 @@ class Settings(BaseSettings):
         """A field's value as its variable would have it; None for one that is not set."""
         value = self.model_dump(mode="json")[name]
         return value if value is None else json.dumps(value) if isinstance(value, dict) else str(value)
+
+    def floor(self) -> Floor:
+        """What holds under every agent's policy. Raises ConfigError."""
+        return read_floor(self.policy and self.home / self.policy.expanduser())
 
     def all_environments(self) -> dict[str, Environment]:
         """What a session may name, by id; the first is the default."""

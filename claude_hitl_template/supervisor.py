@@ -50,6 +50,7 @@ class SupervisorService:
         self._authority = Authority(self._signing_key)
         self._store = reach(Supervision, ledger, self._authority.supervisor())
         self._code = code_version()
+        self._floor = self._settings.floor()
         self._attending: dict[str, asyncio.Task[None]] = {}
         self._environments = self._settings.all_environments()
         self._preflight = Preflight()
@@ -319,6 +320,7 @@ class SupervisorService:
             limits=Limits(settings.hot_window_s, settings.idle_timeout_s, settings.approval_ttl_s),
             share=self._pool.share,
             sandbox=self._sandbox(contained=contained),
+            floor=self._floor,
         )
 
     def _sandbox(self, *, contained: bool) -> SandboxConfig | None:

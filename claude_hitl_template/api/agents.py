@@ -21,6 +21,7 @@ from claude_hitl_template.api.reading import Body, parse
 from claude_hitl_template.errors import InvalidInput, NotFound
 from claude_hitl_template.models import Agent
 from claude_hitl_template.policy import PermissionPolicy, PolicyName, Rule, Verdict, evaluate, mcp_parts
+from claude_hitl_template.policy.floor import Floor
 
 MAX_MCP_SERVERS = 20
 ToolName = Literal["bash", "read", "write", "edit", "glob", "grep", "web_fetch", "web_search"]
@@ -167,8 +168,9 @@ class AgentBody(Body):
     permission_mode: Literal["default", "plan"] = "default"
 
 
-def build_agent(body: AgentBody, default: Agent) -> Agent:
-    """The agent a session will run: the built-in one, with what the caller overrides. Raises NotFound, InvalidInput."""
+def build_agent(body: AgentBody, default: Agent, floor: Floor) -> Agent:
+    """The agent a session will run: the built-in one, with what the caller overrides. Raises NotFound, InvalidInput; the
+    latter also for what would run unasked, and must not by the operator's floor."""
     if body.id != default.id:
         raise NotFound(f"there is no agent {body.id!r}; the built-in one is {default.id!r}")
     changed: dict[str, Any] = {}
@@ -190,6 +192,7 @@ def build_agent(body: AgentBody, default: Agent) -> Agent:
     }
     if "tools" in body.model_fields_set or body.permission_rules or of_servers:
         changed["policy"] = _policy(toolset, of_servers, body.permission_rules)
+        _refuse_unasked(body, changed["policy"], floor)
     overrides = sorted(body.model_fields_set.difference(_REFERENCE))
     if body.type == "agent" and overrides:
         raise InvalidInput("goes with the type agent_with_overrides only", f"agent.{overrides[0]}")
@@ -243,6 +246,50 @@ def _policy(
         default=fallback.type if fallback else None,
         servers={server: _mcp_policy(of_server, None) for server, of_server in of_servers.items()},
     )
+
+
+def _refuse_unasked(body: AgentBody, policy: PermissionPolicy, floor: Floor) -> None:
+    """What asks, or is denied, by the floor alone is not refused: it asks, or is denied."""
+    calls = {_CLI_NAMES[name]: call for name, call in _CALLS.items()}
+    for name, field in _permitted(body):
+        given = calls.get(name, {})
+        if evaluate(policy, name, given, _NOWHERE).verdict is not Verdict.allow:
+            continue
+        held = floor.evaluate(policy, name, given, _NOWHERE)
+        if held.verdict is not Verdict.allow:
+            raise InvalidInput(
+                f"{name.replace(_NOBODYS, '*')} may not run unasked here ({held.source}). Leave it to always_ask, or name "
+                "what may run in agent.permission_rules, as `Bash(git status:*)`; the operator of this service may permit "
+                "more in the file of HITL_POLICY",
+                field,
+            )
+
+
+def _permitted(body: AgentBody) -> Iterator[tuple[str, str]]:
+    """The tools that the body may permit, as the CLI names them, each with the field that does."""
+    for place, rule in enumerate(body.permission_rules):
+        tool = rule.rule.partition("(")[0].removesuffix("__*")
+        is_server = tool.startswith("mcp__") and "__" not in tool.removeprefix("mcp__")
+        yield f"{tool}__{_NOBODYS}" if is_server else tool, f"agent.permission_rules.{place}.policy"
+    for place, toolset in enumerate(body.tools):
+        field = f"agent.tools.{place}"
+        for config, number in _offered(toolset):
+            is_own = number is not None and toolset.configs[number].permission_policy is not None
+            at = f"{field}.configs.{number}" if is_own else f"{field}.default_config"
+            yield config, f"{at}.permission_policy"
+
+
+def _offered(toolset: AnyToolset) -> Iterator[tuple[str, int | None]]:
+    """Each tool of a set that is not switched off, with the place of its config; one for those without, at the end."""
+    rest = toolset.default_config is None or toolset.default_config.enabled is not False
+    places: dict[str, int] = {config.name: place for place, config in enumerate(toolset.configs)}
+    named = _CALLS if isinstance(toolset, ToolsetBody) else [*places, _NOBODYS]
+    for name in sorted(named, key=lambda name: name not in places):
+        place = places.get(name)
+        enabled = None if place is None else toolset.configs[place].enabled
+        if rest if enabled is None else enabled:
+            is_own = isinstance(toolset, ToolsetBody)
+            yield _CLI_NAMES[name] if is_own else f"mcp__{toolset.mcp_server_name}__{name}", place
 
 
 def _mcp_rules(server: str, toolset: McpToolsetBody) -> Iterator[Rule]:

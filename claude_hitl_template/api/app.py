@@ -50,6 +50,7 @@ from claude_hitl_template.models import (
     new_id,
     utcnow,
 )
+from claude_hitl_template.policy.floor import Floor
 from claude_hitl_template.secrets import Shelf, hash_api_key
 from claude_hitl_template.store.protocol import NOW, Clients
 
@@ -69,12 +70,13 @@ class Service:
     """What the routes stand on. `facts` is what /v1/version shows; `operator_key` opens `drain` and the secrets, the
     latter also the key whose hash is `owner`.
 
-    `environments` by id are what a session may name; `image_facts` says what is known of an image's reference now,
-    None for one that is not here (yet). It never raises, and answers at once.
+    `floor` holds whatever an agent's policy says. `environments` by id are what a session may name; `image_facts` says
+    what is known of an image's reference now, None for one that is not here (yet). It never raises, and answers at once.
     """
 
     store: Clients
     agent: Agent
+    floor: Floor
     environments: Mapping[str, Environment]
     image_facts: Callable[[str], Awaitable[ImageFacts | None]]
     facts: Callable[[], dict[str, Any]]
@@ -205,7 +207,7 @@ class _Routes:
             )
         session = await self._store.create_session(
             caller.id,
-            agent=build_agent(body.agent, self._s.agent),
+            agent=build_agent(body.agent, self._s.agent, self._s.floor),
             environment=environment,
             title=body.title,
             metadata=body.metadata,

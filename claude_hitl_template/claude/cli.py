@@ -45,7 +45,7 @@ from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.claude.user_text import COMMANDS, MENTIONS_OFF, as_said, usable_commands
 from claude_hitl_template.errors import EngineError, HitlError
 from claude_hitl_template.models import Session
-from claude_hitl_template.policy import compile_settings
+from claude_hitl_template.policy import PermissionPolicy, compile_settings
 
 log = structlog.get_logger()
 
@@ -354,12 +354,17 @@ class CliEngine:
     def _last_words(self) -> str:
         return "".join(f"\n  {line}" for line in self._stderr)
 
+    def _denying(self) -> PermissionPolicy:
+        """The agent's policy with the floor's rules: the CLI keeps its searches out of what is denied."""
+        policy = self._session.agent.policy
+        return policy.model_copy(update={"rules": (*policy.rules, *self._gate.floor.rules)})
+
     def _options(self, *, resume: bool, plan_mode: bool) -> ClaudeAgentOptions:
         agent, layers = self._session.agent, self._config.layers
         tools = enabled_tools(agent.toolset)
         # "Task" is an old name of "Agent" that the CLI still takes.
         settings = {
-            **compile_settings(agent.policy, [*tools, "Task"], list(agent.mcp_servers)),
+            **compile_settings(self._denying(), [*tools, "Task"], list(agent.mcp_servers)),
             "env": FIXED | (self._outlets.fixed() if self._outlets else {}),
             "disableSkillShellExecution": True,
             "skipWebFetchPreflight": True,  # it asks a service of Anthropic's about each domain, which no sandbox reaches

@@ -31,6 +31,7 @@ from claude_hitl_template.claude.judge import Judge, recordable
 from claude_hitl_template.errors import NotWaiting
 from claude_hitl_template.models import Approval, ApprovalState, PermissionMode, Session
 from claude_hitl_template.policy import Evaluation, Rule, Verdict, from_folder
+from claude_hitl_template.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.store.protocol import Call, Owners
 from claude_hitl_template.store.unit import OUTCOME_UNKNOWN, denial
 from claude_hitl_template.tool_inputs import flaw
@@ -81,9 +82,11 @@ class Gate:
         on_changed: Callable[[ToolUse], Awaitable[None]],
         is_behind: Callable[[], bool],
         expiry: Callable[[], datetime | None] = lambda: None,
+        floor: Floor = BUILT_IN,
     ) -> None:
-        self._store, self._session = store, session
-        self._judge = Judge(workspace, is_plan_folder, plan_mode=session.agent.permission_mode == "plan")
+        self._store, self._session, self.floor = store, session, floor
+        plan_mode = session.agent.permission_mode == "plan"
+        self._judge = Judge(workspace, is_plan_folder, plan_mode=plan_mode, floor=floor)
         self._issued: dict[str, ToolUse] = {}
         self._flaws: dict[str, str] = {}
         self._postponed: set[str] = set()

@@ -17,19 +17,27 @@ from claude_hitl_template.beneath import open_file
 from claude_hitl_template.claude.engine import ToolUse
 from claude_hitl_template.models import Approval, Session
 from claude_hitl_template.policy import Evaluation, PermissionPolicy, Rule, Verdict
+from claude_hitl_template.policy.floor import BUILT_IN, STRICTNESS, Floor
 
 log = structlog.get_logger()
 
 MAX_PLAN_BYTES = 1024 * 1024
 _MAX_DEPTH = 100
-STRICTNESS = {Verdict.allow: 0, Verdict.ask: 1, Verdict.deny: 2}
 
 
 class Judge:
-    """One engine's. `workspace` is where the CLI starts, and where it is as long as it says nothing else."""
+    """One engine's. `workspace` is where the CLI starts, and where it is as long as it says nothing else. `floor` holds
+    whatever the agent's policy says."""
 
-    def __init__(self, workspace: Path, is_plan_folder: Callable[[Path], bool], *, plan_mode: bool) -> None:
-        self._workspace, self._is_plan_folder = workspace, is_plan_folder
+    def __init__(
+        self,
+        workspace: Path,
+        is_plan_folder: Callable[[Path], bool],
+        *,
+        plan_mode: bool,
+        floor: Floor = BUILT_IN,
+    ) -> None:
+        self._workspace, self._is_plan_folder, self._floor = workspace, is_plan_folder, floor
         self._image_rules: tuple[Rule, ...] = ()
         self._folders: dict[str | None, Path] = {}  # by thread
         self._own_plans: Path | None = None
@@ -72,16 +80,17 @@ class Judge:
     def evaluate(
         self, session: Session, name: str, given: Mapping[str, Any], folder: Path
     ) -> tuple[Evaluation, Evaluation]:
-        """By the agent's policy alone, and with what humans asked to be remembered."""
+        """By the agent's policy and the floor alone, and with what humans asked to be remembered."""
         if self.is_plan_file(name, given, folder):
             draft = Evaluation(Verdict.allow, "the draft of a plan")
             return draft, draft
         own, remembered = session.agent.policy, session.rules
         if self.portable(folder) != ".":
             remembered = policy.portable_rules(remembered)
-        effective = own.model_copy(update={"rules": (*own.rules, *remembered)})
+        in_image = self._in_image(own)
         one, other = (
-            policy.evaluate(self._in_image(p), name, given, self._workspace, folder) for p in (own, effective)
+            self._floor.evaluate(in_image, name, given, self._workspace, cwd=folder, remembered=rules)
+            for rules in ((), remembered)
         )
         return one, other
 

@@ -76,10 +76,18 @@ def examine(settings: Settings) -> Iterator[Check]:
     if settings.panel and service.healthy(settings):
         yield panel_check(panel.look(settings))
     yield sandbox_check(settings.sandbox)
+    yield floor_check(settings)
     if sys.platform == "linux":
         yield setpriv_check(shutil.which("setpriv"))
     for image in settings.images:
         yield from containers.examine(image)
+
+
+def floor_check(settings: Settings) -> Check:
+    try:
+        return Check("floor", "ok", settings.floor().described())
+    except ConfigError as error:
+        return Check("floor", "wrong", error.message, error.mend)
 
 
 def python_check(found: tuple[int, ...]) -> Check:

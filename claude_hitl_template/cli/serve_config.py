@@ -34,6 +34,7 @@ _LOCAL = frozenset(
         "serve_url",
         "ray_address",
         "cli_path",
+        "policy",
         "panel",
     }
 )

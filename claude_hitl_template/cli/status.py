@@ -178,6 +178,8 @@ def describe(facts: dict[str, Any]) -> list[str]:
         )
     if app.get("sandbox", "on") != "on":
         lines.append(f"sandbox    {_NO_SANDBOX[app['sandbox']]}")
+    if "floor" in app:
+        lines.append(f"floor      {app['floor']}")
     if origin := describe_origin(app):
         lines.append(f"deployed   {origin}")
     if work:

@@ -96,6 +96,7 @@ def ensure_up(settings: Settings, *, make_postgres: bool = False) -> str | None:
 
 
 def _bring_up(settings: Settings, *, make_postgres: bool) -> str | None:
+    settings.floor()  # a file that is wrong stops the start
     prepared = prepare(settings)
     if settings.anthropic_api_key is None and forget_model_key(settings) and read_model_key(settings) is None:
         say("ANTHROPIC_API_KEY is not set any more: from now on the offline model answers, in every session")

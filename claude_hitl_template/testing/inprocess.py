@@ -33,6 +33,7 @@ from claude_hitl_template.model import tokens
 from claude_hitl_template.model.endpoint import OfflineUpstream, build_router
 from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.models import Agent, Environment, ImageFacts, Session, Supervised
+from claude_hitl_template.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.secrets import Shelf, SigningKey, hash_api_key
 from claude_hitl_template.session import Limits, SessionRunner
 from claude_hitl_template.store.access import Authority, Desk, client
@@ -88,6 +89,7 @@ async def serve_in_process(
     environments: Mapping[str, Environment] | None = None,
     images: Mapping[str, ImageFacts] | None = None,
     driving: bool = True,
+    floor: Floor = BUILT_IN,
 ) -> AsyncGenerator[InProcess]:
     """Serves on a free port of 127.0.0.1 until the context is left; no task and no CLI is left behind then.
 
@@ -103,17 +105,19 @@ async def serve_in_process(
             root = f"http://127.0.0.1:{listener.getsockname()[1]}{ROUTE}"
             limits = Limits(hot_window_s, idle_timeout_s, approval_ttl_s)
             ledger = InProcessLedger(store)
-            owners = OwnerTasks(ledger, folder, f"{root}/model", limits)
+            owners = OwnerTasks(ledger, folder, f"{root}/model", limits, floor)
             clients = ledger.reach(Clients, ledger.authority.ingress())
             service = Service(
                 store=clients,
                 agent=Agent(),
+                floor=floor,
                 environments=environments or {"default": Environment()},
                 image_facts=_facts_of(images),
                 facts=lambda: {
                     "version": "testing",
                     "model": "offline",
                     "sandbox": "on" if default_sandbox() else "none",
+                    "floor": floor.described(),
                 },
                 drain=owners.running,
                 undrain=owners.go_on,
@@ -155,7 +159,10 @@ class InProcessLedger:
 class OwnerTasks:
     """Gives every session that needs one an owner, as the supervisor does on a cluster; a lost signal costs a tick."""
 
-    def __init__(self, ledger: InProcessLedger, folder: Path, model_url: str, limits: Limits) -> None:
+    def __init__(
+        self, ledger: InProcessLedger, folder: Path, model_url: str, limits: Limits, floor: Floor
+    ) -> None:
+        self._floor = floor
         self._ledger, self._folder, self._model_url, self._limits = ledger, folder, model_url, limits
         self._store = ledger.reach(Supervision, ledger.authority.supervisor())
         self._attending: dict[str, asyncio.Task[None]] = {}
@@ -253,6 +260,7 @@ class OwnerTasks:
             workspace=Place(cli.workspace, self._folder / "saved" / session.id),
             is_plan_folder=is_plan_folder(cli.config_dir),
             limits=self._limits,
+            floor=self._floor,
         )
 
 

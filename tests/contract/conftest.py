@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from claude_hitl_template.policy.floor import Floor
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.opening import migrate
@@ -85,6 +86,14 @@ def parking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
     """The service on loopback; it parks at once whatever waits for a human."""
     folder = tmp_path_factory.mktemp("parking")
     with serve_in_thread(folder, keys=KEYS, hot_window_s=0.0, idle_timeout_s=0.0) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def permitting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
+    """As `parking`, where the operator lets an agent's policy say what runs unasked."""
+    folder, floor = tmp_path_factory.mktemp("permitting"), Floor(default="always_allow")
+    with serve_in_thread(folder, keys=KEYS, hot_window_s=0.0, idle_timeout_s=0.0, floor=floor) as served:
         yield served
 
 

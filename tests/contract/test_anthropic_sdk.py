@@ -145,6 +145,13 @@ def parked(parking: Threaded) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="module")
+def permitted(permitting: Threaded) -> Iterator[Client]:
+    client = Client(permitting)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
 def awake(hot: Threaded) -> Iterator[Client]:
     client = Client(hot)
     yield client
@@ -173,7 +180,8 @@ def test_a_session_with_initial_events_works_on_them(parked: Client):
     assert usage.output_tokens > 0
 
 
-def test_overrides_of_the_agent_are_kept_with_the_session_and_obeyed(parked: Client):
+def test_overrides_of_the_agent_are_kept_with_the_session_and_obeyed(permitted: Client):
+    parked = permitted
     agent = {
         "type": "agent_with_overrides",
         "id": "default",

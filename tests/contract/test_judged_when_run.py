@@ -18,6 +18,7 @@ from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.model.scenario import Scenario, Step, ToolCall
 from claude_hitl_template.models import Approval
 from claude_hitl_template.policy import PermissionPolicy, Rule
+from claude_hitl_template.policy.floor import Floor
 from tests.contract.test_session import KEY, House, driven, house, model_url
 from tests.serving import model_app, serving
 
@@ -72,6 +73,8 @@ def unpinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "FIXED", cli.MENTIONS_OFF)
 
 
+UNASKED = Floor(default="always_allow")
+
 # -- the folder
 
 INTO_SUB = (
@@ -84,7 +87,7 @@ INTO_SUB = (
 @pytest.mark.slow
 async def test_a_folder_that_a_command_entered_is_left_again(tmp_path: Path, model_url: str):
     steps = ({"tools": [call("Bash", command="cd sub")]}, {"tools": [call("Bash", command="pwd")]})
-    h = await house(tmp_path, model_url, script(*steps), policy=policy(default="always_allow"))
+    h = await house(tmp_path, model_url, script(*steps), policy=policy(default="always_allow"), floor=UNASKED)
     (h.workspace / "sub").mkdir(parents=True)
     await h.drive()
     assert str(h.workspace) in (await results(h))[-1].splitlines()
@@ -114,7 +117,11 @@ async def test_an_ask_rule_holds_in_the_folder_that_a_command_entered(
     again = () if pinned else ({"tools": [then]},)
     steps = ({"tools": [call("Bash", command=f"cd {entered}")]}, {"tools": [then]}, *again)
     h = await house(
-        tmp_path, model_url, script(*steps), policy=policy(*ruled["rules"], default="always_allow")
+        tmp_path,
+        model_url,
+        script(*steps),
+        policy=policy(*ruled["rules"], default="always_allow"),
+        floor=UNASKED,
     )
     folder = h.workspace / entered
     folder.mkdir(parents=True)

@@ -57,6 +57,13 @@ def client(parking: Threaded) -> Iterator[Client]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def permitted(permitting: Threaded) -> Iterator[Client]:
+    made = Client(permitting)
+    yield made
+    made.close()
+
+
 def agent(notes: Notes, toolset: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     body = {
         "type": "agent_with_overrides",
@@ -111,7 +118,8 @@ def test_a_remembered_tool_is_not_asked_about_again(client: Client, notes: Notes
     assert notes.added == ["one", "two"]
 
 
-def test_a_toolset_says_for_each_tool_whether_it_asks(client: Client, notes: Notes):
+def test_a_toolset_says_for_each_tool_whether_it_asks(permitted: Client, notes: Notes):
+    client = permitted
     toolset = {
         "default_config": {"permission_policy": {"type": "always_allow"}},
         "configs": [{"name": "clear", "permission_policy": {"type": "always_ask"}}],
@@ -150,7 +158,8 @@ def test_a_tool_that_is_switched_off_never_runs(client: Client, notes: Notes, to
     assert (notes.added, notes.cleared) == (["x"] if runs else [], 0)
 
 
-def test_an_agent_whose_tools_all_run_unasked_still_asks_about_a_server_s(client: Client, notes: Notes):
+def test_an_agent_whose_tools_all_run_unasked_still_asks_about_a_server_s(permitted: Client, notes: Notes):
+    client = permitted
     toolset = {
         "type": "agent_toolset_20260401",
         "default_config": {"permission_policy": {"type": "always_allow"}},

@@ -22,6 +22,7 @@ from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.models import Agent, ApprovalState, Environment, Event, Session, new_id, utcnow
 from claude_hitl_template.policy import PermissionPolicy, Rule
+from claude_hitl_template.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.session import Limits, SessionRunner
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
@@ -52,6 +53,7 @@ class House:
     limits: Limits
     cli_path: Path | None = None
     layers: Layers | None = None
+    floor: Floor = BUILT_IN
     patience_s: float = WAIT_S
     sandbox: SandboxConfig | None = field(default_factory=default_sandbox)
 
@@ -83,6 +85,7 @@ class House:
             workspace=self.place,
             is_plan_folder=is_plan_folder(config.config_dir),
             limits=self.limits,
+            floor=self.floor,
         )
         await asyncio.wait_for(runner.run(), self.patience_s)
 
@@ -122,13 +125,15 @@ async def house(
     *,
     hot_s: float = 0.0,
     clock: Callable[[], datetime] = utcnow,
+    floor: Floor = BUILT_IN,
     **agent: Any,
 ) -> House:
     store = CoreStore(MemoryBackend(), clock)
     session = await store.create_session(
         KEY, agent=Agent(**agent), environment=Environment(), title=None, metadata={}, initial=[user(prompt)]
     )
-    return House(store, session, tmp_path, model_url, Limits(hot_window_s=hot_s, idle_timeout_s=0.0))
+    limits = Limits(hot_window_s=hot_s, idle_timeout_s=0.0)
+    return House(store, session, tmp_path, model_url, limits, floor=floor)
 
 
 @contextlib.asynccontextmanager

@@ -11,6 +11,7 @@ import pytest
 from claude_hitl_template.errors import StaleOwner
 from claude_hitl_template.models import Agent, Environment
 from claude_hitl_template.policy import PermissionPolicy, Rule
+from claude_hitl_template.policy.floor import Floor
 from claude_hitl_template.session import Limits
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.files import FileArea
@@ -21,6 +22,7 @@ from tests.integration.harness import script
 
 assert model_url  # a fixture, for the tests here too
 
+UNASKED = Floor(default="always_allow")
 ALLOWED = PermissionPolicy(default="always_allow", rules=(Rule(rule="Bash(cat:*)", policy="always_ask"),))
 
 
@@ -53,7 +55,7 @@ async def test_a_file_written_before_parking_is_there_after_resuming_with_the_fo
     tmp_path: Path, model_url: str
 ):
     prompt = script("mkdir -p sub; echo kept > sub/note.txt; chmod 755 sub/note.txt", "cat sub/note.txt")
-    h = await house(tmp_path, model_url, prompt, policy=ALLOWED)
+    h = await house(tmp_path, model_url, prompt, policy=ALLOWED, floor=UNASKED)
     await h.drive()
     assert (await h.store.get_session(h.session.id)).parked
     wipe(h)
@@ -64,7 +66,7 @@ async def test_a_file_written_before_parking_is_there_after_resuming_with_the_fo
 
 
 async def test_what_a_turn_wrote_is_saved_before_its_end_is_seen(tmp_path: Path, model_url: str):
-    h = await house(tmp_path, model_url, script("echo x > made.txt"), policy=ALLOWED)
+    h = await house(tmp_path, model_url, script("echo x > made.txt"), policy=ALLOWED, floor=UNASKED)
     h.limits = Limits(hot_window_s=0, idle_timeout_s=60)
     driving = asyncio.create_task(h.drive())
     assert (await h.until_idle())["type"] == "end_turn"
@@ -81,7 +83,7 @@ async def test_an_owner_that_is_killed_in_mid_turn_loses_at_most_what_the_last_c
     # The model may issue the second call again, if the owner dies before the store has it; then it does not wait.
     only_once = f"mkdir {tmp_path}/once && sleep 60"
     prompt = script("echo first > first.txt", f"echo second > second.txt; {only_once}")
-    h = await house(tmp_path, model_url, prompt, policy=ALLOWED)
+    h = await house(tmp_path, model_url, prompt, policy=ALLOWED, floor=UNASKED)
     driving = asyncio.create_task(h.drive())
     while not (h.workspace / "second.txt").exists() or not await saved(h):
         await asyncio.sleep(0.05)
@@ -95,7 +97,7 @@ async def test_an_owner_that_is_killed_in_mid_turn_loses_at_most_what_the_last_c
 
 async def test_a_cli_that_is_killed_loses_nothing_of_the_folder(tmp_path: Path, model_url: str):
     prompt = script("echo first > first.txt; sleep 60")
-    h = await house(tmp_path, model_url, prompt, policy=ALLOWED)
+    h = await house(tmp_path, model_url, prompt, policy=ALLOWED, floor=UNASKED)
     driving = asyncio.create_task(h.drive())
     while not (h.workspace / "first.txt").exists():
         await asyncio.sleep(0.05)
@@ -122,7 +124,7 @@ class Counted:
 async def test_a_turn_of_text_in_an_unchanged_folder_asks_nothing_of_the_store_for_it(
     tmp_path: Path, model_url: str
 ):
-    h = await house(tmp_path, model_url, script("echo x > made.txt"), policy=ALLOWED)
+    h = await house(tmp_path, model_url, script("echo x > made.txt"), policy=ALLOWED, floor=UNASKED)
     await h.drive()
     counted = Counted(h.store)
     h.store = cast(CoreStore, counted)
@@ -145,7 +147,8 @@ async def cramped_house(tmp_path: Path, model_url: str, prompt: str) -> tuple[Ho
         metadata={},
         initial=[user(prompt)],
     )
-    return House(store, session, tmp_path, model_url, Limits(hot_window_s=0, idle_timeout_s=0)), blocking
+    limits = Limits(hot_window_s=0, idle_timeout_s=0)
+    return House(store, session, tmp_path, model_url, limits, floor=UNASKED), blocking
 
 
 async def test_a_save_that_fails_is_told_and_the_turn_goes_on_and_the_next_one_has_all(
@@ -182,8 +185,9 @@ async def test_an_owner_whose_folder_would_go_with_it_stays_until_all_is_saved(
         model_url,
         script("echo small > small.txt; truncate -s 3G big.bin"),
         policy=ALLOWED,
+        floor=UNASKED,
     )
-    h = Container(made.store, made.session, made.root, made.model_url, made.limits)
+    h = Container(made.store, made.session, made.root, made.model_url, made.limits, floor=UNASKED)
     async with driven(h):
         assert (await h.until_idle())["type"] == "end_turn"
         (told,) = await errors(h)
@@ -199,7 +203,7 @@ async def test_an_owner_whose_folder_would_go_with_it_stays_until_all_is_saved(
 async def test_what_cannot_be_restored_ends_the_turn_with_what_to_mend_and_is_kept(
     tmp_path: Path, model_url: str
 ):
-    h = await house(tmp_path, model_url, script("echo x > made.txt"), policy=ALLOWED)
+    h = await house(tmp_path, model_url, script("echo x > made.txt"), policy=ALLOWED, floor=UNASKED)
     await h.drive()
     before = (await h.store.get_session(h.session.id)).workspace
     wipe(h)

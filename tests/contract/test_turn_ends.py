@@ -12,6 +12,7 @@ from claude_hitl_template.events import UserInterrupt
 from claude_hitl_template.model import offline
 from claude_hitl_template.model.offline import Reply, ToolUse
 from claude_hitl_template.policy import PermissionPolicy, Rule
+from claude_hitl_template.policy.floor import Floor
 from tests.contract.test_call_ids import bash, check_log, scripted
 from tests.contract.test_layers import Model, model, script
 from tests.contract.test_session import House, driven, house, user
@@ -35,7 +36,9 @@ async def test_a_command_that_is_interrupted_while_it_runs_has_an_unknown_outcom
     policy = (
         PermissionPolicy() if asked else PermissionPolicy(rules=(Rule(rule="Bash", policy="always_allow"),))
     )
-    async with scripted(tmp_path, Reply((bash("c1", SLOW),)), hot_s=60.0, policy=policy) as (h, _):
+    async with scripted(
+        tmp_path, Reply((bash("c1", SLOW),)), hot_s=60.0, policy=policy, floor=Floor(default="always_allow")
+    ) as (h, _):
         async with driven(h):
             if asked:
                 [event_id] = (await h.until_idle())["event_ids"]

@@ -11,6 +11,7 @@ from claude_hitl_template.api.agents import AgentBody, agent_wire, build_agent
 from claude_hitl_template.api.reading import parse
 from claude_hitl_template.api.wire import environment_wire
 from claude_hitl_template.models import Agent, Environment, Networking
+from claude_hitl_template.policy.floor import Floor
 
 TOOLSET = {"type": "agent_toolset_20260401"}
 WIKI = {"type": "url", "name": "wiki", "url": "https://wiki.example/mcp"}
@@ -21,7 +22,7 @@ READING = {"read", "glob", "grep"}
 def shown(number: int = 0, **overrides: Any) -> dict[str, str]:
     """For each tool, and for "" (the others): allow, ask, or off."""
     body = parse(AgentBody, {"type": "agent_with_overrides", "id": "default", **overrides}, "agent")
-    toolset = agent_wire(build_agent(body, Agent()))["tools"][number]
+    toolset = agent_wire(build_agent(body, Agent(), Floor(default="always_allow")))["tools"][number]
     default = _state(toolset["default_config"])
     configured = {config["name"]: _state(config) for config in toolset["configs"]}
     known = TOOLS if toolset["type"] == TOOLSET["type"] else tuple(configured)
