@@ -136,10 +136,11 @@ def read_floor(path: Path | None) -> Floor:
         first = min(
             error.errors(include_url=False, include_input=False), key=lambda e: e["type"] != "extra_forbidden"
         )
+        said = first["msg"].removeprefix("Value error, ")
         field = ".".join(map(str, first["loc"]))
         where = f", line {_line_of(node, first['loc'])}" if node is not None else ""
         raise ConfigError(
-            f"HITL_POLICY: {path}{where}: {field + ': ' if field else ''}{first['msg']}", _FIX
+            f"HITL_POLICY: {path}{where}: {field + ': ' if field else ''}{said}", _FIX
         ) from error
 
 

@@ -62,6 +62,21 @@ def test_each_check_tells_good_from_bad(check: Check, level: str) -> None:
     assert mended(check)
 
 
+def test_the_floor_that_holds_is_named_and_a_wrong_file_is_told_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HITL_HOME", str(tmp_path))
+    monkeypatch.delenv("HITL_POLICY", raising=False)
+    check = doctor.floor_check(Settings.load())
+    assert (check.level, check.found.split(":")[0]) == ("ok", "built in")
+    monkeypatch.setenv("HITL_POLICY", "floor.yaml")  # below HITL_HOME
+    (tmp_path / "floor.yaml").write_text("rules:\n  - {rule: bash, policy: always_deny}\n")
+    check = doctor.floor_check(Settings.load())
+    assert check.level == "wrong"
+    assert "floor.yaml, line 2: rules.0: tool names are case-sensitive" in check.found
+    assert mended(check)
+
+
 def test_that_sandboxes_are_switched_off_is_said_with_the_setting() -> None:
     check = sandbox_check("off")
     assert "HITL_SANDBOX=off" in check.found

@@ -95,12 +95,13 @@ def test_a_service_without_sandboxes_says_so(sandbox: str, said: str | None) -> 
         "problems": [],
         "ray": {"pid": 7, "running_s": 5, "ports": {}, "temp_dir": "/t", "elsewhere": None},
         "panel": None,
-        "app": {"url": "http://x/v1", **APP, "sandbox": sandbox},
+        "app": {"url": "http://x/v1", **APP, "sandbox": sandbox, "floor": "built in"},
         "work": None,
         "database": {"place": "SQLite", "pid": None},
         "data": {"folder": "/d", "bytes": 0, "database_bytes": 0},
     }
     lines = [line for line in describe(facts) if line.startswith("sandbox")]
+    assert "floor      built in" in describe(facts)
     assert len(lines) == (0 if said is None else 1)
     assert said is None or said in lines[0]
 
