@@ -259,6 +259,7 @@ class Egress:
         if any(host in hosts for hosts in self._opened.values()):
             return "public"
         if standing := self._hosts.standing(host):
+            await self._hosts.used(host)
             return standing
         name = host[0]
         if (

@@ -5,6 +5,7 @@ refuses the connection, the turn goes on, and the model repeats what needed the 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -109,6 +110,13 @@ class HostGate:
             if approval.state is ApprovalState.ALLOWED
             else MAY_NOT.format(where=where, why=denial(approval))
         )
+
+    async def used(self, host: Host) -> None:
+        """It was reached by a rule: if that was remembered with a decision, the model need not be told of it."""
+        approval = self._known.get(host)
+        if approval is not None and approval.state is ApprovalState.ALLOWED:
+            with contextlib.suppress(HitlError):  # then it is told
+                await self._tell(approval)
 
     async def _open(self, host: Host) -> Approval | None:
         because = self._running()

@@ -503,6 +503,16 @@ async def test_a_denied_host_stays_refused_in_its_turn_and_the_agent_is_told_why
         assert (await a.store.get_session(a.session_id)).untold == ()  # the model was told by the refusal
 
 
+@pytest.mark.parametrize("remember", [True, False])
+async def test_what_was_used_after_its_decision_needs_no_reminder(address: str, remember: bool):
+    async with asking(address) as a:
+        await a.get("one.example.org")
+        [approval] = await a.approvals()
+        await a.decide(approval, remember=remember)
+        assert (await a.get("one.example.org")).status_code == 200
+        assert [one.reminded for one in await a.approvals()] == [True]
+
+
 async def test_after_an_interrupt_nothing_is_open_and_nobody_is_asked(address: str):
     async with asking(address) as a:
         await a.get("one.example.org")
