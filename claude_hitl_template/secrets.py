@@ -24,6 +24,7 @@ RAY_TOKEN = "ray-token"  # noqa: S105  (the name of a file)
 POSTGRES_PASSWORD = "postgres-password"  # noqa: S105
 PANEL_SECRET = "panel-secret"  # noqa: S105  (the names of files)
 PANEL_PASSWORD = "panel-password"  # noqa: S105
+PANEL_PROOF = "x-hitl-panel-proof"  # the header of `panel_proof`
 
 
 # What may be sent to a service that runs, and the file of each; such a file outlives every restart.
@@ -195,6 +196,11 @@ def read_panel_login(settings: Settings) -> tuple[str, str] | None:
     if not (settings.secrets_dir / PANEL_SECRET).exists():
         return None
     return _read(settings.secrets_dir / PANEL_SECRET), _read(settings.secrets_dir / PANEL_PASSWORD)
+
+
+def panel_proof(secret: str) -> str:
+    """What the service shows when it logs in to a panel with this secret, whose logins may be held up by others' tries."""
+    return hmac.new(secret.encode(), b"claude-hitl", "sha256").hexdigest()
 
 
 def hash_api_key(secret: str) -> str:

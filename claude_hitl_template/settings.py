@@ -295,6 +295,11 @@ class Settings(BaseSettings):
         True,
         description="Whether ./hitl up starts the panel too: spooler and panel, about 400 MB together.",
     )
+    panel_hosts: str = Field(
+        "",
+        description="Names by which browsers reach the panel besides this machine's own name and addresses and localhost, "
+        "with commas between them; with :PORT where the port is not HITL_PANEL_PORT.",
+    )
     panel_approvers: str = Field(
         "",
         description="Names of panel roles, with commas between them, that may decide in every session, as operators may; "

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from claude_hitl_template.api import problems, schema
 from claude_hitl_template.api.agents import agent_wire, build_agent
-from claude_hitl_template.api.auth import Authenticator, presented_key
+from claude_hitl_template.api.auth import Authenticator, WrongKeys, presented_key
 from claude_hitl_template.api.files import download, file_wire
 from claude_hitl_template.api.reading import (
     Place,
@@ -36,7 +36,7 @@ from claude_hitl_template.api.wire import (
     environment_wire,
     session_wire,
 )
-from claude_hitl_template.errors import InvalidInput, NotFound, Unauthorized, Unavailable
+from claude_hitl_template.errors import InvalidInput, NotFound, Unavailable
 from claude_hitl_template.events import EVENT_TYPES, FOREIGN_TYPES, UserToolConfirmation
 from claude_hitl_template.models import (
     Agent,
@@ -102,15 +102,17 @@ def build_app(service: Service) -> FastAPI:
     )
     problems.install(app)
     owners = (hash_api_key(service.operator_key), service.owner)
+    wrong_keys = WrongKeys()
+    authenticator = Authenticator(service.store, service.requests_per_minute, wrong_keys)
     for router in (
         _open_routes(service),
-        _operator_routes(service),
-        secret_routes(service.shelf, owners, service.max_request_bytes),
+        _operator_routes(service, wrong_keys),
+        secret_routes(service.shelf, owners, wrong_keys, service.max_request_bytes),
         _Routes(service).router,
     ):
         check_covered(router)
         app.include_router(router)
-    app.dependency_overrides[_caller] = Authenticator(service.store, service.requests_per_minute)
+    app.dependency_overrides[_caller] = authenticator
     schema.install(app)
     return app
 
@@ -137,12 +139,12 @@ def _open_routes(service: Service) -> APIRouter:
     return router
 
 
-def _operator_routes(service: Service) -> APIRouter:
+def _operator_routes(service: Service, wrong_keys: WrongKeys) -> APIRouter:
     """What only `./hitl` on the service's own machine may do: no API key opens it."""
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:
         if not hmac.compare_digest(presented_key(request).encode(), service.operator_key.encode()):
-            raise Unauthorized("an API key does not open this; ./hitl down does it")
+            raise wrong_keys.refusal(request, "an API key does not open this; ./hitl down does it")
 
     router = APIRouter(dependencies=[Depends(check), *DECLARED])
 

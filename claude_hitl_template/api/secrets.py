@@ -7,20 +7,22 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from claude_hitl_template.api import schema
-from claude_hitl_template.api.auth import presented_key
+from claude_hitl_template.api.auth import WrongKeys, presented_key
 from claude_hitl_template.api.reading import parse, read_json
 from claude_hitl_template.api.undeclared import DECLARED
-from claude_hitl_template.errors import Unauthorized
 from claude_hitl_template.secrets import SENT, Shelf, hash_api_key
 
 
-def secret_routes(shelf: Shelf, owners: Collection[str], max_request_bytes: int) -> APIRouter:
+def secret_routes(
+    shelf: Shelf, owners: Collection[str], wrong_keys: WrongKeys, max_request_bytes: int
+) -> APIRouter:
     """`owners`: hashes of the keys that open these routes, as `hash_api_key` makes them; no other key does."""
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:
         presented = hash_api_key(presented_key(request))
         if not any(hmac.compare_digest(presented, owner) for owner in owners):
-            raise Unauthorized("only the service's first API key, or ./hitl on its own machine, opens this")
+            why = "only the service's first API key, or ./hitl on its own machine, opens this"
+            raise wrong_keys.refusal(request, why)
 
     router = APIRouter(tags=["secrets"], dependencies=[Depends(check), *DECLARED])
 

@@ -5,6 +5,7 @@ environment shows any; relative paths of Kodosumi's end up in that folder.
 """
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -22,12 +23,20 @@ from claude_hitl_template import network
 from claude_hitl_template.cli.ports import check_free
 from claude_hitl_template.cli.processes import (
     CHUNK_BYTES,
+    end,
     node_address,
+    own_addresses,
     panel_environment,
     strays,
 )
 from claude_hitl_template.errors import ConfigError, Unauthorized, Unavailable
-from claude_hitl_template.secrets import PANEL_PASSWORD, read_panel_login, write_secret
+from claude_hitl_template.secrets import (
+    PANEL_PASSWORD,
+    PANEL_PROOF,
+    panel_proof,
+    read_panel_login,
+    write_secret,
+)
 from claude_hitl_template.settings import Settings, variable
 
 ADMIN = "admin"
@@ -37,6 +46,8 @@ POLL_S = 0.25
 ASK_S = 10.0
 LAST_LINES = 8
 NAMES = ("spooler", "panel")
+UNGUARDED = "unguarded panel"  # Kodosumi's own, which earlier versions started
+SERVER = "claude_hitl_template.panel.server"
 
 
 def routes_url(settings: Settings) -> str:
@@ -96,6 +107,7 @@ def look(settings: Settings) -> Look:
 def start_missing(settings: Settings) -> list[str]:
     """Starts what does not run, and does not wait for it. Returns the names of what was started."""
     alive = running(settings)
+    end([process for name, process in alive.items() if name == UNGUARDED])
     missing = [name for name in NAMES if name not in alive]
     if missing:
         write_settings(settings)
@@ -155,9 +167,10 @@ class Panel:
 
     def _log_in(self) -> str:
         login = read_panel_login(self._settings)
-        body = {"name": ADMIN, "password": login[1] if login else ""}
+        secret, password = login or ("", "")
+        body, headers = {"name": ADMIN, "password": password}, {PANEL_PROOF: panel_proof(secret)}
         url = self._settings.panel_url + "/api/login"
-        answer = network.request("POST", url, json=body, timeout=ASK_S)
+        answer = network.request("POST", url, json=body, headers=headers, timeout=ASK_S)
         if answer.status_code == 401:
             file = _password_file(self._settings)
             raise Unauthorized(f"the panel refuses {ADMIN} with the password in {file}: it was changed there")
@@ -177,16 +190,20 @@ def _name(process: psutil.Process) -> str | None:
         line = process.cmdline()
     except psutil.Error:
         return None
+    if SERVER in line:
+        return "panel"
     if "kodosumi.cli" not in line:
         return None
-    return "spooler" if "spool" in line else "panel" if "serve" in line else None
+    return "spooler" if "spool" in line else UNGUARDED if "serve" in line else None
 
 
 def _start(settings: Settings, name: str) -> None:
-    what = ["spool", "--block"] if name == "spooler" else ["serve", "--register", routes_url(settings)]
+    what = ["-m", "kodosumi.cli", "spool", "--block"]
+    if name == "panel":
+        what = ["-m", SERVER, "--register", routes_url(settings)]
     with (settings.logs_dir / f"{name}.log").open("ab") as log:
         subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "kodosumi.cli", *what],
+            [sys.executable, *what],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -206,10 +223,9 @@ def write_settings(settings: Settings) -> None:
         "SECRET_KEY": login[0],
         "ADMIN_PASSWORD": login[1],
         "APP_SERVER": f"http://{_listens_on(settings)}:{settings.panel_port}",
-        # Kodosumi's default lets a page of any origin act with the user's cookie.
-        "CORS_ORIGINS": json.dumps([settings.panel_url, f"http://localhost:{settings.panel_port}"]),
+        # Every address that the panel has; under another one, and to pages of another one, it does not answer.
+        "CORS_ORIGINS": json.dumps(_origins(settings)),
         "RAY_SERVER": f"{node_address(settings)}:{settings.ray_port}",
-        "RAY_DASHBOARD": settings.own_dashboard,
         "ADMIN_DATABASE": f"sqlite+aiosqlite:///{folder / 'admin.db'}",
         "EXEC_DIR": str(folder / "execution"),
         "UPLOAD_DIR": str(folder / "uploads"),
@@ -223,6 +239,16 @@ def write_settings(settings: Settings) -> None:
         "CHUNK_SIZE": str(CHUNK_BYTES),
     }
     write_secret(folder / ".env", "".join(f"KODO_{name}='{value}'\n" for name, value in values.items()))
+
+
+def _origins(settings: Settings) -> list[str]:
+    names = [settings.local_host, "localhost", "127.0.0.1"]
+    if _listens_on(settings) == "0.0.0.0":  # noqa: S104
+        names += [socket.gethostname().lower(), *own_addresses(settings)]
+    port = settings.panel_port
+    given = [name.strip().lower() for name in settings.panel_hosts.split(",") if name.strip()]
+    hosts = [*(f"{name}:{port}" for name in names), *(n if ":" in n else f"{n}:{port}" for n in given)]
+    return list(dict.fromkeys(f"http://{host}" for host in hosts))
 
 
 def _listens_on(settings: Settings) -> str:

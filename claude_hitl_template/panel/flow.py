@@ -24,6 +24,7 @@ from claude_hitl_template.panel import render
 from claude_hitl_template.panel.forms import state_of
 from claude_hitl_template.panel.services import Locks, WindowServices
 from claude_hitl_template.panel.upload import collect
+from claude_hitl_template.panel.users import HEADER
 
 log = structlog.get_logger()
 DECIDE, SAY = "decide", "say"  # the names of the locks
@@ -182,6 +183,8 @@ class _Window:
     async def _upload(self, folder: str) -> bool:
         async with await self._tracer.fs() as files:
             files.chunk_size = CHUNK_BYTES
+            # It shows its login in a cookie alone, which the panel takes from its own pages only.
+            files._client.headers[HEADER] = files.jwt
             try:
                 return bool(await files.upload(folder))
             except (httpx.HTTPError, AssertionError, KeyError):

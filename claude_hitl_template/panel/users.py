@@ -16,6 +16,7 @@ from starlette.requests import HTTPConnection, Request
 
 from claude_hitl_template import network
 from claude_hitl_template.errors import Unauthorized, Unavailable
+from claude_hitl_template.secrets import PANEL_PROOF, panel_proof
 from claude_hitl_template.store.protocol import Clients
 
 log = structlog.get_logger()
@@ -65,22 +66,28 @@ def entries_path(request: Request) -> str:
 
 @dataclass(frozen=True)
 class PanelAccess:
-    """Where the panel is, what it signs its logins with, and the password of its first role."""
+    """Where the panel is, what it signs its logins with ("": what everyone knows), and the password of its first role."""
 
     url: str
     secret: str
     password: str
 
 
+PUBLIC_LOGIN = (
+    "this panel signs its logins with Kodosumi's public KODO_SECRET_KEY, so anyone could be anyone here: set it in .env, "
+    "and KODO_ADMIN_PASSWORD, before all of Kodosumi's commands, or start the panel with ./hitl up"
+)
+
+
 def default_login() -> tuple[str, str]:
-    """Secret and password of a panel that was started without ./hitl up, from the KODO_ settings that it reads too."""
+    """Secret and password of a panel that was started without ./hitl up, from the KODO_ settings that it reads too.
+
+    The secret is "" where it is Kodosumi's default, which is public.
+    """
     found = InternalSettings()
-    public = InternalSettings.model_fields["SECRET_KEY"].default
-    if public == found.SECRET_KEY:
-        log.warning(
-            "the panel's KODO_SECRET_KEY is Kodosumi's public default: whoever reaches the Serve port can decide as "
-            "anyone. Set it in .env, or start the panel with ./hitl up"
-        )
+    if found.SECRET_KEY.strip() in ("", InternalSettings.model_fields["SECRET_KEY"].default):
+        log.warning(PUBLIC_LOGIN)
+        return "", found.ADMIN_PASSWORD
     return found.SECRET_KEY, found.ADMIN_PASSWORD
 
 
@@ -93,6 +100,8 @@ class Guard:
 
     async def recognise(self, connection: HTTPConnection) -> None:
         """Notes the user for `panel_user`. Raises Unauthorized, Unavailable."""
+        if not self._panel.secret:
+            raise Unauthorized(PUBLIC_LOGIN)
         refuse_foreign_pages(connection)
         token = connection.headers.get(HEADER) or connection.cookies.get(COOKIE) or ""
         role_id = self._check(token)
@@ -139,8 +148,9 @@ class Guard:
     async def _own_login(self) -> str:
         body = {"name": ADMIN, "password": self._panel.password}
         try:
+            proof = {PANEL_PROOF: panel_proof(self._panel.secret)}
             async with self._client() as client:
-                answer = await client.post("/api/login", json=body)
+                answer = await client.post("/api/login", json=body, headers=proof)
             if answer.status_code != 200:
                 raise Unavailable(
                     f"the panel does not let the service in, which logs in as {ADMIN} with the password that the "

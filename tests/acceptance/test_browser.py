@@ -277,7 +277,7 @@ def test_who_may_not_decide_is_told_so_and_shown_nothing(
     panel: Panel, new_panel: Callable[[], Panel], service: Service
 ) -> None:
     role = {"name": "guest", "email": "guest@example.com", "password": "guest-password", "operator": False}
-    made = panel.page.request.post(f"{panel.base}/role", data=role)
+    made = panel.page.request.post(f"{panel.base}/role", data=role, headers={"origin": panel.base})
     assert made.ok, made.text()
     panel.start(COMMAND)
     panel.sees("Waiting for you")

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from claude_hitl_template.api.auth import WRONG_TRIES
 from claude_hitl_template.models import ApprovalState
 from claude_hitl_template.testing.inprocess import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
@@ -183,7 +184,7 @@ def test_no_route_but_health_answers_without_a_known_key(parking: Threaded, idle
                 if path in OPEN:
                     assert answer.status_code == 200
                 else:
-                    refused(answer, 401)
+                    refused(answer, 401, 429)  # so many wrong ones are held up
 
 
 def test_a_key_may_come_as_a_bearer_token(parking: Threaded):
@@ -238,6 +239,24 @@ def test_too_many_requests_are_told_when_to_come_back(tmp_path: Path):
         refused(answers[-1], 429)
         assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
         assert httpx.get(url, headers={"x-api-key": "two"}).status_code == 200
+
+
+def test_wrong_keys_from_an_address_are_held_up_and_right_ones_never(tmp_path: Path):
+    with serve_in_thread(tmp_path, keys={"a": "one"}, backing="memory") as served:
+        root = served.service.url
+        tried = ("/v1/sessions", "/v1/internal/drain", "/v1/internal/secrets", "/v1/approvals")
+
+        def wrong(number: int) -> httpx.Response:
+            return httpx.get(root + tried[number % 4], headers={"x-api-key": f"wrong {number}"})
+
+        assert [wrong(number).status_code for number in range(WRONG_TRIES)] == [401] * WRONG_TRIES
+        answers = [wrong(number) for number in range(WRONG_TRIES)]  # more than come back while they are sent
+        held_up = [answer for answer in answers if answer.status_code == 429]
+        assert held_up
+        refused(held_up[-1], 429)
+        assert 1 <= int(held_up[-1].headers["retry-after"]) <= 60
+        assert httpx.get(f"{root}/v1/sessions", headers={"x-api-key": "one"}).status_code == 200
+        assert httpx.get(f"{root}/v1/health").status_code == 200
 
 
 # -- bodies

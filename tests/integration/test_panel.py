@@ -9,6 +9,7 @@ import httpx
 import psutil
 import pytest
 
+from claude_hitl_template.cli.panel import SERVER
 from tests.integration.harness import KEY, PATIENCE_S, Conversation, Service, kill, wait_for
 
 pytestmark = pytest.mark.slow
@@ -38,7 +39,8 @@ def panel_url(service: Service) -> str:
 @pytest.fixture
 def browser(service: Service) -> Iterator[httpx.Client]:
     """Logged in to the panel as its admin."""
-    with httpx.Client(base_url=panel_url(service), timeout=PATIENCE_S) as client:
+    own = {"origin": panel_url(service)}
+    with httpx.Client(base_url=panel_url(service), headers=own, timeout=PATIENCE_S) as client:
         body = {"name": "admin", "password": secret(service, "panel-password")}
         assert client.post("/api/login", json=body).status_code == 200
         yield client
@@ -52,8 +54,9 @@ def kodosumi(service: Service) -> dict[str, psutil.Process]:
             line, folder = process.cmdline(), process.cwd()
         except psutil.Error:
             continue
-        if "kodosumi.cli" in line and Path(folder).is_relative_to(service.root):
-            found["spooler" if "spool" in line else "panel"] = process
+        if {"kodosumi.cli", SERVER}.isdisjoint(line) or not Path(folder).is_relative_to(service.root):
+            continue
+        found["panel" if SERVER in line else "spooler"] = process
     return found
 
 

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "data" / "config"
 BIN = Path(sys.executable).parent
 STATUS_S = 60.0
+PASSWORD = "password-of-these-tests"
 
 
 @dataclass
@@ -47,6 +48,8 @@ class Plain:
             "HITL_PANEL_PORT": str(self.ports["panel"]),
             "RAY_DASHBOARD_ADDRESS": f"http://localhost:{self.ports['dashboard']}",
             "KODO_RAY_SERVER": f"localhost:{self.ports['ray']}",
+            "KODO_SECRET_KEY": "a secret of these tests",  # with Kodosumi's own the service lets nobody in
+            "KODO_ADMIN_PASSWORD": PASSWORD,
             **self.more,
             "KODO_APP_SERVER": f"http://localhost:{self.ports['panel']}",
         }
@@ -130,7 +133,7 @@ def _answers(url: str) -> bool | None:
 def _log_in(plain: Plain) -> httpx.Client | None:
     client = httpx.Client(base_url=plain.environment["KODO_APP_SERVER"], timeout=30)
     try:
-        answer = client.post("/api/login", json={"name": "admin", "password": "admin"})
+        answer = client.post("/api/login", json={"name": "admin", "password": PASSWORD})
     except httpx.TransportError:
         client.close()
         return None

@@ -28,6 +28,7 @@ import pytest
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
+from claude_hitl_template.cli.panel import SERVER
 from claude_hitl_template.cli.ports import free_ports
 from claude_hitl_template.image import labels
 from tests.integration.harness import KEY, Service, wait_for
@@ -381,7 +382,7 @@ def restart_panel(cluster: Service) -> "subprocess.Popen[bytes]":
 def is_panel(cluster: Service, process: psutil.Process) -> bool:
     try:
         line = process.cmdline()
-        return "kodosumi.cli" in line and "serve" in line and Path(process.cwd()).is_relative_to(cluster.root)
+        return SERVER in line and Path(process.cwd()).is_relative_to(cluster.root)
     except psutil.Error:
         return False
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import socket
 import stat
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from claude_hitl_template.cli import panel
 from claude_hitl_template.cli.panel import Panel, look, routes_url, running, write_settings
 from claude_hitl_template.cli.processes import panel_environment, temp_dir
 from claude_hitl_template.errors import ConfigError, Unauthorized, Unavailable
-from claude_hitl_template.secrets import prepare, prepare_panel, read_panel_login
+from claude_hitl_template.secrets import PANEL_PROOF, prepare, prepare_panel, read_panel_login
 from claude_hitl_template.settings import Settings
 from tests.serving import loopback
 
@@ -25,9 +27,11 @@ type Make = Callable[..., Settings]
 
 
 @contextmanager
-def stand_in(settings: Settings, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is called like one of Kodosumi's, of our cluster."""
-    code = ["-c", "input()", "-m", "kodosumi.cli", *arguments]
+def stand_in(
+    settings: Settings, *arguments: str, module: str = "kodosumi.cli"
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is called like the spooler or the panel, of our cluster."""
+    code = ["-c", "input()", "-m", module, *arguments]
     ours = {"HITL_CLUSTER": str(temp_dir(settings)), "HITL_DATA_DIR": str(settings.data_dir)}
     marked = {**os.environ, **ours}
     process = subprocess.Popen([sys.executable, *code], env=marked, stdin=subprocess.PIPE)
@@ -44,6 +48,7 @@ def kodosumi(*, spooler: int | None, entries: list[str], password: str) -> FastA
 
     @app.post("/api/login")
     async def login(request: Request) -> JSONResponse:
+        assert request.headers[PANEL_PROOF]  # what others try does not hold this login up
         if (await request.json()) != {"name": "admin", "password": password}:
             return JSONResponse({"detail": "Invalid name or password"}, 401)
         return JSONResponse({"KODOSUMI_API_KEY": "token"})
@@ -161,12 +166,53 @@ def test_only_processes_of_our_cluster_are_ours(
     prepared: Settings, make_settings: Make, tmp_path: Path
 ) -> None:
     other = make_settings(data_dir=tmp_path / "other")
-    with stand_in(other, "spool", "--block"), stand_in(prepared, "serve", "--register", "x") as served:
+    with (
+        stand_in(other, "spool", "--block"),
+        stand_in(prepared, "--register", "x", module=panel.SERVER) as served,
+    ):
         assert {name: process.pid for name, process in running(prepared).items()} == {"panel": served.pid}
 
 
+def test_a_panel_of_an_earlier_version_that_nothing_protects_is_replaced(
+    prepared: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    def start(_settings: Settings, name: str) -> None:
+        started.append(name)
+
+    monkeypatch.setattr(panel, "_start", start)
+    with stand_in(prepared, "spool", "--block"), stand_in(prepared, "serve", "--register", "x") as before:
+        assert look(prepared).problem == "the panel does not run"
+        assert panel.start_missing(prepared) == ["panel"]
+        assert before.poll() is not None
+    assert started == ["panel"]
+
+
+def test_the_panel_has_the_names_that_lead_to_it_and_no_other(make_settings: Make) -> None:
+    """Under another one, which somebody else may have chosen, it does not answer."""
+
+    def origins(**values: object) -> list[str]:
+        settings = make_settings(panel_port=3370, **values)
+        prepare(settings)
+        prepare_panel(settings)
+        write_settings(settings)
+        (line,) = re.findall("KODO_CORS_ORIGINS='(.*)'", (settings.panel_dir / ".env").read_text())
+        return json.loads(line)
+
+    own = ["http://127.0.0.1:3370", "http://localhost:3370"]
+    assert origins() == own
+    named = origins(panel_hosts=" Panel.example, proxy.example:80 ")
+    assert named == [*own, "http://panel.example:3370", "http://proxy.example:80"]
+    assert f"http://{socket.gethostname().lower()}:3370" in origins(host="10.0.0.7")
+    assert "http://10.0.0.7:3370" in origins(host="10.0.0.7")
+
+
 def test_a_panel_that_is_well_has_no_problem(prepared: Settings, make_settings: Make) -> None:
-    with stand_in(prepared, "spool", "--block") as spooler, stand_in(prepared, "serve", "--register", "x"):
+    with (
+        stand_in(prepared, "spool", "--block") as spooler,
+        stand_in(prepared, "--register", "x", module=panel.SERVER),
+    ):
         with answering(prepared, make_settings, spooler=spooler.pid) as settings:
             found = look(settings)
         assert (found.problem, found.flows) == (None, 3)

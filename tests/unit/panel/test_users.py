@@ -11,10 +11,11 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from jose import jwt
+from kodosumi.config import InternalSettings
 from starlette.requests import HTTPConnection
 
 from claude_hitl_template.errors import Unauthorized, Unavailable
-from claude_hitl_template.panel.users import Guard, PanelAccess, PanelUser, panel_user
+from claude_hitl_template.panel.users import Guard, PanelAccess, PanelUser, default_login, panel_user
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
 from tests.serving import loopback
@@ -218,3 +219,21 @@ async def test_an_admin_who_changed_the_password_is_recognised_and_others_are_to
     assert (await scene.recognised(logged_in(token(OPERATOR)))).operator
     with pytest.raises(Unavailable, match="only operators are recognised"):
         await scene.recognised(logged_in(token(ANN)))
+
+
+async def test_a_panel_with_the_secret_that_everyone_knows_lets_nobody_in_and_says_what_to_set(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KODO_SECRET_KEY", raising=False)
+    public = InternalSettings().SECRET_KEY
+    secret, password = default_login()
+    guard = Guard(scene.store, PanelAccess(scene.url, secret, password), frozenset())
+    for known in (public, ""):
+        with pytest.raises(Unauthorized, match="KODO_SECRET_KEY"):
+            await guard.recognise(logged_in(token(OPERATOR, secret=known)))
+    assert scene.panel.asked == []
+    for unset in ("", " "):
+        monkeypatch.setenv("KODO_SECRET_KEY", unset)
+        assert default_login()[0] == ""
+    monkeypatch.setenv("KODO_SECRET_KEY", "of one's own")
+    assert default_login()[0] == "of one's own"
