@@ -367,12 +367,50 @@ class Supervised(Frozen):
 
 
 class ApiKey(Frozen):
-    """Who may call. Only the SHA-256 of the secret is stored."""
+    """Who may call. Only the SHA-256 of the secret is stored, and `prefix`, by which its holder recognises it.
+
+    `first`: the one that `./hitl` itself uses, of which there is one at most. From `revoked_at` on the secret opens
+    nothing; what the key's sessions are stays as it was.
+    """
 
     id: str
     name: str
     secret_hash: str
     created_at: datetime
+    prefix: str = ""
+    first: bool = False
+    revoked_at: datetime | None = None
+
+
+class KeptDecision(Frozen):
+    """What is kept of a decision when its session is deleted: who said what and when, of which call by its digest.
+
+    `id` is the approval's; `digest` is of what was shown, `run_digest` of what was allowed to run.
+    """
+
+    id: str
+    session_id: str
+    key_id: str
+    tool_name: str
+    digest: str
+    run_digest: str | None = None
+    result: Literal["allow", "deny"]
+    decided_by: str
+    decided_at: datetime
+
+    @classmethod
+    def of(cls, approval: Approval) -> "KeptDecision | None":
+        """None where nobody decided."""
+        said = approval.decision
+        if said is None:
+            return None
+        same = ("id", "session_id", "key_id", "tool_name", "digest", "run_digest")
+        return cls(
+            **{name: getattr(approval, name) for name in same},
+            result=said.result,
+            decided_by=said.decided_by,
+            decided_at=said.decided_at,
+        )
 
 
 class Page[T](BaseModel):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
 from ray import serve
@@ -51,6 +52,7 @@ from claude_hitl_template.secrets import (
     hash_api_key,
     operator_key,
     prepare,
+    public_prefix,
     read_api_key,
     read_model_key,
     read_panel_login,
@@ -149,7 +151,7 @@ class Ingress:
             return await supervisor.drained_s.remote()
 
         built, floor = code_facts(), settings.floor()
-        self._first_key = hash_api_key(read_api_key(settings))
+        self._settings = settings
         service = Service(
             store=self._store,
             agent=default_agent(settings),
@@ -166,7 +168,6 @@ class Ingress:
             undrain=undrain,
             drained_s=drained_s,
             operator_key=operator_key(settings),
-            owner=self._first_key,
             shelf=Shelf(settings.secrets_dir),
             max_request_bytes=settings.max_request_bytes,
             requests_per_minute=settings.requests_per_minute,
@@ -182,7 +183,12 @@ class Ingress:
         return self._app
 
     async def reconfigure(self, _user_config: Any) -> None:
-        await self._store.add_key("first key", self._first_key)
+        secret = read_api_key(self._settings)  # as it is now: it may have been replaced
+        first = await self._store.set_first_key(hash_api_key(secret), public_prefix(secret))
+        if first.revoked_at is not None:
+            structlog.get_logger().error(
+                "the first API key in the data folder was replaced or revoked: ./hitl keys rotate makes another"
+            )
 
 
 def default_agent(settings: Settings) -> Agent:

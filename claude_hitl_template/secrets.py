@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import os
 import secrets
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -27,6 +26,10 @@ PANEL_PASSWORD = "panel-password"  # noqa: S105
 PANEL_PROOF = "x-hitl-panel-proof"  # the header of `panel_proof`
 
 
+KEY_BEGINS = "hitl_"
+KEY_CHARS = len(KEY_BEGINS) + 43  # 32 random bytes
+PREFIX_CHARS = 6
+
 # What may be sent to a service that runs, and the file of each; such a file outlives every restart.
 SENT = {"ANTHROPIC_API_KEY": SENT_MODEL_KEY}
 MAX_SECRET_CHARACTERS = 4096
@@ -34,10 +37,10 @@ MAX_SECRET_CHARACTERS = 4096
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` found to do: the first API key if it was made just now; where a key is kept that was replaced."""
+    """What `prepare` did: the first API key if it was made just now; whether HITL_API_KEY replaced the one before."""
 
     made_key: str | None = None
-    former_key: Path | None = None
+    replaced_key: bool = False
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -57,8 +60,8 @@ def prepare(settings: Settings) -> Prepared:
         else:
             _keep(folder / RAY_TOKEN, secrets.token_hex(32))
         if settings.api_key is not None:
-            return Prepared(former_key=_replace_key(folder / API_KEY, settings.api_key.get_secret_value()))
-        made = f"hitl_{secrets.token_urlsafe(32)}"
+            return Prepared(replaced_key=_replace_key(folder / API_KEY, settings.api_key.get_secret_value()))
+        made = new_api_key()
         return Prepared(made_key=made if _keep(folder / API_KEY, made) else None)
     except OSError as error:
         raise _not_writable(settings, error) from error
@@ -154,6 +157,16 @@ class Shelf:
         path.unlink(missing_ok=True)
         return had
 
+    def keep_api_key(self, secret: str) -> None:
+        """Keeps the first API key's new secret, for `./hitl` on this machine. Raises Unavailable."""
+        try:
+            write_secret(self._folder / API_KEY, secret)
+        except OSError as error:
+            raise Unavailable(
+                f"the first key has another secret now, which cannot be kept ({error.strerror}): correct the "
+                "permissions of the data folder, then ./hitl keys rotate once more"
+            ) from error
+
     def path(self, name: str) -> Path:
         """The file of a secret, which need not be there."""
         if name not in SENT:
@@ -203,6 +216,17 @@ def panel_proof(secret: str) -> str:
     return hmac.new(secret.encode(), b"claude-hitl", "sha256").hexdigest()
 
 
+def new_api_key() -> str:
+    """A secret that nobody guesses."""
+    return f"{KEY_BEGINS}{secrets.token_urlsafe(32)}"
+
+
+def public_prefix(secret: str) -> str:
+    """By which the holder of a key of ours recognises it; "" for a secret that somebody chose, and that may be short."""
+    made_here = secret.startswith(KEY_BEGINS) and len(secret) >= KEY_CHARS
+    return secret[: len(KEY_BEGINS) + PREFIX_CHARS] if made_here else ""
+
+
 def hash_api_key(secret: str) -> str:
     """What the store keeps of an API key. Keys are long and random, so a plain SHA-256 does."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
@@ -233,16 +257,13 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _replace_key(path: Path, key: str) -> Path | None:
-    """Writes another key. The one before is kept, and its place returned: only with it can its sessions be seen."""
-    if path.exists() and path.read_text().strip() == key:
-        return None
-    former = path.with_name(f"{path.name}.until-{time.strftime('%Y%m%d-%H%M%S')}")
-    replaced = path.exists()
-    if replaced:
-        path.rename(former)
+def _replace_key(path: Path, key: str) -> bool:
+    """Writes another key; False where it is the same, or the first."""
+    before = path.read_text().strip() if path.exists() else None
+    if before == key:
+        return False
     write_secret(path, key)
-    return former if replaced else None
+    return before is not None
 
 
 def _keep(path: Path, value: str) -> bool:

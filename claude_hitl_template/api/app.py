@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from claude_hitl_template.api import problems, schema
 from claude_hitl_template.api.agents import agent_wire, build_agent
 from claude_hitl_template.api.auth import Authenticator, WrongKeys, presented_key
 from claude_hitl_template.api.files import download, file_wire
+from claude_hitl_template.api.keys import key_routes
 from claude_hitl_template.api.reading import (
     Place,
     parse,
@@ -36,7 +37,7 @@ from claude_hitl_template.api.wire import (
     environment_wire,
     session_wire,
 )
-from claude_hitl_template.errors import InvalidInput, NotFound, Unavailable
+from claude_hitl_template.errors import InvalidInput, NotFound, Unauthorized, Unavailable
 from claude_hitl_template.events import EVENT_TYPES, FOREIGN_TYPES, UserToolConfirmation
 from claude_hitl_template.models import (
     Agent,
@@ -55,6 +56,7 @@ from claude_hitl_template.secrets import Shelf, hash_api_key
 from claude_hitl_template.store.protocol import NOW, Clients
 
 KEEP_ALIVE_S = 10.0
+LOOK_AT_KEY_S = 2.0  # how often a stream looks whether its key is still one
 OPEN_FACTS = (
     "version",
     "code",
@@ -67,8 +69,8 @@ _STATUSES: TypeAdapter[Any] = TypeAdapter(SessionStatus)
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes stand on. `facts` is what /v1/version shows; `operator_key` opens `drain` and the secrets, the
-    latter also the key whose hash is `owner`.
+    """What the routes stand on. `facts` is what /v1/version shows; `operator_key` opens `drain`, the keys and the
+    secrets, the latter also the first API key.
 
     `floor` holds whatever an agent's policy says. `environments` by id are what a session may name; `image_facts` says
     what is known of an image's reference now, None for one that is not here (yet). It never raises, and answers at once.
@@ -84,7 +86,6 @@ class Service:
     undrain: Callable[[], Awaitable[None]]
     drained_s: Callable[[], Awaitable[float]]
     operator_key: str
-    owner: str
     shelf: Shelf
     max_request_bytes: int
     requests_per_minute: int
@@ -101,14 +102,15 @@ def build_app(service: Service) -> FastAPI:
         openapi_url=None,
     )
     problems.install(app)
-    owners = (hash_api_key(service.operator_key), service.owner)
-    wrong_keys = WrongKeys()
-    authenticator = Authenticator(service.store, service.requests_per_minute, wrong_keys)
+    authenticator = Authenticator(service.store, service.requests_per_minute, WrongKeys())
+    operator = _operator_check(service.operator_key, authenticator.wrong_keys)
+    most = service.max_request_bytes
     for router in (
         _open_routes(service),
-        _operator_routes(service, wrong_keys),
-        secret_routes(service.shelf, owners, wrong_keys, service.max_request_bytes),
-        _Routes(service).router,
+        _operator_routes(service, operator),
+        secret_routes(service.shelf, service.operator_key, authenticator, most),
+        key_routes(service.store, service.shelf, operator, most),
+        _Routes(service, authenticator).router,
     ):
         check_covered(router)
         app.include_router(router)
@@ -139,13 +141,18 @@ def _open_routes(service: Service) -> APIRouter:
     return router
 
 
-def _operator_routes(service: Service, wrong_keys: WrongKeys) -> APIRouter:
-    """What only `./hitl` on the service's own machine may do: no API key opens it."""
+def _operator_check(operator_key: str, wrong_keys: WrongKeys) -> Callable[[Request], Awaitable[None]]:
+    """Lets in what only `./hitl` on the service's own machine may do: no API key opens it."""
 
     async def check(request: Request) -> None:
-        if not hmac.compare_digest(presented_key(request).encode(), service.operator_key.encode()):
-            raise wrong_keys.refusal(request, "an API key does not open this; ./hitl down does it")
+        if not hmac.compare_digest(presented_key(request).encode(), operator_key.encode()):
+            why = "an API key does not open this; ./hitl on the service's own machine does it"
+            raise wrong_keys.refusal(request, why)
 
+    return check
+
+
+def _operator_routes(service: Service, check: Callable[[Request], Awaitable[None]]) -> APIRouter:
     router = APIRouter(dependencies=[Depends(check), *DECLARED])
 
     @router.get("/v1/internal/drain")
@@ -166,8 +173,8 @@ def _operator_routes(service: Service, wrong_keys: WrongKeys) -> APIRouter:
 
 
 class _Routes:
-    def __init__(self, service: Service) -> None:
-        self._s, self._store = service, service.store
+    def __init__(self, service: Service, authenticator: Authenticator) -> None:
+        self._s, self._store, self._authenticator = service, service.store, authenticator
         # By the name that routes ask for the caller under, or it would run, and count the request, twice.
         self.router = router = APIRouter(dependencies=[Depends(_caller), *DECLARED])
         for method, path, endpoint, tag in (
@@ -291,21 +298,26 @@ class _Routes:
         over = (
             session.status == "terminated" and after == session.next_seq - 1
         )  # its last event was sent before
-        stream = _nothing() if over else self._stream(session_id, caller.id, after, frozenset(wanted))
+        secret_hash = hash_api_key(presented_key(request))
+        stream = self._stream(session_id, caller.id, secret_hash, after, frozenset(wanted))
+        stream = _nothing() if over else stream
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
     async def _stream(
-        self, session_id: str, key_id: str, after: int, wanted: frozenset[str]
+        self, session_id: str, key_id: str, secret_hash: str, after: int, wanted: frozenset[str]
     ) -> AsyncIterator[str]:
         yield ": connected\n\n"
         previewed: set[str] = set()
         position = NOW if wanted else None
-        while True:
+        while await self._authenticator.find(secret_hash):
             try:
-                found, previews, newest = await self._store.wait_events(
+                waiting = self._store.wait_events(
                     session_id, key_id, after, timeout_s=KEEP_ALIVE_S, previews=position
                 )
+                found, previews, newest = await self._while_known(secret_hash, waiting)
+            except Unauthorized:
+                return
             except NotFound:
                 yield _sse(
                     {"type": "session.deleted", "id": new_id("sevt"), "processed_at": utcnow().isoformat()}
@@ -322,6 +334,17 @@ class _Routes:
                 yield "event: ping\ndata: {}\n\n"
             if found and found[-1].type == "session.status_terminated":
                 return
+
+    async def _while_known[T](self, secret_hash: str, waiting: Coroutine[Any, Any, T]) -> T:
+        """What `waiting` returns. Raises Unauthorized, a few seconds later, when the key is revoked meanwhile."""
+        task = asyncio.ensure_future(waiting)
+        try:
+            while not (await asyncio.wait([task], timeout=LOOK_AT_KEY_S))[0]:
+                if await self._authenticator.find(secret_hash) is None:
+                    raise Unauthorized("this API key was revoked")
+            return task.result()
+        finally:
+            task.cancel()
 
     # -- workspaces
 

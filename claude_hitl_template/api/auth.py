@@ -39,14 +39,14 @@ class Authenticator:
     """Finds keys, and counts their requests: a bucket of one minute's requests each, refilled steadily."""
 
     def __init__(self, store: Clients, requests_per_minute: int, wrong_keys: WrongKeys) -> None:
-        self._store, self._per_minute, self._wrong_keys = store, requests_per_minute, wrong_keys
+        self._store, self._per_minute, self.wrong_keys = store, requests_per_minute, wrong_keys
         self._known: OrderedDict[str, tuple[ApiKey, float]] = OrderedDict()
         self._requests = Throttle(requests_per_minute, 60.0)
 
     async def __call__(self, request: Request) -> ApiKey:
         key = await self.find(hash_api_key(presented_key(request)))
         if key is None:
-            raise self._wrong_keys.refusal(request, "this API key is not known here, or was revoked")
+            raise self.wrong_keys.refusal(request, "this API key is not known here, or was revoked")
         self._count(key)
         return key
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from claude_hitl_template.api.reading import Body
@@ -55,6 +55,19 @@ class Drain(Body):
 
 class Secret(Body):
     value: str
+
+
+def _key_name(given: str) -> str:
+    name = given.strip()
+    if not name:
+        raise ValueError("is empty; say whose key it is")
+    if not name.isprintable():
+        raise ValueError("has characters that cannot be shown")
+    return name
+
+
+class NewKey(Body):
+    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_key_name)]
 
 
 # What is answered ------------------------------------------------------------------------------------------------
@@ -246,6 +259,44 @@ class SecretStates(_Shown):
     data: list[SecretState]
 
 
+class KeyShown(_Shown):
+    id: str
+    name: str
+    prefix: str
+    first: bool
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class KeysShown(_Shown):
+    data: list[KeyShown]
+
+
+class KeyWithSecret(KeyShown):
+    """The secret is shown this once."""
+
+    secret: str
+
+
+class KeptDecisionShown(_Shown):
+    """What is kept of a decision when its session is deleted."""
+
+    approval_id: str
+    session_id: str
+    key_id: str
+    tool_name: str
+    digest: str
+    run_digest: str | None
+    result: Literal["allow", "deny"]
+    decided_by: str
+    decided_at: datetime
+
+
+class KeptDecisions(_Shown):
+    data: list[KeptDecisionShown]
+    next_page: str | None
+
+
 class Sessions(_Shown):
     data: list[SessionShown]
     next_page: str | None
@@ -374,6 +425,11 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /v1/internal/drain": Operation(DrainState),
     "DELETE /v1/internal/drain": Operation(DrainState),
     "POST /v1/internal/drain": Operation(Drained, Drain, (_ONCE,)),
+    "GET /v1/internal/keys": Operation(KeysShown),
+    "POST /v1/internal/keys": Operation(KeyWithSecret, NewKey),
+    "DELETE /v1/internal/keys/{key_id}": Operation(KeyShown, conflicts=True),
+    "POST /v1/internal/keys/{key_id}/rotate": Operation(KeyWithSecret, conflicts=True),
+    "GET /v1/internal/decisions": Operation(KeptDecisions, parameters=_listing()),
     "GET /v1/internal/secrets": Operation(SecretStates),
     "PUT /v1/internal/secrets/{name}": Operation(SecretState, Secret),
     "DELETE /v1/internal/secrets/{name}": Operation(SecretState),

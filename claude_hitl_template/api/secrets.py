@@ -1,28 +1,30 @@
 """Secrets that are sent to a running service: set, removed and named, but never shown."""
 
 import hmac
-from collections.abc import Collection
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 
 from claude_hitl_template.api import schema
-from claude_hitl_template.api.auth import WrongKeys, presented_key
+from claude_hitl_template.api.auth import Authenticator, presented_key
 from claude_hitl_template.api.reading import parse, read_json
 from claude_hitl_template.api.undeclared import DECLARED
 from claude_hitl_template.secrets import SENT, Shelf, hash_api_key
 
 
 def secret_routes(
-    shelf: Shelf, owners: Collection[str], wrong_keys: WrongKeys, max_request_bytes: int
+    shelf: Shelf, operator_key: str, authenticator: Authenticator, max_request_bytes: int
 ) -> APIRouter:
-    """`owners`: hashes of the keys that open these routes, as `hash_api_key` makes them; no other key does."""
+    """`operator_key` opens these routes, and the first API key; no other key does."""
 
     async def check(request: Request) -> None:
-        presented = hash_api_key(presented_key(request))
-        if not any(hmac.compare_digest(presented, owner) for owner in owners):
+        presented = presented_key(request)
+        if hmac.compare_digest(presented.encode(), operator_key.encode()):
+            return
+        key = await authenticator.find(hash_api_key(presented))
+        if key is None or not key.first:
             why = "only the service's first API key, or ./hitl on its own machine, opens this"
-            raise wrong_keys.refusal(request, why)
+            raise authenticator.wrong_keys.refusal(request, why)
 
     router = APIRouter(tags=["secrets"], dependencies=[Depends(check), *DECLARED])
 

@@ -13,6 +13,7 @@ from claude_hitl_template.cli import (
     doctor,
     image,
     inbox,
+    keys,
     logs,
     run_record,
     secrets,
@@ -49,6 +50,7 @@ app.add_typer(sessions.app, name="sessions")
 app.add_typer(image.app, name="image")
 app.command()(deploy.deploy)
 app.add_typer(secrets.app, name="secrets")
+app.add_typer(keys.app, name="keys")
 app.command()(logs.logs)
 app.command()(doctor.doctor)
 app.add_typer(vm.app, name="vm")

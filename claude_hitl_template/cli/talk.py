@@ -109,10 +109,9 @@ def _bring_up(settings: Settings, *, make_postgres: bool) -> str | None:
     done = service.start(settings, step, make_postgres=make_postgres)
     if done:
         say("; ".join(done))
-    if prepared.former_key:
+    if prepared.replaced_key:
         say(
-            "HITL_API_KEY is another key than before. A session is seen only with the key that made it; "
-            f"the former key still works, and is kept in {prepared.former_key}"
+            "HITL_API_KEY is another key than before: it sees the same sessions, and the former one stops working"
         )
     return prepared.made_key
 

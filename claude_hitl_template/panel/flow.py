@@ -184,7 +184,7 @@ class _Window:
         async with await self._tracer.fs() as files:
             files.chunk_size = CHUNK_BYTES
             # It shows its login in a cookie alone, which the panel takes from its own pages only.
-            files._client.headers[HEADER] = files.jwt
+            files._client.headers[HEADER] = files.jwt  # pyright: ignore[reportPrivateUsage]
             try:
                 return bool(await files.upload(folder))
             except (httpx.HTTPError, AssertionError, KeyError):

@@ -11,6 +11,7 @@ from claude_hitl_template.models import (
     Approval,
     ApprovalState,
     Event,
+    KeptDecision,
     Session,
     SessionStatus,
     Supervised,
@@ -35,12 +36,20 @@ class Tx(Protocol):
     async def add_key(self, key: ApiKey) -> None: ...
     async def find_key(self, secret_hash: str) -> ApiKey | None: ...
     async def key(self, key_id: str) -> ApiKey | None: ...
+    async def keys(self) -> list[ApiKey]: ...
+    async def put_key(self, key: ApiKey) -> None:
+        """Replaces the one with its id."""
+        ...
 
     async def session(self, session_id: str) -> Session | None: ...
     async def put_session(self, session: Session) -> None: ...
     async def delete_session(self, session_id: str) -> None:
-        """With its events, approvals, transcripts and replies."""
+        """With its events, approvals, transcripts and replies; of decisions a `KeptDecision` each stays."""
         ...
+
+    async def kept_decisions(
+        self, *, after: tuple[datetime, str] | None, limit: int
+    ) -> list[KeptDecision]: ...
 
     async def sessions(
         self,

@@ -11,11 +11,11 @@ from claude_hitl_template.errors import Conflict, InvalidInput, NotFound
 from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
 from claude_hitl_template.models import (
     Agent,
-    ApiKey,
     Approval,
     ApprovalState,
     Environment,
     Event,
+    KeptDecision,
     Page,
     Session,
     SessionStatus,
@@ -46,28 +46,6 @@ MAX_METADATA_PAIRS = 16  # the wire protocol's own limit
 
 
 class ClientRules(StoreBase):
-    # -- keys
-
-    async def add_key(self, name: str, secret_hash: str) -> ApiKey:
-        async with self._writing("add_key") as tx:
-            found = await tx.find_key(secret_hash)
-            if found:
-                return found
-            key = ApiKey(id=new_id("key"), name=name, secret_hash=secret_hash, created_at=self._clock())
-            await tx.add_key(key)
-            return await tx.find_key(secret_hash) or key  # another ledger may have been first
-
-    async def find_key(self, secret_hash: str) -> ApiKey | None:
-        async with self._reading() as tx:
-            return await tx.find_key(secret_hash)
-
-    async def get_key(self, key_id: str) -> ApiKey:
-        async with self._reading() as tx:
-            key = await tx.key(key_id)
-        if key is None:
-            raise NotFound(f"there is no key {key_id!r}")
-        return key
-
     # -- sessions
 
     async def create_session(
@@ -293,6 +271,18 @@ class ClientRules(StoreBase):
             found, more = await fill(fetch, _time_place, after, limit)
         return Page(data=found, next_page=_time_cursor("approvals", found[-1]) if more else None)
 
+    async def list_kept_decisions(self, *, limit: int, page: str | None = None) -> Page[KeptDecision]:
+        after = decode_time_cursor("decisions", page)
+        async with self._reading() as tx:
+
+            async def fetch(after: tuple[datetime, str] | None, count: int) -> list[KeptDecision]:
+                return await tx.kept_decisions(after=after, limit=count)
+
+            found, more = await fill(fetch, _decided_place, after, limit)
+        last = found[-1] if more else None
+        next_page = encode_cursor("decisions", last.decided_at.isoformat(), last.id) if last else None
+        return Page(data=found, next_page=next_page)
+
     async def get_approval(self, approval_id: str, key_id: str | None) -> Approval:
         async with self._reading() as tx:
             approval = await tx.approval(approval_id)
@@ -343,6 +333,10 @@ def _seq(event: Event) -> int:
 
 def _time_place(noun: Session | Approval) -> tuple[datetime, str]:
     return noun.created_at, noun.id
+
+
+def _decided_place(kept: KeptDecision) -> tuple[datetime, str]:
+    return kept.decided_at, kept.id
 
 
 def _time_cursor(kind: str, last: Session | Approval) -> str:

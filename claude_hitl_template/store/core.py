@@ -9,12 +9,13 @@ from claude_hitl_template.store.backend import Backend
 from claude_hitl_template.store.base import StoreBase
 from claude_hitl_template.store.clients import ClientRules
 from claude_hitl_template.store.files import FileArea
+from claude_hitl_template.store.keys import KeyRules
 from claude_hitl_template.store.owners import OwnerRules
 from claude_hitl_template.store.supervision import SupervisorRules
 from claude_hitl_template.store.workspaces import WorkspaceRules
 
 
-class CoreStore(ClientRules, OwnerRules, SupervisorRules, WorkspaceRules, StoreBase):
+class CoreStore(KeyRules, ClientRules, OwnerRules, SupervisorRules, WorkspaceRules, StoreBase):
     """Implements `store.protocol.Store` over any Backend. `clock` tells the time, for tests to move it.
 
     Without `files`, saved workspaces are in memory, and gone with the process.

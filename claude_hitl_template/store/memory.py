@@ -13,6 +13,7 @@ from claude_hitl_template.models import (
     Approval,
     ApprovalState,
     Event,
+    KeptDecision,
     Session,
     SessionStatus,
     Supervised,
@@ -39,6 +40,7 @@ class _State:
     sessions: dict[str, Session] = field(default_factory=dict[str, Session])
     events: dict[str, tuple[Event, ...]] = field(default_factory=dict[str, tuple[Event, ...]])
     approvals: dict[str, Approval] = field(default_factory=dict[str, Approval])
+    kept: dict[str, KeptDecision] = field(default_factory=dict[str, KeptDecision])
     replies: dict[tuple[str, str], tuple[str, Reply]] = field(
         default_factory=dict[tuple[str, str], tuple[str, Reply]]
     )
@@ -81,6 +83,12 @@ class _MemoryTx:
     async def key(self, key_id: str) -> ApiKey | None:
         return next((key for key in self._s.keys.values() if key.id == key_id), None)
 
+    async def keys(self) -> list[ApiKey]:
+        return list(self._s.keys.values())
+
+    async def put_key(self, key: ApiKey) -> None:
+        self._s.keys = {h: k for h, k in self._s.keys.items() if k.id != key.id} | {key.secret_hash: key}
+
     async def session(self, session_id: str) -> Session | None:
         return self._s.sessions.get(session_id)
 
@@ -90,9 +98,15 @@ class _MemoryTx:
     async def delete_session(self, session_id: str) -> None:
         self._s.sessions.pop(session_id, None)
         self._s.events.pop(session_id, None)
+        mine = (KeptDecision.of(a) for a in self._s.approvals.values() if a.session_id == session_id)
+        self._s.kept.update({kept.id: kept for kept in mine if kept is not None})
         self._s.approvals = {k: a for k, a in self._s.approvals.items() if a.session_id != session_id}
         self._s.transcripts = {k: t for k, t in self._s.transcripts.items() if k[0] != session_id}
         self._s.replies = {k: r for k, r in self._s.replies.items() if r[0] != session_id}
+
+    async def kept_decisions(self, *, after: tuple[datetime, str] | None, limit: int) -> list[KeptDecision]:
+        found = sorted(self._s.kept.values(), key=lambda kept: (kept.decided_at, kept.id))
+        return [kept for kept in found if after is None or (kept.decided_at, kept.id) > after][:limit]
 
     async def sessions(
         self,

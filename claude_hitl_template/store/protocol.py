@@ -30,6 +30,7 @@ from claude_hitl_template.models import (
     Environment,
     Event,
     Frozen,
+    KeptDecision,
     Page,
     PermissionMode,
     Session,
@@ -179,11 +180,33 @@ class Windows(Reachable, Sessions, Blobs, Protocol):
 class Clients(Windows, SavedBlobs, Protocol):
     """What the ingress does for its clients, who are known by then: API, panel and inbox."""
 
-    async def add_key(self, name: str, secret_hash: str) -> ApiKey:
-        """Records a key; the same hash again returns the key that is there."""
+    async def add_key(self, name: str, secret_hash: str, prefix: str = "") -> ApiKey:
+        """Records a key; the same hash again returns the key that is there, which may be revoked."""
         ...
 
-    async def find_key(self, secret_hash: str) -> ApiKey | None: ...
+    async def find_key(self, secret_hash: str) -> ApiKey | None:
+        """None for an unknown one, and for one that was revoked or replaced."""
+        ...
+
+    async def list_keys(self) -> list[ApiKey]:
+        """The oldest first, those that were revoked or replaced too; not those of the panel's roles."""
+        ...
+
+    async def revoke_key(self, key_id: str) -> ApiKey:
+        """Its secret opens nothing any more; its sessions stay. Raises NotFound, and Conflict for the first key."""
+        ...
+
+    async def rotate_key(self, key_id: str, secret_hash: str, prefix: str = "") -> ApiKey:
+        """Gives a key another secret: the one before opens nothing any more, and its sessions stay the key's.
+
+        Raises NotFound, and Conflict for a key that was revoked or a secret that another key has, or had.
+        """
+        ...
+
+    async def set_first_key(self, secret_hash: str, prefix: str = "") -> ApiKey:
+        """Makes the first key the one with this secret: rotated where it had another. A secret that was revoked or
+        replaced stays so; the key that comes back says it."""
+        ...
 
     async def get_key(self, key_id: str) -> ApiKey:
         """Whose sessions those of `key_id` are. Raises NotFound."""
@@ -234,7 +257,11 @@ class Clients(Windows, SavedBlobs, Protocol):
         ...
 
     async def delete_session(self, session_id: str, key_id: str) -> None:
-        """Raises Conflict while the session runs."""
+        """Raises Conflict while the session runs. A `KeptDecision` of each decision stays."""
+        ...
+
+    async def list_kept_decisions(self, *, limit: int, page: str | None = None) -> Page[KeptDecision]:
+        """Decisions of sessions that were deleted, of all keys, the oldest first."""
         ...
 
     async def send_events(

@@ -24,6 +24,7 @@ from claude_hitl_template.models import (
     ApprovalState,
     Event,
     Frozen,
+    KeptDecision,
     Session,
     SessionStatus,
     Supervised,
@@ -31,7 +32,15 @@ from claude_hitl_template.models import (
 from claude_hitl_template.store.backend import Reply, Tx
 from claude_hitl_template.store.memory import OPEN
 from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
-from claude_hitl_template.store.tables import api_keys, approvals, events, replies, sessions, transcripts
+from claude_hitl_template.store.tables import (
+    api_keys,
+    approvals,
+    events,
+    kept_decisions,
+    replies,
+    sessions,
+    transcripts,
+)
 
 BUSY_TIMEOUT_MS = 10_000
 READERS = 4
@@ -136,8 +145,16 @@ class SqlTx:
         return _noun(ApiKey, row) if row else None
 
     async def key(self, key_id: str) -> ApiKey | None:
-        row = await self._one(sa.select(api_keys.c.doc).where(api_keys.c.id == key_id))
+        query = sa.select(api_keys.c.doc).where(api_keys.c.id == key_id)
+        row = await self._one(query.with_for_update() if self._locking else query)
         return _noun(ApiKey, row) if row else None
+
+    async def keys(self) -> list[ApiKey]:
+        return [_noun(ApiKey, row) for row in await self._all(sa.select(api_keys.c.doc))]
+
+    async def put_key(self, key: ApiKey) -> None:
+        changed = {"secret_hash": key.secret_hash, "doc": _document(key)}
+        await self._c.execute(sa.update(api_keys).where(api_keys.c.id == key.id).values(changed))
 
     # -- sessions
 
@@ -164,10 +181,29 @@ class SqlTx:
 
     async def delete_session(self, session_id: str) -> None:
         await self._c.execute(sa.delete(events).where(events.c.session_id == session_id))
+        await self._keep_decisions(session_id)
         await self._c.execute(sa.delete(approvals).where(approvals.c.session_id == session_id))
         await self._c.execute(sa.delete(transcripts).where(transcripts.c.scope == session_id))
         await self._c.execute(sa.delete(replies).where(replies.c.session_id == session_id))
         await self._c.execute(sa.delete(sessions).where(sessions.c.id == session_id))
+
+    async def _keep_decisions(self, session_id: str) -> None:
+        query = sa.select(approvals.c.doc).where(approvals.c.session_id == session_id)
+        for row in await self._all(query):
+            kept = KeptDecision.of(_noun(Approval, row))
+            if kept is not None:
+                values = {
+                    "id": kept.id,
+                    "session_id": session_id,
+                    "decided_at": kept.decided_at,
+                    "doc": _document(kept),
+                }
+                await self._c.execute(self._insert(kept_decisions).values(values).on_conflict_do_nothing())
+
+    async def kept_decisions(self, *, after: tuple[datetime, str] | None, limit: int) -> list[KeptDecision]:
+        t = kept_decisions.c
+        query = _paged(sa.select(t.doc), t.decided_at, t.id, after=after, limit=limit, order="asc")
+        return [_noun(KeptDecision, row) for row in await self._all(query)]
 
     async def sessions(
         self,

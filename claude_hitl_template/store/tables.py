@@ -126,6 +126,17 @@ Index(
     postgresql_where=_expiring,
 )
 
+# Of the sessions that were deleted: who said what of which call, and nothing that anybody wrote.
+kept_decisions = Table(
+    "kept_decisions",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("session_id", Name, nullable=False),
+    Column("decided_at", UtcDateTime, nullable=False),
+    Column("doc", JSON, nullable=False),
+    Index("ix_kept_decisions_time", "decided_at", "id"),
+)
+
 replies = Table(
     "replies",
     metadata,

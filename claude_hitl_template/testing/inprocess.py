@@ -101,6 +101,7 @@ async def serve_in_process(
     async with _store(folder, backing, database_url) as store:
         for name, secret in keys.items():
             await store.add_key(name, hash_api_key(secret))
+        await store.set_first_key(hash_api_key(next(iter(keys.values()))))
         with _listener() as listener:
             root = f"http://127.0.0.1:{listener.getsockname()[1]}{ROUTE}"
             limits = Limits(hot_window_s, idle_timeout_s, approval_ttl_s)
@@ -123,7 +124,6 @@ async def serve_in_process(
                 undrain=owners.go_on,
                 drained_s=owners.held_s,
                 operator_key=OPERATOR_KEY,
-                owner=hash_api_key(next(iter(keys.values()))),
                 shelf=Shelf(folder),
                 max_request_bytes=max_request_bytes,
                 requests_per_minute=requests_per_minute,

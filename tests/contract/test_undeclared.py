@@ -62,6 +62,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/approvals/{approval_id}/decide": {"result": "allow"},
     "POST /v1/internal/drain": {"grace_s": 0},
     "PUT /v1/internal/secrets/{name}": {"value": "x"},
+    "POST /v1/internal/keys": {"name": "x"},
 }  # fmt: skip
 
 

@@ -42,7 +42,8 @@ BIG = "x" * 5_000_000  # more than the limit, as a system prompt, an input, or a
 MESSAGE = 900_000
 # Neither what is asked nor what is answered grows with what users, models or tools say.
 SMALL = frozenset({
-    "add_key", "find_key", "get_key", "last_seq", "begin_turn", "hold", "defer", "remind", "release", "save_workspace",
+    "add_key", "find_key", "get_key", "list_keys", "revoke_key", "rotate_key", "set_first_key", "list_kept_decisions",
+    "last_seq", "begin_turn", "hold", "defer", "remind", "release", "save_workspace",
     "missing_blobs", "add_files", "workspace_file", "list_transcripts", "delete_transcripts", "delete_session", "give_up",
     "tell_waiting", "drop_lease", "supervised", "wait_supervised", "expire_due", "retire", "ping",
 })  # fmt: skip

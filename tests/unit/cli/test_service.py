@@ -83,13 +83,12 @@ def test_preparing_makes_one_key_and_keeps_it(make_settings: Make) -> None:
     assert (settings.secrets_dir / "api-key").read_text() == made
 
 
-def test_a_key_that_is_replaced_is_kept_because_its_sessions_need_it(make_settings: Make) -> None:
+def test_a_key_that_is_replaced_is_nowhere(make_settings: Make) -> None:
     made = prepare(make_settings()).made_key
+    assert made
     settings = make_settings(api_key="mine")
-    former = prepare(settings).former_key
-    assert former
-    assert former.read_text() == made
-    assert stat.S_IMODE(former.stat().st_mode) == 0o600
+    assert prepare(settings) == Prepared(replaced_key=True)
+    assert not [path for path in settings.secrets_dir.iterdir() if made in path.read_text()]
     assert (settings.secrets_dir / "api-key").read_text() == "mine"
     assert prepare(settings) == Prepared()
 

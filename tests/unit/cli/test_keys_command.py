@@ -1,0 +1,102 @@
+"""`hitl keys` speaks to the service of this machine only, and shows a key once."""
+
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from claude_hitl_template.cli import keys
+from claude_hitl_template.cli.app import app
+from claude_hitl_template.errors import ConfigError, Conflict, HitlError, InvalidInput, NotFound
+from claude_hitl_template.secrets import prepare
+from claude_hitl_template.settings import Settings
+from claude_hitl_template.testing.inprocess import OPERATOR_KEY
+from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+
+type Make = Callable[..., Settings]
+FIRST = "key-of-the-command-line"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
+    folder = tmp_path_factory.mktemp("keys")
+    with serve_in_thread(folder, keys={"first key": FIRST}, backing="memory", driving=False) as one:
+        yield one
+
+
+@pytest.fixture
+def here(served: Threaded, make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings of the machine on which `served` runs."""
+    settings = make_settings(serve_port=served.service.url.rpartition(":")[2].partition("/")[0])
+    prepare(settings)
+    monkeypatch.setattr(keys, "operator_key", lambda _settings: OPERATOR_KEY)
+    return settings
+
+
+def run(*arguments: str) -> str:
+    """What a command prints. Raises what it raises."""
+    result = CliRunner().invoke(app, ["keys", *arguments])
+    if isinstance(result.exception, HitlError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def works(served: Threaded, key: str) -> bool:
+    answer = httpx.get(f"{served.service.url}/v1/sessions", headers={"x-api-key": key}, timeout=30)
+    return answer.status_code == 200
+
+
+@pytest.mark.usefixtures("here")
+def test_a_key_is_made_shown_once_listed_and_revoked(served: Threaded) -> None:
+    said = run("create", "Bob's laptop")
+    secret = said.split()[0]
+    key_id = said.split("id ")[1].split(",")[0]
+    assert works(served, secret)
+    (line,) = [line for line in run("list").splitlines() if key_id in line]
+    assert "Bob's laptop" in line
+    assert secret[:11] in line
+    assert secret not in run("list")
+    assert "opens nothing any more" in run("revoke", key_id)
+    (line,) = [line for line in run("list").splitlines() if key_id in line]
+    assert "revoked" in line
+
+
+def test_the_key_that_the_command_line_uses_is_replaced_never_revoked(
+    served: Threaded, here: Settings
+) -> None:
+    (first,) = [line.split()[0] for line in run("list").splitlines() if "first key  first key" in line]
+    with pytest.raises(Conflict, match="hitl keys rotate"):
+        run("revoke", first)
+    said = run("rotate")
+    assert str(here.secrets_dir / "api-key") in said
+    assert works(served, said.split()[0])
+    assert (served.service.folder / "api-key").read_text() == said.split()[0]
+
+
+@pytest.mark.usefixtures("here")
+def test_bad_input_says_what_is_wrong() -> None:
+    for name in ("", "  "):
+        with pytest.raises(InvalidInput, match="whose key"):
+            run("create", name)
+    with pytest.raises(InvalidInput, match="name"):
+        run("create", "x" * 101)
+    for command in ("revoke", "rotate"):
+        with pytest.raises(NotFound, match="key_none"):
+            run(command, "key_none")
+        with pytest.raises(InvalidInput, match="hitl keys list"):
+            run(command, " ")
+
+
+def test_where_a_setting_says_the_first_key_it_is_changed_there(here: Settings, make_settings: Make) -> None:
+    make_settings(serve_port=here.serve_port, api_key="chosen")
+    with pytest.raises(ConfigError, match="HITL_API_KEY"):
+        run("rotate")
+
+
+def test_keys_are_for_the_services_own_machine(make_settings: Make) -> None:
+    make_settings(serve_url="http://cluster.example:8001")
+    for command in (["list"], ["create", "x"], ["revoke", "x"], ["rotate"]):
+        with pytest.raises(ConfigError, match="own machine"):
+            run(*command)
