@@ -10,10 +10,10 @@ from claude_hitl_template.api.reading import Place, parse, query_limit, read_jso
 from claude_hitl_template.api.undeclared import DECLARED
 from claude_hitl_template.models import ApiKey, KeptDecision
 from claude_hitl_template.secrets import Shelf, hash_api_key, new_api_key, public_prefix
-from claude_hitl_template.store.protocol import Store
+from claude_hitl_template.store.protocol import Clients
 
 
-def key_routes(store: Store, shelf: Shelf, check: Callable[..., Any], max_request_bytes: int) -> APIRouter:
+def key_routes(store: Clients, shelf: Shelf, check: Callable[..., Any], max_request_bytes: int) -> APIRouter:
     """`check` is the dependency that lets only `./hitl` on the service's own machine in."""
     router = APIRouter(tags=["keys"], dependencies=[Depends(check), *DECLARED])
 

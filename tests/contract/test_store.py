@@ -27,6 +27,7 @@ from claude_hitl_template.store.base import encode_cursor
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.protocol import NOW, Call, TimeRange, TranscriptKey, own_key
+from claude_hitl_template.testing.clock import FakeClock
 
 KEY, OTHER = "key_1", "key_2"
 S = ApprovalState
@@ -1169,7 +1170,7 @@ async def test_deleting_removes_everything(store: CoreStore):
 
 
 async def test_of_a_deleted_session_the_decisions_are_kept_and_nothing_that_anybody_wrote(
-    store: CoreStore, clock: FakeClock
+    store: CoreStore, clock: Any
 ):
     session_id, other = await asking(store, "c1", "c2", "c3"), await asking(store, "c4")
     approvals = {a.call_id: a for a in (await store.list_approvals(KEY, limit=10)).data}
@@ -1201,7 +1202,7 @@ async def test_of_a_deleted_session_the_decisions_are_kept_and_nothing_that_anyb
         await store.list_kept_decisions(limit=1, page="no cursor")
 
 
-async def test_decisions_outlive_retention_too(store: CoreStore, clock: FakeClock):
+async def test_decisions_outlive_retention_too(store: CoreStore, clock: Any):
     session_id = await asking(store, "c1")
     await store.send_events(session_id, KEY, [said("c1", result="deny")], decided_by="ann")
     clock.move(40 * 86400)

@@ -30,7 +30,11 @@ def here(served: Threaded, make_settings: Make, monkeypatch: pytest.MonkeyPatch)
     """The settings of the machine on which `served` runs."""
     settings = make_settings(serve_port=served.service.url.rpartition(":")[2].partition("/")[0])
     prepare(settings)
-    monkeypatch.setattr(keys, "operator_key", lambda _settings: OPERATOR_KEY)
+
+    def key(_settings: Settings) -> str:
+        return OPERATOR_KEY
+
+    monkeypatch.setattr(keys, "operator_key", key)
     return settings
 
 
