@@ -1,5 +1,6 @@
 """Secrets in files of the data folder, readable by the service's user only; never in environments or arguments."""
 
+import base64
 import hashlib
 import hmac
 import os
@@ -219,6 +220,12 @@ def panel_proof(secret: str) -> str:
 def new_api_key() -> str:
     """A secret that nobody guesses."""
     return f"{KEY_BEGINS}{secrets.token_urlsafe(32)}"
+
+
+def api_key_for(request: str, operator_key: str) -> str:
+    """The same for one request that may be repeated: whoever has not the operator's key does not guess it."""
+    made = hmac.new(operator_key.encode(), f"api key\n{request}".encode("utf-8", "surrogatepass"), "sha256")
+    return f"{KEY_BEGINS}{base64.urlsafe_b64encode(made.digest()).decode().rstrip('=')}"
 
 
 def public_prefix(secret: str) -> str:

@@ -109,7 +109,7 @@ def build_app(service: Service) -> FastAPI:
         _open_routes(service),
         _operator_routes(service, operator),
         secret_routes(service.shelf, service.operator_key, authenticator, most),
-        key_routes(service.store, service.shelf, operator, most),
+        key_routes(service.store, service.shelf, service.operator_key, operator, most),
         _Routes(service, authenticator).router,
     ):
         check_covered(router)

@@ -78,9 +78,8 @@ class Client:
     def get(self, path: str, **params: Any) -> Any:
         return self._request("GET", path, params=params)
 
-    def post(self, path: str, body: Any = None, *, timeout_s: float = TIMEOUT_S, once: bool = True) -> Any:
-        """`once`: with an idempotency key, which not every route takes."""
-        headers = {"idempotency-key": new_id("cli")} if once else {}
+    def post(self, path: str, body: Any = None, *, timeout_s: float = TIMEOUT_S) -> Any:
+        headers = {"idempotency-key": new_id("cli")}
         return self._request(
             "POST", path, json={} if body is None else body, headers=headers, timeout=timeout_s
         )

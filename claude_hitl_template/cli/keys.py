@@ -28,7 +28,7 @@ def create(
         raise InvalidInput("is empty; say whose key it is", "NAME")
     with _client() as client:
         _show(
-            client.post(PATH, {"name": name}, once=False),
+            client.post(PATH, {"name": name}),
             "shown this once; its holder sees the sessions made with it",
         )
 
@@ -75,7 +75,7 @@ def rotate(
             )
         kept = f"; ./hitl reads it from {settings.secrets_dir / 'api-key'}" if chosen == first else ""
         _show(
-            client.post(f"{_of(chosen)}/rotate", once=False),
+            client.post(f"{_of(chosen)}/rotate"),
             f"shown this once{kept}; the one before stopped working",
         )
 

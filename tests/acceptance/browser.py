@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Playwright
 
 from tests.integration.harness import PATIENCE_S, Service
 
@@ -38,7 +38,13 @@ class Panel:
         context.set_default_timeout(PATIENCE_MS)
         self.page: Page = context.new_page()
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("console", self._note_refused)
         self.page.on("dialog", lambda dialog: self.problems.append(dialog.message))
+
+    def _note_refused(self, message: ConsoleMessage) -> None:
+        """The panel's own pages do nothing that its policy refuses."""
+        if "Content Security Policy" in message.text:
+            self.problems.append(message.text)
 
     @property
     def base(self) -> str:

@@ -7,9 +7,11 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from tests.acceptance.browser import Panel
 from tests.integration.harness import Service
+from tests.serving import loopback
 
 WRITE, COMMAND = "Write hello.txt with a greeting", "Run a command"
 SCRIPT = "<script>fetch('/stolen?' + document.cookie)</script>"
@@ -48,6 +50,25 @@ def test_a_person_logs_in_and_finds_the_three_entries(new_panel: Callable[[], Pa
     panel.page.get_by_text("Start a conversation", exact=True).first.click()
     panel.page.locator("[name=prompt]").wait_for()
     panel.picture("start")
+
+
+@pytest.mark.slow
+def test_a_page_elsewhere_does_nothing_with_a_persons_login_and_no_script_reads_it(panel: Panel) -> None:
+    assert "canary" in panel.page.evaluate("document.cookie")
+    assert "kodosumi_jwt" not in panel.page.evaluate("document.cookie")
+    assert panel.page.evaluate("fetch('/role').then(answer => answer.status)") == 200
+    before = panel.page.request.get(f"{panel.base}/role").json()
+    role = json.dumps({"name": "mallory", "email": "m@example.com", "password": "p", "operator": True})
+    send = """([url, body]) => fetch(url, {method: 'POST', mode: 'no-cors', credentials: 'include', body})
+        .then(() => 'sent', () => 'refused')"""
+    elsewhere = panel.context.new_page()
+    with loopback(FastAPI()) as foreign:  # the same host, and so the same site, at another port
+        elsewhere.goto(f"{foreign}/openapi.json")
+        with elsewhere.expect_response("**/role") as answered:
+            elsewhere.evaluate(send, [f"{panel.base}/role", role])
+        assert answered.value.status == 403
+    elsewhere.close()
+    assert panel.page.request.get(f"{panel.base}/role").json() == before
 
 
 def test_a_call_is_shown_and_allowed_and_its_file_offered(panel: Panel) -> None:

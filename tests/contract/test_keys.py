@@ -70,6 +70,18 @@ def test_a_key_is_shown_once_and_recognised_by_its_beginning(
     assert hash_api_key(key["secret"]) not in whole
 
 
+def test_a_request_that_is_repeated_makes_one_key(served: Threaded, operator: httpx.Client) -> None:
+    once, path = {"idempotency-key": "once"}, "/v1/internal/keys"
+    key, again = (operator.post(path, json={"name": "carol"}, headers=once).json() for _ in range(2))
+    assert key == again
+    assert operator.post(path, json={"name": "another"}, headers=once).status_code == 409
+    rotated, again = (operator.post(f"{path}/{key['id']}/rotate", headers=once).json() for _ in range(2))
+    assert rotated == again
+    assert rotated["secret"] != key["secret"]
+    with _client(served, rotated["secret"]) as carol:
+        assert carol.get("/v1/sessions").status_code == 200
+
+
 def test_no_secret_of_a_key_is_in_the_database(served: Threaded, operator: httpx.Client) -> None:
     secret = made(operator)["secret"]
     files = [path for path in served.service.folder.iterdir() if path.name.startswith("hitl.sqlite3")]

@@ -79,7 +79,7 @@ async def http(watched: Watched, tmp_path: Path) -> AsyncIterator[httpx.AsyncCli
         Service(
             store=store, agent=Agent(), environments={"default": Environment()}, image_facts=_none,
             facts=lambda: dict(FACTS), drain=_drained, undrain=_nothing, drained_s=_long,
-            operator_key="operator", owner=hash_api_key(KEY),
+            operator_key="operator",
             shelf=Shelf(tmp_path), max_request_bytes=100_000, requests_per_minute=10_000,
         )
     )  # fmt: skip

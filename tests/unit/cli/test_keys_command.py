@@ -1,5 +1,6 @@
 """`hitl keys` speaks to the service of this machine only, and shows a key once."""
 
+import re
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -47,6 +48,11 @@ def run(*arguments: str) -> str:
     return result.output
 
 
+def secret_in(said: str) -> str:
+    (secret,) = re.findall(r"hitl_[\w-]{43}", said)
+    return secret
+
+
 def works(served: Threaded, key: str) -> bool:
     answer = httpx.get(f"{served.service.url}/v1/sessions", headers={"x-api-key": key}, timeout=30)
     return answer.status_code == 200
@@ -55,8 +61,8 @@ def works(served: Threaded, key: str) -> bool:
 @pytest.mark.usefixtures("here")
 def test_a_key_is_made_shown_once_listed_and_revoked(served: Threaded) -> None:
     said = run("create", "Bob's laptop")
-    secret = said.split()[0]
-    key_id = said.split("id ")[1].split(",")[0]
+    secret = secret_in(said)
+    (key_id,) = re.findall(r"key_\w+", said)
     assert works(served, secret)
     (line,) = [line for line in run("list").splitlines() if key_id in line]
     assert "Bob's laptop" in line
@@ -70,13 +76,13 @@ def test_a_key_is_made_shown_once_listed_and_revoked(served: Threaded) -> None:
 def test_the_key_that_the_command_line_uses_is_replaced_never_revoked(
     served: Threaded, here: Settings
 ) -> None:
-    (first,) = [line.split()[0] for line in run("list").splitlines() if "first key  first key" in line]
+    (first,) = re.findall(r"(key_\w+) .* first key  first key", run("list"))
     with pytest.raises(Conflict, match="hitl keys rotate"):
         run("revoke", first)
     said = run("rotate")
     assert str(here.secrets_dir / "api-key") in said
-    assert works(served, said.split()[0])
-    assert (served.service.folder / "api-key").read_text() == said.split()[0]
+    assert works(served, secret_in(said))
+    assert (served.service.folder / "api-key").read_text() == secret_in(said)
 
 
 @pytest.mark.usefixtures("here")
