@@ -64,9 +64,7 @@ def test_a_page_elsewhere_does_nothing_with_a_persons_login_and_no_script_reads_
     elsewhere = panel.context.new_page()
     with loopback(FastAPI()) as foreign:  # the same host, and so the same site, at another port
         elsewhere.goto(f"{foreign}/openapi.json")
-        with elsewhere.expect_response("**/role") as answered:
-            elsewhere.evaluate(send, [f"{panel.base}/role", role])
-        assert answered.value.status == 403
+        assert elsewhere.evaluate(send, [f"{panel.base}/role", role]) == "refused"
     elsewhere.close()
     assert panel.page.request.get(f"{panel.base}/role").json() == before
 
