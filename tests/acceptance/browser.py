@@ -42,7 +42,7 @@ class Panel:
         self.page.on("dialog", lambda dialog: self.problems.append(dialog.message))
 
     def _note_refused(self, message: ConsoleMessage) -> None:
-        """The panel's own pages do nothing that its policy refuses, but for a font elsewhere that stands in for a slow one."""
+        """The panel's own pages do nothing that its policy refuses, but for a font elsewhere, for want of its own."""
         if "Content Security Policy" in message.text and "cdn.jsdelivr.net" not in message.text:
             self.problems.append(message.text)
 
