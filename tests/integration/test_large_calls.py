@@ -274,8 +274,20 @@ async def the_end(store: Any, sid: str, epoch: int, key_id: str) -> None:
     await store.delete_session(sid, key_id)
     old = await make(store, key_id)
     await store.archive_session(old, key_id)
+    await keys_and_what_is_kept(store)
     assert await store.expire_due() == 0
     assert await store.retire(utcnow() + timedelta(seconds=1)) == [old]
+
+
+async def keys_and_what_is_kept(store: Any) -> None:
+    other = await store.add_key("other", "other hash")
+    known = await store.list_keys()
+    first = next((key for key in known if key.first), other)  # the service's own stays what it is
+    assert (await store.set_first_key(first.secret_hash)).first
+    spare = await store.add_key("spare", "spare hash")
+    assert (await store.rotate_key(spare.id, "rotated hash")).id == spare.id
+    assert (await store.revoke_key(spare.id)).revoked_at
+    await store.list_kept_decisions(limit=10)
 
 
 async def test_every_call_of_the_store_gets_through_at_its_largest_size(store: Weighed) -> None:
