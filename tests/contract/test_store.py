@@ -27,7 +27,6 @@ from claude_hitl_template.store.base import encode_cursor
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.protocol import NOW, Call, TimeRange, TranscriptKey, own_key
-from claude_hitl_template.testing.clock import FakeClock
 
 KEY, OTHER = "key_1", "key_2"
 S = ApprovalState
