@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from claude_hitl_template.api import problems, schema
 from claude_hitl_template.api.agents import agent_wire, build_agent
-from claude_hitl_template.api.auth import Authenticator, WrongKeys, presented_key
+from claude_hitl_template.api.auth import WRONG_KEYS, Authenticator, WrongKeys, presented_key
 from claude_hitl_template.api.files import download, file_wire
 from claude_hitl_template.api.keys import key_routes
 from claude_hitl_template.api.reading import (
@@ -89,6 +89,7 @@ class Service:
     shelf: Shelf
     max_request_bytes: int
     requests_per_minute: int
+    wrong_keys_per_minute: int = WRONG_KEYS
 
 
 def build_app(service: Service) -> FastAPI:
@@ -102,7 +103,9 @@ def build_app(service: Service) -> FastAPI:
         openapi_url=None,
     )
     problems.install(app)
-    authenticator = Authenticator(service.store, service.requests_per_minute, WrongKeys())
+    authenticator = Authenticator(
+        service.store, service.requests_per_minute, WrongKeys(service.wrong_keys_per_minute)
+    )
     operator = _operator_check(service.operator_key, authenticator.wrong_keys)
     most = service.max_request_bytes
     for router in (

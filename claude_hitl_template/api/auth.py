@@ -16,14 +16,14 @@ REMEMBER_S = (
     0.5  # how long a key that was found is not looked up again: as long as one that was revoked is still good
 )
 REMEMBERED = 10_000
-WRONG_TRIES, WRONG_PERIOD_S = 30, 60.0
+WRONG_KEYS = 30  # from one address in a minute
 
 
 class WrongKeys:
     """Counts wrong keys by the address they come from. Right ones are never held up: they are looked up first."""
 
-    def __init__(self) -> None:
-        self._tries = Throttle(WRONG_TRIES, WRONG_PERIOD_S)
+    def __init__(self, per_minute: int) -> None:
+        self._tries = Throttle(per_minute, 60.0)
 
     def refusal(self, request: Request, why: str) -> Unauthorized | RateLimited:
         """What a request with a wrong key is answered."""

@@ -86,6 +86,7 @@ async def serve_in_process(
     database_url: str | None = None,
     max_request_bytes: int = 4 * 1024 * 1024,
     requests_per_minute: int = 1_000_000,
+    wrong_keys_per_minute: int = 1_000_000,
     environments: Mapping[str, Environment] | None = None,
     images: Mapping[str, ImageFacts] | None = None,
     driving: bool = True,
@@ -127,6 +128,7 @@ async def serve_in_process(
                 shelf=Shelf(folder),
                 max_request_bytes=max_request_bytes,
                 requests_per_minute=requests_per_minute,
+                wrong_keys_per_minute=wrong_keys_per_minute,
             )
             api = build_app(service)
             driven = owners if driving else contextlib.nullcontext()
