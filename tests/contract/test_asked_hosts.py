@@ -12,13 +12,15 @@ from claude_hitl_template.claude import outlets
 from claude_hitl_template.claude.egress import Egress
 from claude_hitl_template.models import Approval, ApprovalState
 from claude_hitl_template.policy import PermissionPolicy, Rule
+from claude_hitl_template.policy.floor import Floor
 from tests.contract.test_layers import Model, bash, model, script
 from tests.contract.test_session import KEY, House, driven, house, model_url, user
 from tests.serving import serving
 
 __all__ = ["model", "model_url"]
 
-BASH: Any = PermissionPolicy(rules=(Rule(rule="Bash", policy="always_allow"),))
+UNASKED = (Rule(rule="Bash", policy="always_allow"),)
+BASH: Any = {"policy": PermissionPolicy(rules=UNASKED), "floor": Floor(rules=UNASKED)}
 
 
 class Files:
@@ -68,7 +70,7 @@ async def test_a_host_that_is_not_listed_is_asked_for_and_reached_once_it_is_all
     """Decided after the owner ended: another one goes on, and the model is told."""
     files, port = site
     steps = script({"tools": [fetch(port)]}, {"text": "It waits."}, {"tools": [fetch(port)]})
-    h = await house(tmp_path, model_url, steps, policy=BASH)
+    h = await house(tmp_path, model_url, steps, **BASH)
     await h.drive()
     stop = await h.until_idle()
     assert files.asked == []
@@ -94,7 +96,7 @@ async def test_what_is_allowed_for_now_is_asked_for_again_in_the_next_turn(
     tmp_path: Path, model_url: str, site: tuple[Files, int]
 ):
     files, port = site
-    h = await house(tmp_path, model_url, script({"tools": [fetch(port)]}), policy=BASH)
+    h = await house(tmp_path, model_url, script({"tools": [fetch(port)]}), **BASH)
     await h.drive()
     [approval] = await waiting(h)
     await h.confirm(approval.event_id)
@@ -110,7 +112,7 @@ async def test_what_is_remembered_is_reached_unasked_from_then_on(
     tmp_path: Path, model_url: str, site: tuple[Files, int]
 ):
     files, port = site
-    h = await house(tmp_path, model_url, script({"tools": [fetch(port)]}), policy=BASH)
+    h = await house(tmp_path, model_url, script({"tools": [fetch(port)]}), **BASH)
     await h.drive()
     [approval] = await waiting(h)
     await h.confirm(approval.event_id, remember=True)
@@ -128,7 +130,7 @@ async def test_a_host_that_is_denied_is_refused_at_once_and_not_asked_for_again_
 ):
     files, port = site
     steps = script({"tools": [fetch(port)]}, {"text": "It waits."}, {"tools": [fetch(port)]})
-    h = await house(tmp_path, model_url, steps, policy=BASH)
+    h = await house(tmp_path, model_url, steps, **BASH)
     await h.drive()
     [approval] = await waiting(h)
     await h.confirm(approval.event_id, "deny", deny_message="that is not our data")
@@ -146,7 +148,7 @@ async def test_two_hosts_at_once_are_two_questions_and_a_hundred_requests_to_one
     files, port = site
     many = f"for n in $(seq 100); do curl -s http://a.example.org:{port}/$n -o /dev/null & done; wait"
     steps = script({"tools": [bash(f"{many}; curl -sS http://b.example.org:{port}/")]})
-    h = await house(tmp_path, model_url, steps, policy=BASH)
+    h = await house(tmp_path, model_url, steps, **BASH)
     await h.drive()
     stop = await h.until_idle()
     asked = await waiting(h)
@@ -161,7 +163,7 @@ async def test_a_decision_while_the_turn_goes_on_opens_the_host_for_the_same_tur
     """The command tries again until it is let through; nothing else tells the model."""
     files, port = site
     until = f"until curl -sSf http://files.example.org:{port}/year.csv; do sleep 0.1; done"
-    h = await house(tmp_path, model_url, script({"tools": [bash(until)]}), policy=BASH, hot_s=30)
+    h = await house(tmp_path, model_url, script({"tools": [bash(until)]}), hot_s=30, **BASH)
     async with driven(h):
         while not (asked := await waiting(h)):
             await asyncio.sleep(0.05)
@@ -184,7 +186,7 @@ async def test_the_model_is_told_that_a_human_was_asked_though_the_program_shows
 ):
     """As curl does with what a CONNECT is answered with."""
     command = f"curl -s https://files.example.org/{'' if fails else ' || true'}"
-    h = await house(tmp_path, model.url, script({"tools": [bash(command)]}), policy=BASH)
+    h = await house(tmp_path, model.url, script({"tools": [bash(command)]}), **BASH)
     await h.drive()
     assert len(await waiting(h)) == 1
     assert "human was asked" not in (await results(h))[0]

@@ -12,6 +12,7 @@ from claude_hitl_template.claude.egress import Egress
 from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.credentials import Credential
 from claude_hitl_template.policy import PermissionPolicy, Rule
+from claude_hitl_template.policy.floor import Floor
 from tests.contract.test_layers import bash, script
 from tests.contract.test_session import house, model_url
 from tests.contract.test_web_fetch import NAME, pages
@@ -46,8 +47,9 @@ async def test_a_credential_is_in_the_request_and_nowhere_in_the_sandbox(
             {"tools": [bash(SEARCH)]},
         )
         allowed = ("Bash", f"Network(*.example.org:{site.port})")
-        policy = PermissionPolicy(rules=tuple(Rule(rule=rule, policy="always_allow") for rule in allowed))
-        h = await house(tmp_path / "session", model_url, steps, policy=policy)
+        rules = tuple(Rule(rule=rule, policy="always_allow") for rule in allowed)
+        policy, floor = PermissionPolicy(rules=rules), Floor(rules=rules)
+        h = await house(tmp_path / "session", model_url, steps, policy=policy, floor=floor)
         one = Credential(
             host=f"{NAME}:{site.port}", path_prefix="/v1/", header="Authorization", value=SecretStr(CANARY)
         )
