@@ -89,6 +89,7 @@ class House:
             "lease_s": 1.0, "message": "m", "before": session.created_at, "path": "f", "inbound": [said(f"a-{session.id}")],
             "decided_by": "ann", "said": said(f"a-{session.id}"), "changes": {"title": "t"}, "agent": Agent(),
             "environment": Environment(), "title": None, "metadata": {}, "initial": [],
+            "given": {"host": "files.example.org", "port": 443, "because": "curl"},
         }  # fmt: skip
         wanted = list(signature(EVERY[method]).parameters.values())[1:]
         taken = {"session_id", "epoch", "key", "scope"}
