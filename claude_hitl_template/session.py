@@ -123,6 +123,7 @@ class SessionRunner:
         self._engine: Engine | None = None
         self._heard = _queue()
         self._works = False  # on what was heard
+        self._releasing = False
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._hearing: asyncio.Task[None] | None = None
         self._turn = _Turn()
@@ -168,6 +169,8 @@ class SessionRunner:
                     self._id, self._epoch, self._now.session.wakes, timeout_s=RENEW_S
                 )
             except StaleOwner:
+                if self._releasing:  # by ourselves: what `release` says counts
+                    await asyncio.Event().wait()
                 raise
             except HitlError as error:  # the ledger restarts: the lease decides, not one failed call
                 log.warning("store not reached", session=self._id, why=str(error))
@@ -235,7 +238,8 @@ class SessionRunner:
         if self._workspace.must_stay:
             return False
         await fault_points.reach("park.before")
-        parked = await self._store.release(self._id, self._epoch)
+        self._releasing = True
+        self._releasing = parked = await self._store.release(self._id, self._epoch)
         await fault_points.reach("park.after")
         return parked
 

@@ -11,7 +11,7 @@ import pytest
 
 from claude_hitl_template.claude.engine import EngineEvent, RequestEnd, RequestStart, Text, ToolUse, TurnEnd
 from claude_hitl_template.claude.gate import Gate
-from claude_hitl_template.errors import EngineError
+from claude_hitl_template.errors import EngineError, StaleOwner
 from claude_hitl_template.events import UserInterrupt, UserMessage
 from claude_hitl_template.models import Agent, Environment, Session
 from claude_hitl_template.session import HEARD_AT_ONCE, Limits, SessionRunner
@@ -222,3 +222,35 @@ async def test_an_engine_that_is_not_listened_to_is_not_read_without_end(tmp_pat
     driving.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await driving
+
+
+async def test_an_owner_that_gives_its_lease_up_is_not_told_that_it_was_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever keeps the lease hears that it is gone before the one that gave it up hears that it is done."""
+
+    async def play(_engine: Scripted, _number: int) -> AsyncIterator[EngineEvent]:
+        yield TurnEnd()
+
+    h = await house(tmp_path, play)
+    release, wait, heard = h.store.release, h.store.wait_session, asyncio.Event()
+
+    async def slowly_released(*args: Any) -> bool:
+        released = await release(*args)
+        await h.send(user("wakes whoever waits"))
+        await heard.wait()
+        await asyncio.sleep(0)
+        return released
+
+    async def waited(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await wait(*args, **kwargs)
+        except StaleOwner:
+            heard.set()
+            raise
+
+    monkeypatch.setattr(h.store, "release", slowly_released)
+    monkeypatch.setattr(h.store, "wait_session", waited)
+    await asyncio.wait_for(h.drive(), 60)
+    assert heard.is_set()
+    assert (await h.store.get_session(h.session.id)).lease is None
