@@ -28,6 +28,7 @@ ERROR_KINDS = {
     401: "model_request_failed_error",
     402: "billing_error",
     429: "model_rate_limited_error",
+    503: "model_overloaded_error",
     529: "model_overloaded_error",
 }
 

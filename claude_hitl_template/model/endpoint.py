@@ -64,6 +64,9 @@ NOT_SENT_BACK = {
 }
 # Seconds. The stream of a model is never silent for long, it pings; `pool` 5: no waiting for other sessions' streams.
 UPSTREAM_TIMEOUT = httpx.Timeout(90.0, connect=5.0, pool=5.0)
+# What cannot be reached, as an api_error: the CLI tries again as often as it may. After three of 529, or of an
+# overloaded_error, in a row it gives up.
+AWAY = 503
 _REFUSED_KEY = 401
 KEY_REFUSED = (
     "the model's service refused the key of this service: set ANTHROPIC_API_KEY (in the environment or in .env) to a "
@@ -198,7 +201,7 @@ class AnthropicUpstream:
             f"the model's service at {httpx.URL(self._base_url).host} {what} ({kind}); check this machine's network and "
             "ANTHROPIC_BASE_URL"
         )
-        return _error(504 if late else 529, text, headers=headers)
+        return _error(504 if late else AWAY, text, headers=headers)
 
     def _headers(self, sent: Mapping[str, str]) -> dict[str, str]:
         kept = {n: v for n, v in sent.items() if n in SENT_ON or n.startswith(SENT_ON_PREFIXES)}
@@ -233,7 +236,7 @@ def build_router(upstream: Upstream, verify: Callable[[str], Awaitable[None]]) -
         except Unauthorized as error:
             return JSONResponse(problem(403, error.message), 403)
         except Unavailable as error:
-            return JSONResponse(problem(529, error.message), 529)
+            return JSONResponse(problem(AWAY, error.message), AWAY)
         path = COUNT_TOKENS if request.url.path.endswith(COUNT_TOKENS) else MESSAGES
         return _Relay(unique, path, request)
 

@@ -14,6 +14,7 @@ import httpx
 
 from claude_hitl_template import network
 from claude_hitl_template.model.endpoint import (
+    AWAY,
     COUNT_TOKENS,
     MESSAGES,
     NOT_SENT_BACK,
@@ -116,7 +117,7 @@ class ModelSocket:
             response = await self._client.send(request, stream=True)
         except httpx.TransportError as error:
             await _refuse(
-                client, 529, f"the service's model endpoint cannot be reached ({type(error).__name__})"
+                client, AWAY, f"the service's model endpoint cannot be reached ({type(error).__name__})"
             )
             return
         try:

@@ -294,9 +294,9 @@ async def test_a_client_that_hangs_up_while_it_sends_is_no_error(upstream: Upstr
 @pytest.mark.parametrize(
     ("error", "status", "kind"),
     [
-        (httpx.ConnectError(f"refused {KEY}"), 529, "overloaded_error"),
-        (httpx.RemoteProtocolError("server disconnected"), 529, "overloaded_error"),
-        (httpx.LocalProtocolError(f"illegal header {KEY}"), 529, "overloaded_error"),
+        (httpx.ConnectError(f"refused {KEY}"), 503, "api_error"),
+        (httpx.RemoteProtocolError("server disconnected"), 503, "api_error"),
+        (httpx.LocalProtocolError(f"illegal header {KEY}"), 503, "api_error"),
         (httpx.ConnectTimeout("slow"), 504, "timeout_error"),
         (httpx.ReadTimeout("slow"), 504, "timeout_error"),
         (httpx.PoolTimeout("busy"), 504, "timeout_error"),
