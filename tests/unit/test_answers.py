@@ -16,6 +16,7 @@ from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.errors import Away, Conflict, HitlError, RateLimited, StaleOwner, Unavailable
 from claude_hitl_template.events import UserMessage
 from claude_hitl_template.models import Agent, Environment, ImageFacts
+from claude_hitl_template.policy.floor import BUILT_IN
 from claude_hitl_template.secrets import Shelf, hash_api_key
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.memory import MemoryBackend
@@ -77,7 +78,7 @@ async def http(watched: Watched, tmp_path: Path) -> AsyncIterator[httpx.AsyncCli
     store: Any = watched
     app = build_app(
         Service(
-            store=store, agent=Agent(), environments={"default": Environment()}, image_facts=_none,
+            store=store, agent=Agent(), floor=BUILT_IN, environments={"default": Environment()}, image_facts=_none,
             facts=lambda: dict(FACTS), drain=_drained, undrain=_nothing, drained_s=_long,
             operator_key="operator",
             shelf=Shelf(tmp_path), max_request_bytes=100_000, requests_per_minute=10_000,
