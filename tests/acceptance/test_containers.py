@@ -425,8 +425,13 @@ def test_an_approved_command_reaches_nothing_of_the_service_and_its_machine(
     targets = targets_of(service, victim)
     (place / "targets.json").write_text(json.dumps(targets))
     session.say(script(f"python3 {place}/probe.py {place}/targets.json; id -u"))
-    session.decide(session.until_asked())
-    assert session.until_idle()["type"] == "end_turn"
+    asked = session.until_asked()
+    session.decide(asked)
+    wait_for("the probes to end", lambda: results_of(session, asked) or None)
+    session.until_idle()
+    # Hosts that the probes wanted to reach are asked for, and nothing else is.
+    waiting = [a["tool_name"] for a in session.approvals() if a["state"] == "pending"]
+    assert set(waiting) <= {"Network"}
     victim.interrupt()
     victim.until_parked()
     *results, user = said(session).splitlines()
@@ -436,6 +441,10 @@ def test_an_approved_command_reaches_nothing_of_the_service_and_its_machine(
         "Done: the proxy answers",
         f"tried {len(list(probe.attempts(targets)))}",
     ], "\n".join(results)
+
+
+def results_of(session: Conversation, event_id: str) -> list[Any]:
+    return [e for e in session.events("agent.tool_result") if e["tool_use_id"] == event_id]
 
 
 def targets_of(service: Worker, victim: Conversation) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 import claude_hitl_template
+from claude_hitl_template.claude.egress import is_public
+from claude_hitl_template.models import ApprovalState
 from tests.acceptance import probe
 from tests.contract.test_layers import bash, script
-from tests.contract.test_session import driven, house, model_url
+from tests.contract.test_session import KEY, driven, house, model_url
 
 __all__ = ["model_url"]
 
@@ -112,8 +114,13 @@ async def test_an_approved_command_reaches_nothing(tmp_path: Path, model_url: st
     async with driven(h):
         [event_id] = (await h.until_idle())["event_ids"]
         await h.confirm(event_id)  # the owner ends with the turn, and `driven` waits for that
-    assert (await h.until_idle())["type"] == "end_turn"
-    [result] = await h.log("agent.tool_result")
+    # Hosts that the probes wanted to reach are asked for, and nothing else is.
+    assert (await h.until_idle())["type"] == "requires_action"
+    waiting = (await h.store.list_approvals(KEY, limit=100, states=[ApprovalState.PENDING])).data
+    assert {a.kind for a in waiting} == {"network"}
+    addresses = [a.input["host"] for a in waiting if not a.input["host"][-1].isalpha()]
+    assert all(is_public(address) for address in addresses)
+    [result] = [e for e in await h.log("agent.tool_result") if e.payload["tool_use_id"] == event_id]
     said = result.payload["content"][0]["text"].splitlines()
     # That the proxy and the model answer shows that nothing was refused because nothing worked.
     assert said == ["the proxy answers", f"tried {len(list(probe.attempts(targets)))}"], "\n".join(said)
