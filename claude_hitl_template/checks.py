@@ -20,5 +20,5 @@ class Check:
 
 def lines(check: Check) -> list[str]:
     sign = {"ok": "ok      ", "warning": "warning ", "wrong": "WRONG   "}[check.level]
-    mend = [f"         Mend: {check.mend}"] if check.mend else []
+    mend = [f"         Fix: {check.mend}"] if check.mend else []
     return [visible(line) for line in [f"{sign} {check.name}: {check.found}", *mend]]

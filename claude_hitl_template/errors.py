@@ -42,7 +42,7 @@ class ConfigError(HitlError):
         self.mend = mend
 
     def __str__(self) -> str:
-        return f"{self.message}\n  Mend: {self.mend}" if self.mend else self.message
+        return f"{self.message}\n  Fix: {self.mend}" if self.mend else self.message
 
 
 class InvalidInput(HitlError):

@@ -148,7 +148,7 @@ def _reachable(base_url: str) -> Generator[None]:
     except httpx.TransportError as error:
         why = str(error) or type(error).__name__
         raise Unavailable(
-            f"the service does not answer at {base_url} ({why})\n  Mend: start it with ./hitl up; ./hitl status says more"
+            f"the service does not answer at {base_url} ({why})\n  Fix: start it with ./hitl up; ./hitl status says more"
         ) from error
 
 
@@ -171,14 +171,14 @@ def _error(answer: httpx.Response) -> HitlError:
     message = _message(answer)
     status = answer.status_code
     if status == 401:
-        return Unauthorized(f"{message}\n  Mend: {_MEND_KEY}")
+        return Unauthorized(f"{message}\n  Fix: {_MEND_KEY}")
     if status == 429:
         wait = answer.headers.get("retry-after", "")
         return RateLimited(message, float(wait) if wait.isdecimal() else 1.0)
     known = _ERRORS.get(status)
     if known is not None:
         return known(message)
-    return ServiceFailed(f"the service answered {status}: {message}\n  Mend: ./hitl logs says why")
+    return ServiceFailed(f"the service answered {status}: {message}\n  Fix: ./hitl logs says why")
 
 
 def _message(answer: httpx.Response) -> str:
@@ -194,7 +194,7 @@ def _json(answer: httpx.Response) -> Any:
     except json.JSONDecodeError as error:
         raise ServiceFailed(
             f"{answer.url} answered with something that is not JSON\n"
-            "  Mend: is another program on this port? ./hitl doctor names it"
+            "  Fix: is another program on this port? ./hitl doctor names it"
         ) from error
 
 

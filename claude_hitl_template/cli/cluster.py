@@ -168,7 +168,7 @@ class Cluster:
             why = str(error) or type(error).__name__
             raise Unavailable(
                 f"{what} at {self.url} ({why})\n"
-                "  Mend: is the VM, or the tunnel, up, and Ray in it? Start them, or correct HITL_DASHBOARD_URL, or name a "
+                "  Fix: is the VM, or the tunnel, up, and Ray in it? Start them, or correct HITL_DASHBOARD_URL, or name a "
                 "profile with --profile"
             ) from error
 

@@ -192,7 +192,7 @@ def _undo(cluster: Cluster, before: Mapping[str, Any]) -> str:
     if OURS in apps and not apps[OURS].get("deployed_app_config"):
         return (
             "Serve keeps what ran before where the new code could not even be imported; ./hitl status tells.\n"
-            "  Mend: correct the code and deploy again; or on the cluster: ./hitl down, then ./hitl up"
+            "  Fix: correct the code and deploy again; or on the cluster: ./hitl down, then ./hitl up"
         )
     config = {"applications": declared}
     if before.get("proxy_location"):
@@ -203,13 +203,13 @@ def _undo(cluster: Cluster, before: Mapping[str, Any]) -> str:
     try:
         cluster.put_serve(config)
         if OURS not in apps:
-            return "nothing ran before, and nothing runs now.\n  Mend: correct the code, then deploy again"
+            return "nothing ran before, and nothing runs now.\n  Fix: correct the code, then deploy again"
         uri = _package_of(apps[OURS])
         back = wait_for(lambda: _outcome_now(cluster, uri), RUNNING_S)
     except HitlError as error:
         return f"what ran before could not be restored: {error}"
     if back == "":
-        return "what ran before runs on.\n  Mend: correct the code, then deploy again"
+        return "what ran before runs on.\n  Fix: correct the code, then deploy again"
     return f"what ran before was restored, and is not up yet: {back or 'Serve is still at it'}"
 
 
@@ -232,7 +232,7 @@ def _koco(settings: Settings, config: Path) -> None:
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
             raise DeployFailed(
-                f"koco deploy -r did not end well: {error}\n  Mend: ./hitl deploy again"
+                f"koco deploy -r did not end well: {error}\n  Fix: ./hitl deploy again"
             ) from error
     said = done.stdout + done.stderr
     if done.returncode or "deployment succeeded" not in said:
@@ -270,7 +270,7 @@ def _report(settings: Settings, built: Package) -> None:
     if found is None:
         raise Unavailable(
             f"Serve says that the new code runs, but it does not answer at {url}\n"
-            "  Mend: correct HITL_SERVE_URL, or forward that port; ./hitl status looks again"
+            "  Fix: correct HITL_SERVE_URL, or forward that port; ./hitl status looks again"
         )
     typer.echo(f"deployed   {describe_origin({**built.origin.facts(), **found})}")
     typer.echo(f"REST       {settings.service_url}/v1   (code {found['code']}, model: {found['model']})")

@@ -76,7 +76,7 @@ def connect_patiently(connect_once: Callable[[], None], address: str) -> None:
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         raise Unavailable(
             f"Ray Client does not answer at {address} ({_first_line(error)})\n"
-            "  Mend: is the VM, or the tunnel, up? ./hitl doctor --remote looks; HITL_RAY_ADDRESS says where it is"
+            "  Fix: is the VM, or the tunnel, up? ./hitl doctor --remote looks; HITL_RAY_ADDRESS says where it is"
         ) from error
 
 

@@ -320,6 +320,6 @@ def _not_kept(left_out: Sequence[tuple[str, str]]) -> list[str]:
 
 def _broken(why: str) -> EngineError:
     return EngineError(
-        f"the session's workspace cannot be used: {why}. Mend that, then send your message again",
+        f"the session's workspace cannot be used: {why}. Correct that, then send your message again",
         retryable=False,
     )

@@ -369,7 +369,7 @@ def test_an_image_that_cannot_be_used_ends_the_turn_with_the_reason(
     assert session.until_idle()["type"] == "retries_exhausted"
     (error,) = session.events("session.error")
     assert why in error["error"]["message"]
-    assert "Mend:" in error["error"]["message"]
+    assert "Fix:" in error["error"]["message"]
 
 
 def test_podman_goes_away_and_comes_back_and_the_message_is_taken_up(service: Worker):

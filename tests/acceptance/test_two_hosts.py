@@ -301,7 +301,7 @@ def test_each_port_of_a_vm_that_is_off_is_named_from_the_mac(hosts: Hosts, mac: 
         assert off[name]["level"] == "wrong"
         assert "start the VM" in off[name]["mend"]
     assert deploy.returncode != 0
-    assert "Mend:" in deploy.stderr
+    assert "Fix:" in deploy.stderr
 
 
 def test_koco_alone_deploys_from_the_mac_what_lies_on_the_cluster(vm: Vm, mac: Mac):

@@ -185,5 +185,5 @@ def test_nothing_but_an_images_name_reaches_ray(reference: str):
 def test_the_reason_of_a_container_that_did_not_start_names_what_is_wrong_now(podman: Podman):
     podman()
     said = containers.why_not_started(IMAGE, "Error: whatever Ray says")
-    assert "Mend:" in said
+    assert "Fix:" in said
     assert "whatever Ray says" not in said

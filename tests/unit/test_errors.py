@@ -45,4 +45,4 @@ def test_the_message_alone_is_enough(kind: type[HitlError]):
 
 def test_the_text_names_the_field_and_the_mend():
     assert str(InvalidInput("not a number", "limit")) == "limit: not a number"
-    assert str(ConfigError("no folder", "make one")) == "no folder\n  Mend: make one"
+    assert str(ConfigError("no folder", "make one")) == "no folder\n  Fix: make one"

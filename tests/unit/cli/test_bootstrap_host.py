@@ -28,7 +28,7 @@ def test_where_it_cannot_work_it_says_so_and_does_nothing(
     done = run(tmp_path, id=f"echo {uid}")
     assert done.returncode == 1
     assert why in done.stderr
-    assert mend in done.stderr.partition("Mend: ")[2]
+    assert mend in done.stderr.partition("Fix: ")[2]
 
 
 def test_a_package_that_cannot_be_installed_ends_it_there(tmp_path: Path) -> None:

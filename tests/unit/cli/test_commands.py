@@ -59,7 +59,7 @@ def test_without_the_key_of_a_cluster_elsewhere_it_is_said_where_it_is_shown(mak
     make_settings(serve_url="http://127.0.0.1:1")
     result = hitl("sessions", "list")
     assert result.returncode == 1
-    assert "Mend: on the cluster, ./hitl status --show-secrets shows it" in result.stderr
+    assert "Fix: on the cluster, ./hitl status --show-secrets shows it" in result.stderr
 
 
 def test_status_says_that_nothing_runs(make_settings: Make, free_port: int) -> None:
@@ -94,7 +94,7 @@ def test_a_wrong_value_in_env_is_named_with_what_mends_it(
     result = hitl("up")
     assert result.returncode == 1
     assert named in result.stderr
-    assert "Mend:" in result.stderr
+    assert "Fix:" in result.stderr
     assert "Traceback" not in result.stderr
 
 

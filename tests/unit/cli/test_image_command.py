@@ -17,7 +17,7 @@ def no_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_container_tool_each_command_says_what_to_install(command: tuple[str, ...]):
     result = hitl("image", *command)
     assert result.returncode == 1
-    assert "Mend: apt install podman" in result.stderr
+    assert "Fix: apt install podman" in result.stderr
     assert "Traceback" not in result.stderr
 
 
