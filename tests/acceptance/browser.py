@@ -91,8 +91,8 @@ class Panel:
         """Chooses files in the form that is shown, and waits until the panel has them."""
         if files:
             self.page.set_input_files("#hitl-pick", list(files))
-            uploaded = "[...document.querySelectorAll('#hitl-list li')].filter(e => e.innerText.endsWith(': uploaded'))"
-            self.page.wait_for_function(f"{uploaded}.length === {len(files)}")
+            uploaded = self.page.locator("#hitl-list li", has_text=re.compile(r": uploaded\s*$"))
+            uploaded.nth(len(files) - 1).wait_for()
 
     def session(self) -> str:
         self.page.wait_for_url("**/admin/status/view/*")
