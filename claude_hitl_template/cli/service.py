@@ -170,11 +170,13 @@ def stop(settings: Settings) -> Stopped:
         raise
     family = [process, *process.children(recursive=True)] if process else []
     family = list({p.pid: p for p in [*family, *_strays(settings)]}.values())
-    for member in family:
-        with suppress(psutil.NoSuchProcess):
-            member.send_signal(signal.SIGTERM)
-    _, left = psutil.wait_procs(family, timeout=TERM_S)
-    end(left)
+    try:
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.send_signal(signal.SIGTERM)
+        psutil.wait_procs(family, timeout=TERM_S)
+    finally:  # interrupted, too: a Ray that has ended by half answers nobody, and is in the way of the next start
+        end(family)
     ended = len(family)
     while found := _strays(settings):  # what was being started meanwhile
         end(found)

@@ -164,6 +164,23 @@ def test_stopping_ends_strays_and_nothing_else(make_settings: Make, free_port: i
             process.communicate()
 
 
+def test_a_stop_that_is_interrupted_leaves_nothing_half_ended(
+    running: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = service.ray_process(running)
+    assert head is not None
+    wait = psutil.wait_procs
+
+    def interrupted(*_: object, **__: object) -> None:
+        monkeypatch.setattr(psutil, "wait_procs", wait)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(psutil, "wait_procs", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        service.stop(running)
+    assert not head.is_running()
+
+
 def test_rays_processes_are_not_handed_secrets(make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "t")
     monkeypatch.setenv("DB_PASSWORD", "p")
