@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-# A named pipe would keep whoever opens it.
+# Without O_NONBLOCK, opening a named pipe blocks.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _A_LINK = (errno.ELOOP, errno.ENOTDIR)
 

@@ -3,7 +3,7 @@
 What it lets through was declared or decided: the servers that the agent's `mcp_servers` name, while it runs the host of a
 WebFetch call that was allowed, and what the environment, a rule or a human allows (`hosts.py`). Everything else is refused
 with a reason that the agent can read. Names are resolved here, once for each connection, so that no answer of a name server
-can lead elsewhere after it was checked; and only those that may be reached, for a name that is looked up is told to others.
+can lead elsewhere after it was checked; and only for hosts that may be reached: a lookup discloses the name.
 """
 
 import asyncio
@@ -184,7 +184,7 @@ class Egress:
     async def _intercept(self, client: ClientConnection, host: Host) -> None:
         """Ends the client's TLS here, so that credentials are added where no one in the sandbox sees them."""
         name = host[0]
-        (await self._reach(host))[1].close()  # before the client is told that it is connected
+        (await self._reach(host))[1].close()  # before the client gets its 200
         context = await asyncio.to_thread(self._injector.context, name)
         await client.start(200, [])
         reader, writer, early = client.take_over()
@@ -262,9 +262,8 @@ class Egress:
             await self._hosts.used(host)
             return standing
         name = host[0]
-        if (
-            not self._allows_address(name) if is_address(name) else is_private_name(name)
-        ):  # nobody is asked in vain
+        is_private = not self._allows_address(name) if is_address(name) else is_private_name(name)
+        if is_private:  # an approval could not open it
             raise Refused(403, MAY_NOT.format(where=host[0], why=PRIVATE.format(name=host[0])))
         if refusal := await self._hosts.ask(host):
             raise Refused(403, refusal)

@@ -1,7 +1,7 @@
 """Which hosts a session's sandbox may reach, and how a human is asked about the others.
 
 A host that neither the environment nor a rule names becomes an approval of its own kind. Nothing waits for it: the proxy
-refuses the connection, the turn goes on, and the model repeats what needed the host once it is told of the decision.
+refuses the connection, the turn goes on, and the model repeats what needed the host after it hears the decision.
 """
 
 import asyncio
@@ -115,7 +115,7 @@ class HostGate:
         """It was reached by a rule: if that was remembered with a decision, the model need not be told of it."""
         approval = self._known.get(host)
         if approval is not None and approval.state is ApprovalState.ALLOWED:
-            with contextlib.suppress(HitlError):  # then it is told
+            with contextlib.suppress(HitlError):  # then the model is reminded as usual
                 await self._tell(approval)
 
     async def _open(self, host: Host) -> Approval | None:
