@@ -7,7 +7,7 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 # Ray Serve reads it once, when it is imported, in the process that calls as in the one that answers. Its own limit of
-# 4 MiB is less than one request may have. Calls above the limit take a slower way (ledger.py).
+# 4 MiB is less than one request may have. Calls above the limit take a slower way (cluster/ledger.py).
 GRPC_LIMIT = ("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(64 * 1024 * 1024))
 os.environ.setdefault(*GRPC_LIMIT)
 

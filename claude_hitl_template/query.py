@@ -28,13 +28,28 @@ from ray.exceptions import RayError, TaskCancelledError
 from ray.serve.exceptions import RayServeException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from claude_hitl_template import __version__, code_version, deployed, logs
+from claude_hitl_template import __version__, code_version
 from claude_hitl_template.api import problems
 from claude_hitl_template.api.app import Service, build_app
 from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.sandbox import has_sandboxes
+from claude_hitl_template.cluster.ledger import APP_NAME, LedgerService, handle, reach
+from claude_hitl_template.cluster.supervisor import SupervisorService
+from claude_hitl_template.config import build_info, logs
+from claude_hitl_template.config.secret_files import (
+    Shelf,
+    hash_api_key,
+    operator_key,
+    prepare,
+    public_prefix,
+    read_api_key,
+    read_model_key,
+    read_panel_login,
+    read_signing_key,
+)
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.domain.models import Agent, ImageFacts
 from claude_hitl_template.errors import ConfigError, NotFound, Unauthorized
-from claude_hitl_template.ledger import APP_NAME, LedgerService, handle, reach
 from claude_hitl_template.model import tokens
 from claude_hitl_template.model.endpoint import (
     Answer,
@@ -46,23 +61,9 @@ from claude_hitl_template.model.endpoint import (
     upstream_client,
 )
 from claude_hitl_template.model.offline import Scenarios
-from claude_hitl_template.models import Agent, ImageFacts
-from claude_hitl_template.secrets import (
-    Shelf,
-    hash_api_key,
-    operator_key,
-    prepare,
-    public_prefix,
-    read_api_key,
-    read_model_key,
-    read_panel_login,
-    read_signing_key,
-)
-from claude_hitl_template.settings import Settings
 from claude_hitl_template.store.access import Authority
-from claude_hitl_template.store.opening import check_replicas
+from claude_hitl_template.store.connect import check_replicas
 from claude_hitl_template.store.protocol import Clients, Windows
-from claude_hitl_template.supervisor import SupervisorService
 
 if TYPE_CHECKING:
     from claude_hitl_template.panel.services import PanelServices
@@ -78,7 +79,7 @@ _LIGHT: dict[str, Any] = {
 }
 # What deployments import when they start, and not before.
 _LATE = ("store.sql",)
-_OF_PANEL = ("panel.entries", "panel.flow", "panel.front", "panel.services")
+_OF_PANEL = ("panel.entries", "panel.flow", "panel.gateway", "panel.services")
 _STREAMS = 10_000  # requests that may be under way in one replica: a stream is one
 
 
@@ -212,7 +213,7 @@ def _with_panel(
 ) -> ASGIApp:
     # Kodosumi takes long to import, and makes folders: only who serves it has it.
     from claude_hitl_template.panel import entries  # noqa: PLC0415
-    from claude_hitl_template.panel.front import Front  # noqa: PLC0415
+    from claude_hitl_template.panel.gateway import Front  # noqa: PLC0415
     from claude_hitl_template.panel.users import Guard, PanelAccess, default_login  # noqa: PLC0415
 
     access = PanelAccess(settings.panel_url, *(read_panel_login(settings) or default_login()))
@@ -338,12 +339,12 @@ class CurrentUpstream:
 
 def code_facts() -> dict[str, Any]:
     """Which code this is, and on what it runs; commit, dirty and package are null where it was not deployed."""
-    origin = deployed.origin()
+    origin = build_info.origin()
     return {
         "version": __version__,
         "code": code_version(),
         "ray": version("ray"),
-        "python": deployed.python_minor(),
+        "python": build_info.python_minor(),
         "cli": version("claude-agent-sdk"),
         **(origin.facts() if origin else dict.fromkeys(("commit", "dirty", "package"))),
     }
@@ -363,9 +364,9 @@ def fast_app(_args: dict[str, Any]) -> Any:
 
     Serve calls it beside what serves, which goes on serving when this raises: so what can be wrong is found here.
     """
-    origin = deployed.origin()
+    origin = build_info.origin()
     if origin is not None:
-        deployed.check_machine(origin)
+        build_info.check_machine(origin)
     settings = Settings.load()
     for name in (*_LATE, *(_OF_PANEL if settings.panel else ())):
         import_module(f"{__package__}.{name}")

@@ -40,7 +40,12 @@ def _mutant(missed_by: str, *changes: tuple[str, str, str, str]) -> Mutant:
 MUTANTS = {
     "stale_owners_write": _mutant(
         "test_a_stale_owner_writes_nothing",
-        ("store.unit", "SessionUnit.check_owner", "lease is None or lease.epoch != epoch", "False"),
+        (
+            "store.session_aggregate",
+            "SessionUnit.check_owner",
+            "lease is None or lease.epoch != epoch",
+            "False",
+        ),
     ),
     "any_input_runs": _mutant(
         "test_the_edited_input_is_what_may_run",
@@ -94,7 +99,7 @@ MUTANTS = {
     "unknown_calls_run_again": _mutant(
         "test_a_claimed_call_without_a_result_becomes_unknown_once",
         (
-            "store.unit",
+            "store.session_aggregate",
             "SessionUnit.close_unknown",
             "await self.tx.put_approval(approval.to(ApprovalState.UNKNOWN, closed_at=self.now))",
             "await self.tx.put_approval(approval.but(state=ApprovalState.ALLOWED, claim_id=None))\n"
@@ -103,7 +108,7 @@ MUTANTS = {
     ),
     "events_repeat": _mutant(
         "test_the_same_event_id_is_committed_once",
-        ("store.unit", "SessionUnit.append", "if draft.id in known:", "if False:"),
+        ("store.session_aggregate", "SessionUnit.append", "if draft.id in known:", "if False:"),
     ),
     "nobody_is_told": _mutant(
         "test_a_decision_wakes_the_owner",
@@ -150,7 +155,7 @@ MUTANTS = {
     ),
     "epochs_are_not_raised": _mutant(
         "test_an_owner_that_is_replaced_hears_of_it",
-        ("store.unit", "SessionUnit.lease", "self.session.epoch + 1", "self.session.epoch"),
+        ("store.session_aggregate", "SessionUnit.lease", "self.session.epoch + 1", "self.session.epoch"),
     ),
 }
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from claude_hitl_template.cli.postgres import LocalPostgres, find_program
+from claude_hitl_template.cli.host.postgres import LocalPostgres, find_program
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.store.opening import migrate
+from claude_hitl_template.store.connect import migrate
 
 SCHEMA = "schema_of_all"
 # What is tested here is what we commit, not what the disk does with it.

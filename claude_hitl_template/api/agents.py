@@ -16,12 +16,19 @@ from pydantic import (
     field_validator,
 )
 
-from claude_hitl_template import missing
-from claude_hitl_template.api.reading import Body, parse
+from claude_hitl_template.api.strict_json import Body, parse
+from claude_hitl_template.domain import missing_dependency
+from claude_hitl_template.domain.models import Agent
+from claude_hitl_template.domain.policy import (
+    PermissionPolicy,
+    PolicyName,
+    Rule,
+    Verdict,
+    evaluate,
+    mcp_parts,
+)
+from claude_hitl_template.domain.policy.floor import Floor
 from claude_hitl_template.errors import InvalidInput, NotFound
-from claude_hitl_template.models import Agent
-from claude_hitl_template.policy import PermissionPolicy, PolicyName, Rule, Verdict, evaluate, mcp_parts
-from claude_hitl_template.policy.floor import Floor
 
 MAX_MCP_SERVERS = 20
 ToolName = Literal["bash", "read", "write", "edit", "glob", "grep", "web_fetch", "web_search"]
@@ -105,8 +112,10 @@ def _is_mcp_url(url: str) -> str:
 
 
 def _is_not_ours(name: str) -> str:
-    if name.lower() == missing.SERVER:
-        raise ValueError(f"the service has a server {missing.SERVER!r} of its own; choose another name")
+    if name.lower() == missing_dependency.SERVER:
+        raise ValueError(
+            f"the service has a server {missing_dependency.SERVER!r} of its own; choose another name"
+        )
     return name
 
 

@@ -16,7 +16,8 @@ from claude_hitl_template.api.agents import agent_wire, build_agent
 from claude_hitl_template.api.auth import WRONG_KEYS, Authenticator, WrongKeys, presented_key
 from claude_hitl_template.api.files import download, file_wire
 from claude_hitl_template.api.keys import key_routes
-from claude_hitl_template.api.reading import (
+from claude_hitl_template.api.secrets import secret_routes
+from claude_hitl_template.api.strict_json import (
     Place,
     parse,
     query_choice,
@@ -28,7 +29,6 @@ from claude_hitl_template.api.reading import (
     read_json,
     read_number,
 )
-from claude_hitl_template.api.secrets import secret_routes
 from claude_hitl_template.api.undeclared import DECLARED, check_covered
 from claude_hitl_template.api.wire import (
     CreateSession,
@@ -37,9 +37,9 @@ from claude_hitl_template.api.wire import (
     environment_wire,
     session_wire,
 )
-from claude_hitl_template.errors import InvalidInput, NotFound, Unauthorized, Unavailable
-from claude_hitl_template.events import EVENT_TYPES, FOREIGN_TYPES, UserToolConfirmation
-from claude_hitl_template.models import (
+from claude_hitl_template.config.secret_files import Shelf, hash_api_key
+from claude_hitl_template.domain.events import EVENT_TYPES, FOREIGN_TYPES, UserToolConfirmation
+from claude_hitl_template.domain.models import (
     Agent,
     ApiKey,
     ApprovalState,
@@ -51,8 +51,8 @@ from claude_hitl_template.models import (
     new_id,
     utcnow,
 )
-from claude_hitl_template.policy.floor import Floor
-from claude_hitl_template.secrets import Shelf, hash_api_key
+from claude_hitl_template.domain.policy.floor import Floor
+from claude_hitl_template.errors import InvalidInput, NotFound, Unauthorized, Unavailable
 from claude_hitl_template.store.protocol import NOW, Clients
 
 KEEP_ALIVE_S = 10.0

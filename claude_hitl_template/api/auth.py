@@ -6,11 +6,11 @@ from collections import OrderedDict
 
 from fastapi import Request
 
+from claude_hitl_template.config.secret_files import hash_api_key
+from claude_hitl_template.domain.models import ApiKey
+from claude_hitl_template.domain.rate_limit import Throttle, network_of
 from claude_hitl_template.errors import RateLimited, Unauthorized
-from claude_hitl_template.models import ApiKey
-from claude_hitl_template.secrets import hash_api_key
 from claude_hitl_template.store.protocol import Clients
-from claude_hitl_template.throttle import Throttle, network_of
 
 REMEMBER_S = (
     0.5  # how long a key that was found is not looked up again: as long as one that was revoked is still good

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from fastapi.responses import StreamingResponse
 
-from claude_hitl_template.manifest import SavedFile, contents, shown
+from claude_hitl_template.files.manifest import SavedFile, contents, shown
 from claude_hitl_template.store.protocol import Clients
 
 

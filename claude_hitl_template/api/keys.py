@@ -6,11 +6,17 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from claude_hitl_template.api import schema
-from claude_hitl_template.api.reading import Place, parse, query_limit, read_json
+from claude_hitl_template.api.strict_json import Place, parse, query_limit, read_json
 from claude_hitl_template.api.undeclared import DECLARED
+from claude_hitl_template.config.secret_files import (
+    Shelf,
+    api_key_for,
+    hash_api_key,
+    new_api_key,
+    public_prefix,
+)
+from claude_hitl_template.domain.models import ApiKey, KeptDecision
 from claude_hitl_template.errors import Conflict
-from claude_hitl_template.models import ApiKey, KeptDecision
-from claude_hitl_template.secrets import Shelf, api_key_for, hash_api_key, new_api_key, public_prefix
 from claude_hitl_template.store.protocol import Clients
 
 

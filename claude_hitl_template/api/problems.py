@@ -8,8 +8,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from claude_hitl_template import logs
 from claude_hitl_template.api.schema import OPERATIONS
+from claude_hitl_template.config import logs
 from claude_hitl_template.errors import (
     Conflict,
     HitlError,

@@ -6,9 +6,9 @@ from urllib.parse import quote
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from claude_hitl_template import logs
 from claude_hitl_template.api.problems import unexpected
-from claude_hitl_template.models import new_id
+from claude_hitl_template.config import logs
+from claude_hitl_template.domain.models import new_id
 
 log = structlog.get_logger()
 _HEADER = b"request-id"

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what each route takes and answers. Requests are read by hand (reading.py), so it is said here.
+"""The OpenAPI document: what each route takes and answers. Requests are read by hand (strict_json.py), so it is said here.
 
 What JSON Schema cannot say is refused all the same: NUL and lone surrogates in texts, numbers that are too large, names
 that are given twice, what does not wait.
@@ -14,10 +14,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-from claude_hitl_template.api.reading import Body
+from claude_hitl_template.api.strict_json import Body
 from claude_hitl_template.api.wire import CreateSession, UpdateSession
-from claude_hitl_template.events import EVENT_TYPES, FOREIGN_TYPES, ClientEvent, UserToolConfirmation
-from claude_hitl_template.models import ApprovalKind, ApprovalState, Decision, SessionStatus
+from claude_hitl_template.domain.events import EVENT_TYPES, FOREIGN_TYPES, ClientEvent, UserToolConfirmation
+from claude_hitl_template.domain.models import ApprovalKind, ApprovalState, Decision, SessionStatus
 
 PREVIEW_TYPES = ("agent.message", "agent.thinking")
 _ONE_OF_OURS: Any = {"enum": sorted(EVENT_TYPES)}

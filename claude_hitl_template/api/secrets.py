@@ -7,9 +7,9 @@ from fastapi import APIRouter, Depends, Request
 
 from claude_hitl_template.api import schema
 from claude_hitl_template.api.auth import Authenticator, presented_key
-from claude_hitl_template.api.reading import parse, read_json
+from claude_hitl_template.api.strict_json import parse, read_json
 from claude_hitl_template.api.undeclared import DECLARED
-from claude_hitl_template.secrets import SENT, Shelf, hash_api_key
+from claude_hitl_template.config.secret_files import SENT, Shelf, hash_api_key
 
 
 def secret_routes(

@@ -10,8 +10,8 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 
-from claude_hitl_template.api.reading import check_url, read_body
 from claude_hitl_template.api.schema import MAX_KEY_CHARS, OPERATIONS, Operation
+from claude_hitl_template.api.strict_json import check_url, read_body
 from claude_hitl_template.errors import InvalidInput, TooLarge
 
 MAX_NAME_CHARS = 100  # of a caller's name that an error repeats

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints
 
 from claude_hitl_template.api.agents import AgentBody, agent_wire, by_id
-from claude_hitl_template.api.reading import Body
-from claude_hitl_template.events import UserMessage, usage_wire
-from claude_hitl_template.models import Approval, Environment, ImageFacts, Networking, Session, utcnow
+from claude_hitl_template.api.strict_json import Body
+from claude_hitl_template.domain.events import UserMessage, usage_wire
+from claude_hitl_template.domain.models import Approval, Environment, ImageFacts, Networking, Session, utcnow
 
 Title = Annotated[str, StringConstraints(max_length=500)]
 MetaKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]

@@ -1,9 +1,9 @@
 """The proxy on a sandbox's loopback interface, served by the session's owner: the only way out but the model's socket.
 
 What it lets through was declared or decided: the servers that the agent's `mcp_servers` name, while it runs the host of a
-WebFetch call that was allowed, and what the environment, a rule or a human allows (`hosts.py`). Everything else is refused
-with a reason that the agent can read. Names are resolved here, once for each connection, so that no answer of a name server
-can lead elsewhere after it was checked; and only for hosts that may be reached: a lookup discloses the name.
+WebFetch call that was allowed, and what the environment, a rule or a human allows (`session/hosts.py`). Everything else is
+refused with a reason that the agent can read. Names are resolved here, once for each connection, so that no answer of a name
+server can lead elsewhere after it was checked; and only for hosts that may be reached: a lookup discloses the name.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 import h11
 import structlog
 
-from claude_hitl_template.canonical import shown_host
-from claude_hitl_template.claude.hosts import MAY_NOT, Access, Host, HostGate
 from claude_hitl_template.claude.injection import Injector
+from claude_hitl_template.domain.canonical_json import shown_host
+from claude_hitl_template.domain.policy.web import clear_name
 from claude_hitl_template.model.http1 import (
     READ_BYTES,
     ClientConnection,
@@ -33,7 +33,7 @@ from claude_hitl_template.model.http1 import (
     text_headers,
     while_there,
 )
-from claude_hitl_template.policy.web import clear_name
+from claude_hitl_template.session.hosts import MAY_NOT, Access, Host, HostGate
 
 log = structlog.get_logger()
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from claude_hitl_template.credentials import Credential
+from claude_hitl_template.config.credentials import Credential
 from claude_hitl_template.model.http1 import Headers
 
 VALID = timedelta(days=365)  # longer than any process of a session lives

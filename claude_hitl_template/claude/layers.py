@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from claude_hitl_template.domain.policy import PolicyName, Rule
 from claude_hitl_template.errors import ConfigError, EngineError
 from claude_hitl_template.image import labels
-from claude_hitl_template.image.levels import read_object
-from claude_hitl_template.policy import PolicyName, Rule
+from claude_hitl_template.image.settings_layers import read_object
 
 # The build has resolved them; the CLI would look for them in its own, empty, folder and on the network.
 _PLUGIN_DECLARATIONS = ("enabledPlugins", "extraKnownMarketplaces")

@@ -17,9 +17,9 @@ from claude_agent_sdk import (
 )
 from claude_agent_sdk.types import MirrorErrorMessage
 
-from claude_hitl_template.claude import engine
+from claude_hitl_template.domain.models import Usage, new_id
 from claude_hitl_template.errors import EngineError
-from claude_hitl_template.models import Usage, new_id
+from claude_hitl_template.session import engine
 
 _TOKENS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 SERVER_DOWN = ("failed", "needs-auth")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from claude_hitl_template.claude import sandbox
 from claude_hitl_template.claude.egress import Egress
-from claude_hitl_template.claude.hosts import HostGate
 from claude_hitl_template.claude.injection import Injector
 from claude_hitl_template.claude.sandbox import Places, SandboxConfig
 from claude_hitl_template.model.socket import Budget, ModelSocket
+from claude_hitl_template.session.hosts import HostGate
 
 MODEL_URL = "http://model.hitl"  # a name for the CLI's requests; it is not looked up
 PLACEHOLDER_KEY = "the-owner-has-the-token"

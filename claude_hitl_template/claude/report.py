@@ -4,12 +4,12 @@ from typing import Any
 
 from claude_agent_sdk import McpSdkServerConfig, ToolAnnotations, create_sdk_mcp_server, tool
 
-from claude_hitl_template import missing
+from claude_hitl_template.domain import missing_dependency
 
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "kind": {"type": "string", "enum": list(missing.KINDS)},
+        "kind": {"type": "string", "enum": list(missing_dependency.KINDS)},
         "name": {"type": "string", "description": "As apt, pip or npm call the package."},
         "why": {"type": "string", "description": "What you need it for, in a sentence."},
     },
@@ -18,7 +18,7 @@ _SCHEMA: dict[str, Any] = {
 
 
 @tool(
-    missing.TOOL,
+    missing_dependency.TOOL,
     "Tells the operator that a program or package is missing in this environment, which you cannot install yourself. "
     "Call it once for each, when a command is not found or an import fails. /app/.dependency-manifest.json lists what "
     "there is.",
@@ -26,7 +26,7 @@ _SCHEMA: dict[str, Any] = {
     annotations=ToolAnnotations(readOnlyHint=True),
 )
 async def _report(given: dict[str, Any]) -> dict[str, Any]:
-    wrong = missing.problem(given)
+    wrong = missing_dependency.problem(given)
     if wrong is not None:
         return {"content": [{"type": "text", "text": f"Not reported: {wrong}."}], "is_error": True}
     said = (
@@ -38,4 +38,4 @@ async def _report(given: dict[str, Any]) -> dict[str, Any]:
 
 def report_server() -> McpSdkServerConfig:
     """For the option `mcp_servers`, under the name missing.SERVER."""
-    return create_sdk_mcp_server(missing.SERVER, tools=[_report])
+    return create_sdk_mcp_server(missing_dependency.SERVER, tools=[_report])

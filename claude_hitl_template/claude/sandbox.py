@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from claude_hitl_template.checks import Check
-from claude_hitl_template.credentials import Credential
+from claude_hitl_template.config.credentials import Credential
 from claude_hitl_template.errors import EngineError
+from claude_hitl_template.presentation.checks import Check
 
 LAUNCHER = Path(__file__).parent / "launch.sh"
 # Inside of the sandbox.

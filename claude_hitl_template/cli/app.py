@@ -4,29 +4,25 @@ from typing import Annotated
 
 import typer
 
-from claude_hitl_template.cli import (
+from claude_hitl_template.cli.commands import (
     backup,
     bench,
     chaos,
     configuration,
-    deploy,
+    development,
     doctor,
     image,
-    inbox,
     keys,
     logs,
-    run_record,
     secrets,
-    service,
-    sessions,
     status,
-    talk,
-    upkeep,
-    vm,
 )
 from claude_hitl_template.cli.common import step
-from claude_hitl_template.cli.processes import authenticate
-from claude_hitl_template.settings import Settings
+from claude_hitl_template.cli.deploy import rollout
+from claude_hitl_template.cli.host import run_record, service, vm
+from claude_hitl_template.cli.host.processes import authenticate
+from claude_hitl_template.cli.terminal import approvals, chat, sessions
+from claude_hitl_template.config.settings import Settings
 
 app = typer.Typer(
     help="Human-approved Claude sessions on your own Ray cluster.",
@@ -42,27 +38,27 @@ def main() -> None:
     """Human-approved Claude sessions on your own Ray cluster."""
 
 
-app.command(epilog=talk.STATUSES)(talk.demo)
-app.command(epilog=talk.STATUSES)(talk.chat)
+app.command(epilog=chat.STATUSES)(chat.demo)
+app.command(epilog=chat.STATUSES)(chat.chat)
 app.command()(status.status)
-app.add_typer(inbox.app, name="approvals")
+app.add_typer(approvals.app, name="approvals")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(image.app, name="image")
-app.command()(deploy.deploy)
+app.command()(rollout.deploy)
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(keys.app, name="keys")
 app.command()(logs.logs)
 app.command()(doctor.doctor)
 app.add_typer(vm.app, name="vm")
-app.command()(upkeep.bootstrap_host)
+app.command()(development.bootstrap_host)
 app.command()(configuration.configuration)
-app.command()(bench.bench)
+app.command(context_settings=_PASS_ON | {"help_option_names": []})(bench.bench)
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command()(chaos.chaos)
-app.command()(upkeep.clean)
-app.command()(upkeep.check)
-app.command("test", context_settings=_PASS_ON)(upkeep.run_tests)
+app.command()(development.clean)
+app.command()(development.check)
+app.command("test", context_settings=_PASS_ON)(development.run_tests)
 
 
 @app.command()
@@ -77,7 +73,7 @@ def up(
 ) -> None:
     """Starts Ray and the service where they do not run yet, and restarts them when settings or code changed."""
     settings = Settings.load()
-    made = talk.ensure_up(settings, make_postgres=postgres)
+    made = chat.ensure_up(settings, make_postgres=postgres)
     facts = service.healthy(settings) or {}
     typer.echo(f"REST       {settings.base_url}/v1   (model: {facts.get('model')})")
     if settings.panel:
@@ -111,10 +107,10 @@ def down() -> None:
 
 
 @app.command()
-def shell(profile: deploy.Profile = None) -> None:
+def shell(profile: rollout.Profile = None) -> None:
     """A Python prompt on the cluster, through Ray Client: `ray`, `store`, `settings`."""
     settings = Settings.load(profile)
     authenticate(settings)  # before Ray is imported, which reads it once
-    from claude_hitl_template.cli.shell import open_shell  # noqa: PLC0415  (slow to import)
+    from claude_hitl_template.cli.commands.shell import open_shell  # noqa: PLC0415  (slow to import)
 
     open_shell(settings)

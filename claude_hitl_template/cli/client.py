@@ -8,7 +8,10 @@ from typing import Any
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from claude_hitl_template import network
+from claude_hitl_template.config import network
+from claude_hitl_template.config.secret_files import read_api_key
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.domain.models import new_id
 from claude_hitl_template.errors import (
     ConfigError,
     Conflict,
@@ -20,9 +23,6 @@ from claude_hitl_template.errors import (
     Unauthorized,
     Unavailable,
 )
-from claude_hitl_template.models import new_id
-from claude_hitl_template.secrets import read_api_key
-from claude_hitl_template.settings import Settings
 
 TIMEOUT_S = 30.0
 STREAM_SILENCE_S = 35.0  # the service says something at least every 10 s

@@ -12,13 +12,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from claude_hitl_template import network
-from claude_hitl_template.checks import Check, lines
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.cli.visible import shown
+from claude_hitl_template.config import network
+from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import HitlError
-from claude_hitl_template.readable import visible
-from claude_hitl_template.settings import Settings
+from claude_hitl_template.presentation.checks import Check, lines
+from claude_hitl_template.presentation.terminal import shown
+from claude_hitl_template.presentation.text import visible
 
 UNWRAPPED = 1_000_000  # columns
 INTERRUPTED = 130  # as shells have it

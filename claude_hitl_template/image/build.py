@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from claude_hitl_template.deployed import python_minor
+from claude_hitl_template.config.build_info import python_minor
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.image.context import read_checkout, stage
 from claude_hitl_template.image.host import account_of, build_base, load_for

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from claude_hitl_template import __version__, code_version
-from claude_hitl_template.deployed import python_minor
+from claude_hitl_template.config.build_info import python_minor
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.image import labels
 from claude_hitl_template.image.dependencies import Dependencies, locked_versions, read_dependencies
-from claude_hitl_template.image.levels import (
+from claude_hitl_template.image.packages import NODE, fetch_npm, fetch_wheels, pin_npm, pin_python
+from claude_hitl_template.image.plugins import Plugin, resolve_plugins
+from claude_hitl_template.image.run import run
+from claude_hitl_template.image.settings_layers import (
     PROJECT_LEVEL,
     USER_LEVEL,
     SettingsFile,
     managed_settings,
     read_levels,
 )
-from claude_hitl_template.image.packages import NODE, fetch_npm, fetch_wheels, pin_npm, pin_python
-from claude_hitl_template.image.plugins import Plugin, resolve_plugins
-from claude_hitl_template.image.run import run
 from claude_hitl_template.image.trees import copy_file, copy_tree
 
 PACKAGE = "claude_hitl_template"

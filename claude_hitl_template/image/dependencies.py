@@ -15,7 +15,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.image.levels import PROJECT_LEVEL, USER_LEVEL, read_object
+from claude_hitl_template.image.settings_layers import PROJECT_LEVEL, USER_LEVEL, read_object
 
 _NPM_NAME = re.compile(r"(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*")
 _NPM_RANGE = re.compile(r"[0-9A-Za-z.+*^~<>=| -]{1,100}")

@@ -18,7 +18,7 @@ from hashlib import sha256
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
-from claude_hitl_template.deployed import python_minor
+from claude_hitl_template.config.build_info import python_minor
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.image.context import Checkout
 from claude_hitl_template.image.run import show

@@ -15,8 +15,8 @@ from typing import Any
 
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.image.labels import PLUGINS
-from claude_hitl_template.image.levels import SettingsFile, merged, read_object
 from claude_hitl_template.image.run import run
+from claude_hitl_template.image.settings_layers import SettingsFile, merged, read_object
 from claude_hitl_template.image.trees import copy_tree, digest_tree
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")

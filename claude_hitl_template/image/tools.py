@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from claude_hitl_template.domain.models import check_image_reference
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.image import labels
 from claude_hitl_template.image.run import run, show
-from claude_hitl_template.models import check_image_reference
 
 # Ray starts containers with podman, whose images buildah shares; docker's are its own.
 ToolName = Literal["podman", "buildah", "docker"]

@@ -9,13 +9,13 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from claude_hitl_template import code_version
-from claude_hitl_template.checks import Check
-from claude_hitl_template.deployed import python_minor
+from claude_hitl_template.config.build_info import python_minor
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.image import labels
 from claude_hitl_template.image.dependencies import locked_versions
 from claude_hitl_template.image.run import run
 from claude_hitl_template.image.tools import Tool, check_reference
+from claude_hitl_template.presentation.checks import Check
 
 REBUILD = "./hitl image build"
 ANY_UID = 12345  # who nobody is: whatever is writable must be so for everyone

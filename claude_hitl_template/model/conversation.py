@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from claude_hitl_template.events import CONTINUE, DECIDED, HOSTS_DECIDED, REFUSED
+from claude_hitl_template.domain.events import CONTINUE, DECIDED, HOSTS_DECIDED, REFUSED
 
 HELD_MARKER = "held: another call of this batch waits for a human"
 """In the result of a call that was put off because an earlier call of its batch waits for a decision."""

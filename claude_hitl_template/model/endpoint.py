@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from claude_hitl_template import logs, network
+from claude_hitl_template.config import logs, network
 from claude_hitl_template.errors import ConfigError, InvalidInput, Unauthorized, Unavailable
 from claude_hitl_template.model.call_ids import UniqueCallIds
 from claude_hitl_template.model.offline import Reply, Scenarios, count_tokens, message, respond, sse

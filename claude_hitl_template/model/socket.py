@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from claude_hitl_template import network
+from claude_hitl_template.config import network
 from claude_hitl_template.model.endpoint import (
     AWAY,
     COUNT_TOKENS,

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from claude_hitl_template.canonical import shown_host
+from claude_hitl_template.domain.canonical_json import shown_host
 from claude_hitl_template.panel.markup import code, diff, facts, fold, limited, line, markdown, text
-from claude_hitl_template.readable import (
+from claude_hitl_template.presentation.text import (
     are_strings,
     is_host,
     option_description,

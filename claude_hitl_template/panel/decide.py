@@ -6,12 +6,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from claude_hitl_template.domain.events import MAX_TEXT_CHARS, UserMessage, UserToolConfirmation, text_blocks
+from claude_hitl_template.domain.models import Agent, Approval, Environment
+from claude_hitl_template.domain.policy import PermissionPolicy
+from claude_hitl_template.domain.tool_inputs import check_edit
 from claude_hitl_template.errors import InvalidInput
-from claude_hitl_template.events import MAX_TEXT_CHARS, UserMessage, UserToolConfirmation, text_blocks
-from claude_hitl_template.models import Agent, Approval, Environment
-from claude_hitl_template.policy import PermissionPolicy
-from claude_hitl_template.readable import asked_questions, option_label, parse_input, question_options
-from claude_hitl_template.tool_inputs import check_edit
+from claude_hitl_template.presentation.text import (
+    asked_questions,
+    option_label,
+    parse_input,
+    question_options,
+)
 
 type Inputs = Mapping[str, Any]
 MAX_REASON_CHARS = 10_000

@@ -20,10 +20,10 @@ from fastapi import Request
 from kodosumi.const import KODOSUMI_LAUNCH
 from kodosumi.core import InputsError, Launch, ServeAPI, forms
 
-from claude_hitl_template import network
+from claude_hitl_template.config import network
+from claude_hitl_template.domain.models import Approval, ApprovalState, Session, new_id, utcnow
 from claude_hitl_template.errors import HitlError, InvalidInput, NotFound
-from claude_hitl_template.models import Approval, ApprovalState, Session, new_id, utcnow
-from claude_hitl_template.panel import decide, upload
+from claude_hitl_template.panel import decide, uploads
 from claude_hitl_template.panel.decide import FormErrors, Inputs, said
 from claude_hitl_template.panel.flow import DECIDE, SAY
 from claude_hitl_template.panel.forms import (
@@ -42,8 +42,8 @@ from claude_hitl_template.panel.forms import (
 from claude_hitl_template.panel.markup import inert, markdown, text
 from claude_hitl_template.panel.services import PanelServices
 from claude_hitl_template.panel.users import COOKIE, HEADER, PanelUser, entries_path, panel_user
-from claude_hitl_template.readable import texts
-from claude_hitl_template.workspace.keep import put_files
+from claude_hitl_template.presentation.text import texts
+from claude_hitl_template.workspace.sync import put_files
 
 LISTED = 100
 HISTORY = 300  # events that a window on an old conversation begins with
@@ -435,14 +435,14 @@ def _once(inputs: Inputs, *parts: str) -> str:
 
 async def _receive(given: PanelServices, request: Request, inputs: Inputs, folder: Path) -> list[str]:
     """Fetches the files of a form from the panel, as the user who sent it; returns their names."""
-    uploads = upload.read(said(inputs, upload.FIELD))
-    if uploads is None:
+    upload = uploads.read(said(inputs, uploads.FIELD))
+    if upload is None:
         return []
     token = request.headers.get(HEADER) or request.cookies.get(COOKIE) or ""
     async with network.direct_async(
-        base_url=given.panel_url, headers={HEADER: token}, timeout=upload.PATIENCE_S
+        base_url=given.panel_url, headers={HEADER: token}, timeout=uploads.PATIENCE_S
     ) as panel:
-        return await upload.receive(uploads, folder, panel, given.max_upload_bytes)
+        return await uploads.receive(upload, folder, panel, given.max_upload_bytes)
 
 
 async def _add(given: PanelServices, session_id: str, folder: Path, once: str) -> None:

@@ -18,12 +18,12 @@ from kodosumi.const import EVENT_LEASE, EVENT_LOCK
 from kodosumi.core import Tracer
 from kodosumi.helper import now, serialize
 
+from claude_hitl_template.domain.models import Approval, ApprovalState, Event, Session
 from claude_hitl_template.errors import NotFound, Unavailable
-from claude_hitl_template.models import Approval, ApprovalState, Event, Session
 from claude_hitl_template.panel import render
 from claude_hitl_template.panel.forms import state_of
 from claude_hitl_template.panel.services import Locks, WindowServices
-from claude_hitl_template.panel.upload import collect
+from claude_hitl_template.panel.uploads import collect
 from claude_hitl_template.panel.users import HEADER
 
 log = structlog.get_logger()

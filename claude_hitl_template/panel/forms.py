@@ -13,13 +13,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from claude_hitl_template.domain.models import Agent, Approval, ApprovalState, Environment, Session
+from claude_hitl_template.domain.policy import remember_rule
 from claude_hitl_template.errors import InvalidInput
-from claude_hitl_template.models import Agent, Approval, ApprovalState, Environment, Session
 from claude_hitl_template.panel.calls import call_view
 from claude_hitl_template.panel.markup import STYLE, block, card, facts, fold, line, link, text
-from claude_hitl_template.panel.upload import UPLOAD_SCRIPT
-from claude_hitl_template.policy import remember_rule
-from claude_hitl_template.readable import (
+from claude_hitl_template.panel.uploads import UPLOAD_SCRIPT
+from claude_hitl_template.presentation.text import (
     age,
     asked_questions,
     is_hidden,

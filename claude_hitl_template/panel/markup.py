@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
-from claude_hitl_template.readable import diff_lines, pieces
+from claude_hitl_template.presentation.text import diff_lines, pieces
 
 LINKS = frozenset({"http", "https", "mailto"})
 MAX_CHARS = 200_000  # of one text in the timeline; a page with more stops being one

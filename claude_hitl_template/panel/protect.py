@@ -15,10 +15,10 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from claude_hitl_template.config.secret_files import PANEL_PROOF, panel_proof
+from claude_hitl_template.domain.rate_limit import Throttle, network_of
 from claude_hitl_template.errors import HitlError, InvalidInput, NotFound, RateLimited, TooLarge, Unauthorized
 from claude_hitl_template.panel.users import COOKIE, HEADER
-from claude_hitl_template.secrets import PANEL_PROOF, panel_proof
-from claude_hitl_template.throttle import Throttle, network_of
 
 log = structlog.get_logger()
 LOGIN_TRIES, LOGIN_PERIOD_S = 10, 300.0

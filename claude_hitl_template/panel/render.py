@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from claude_hitl_template import missing
-from claude_hitl_template.models import Approval, ImageFacts, Session
+from claude_hitl_template.domain import missing_dependency
+from claude_hitl_template.domain.models import Approval, ImageFacts, Session
+from claude_hitl_template.domain.policy import PermissionPolicy
 from claude_hitl_template.panel.calls import call_view, pretty
 from claude_hitl_template.panel.markup import (
     STYLE,
@@ -21,8 +22,7 @@ from claude_hitl_template.panel.markup import (
     shortened,
     text,
 )
-from claude_hitl_template.policy import PermissionPolicy
-from claude_hitl_template.readable import progress_text, rule_text, summary, texts
+from claude_hitl_template.presentation.text import progress_text, rule_text, summary, texts
 
 PROMPT_CHARS = 4_000
 
@@ -49,9 +49,9 @@ def _thinking(event: Mapping[str, Any]) -> str:
 
 
 def _use(event: Mapping[str, Any]) -> str:
-    if missing.is_report(event):
+    if missing_dependency.is_report(event):
         said = event["input"]
-        return card(line(missing.advice(said), "hitl-bold"), line(said["why"]), kind="hitl-wait")
+        return card(line(missing_dependency.advice(said), "hitl-bold"), line(said["why"]), kind="hitl-wait")
     verdicts = {"ask": "asks first", "deny": "denied by a rule", "allow": "allowed by the policy"}
     tool = str(event["name"])
     server = event.get("mcp_server_name")

@@ -14,10 +14,10 @@ from litestar.connection import ASGIConnection
 from litestar.exceptions import NotAuthorizedException
 from starlette.types import Scope
 
-from claude_hitl_template import logs
+from claude_hitl_template.config import logs
+from claude_hitl_template.domain.rate_limit import Throttle
 from claude_hitl_template.panel import files
 from claude_hitl_template.panel.protect import ProtectedPanel
-from claude_hitl_template.throttle import Throttle
 
 
 def build(settings: InternalSettings, logins: Throttle | None = None) -> ProtectedPanel:

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from claude_hitl_template.models import Agent, Environment, ImageFacts
+from claude_hitl_template.domain.models import Agent, Environment, ImageFacts
 from claude_hitl_template.store.protocol import Clients, Windows
 
 

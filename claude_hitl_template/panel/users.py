@@ -14,9 +14,9 @@ from kodosumi.config import InternalSettings
 from kodosumi.const import KODOSUMI_BASE
 from starlette.requests import HTTPConnection, Request
 
-from claude_hitl_template import network
+from claude_hitl_template.config import network
+from claude_hitl_template.config.secret_files import PANEL_PROOF, panel_proof
 from claude_hitl_template.errors import Unauthorized, Unavailable
-from claude_hitl_template.secrets import PANEL_PROOF, panel_proof
 from claude_hitl_template.store.protocol import Clients
 
 log = structlog.get_logger()

@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, cast
 
+from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.errors import Unauthorized
-from claude_hitl_template.secrets import SigningKey
 from claude_hitl_template.store.protocol import Clients, Owners, Reachable, Store, Supervision, Windows
 
 type Role = Literal["ingress", "supervisor", "owner", "window"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from claude_hitl_template.models import (
+from claude_hitl_template.domain.models import (
     ApiKey,
     Approval,
     ApprovalState,
@@ -18,6 +18,12 @@ from claude_hitl_template.models import (
 )
 from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
 from claude_hitl_template.store.signals import Note
+
+OPEN = (
+    ApprovalState.PENDING,
+    ApprovalState.ALLOWED,
+    ApprovalState.CLAIMED,
+)  # approvals that something may still come of
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ class Tx(Protocol):
 
 
 class Relay(Protocol):
-    """The other ledgers on the same database. `deliver(mark, own, notes)` is set by the Store; see store/relay.py."""
+    """The other ledgers on the same database. `deliver(mark, own, notes)` is set by the Store; see notifications.py."""
 
     deliver: Callable[[int, bool, Sequence[Note]], None]
     connected: bool

@@ -23,9 +23,9 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from claude_hitl_template.errors import ConfigError, HitlError, InvalidInput
-from claude_hitl_template.store.opening import migrate, unusable
+from claude_hitl_template.store.connect import migrate, unusable
+from claude_hitl_template.store.notifications import IN_USE
 from claude_hitl_template.store.postgres import connect_args, postgres_url
-from claude_hitl_template.store.relay import IN_USE
 from claude_hitl_template.store.sql import execute, to_json
 from claude_hitl_template.store.tables import UtcDateTime, api_keys, metadata, sessions
 

@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from claude_hitl_template import fault_points
+from claude_hitl_template.domain.models import Session
 from claude_hitl_template.errors import Away, InvalidInput
-from claude_hitl_template.models import Session
+from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.backend import Backend, Tx
-from claude_hitl_template.store.files import FileArea
+from claude_hitl_template.store.session_aggregate import SessionUnit
 from claude_hitl_template.store.signals import Note, Previews, Signals
-from claude_hitl_template.store.unit import SessionUnit
 
 SUPERVISED = "supervised"
 _WAKES = "wake:"

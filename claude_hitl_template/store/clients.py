@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from claude_hitl_template import events
-from claude_hitl_template.canonical import digest
-from claude_hitl_template.errors import Conflict, InvalidInput, NotFound
-from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
-from claude_hitl_template.models import (
+from claude_hitl_template.domain import events
+from claude_hitl_template.domain.canonical_json import digest
+from claude_hitl_template.domain.events import UserInterrupt, UserMessage, UserToolConfirmation
+from claude_hitl_template.domain.models import (
     Agent,
     Approval,
     ApprovalState,
@@ -21,6 +20,7 @@ from claude_hitl_template.models import (
     SessionStatus,
     new_id,
 )
+from claude_hitl_template.errors import Conflict, InvalidInput, NotFound
 from claude_hitl_template.store.backend import Reply, Tx
 from claude_hitl_template.store.base import (
     StoreBase,
@@ -33,7 +33,7 @@ from claude_hitl_template.store.base import (
 from claude_hitl_template.store.decisions import confirm
 from claude_hitl_template.store.pages import fill
 from claude_hitl_template.store.protocol import NOW, OWN_KEY, Inbound, Order, TimeRange
-from claude_hitl_template.store.unit import SessionUnit
+from claude_hitl_template.store.session_aggregate import SessionUnit
 
 SERVICE = ""  # whose idempotency keys those of the service itself are
 REPLIES_KEPT = timedelta(days=2)

@@ -4,11 +4,11 @@ import uuid
 from collections.abc import Callable
 from datetime import datetime
 
-from claude_hitl_template.models import utcnow
+from claude_hitl_template.domain.models import utcnow
+from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.backend import Backend
 from claude_hitl_template.store.base import StoreBase
 from claude_hitl_template.store.clients import ClientRules
-from claude_hitl_template.store.files import FileArea
 from claude_hitl_template.store.keys import KeyRules
 from claude_hitl_template.store.owners import OwnerRules
 from claude_hitl_template.store.supervision import SupervisorRules

@@ -5,13 +5,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from claude_hitl_template import events, policy
+from claude_hitl_template.domain import events, policy
+from claude_hitl_template.domain.events import UserToolConfirmation
+from claude_hitl_template.domain.models import Approval, ApprovalState, Decision, Event, Session
+from claude_hitl_template.domain.policy import Rule, Verdict
+from claude_hitl_template.domain.tool_inputs import check_edit
 from claude_hitl_template.errors import AlreadyDecided, InvalidInput, NotWaiting, Superseded
-from claude_hitl_template.events import UserToolConfirmation
-from claude_hitl_template.models import Approval, ApprovalState, Decision, Event, Session
-from claude_hitl_template.policy import Rule, Verdict
-from claude_hitl_template.store.unit import SessionUnit
-from claude_hitl_template.tool_inputs import check_edit
+from claude_hitl_template.store.session_aggregate import SessionUnit
 
 
 async def confirm(unit: SessionUnit, said: UserToolConfirmation, decided_by: str) -> list[Event]:

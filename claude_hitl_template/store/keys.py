@@ -1,7 +1,7 @@
 """The Store's rules for API keys: made, found, replaced and revoked by the hash of their secret."""
 
+from claude_hitl_template.domain.models import ApiKey, new_id
 from claude_hitl_template.errors import Conflict, NotFound
-from claude_hitl_template.models import ApiKey, new_id
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase
 

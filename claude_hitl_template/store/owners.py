@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from claude_hitl_template import events
-from claude_hitl_template.canonical import call_digest
-from claude_hitl_template.errors import Conflict, InvalidInput, NotWaiting
-from claude_hitl_template.events import Draft
-from claude_hitl_template.models import (
+from claude_hitl_template.domain import events
+from claude_hitl_template.domain.canonical_json import call_digest
+from claude_hitl_template.domain.events import Draft
+from claude_hitl_template.domain.models import (
     KINDS,
     Approval,
     ApprovalState,
@@ -21,11 +20,12 @@ from claude_hitl_template.models import (
     Usage,
     new_id,
 )
-from claude_hitl_template.policy import NETWORK
+from claude_hitl_template.domain.policy import NETWORK
+from claude_hitl_template.errors import Conflict, InvalidInput, NotWaiting
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase, preview_topic, wake_topic
 from claude_hitl_template.store.protocol import Call, TimeRange, TranscriptKey, TurnEnding
-from claude_hitl_template.store.unit import SessionUnit
+from claude_hitl_template.store.session_aggregate import SessionUnit
 
 ANSWERABLE = (ApprovalState.PENDING, ApprovalState.ALLOWED, ApprovalState.DENIED, ApprovalState.EXPIRED)
 CLIENTS_EVENTS = ("user.", "system.")

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from claude_hitl_template.errors import Away, ConfigError, Unavailable
 from claude_hitl_template.store.backend import Tx
-from claude_hitl_template.store.relay import Relay
+from claude_hitl_template.store.notifications import Relay
 from claude_hitl_template.store.sql import SqlTx, to_json
 
 WRITERS, READERS = 8, 8

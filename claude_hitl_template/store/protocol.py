@@ -20,9 +20,8 @@ from typing import Any, Literal, Protocol, TypedDict
 
 from pydantic import BaseModel, ConfigDict
 
-from claude_hitl_template.events import Draft, UserInterrupt, UserMessage, UserToolConfirmation
-from claude_hitl_template.manifest import SavedFile
-from claude_hitl_template.models import (
+from claude_hitl_template.domain.events import Draft, UserInterrupt, UserMessage, UserToolConfirmation
+from claude_hitl_template.domain.models import (
     Agent,
     ApiKey,
     Approval,
@@ -40,6 +39,7 @@ from claude_hitl_template.models import (
     Usage,
     new_id,
 )
+from claude_hitl_template.files.manifest import SavedFile
 
 type Order = Literal["asc", "desc"]
 type TurnEnding = Literal["over", "parked", "broken off"]
@@ -105,7 +105,7 @@ class Sessions(Protocol):
 
 
 class Blobs(Protocol):
-    """A blob is bytes, named by their SHA-256 in hexadecimal (manifest.py)."""
+    """A blob is bytes, named by their SHA-256 in hexadecimal (files/manifest.py)."""
 
     async def get_blobs(
         self, names: Sequence[str], *, session_id: str | None = None, epoch: int | None = None

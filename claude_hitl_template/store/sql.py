@@ -17,8 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from claude_hitl_template.errors import Unavailable
-from claude_hitl_template.models import (
+from claude_hitl_template.domain.models import (
     ApiKey,
     Approval,
     ApprovalState,
@@ -29,8 +28,8 @@ from claude_hitl_template.models import (
     SessionStatus,
     Supervised,
 )
-from claude_hitl_template.store.backend import Reply, Tx
-from claude_hitl_template.store.memory import OPEN
+from claude_hitl_template.errors import Unavailable
+from claude_hitl_template.store.backend import OPEN, Reply, Tx
 from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
 from claude_hitl_template.store.tables import (
     api_keys,

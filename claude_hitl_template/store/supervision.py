@@ -4,12 +4,12 @@ import contextlib
 import time
 from datetime import UTC, datetime
 
-from claude_hitl_template import events
+from claude_hitl_template.domain import events
+from claude_hitl_template.domain.models import Approval, ApprovalState, Session, Supervised
 from claude_hitl_template.errors import NotFound
-from claude_hitl_template.models import Approval, ApprovalState, Session, Supervised
 from claude_hitl_template.store.base import SUPERVISED, StoreBase
 from claude_hitl_template.store.clients import REPLIES_KEPT
-from claude_hitl_template.store.unit import SessionUnit
+from claude_hitl_template.store.session_aggregate import SessionUnit
 
 RETIRED = 100  # sessions deleted in one call
 OVER = datetime(

@@ -5,15 +5,15 @@ from datetime import datetime
 
 import structlog
 
-from claude_hitl_template import manifest as manifests
-from claude_hitl_template.canonical import digest
+from claude_hitl_template.domain.canonical_json import digest
+from claude_hitl_template.domain.models import Page, Session
 from claude_hitl_template.errors import HitlError, InvalidInput, NotFound, TooLarge
-from claude_hitl_template.manifest import Manifest, SavedFile
-from claude_hitl_template.models import Page, Session
+from claude_hitl_template.files import manifest as manifests
+from claude_hitl_template.files.blob_store import KEPT
+from claude_hitl_template.files.manifest import Manifest, SavedFile
 from claude_hitl_template.store.base import StoreBase, decode_seq_cursor, encode_cursor
 from claude_hitl_template.store.clients import earlier_reply, refuse_archived, remember_reply
-from claude_hitl_template.store.files import KEPT
-from claude_hitl_template.store.unit import SessionUnit
+from claude_hitl_template.store.session_aggregate import SessionUnit
 
 log = structlog.get_logger()
 MAX_BLOBS = 10_000  # in one call

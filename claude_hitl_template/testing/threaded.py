@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from claude_hitl_template.testing.inprocess import InProcess, serve_in_process
+from claude_hitl_template.testing.local_service import InProcess, serve_in_process
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from claude_hitl_template.beneath import open_file, open_folder
 from claude_hitl_template.errors import InvalidInput, TooLarge
-from claude_hitl_template.manifest import (
+from claude_hitl_template.files.manifest import (
     CHUNK_BYTES,
     SavedFile,
     SavedLink,
@@ -21,6 +20,7 @@ from claude_hitl_template.manifest import (
     parents,
     shown,
 )
+from claude_hitl_template.files.safe_open import open_file, open_folder
 
 MAX_FILES = 200_000  # a manifest has a line for each, and is read as a whole
 BATCH_BLOBS = 2_000

@@ -459,7 +459,7 @@ def targets_of(service: Worker, victim: Conversation) -> dict[str, Any]:
         "the database": data / "hitl.sqlite3",
         "another session's file": victim.workspace / "note",
         "another session's transcript": next((data / "run").glob(f"{victim.id}-*/config")),
-        "the code of the gate": service.root / "checkout/claude_hitl_template/claude/gate.py",
+        "the code of the gate": service.root / "checkout/claude_hitl_template/session/gate.py",
         "Ray's sockets": ray / "sockets",
         "Ray's logs": ray / "logs",
         "the containers of others": home() / ".local/share/containers",

@@ -277,7 +277,7 @@ def test_an_approval_that_waits_during_a_deploy_is_decided_and_runs_with_the_new
 
 def test_code_that_cannot_run_is_told_and_what_ran_goes_on(vm: Vm, mac: Mac):
     before = vm.call("GET", "/v1/version")
-    broken = mac.folder / "claude_hitl_template/supervisor.py"
+    broken = mac.folder / "claude_hitl_template/cluster/supervisor.py"
     text = broken.read_text()
     try:
         broken.write_text(text + "\nthis is no Python\n")

@@ -10,5 +10,5 @@ import pytest
 def processes() -> ForkServerContext:
     """Forked from one that has imported everything: they start at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.chaos.lives", "tests.chaos.decisions"])
+    context.set_forkserver_preload(["tests.chaos.crash_runs", "tests.chaos.decisions"])
     return context

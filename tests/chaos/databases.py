@@ -9,8 +9,8 @@ from typing import Any
 
 import psycopg
 
-from claude_hitl_template.cli.postgres import LocalPostgres
-from claude_hitl_template.models import Session
+from claude_hitl_template.cli.host.postgres import LocalPostgres
+from claude_hitl_template.domain.models import Session
 
 SESSIONS = "select doc from sessions"
 

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
+from claude_hitl_template.domain.models import Event
 from claude_hitl_template.errors import AlreadyDecided, Unavailable
-from claude_hitl_template.models import Event
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
 from tests import faults
-from tests.chaos.lives import Home
+from tests.chaos.crash_runs import Home
 from tests.contract.asking import KEY, said
 
 PEOPLE = 8  # of one ledger

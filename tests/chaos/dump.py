@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from claude_hitl_template.models import Approval, Event, Session
+from claude_hitl_template.domain.models import Approval, Event, Session
 from tests.chaos.oracle import Record, Run
 
 

@@ -14,8 +14,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from claude_hitl_template.events import tool_result_id
-from claude_hitl_template.models import Approval, ApprovalState, Event, Session
+from claude_hitl_template.domain.events import tool_result_id
+from claude_hitl_template.domain.models import Approval, ApprovalState, Event, Session
 
 TOKEN = re.compile(r"run-[0-9a-f]{12}\b")  # what is before it may be an escaped line break of JSON
 CLAIMED = {ApprovalState.CLAIMED, ApprovalState.SUCCEEDED, ApprovalState.FAILED, ApprovalState.UNKNOWN}

@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
-from claude_hitl_template.models import Event
+from claude_hitl_template.domain.models import Event
+from tests.chaos.faults import MACHINE, QUIET, Strike
 from tests.chaos.oracle import Record, Violation
-from tests.chaos.strikes import MACHINE, QUIET, Strike
 
 PROMISES = {
     1: "acknowledged decisions lost",

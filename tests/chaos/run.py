@@ -14,21 +14,21 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from claude_hitl_template.cli.postgres import LocalPostgres
+from claude_hitl_template.cli.host.postgres import LocalPostgres
 from claude_hitl_template.errors import ConfigError
 from tests import mutants
-from tests.chaos import unlucky
+from tests.chaos import flaky_model
 from tests.chaos.databases import Postgres, Sqlite
 from tests.chaos.disk import Disk
 from tests.chaos.dump import make_journal, read_dump, read_journal
-from tests.chaos.line import Line
-from tests.chaos.line import serving as line_serving
+from tests.chaos.faults import Strike, Striker, Targets, bring_up
+from tests.chaos.flaky_model import UnluckyModel
 from tests.chaos.oracle import judge
 from tests.chaos.plans import WORK, Planner
 from tests.chaos.points import Points
 from tests.chaos.report import Report
-from tests.chaos.strikes import Strike, Striker, Targets, bring_up
-from tests.chaos.unlucky import UnluckyModel
+from tests.chaos.tcp_proxy import Line
+from tests.chaos.tcp_proxy import serving as line_serving
 from tests.chaos.victims import Victims
 from tests.chaos.workload import Crowd
 from tests.integration.harness import KEY, Service
@@ -42,7 +42,7 @@ SETTINGS = {
     "HITL_IDLE_TIMEOUT_S": "1",
     "HITL_REQUESTS_PER_MINUTE": "1000000",
     "HITL_RAY_NUM_CPUS": "4",
-    "ANTHROPIC_API_KEY": unlucky.KEY,
+    "ANTHROPIC_API_KEY": flaky_model.KEY,
 }
 
 
@@ -103,7 +103,7 @@ async def _targets(choice: Choice, service: Service, crowd: Crowd) -> AsyncGener
     victims = Victims(service, lambda: crowd.created[-10 * PEOPLE :])
     async with AsyncExitStack() as stack:
         service.environment["ANTHROPIC_BASE_URL"] = await stack.enter_async_context(
-            serving(model_app(model, unlucky.verify))
+            serving(model_app(model, flaky_model.verify))
         )
         database, disk = await _database(choice, service, stack, meet)
         stack.push_async_callback(asyncio.to_thread, service.down)

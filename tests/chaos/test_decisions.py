@@ -19,9 +19,9 @@ import pytest
 from claude_hitl_template.store.backup import back_up
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
+from tests.chaos.crash_runs import Home
 from tests.chaos.decisions import Waiting, decide_all
 from tests.chaos.dump import read_dump
-from tests.chaos.lives import Home
 from tests.chaos.oracle import decisions_are_kept, logs_are_whole
 from tests.contract.asking import asking
 from tests.postgres import Server, serving

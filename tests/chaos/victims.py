@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import psutil
 
-from claude_hitl_template.models import transcript_id
+from claude_hitl_template.domain.models import transcript_id
 from tests.integration.harness import Service, command_line
 
 PROCESSES = {

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from claude_hitl_template.canonical import digest
-from claude_hitl_template.events import UserMessage, UserToolConfirmation
-from claude_hitl_template.models import Agent, Environment, Event, Session
+from claude_hitl_template.domain.canonical_json import digest
+from claude_hitl_template.domain.events import UserMessage, UserToolConfirmation
+from claude_hitl_template.domain.models import Agent, Environment, Event, Session
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import Call
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from claude_hitl_template.policy.floor import Floor
+from claude_hitl_template.domain.policy.floor import Floor
+from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.memory import MemoryBackend
-from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.sql import SqlBackend, sqlite_url
 from claude_hitl_template.testing.clock import FakeClock
+from claude_hitl_template.testing.memory_backend import MemoryBackend
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 from tests.mutants import MUTANTS
 from tests.postgres import Server, serving

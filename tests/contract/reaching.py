@@ -1,6 +1,6 @@
 """Run by test_fault_points.py in a process of its own: lives in which every fault point but the supervisor's is reached.
 
-Those of the Store are struck one by one in tests/chaos/test_lives.py.
+Those of the Store are struck one by one in tests/chaos/test_crash_runs.py.
 """
 
 import asyncio
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import anthropic
 
-from claude_hitl_template.manifest import Manifest, blob_name
+from claude_hitl_template.files.manifest import Manifest, blob_name
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.sql import SqlBackend
 from claude_hitl_template.testing.clock import FakeClock
-from claude_hitl_template.testing.inprocess import serve_in_process
+from claude_hitl_template.testing.local_service import serve_in_process
 from tests.contract.asking import KEY
 from tests.contract.test_repeated_writes import live
 

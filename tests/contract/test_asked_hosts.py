@@ -10,9 +10,9 @@ import pytest
 
 from claude_hitl_template.claude import outlets
 from claude_hitl_template.claude.egress import Egress
-from claude_hitl_template.models import Approval, ApprovalState
-from claude_hitl_template.policy import PermissionPolicy, Rule
-from claude_hitl_template.policy.floor import Floor
+from claude_hitl_template.domain.models import Approval, ApprovalState
+from claude_hitl_template.domain.policy import PermissionPolicy, Rule
+from claude_hitl_template.domain.policy.floor import Floor
 from tests.contract.test_layers import Model, bash, model, script
 from tests.contract.test_session import KEY, House, driven, house, model_url, user
 from tests.serving import serving

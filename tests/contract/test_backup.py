@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from claude_hitl_template import events
-from claude_hitl_template.canonical import digest
+from claude_hitl_template.domain import events
+from claude_hitl_template.domain.canonical_json import digest
+from claude_hitl_template.domain.models import Agent, Environment
 from claude_hitl_template.errors import ConfigError, InvalidInput
-from claude_hitl_template.models import Agent, Environment
 from claude_hitl_template.store.backup import Copied, back_up, restore
+from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.protocol import Call
 from claude_hitl_template.store.sql import SqlBackend, sqlite_url

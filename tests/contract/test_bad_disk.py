@@ -12,7 +12,7 @@ import pytest
 
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.sql import SqlBackend, sqlite_url
-from claude_hitl_template.testing.inprocess import InProcess, serve_in_process
+from claude_hitl_template.testing.local_service import InProcess, serve_in_process
 from tests.contract.conftest import KEYS
 from tests.failing_disk import Fault, failing_disk
 

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from claude_hitl_template.api.auth import WRONG_KEYS
-from claude_hitl_template.models import ApprovalState
-from claude_hitl_template.testing.inprocess import OPERATOR_KEY
+from claude_hitl_template.domain.models import ApprovalState
+from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 
 WAIT_S = 90

@@ -15,8 +15,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import SecretStr
 
-from claude_hitl_template.claude import cli as claude_cli
-from claude_hitl_template.claude.cli import bundled_cli, check_cli
+from claude_hitl_template.claude import cli_engine as claude_cli
+from claude_hitl_template.claude.cli_engine import bundled_cli, check_cli
+from claude_hitl_template.domain.models import Agent, Environment, Event, Session
 from claude_hitl_template.errors import EngineError
 from claude_hitl_template.model.endpoint import (
     UPSTREAM_TIMEOUT,
@@ -25,10 +26,9 @@ from claude_hitl_template.model.endpoint import (
 )
 from claude_hitl_template.model.offline import Scenarios, respond, sse
 from claude_hitl_template.model.offline import message as whole
-from claude_hitl_template.models import Agent, Environment, Event, Session
-from claude_hitl_template.session import Limits
+from claude_hitl_template.session.runner import Limits
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.memory import MemoryBackend
+from claude_hitl_template.testing.memory_backend import MemoryBackend
 from tests.contract.test_anthropic_sdk import check_event
 from tests.contract.test_session import KEY, House, user
 from tests.serving import model_app, serving

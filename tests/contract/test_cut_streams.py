@@ -21,9 +21,9 @@ import httpx
 import httpx2  # what the SDK stands on: it passes on how a stream broke
 import pytest
 
-from claude_hitl_template.models import Agent, Environment
-from claude_hitl_template.secrets import hash_api_key
-from claude_hitl_template.testing.inprocess import InProcess, serve_in_process
+from claude_hitl_template.config.secret_files import hash_api_key
+from claude_hitl_template.domain.models import Agent, Environment
+from claude_hitl_template.testing.local_service import InProcess, serve_in_process
 
 SECRET = "secret-of-the-followers"
 SESSIONS = 2

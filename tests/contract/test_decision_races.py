@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from claude_hitl_template.domain.events import UserToolConfirmation
+from claude_hitl_template.domain.models import Approval, Event
 from claude_hitl_template.errors import AlreadyDecided
-from claude_hitl_template.events import UserToolConfirmation
-from claude_hitl_template.models import Approval, Event
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.sql import SqlBackend, sqlite_url

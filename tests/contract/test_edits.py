@@ -8,19 +8,19 @@ from typing import Any
 import httpx
 import pytest
 
-from claude_hitl_template.canonical import call_digest, digest
-from claude_hitl_template.claude.cli import TOOLS
+from claude_hitl_template.claude.cli_engine import TOOLS
+from claude_hitl_template.config.secret_files import hash_api_key
+from claude_hitl_template.domain.canonical_json import call_digest, digest
+from claude_hitl_template.domain.models import Agent, ApprovalState, Environment
+from claude_hitl_template.domain.policy import PermissionPolicy, Rule
+from claude_hitl_template.domain.tool_inputs import check_edit, known_fields
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
-from claude_hitl_template.models import Agent, ApprovalState, Environment
-from claude_hitl_template.policy import PermissionPolicy, Rule
-from claude_hitl_template.secrets import hash_api_key
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.protocol import Call
-from claude_hitl_template.testing.inprocess import serve_in_process
-from claude_hitl_template.tool_inputs import check_edit, known_fields
+from claude_hitl_template.testing.local_service import serve_in_process
+from claude_hitl_template.testing.memory_backend import MemoryBackend
 from tests.contract.asking import KEY, asking, message, said
 from tests.contract.test_session import house
 from tests.serving import model_app, serving

@@ -7,7 +7,7 @@ import anthropic
 import pytest
 from anthropic.types.beta import BetaEnvironment
 
-from claude_hitl_template.models import Environment, ImageFacts
+from claude_hitl_template.domain.models import Environment, ImageFacts
 from claude_hitl_template.testing.threaded import serve_in_thread
 from tests.contract.test_anthropic_sdk import Client, strictly
 

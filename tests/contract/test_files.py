@@ -11,8 +11,8 @@ import fsspec
 import pytest
 
 from claude_hitl_template.errors import ConfigError, InvalidInput, NotFound, Unavailable
-from claude_hitl_template.manifest import blob_name
-from claude_hitl_template.store.files import FileArea
+from claude_hitl_template.files.blob_store import FileArea
+from claude_hitl_template.files.manifest import blob_name
 from claude_hitl_template.testing.clock import FakeClock
 
 HOUR = timedelta(hours=1)

@@ -7,10 +7,10 @@ import anthropic
 import httpx
 import pytest
 
-from claude_hitl_template.models import Agent, Environment
-from claude_hitl_template.policy import PermissionPolicy, Rule
-from claude_hitl_template.policy.floor import Floor
-from claude_hitl_template.secrets import hash_api_key
+from claude_hitl_template.config.secret_files import hash_api_key
+from claude_hitl_template.domain.models import Agent, Environment
+from claude_hitl_template.domain.policy import PermissionPolicy, Rule
+from claude_hitl_template.domain.policy.floor import Floor
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 from tests.contract.asking import message
 from tests.contract.conftest import KEYS

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.cli.ports import free_ports
-from claude_hitl_template.cli.postgres import LocalPostgres
+from claude_hitl_template.cli.host.ports import free_ports
+from claude_hitl_template.cli.host.postgres import LocalPostgres
+from claude_hitl_template.domain.models import ApprovalState
 from claude_hitl_template.errors import Away, Unavailable
-from claude_hitl_template.models import ApprovalState
+from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.postgres import PostgresBackend
 from tests.contract.test_several_ledgers import KEY, asking, message, said
 from tests.postgres import require

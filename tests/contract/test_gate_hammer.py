@@ -18,21 +18,21 @@ from typing import Any
 import psutil
 import pytest
 
-from claude_hitl_template.claude.cli import CliConfig, CliEngine, bundled_cli, is_plan_folder
+from claude_hitl_template.claude.cli_engine import CliConfig, CliEngine, bundled_cli, is_plan_folder
 from claude_hitl_template.claude.layers import Layers, image_layers
 from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.claude.transcripts import TranscriptStore
+from claude_hitl_template.domain.events import UserInterrupt, UserMessage, UserToolConfirmation
+from claude_hitl_template.domain.models import Agent, Approval, Environment, Event, Session, new_id
+from claude_hitl_template.domain.policy import PermissionPolicy, Rule
 from claude_hitl_template.errors import HitlError, InvalidInput
-from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
 from claude_hitl_template.model.endpoint import Answer, Call, OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
-from claude_hitl_template.models import Agent, Approval, Environment, Event, Session, new_id
-from claude_hitl_template.policy import PermissionPolicy, Rule
-from claude_hitl_template.session import Limits, SessionRunner
+from claude_hitl_template.session.runner import Limits, SessionRunner
+from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.sql import SqlBackend, sqlite_url
-from claude_hitl_template.workspace.keep import Place
+from claude_hitl_template.workspace.sync import Place
 from tests.other_cli import other_cli
 from tests.serving import model_app, serving
 

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from claude_hitl_template.config.secret_files import SigningKey
+from claude_hitl_template.domain.events import draft
+from claude_hitl_template.domain.models import Agent, Environment, Session, Usage
 from claude_hitl_template.errors import HitlError, StaleOwner, Unauthorized
-from claude_hitl_template.events import draft
-from claude_hitl_template.manifest import Manifest, SavedFile, blob_name
-from claude_hitl_template.models import Agent, Environment, Session, Usage
-from claude_hitl_template.secrets import SigningKey
+from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
 from claude_hitl_template.store.access import OPENED, Authority, Client, Desk, client, methods_of
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.protocol import Call, Clients, Owners, Reachable, Store, Supervision, Windows
+from claude_hitl_template.testing.memory_backend import MemoryBackend
 from tests.contract.asking import message, said
 
 EVERY = methods_of(Store)

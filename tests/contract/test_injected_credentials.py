@@ -10,9 +10,9 @@ from pydantic import SecretStr
 from claude_hitl_template.claude import outlets
 from claude_hitl_template.claude.egress import Egress
 from claude_hitl_template.claude.sandbox import SandboxConfig
-from claude_hitl_template.credentials import Credential
-from claude_hitl_template.policy import PermissionPolicy, Rule
-from claude_hitl_template.policy.floor import Floor
+from claude_hitl_template.config.credentials import Credential
+from claude_hitl_template.domain.policy import PermissionPolicy, Rule
+from claude_hitl_template.domain.policy.floor import Floor
 from tests.contract.test_layers import bash, script
 from tests.contract.test_session import house, model_url
 from tests.contract.test_web_fetch import NAME, pages

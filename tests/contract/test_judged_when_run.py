@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from claude_hitl_template.canonical import call_digest, digest
-from claude_hitl_template.claude import cli
+from claude_hitl_template.claude import cli_engine
+from claude_hitl_template.domain.canonical_json import call_digest, digest
+from claude_hitl_template.domain.models import Approval
+from claude_hitl_template.domain.policy import PermissionPolicy, Rule
+from claude_hitl_template.domain.policy.floor import Floor
 from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.model.scenario import Scenario, Step, ToolCall
-from claude_hitl_template.models import Approval
-from claude_hitl_template.policy import PermissionPolicy, Rule
-from claude_hitl_template.policy.floor import Floor
 from tests.contract.test_session import KEY, House, driven, house, model_url
 from tests.serving import model_app, serving
 
@@ -70,7 +70,7 @@ async def until_asked_for(h: House, tool: str) -> Approval:
 
 def unpinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CLI as it is by itself: a `cd` outlasts its command."""
-    monkeypatch.setattr(cli, "FIXED", cli.MENTIONS_OFF)
+    monkeypatch.setattr(cli_engine, "FIXED", cli_engine.MENTIONS_OFF)
 
 
 UNASKED = Floor(default="always_allow")

@@ -9,11 +9,11 @@ import httpx
 import pytest
 
 from claude_hitl_template.api.schema import OPERATIONS
+from claude_hitl_template.config.secret_files import hash_api_key
+from claude_hitl_template.domain.models import Agent, Environment
 from claude_hitl_template.errors import Conflict, NotFound
-from claude_hitl_template.models import Agent, Environment
-from claude_hitl_template.secrets import hash_api_key
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.testing.inprocess import OPERATOR_KEY
+from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 
 NEW_SESSION = {"agent": "default", "environment_id": "default"}

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from claude_hitl_template import missing
 from claude_hitl_template.claude.layers import image_layers
-from claude_hitl_template.events import UserMessage
+from claude_hitl_template.domain import missing_dependency
+from claude_hitl_template.domain.events import UserMessage
+from claude_hitl_template.domain.policy import PermissionPolicy
 from claude_hitl_template.image import labels
 from claude_hitl_template.model.endpoint import Answer, Call, OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
-from claude_hitl_template.policy import PermissionPolicy
 from tests.contract.test_session import House, driven, house, user
 from tests.serving import model_app, serving
 
@@ -344,7 +344,7 @@ async def test_a_layer_that_cannot_be_used_ends_the_turn_with_its_name_and_can_b
 
 
 def report(**given: Any) -> str:
-    return script({"tools": [{"name": missing.FULL_NAME, "input": given}]})
+    return script({"tools": [{"name": missing_dependency.FULL_NAME, "input": given}]})
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ async def test_a_missing_tool_is_reported_without_asking_anybody(
     await h.drive()
     await next_turn(h, report(kind="npm", name="@types/node", why="to check types"))  # resumed
     for use in await h.log("agent.mcp_tool_use"):
-        assert missing.is_report(use.wire())
+        assert missing_dependency.is_report(use.wire())
         assert use.payload["evaluated_permission"] == "allow"
     results = await h.log("agent.mcp_tool_result")
     assert [r.payload["is_error"] for r in results] == [False, False]
@@ -375,7 +375,7 @@ async def test_a_report_that_says_nothing_usable_is_sent_back(tmp_path: Path, mo
     h = await layered(tmp_path, model, report(kind="system", name="jq\n; rm -rf /", why="x"))
     await h.drive()
     [use] = await h.log("agent.mcp_tool_use")
-    assert not missing.is_report(use.wire())
+    assert not missing_dependency.is_report(use.wire())
     [result] = await h.log("agent.mcp_tool_result")
     assert result.payload["is_error"]
     assert "name must be" in str(result.payload["content"])
@@ -384,7 +384,7 @@ async def test_a_report_that_says_nothing_usable_is_sent_back(tmp_path: Path, mo
 async def test_outside_of_an_image_there_is_nothing_to_report_to(tmp_path: Path, model: Model):
     h = await house(tmp_path, model.url, "/hello world")
     await h.drive()
-    assert missing.TOOL not in model.recorder.told()
+    assert missing_dependency.TOOL not in model.recorder.told()
 
 
 def test_only_a_session_in_the_images_own_workspace_gets_its_layers(tmp_path: Path):

@@ -13,12 +13,12 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from claude_hitl_template.cli import postgres
-from claude_hitl_template.cli.doctor import database_check
+from claude_hitl_template.cli.commands.doctor import database_check
+from claude_hitl_template.cli.host import postgres
+from claude_hitl_template.config.secret_files import prepare
+from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.secrets import prepare
-from claude_hitl_template.settings import Settings
-from claude_hitl_template.store.opening import look, store_url
+from claude_hitl_template.store.connect import look, store_url
 from tests.postgres import require
 
 

@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from claude_hitl_template.domain.models import Agent, Environment
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.models import Agent, Environment
 from claude_hitl_template.store import sql, tables
+from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.sql import SqlBackend, sqlite_url
 from claude_hitl_template.store.tables import metadata

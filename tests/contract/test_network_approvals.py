@@ -9,8 +9,10 @@ from anthropic.types.beta.sessions import (
     BetaManagedAgentsAgentToolUseEvent,
 )
 
-from claude_hitl_template import events
-from claude_hitl_template.canonical import digest
+from claude_hitl_template.domain import events
+from claude_hitl_template.domain.canonical_json import digest
+from claude_hitl_template.domain.events import UserInterrupt
+from claude_hitl_template.domain.models import Approval, ApprovalState, Session, Usage, new_id
 from claude_hitl_template.errors import (
     AlreadyDecided,
     Conflict,
@@ -19,8 +21,6 @@ from claude_hitl_template.errors import (
     StaleOwner,
     Superseded,
 )
-from claude_hitl_template.events import UserInterrupt
-from claude_hitl_template.models import Approval, ApprovalState, Session, Usage, new_id
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.owners import HOSTS_AT_ONCE
 from tests.contract.asking import INPUT, KEY, ask_for, create, log, message, said

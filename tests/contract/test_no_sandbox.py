@@ -7,7 +7,7 @@ import pytest
 
 from claude_hitl_template.claude import sandbox
 from claude_hitl_template.claude.sandbox import Bubblewrap, SandboxConfig, sandbox_check
-from claude_hitl_template.settings import Settings
+from claude_hitl_template.config.settings import Settings
 from tests.contract.test_layers import bash, script
 from tests.contract.test_session import house, model_url
 

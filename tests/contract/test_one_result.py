@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.events import UserInterrupt
+from claude_hitl_template.domain.events import UserInterrupt
 from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
 from tests.contract.test_call_ids import check_log

@@ -16,7 +16,7 @@ import pytest
 
 import claude_hitl_template
 from claude_hitl_template.claude.egress import is_public
-from claude_hitl_template.models import ApprovalState
+from claude_hitl_template.domain.models import ApprovalState
 from tests.acceptance import probe
 from tests.contract.test_layers import bash, script
 from tests.contract.test_session import KEY, driven, house, model_url
@@ -62,7 +62,7 @@ def victims(tmp_path: Path) -> Iterator[Victims]:
         sleeping = subprocess.Popen(["sleep", "600"], env={"SECRET": SECRET, "PATH": os.environ["PATH"]})
         stack.callback(sleeping.wait)
         stack.callback(sleeping.kill)
-        code = {"the code of the gate": probe_of("claude/gate.py"), "this checkout": Path(__file__)}
+        code = {"the code of the gate": probe_of("session/gate.py"), "this checkout": Path(__file__)}
         yield Victims({
             "addresses": ["127.0.0.1", outer_address()],
             "ports": ports,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from claude_hitl_template.models import Agent, ApprovalState, Environment, utcnow
+from claude_hitl_template.domain.models import Agent, ApprovalState, Environment, utcnow
+from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.opening import migrate
 from claude_hitl_template.store.sql import SqlBackend, sqlite_url
 
 PENDING = [ApprovalState.PENDING]

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from claude_hitl_template import events
-from claude_hitl_template.canonical import digest
+from claude_hitl_template.domain import events
+from claude_hitl_template.domain.canonical_json import digest
+from claude_hitl_template.domain.events import UserInterrupt
+from claude_hitl_template.domain.models import Agent, Environment, Event, Usage
 from claude_hitl_template.errors import Away, NotFound
-from claude_hitl_template.events import UserInterrupt
-from claude_hitl_template.models import Agent, Environment, Event, Usage
 from claude_hitl_template.store.backend import Backend, Tx
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.memory import MemoryBackend
+from claude_hitl_template.testing.memory_backend import MemoryBackend
 from tests.contract.asking import INPUT, KEY, ask_for, message, said
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from claude_hitl_template.domain.models import Agent, Environment, Session
 from claude_hitl_template.errors import Conflict, InvalidInput, NotFound, StaleOwner, TooLarge
-from claude_hitl_template.manifest import CHUNK_BYTES, Manifest, SavedFile, SavedLink, blob_name
-from claude_hitl_template.models import Agent, Environment, Session
+from claude_hitl_template.files.blob_store import FileArea
+from claude_hitl_template.files.manifest import CHUNK_BYTES, Manifest, SavedFile, SavedLink, blob_name
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.files import FileArea
-from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.sql import SqlBackend
 from claude_hitl_template.testing.clock import FakeClock
+from claude_hitl_template.testing.memory_backend import MemoryBackend
 
 KEY, OTHER = "key_1", "key_2"
 

@@ -17,11 +17,11 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.schemas import APIOperation, BaseSchema
 
 from claude_hitl_template.api.schema import OPERATIONS
-from claude_hitl_template.bench.crowd import Waiting, make_crowd
-from claude_hitl_template.secrets import hash_api_key
-from claude_hitl_template.settings import Settings
-from claude_hitl_template.testing.inprocess import OPERATOR_KEY
+from claude_hitl_template.config.secret_files import hash_api_key
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+from tools.bench.parked_load import Waiting, make_crowd
 
 KEY = "key-of-the-schema-tests"
 WAIT_S = 60.0

@@ -6,8 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from claude_hitl_template.secrets import SENT_MODEL_KEY
-from claude_hitl_template.testing.inprocess import OPERATOR_KEY
+from claude_hitl_template.config.secret_files import SENT_MODEL_KEY
+from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 
 KEYS = {"first": "first-secret", "other": "other-secret"}

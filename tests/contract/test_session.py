@@ -12,23 +12,31 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from claude_hitl_template.claude.cli import CliConfig, CliEngine, is_plan_folder
+from claude_hitl_template.claude.cli_engine import CliConfig, CliEngine, is_plan_folder
 from claude_hitl_template.claude.layers import Layers
 from claude_hitl_template.claude.sandbox import SandboxConfig, default_sandbox
 from claude_hitl_template.claude.transcripts import TranscriptStore
+from claude_hitl_template.domain.events import UserInterrupt, UserMessage, UserToolConfirmation
+from claude_hitl_template.domain.models import (
+    Agent,
+    ApprovalState,
+    Environment,
+    Event,
+    Session,
+    new_id,
+    utcnow,
+)
+from claude_hitl_template.domain.policy import PermissionPolicy, Rule
+from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.errors import EngineError, Superseded, Unavailable
-from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
 from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
-from claude_hitl_template.models import Agent, ApprovalState, Environment, Event, Session, new_id, utcnow
-from claude_hitl_template.policy import PermissionPolicy, Rule
-from claude_hitl_template.policy.floor import BUILT_IN, Floor
-from claude_hitl_template.session import Limits, SessionRunner
+from claude_hitl_template.session.runner import Limits, SessionRunner
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.protocol import TranscriptKey
 from claude_hitl_template.testing.clock import FakeClock
-from claude_hitl_template.workspace.keep import Place
+from claude_hitl_template.testing.memory_backend import MemoryBackend
+from claude_hitl_template.workspace.sync import Place
 from tests.serving import model_app, serving
 
 KEY = "key_test"

@@ -8,15 +8,15 @@ from typing import Any, cast
 
 import pytest
 
+from claude_hitl_template.domain.models import Agent, Environment
+from claude_hitl_template.domain.policy import PermissionPolicy, Rule
+from claude_hitl_template.domain.policy.floor import Floor
 from claude_hitl_template.errors import StaleOwner
-from claude_hitl_template.models import Agent, Environment
-from claude_hitl_template.policy import PermissionPolicy, Rule
-from claude_hitl_template.policy.floor import Floor
-from claude_hitl_template.session import Limits
+from claude_hitl_template.files.blob_store import FileArea
+from claude_hitl_template.session.runner import Limits
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.files import FileArea
-from claude_hitl_template.store.memory import MemoryBackend
-from claude_hitl_template.workspace.keep import Place
+from claude_hitl_template.testing.memory_backend import MemoryBackend
+from claude_hitl_template.workspace.sync import Place
 from tests.contract.test_session import KEY, House, driven, house, kill, model_url, user
 from tests.integration.harness import script
 

@@ -12,10 +12,10 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from claude_hitl_template.canonical import digest
+from claude_hitl_template.domain.canonical_json import digest
+from claude_hitl_template.domain.events import agent_message
+from claude_hitl_template.domain.models import ApprovalState
 from claude_hitl_template.errors import AlreadyDecided, Away, HitlError, NotFound, NotWaiting
-from claude_hitl_template.events import agent_message
-from claude_hitl_template.models import ApprovalState
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.protocol import NOW

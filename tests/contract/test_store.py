@@ -9,8 +9,18 @@ from typing import Any
 
 import pytest
 
-from claude_hitl_template import events, models
-from claude_hitl_template.canonical import digest
+from claude_hitl_template.domain import events, models
+from claude_hitl_template.domain.canonical_json import digest
+from claude_hitl_template.domain.events import UserInterrupt, UserMessage, UserToolConfirmation
+from claude_hitl_template.domain.models import (
+    Agent,
+    Approval,
+    ApprovalState,
+    Environment,
+    Event,
+    Session,
+    Usage,
+)
 from claude_hitl_template.errors import (
     AlreadyDecided,
     Conflict,
@@ -21,12 +31,10 @@ from claude_hitl_template.errors import (
     StaleOwner,
     Superseded,
 )
-from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
-from claude_hitl_template.models import Agent, Approval, ApprovalState, Environment, Event, Session, Usage
 from claude_hitl_template.store.base import encode_cursor
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.protocol import NOW, Call, TimeRange, TranscriptKey, own_key
+from claude_hitl_template.testing.memory_backend import MemoryBackend
 
 KEY, OTHER = "key_1", "key_2"
 S = ApprovalState

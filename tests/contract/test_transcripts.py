@@ -6,8 +6,8 @@ import pytest
 from claude_agent_sdk.testing import run_session_store_conformance
 
 from claude_hitl_template.claude.transcripts import TranscriptStore
+from claude_hitl_template.domain.models import Agent, Environment
 from claude_hitl_template.errors import StaleOwner
-from claude_hitl_template.models import Agent, Environment
 from claude_hitl_template.store.core import CoreStore
 
 

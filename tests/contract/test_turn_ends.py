@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from claude_agent_sdk import ClaudeSDKClient
 
-from claude_hitl_template.events import UserInterrupt
+from claude_hitl_template.domain.events import UserInterrupt
+from claude_hitl_template.domain.policy import PermissionPolicy, Rule
+from claude_hitl_template.domain.policy.floor import Floor
 from claude_hitl_template.model import offline
 from claude_hitl_template.model.offline import Reply, ToolUse
-from claude_hitl_template.policy import PermissionPolicy, Rule
-from claude_hitl_template.policy.floor import Floor
 from tests.contract.test_call_ids import bash, check_log, scripted
 from tests.contract.test_layers import Model, model, script
 from tests.contract.test_session import House, driven, house, user

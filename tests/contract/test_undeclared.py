@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from claude_hitl_template.api.schema import OPERATIONS
-from claude_hitl_template.testing.inprocess import OPERATOR_KEY
+from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 
 KEY = "key-of-alice"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mcp.server.mcpserver import MCPServer
 
-from claude_hitl_template.events import UserMessage
+from claude_hitl_template.domain.events import UserMessage
 from tests.contract.test_layers import Model, layered, model, script, skill, write
 from tests.contract.test_session import House, house, user
 from tests.serving import loopback

@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from claude_hitl_template.manifest import CHUNK_BYTES, Manifest, SavedFile, blob_name
-from claude_hitl_template.models import Agent, Environment
-from claude_hitl_template.secrets import hash_api_key
+from claude_hitl_template.config.secret_files import hash_api_key
+from claude_hitl_template.domain.models import Agent, Environment
+from claude_hitl_template.files.manifest import CHUNK_BYTES, Manifest, SavedFile, blob_name
 from claude_hitl_template.testing.threaded import Threaded
 
 LARGE = bytes(range(256)) * (CHUNK_BYTES // 256) + b"the rest"

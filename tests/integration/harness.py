@@ -14,10 +14,10 @@ from typing import Any
 import httpx
 import psutil
 
-from claude_hitl_template.cli.ports import free_ports
-from claude_hitl_template.models import ApprovalState, transcript_id
-from claude_hitl_template.secrets import operator_key
-from claude_hitl_template.settings import Settings
+from claude_hitl_template.cli.host.ports import free_ports
+from claude_hitl_template.config.secret_files import operator_key
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.domain.models import ApprovalState, transcript_id
 
 PATIENCE_S = (
     120  # how long anything may take before a test calls it lost; nothing is decided by it but failure

@@ -18,8 +18,8 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from claude_hitl_template.cli.ports import free_ports
-from claude_hitl_template.deployed import python_minor
+from claude_hitl_template.cli.host.ports import free_ports
+from claude_hitl_template.config.build_info import python_minor
 from tests.integration.harness import Conversation, Service, script, wait_for
 from tests.integration.trees import CODE, Tree, addresses, applications, empty, status
 from tests.serving import loopback
@@ -76,7 +76,7 @@ def test_a_first_deploy_that_fails_leaves_an_empty_cluster_empty_and_the_next_on
     cluster: Service, tree: Tree
 ) -> None:
     empty(cluster)
-    with tree.spoilt(f"{CODE}/supervisor.py", "\nimport no_such_dependency\n"):
+    with tree.spoilt(f"{CODE}/cluster/supervisor.py", "\nimport no_such_dependency\n"):
         said = tree.fails_to_deploy()
     assert "No module named 'no_such_dependency'" in said
     assert "nothing ran before, and nothing runs now" in said
@@ -167,9 +167,9 @@ def test_up_on_the_cluster_leaves_what_was_deployed(cluster: Service, second: Se
 
 
 def test_what_cannot_be_read_stops_at_the_development_machine(cluster: Service, tree: Tree) -> None:
-    with unchanged(cluster), tree.spoilt(f"{CODE}/session.py", "\ndef broken(:\n"):
+    with unchanged(cluster), tree.spoilt(f"{CODE}/session/runner.py", "\ndef broken(:\n"):
         said = tree.fails_to_deploy()
-    assert f"{CODE}/session.py, line " in said
+    assert f"{CODE}/session/runner.py, line " in said
     assert "nothing was uploaded" in said
 
 
@@ -186,7 +186,7 @@ def test_deploys_that_fail_one_after_the_other_are_each_taken_back(cluster: Serv
     assert "not-on-this-cluster 1.0 (missing)" in said
     assert "install this requirements.lock" in said
     assert "what ran before runs on" in said
-    with unchanged(cluster), tree.spoilt(f"{CODE}/supervisor.py", DEFECT):
+    with unchanged(cluster), tree.spoilt(f"{CODE}/cluster/supervisor.py", DEFECT):
         said = tree.fails_to_deploy()
     assert "a defect of the test" in said
     assert "what ran before runs on" in said

@@ -1,6 +1,6 @@
 """The supervisor dies at the two fault points that need Ray: before a session has its new epoch, and before its owner knows.
 
-All others are struck in tests/chaos/test_lives.py.
+All others are struck in tests/chaos/test_crash_runs.py.
 """
 
 from collections.abc import Generator, Iterator
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.chaos.faults import bring_up
 from tests.chaos.points import Points
-from tests.chaos.strikes import bring_up
 from tests.integration.harness import Service
 from tests.postgres import serving
 

@@ -17,15 +17,15 @@ import pytest
 import pytest_asyncio
 
 import claude_hitl_template
-from claude_hitl_template import events
-from claude_hitl_template.canonical import digest
-from claude_hitl_template.cli.processes import end, ray_environment
+from claude_hitl_template.cli.host.processes import end, ray_environment
+from claude_hitl_template.config.secret_files import SIGNING_KEY, SigningKey
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.domain import events
+from claude_hitl_template.domain.canonical_json import digest
+from claude_hitl_template.domain.events import UserInterrupt
+from claude_hitl_template.domain.models import Agent, Environment, Usage, utcnow
 from claude_hitl_template.errors import InternalError
-from claude_hitl_template.events import UserInterrupt
-from claude_hitl_template.manifest import CHUNK_BYTES, Manifest, SavedFile, blob_name
-from claude_hitl_template.models import Agent, Environment, Usage, utcnow
-from claude_hitl_template.secrets import SIGNING_KEY, SigningKey
-from claude_hitl_template.settings import Settings
+from claude_hitl_template.files.manifest import CHUNK_BYTES, Manifest, SavedFile, blob_name
 from claude_hitl_template.store.access import OPENED, Authority
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.protocol import Call, Clients, Owners, Supervision
@@ -84,7 +84,7 @@ async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Weigh
     from ray import serve  # noqa: PLC0415
     from ray.serve._private.request_router import replica_wrapper  # noqa: PLC0415
 
-    from claude_hitl_template.ledger import APP_NAME, reach  # noqa: PLC0415
+    from claude_hitl_template.cluster.ledger import APP_NAME, reach  # noqa: PLC0415
     from claude_hitl_template.query import Ledger  # noqa: PLC0415
 
     name, _ = claude_hitl_template.GRPC_LIMIT

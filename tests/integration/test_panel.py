@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 
-from claude_hitl_template.cli.panel import SERVER
+from claude_hitl_template.cli.host.panel import SERVER
 from tests.integration.harness import KEY, PATIENCE_S, Conversation, Service, kill, wait_for
 
 pytestmark = pytest.mark.slow

@@ -96,7 +96,7 @@ def actors(service: Service) -> list[str]:
     return service.python(
         "import ray, json, sys\n"
         "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='error')\n"
-        "from claude_hitl_template.agent import list_actors\n"
+        "from claude_hitl_template.cluster.actor import list_actors\n"
         "print(json.dumps(list_actors()))"
     )
 

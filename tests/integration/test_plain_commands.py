@@ -14,8 +14,8 @@ import psutil
 import pytest
 import yaml
 
-from claude_hitl_template.cli.ports import free_ports
-from claude_hitl_template.cli.processes import names_secret
+from claude_hitl_template.cli.host.ports import free_ports
+from claude_hitl_template.cli.host.processes import names_secret
 from tests.integration.harness import wait_for
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from claude_hitl_template.claude.sandbox import SandboxConfig, fixed
-from claude_hitl_template.cli.ports import is_free
+from claude_hitl_template.cli.host.ports import is_free
 from tests.integration.harness import Service, command_line, script
 from tests.recording import refusing_proxy
 

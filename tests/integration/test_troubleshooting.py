@@ -28,8 +28,8 @@ import pytest
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
-from claude_hitl_template.cli.panel import SERVER
-from claude_hitl_template.cli.ports import free_ports
+from claude_hitl_template.cli.host.panel import SERVER
+from claude_hitl_template.cli.host.ports import free_ports
 from claude_hitl_template.image import labels
 from tests.integration.harness import KEY, Service, wait_for
 from tests.integration.trees import CODE, Tree, addresses, empty, status
@@ -350,7 +350,7 @@ def clusters(
     panel = restart_panel(cluster)
     said["an empty cluster"] = here(cluster)
     said["an empty cluster, from elsewhere"] = from_elsewhere(cluster)
-    with tree.spoilt(f"{CODE}/supervisor.py", "\nthis is no Python\n"):
+    with tree.spoilt(f"{CODE}/cluster/supervisor.py", "\nthis is no Python\n"):
         koco(cluster, tree)
         wait_for("the failure", lambda: status(cluster) == "DEPLOY_FAILED" or None)
     said["a failed deploy, from elsewhere"] = from_elsewhere(cluster)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from claude_hitl_template.cli.package import listed_files
+from claude_hitl_template.cli.deploy.package import listed_files
 from tests.integration.harness import KEY, Service, wait_for
 
 ROOT = Path(__file__).parents[2]

@@ -13,14 +13,14 @@ from structlog.testing import capture_logs
 
 from claude_hitl_template.api.app import Service, build_app
 from claude_hitl_template.api.request_ids import with_request_ids
+from claude_hitl_template.config.secret_files import Shelf, hash_api_key
+from claude_hitl_template.domain.events import UserMessage
+from claude_hitl_template.domain.models import Agent, Environment, ImageFacts
+from claude_hitl_template.domain.policy.floor import BUILT_IN
 from claude_hitl_template.errors import Away, Conflict, HitlError, RateLimited, StaleOwner, Unavailable
-from claude_hitl_template.events import UserMessage
-from claude_hitl_template.models import Agent, Environment, ImageFacts
-from claude_hitl_template.policy.floor import BUILT_IN
-from claude_hitl_template.secrets import Shelf, hash_api_key
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.protocol import Call
+from claude_hitl_template.testing.memory_backend import MemoryBackend
 
 KEY = "key-of-alice"
 FACTS = {

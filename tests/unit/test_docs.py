@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from claude_hitl_template import __version__
 from claude_hitl_template.cli.app import app
-from claude_hitl_template.cli.configuration import page
+from claude_hitl_template.cli.commands.configuration import page
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -152,7 +152,14 @@ def test_the_tests_that_run_commands_are_there_and_no_command_is_named_that_no_d
 
 
 def test_the_readmes_command_runs_the_tests_that_it_is_given():
-    command = [sys.executable, "-m", "claude_hitl_template.cli", "test", "tests/unit/test_canonical.py", "-q"]
+    command = [
+        sys.executable,
+        "-m",
+        "claude_hitl_template.cli",
+        "test",
+        "tests/unit/domain/test_canonical_json.py",
+        "-q",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.settings import Settings, variable
+from claude_hitl_template.config.settings import Settings, variable
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 

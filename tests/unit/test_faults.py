@@ -133,5 +133,5 @@ def test_every_point_is_in_the_code_and_every_one_in_the_code_is_listed():
                 steps.add(constants[0])
     named = {point for step in fault_points.STEPS for point in (f"{step}.before", f"{step}.after")}
     assert writes == set(fault_points.WRITES)
-    # Which of these two it is, session.py decides when it starts the CLI.
+    # Which of these two it is, session/runner.py decides when it starts the CLI.
     assert steps == named - {"spawn.before", "spawn.after", "resume.before", "resume.after"}

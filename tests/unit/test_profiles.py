@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from claude_hitl_template.config.settings import Settings, variable
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.settings import Settings, variable
 
 SHIPPED = Path(__file__).parents[2] / "profiles"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.models import new_id
+from claude_hitl_template.domain.models import new_id
 from tests.chaos import disk as disks
 from tests.chaos.disk import Disk
 

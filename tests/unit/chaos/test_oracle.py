@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from claude_hitl_template import events
-from claude_hitl_template.canonical import digest
-from claude_hitl_template.models import Approval, ApprovalState, Decision, Event, Lease, Session
+from claude_hitl_template.domain import events
+from claude_hitl_template.domain.canonical_json import digest
+from claude_hitl_template.domain.models import Approval, ApprovalState, Decision, Event, Lease, Session
 from tests.chaos.oracle import Acknowledged, Lost, Record, Run, Stream, judge
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

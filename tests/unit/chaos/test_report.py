@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from claude_hitl_template.models import Event
+from claude_hitl_template.domain.models import Event
+from tests.chaos.faults import Strike
 from tests.chaos.oracle import Record, Violation
 from tests.chaos.report import Report
-from tests.chaos.strikes import Strike
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 

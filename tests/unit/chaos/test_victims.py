@@ -6,7 +6,7 @@ from typing import Any
 
 import psutil
 
-from claude_hitl_template.models import new_id, transcript_id
+from claude_hitl_template.domain.models import new_id, transcript_id
 from tests.chaos.victims import Victims
 
 # A process that starts another one with the same arguments, as a sandbox does with the CLI, and waits for it.

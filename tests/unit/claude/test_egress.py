@@ -12,15 +12,15 @@ import httpx
 import pytest
 
 from claude_hitl_template.claude.egress import Egress, Resolve, host_of, is_public, resolve
-from claude_hitl_template.claude.hosts import HostGate
-from claude_hitl_template.claude.judge import Judge
+from claude_hitl_template.domain.events import UserInterrupt, UserMessage, UserToolConfirmation
+from claude_hitl_template.domain.models import Agent, Approval, ApprovalState, Environment, Networking
+from claude_hitl_template.domain.policy import PermissionPolicy, Rule
 from claude_hitl_template.errors import Unavailable
-from claude_hitl_template.events import UserInterrupt, UserMessage, UserToolConfirmation
-from claude_hitl_template.models import Agent, Approval, ApprovalState, Environment, Networking
-from claude_hitl_template.policy import PermissionPolicy, Rule
+from claude_hitl_template.session.hosts import HostGate
+from claude_hitl_template.session.judge import Judge
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.owners import HOSTS_AT_ONCE
+from claude_hitl_template.testing.memory_backend import MemoryBackend
 from tests.serving import loopback
 
 KEY = "key_1"

@@ -8,8 +8,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from claude_hitl_template.cli.ports import free_ports
-from claude_hitl_template.settings import Settings, variable
+from claude_hitl_template.cli.host.ports import free_ports
+from claude_hitl_template.config.settings import Settings, variable
 from tests.serving import loopback
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.cli import run_record, service
-from claude_hitl_template.cli.processes import temp_dir
-from claude_hitl_template.settings import Settings
+from claude_hitl_template.cli.host import run_record, service
+from claude_hitl_template.cli.host.processes import temp_dir
+from claude_hitl_template.config.settings import Settings
 
 
 @contextmanager

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.cli import common, service
+from claude_hitl_template.cli import common
 from claude_hitl_template.cli.app import app
-from claude_hitl_template.cli.doctor import address_check
-from claude_hitl_template.cli.panel import write_settings
+from claude_hitl_template.cli.commands.doctor import address_check
+from claude_hitl_template.cli.host import service
+from claude_hitl_template.cli.host.panel import write_settings
+from claude_hitl_template.config.secret_files import prepare, prepare_panel
+from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.secrets import prepare, prepare_panel
-from claude_hitl_template.settings import Settings
 
 type Make = Callable[..., Settings]
 

@@ -7,9 +7,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from claude_hitl_template.cli.cluster import Cluster, Versions
-from claude_hitl_template.cli.package import Package
-from claude_hitl_template.deployed import Origin
+from claude_hitl_template.cli.deploy.cluster import Cluster, Versions
+from claude_hitl_template.cli.deploy.package import Package
+from claude_hitl_template.config.build_info import Origin
 from claude_hitl_template.errors import ConfigError, Unavailable
 from tests.serving import loopback
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.cli import common, upkeep
+from claude_hitl_template.cli import common
+from claude_hitl_template.cli.commands import development
+from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.settings import Settings
 from tests.commands import hitl
 from tests.unit.cli.heads import started
 
@@ -111,7 +112,7 @@ def test_a_data_folder_that_cannot_be_written_stops_up(make_settings: Make, tmp_
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project folder of one's own, so that no other run loses its caches."""
     (tmp_path / "project" / ".ruff_cache").mkdir(parents=True)
-    monkeypatch.setattr(upkeep, "ROOT", tmp_path / "project")
+    monkeypatch.setattr(development, "ROOT", tmp_path / "project")
     return tmp_path / "project"
 
 
@@ -120,11 +121,11 @@ def test_clean_keeps_the_data_unless_told(
 ) -> None:
     settings = make_settings()
     settings.secrets_dir.mkdir(parents=True)
-    upkeep.clean(yes=False)
+    development.clean(yes=False)
     assert f"kept {settings.data_dir}" in capsys.readouterr().out
     assert settings.data_dir.is_dir()
     assert not (project / ".ruff_cache").exists()
-    upkeep.clean(yes=True)
+    development.clean(yes=True)
     assert f"deleting {settings.data_dir}" in capsys.readouterr().out
     assert not settings.data_dir.exists()
 
@@ -134,7 +135,7 @@ def test_clean_does_not_delete_a_folder_that_is_not_ours(make_settings: Make, tm
     (tmp_path / "precious").mkdir()
     make_settings(data_dir=tmp_path / "precious")
     with pytest.raises(ConfigError, match="does not look like"):
-        upkeep.clean(yes=True)
+        development.clean(yes=True)
     assert (tmp_path / "precious").is_dir()
 
 
@@ -143,7 +144,7 @@ def test_clean_refuses_while_the_service_runs(make_settings: Make) -> None:
     settings = make_settings()
     settings.secrets_dir.mkdir(parents=True)
     with started(settings), pytest.raises(ConfigError, match="the service runs"):
-        upkeep.clean(yes=True)
+        development.clean(yes=True)
     assert settings.data_dir.is_dir()
 
 

@@ -9,9 +9,16 @@ import pytest
 from rich.console import Console
 
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.cli.conversation import Conversation, End, Left, Terminal, account, ask_human
-from claude_hitl_template.cli.dialogue import Body, Decider, denial, scripted
-from claude_hitl_template.settings import Settings
+from claude_hitl_template.cli.terminal.conversation import (
+    Conversation,
+    End,
+    Left,
+    Terminal,
+    account,
+    ask_human,
+)
+from claude_hitl_template.cli.terminal.dialogue import Body, Decider, denial, scripted
+from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 
 FAILING = """```scenario

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from claude_hitl_template.cli import deploy
-from claude_hitl_template.cli.cluster import Versions
-from claude_hitl_template.deployed import python_minor
+from claude_hitl_template.cli.deploy import rollout
+from claude_hitl_template.cli.deploy.cluster import Versions
+from claude_hitl_template.config.build_info import python_minor
 from claude_hitl_template.errors import ConfigError
 
 RAY = version("ray")
@@ -16,7 +16,7 @@ URI = "gcs://hitl-0.zip"
 
 @pytest.mark.parametrize("python", [f"{python_minor()}.1", None])
 def test_the_same_versions_pass(python: str | None) -> None:
-    deploy.check_versions(Versions(RAY, python))
+    rollout.check_versions(Versions(RAY, python))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_the_same_versions_pass(python: str | None) -> None:
 )
 def test_other_versions_stop_it_and_say_what_to_do_on_which_side(found: Versions, named: str) -> None:
     with pytest.raises(ConfigError, match="nothing was uploaded") as raised:
-        deploy.check_versions(found)
+        rollout.check_versions(found)
     assert named in str(raised.value)
     assert "on the cluster: " in raised.value.mend
     assert "here: " in raised.value.mend
@@ -42,13 +42,13 @@ def serve(source: str = "declarative", status: str = "RUNNING", **more: Any) -> 
 
 def test_an_application_that_would_be_deleted_is_named() -> None:
     with pytest.raises(ConfigError, match="would delete what else runs on the cluster: other"):
-        deploy.check_applications(serve(), {"ours.yaml": {"name": "claude-hitl"}})
-    deploy.check_applications(
+        rollout.check_applications(serve(), {"ours.yaml": {"name": "claude-hitl"}})
+    rollout.check_applications(
         serve(), {"ours.yaml": {"name": "claude-hitl"}, "other.yaml": {"name": "other"}}
     )
-    deploy.check_applications(serve("imperative"), {"ours.yaml": {"name": "claude-hitl"}})
-    deploy.check_applications(serve(status="DELETING"), {"ours.yaml": {"name": "claude-hitl"}})
-    deploy.check_applications({}, {"ours.yaml": {"name": "claude-hitl"}})
+    rollout.check_applications(serve("imperative"), {"ours.yaml": {"name": "claude-hitl"}})
+    rollout.check_applications(serve(status="DELETING"), {"ours.yaml": {"name": "claude-hitl"}})
+    rollout.check_applications({}, {"ours.yaml": {"name": "claude-hitl"}})
 
 
 def app(status: str, uri: str | None = URI, **more: Any) -> dict[str, Any]:
@@ -67,31 +67,31 @@ def app(status: str, uri: str | None = URI, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_what_is_not_known_yet_or_is_of_the_code_before_is_no_outcome(said: dict[str, Any]) -> None:
-    assert deploy.outcome(said, URI) is None
+    assert rollout.outcome(said, URI) is None
 
 
 def test_running_from_the_package_is_the_good_outcome() -> None:
-    assert deploy.outcome(app("RUNNING"), URI) == ""
-    assert deploy.outcome(app("RUNNING", None), None) == ""  # as plain koco deploys it
+    assert rollout.outcome(app("RUNNING"), URI) == ""
+    assert rollout.outcome(app("RUNNING", None), None) == ""  # as plain koco deploys it
 
 
 def test_a_failure_has_its_reason_of_the_application_or_of_the_deployment() -> None:
     message = "Traceback:\n  File ...\nModuleNotFoundError: No module named 'nothing'\n"
-    assert "No module named 'nothing'" in str(deploy.outcome(app("DEPLOY_FAILED", message=message), URI))
+    assert "No module named 'nothing'" in str(rollout.outcome(app("DEPLOY_FAILED", message=message), URI))
     parts = {"Ledger": {"message": ""}, "Ingress": {"message": "it died"}}
-    assert deploy.outcome(app("UNHEALTHY", message="", deployments=parts), URI) == "  it died"
-    assert deploy.outcome(app("DEPLOY_FAILED", message=""), URI) == "  Serve does not say why"
+    assert rollout.outcome(app("UNHEALTHY", message="", deployments=parts), URI) == "  it died"
+    assert rollout.outcome(app("DEPLOY_FAILED", message=""), URI) == "  Serve does not say why"
 
 
 def test_a_long_reason_is_shown_from_its_end() -> None:
-    shown = deploy.reason("\\n".join(f"line {n}" for n in range(100)))
+    shown = rollout.reason("\\n".join(f"line {n}" for n in range(100)))
     assert shown.splitlines()[-1] == "  line 99"
-    assert len(shown.splitlines()) == deploy.REASON_LINES
+    assert len(shown.splitlines()) == rollout.REASON_LINES
 
 
 def test_an_image_that_is_missing_or_of_other_versions_is_named() -> None:
     good = {"ray": RAY, "python": python_minor()}
-    said = deploy.image_remarks(
+    said = rollout.image_remarks(
         [
             {"image": None, "image_facts": None},
             {"image": "good", "image_facts": good},

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from claude_hitl_template.cli.dialogue import ask_about, choose, scripted
+from claude_hitl_template.cli.terminal.dialogue import ask_about, choose, scripted
 from claude_hitl_template.errors import InvalidInput
 
 QUESTIONS = [

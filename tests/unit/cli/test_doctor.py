@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.checks import lines
 from claude_hitl_template.claude.sandbox import sandbox_check
-from claude_hitl_template.cli import doctor
-from claude_hitl_template.cli.doctor import Check
-from claude_hitl_template.settings import Settings
+from claude_hitl_template.cli.commands import doctor
+from claude_hitl_template.cli.commands.doctor import Check
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.presentation.checks import lines
 
 GIB = 1024**3
 

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from claude_hitl_template.cli import client as client_module
 from claude_hitl_template.cli.client import Client, ServiceFailed
-from claude_hitl_template.cli.follow import Frame, follow, frames
+from claude_hitl_template.cli.terminal.follow import Frame, follow, frames
 from claude_hitl_template.errors import (
     Conflict,
     HitlError,
@@ -68,7 +68,7 @@ class Script:
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("claude_hitl_template.cli.follow.PAUSE_S", 0)
+    monkeypatch.setattr("claude_hitl_template.cli.terminal.follow.PAUSE_S", 0)
     monkeypatch.setattr(client_module, "FIRST_PAUSE_S", 0.001)
 
 

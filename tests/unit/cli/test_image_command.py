@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.cli.image import local_name
+from claude_hitl_template.cli.commands.image import local_name
 from tests.commands import hitl
 
 

@@ -7,12 +7,12 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from claude_hitl_template.cli import keys
 from claude_hitl_template.cli.app import app
+from claude_hitl_template.cli.commands import keys
+from claude_hitl_template.config.secret_files import prepare
+from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError, Conflict, HitlError, InvalidInput, NotFound
-from claude_hitl_template.secrets import prepare
-from claude_hitl_template.settings import Settings
-from claude_hitl_template.testing.inprocess import OPERATOR_KEY
+from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 
 type Make = Callable[..., Settings]

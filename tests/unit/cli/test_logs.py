@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.cli.logs import LogFile, logs, masker, new_lines
-from claude_hitl_template.cli.processes import temp_dir
-from claude_hitl_template.secrets import prepare
-from claude_hitl_template.settings import Settings
+from claude_hitl_template.cli.commands.logs import LogFile, logs, masker, new_lines
+from claude_hitl_template.cli.host.processes import temp_dir
+from claude_hitl_template.config.secret_files import prepare
+from claude_hitl_template.config.settings import Settings
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template import deployed
-from claude_hitl_template.cli import package
+from claude_hitl_template.cli.deploy import package
+from claude_hitl_template.config import build_info
 from claude_hitl_template.errors import ConfigError
 
 SECRET = "sk-ant-very-secret"
@@ -55,7 +55,7 @@ def test_it_holds_what_git_sees_changes_and_new_files_included(tree: Path) -> No
     built = build(tree)
     expected = {
         "claude_hitl_template/query.py", "claude_hitl_template/bin/tool", "requirements.lock", ".gitignore", "new name.txt",
-        deployed.FILE, package.FIRST,
+        build_info.FILE, package.FIRST,
     }  # fmt: skip
     assert set(entries(built)) == expected
     assert built.files == len(expected)
@@ -84,8 +84,8 @@ def test_the_same_content_has_the_same_name_and_bytes_and_another_one_has_not(tr
 def test_it_says_where_the_code_is_from(tree: Path, tmp_path: Path) -> None:
     built = build(tree)
     with zipfile.ZipFile(io.BytesIO(built.content)) as content:
-        content.extract(deployed.FILE, tmp_path)
-    said = deployed.origin(tmp_path)
+        content.extract(build_info.FILE, tmp_path)
+    said = build_info.origin(tmp_path)
     assert said == built.origin
     assert (said.dirty, len(said.commit), said.locked) == (False, 40, {"ray": "2.0.0"})
     assert built.uri == f"gcs://hitl-{said.package}.zip"
@@ -118,7 +118,8 @@ def test_what_is_secret_by_its_name_stays_here_even_when_it_is_committed(tree: P
 
 
 @pytest.mark.parametrize(
-    "path", [".env.example", "profiles/vm.env.example", "claude_hitl_template/secrets.py", "keys.py"]
+    "path",
+    [".env.example", "profiles/vm.env.example", "claude_hitl_template/config/secret_files.py", "keys.py"],
 )
 def test_what_only_sounds_like_a_secret_goes_along(path: str) -> None:
     assert not package.is_secret(path)

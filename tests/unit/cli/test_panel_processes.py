@@ -15,12 +15,12 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from claude_hitl_template.cli import panel
-from claude_hitl_template.cli.panel import Panel, look, routes_url, running, write_settings
-from claude_hitl_template.cli.processes import panel_environment, temp_dir
+from claude_hitl_template.cli.host import panel
+from claude_hitl_template.cli.host.panel import Panel, look, routes_url, running, write_settings
+from claude_hitl_template.cli.host.processes import panel_environment, temp_dir
+from claude_hitl_template.config.secret_files import PANEL_PROOF, prepare, prepare_panel, read_panel_login
+from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError, Unauthorized, Unavailable
-from claude_hitl_template.secrets import PANEL_PROOF, prepare, prepare_panel, read_panel_login
-from claude_hitl_template.settings import Settings
 from tests.serving import loopback
 
 type Make = Callable[..., Settings]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.cli import ports
-from claude_hitl_template.cli.ports import free_ports, is_free
+from claude_hitl_template.cli.host import ports
+from claude_hitl_template.cli.host.ports import free_ports, is_free
 
 
 def test_ports_differ_and_are_free() -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import typer
 
-from claude_hitl_template.cli import deploy, remote, service, status
-from claude_hitl_template.cli.cluster import Cluster
-from claude_hitl_template.cli.processes import authenticate, panel_environment, ray_environment
+from claude_hitl_template.cli.commands import status
+from claude_hitl_template.cli.deploy import remote, rollout
+from claude_hitl_template.cli.deploy.cluster import Cluster
+from claude_hitl_template.cli.host import service
+from claude_hitl_template.cli.host.processes import authenticate, panel_environment, ray_environment
+from claude_hitl_template.config.secret_files import prepare, ray_token_file, read_ray_token
+from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.secrets import prepare, ray_token_file, read_ray_token
-from claude_hitl_template.settings import Settings
 from tests.unit.cli.heads import started
 
 type Make = Callable[..., Settings]
@@ -108,7 +110,7 @@ def test_a_token_that_no_header_can_carry_is_refused_and_not_shown(make_settings
 
 
 def test_a_deploy_hands_koco_the_token_in_a_file_of_its_own(make_settings: Make, tmp_path: Path) -> None:
-    with_token = deploy._authentication(make_settings(ray_token="t0ken"), tmp_path)  # pyright: ignore[reportPrivateUsage]
+    with_token = rollout._authentication(make_settings(ray_token="t0ken"), tmp_path)  # pyright: ignore[reportPrivateUsage]
     assert "t0ken" not in with_token.values()
     assert (with_token["RAY_AUTH_MODE"], Path(with_token["RAY_AUTH_TOKEN_PATH"]).read_text()) == (
         "token",
@@ -121,7 +123,7 @@ def test_a_ray_without_a_token_is_deployed_to_without_one(
 ) -> None:
     monkeypatch.delenv("HITL_RAY_TOKEN", raising=False)
     settings = make_settings()
-    assert deploy._authentication(settings, tmp_path) == {"RAY_AUTH_MODE": "disabled"}  # pyright: ignore[reportPrivateUsage]
+    assert rollout._authentication(settings, tmp_path) == {"RAY_AUTH_MODE": "disabled"}  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize("token", [None, "t0ken"])

@@ -7,9 +7,9 @@ from importlib.metadata import version
 
 import pytest
 
-from claude_hitl_template.checks import Check, lines
-from claude_hitl_template.cli import remote
-from claude_hitl_template.settings import Settings
+from claude_hitl_template.cli.deploy import remote
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.presentation.checks import Check, lines
 
 HEALTHY = {"code": "c0de", "commit": "0123456789abcdef"}
 RAY = version("ray")

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from claude_hitl_template import missing
-from claude_hitl_template.cli.render import approval_view, diff, event_lines, table_lines
-from claude_hitl_template.readable import summary, visible
+from claude_hitl_template.cli.terminal.render import approval_view, diff, event_lines, table_lines
+from claude_hitl_template.domain import missing_dependency
+from claude_hitl_template.presentation.text import summary, visible
 
 
 def text_of(*views: RenderableType | None, width: int = 100) -> str:
@@ -204,7 +204,12 @@ def test_columns_line_up() -> None:
 
 def report(**given: str) -> dict[str, Any]:
     said = {"kind": "system", "name": "jq", "why": "to read JSON", **given}
-    return event("agent.mcp_tool_use", mcp_server_name=missing.SERVER, name=missing.TOOL, input=said)
+    return event(
+        "agent.mcp_tool_use",
+        mcp_server_name=missing_dependency.SERVER,
+        name=missing_dependency.TOOL,
+        input=said,
+    )
 
 
 def test_a_missing_tool_is_shown_as_what_it_is() -> None:

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.cli import app, backup, run_record, service, status, talk, upkeep
-from claude_hitl_template.cli.doctor import checkout_check, environment_check
-from claude_hitl_template.cli.postgres import LocalPostgres
-from claude_hitl_template.cli.processes import strays
+from claude_hitl_template.cli import app
+from claude_hitl_template.cli.commands import backup, development, status
+from claude_hitl_template.cli.commands.doctor import checkout_check, environment_check
+from claude_hitl_template.cli.host import run_record, service
+from claude_hitl_template.cli.host.postgres import LocalPostgres
+from claude_hitl_template.cli.host.processes import strays
+from claude_hitl_template.cli.terminal import chat
+from claude_hitl_template.config.secret_files import prepare
+from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.secrets import prepare
-from claude_hitl_template.settings import Settings
 from tests.unit.cli.heads import in_checkout, started
 
 type Make = Callable[..., Settings]
@@ -28,9 +31,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 COMMANDS: dict[str, Callable[[Settings], object]] = {
-    "up": talk.ensure_up,
+    "up": chat.ensure_up,
     "down": lambda _: app.down(),
-    "clean": lambda _: upkeep.clean(yes=True),
+    "clean": lambda _: development.clean(yes=True),
     "restore": lambda settings: backup.restore(settings.data_dir / "backup"),
 }
 
@@ -151,8 +154,8 @@ def hold(settings: Settings, checkout: Path) -> subprocess.Popen[bytes]:
     """Another ./hitl of `checkout` that is at work on the data folder until it is told to end."""
     code = (
         "import pathlib\n"
-        "from claude_hitl_template.cli import run_record\n"
-        "from claude_hitl_template.settings import Settings\n"
+        "from claude_hitl_template.cli.host import run_record\n"
+        "from claude_hitl_template.config.settings import Settings\n"
         f"run_record.CHECKOUT = pathlib.Path({str(checkout)!r})\n"
         "with run_record.alone(Settings.load()):\n"
         "    print(flush=True)\n"
@@ -195,7 +198,7 @@ def test_two_commands_of_one_checkout_take_turns_or_the_second_says_who_is_at_wo
         return nullcontext()
 
     with pytest.raises(ConfigError, match=f"process {holder.pid}.* is at work"):
-        upkeep.clean(yes=True)
+        development.clean(yes=True)
     with run_record.alone(settings, step):
         assert f"process {holder.pid}" in said[0]
 
@@ -209,10 +212,10 @@ def test_rays_folder_of_another_data_folder_is_not_taken(make_settings: Make, tm
     with started(first) as head:
         second = make_settings(data_dir=tmp_path / "second")
         with pytest.raises(ConfigError, match=rf"{first.data_dir} \(process {head.pid}\)") as raised:
-            talk.ensure_up(second)
+            chat.ensure_up(second)
         assert "HITL_RAY_TEMP_DIR" in raised.value.mend
         assert service.stop(second).processes == 0
-        upkeep.clean(yes=True)
+        development.clean(yes=True)
         assert not second.data_dir.exists()
         assert shared.exists()
         assert head.poll() is None

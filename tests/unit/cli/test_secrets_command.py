@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 from typer.testing import CliRunner
 
-from claude_hitl_template.cli import secrets
 from claude_hitl_template.cli.app import app
+from claude_hitl_template.cli.commands import secrets
+from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError, InvalidInput
-from claude_hitl_template.settings import Settings
 
 VALUE = "sk-ant-secret"
 type Make = Callable[..., Settings]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from claude_hitl_template.cli import serve_config
+from claude_hitl_template.cli.deploy import serve_config
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.domain.models import Networking
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.models import Networking
-from claude_hitl_template.settings import Settings
 
 SHIPPED = Path(__file__).parents[3] / "data" / "config"
 OURS = "claude_hitl_template.yaml"

@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from claude_hitl_template.cli import service
-from claude_hitl_template.cli.processes import LOOPBACK, node_address, ray_environment, temp_dir
+from claude_hitl_template.cli.host import service
+from claude_hitl_template.cli.host.processes import LOOPBACK, node_address, ray_environment, temp_dir
+from claude_hitl_template.config.secret_files import Prepared, forget_model_key, prepare
+from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.secrets import Prepared, forget_model_key, prepare
-from claude_hitl_template.settings import Settings
 from tests.unit.cli.heads import started
 
 type Make = Callable[..., Settings]

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from claude_hitl_template.cli.inbox import parse_answers
-from claude_hitl_template.cli.sessions import row, state
-from claude_hitl_template.cli.status import count_states, describe, find_problems, folder_bytes
+from claude_hitl_template.cli.commands.status import count_states, describe, find_problems, folder_bytes
+from claude_hitl_template.cli.terminal.approvals import parse_answers
+from claude_hitl_template.cli.terminal.sessions import row, state
 from claude_hitl_template.errors import InvalidInput
-from claude_hitl_template.readable import age, size
+from claude_hitl_template.presentation.text import age, size
 
 WAITS = {"type": "requires_action", "event_ids": ["a", "b"]}
 APP = {"code": "c", "model": "offline", "version": "0", "ray": "2"}

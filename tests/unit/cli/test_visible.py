@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from claude_hitl_template.cli.visible import shown
-from claude_hitl_template.readable import one_line, visible
+from claude_hitl_template.presentation.terminal import shown
+from claude_hitl_template.presentation.text import one_line, visible
 
 
 @pytest.mark.parametrize(

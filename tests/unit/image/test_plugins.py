@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.image.levels import read_levels
 from claude_hitl_template.image.plugins import Plugin, resolve_plugins
+from claude_hitl_template.image.settings_layers import read_levels
 from tests.unit.image.checkouts import Write, committed
 
 SETTINGS = "template_project/.claude/settings.json"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from claude_hitl_template import code_version
-from claude_hitl_template.deployed import python_minor
+from claude_hitl_template.config.build_info import python_minor
 from claude_hitl_template.image import labels, verify
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")

@@ -14,7 +14,7 @@ from typing import Any
 from jose import jwt
 from kodosumi.config import InternalSettings
 
-from claude_hitl_template.throttle import Throttle
+from claude_hitl_template.domain.rate_limit import Throttle
 from tests.serving import loopback
 
 with warnings.catch_warnings(action="ignore"):  # of what it imports

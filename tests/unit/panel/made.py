@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from claude_hitl_template.models import KINDS, Approval, Session, new_id, utcnow
+from claude_hitl_template.domain.models import KINDS, Approval, Session, new_id, utcnow
+from claude_hitl_template.domain.policy import digest
 from claude_hitl_template.panel.forms import Asked
-from claude_hitl_template.policy import digest
 
 QUESTIONS: dict[str, Any] = {
     "questions": [

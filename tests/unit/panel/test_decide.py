@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from claude_hitl_template.domain.models import Agent, Environment
 from claude_hitl_template.errors import InvalidInput
-from claude_hitl_template.models import Agent, Environment
 from claude_hitl_template.panel.decide import FormErrors, confirmations, next_message, refused, start
 from tests.unit.panel.made import QUESTIONS, approval
 

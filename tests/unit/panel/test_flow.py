@@ -9,16 +9,16 @@ from typing import Any, cast
 
 import pytest
 
-from claude_hitl_template import events
+from claude_hitl_template.domain import events
+from claude_hitl_template.domain.models import Agent, Environment, ImageFacts, Session, Usage
+from claude_hitl_template.domain.policy import digest
 from claude_hitl_template.errors import NotFound, Unavailable
-from claude_hitl_template.manifest import Manifest, SavedFile, blob_name
-from claude_hitl_template.models import Agent, Environment, ImageFacts, Session, Usage
+from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
 from claude_hitl_template.panel.flow import mirror
 from claude_hitl_template.panel.services import WindowServices
-from claude_hitl_template.policy import digest
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.memory import MemoryBackend
 from claude_hitl_template.store.protocol import Call, Store
+from claude_hitl_template.testing.memory_backend import MemoryBackend
 
 KEY = "key_1"
 

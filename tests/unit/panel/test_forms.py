@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from kodosumi.service.inputs.forms import Model
 
-from claude_hitl_template.models import Agent, ApprovalState, Decision, Environment, Session, utcnow
+from claude_hitl_template.domain.models import Agent, ApprovalState, Decision, Environment, Session, utcnow
+from claude_hitl_template.domain.policy import digest
 from claude_hitl_template.panel import decide, forms
 from claude_hitl_template.panel.forms import Elements, Filled
-from claude_hitl_template.policy import digest
 from tests.unit.panel.html import Reader
 from tests.unit.panel.made import QUESTIONS, approval, asked
 from tests.unit.panel.nasty import inputs, texts, tools

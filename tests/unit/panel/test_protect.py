@@ -9,8 +9,8 @@ from warnings import catch_warnings
 
 import pytest
 
+from claude_hitl_template.config.secret_files import PANEL_PROOF, panel_proof
 from claude_hitl_template.panel.protect import ProtectedPanel
-from claude_hitl_template.secrets import PANEL_PROOF, panel_proof
 from tests.unit.panel.kodosumis import HOST, PASSWORD, URL, Answer, RealPanel, real_panel
 
 # Kodosumi's guard of operators' routes leaves its connection to the garbage collector, which warns.

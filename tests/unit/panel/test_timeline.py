@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_hitl_template import events, missing
-from claude_hitl_template.events import Draft
-from claude_hitl_template.models import Agent, Environment, ImageFacts, Session, utcnow
+from claude_hitl_template.domain import events, missing_dependency
+from claude_hitl_template.domain.events import Draft
+from claude_hitl_template.domain.models import Agent, Environment, ImageFacts, Session, utcnow
+from claude_hitl_template.domain.policy import PermissionPolicy, Rule
 from claude_hitl_template.panel import render
 from claude_hitl_template.panel.calls import call_view
-from claude_hitl_template.policy import PermissionPolicy, Rule
 from tests.unit.panel.html import Reader
 from tests.unit.panel.nasty import inputs, texts, tools, values
 
@@ -161,7 +161,7 @@ def test_whatever_a_manifest_holds_is_text(held: Any) -> None:
 
 def reported(name: str, why: str) -> str:
     given_input = {"kind": "system", "name": name, "why": why}
-    return shown(events.tool_use("toolu_1", missing.FULL_NAME, given_input, "allow", None))
+    return shown(events.tool_use("toolu_1", missing_dependency.FULL_NAME, given_input, "allow", None))
 
 
 @given(texts, texts)

@@ -17,7 +17,7 @@ from starlette.requests import HTTPConnection
 from claude_hitl_template.errors import Unauthorized, Unavailable
 from claude_hitl_template.panel.users import Guard, PanelAccess, PanelUser, default_login, panel_user
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.memory import MemoryBackend
+from claude_hitl_template.testing.memory_backend import MemoryBackend
 from tests.serving import loopback
 
 SECRET, PASSWORD = "secret-of-the-panel-in-these-tests", "password-of-its-admin"

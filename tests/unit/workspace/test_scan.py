@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from claude_hitl_template.errors import TooLarge
-from claude_hitl_template.manifest import CHUNK_BYTES, SavedLink, blob_name
+from claude_hitl_template.files.manifest import CHUNK_BYTES, SavedLink, blob_name
 from claude_hitl_template.workspace.scan import excluded, look, read
 
 

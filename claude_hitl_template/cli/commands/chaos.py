@@ -1,0 +1,57 @@
+"""`hitl chaos`: lets everything die that can, while people work, and checks every promise afterwards."""
+
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from claude_hitl_template.cli.commands.development import ROOT
+from claude_hitl_template.errors import ConfigError
+
+
+def chaos(
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="How long things are struck. Default: 5, or until --kills.")
+    ] = None,
+    kills: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ends after so many processes were killed, however long that takes."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of an earlier run, to do the same again. Default: by chance.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A file for all figures, faults and violations, as JSON."),
+    ] = None,
+    postgres: Annotated[
+        bool, typer.Option("--postgres", help="Keep the store in a Postgres of its own, and strike that too.")
+    ] = False,
+) -> None:
+    """Kills, stops and cuts off every part of a service of its own while sessions work in it; exits 1 if a promise broke.
+
+    Needs a checkout with its tests. Touches nothing of the service that runs here; what broke is kept for reading.
+    """
+    if not (ROOT / "tests" / "chaos" / "__main__.py").is_file():
+        raise ConfigError(f"there are no tests beside {ROOT}", "run it from a checkout of the project")
+    if report is not None and not report.absolute().parent.is_dir():
+        raise ConfigError(
+            f"{report} cannot be written: there is no such folder", "choose another with --report"
+        )
+    chosen = secrets.randbelow(2**31) if seed is None else seed
+    if minutes is None and kills is None:
+        minutes = 5.0
+    command, ends = [sys.executable, "-m", "tests.chaos", "--seed", str(chosen)], list[str]()
+    if minutes is not None:
+        command += ["--minutes", str(minutes)]
+        ends.append(f"{minutes:g} minutes")
+    if kills is not None:
+        command += ["--kills", str(kills)]
+        ends.append(f"{kills} kills")
+    command += ["--report", str(report.absolute())] if report else []
+    command += ["--postgres"] if postgres else []
+    typer.echo(f"Seed {chosen}: faults for {' or '.join(ends)}, then some time until everything rests")
+    raise typer.Exit(subprocess.call(command, cwd=ROOT))  # noqa: S603

@@ -1,0 +1,364 @@
+"""`hitl doctor`: looks at everything the service needs, and says what mends what is wrong."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import psutil
+import typer
+
+from claude_hitl_template import code_version
+from claude_hitl_template.claude.sandbox import sandbox_check
+from claude_hitl_template.cli.common import report_checks
+from claude_hitl_template.cli.deploy import remote
+from claude_hitl_template.cli.deploy.cluster import asks_for_token
+from claude_hitl_template.cli.deploy.rollout import Profile
+from claude_hitl_template.cli.host import panel, ports, postgres, run_record, service
+from claude_hitl_template.cli.host.processes import is_ours, temp_dir
+from claude_hitl_template.cluster import containers
+from claude_hitl_template.config import network
+from claude_hitl_template.config.settings import Settings, variable
+from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.files.blob_store import FileArea
+from claude_hitl_template.presentation.checks import Check
+from claude_hitl_template.presentation.text import size
+
+LEAST_PYTHON = (3, 12)
+LEAST_DISK_BYTES = 1024**3
+FULL_DISK_BYTES = 16 * 1024**2
+LEAST_MEMORY_BYTES = 2 * 1024**3
+SOCKET_PATH_BYTES = 107
+# As Ray names its longest socket below its folder.
+LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+VERSION_TIMEOUT_S = 20.0
+UPSTREAM_TIMEOUT_S = 5.0
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    away: Annotated[
+        bool,
+        typer.Option("--remote", help="Looks, from here, at the cluster that .env names; so does --profile."),
+    ] = False,
+    profile: Profile = None,
+) -> None:
+    """Checks everything the service needs, and says what mends what is wrong. Exit status: 1 if something is."""
+    settings = Settings.load(profile)
+    found = remote.examine(settings) if away or profile else examine(settings)
+    report_checks(list(found), as_json=as_json)
+
+
+def examine(settings: Settings) -> Iterator[Check]:
+    """Every check, in the order in which a human would mend things."""
+    yield python_check(sys.version_info[:2])
+    yield environment_check(Path(sys.prefix))
+    yield cli_check(settings.cli_path)
+    yield from _ray_checks(settings)
+    yield address_check(settings.host)
+    for name in service.ports(settings):
+        yield port_check(settings, name)
+    yield folder_check(settings.data_dir)
+    yield checkout_check(run_record.other_checkout(settings))
+    yield database_check(settings)
+    yield disk_check(shutil.disk_usage(_nearest(settings.data_dir)).free)
+    yield files_check(settings.files_at)
+    yield memory_check(psutil.virtual_memory().available)
+    yield secrets_check(settings.secrets_dir)
+    yield key_check(_model_key(settings))
+    if settings.anthropic_api_key is not None:
+        yield upstream_check(settings.anthropic_base_url, settings.anthropic_api_key.get_secret_value())
+    yield service_check(service.healthy(settings), service.ray_process(settings) is not None, code_version())
+    if settings.panel and service.healthy(settings):
+        yield panel_check(panel.look(settings))
+    yield sandbox_check(settings.sandbox)
+    yield floor_check(settings)
+    if sys.platform == "linux":
+        yield setpriv_check(shutil.which("setpriv"))
+    for image in settings.images:
+        yield from containers.examine(image)
+
+
+def floor_check(settings: Settings) -> Check:
+    try:
+        return Check("floor", "ok", settings.floor().described())
+    except ConfigError as error:
+        return Check("floor", "wrong", error.message, error.mend)
+
+
+def python_check(found: tuple[int, ...]) -> Check:
+    shown = ".".join(map(str, found))
+    if found >= LEAST_PYTHON:
+        return Check("Python", "ok", shown)
+    return Check(
+        "Python", "wrong", f"{shown} is too old", "install Python 3.12 or newer, delete .venv, run ./hitl up"
+    )
+
+
+def environment_check(prefix: Path) -> Check:
+    """The commands in .venv name the folder that it was made in: in one that was moved or copied, none of them works."""
+    place = _script_folder(prefix / "bin" / "ray")
+    if place is None or _same(place, prefix / "bin"):
+        return Check(".venv", "ok", str(prefix))
+    found = f"its commands run the Python of {place}: it was made there, and moved or copied here"
+    return Check(".venv", "wrong", found, f"./hitl up makes it anew, or delete {prefix} first")
+
+
+def checkout_check(other: Path | None) -> Check:
+    if other is None:
+        return Check("checkout", "ok", str(run_record.CHECKOUT))
+    found = f"another one, {other}, started what runs on this data folder"
+    return Check(
+        "checkout", "warning", found, f"{other}/hitl down, or choose another folder with HITL_DATA_DIR"
+    )
+
+
+def cli_check(chosen: Path | None) -> Check:
+    """The Claude Code CLI answers, and is not older than the one that this project was tested with."""
+    from claude_hitl_template.claude.cli_engine import PINNED_CLI, bundled_cli  # noqa: PLC0415  (slow to import)
+
+    path = chosen or bundled_cli()
+    mend = "correct HITL_CLI_PATH, or unset it" if chosen else "delete .venv and run ./hitl up"
+    try:
+        result = subprocess.run(  # noqa: S603
+            [path, "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check("Claude Code CLI", "wrong", f"{path} does not run: {error}", mend)
+    return cli_version_check(result.stdout, PINNED_CLI, mend)
+
+
+def cli_version_check(said: str, least: str, mend: str) -> Check:
+    first = said.partition(" ")[0].strip()
+    if _numbers(first) < _numbers(least):
+        return Check("Claude Code CLI", "wrong", f"version {first or 'unknown'} is older than {least}", mend)
+    return Check("Claude Code CLI", "ok", first)
+
+
+def ray_version_check(installed: str, running: str | None) -> Check:
+    if running in (None, installed):
+        return Check("Ray", "ok", installed + (" (not running)" if running is None else ""))
+    return Check("Ray", "wrong", f"{running} runs, {installed} is installed", "./hitl down, then ./hitl up")
+
+
+def socket_check(folder: Path) -> Check:
+    longest = len(os.fsencode(folder / LONGEST_SOCKET))
+    if longest <= SOCKET_PATH_BYTES:
+        return Check("Ray's folder", "ok", str(folder))
+    found = f"{folder} makes socket paths of {longest} bytes, {SOCKET_PATH_BYTES} are possible"
+    return Check("Ray's folder", "wrong", found, "choose a shorter folder with HITL_RAY_TEMP_DIR")
+
+
+def ray_folder_check(folder: Path, uid: int) -> Check:
+    """Ray of another user cannot write where the first one's did."""
+    name = "Ray's folder's owner"
+    if not folder.exists():
+        return Check(name, "ok", "not made yet")
+    owner = folder.stat().st_uid
+    if owner == uid:
+        return Check(name, "ok", f"you ({uid})")
+    return Check(
+        name,
+        "wrong",
+        f"{folder} belongs to user {owner}, and you are {uid}",
+        f"end that user's Ray and remove {folder}, or choose another folder with HITL_RAY_TEMP_DIR",
+    )
+
+
+def address_check(host: str) -> Check:
+    try:
+        ports.check_address(host, variable("host"))
+    except ConfigError as error:
+        return Check("address", "wrong", error.message, error.mend)
+    return Check("address", "ok", f"{host}, where the ports listen")
+
+
+def port_check(settings: Settings, name: str) -> Check:
+    """Free, or ours; and not free while Ray runs: whoever connects would be refused."""
+    port, label = getattr(settings, name), f"port {getattr(settings, name)} ({variable(name)})"
+    if ports.is_free(port):
+        if service.ray_process(settings) is None:
+            return Check(label, "ok", "free")
+        mend = "./hitl up; if that does not help, ./hitl down before it"
+        return Check(label, "wrong", "connections are refused: Ray runs, and nobody listens here", mend)
+    holder = ports.holder_of(port)
+    if holder is not None and _belongs(settings, holder):
+        return Check(label, "ok", f"ours (process {holder.pid})")
+    return Check(label, "wrong", *ports.taken(port, variable(name)))
+
+
+def folder_check(folder: Path) -> Check:
+    mend = "choose another folder with HITL_DATA_DIR, or correct its permissions"
+    place = _nearest(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return Check("data folder", "ok", f"{folder}{'' if place == folder else ' (not made yet)'}")
+    except OSError as error:
+        return Check("data folder", "wrong", f"{folder} cannot be written: {error.strerror}", mend)
+
+
+def database_check(settings: Settings) -> Check:
+    server = postgres.local(settings)
+    if settings.database_url is None and server.made and server.pid() is None:
+        return Check("database", "warning", "Postgres of our own, which does not run", "./hitl up")
+    try:
+        found = postgres.look(settings)
+    except ConfigError as error:
+        return Check("database", "wrong", error.message, error.mend)
+    if found.problem is None:
+        return Check("database", "ok", found.place)
+    mend = "start the database, or correct DATABASE_URL"
+    return Check("database", "wrong", f"{found.place}: {found.problem}", mend)
+
+
+def disk_check(free_bytes: int) -> Check:
+    if free_bytes >= LEAST_DISK_BYTES:
+        return Check("disk", "ok", f"{size(free_bytes)} free")
+    level = "warning" if free_bytes >= FULL_DISK_BYTES else "wrong"
+    return Check("disk", level, f"only {size(free_bytes)} free", "make room, or move HITL_DATA_DIR")
+
+
+def files_check(url: str) -> Check:
+    """Whether there is a file system for it; it is not asked, for it may be far away."""
+    try:
+        FileArea(url)
+    except ConfigError as error:
+        return Check("file area", "wrong", error.message, error.mend)
+    return Check("file area", "ok", url)
+
+
+def memory_check(free_bytes: int) -> Check:
+    if free_bytes >= LEAST_MEMORY_BYTES:
+        return Check("memory", "ok", f"{size(free_bytes)} free")
+    return Check(
+        "memory", "warning", f"only {size(free_bytes)} free", "end other programs; a session needs 0.4 GiB"
+    )
+
+
+def secrets_check(folder: Path) -> Check:
+    """Secrets are readable by their owner only."""
+    if not folder.is_dir():
+        return Check("secrets", "ok", "none yet")
+    loose = [path.name for path in sorted(folder.iterdir()) if path.is_file() and path.stat().st_mode & 0o077]
+    if loose:
+        return Check("secrets", "wrong", f"others may read {', '.join(loose)}", f"chmod 600 {folder}/*")
+    return Check("secrets", "ok", f"{folder}, readable by you only")
+
+
+def key_check(key: str | None) -> Check:
+    """The model key is absent, or looks like one; it is never shown."""
+    if key is None:
+        return Check("model key", "ok", "none: the offline model answers (a script, no AI)")
+    odd = [what for what, there in _oddities(key) if there]
+    if odd:
+        return Check(
+            "model key", "wrong", f"ANTHROPIC_API_KEY holds {' and '.join(odd)}", "set it to the bare key"
+        )
+    return Check("model key", "ok", "set")
+
+
+def upstream_check(url: str, key: str) -> Check:
+    """The model's service answers, and takes the key; asking for the list of models costs nothing."""
+    try:
+        headers = {"x-api-key": key, "anthropic-version": "2023-06-01"}
+        with network.outward(timeout=UPSTREAM_TIMEOUT_S) as client:
+            answer = client.get(f"{url.rstrip('/')}/v1/models", headers=headers)
+    except UnicodeEncodeError:
+        return Check(
+            "model", "warning", "not asked: no request can carry such a key", "correct the key first"
+        )
+    except ConfigError as error:
+        return Check("model", "wrong", error.message, error.mend)
+    except (httpx.HTTPError, httpx.InvalidURL, *network.UNREACHABLE) as error:
+        why = str(error) or type(error).__name__
+        mend = "check the network and its proxy, or ANTHROPIC_BASE_URL"
+        return Check("model", "wrong", f"{url} cannot be reached: {why}", mend)
+    if answer.status_code in (401, 403):
+        mend = "set ANTHROPIC_API_KEY to a key of this service that is not revoked, then ./hitl up"
+        return Check("model", "wrong", f"{url} refuses the key ({answer.status_code})", mend)
+    return Check("model", "ok", f"{url} answers ({answer.status_code})")
+
+
+def service_check(app: dict[str, str] | None, head: bool, code: str) -> Check:
+    if app is None:
+        found = "Ray runs, but the service does not answer" if head else "does not run"
+        return Check("service", "wrong" if head else "warning", found, "./hitl up")
+    if app.get("code") != code:
+        return Check("service", "warning", "healthy, but older than the working tree", "./hitl up")
+    return Check("service", "ok", f"healthy, code {code}")
+
+
+def setpriv_check(path: str | None) -> Check:
+    if path:
+        return Check("setpriv", "ok", path)
+    return Check(
+        "setpriv", "wrong", "missing: a killed session could leave its CLI behind", "apt install util-linux"
+    )
+
+
+def panel_check(found: panel.Look) -> Check:
+    if found.problem is None:
+        return Check("panel", "ok", f"lists our entries; {found.flows} conversations open in it")
+    return Check("panel", "wrong", found.problem, found.mend)
+
+
+def _ray_checks(settings: Settings) -> Iterator[Check]:
+    app = service.healthy(settings)
+    yield ray_version_check(version("ray"), app.get("ray") if app else None)
+    yield from remote.token_checks(asks_for_token(settings))
+    yield socket_check(temp_dir(settings))
+    yield ray_folder_check(temp_dir(settings), os.getuid())
+
+
+def _belongs(settings: Settings, process: psutil.Process) -> bool:
+    head = service.ray_process(settings)
+    try:
+        under_head = head is not None and (process == head or head in process.parents())
+    except psutil.Error:
+        under_head = False
+    return under_head or is_ours(settings, process)
+
+
+def _model_key(settings: Settings) -> str | None:
+    return settings.anthropic_api_key.get_secret_value() if settings.anthropic_api_key else None
+
+
+def _oddities(key: str) -> Iterator[tuple[str, bool]]:
+    yield "white space", any(char.isspace() for char in key)
+    yield "quotes", any(char in "'\"`" for char in key)
+    yield "characters that are no ASCII", not key.isascii()
+
+
+def _script_folder(script: Path) -> Path | None:
+    """The folder of the Python that a script names, in its first line, or its second where the path has spaces."""
+    try:
+        head = script.read_bytes()[:4096].decode(errors="replace").splitlines()[:2]
+    except OSError:
+        return None
+    found = re.match(r"#!(/.*)/python[0-9.]*$", head[0] if head else "")
+    second = head[1] if len(head) > 1 else ""
+    found = found or re.match(r"""'''exec' "?(/[^"]*?)/python[0-9.]*"? """, second)
+    return Path(found[1]) if found else None
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest one above that exists."""
+    return next((place for place in (folder, *folder.parents) if place.exists()), Path("/"))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdecimal())

@@ -1,0 +1,107 @@
+"""`hitl keys`: API keys of the service that runs on this machine, made, listed, replaced and revoked."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from claude_hitl_template.cli.client import Client
+from claude_hitl_template.config.secret_files import operator_key
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.errors import ConfigError, InvalidInput
+from claude_hitl_template.presentation.text import visible
+
+app = typer.Typer(help="API keys: who may call the service over REST.", no_args_is_help=True)
+PATH = "/v1/internal/keys"
+
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="As ./hitl keys list shows it.")]
+
+
+@app.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="Whose key it is; decisions made with it name it.")],
+) -> None:
+    """Makes a key, and shows it once: only its hash is kept."""
+    if not name.strip():
+        raise InvalidInput("is empty; say whose key it is", "NAME")
+    with _client() as client:
+        _show(
+            client.post(PATH, {"name": name}),
+            "shown this once; its holder sees the sessions made with it",
+        )
+
+
+@app.command("list")
+def list_keys() -> None:
+    """Every key by its id, name and first characters; none is shown whole."""
+    with _client() as client:
+        for key in client.get(PATH)["data"]:
+            begins = f"{key['prefix']}..." if key["prefix"] else "(chosen)"
+            what = (
+                f"revoked {key['revoked_at']}"
+                if key["revoked_at"]
+                else "first key"
+                if key["first"]
+                else "in use"
+            )
+            typer.echo(f"{key['id']}  {begins:14}  {what}  {visible(key['name'])}")
+
+
+@app.command()
+def revoke(key_id: KeyId) -> None:
+    """A key opens nothing any more, at once and for good. Its sessions stay, and are decided in the panel."""
+    with _client() as client:
+        key = client.delete(_of(key_id))
+    typer.echo(f"{key['id']} ({visible(key['name'])}) opens nothing any more")
+
+
+@app.command()
+def rotate(
+    key_id: Annotated[str | None, typer.Argument(metavar="ID", help="Default: the first key.")] = None,
+) -> None:
+    """Gives a key another secret: the one before stops working at once, and its sessions stay the key's."""
+    settings = Settings.load()
+    with _client() as client:
+        first = next((key["id"] for key in client.get(PATH)["data"] if key["first"]), None)
+        chosen = key_id or first
+        if chosen is None:
+            raise ConfigError("the service has no first key yet", "./hitl up")
+        if chosen == first and settings.api_key is not None:
+            raise ConfigError(
+                "HITL_API_KEY says what the first key is",
+                "set it to another, or remove it and its file in secrets/, then ./hitl up: the one before stops working",
+            )
+        kept = f"; ./hitl reads it from {settings.secrets_dir / 'api-key'}" if chosen == first else ""
+        _show(
+            client.post(f"{_of(chosen)}/rotate"),
+            f"shown this once{kept}; the one before stopped working",
+        )
+
+
+def _show(key: dict[str, Any], note: str) -> None:
+    typer.echo(f"{key['secret']}   ({note})")
+    typer.echo(f"id {key['id']}, name {visible(key['name'])}")
+
+
+def _of(key_id: str) -> str:
+    if not key_id.strip():
+        raise InvalidInput("is empty; ./hitl keys list shows the ids", "ID")
+    return f"{PATH}/{quote(key_id, safe='')}"
+
+
+@contextmanager
+def _client() -> Generator[Client]:
+    """Only the service's own machine has the key that opens these routes."""
+    settings = Settings.load()
+    if settings.serve_url is not None:
+        raise ConfigError(
+            f"keys are made and revoked on the service's own machine, and HITL_SERVE_URL names {settings.serve_url}",
+            "run ./hitl keys there, in the folder of its ./hitl up",
+        )
+    client = Client(settings.base_url, operator_key(settings))
+    try:
+        yield client
+    finally:
+        client.close()

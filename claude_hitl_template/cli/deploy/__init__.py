@@ -1,0 +1,1 @@
+"""Bringing a working tree to a cluster."""

@@ -1,0 +1,1 @@
+"""The processes that `hitl up` starts on this machine."""

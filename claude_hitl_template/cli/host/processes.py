@@ -1,0 +1,154 @@
+"""Which processes on this machine are ours, and what environment they are started with."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from socket import AF_INET
+
+import psutil
+from pydantic import SecretStr
+
+from claude_hitl_template.config import network
+from claude_hitl_template.config.secret_files import ray_token_file, read_ray_token
+from claude_hitl_template.config.settings import Settings, variable
+
+STOP_S = 15.0
+CHUNK_BYTES = 1024 * 1024  # larger ones make uploads from flows fail in Kodosumi 1.1.0
+# Ray turns 127.0.0.1 into the machine's outer address; this one stays on loopback (Linux).
+LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+# In the environment of all that `start` starts: they tell ours from other clusters.
+_MARK = "HITL_CLUSTER"
+_DATA = variable("data_dir")
+_OF_ANOTHER_RAY = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS", "RAY_NAMESPACE")
+
+
+def is_ours(settings: Settings, process: psutil.Process) -> bool:
+    """Whether a process belongs to the cluster that `start` starts with these settings.
+
+    Its environment says so; or, for those that overwrote it with a title, an option that names Ray's folder.
+    """
+    folder = str(temp_dir(settings))
+    try:
+        if process.uids().real != os.getuid():
+            return False
+        said = process.environ()
+        if _MARK in said:
+            return said[_MARK] == folder and not _is_of_another(settings, said)
+        return any(part.startswith("--") and folder in part for part in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def intruder(settings: Settings) -> tuple[int, str] | None:
+    """A process that uses our Ray's folder and belongs to another data folder: its id, and that folder."""
+    folder = str(temp_dir(settings))
+    for process in psutil.process_iter():
+        try:
+            said = process.environ()
+        except (psutil.Error, OSError):
+            continue
+        if said.get(_MARK) == folder and _is_of_another(settings, said):
+            return process.pid, said[_DATA]
+    return None
+
+
+def _is_of_another(settings: Settings, environment: Mapping[str, str]) -> bool:
+    said = environment.get(_DATA)
+    return said is not None and Path(said).resolve() != settings.data_dir.resolve()
+
+
+def temp_dir(settings: Settings) -> Path:
+    """Ray's folder. Short: Ray puts sockets there, and their paths may have 107 characters."""
+    name = hashlib.sha256(str(settings.data_dir).encode()).hexdigest()[:8]
+    return settings.ray_temp_dir or Path(f"/tmp/hitl-{os.getuid()}-{name}")  # noqa: S108
+
+
+def names_secret(variable_name: str) -> bool:
+    """Whether an environment variable's name says that its value is nobody else's business."""
+    return any(word in variable_name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD"))
+
+
+def ray_environment(settings: Settings) -> dict[str, str]:
+    """This process's environment without what Ray's processes, and so the agents, must not have."""
+    said = {variable(name) for name in Settings.model_fields}  # below, and the secret ones not at all
+    left_out = {*said, *_OF_ANOTHER_RAY}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in left_out and not names_secret(name)
+    }
+    chosen = {
+        variable(name): text
+        for name in Settings.model_fields
+        if not isinstance(getattr(settings, name), SecretStr) and (text := settings.text(name)) is not None
+    }
+    ours = {
+        _MARK: str(temp_dir(settings)),
+        # Said here, so that neither a token in the user's home nor what the shell says of another Ray counts.
+        "RAY_AUTH_MODE": "token",
+        # Even where usage reports are off, Ray reports that they are: this leads nowhere.
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
+        "RAY_AUTH_TOKEN_PATH": str(ray_token_file(settings)),
+        "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
+        # Importing Kodosumi would load a .env that lies above it into the environment, and make folders where one is.
+        "PYTHON_DOTENV_DISABLED": "1",
+        "KODO_EXEC_DIR": str(settings.panel_dir / "execution"),
+        "KODO_SPOOLER_LOG_FILE": str(settings.logs_dir / "spooler.log"),
+        "KODO_YAML_BASE": str(settings.panel_dir / "config" / "config.yaml"),
+        "KODO_CHUNK_SIZE": str(CHUNK_BYTES),
+    }
+    return {**network.with_proxies(kept, own_addresses(settings)), **chosen, **ours}
+
+
+def authenticate(settings: Settings) -> None:
+    """Has Ray, when it is imported into this process, show the token of the cluster that the settings lead to."""
+    token = read_ray_token(settings)
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        os.environ.pop(name, None)
+    os.environ["RAY_AUTH_MODE"] = "disabled" if token is None else "token"
+    if token is not None:
+        os.environ["RAY_AUTH_TOKEN"] = (
+            token  # what others see of a process's environment is what it was started with
+        )
+
+
+def own_addresses(settings: Settings) -> list[str]:
+    """Of this machine, as far as a part of the cluster may be reached there."""
+    interfaces = (
+        found.address for each in psutil.net_if_addrs().values() for found in each if found.family == AF_INET
+    )
+    return list(dict.fromkeys([settings.local_host, node_address(settings), *interfaces]))
+
+
+def panel_environment(settings: Settings) -> dict[str, str]:
+    """What spooler and panel are started with: their settings are in a file, and the rest is none of their business.
+
+    Ray's address is said here too: the spooler lists actors without naming a cluster, and there may be several.
+    """
+    ours = ray_environment(settings)
+    kept = {
+        name: value
+        for name, value in ours.items()
+        if not name.startswith(("KODO_", "HITL_")) or name in (_MARK, _DATA)
+    }
+    return {**network.without_proxies(kept), "RAY_ADDRESS": f"{node_address(settings)}:{settings.ray_port}"}
+
+
+def node_address(settings: Settings) -> str:
+    """The address that Ray's own processes have: on all of the host's, only what people use listens."""
+    inside = ("127.0.0.1", "0.0.0.0")  # noqa: S104
+    return LOOPBACK if settings.host in inside else settings.host
+
+
+def strays(settings: Settings) -> list[psutil.Process]:
+    """Processes of our cluster, whoever their parent is now."""
+    return [p for p in psutil.process_iter() if p.pid != os.getpid() and is_ours(settings, p)]
+
+
+def end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=STOP_S)

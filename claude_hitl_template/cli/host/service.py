@@ -1,0 +1,362 @@
+"""Starting and stopping what `hitl` runs on this machine: a Ray head of its own, and the application on it."""
+
+import hmac
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from pydantic import SecretStr
+
+from claude_hitl_template import code_version
+from claude_hitl_template.cli.client import Client, said_to_a_key
+from claude_hitl_template.cli.host import panel, postgres, run_record
+from claude_hitl_template.cli.host.ports import check_address, check_free
+from claude_hitl_template.cli.host.processes import (
+    end,
+    intruder,
+    node_address,
+    ray_environment,
+    strays,
+    temp_dir,
+)
+from claude_hitl_template.cluster import containers
+from claude_hitl_template.config import network
+from claude_hitl_template.config.secret_files import (
+    operator_key,
+    ray_token_file,
+    read_api_key,
+    read_signing_key,
+)
+from claude_hitl_template.config.settings import Settings, variable
+from claude_hitl_template.errors import ConfigError, HitlError
+from claude_hitl_template.files.blob_store import FileArea
+
+START_S = 300.0  # on a machine that is busy; what ends before it is up is noticed at once
+DATABASE_S = 10.0  # a database that is being started
+DRAIN_S = 10.0
+# A tool that still runs gets this long to end by itself. Ray's own processes would take 15 s, and need none:
+# whatever the service acknowledged is in the database.
+TERM_S = 1.0
+LAST_LINES = 8
+# Not .venv/bin/ray: such a script names the folder that it was installed in, from which a checkout may have been moved.
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
+RAY_STARTS = 3
+RAY_NOT_YET = ("Failed to connect to Ray cluster",)
+RAY_TOO_SLOW = ("timed out during startup", "Timed out waiting for node info")  # in what Ray says then
+PORTS = ("ray_port", "ray_client_port", "dashboard_port", "serve_port")
+# Settings of whoever asks, which the service does not see.
+_OWN = ("home", "dashboard_url", "serve_url", "ray_address")
+
+type Step = Callable[[str], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What `stop` did. `unfinished` turns were cut off; None: the service did not answer, so nobody knows."""
+
+    processes: int
+    unfinished: int | None
+
+
+def healthy(settings: Settings) -> dict[str, Any] | None:
+    """What the service on this machine says of itself; None when it does not answer."""
+    return healthy_at(settings.base_url, settings)
+
+
+def healthy_at(url: str, settings: Settings) -> dict[str, Any] | None:
+    """What a service says of itself; `url` is its address without /v1. None when it does not answer.
+
+    Commit and package are there only where a key of the service is known here.
+    """
+    try:
+        answer = network.request("GET", f"{url}/v1/health", timeout=5)
+        found = answer.json() if answer.status_code == 200 else None
+        return None if found is None else {**found, **said_to_a_key(url, settings)}
+    except (httpx.HTTPError, ValueError):
+        return None
+
+
+def start(settings: Settings, step: Step, *, make_postgres: bool = False) -> list[str]:
+    """Starts Ray and the application where they do not run yet, as the settings are now.
+
+    `step` is entered around everything that takes longer than a second. Returns what was done. Raises ConfigError.
+    Callers hold `run_record.alone` where another command could be at work on the same data folder.
+    """
+    run_record.check_ours(settings)
+    _check_ray_folder(settings)
+    network.check_proxies()
+    FileArea(settings.files_at)  # one of no use is told here, not by a ledger that does not start
+    done: list[str] = []
+    moves = make_postgres and not postgres.local(settings).made and ray_process(settings) is not None
+    changed = [*changed_settings(settings), *(["--postgres"] if moves else [])]
+    if changed:
+        with step(f"Settings changed ({', '.join(changed)}): stopping what runs"):
+            stop(settings)
+        done.append(f"restarted, because of {', '.join(changed)}")
+    with ExitStack() as undo:
+        if ray_process(settings) is None:
+            undo.callback(_end_what_was_started, settings, step)
+        done += _start_missing(settings, step, make_postgres, restarted=bool(done))
+        undo.pop_all()
+    return done
+
+
+def _end_what_was_started(settings: Settings, step: Step) -> None:
+    """Of a start that failed nothing stays: it would hold the ports. That is Ray, the panel, and our own Postgres."""
+    if not _strays(settings) and ray_process(settings) is None and postgres.local(settings).pid() is None:
+        return
+    with step("That failed: ending what was started"):
+        stop(settings)
+
+
+def _start_missing(settings: Settings, step: Step, make_postgres: bool, *, restarted: bool) -> list[str]:
+    done = _start_database(settings, make_postgres)
+    if ray_process(settings) is None:
+        end(_strays(settings))
+        check_ports(settings)
+        _start_ray(settings)
+        done.append("started Ray")
+    found = healthy(settings)
+    # What ./hitl deploy brought stays until Ray ends: this checkout may be an old one.
+    stale = found is None or (found.get("code") != code_version() and not found.get("package"))
+    started = panel.start_missing(settings) if settings.panel else []
+    if stale:
+        what = "Starting Ray and the application" if done or restarted else "Deploying the application"
+        with step(f"{what} (about half a minute)"):
+            _deploy_patiently(settings)
+        done.append("deployed the application" if found is None else "deployed the changed code")
+    else:
+        undrain(settings)  # somebody may have begun to stop it, and did not
+    if settings.panel and (started or stale or panel.look(settings).problem):
+        with step("Waiting for the panel"):
+            panel.wait(settings)
+        done += [f"started the {name}" for name in started]
+    return done
+
+
+def _check_ray_folder(settings: Settings) -> None:
+    """Raises ConfigError where the cluster of another data folder uses the Ray folder that these settings name."""
+    found = intruder(settings)
+    if found is not None:
+        pid, folder = found
+        raise ConfigError(
+            f"{temp_dir(settings)} is the Ray folder of another cluster, whose data folder is {folder} (process {pid})",
+            "choose another one with HITL_RAY_TEMP_DIR, or unset it",
+        )
+
+
+def _strays(settings: Settings) -> list[psutil.Process]:
+    """What belongs to the cluster, as the settings are now and as they were when it was started."""
+    found = [*strays(settings), *strays(run_record.as_recorded(settings))]
+    return list({process.pid: process for process in found}.values())
+
+
+def _start_database(settings: Settings, make_postgres: bool) -> list[str]:
+    """What is wrong with the database is said here, before anything else is started."""
+    done = postgres.start_missing(settings, make=make_postgres)
+    if ray_process(settings) is None:
+        postgres.check(settings, patience_s=DATABASE_S)
+    return done
+
+
+def stop(settings: Settings) -> Stopped:
+    """Lets running turns come to rest for up to DRAIN_S, then ends Ray and all that runs under it, by their ids."""
+    process = ray_process(settings)
+    try:
+        unfinished = _drain(settings) if process else None  # else what answers there is another data folder's
+    except KeyboardInterrupt:
+        undrain(settings)
+        raise
+    family = [process, *process.children(recursive=True)] if process else []
+    family = list({p.pid: p for p in [*family, *_strays(settings)]}.values())
+    try:
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.send_signal(signal.SIGTERM)
+        psutil.wait_procs(family, timeout=TERM_S)
+    finally:  # interrupted, too: a Ray that has ended by half answers nobody, and is in the way of the next start
+        end(family)
+    ended = len(family)
+    while found := _strays(settings):  # what was being started meanwhile
+        end(found)
+        ended += len(found)
+    if settings.images:
+        containers.remove_left(temp_dir(settings))
+    ended += postgres.local(settings).stop()
+    run_record.forget(settings)
+    return Stopped(ended, unfinished)
+
+
+def ray_process(settings: Settings) -> psutil.Process | None:
+    """The head that `start` started, if it is alive."""
+    return run_record.head(settings)
+
+
+def changed_settings(settings: Settings) -> list[str]:
+    """The variables whose values differ from those that the running head was started with; [] when none runs."""
+    run = run_record.read(settings)
+    if run is None or ray_process(settings) is None:
+        return []
+    before = run.settings
+    return [variable(name) for name, mark in fingerprints(settings).items() if before.get(name) != mark]
+
+
+def check_ports(settings: Settings) -> None:
+    """Raises ConfigError that names the first port which is taken, and its holder, or an address that is not ours."""
+    check_address(settings.host, variable("host"))
+    for name in ports(settings):
+        check_free(getattr(settings, name), variable(name))
+
+
+def ports(settings: Settings) -> tuple[str, ...]:
+    """The settings that name a port we listen on."""
+    return (*PORTS, "panel_port") if settings.panel else PORTS
+
+
+def _start_ray(settings: Settings) -> None:
+    command = [
+        *RAY, "start", "--head", "--block", "--disable-usage-stats",
+        f"--port={settings.ray_port}", f"--ray-client-server-port={settings.ray_client_port}",
+        f"--dashboard-host={settings.host}", f"--dashboard-port={settings.dashboard_port}",
+        f"--node-ip-address={node_address(settings)}", f"--temp-dir={temp_dir(settings)}",
+        "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
+        *([f"--num-cpus={settings.ray_num_cpus}"] if settings.ray_num_cpus else []),
+    ]  # fmt: skip
+    with (settings.logs_dir / "ray.log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=run_record.CHECKOUT,  # Python takes code from the current folder first, which may be another checkout
+            env={**ray_environment(settings), **_container_environment(settings)},
+        )
+    run_record.write(settings, process.pid, fingerprints(settings))
+
+
+def _container_environment(settings: Settings) -> dict[str, str]:
+    """What the raylet's podman needs to know; nothing where sessions are local processes."""
+    if not settings.images:
+        return {}
+    share = settings.session_memory_bytes, settings.session_processes
+    hooks, cluster = settings.data_dir / "hooks", temp_dir(settings)
+    return containers.raylet_environment(hooks, cluster, settings.images[0], *share)
+
+
+def _deploy_patiently(settings: Settings) -> None:
+    """Ray gives its own start 30 s, which a machine that is busy may not keep: then it is started, or asked, again."""
+    for attempt in range(RAY_STARTS):
+        try:
+            _deploy(settings)
+        except ConfigError as error:
+            ended = ray_process(settings) is None
+            signs = RAY_TOO_SLOW if ended else RAY_NOT_YET
+            if attempt == RAY_STARTS - 1 or not any(said in error.message for said in signs):
+                raise
+            if ended:
+                end(_strays(settings))
+                _start_ray(settings)
+        else:
+            return
+
+
+def _deploy(settings: Settings) -> None:
+    """Deploys beside Ray's own start, which it waits for. Raises ConfigError with the last lines of the log."""
+    env = {**ray_environment(settings), "RAY_ADDRESS": f"{node_address(settings)}:{settings.ray_port}"}
+    log_path = settings.logs_dir / "deploy.log"
+    command = [sys.executable, "-m", "claude_hitl_template.query"]
+    deadline = time.monotonic() + START_S
+    with log_path.open("wb") as log:
+        deploying = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=run_record.CHECKOUT
+        )
+        try:
+            while deploying.poll() is None:
+                _check_head(settings)
+                _check_time(deadline, log_path)
+                time.sleep(0.1)
+        finally:
+            deploying.kill()
+            deploying.wait()
+    if deploying.returncode != 0:
+        raise ConfigError(
+            f"the application did not start:\n{_tail(log_path)}", f"correct that, or read {log_path}"
+        )
+    while healthy(settings) is None:
+        _check_time(deadline, log_path)
+        time.sleep(0.1)
+
+
+def _check_head(settings: Settings) -> None:
+    if ray_process(settings) is None:
+        log_path = settings.logs_dir / "ray.log"
+        raise ConfigError(f"Ray did not start:\n{_tail(log_path)}", f"correct that, or read {log_path}")
+
+
+def _check_time(deadline: float, log_path: Path) -> None:
+    if time.monotonic() > deadline:
+        raise ConfigError(
+            f"the application does not answer after {START_S:.0f} s:\n{_tail(log_path)}",
+            f"read {log_path} and ./hitl logs; ./hitl up tries again",
+        )
+
+
+def _tail(path: Path) -> str:
+    lines = path.read_text(errors="replace").splitlines()
+    return "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
+
+
+def _drain(settings: Settings) -> int | None:
+    """How many turns did not come to rest in time; None when the service could not be asked."""
+    if healthy(settings) is None:
+        return None
+    try:
+        client = Client(settings.base_url, operator_key(settings))
+        answer = client.post("/v1/internal/drain", {"grace_s": DRAIN_S}, timeout_s=DRAIN_S + 10)
+        return int(answer["still_running"])
+    except HitlError:  # it is being stopped because something is wrong with it, perhaps this
+        return None
+
+
+def undrain(settings: Settings) -> None:
+    """Has a service that was about to be stopped go on at once; by itself it does so half a minute later."""
+    with suppress(HitlError):
+        Client(settings.base_url, operator_key(settings)).delete("/v1/internal/drain")
+
+
+def drained_s(settings: Settings) -> float:
+    """For how long the service on this machine starts nothing, because somebody is stopping it; 0: it works, or it does
+    not say."""
+    try:
+        answer = Client(settings.base_url, operator_key(settings)).get("/v1/internal/drain")
+        return float(answer["drained_s"])
+    except HitlError:
+        return 0.0
+
+
+def fingerprints(settings: Settings) -> dict[str, str]:
+    """By setting, what tells a value from another one without saying what it is."""
+    key = read_signing_key(settings).secret
+
+    def value(name: str) -> str:
+        given = getattr(settings, name)
+        if given is None and name == "api_key":  # then the one that was made stays
+            return read_api_key(settings)
+        if name == "ray_token":
+            return ray_token_file(settings).read_text()
+        return given.get_secret_value() if isinstance(given, SecretStr) else str(given)
+
+    return {
+        name: hmac.new(key, value(name).encode(), "sha256").hexdigest()[:16]
+        for name in Settings.model_fields
+        if name not in _OWN  # of the home, what it leads to counts, not where from
+    }

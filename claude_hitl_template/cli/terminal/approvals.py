@@ -1,0 +1,181 @@
+"""`hitl approvals`: the inbox across sessions, and decisions without a conversation."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from claude_hitl_template.cli.common import console, print_json, service_client
+from claude_hitl_template.cli.terminal.conversation import Terminal
+from claude_hitl_template.cli.terminal.dialogue import Body, denial, edit_input, questions
+from claude_hitl_template.cli.terminal.render import approval_view, table_lines
+from claude_hitl_template.domain.models import ApprovalState
+from claude_hitl_template.errors import InvalidInput
+from claude_hitl_template.presentation.text import age, parse_input, rule_text, summary, visible
+
+app = typer.Typer(
+    help="The approvals that wait for you, and what became of the others.", no_args_is_help=False
+)
+Id = Annotated[str, typer.Argument(help="An approval's id, as `./hitl approvals` shows it.")]
+Everything = Annotated[bool, typer.Option("--all", help="The decided ones too.")]
+OfSession = Annotated[str | None, typer.Option("--session", help="Only those of this session.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+HEADS = ("ID", "SESSION", "STATE", "AGE", "TOOL", "WHAT")
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    context: typer.Context,
+    everything: Everything = False,
+    session: OfSession = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lists the approvals that wait; or, with a command, shows or decides one."""
+    if context.invoked_subcommand is None:
+        listing(everything, session, as_json)
+
+
+@app.command("list")
+def listing(everything: Everything = False, session: OfSession = None, as_json: AsJson = False) -> None:
+    """Lists the approvals that wait."""
+    wanted: dict[str, Any] = {
+        "states[]": [state.value for state in ApprovalState] if everything else "pending"
+    }
+    if session is not None:
+        wanted["session_id"] = session
+    with service_client() as client:
+        found = sorted(client.pages("/v1/approvals", **wanted), key=lambda a: a["id"])
+    if as_json:
+        print_json(found)
+    elif not found:
+        typer.echo("no approvals" if everything else "nothing waits for a decision")
+    else:
+        typer.echo("\n".join(table_lines([row(a) for a in found], HEADS)))
+
+
+@app.command()
+def show(approval_id: Id, as_json: AsJson = False) -> None:
+    """Shows exactly what would run, or ran."""
+    with service_client() as client:
+        approval = client.get(f"/v1/approvals/{approval_id}")
+    if as_json:
+        print_json(approval)
+        return
+    terminal = Terminal(console())
+    terminal.show(approval_view(approval, approval["run_input"]))
+    for line in fate(approval):
+        typer.echo(line)
+
+
+@app.command()
+def allow(
+    approval_id: Id,
+    remember: Annotated[
+        bool, typer.Option("--remember", help="Allow such calls unasked from now on, in this session.")
+    ] = False,
+    answer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Answers a question: "Question=Label", or own words; repeat it for several labels.'
+        ),
+    ] = None,
+) -> None:
+    """Lets the call run, exactly as it was shown."""
+    with service_client() as client:
+        body: Body = {"result": "allow", **({"remember": True} if remember else {})}
+        if answer:
+            asked = client.get(f"/v1/approvals/{approval_id}")["input"]
+            body["answers"] = parse_answers(answer, asked)
+        _report(client.post(f"/v1/approvals/{approval_id}/decide", body))
+
+
+@app.command()
+def deny(
+    approval_id: Id,
+    message: Annotated[str | None, typer.Option(help="Why; the agent is told.")] = None,
+) -> None:
+    """Refuses the call. It never runs."""
+    with service_client() as client:
+        _report(client.post(f"/v1/approvals/{approval_id}/decide", denial(message)))
+
+
+@app.command()
+def edit(
+    approval_id: Id,
+    source: Annotated[
+        str | None, typer.Option("--input", help="File with the new input as JSON; - for standard input.")
+    ] = None,
+) -> None:
+    """Changes the call's input, in your editor or from JSON, and lets it run like that."""
+    with service_client() as client:
+        approval = client.get(f"/v1/approvals/{approval_id}")
+        if source is not None:
+            changed = parse_input(_read(source))
+        else:
+            terminal = Terminal(console())
+            changed = edit_input(terminal, approval)
+            if changed is None or not click.confirm("allow this?"):
+                typer.echo("nothing was decided")
+                raise typer.Exit(4)
+        _report(
+            client.post(f"/v1/approvals/{approval_id}/decide", {"result": "allow", "updated_input": changed})
+        )
+
+
+def parse_answers(given: list[str], asked: dict[str, Any]) -> dict[str, str | list[str]]:
+    """`Question=Label` options as the body's `answers`. Raises InvalidInput for a question that was not asked.
+
+    A question may hold `=` itself, so the text is compared with what was asked.
+    """
+    answers: dict[str, str | list[str]] = {}
+    known = questions(asked) if "questions" in asked else {}
+    for item in given:
+        question = next((q for q in known if item.startswith(f"{q}=")), None)
+        if question is None:
+            raise InvalidInput(f"{item!r} answers none of the questions {sorted(known)}", "--answer")
+        value, before = item.removeprefix(f"{question}="), answers.get(question)
+        if before is None:
+            answers[question] = value
+        else:
+            answers[question] = [*([before] if isinstance(before, str) else before), value]
+    return answers
+
+
+def row(approval: dict[str, Any]) -> tuple[str, ...]:
+    """One line of the listing, made visible."""
+    return (
+        approval["id"],
+        approval["session_id"],
+        approval["state"],
+        age(approval["created_at"]),
+        visible(approval["tool_name"]),
+        summary(approval["input"]),
+    )
+
+
+def fate(approval: dict[str, Any]) -> list[str]:
+    """What was decided, by whom, and what came of it."""
+    lines = [f"session  {approval['session_id']}", f"state    {approval['state']}"]
+    decision = approval["decision"]
+    if decision is not None:
+        changed = "answers" if approval["kind"] == "question" else "an edited input"
+        edited = f", with {changed}" if decision["updated_input"] else ""
+        said = f": {decision['deny_message']}" if decision["deny_message"] else ""
+        by = f"{decision['result']} by {decision['decided_by']} at {decision['decided_at']}{edited}{said}"
+        lines.append(f"decided  {visible(by)}")
+        if decision["remember"]:
+            lines.append(f"rule     {visible(rule_text(decision['remember']))}")
+    return lines
+
+
+def _read(source: str) -> str:
+    try:
+        return sys.stdin.read() if source == "-" else Path(source).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{source} cannot be read: {error}", "--input") from error
+
+
+def _report(approval: dict[str, Any]) -> None:
+    typer.echo("\n".join([f"approval {approval['id']}", *fate(approval)]))

@@ -1,0 +1,106 @@
+"""`hitl sessions`: what sessions there are, what they wait for, and ending them."""
+
+from typing import Annotated, Any
+
+import typer
+
+from claude_hitl_template.cli.common import console, print_json, service_client
+from claude_hitl_template.cli.terminal.conversation import Terminal
+from claude_hitl_template.cli.terminal.render import event_lines, table_lines
+from claude_hitl_template.presentation.text import age, one_line
+
+app = typer.Typer(help="The sessions, what they do, and what they wait for.")
+Id = Annotated[str, typer.Argument(help="A session's id, as `./hitl sessions` shows it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+HEADS = ("ID", "STATE", "AGE", "WAITS FOR", "TITLE")
+TITLE_CHARS = 60
+
+
+@app.callback(invoke_without_command=True)
+def main(context: typer.Context, as_json: AsJson = False) -> None:
+    """Lists the sessions that are not archived; or, with a command, shows or ends one."""
+    if context.invoked_subcommand is None:
+        listing(as_json)
+
+
+@app.command("list")
+def listing(as_json: AsJson = False) -> None:
+    """Lists the sessions that are not archived, the newest first."""
+    with service_client() as client:
+        found = list(client.pages("/v1/sessions"))
+        if as_json:
+            print_json(found)
+        elif not found:
+            typer.echo("no sessions; ./hitl demo makes one")
+        else:
+            typer.echo("\n".join(table_lines([row(s, _title(s)) for s in found], HEADS)))
+
+
+@app.command()
+def show(session_id: Id, as_json: AsJson = False) -> None:
+    """Shows a session's events."""
+    with service_client() as client:
+        session = client.get(f"/v1/sessions/{session_id}")
+        events = list(client.pages(f"/v1/sessions/{session_id}/events"))
+    if as_json:
+        print_json(events)
+        return
+    terminal = Terminal(console())
+    for view in map(event_lines, events):
+        if view is not None:
+            terminal.show(view)
+    typer.echo(f"state  {state(session)}")
+
+
+@app.command()
+def archive(session_id: Id) -> None:
+    """Closes a session for good; what waits is superseded, what was said stays readable."""
+    with service_client() as client:
+        client.post(f"/v1/sessions/{session_id}/archive")
+    typer.echo(f"archived {session_id}")
+
+
+@app.command()
+def delete(session_id: Id) -> None:
+    """Deletes a session with everything that was said in it."""
+    with service_client() as client:
+        client.delete(f"/v1/sessions/{session_id}")
+    typer.echo(f"deleted {session_id}")
+
+
+@app.command()
+def interrupt(session_id: Id) -> None:
+    """Stops a session's turn; what waits in it is superseded and never runs."""
+    with service_client() as client:
+        client.post(f"/v1/sessions/{session_id}/events", {"events": [{"type": "user.interrupt"}]})
+    typer.echo(f"interrupted {session_id}")
+
+
+def state(session: dict[str, Any]) -> str:
+    """running | waiting for room | waiting hot (its process is alive) | waiting parked (no process) | idle | ..."""
+    if session.get("waiting_for_room"):
+        return "waiting for room"
+    waits = (session.get("stop_reason") or {}).get("type") == "requires_action"
+    if session["status"] == "idle" and waits:
+        return "waiting parked" if session["parked"] else "waiting hot"
+    return str(session["status"])
+
+
+def row(session: dict[str, Any], title: str) -> tuple[str, ...]:
+    """One line of the listing, made visible."""
+    waiting = (
+        len((session.get("stop_reason") or {}).get("event_ids", ())) if session["status"] == "idle" else 0
+    )
+    waits_for = f"{waiting} decision{'s' if waiting > 1 else ''}" if waiting else "-"
+    return (
+        session["id"],
+        state(session),
+        age(session["created_at"]),
+        waits_for,
+        one_line(title, TITLE_CHARS),
+    )
+
+
+def _title(session: dict[str, Any]) -> str:
+    """The title, or the first words that were said."""
+    return str(session["title"] or session.get("first_words") or "")

@@ -1,0 +1,1 @@
+"""What an operator configures: settings, secrets, credentials, logs, and which code this is."""

@@ -1,0 +1,288 @@
+"""Secrets in files of the data folder, readable by the service's user only; never in environments or arguments."""
+
+import base64
+import hashlib
+import hmac
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from pydantic import SecretStr
+
+from claude_hitl_template.config.credentials import read_credentials
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.errors import ConfigError, InvalidInput, NotFound, Unavailable
+
+SIGNING_KEY = "signing"
+MODEL_KEY = "model-key"
+SENT_MODEL_KEY = "model-key-sent"
+API_KEY = "api-key"
+DATABASE_URL = "database-url"
+RAY_TOKEN = "ray-token"  # noqa: S105  (the name of a file)
+POSTGRES_PASSWORD = "postgres-password"  # noqa: S105
+PANEL_SECRET = "panel-secret"  # noqa: S105  (the names of files)
+PANEL_PASSWORD = "panel-password"  # noqa: S105
+PANEL_PROOF = "x-hitl-panel-proof"  # the header of `panel_proof`
+
+
+KEY_BEGINS = "hitl_"
+KEY_CHARS = len(KEY_BEGINS) + 43  # 32 random bytes
+PREFIX_CHARS = 6
+
+# What may be sent to a service that runs, and the file of each; such a file outlives every restart.
+SENT = {"ANTHROPIC_API_KEY": SENT_MODEL_KEY}
+MAX_SECRET_CHARACTERS = 4096
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` did: the first API key if it was made just now; whether HITL_API_KEY replaced the one before."""
+
+    made_key: str | None = None
+    replaced_key: bool = False
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Makes the data folder and its secrets. Raises ConfigError."""
+    make_data_folder(settings)
+    read_credentials(settings.credentials)  # what no session could use is told at once
+    try:
+        for folder in (settings.secrets_dir, settings.logs_dir):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = settings.secrets_dir
+        _keep(folder / SIGNING_KEY, secrets.token_hex(32))
+        if settings.anthropic_api_key is not None:
+            write_secret(folder / MODEL_KEY, settings.anthropic_api_key.get_secret_value())
+        _keep_database_url(settings)
+        if settings.ray_token is not None:
+            write_secret(folder / RAY_TOKEN, settings.ray_token.get_secret_value())
+        else:
+            _keep(folder / RAY_TOKEN, secrets.token_hex(32))
+        if settings.api_key is not None:
+            return Prepared(replaced_key=_replace_key(folder / API_KEY, settings.api_key.get_secret_value()))
+        made = new_api_key()
+        return Prepared(made_key=made if _keep(folder / API_KEY, made) else None)
+    except OSError as error:
+        raise _not_writable(settings, error) from error
+
+
+def make_data_folder(settings: Settings) -> None:
+    """Makes the data folder itself, where there is none. Raises ConfigError."""
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise _not_writable(settings, error) from error
+
+
+def forget_model_key(settings: Settings) -> bool:
+    """Removes the key for the model, so that the offline model answers; False when there was none."""
+    path = settings.secrets_dir / MODEL_KEY
+    had = path.exists()
+    path.unlink(missing_ok=True)
+    return had
+
+
+def prepare_panel(settings: Settings) -> None:
+    """Makes the secrets of the panel that `hitl up` starts, after `prepare`. Raises ConfigError."""
+    try:
+        _keep(settings.secrets_dir / PANEL_SECRET, secrets.token_hex(32))
+        _keep(settings.secrets_dir / PANEL_PASSWORD, secrets.token_urlsafe(16))
+    except OSError as error:
+        raise ConfigError(
+            f"{settings.secrets_dir} cannot be written: {error.strerror}", "correct its permissions"
+        ) from error
+
+
+class SigningKey:
+    """What tokens and capabilities are signed with. It stays in the processes that read it: it cannot be pickled."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    @property
+    def secret(self) -> bytes:
+        return self._secret
+
+    def mac(self, purpose: bytes, claim: str) -> str:
+        """HMAC-SHA256 in hexadecimal, with a key of its own for each purpose."""
+        return hmac.digest(hmac.digest(self._secret, purpose, "sha256"), claim.encode(), "sha256").hex()
+
+    def __repr__(self) -> str:
+        return "SigningKey(...)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("the signing key stays in its process")
+
+
+def read_signing_key(settings: Settings) -> SigningKey:
+    """Raises ConfigError."""
+    return SigningKey(_read(settings.secrets_dir / SIGNING_KEY).encode())
+
+
+def read_model_key(settings: Settings) -> SecretStr | None:
+    """The key for Anthropic, first the one that was sent; None: the offline model answers. Raises ConfigError."""
+    for name in (SENT_MODEL_KEY, MODEL_KEY):
+        path = settings.secrets_dir / name
+        if path.exists():
+            return SecretStr(_read(path))
+    return None
+
+
+class Shelf:
+    """The secrets that were sent to the service, in files of `folder`. Every method raises NotFound for another name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def names(self) -> list[str]:
+        """The variables of those that are there."""
+        return [name for name, file in SENT.items() if (self._folder / file).exists()]
+
+    def put(self, name: str, value: str) -> None:
+        """Raises InvalidInput for what no secret looks like, Unavailable where it cannot be written."""
+        path = self.path(name)
+        fits = value.isascii() and value.isprintable() and " " not in value
+        if not fits or not 1 <= len(value) <= MAX_SECRET_CHARACTERS:
+            raise InvalidInput("must be the bare secret: printable ASCII without spaces", "value")
+        try:
+            write_secret(path, value)
+        except OSError as error:
+            raise Unavailable(f"{name} cannot be kept: {error.strerror}") from error
+
+    def remove(self, name: str) -> bool:
+        """False when there was none."""
+        path = self.path(name)
+        had = path.exists()
+        path.unlink(missing_ok=True)
+        return had
+
+    def keep_api_key(self, secret: str) -> None:
+        """Keeps the first API key's new secret, for `./hitl` on this machine. Raises Unavailable."""
+        try:
+            write_secret(self._folder / API_KEY, secret)
+        except OSError as error:
+            raise Unavailable(
+                f"the first key has another secret now, which cannot be kept ({error.strerror}): correct the "
+                "permissions of the data folder, then ./hitl keys rotate once more"
+            ) from error
+
+    def path(self, name: str) -> Path:
+        """The file of a secret, which need not be there."""
+        if name not in SENT:
+            raise NotFound(f"there is no secret {name!r}; there are: {', '.join(SENT)}")
+        return self._folder / SENT[name]
+
+
+def ray_token_file(settings: Settings) -> Path:
+    """Where the token is kept that the Ray which `hitl up` starts asks for; it is there after `prepare`."""
+    return settings.secrets_dir / RAY_TOKEN
+
+
+def read_ray_token(settings: Settings) -> str | None:
+    """The token for the Ray that these settings lead to; None: none is known. That of our own is sent nowhere else."""
+    if settings.ray_token is not None:
+        return settings.ray_token.get_secret_value()
+    elsewhere = settings.dashboard_url or settings.ray_address
+    path = ray_token_file(settings)
+    return None if elsewhere or not path.exists() else _read(path)
+
+
+def read_database_url(settings: Settings) -> SecretStr | None:
+    """The Postgres that everything is kept in; None: SQLite. The service, whose environment has no secret, has a file."""
+    path = settings.secrets_dir / DATABASE_URL
+    return settings.database_url or (SecretStr(_read(path)) if path.exists() else None)
+
+
+def read_api_key(settings: Settings) -> str:
+    """The first API key, for clients on this machine. Raises ConfigError."""
+    return _read(settings.secrets_dir / API_KEY)
+
+
+def operator_key(settings: Settings) -> str:
+    """What `./hitl` on this machine shows when it steers the service, which no API key may. Raises ConfigError."""
+    return hmac.new(read_signing_key(settings).secret, b"operator", "sha256").hexdigest()
+
+
+def read_panel_login(settings: Settings) -> tuple[str, str] | None:
+    """What the panel signs its logins with, and its admin's password; None: `hitl up` never started a panel here."""
+    if not (settings.secrets_dir / PANEL_SECRET).exists():
+        return None
+    return _read(settings.secrets_dir / PANEL_SECRET), _read(settings.secrets_dir / PANEL_PASSWORD)
+
+
+def panel_proof(secret: str) -> str:
+    """What the service shows when it logs in to a panel with this secret, whose logins may be held up by others' tries."""
+    return hmac.new(secret.encode(), b"claude-hitl", "sha256").hexdigest()
+
+
+def new_api_key() -> str:
+    """A secret that nobody guesses."""
+    return f"{KEY_BEGINS}{secrets.token_urlsafe(32)}"
+
+
+def api_key_for(request: str, operator_key: str) -> str:
+    """The same for one request that may be repeated: whoever has not the operator's key does not guess it."""
+    made = hmac.new(operator_key.encode(), f"api key\n{request}".encode("utf-8", "surrogatepass"), "sha256")
+    return f"{KEY_BEGINS}{base64.urlsafe_b64encode(made.digest()).decode().rstrip('=')}"
+
+
+def public_prefix(secret: str) -> str:
+    """By which the holder of a key of ours recognises it; "" for a secret that somebody chose, and that may be short."""
+    made_here = secret.startswith(KEY_BEGINS) and len(secret) >= KEY_CHARS
+    return secret[: len(KEY_BEGINS) + PREFIX_CHARS] if made_here else ""
+
+
+def hash_api_key(secret: str) -> str:
+    """What the store keeps of an API key. Keys are long and random, so a plain SHA-256 does."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _not_writable(settings: Settings, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"the data folder {settings.data_dir} cannot be written: {error.strerror}",
+        "choose another with HITL_DATA_DIR, or correct its permissions",
+    )
+
+
+def _keep_database_url(settings: Settings) -> None:
+    """As the settings have it; the URL of the local Postgres, which no setting names, is kept by who starts it."""
+    path = settings.secrets_dir / DATABASE_URL
+    if settings.database_url is not None:
+        write_secret(path, settings.database_url.get_secret_value())
+    elif not settings.postgres_dir.exists():
+        path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(
+            f"{path.name} cannot be read: {error.strerror}", "start the service with ./hitl up"
+        ) from error
+
+
+def _replace_key(path: Path, key: str) -> bool:
+    """Writes another key; False where it is the same, or the first."""
+    before = path.read_text().strip() if path.exists() else None
+    if before == key:
+        return False
+    write_secret(path, key)
+    return before is not None
+
+
+def _keep(path: Path, value: str) -> bool:
+    """Writes unless it is there; True when it wrote."""
+    if path.exists():
+        return False
+    write_secret(path, value)
+    return True
+
+
+def write_secret(path: Path, value: str) -> None:
+    temporary = path.with_suffix(".new")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(value)
+    temporary.replace(path)

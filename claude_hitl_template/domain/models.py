@@ -1,0 +1,455 @@
+"""The nouns: Session, Agent, Environment, Approval, Decision. All frozen; legal state changes are stated once, here.
+
+Times are timezone-aware UTC datetimes. Identifiers sort by creation time.
+"""
+
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from claude_hitl_template.domain.canonical_json import call_digest, digest
+from claude_hitl_template.domain.policy import PermissionPolicy, Rule
+from claude_hitl_template.domain.policy.web import check_entry, covers
+from claude_hitl_template.errors import IllegalTransition
+
+_BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no i, l, o, u
+_last_id = 0
+_ID_BITS = 130  # 48 bits of milliseconds, 82 of chance
+
+
+def transcript_id(session_id: str) -> str:
+    """The CLI's own id of a session: it insists on a UUID, so ours is derived."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"claude-hitl:{session_id}"))
+
+
+def new_id(prefix: str) -> str:
+    """`prefix_` and 26 characters: milliseconds since the epoch, then 82 bits. Later ids of a process sort later."""
+    global _last_id  # noqa: PLW0603
+    value = max((int(time.time() * 1000) << 82) | secrets.randbits(82), _last_id + 1 + secrets.randbits(40))
+    _last_id = value
+    digits = [_BASE32[(value >> shift) & 31] for shift in range(_ID_BITS - 5, -1, -5)]
+    return f"{prefix}_{''.join(digits)}"
+
+
+def utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+class Frozen(BaseModel):
+    """A value: immutable, and no field that was not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def but(self, **changes: Any) -> Self:
+        """A copy with these fields changed; the values are taken as they are."""
+        return self.model_copy(update=changes)
+
+
+PermissionMode = Literal["default", "plan"]
+
+
+class Agent(Frozen):
+    """What a session's model is told and may use: a snapshot, taken when the session is created."""
+
+    id: str = "default"
+    version: int = 1
+    name: str = "Claude Code"
+    description: str | None = (
+        "The built-in agent: Claude Code's tools, asking before it writes, runs or goes out."
+    )
+    model: str = "default"  # "default" leaves the choice to the Claude Code CLI
+    system: str | None = None
+    toolset: dict[str, Any] | None = None  # agent_toolset_20260401 as the wire protocol has it
+    policy: PermissionPolicy = PermissionPolicy()
+    permission_mode: PermissionMode = "default"
+    mcp_servers: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]])
+
+
+# host:port/ (or none), name/parts, :tag, @digest. It reaches a shell's command line inside Ray, so nothing else may pass.
+IMAGE_REFERENCE = (
+    r"^(?=.{1,255}$)(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?/)?"
+    r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?$"
+)
+
+
+def check_image_reference(text: str) -> str:
+    """Raises ValueError unless it names an image, and can be nothing but a name."""
+    if not re.fullmatch(IMAGE_REFERENCE, text):
+        raise ValueError(
+            "it names no image: [host[:port]/]name[:tag][@sha256:digest] is what an image is called, "
+            "for instance localhost/claude-hitl-worker:latest"
+        )
+    return text
+
+
+ImageReference = Annotated[str, AfterValidator(check_image_reference)]
+
+
+HostEntry = Annotated[str, Field(max_length=300), AfterValidator(check_entry)]
+Hosts = Annotated[tuple[HostEntry, ...], Field(max_length=1000)]
+
+
+class Networking(Frozen):
+    """What sandboxes of an environment reach unasked. The names are the wire protocol's, but for `private_hosts`.
+
+    `limited`: the hosts of `allowed_hosts`; `unrestricted`: every host. Both at public addresses only. `private_hosts`
+    are reached wherever they are, on this machine or in a private network. Every other host is asked for.
+    """
+
+    type: Literal["limited", "unrestricted"] = "limited"
+    allowed_hosts: Hosts = ()
+    private_hosts: Hosts = ()
+    allow_mcp_servers: bool = True
+
+    def allows(self, host: str, port: int) -> bool:
+        """At its public addresses."""
+        return self.type == "unrestricted" or any(covers(e, host, port) for e in self.allowed_hosts)
+
+    def declares(self, host: str, port: int) -> bool:
+        """Wherever it is."""
+        return any(covers(entry, host, port) for entry in self.private_hosts)
+
+
+class Environment(Frozen):
+    """Where a session runs: a local process, or (with `image`) a container."""
+
+    id: str = "default"
+    name: str = "Local process"
+    description: str | None = "A process on the service's machine, in a sandbox unless sandboxes are off."
+    image: ImageReference | None = None
+    networking: Networking = Networking()
+
+
+class ImageFacts(Frozen):
+    """An image as it is on the machine that runs it. `digest` is the one its registry knows; None for one made here.
+
+    `manifest` is the image's list of what is installed in it: version, commit, base, python, npm, system, plugins.
+    """
+
+    reference: str
+    digest: str | None = None
+    version: str = ""
+    commit: str = ""
+    ray: str = ""
+    python: str = ""
+    manifest: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
+SessionStatus = Literal["idle", "running", "rescheduling", "terminated"]
+
+
+class Usage(Frozen):
+    """Tokens and list cost, summed over a session's turns. Cost is in US dollars, as the CLI reports it."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    cost_usd: float = 0.0
+
+    def plus(self, other: "Usage") -> "Usage":
+        ours, theirs = self.model_dump(), other.model_dump()
+        return Usage(**{name: value + theirs[name] for name, value in ours.items()})
+
+
+class Lease(Frozen):
+    """Who drives a session now. A write that carries another epoch is refused."""
+
+    epoch: int
+    holder: str
+    expires_at: datetime
+
+
+class Session(Frozen):
+    """One conversation.
+
+    `turn` is the id of the user.message being worked on; `deferred` the tool_use_id that the CLI will ask for again
+    when the transcript is resumed; `recoveries` how often in a row an owner died without finishing a turn; `wakes`
+    counts the changes that came from outside, which an owner wants to hear of.
+    """
+
+    id: str
+    key_id: str
+    title: str | None = None
+    metadata: dict[str, str] = Field(default_factory=dict[str, str])
+    agent: Agent = Agent()
+    environment: Environment = Environment()
+    status: SessionStatus = "idle"
+    stop_reason: dict[str, Any] | None = None
+    created_at: datetime
+    updated_at: datetime
+    archived_at: datetime | None = None
+    epoch: int = 0
+    lease: Lease | None = None
+    next_seq: int = 1
+    turn: str | None = None
+    deferred: str | None = None
+    interrupted: bool = False
+    recoveries: int = 0
+    waits_for_room: bool = False  # until an owner takes it up, or it does not want to run any more
+    first_words: str | None = (
+        None  # the beginning of what was said first; None: nothing, or before this was kept
+    )
+    wakes: int = 0
+    untold: tuple[str, ...] = ()  # ids of held approvals that were refused, which the model was not told yet
+    refused_hosts: tuple[
+        str, ...
+    ] = ()  # ids of approvals of hosts that were refused, and stay so in this turn
+    conversation: str | None = (
+        None  # the CLI's id of what was said since the last /clear; None: nothing was cleared
+    )
+    last_end: str | None = None  # id of the last end_turn, which may be repeated
+    rules: tuple[Rule, ...] = ()
+    workspace: str | None = None  # the manifest of what was saved last; None: nothing yet
+    uploads: tuple[str, ...] = ()  # manifests of files that the owner has yet to put into the workspace
+    usage: Usage = Usage()
+    active_seconds: float = 0.0
+    running_since: datetime | None = None
+
+    @property
+    def transcript_id(self) -> str:
+        return self.conversation or transcript_id(self.id)
+
+    @property
+    def parked(self) -> bool:
+        return self.lease is None
+
+    def effective_policy(self) -> PermissionPolicy:
+        """The agent's policy with the rules that humans asked to be remembered."""
+        return self.agent.policy.model_copy(update={"rules": (*self.agent.policy.rules, *self.rules)})
+
+
+class ApprovalState(StrEnum):
+    PENDING = "pending"
+    ALLOWED = "allowed"
+    DENIED = "denied"
+    EXPIRED = "expired"
+    SUPERSEDED = "superseded"
+    CLAIMED = "claimed"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+_S = ApprovalState
+APPROVAL_TRANSITIONS: Mapping[ApprovalState, frozenset[ApprovalState]] = {
+    _S.PENDING: frozenset({_S.ALLOWED, _S.DENIED, _S.EXPIRED, _S.SUPERSEDED}),
+    _S.ALLOWED: frozenset({_S.CLAIMED, _S.SUPERSEDED}),
+    _S.CLAIMED: frozenset({_S.SUCCEEDED, _S.FAILED, _S.UNKNOWN}),
+    _S.DENIED: frozenset(),
+    _S.EXPIRED: frozenset(),
+    _S.SUPERSEDED: frozenset(),
+    _S.SUCCEEDED: frozenset(),
+    _S.FAILED: frozenset(),
+    _S.UNKNOWN: frozenset(),
+}
+SESSION_TRANSITIONS: Mapping[SessionStatus, frozenset[SessionStatus]] = {
+    "idle": frozenset({"idle", "running", "terminated"}),
+    "running": frozenset({"idle", "running", "rescheduling", "terminated"}),
+    "rescheduling": frozenset({"running", "idle", "terminated"}),
+    "terminated": frozenset(),
+}
+ApprovalKind = Literal["tool", "question", "plan", "network"]
+KINDS: Mapping[str, ApprovalKind] = {"AskUserQuestion": "question", "ExitPlanMode": "plan"}
+
+
+class Decision(Frozen):
+    """What a human said about one approval, and who and when.
+
+    `updated_input` is the whole input to run instead of the one that was proposed. For a question it carries the
+    answers: `{"answers": {question: label or text}}` merged into the proposed input.
+    """
+
+    result: Literal["allow", "deny"]
+    deny_message: str | None = None
+    updated_input: dict[str, Any] | None = None
+    remember: Rule | None = None
+    decided_by: str
+    decided_at: datetime
+
+
+class Approval(Frozen):
+    """The durable record of one call that waits, or waited, for a human.
+
+    `event_id` is the agent.tool_use event that clients see and confirm; `call_id` the tool_use_id that may run, which
+    differs once the model issued a held call again, `model_call_id` what the model's server calls it (None: the same);
+    `cwd` the folder it runs in. `digest` is the SHA-256 of the
+    canonical JSON of `{"cwd": cwd, "input": input}`, `run_digest` the same of `run_input`, the input that may run.
+    `batch` lists the event ids that were asked together.
+
+    One of the kind `network` is no call: the session wants to reach a host. Its input is `host`, `port` and `because`, what
+    ran when it was tried. While it is allowed the host is open; it is held from the start, for the model repeats what
+    needed it, and has succeeded when that is over.
+
+    `folder` is `cwd` as seen from the workspace, whose own path may differ on another machine: `.`, `./sub` or, outside,
+    an absolute path; None for an approval of an earlier release, which ran in the workspace, and whose digests are of
+    the input alone. `targets` is where the paths of `input` led when it was shown, in the same form (`//x` outside);
+    None where that was not recorded.
+    """
+
+    id: str
+    session_id: str
+    key_id: str
+    event_id: str
+    call_id: str
+    model_call_id: str | None = None
+    batch: tuple[str, ...]
+    kind: ApprovalKind = "tool"
+    tool_name: str
+    input: dict[str, Any]
+    digest: str
+    cwd: str
+    folder: str | None = None
+    targets: tuple[str, ...] | None = None
+    agent_id: str | None = None
+    state: ApprovalState = ApprovalState.PENDING
+    held: bool = False
+    reminded: bool = False
+    created_at: datetime
+    expires_at: datetime | None = None
+    decision: Decision | None = None
+    run_input: dict[str, Any] | None = None
+    run_digest: str | None = None
+    claimed_epoch: int | None = None
+    claim_id: str | None = None
+    closed_at: datetime | None = None
+
+    @property
+    def workspace(self) -> Path | None:
+        """The session's working folder; None where the call runs outside of it."""
+        folder, cwd = Path(self.folder or "."), Path(self.cwd)
+        if folder.is_absolute():
+            return None
+        return cwd.parents[len(folder.parts) - 1] if folder.parts else cwd
+
+    def digest_of(self, given: dict[str, Any]) -> str:
+        """What `digest` would be with this input. Raises InvalidInput for what has no canonical JSON."""
+        return digest(given) if self.folder is None else call_digest(given, self.cwd)
+
+    @property
+    def model_id(self) -> str:
+        """What the CLI calls it."""
+        return self.call_id if self.model_call_id is None else self.model_call_id
+
+    def to(self, state: ApprovalState, **changes: Any) -> "Approval":
+        """This approval in another state. Raises IllegalTransition for a change the table does not have."""
+        if state not in APPROVAL_TRANSITIONS[self.state]:
+            raise IllegalTransition(
+                f"approval {self.id} is {self.state.value}, it cannot become {state.value}"
+            )
+        return self.but(state=state, **changes)
+
+
+def check_session_transition(old: SessionStatus, new: SessionStatus) -> None:
+    """Raises IllegalTransition for a status change the table does not have."""
+    if new not in SESSION_TRANSITIONS[old]:
+        raise IllegalTransition(f"a session that is {old} cannot become {new}")
+
+
+class Supervised(Frozen):
+    """What the supervisor needs to know of each session that has an owner or needs one, several times a second: a
+    session without what may be large. Fields are those of `Session`."""
+
+    id: str
+    status: SessionStatus
+    epoch: int
+    lease: Lease | None
+    updated_at: datetime
+
+
+class ApiKey(Frozen):
+    """Who may call. Only the SHA-256 of the secret is stored, and `prefix`, by which its holder recognises it.
+
+    `first`: the one that `./hitl` itself uses, of which there is one at most. From `revoked_at` on the secret opens
+    nothing; what the key's sessions are stays as it was.
+    """
+
+    id: str
+    name: str
+    secret_hash: str
+    created_at: datetime
+    prefix: str = ""
+    first: bool = False
+    revoked_at: datetime | None = None
+
+
+class KeptDecision(Frozen):
+    """What is kept of a decision when its session is deleted: who said what and when, of which call by its digest.
+
+    `id` is the approval's; `digest` is of what was shown, `run_digest` of what was allowed to run.
+    """
+
+    id: str
+    session_id: str
+    key_id: str
+    tool_name: str
+    digest: str
+    run_digest: str | None = None
+    result: Literal["allow", "deny"]
+    decided_by: str
+    decided_at: datetime
+
+    @classmethod
+    def of(cls, approval: Approval) -> "KeptDecision | None":
+        """None where nobody decided."""
+        said = approval.decision
+        if said is None:
+            return None
+        same = ("id", "session_id", "key_id", "tool_name", "digest", "run_digest")
+        return cls(
+            **{name: getattr(approval, name) for name in same},
+            result=said.result,
+            decided_by=said.decided_by,
+            decided_at=said.decided_at,
+        )
+
+
+class Page[T](BaseModel):
+    """A slice of a listing; `next_page` is the opaque cursor of the next one, None at the end."""
+
+    data: list[T]
+    next_page: str | None = None
+
+
+class Snapshot(Frozen):
+    """All that a session's owner needs to know to go on: its session, what is queued, which calls are open.
+
+    `turn_event` is the user.message of a turn that was begun; `untold` the refused calls of `session.untold`.
+
+    `session.wakes` is its version: hand it to `wait_session` to be woken by the next change. `at` is the ledger's time.
+    """
+
+    session: Session
+    turn_event: "Event | None"
+    queued: tuple["Event", ...]
+    approvals: tuple[Approval, ...]
+    untold: tuple[Approval, ...]
+    at: datetime
+
+
+class Event(Frozen):
+    """One committed entry of a session's log. `seq` counts from 1 without gaps; `payload` is all but id and times."""
+
+    seq: int
+    id: str
+    type: str
+    payload: dict[str, Any]
+    created_at: datetime
+    processed_at: datetime | None
+
+    def wire(self) -> dict[str, Any]:
+        """As the wire protocol shows it."""
+        processed = self.processed_at.isoformat() if self.processed_at else None
+        return {"id": self.id, "type": self.type, "processed_at": processed, **self.payload}
+
+
+Snapshot.model_rebuild()

@@ -1,0 +1,218 @@
+"""Files on their way between the panel and a session's workspace.
+
+Kodosumi's scripts build HTML from file names, its file input as well as its dashboard. So the panel only ever learns
+names that are inert: uploads are numbered, and what they are called comes in a field of our own.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from claude_hitl_template.errors import InvalidInput, NotFound, TooLarge, Unavailable
+from claude_hitl_template.files.manifest import GetBlobs, SavedFile, contents, shown
+from claude_hitl_template.panel.markup import inert
+from claude_hitl_template.presentation.text import is_hidden, size
+
+FIELD = "files"
+MAX_FILES = 100
+MAX_NAME_BYTES = 200
+OWN_FOLDERS = frozenset({".git", "node_modules", "__pycache__"})  # what is in them is offered to nobody
+PATIENCE_S = 60.0
+
+UPLOAD_SCRIPT = """<script>
+(() => {
+  const CHUNK = 1 << 20;
+  const box = document.getElementById("hitl-upload"), pick = document.getElementById("hitl-pick");
+  const kept = document.getElementById("hitl-files"), list = document.getElementById("hitl-list");
+  const state = kept.value ? JSON.parse(kept.value) : {batch: null, items: {}, names: {}, bytes: 0};
+  const limit = Number(box.dataset.limit), buttons = () => document.querySelectorAll("button[type=submit]");
+  const post = async (url, body) => {
+    const plain = body instanceof FormData;
+    const headers = plain ? {} : {"Content-Type": "application/json"};
+    const answer = await fetch(url, {method: "POST", headers, body: plain ? body : JSON.stringify(body ?? {})});
+    if (!answer.ok) throw new Error(answer.status);
+    return answer.json();
+  };
+  const upload = async (file) => {
+    state.batch ??= (await post("/files/init_batch")).batch_id;
+    const filename = String(Object.keys(state.names).length), total = Math.ceil(file.size / CHUNK);
+    const {upload_id} = await post("/files/init", {filename, total_chunks: total, batch_id: state.batch});
+    for (let i = 0; i < total; i++) {
+      const form = new FormData();
+      form.append("upload_id", upload_id);
+      form.append("chunk_number", i);
+      form.append("chunk", file.slice(i * CHUNK, (i + 1) * CHUNK));
+      if ((await post("/files/chunk", form)).error) throw new Error("chunk");
+    }
+    state.items[upload_id] = {filename, totalChunks: total};
+    state.names[filename] = file.name;
+    state.bytes += file.size;
+    kept.value = JSON.stringify(state);
+  };
+  const add = async (file) => {
+    const entry = document.createElement("li");
+    entry.textContent = file.name;
+    list.append(entry);
+    if (state.bytes + file.size > limit) return entry.append(": left out, this is over the limit");
+    try { await upload(file); entry.append(": uploaded"); }
+    catch (error) { entry.append(": not uploaded, choose it again"); }
+  };
+  for (const name of Object.values(state.names)) {
+    const entry = document.createElement("li");
+    entry.textContent = name + ": uploaded";
+    list.append(entry);
+  }
+  pick.addEventListener("change", async () => {
+    buttons().forEach((button) => button.disabled = true);
+    for (const file of pick.files) await add(file);
+    pick.value = "";
+    buttons().forEach((button) => button.disabled = false);
+  });
+})();
+</script>"""
+
+
+@dataclass(frozen=True)
+class Uploads:
+    """What the browser left in the panel: chunks by upload id, and (number, name to be given) of each file."""
+
+    batch: str
+    items: Mapping[str, Mapping[str, Any]]
+    names: Sequence[tuple[str, str]]
+
+
+def read(given: str) -> Uploads | None:
+    """The field `files` as the script filled it in; None when nothing was chosen. Raises InvalidInput."""
+    if not given.strip():
+        return None
+    try:
+        state = json.loads(given)
+        items: dict[str, dict[str, Any]] = {
+            str(uuid.UUID(upload)): {
+                "filename": str(int(item["filename"])),
+                "totalChunks": int(item["totalChunks"]),
+            }
+            for upload, item in state["items"].items()
+        }
+        names = {str(int(number)): str(name) for number, name in state["names"].items()}
+        batch = str(uuid.UUID(state["batch"]))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InvalidInput("the list of files cannot be read; choose them again", FIELD) from error
+    if len(items) > MAX_FILES:
+        raise InvalidInput(f"at most {MAX_FILES} files", FIELD)
+    numbers = [item["filename"] for item in items.values()]
+    return Uploads(
+        batch, items, _distinct([(number, safe_name(names.get(number, ""))) for number in numbers])
+    )
+
+
+def safe_name(given: str) -> str:
+    """A file's name without a path, without characters that hide or act, and not a hidden file's."""
+    last = given.replace("\\", "/").rsplit("/", 1)[-1]
+    kept = "".join(c for c in last if c not in "\n\t" and not is_hidden(c)).strip().lstrip(".").strip()
+    while len(kept.encode()) > MAX_NAME_BYTES:
+        stem, dot, ending = kept.rpartition(".")
+        kept = f"{stem[:-1]}{dot}{ending}" if len(stem) > 1 and len(ending) < 20 else kept[:-1]
+    return kept or "file"
+
+
+def _distinct(named: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    taken: set[str] = set()
+    result: list[tuple[str, str]] = []
+    for number, name in named:
+        free, count = name, 2
+        while free in taken:
+            stem, dot, ending = name.rpartition(".")
+            free = f"{stem} ({count}).{ending}" if dot and stem else f"{name} ({count})"
+            count += 1
+        taken.add(free)
+        result.append((number, free))
+    return result
+
+
+async def receive(uploads: Uploads, folder: Path, client: httpx.AsyncClient, max_bytes: int) -> list[str]:
+    """Moves the files from the panel into `folder`; `client` speaks to the panel as the user. Returns their names.
+
+    Raises TooLarge, InvalidInput, Unavailable.
+    """
+    place = f"/files/{uploads.batch}/in"
+    try:
+        done = await client.post(f"/files/complete/{uploads.batch}/{uploads.batch}/in", json=uploads.items)
+        done.raise_for_status()
+        try:
+            await _check(await client.get(place), uploads, max_bytes)
+            for number, name in uploads.names:
+                await _copy(client, f"{place}/{number}", folder / name)
+        finally:
+            await client.delete(f"{place}/")
+    except httpx.HTTPError as error:
+        raise Unavailable("the panel did not hand the uploaded files over; try again") from error
+    return [name for _, name in uploads.names]
+
+
+async def _check(listing: httpx.Response, uploads: Uploads, max_bytes: int) -> None:
+    listing.raise_for_status()
+    sizes = {Path(found["path"]).name: int(found["size"]) for found in listing.json()}
+    missing = [name for number, name in uploads.names if number not in sizes]
+    if missing:
+        raise InvalidInput(f"{len(missing)} of the files did not arrive; choose them again", FIELD)
+    total = sum(sizes.values())
+    if total > max_bytes:
+        raise TooLarge(f"the files have {size(total)} together; the limit is {size(max_bytes)}", FIELD)
+
+
+async def _copy(client: httpx.AsyncClient, address: str, target: Path) -> None:
+    async with client.stream("GET", address) as answer:
+        answer.raise_for_status()
+        with target.open("xb") as file:
+            async for chunk in answer.aiter_bytes():
+                file.write(chunk)
+
+
+# -- what a turn produced
+
+
+@dataclass(frozen=True)
+class Produced:
+    """Copies of changed files, ready to be offered: (name in the workspace, name stored under, bytes), and what is
+    left out and why."""
+
+    files: Sequence[tuple[str, str, int]]
+    left_out: Sequence[tuple[str, str]]
+
+
+async def collect(changed: Sequence[SavedFile], get: GetBlobs, target: Path, max_bytes: int) -> Produced:
+    """Copies these files of a saved workspace into `target`, up to `max_bytes` together."""
+    files: list[tuple[str, str, int]] = []
+    left_out: list[tuple[str, str]] = []
+    room = max_bytes
+    for file in changed:
+        name = shown(file.path)
+        if not OWN_FOLDERS.isdisjoint(name.split("/")[:-1]):
+            continue
+        if len(files) == MAX_FILES:
+            left_out.append((name, f"only {MAX_FILES} files are offered"))
+            break
+        if file.size > room:
+            left_out.append((name, f"{size(file.size)}, and the limit for all is reached"))
+            continue
+        stored = f"{len(files) + 1}-{inert(name.rpartition('/')[2], 80).replace('/', '·').replace(' ', '_')}"
+        try:
+            await _fetch(file, get, target / stored)
+        except NotFound:
+            left_out.append((name, "it was changed again, or its content is lost"))
+            continue
+        files.append((name, stored, file.size))
+        room -= file.size
+    return Produced(files, left_out)
+
+
+async def _fetch(file: SavedFile, get: GetBlobs, target: Path) -> None:
+    with target.open("wb") as copy:
+        async for piece in contents(file, get):
+            copy.write(piece)

@@ -1,0 +1,1 @@
+"""How texts and calls are shown to people, whatever the medium."""

@@ -1,0 +1,203 @@
+"""What calls and texts say to a human, without a medium: the terminal and the panel both show them from here.
+
+Text from a model, a tool or a user is made visible: what is shown is what runs.
+"""
+
+import difflib
+import json
+import os.path
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from claude_hitl_template.domain.canonical_json import shown_host
+from claude_hitl_template.errors import InvalidInput
+
+SUMMARY_CHARS = 100
+_KEPT = frozenset("\n\t ")
+_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"})
+# Letters and marks that leave no ink (Default_Ignorable_Code_Point, and the blank Braille pattern).
+_BLANK = frozenset(
+    {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}
+    | {*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
+)
+# The field that says best, on one line, what a call is about.
+_TELLING = (
+    "command",
+    "file_path",
+    "notebook_path",
+    "url",
+    "query",
+    "pattern",
+    "description",
+    "skill",
+    "plan",
+)
+
+_PATHS = ("file_path", "notebook_path", "path")
+
+# -- text
+
+
+def visible(text: str) -> str:
+    """`text` with everything that would not be shown as itself written as an escape (`\\x1b`, `\\u202e`)."""
+    return "".join(piece for piece, _ in pieces(text))
+
+
+def pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """`visible(text)` in pieces: text as it is (False), and escapes of single characters (True)."""
+    if text.isascii() and text.isprintable():
+        yield text, False
+        return
+    start = 0
+    for position, char in enumerate(text):
+        if is_hidden(char):
+            if position > start:
+                yield text[start:position], False
+            yield _escape(char), True
+            start = position + 1
+    if start < len(text):
+        yield text[start:], False
+
+
+def one_line(text: str, width: int) -> str:
+    """The beginning of `text` on one line of at most `width` characters, made visible."""
+    line = visible(re.sub(r"\s+", " ", text[: width * 4]).strip())
+    return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
+
+
+def is_hidden(char: str) -> bool:
+    """Whether a character leaves no ink, or acts on what shows it; line breaks, tabs and blanks are neither."""
+    if char in _KEPT or "!" <= char <= "~":
+        return False
+    return unicodedata.category(char) in _HIDDEN_CATEGORIES or ord(char) in _BLANK
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def age(since: str, now: datetime | None = None) -> str:
+    """How long ago an ISO 8601 time was: `5s`, `12m`, `3h`, `4d`."""
+    seconds = int(((now or datetime.now(UTC)) - datetime.fromisoformat(since)).total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{max(seconds, 0)}s"
+
+
+def size(count_bytes: int) -> str:
+    """Bytes as a human reads them: `512 B`, `3.4 MiB`."""
+    value, units = float(count_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def last_line(said: str) -> str:
+    """The last line of what a program said that is not empty, of 500 characters at most; "" when there is none."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else ""
+
+
+# -- events and calls
+
+
+def progress_text(workspace: Mapping[str, Any]) -> str:
+    """How far saving or restoring a large workspace is: what a `session.updated` says of it."""
+    return f"{workspace['doing']} the workspace: {size(workspace['bytes'])} of {size(workspace['of_bytes'])}"
+
+
+def texts(content: Sequence[Mapping[str, Any]]) -> str:
+    """The text of an event's content blocks; other blocks are named."""
+    return "\n".join(str(b["text"]) if b.get("type") == "text" else f"[{b.get('type')}]" for b in content)
+
+
+def summary(given: Mapping[str, Any]) -> str:
+    """A call's input on one line, made visible."""
+    if is_host(given):
+        because = given.get("because")
+        why = f" because of: {because}" if isinstance(because, str) else ""
+        return one_line(f"{shown_host(given['host'], given['port'])}{why}", SUMMARY_CHARS)
+    asked = given.get("questions")
+    if isinstance(asked, list) and asked and isinstance(asked[0], dict):
+        return one_line(str(asked[0].get("question", "")), SUMMARY_CHARS)
+    for name in _TELLING:
+        if isinstance(given.get(name), str):
+            return one_line(given[name], SUMMARY_CHARS)
+    return one_line(json.dumps(given, ensure_ascii=False), SUMMARY_CHARS) if given else ""
+
+
+def leads_to(given: Mapping[str, Any], targets: Sequence[str] | None) -> str:
+    """Where the path of a call led when it was recorded, if that is not the path as it is written; else ""."""
+    written = next((given[name] for name in _PATHS if isinstance(given.get(name), str)), None)
+    if written is None or all(_is_plainly(written, target) for target in targets or ()):
+        return ""
+    return " and ".join(
+        target.removeprefix("/") if target.startswith("//") else target for target in targets or ()
+    )
+
+
+def _is_plainly(written: str, target: str) -> bool:
+    """Whether a path names this target (see `Approval.targets`) without a link in between."""
+    path = os.path.normpath(written)
+    if target.startswith("/"):
+        return path == target[1:]
+    inside = os.path.normpath(target)
+    return path == inside or (path.startswith("/") and path.endswith(f"/{inside}")) or inside == "."
+
+
+def is_host(given: Mapping[str, Any]) -> bool:
+    """Whether a call's input is what is asked about a host."""
+    return isinstance(given.get("host"), str) and isinstance(given.get("port"), int)
+
+
+def are_strings(given: Mapping[str, Any], *names: str) -> bool:
+    return all(isinstance(given.get(name), str) for name in names)
+
+
+def rule_text(rule: Mapping[str, Any]) -> str:
+    """A remembered rule; one with a digest covers a single input only."""
+    return f"{rule['rule']}{' with exactly this input' if rule.get('digest') else ''}"
+
+
+def asked_questions(given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The questions of a question's input, as far as they are any."""
+    found = given.get("questions")
+    return [question for question in found if isinstance(question, dict)] if isinstance(found, list) else []
+
+
+def question_options(question: Mapping[str, Any]) -> list[Any]:
+    found = question.get("options")
+    return found if isinstance(found, list) else []
+
+
+def option_label(option: Any) -> str:
+    return str(option.get("label", "")) if isinstance(option, dict) else str(option)
+
+
+def option_description(option: Any) -> str:
+    return str(option.get("description", "")) if isinstance(option, dict) else ""
+
+
+def diff_lines(old: str, new: str) -> Iterator[tuple[str, str]]:
+    """Both texts whole, as a diff: (mark, line) with the marks "+", "-" and " ". Lines are split at newlines only."""
+    for line in difflib.ndiff(old.split("\n"), new.split("\n"), charjunk=None):
+        if not line.startswith("? "):
+            yield line[0], line[2:]
+
+
+def parse_input(text: str) -> dict[str, Any]:
+    """A call's input from JSON text. Raises InvalidInput."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"the input is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidInput("the input must be a JSON object")
+    return value

@@ -1,0 +1,156 @@
+"""What a session needs of the thing that runs Claude: start it, speak to it, hear what it does. No SDK in here.
+
+`claude.cli` drives the real CLI; `testing.scripted` plays a script for unit tests.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from claude_hitl_template.domain.models import Usage
+
+
+@dataclass(frozen=True)
+class RequestStart:
+    """The model is being asked. `message_id` names the answer to come, and no other."""
+
+    message_id: str
+
+
+@dataclass(frozen=True)
+class RequestEnd:
+    """The answer is complete: no more calls of this message will follow. `usage` as the Messages API reports it."""
+
+    message_id: str
+    usage: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A piece of text of the event `event_id`, which will be committed later. `text` None opens the preview."""
+
+    event_id: str
+    type: str
+    text: str | None
+
+
+@dataclass(frozen=True)
+class Text:
+    event_id: str
+    text: str
+    thread: str | None = None
+
+
+@dataclass(frozen=True)
+class Thinking:
+    event_id: str
+    thread: str | None = None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How things are in the CLI when it asks for a call: its folder, and where it keeps the drafts of plans."""
+
+    cwd: str
+    plan_mode: bool = False
+    plans: Path | None = None
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """A call the model issued. `thread` is the tool_use_id of the subagent's spawning call, None for the main one.
+
+    `input` is what the model sent: nothing vouches for its being an object. `moment` comes with the CLI's own question.
+    An engine knows a call by the id that the model's server gave it; the session gives it a `call_id` of its own, and
+    keeps the server's as `model_id`. See claude/calls.py.
+    """
+
+    call_id: str
+    name: str
+    input: dict[str, Any]
+    thread: str | None = None
+    moment: "Moment | None" = None
+    model_id: str = ""
+
+    def with_input(self, given: dict[str, Any]) -> "ToolUse":
+        return replace(self, input=given)
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """Content blocks in the wire protocol's shape; `call_id` and `thread` as in ToolUse."""
+
+    call_id: str
+    content: list[dict[str, Any]]
+    is_error: bool
+    thread: str | None = None
+
+
+@dataclass(frozen=True)
+class Retrying:
+    """The model failed and is asked again by the CLI itself."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ServerDown:
+    """The CLI could not connect to this MCP server: the turn goes on without its tools."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What was said before is cleared: the transcript to resume is this one."""
+
+    transcript_id: str
+
+
+@dataclass(frozen=True)
+class TurnEnd:
+    """The CLI waits for the next message. At most one of `deferred`, `interrupted` and `error` is set."""
+
+    usage: Usage = field(default_factory=Usage)
+    deferred: str | None = None
+    interrupted: bool = False
+    error: tuple[str, str] | None = None  # (kind, message)
+
+
+type EngineEvent = (
+    RequestStart
+    | RequestEnd
+    | Preview
+    | Text
+    | Thinking
+    | ToolUse
+    | ToolResult
+    | Retrying
+    | ServerDown
+    | Conversation
+    | TurnEnd
+)
+
+
+class Engine(Protocol):
+    async def start(self, *, resume: bool, plan_mode: bool) -> None:
+        """Raises EngineError with a message that says what to mend. With `resume`, a deferred call is asked for again."""
+        ...
+
+    async def say(self, message_uuid: str, content: list[dict[str, Any]]) -> None:
+        """Begins a turn. A message whose uuid the transcript holds already is not taken in twice."""
+        ...
+
+    def events(self) -> AsyncIterator[EngineEvent]:
+        """What happens, in order. Raises EngineError when the process is gone."""
+        ...
+
+    async def interrupt(self) -> None:
+        """Ends the turn; its TurnEnd still comes."""
+        ...
+
+    async def stop(self) -> None:
+        """Flushes the transcript and ends the process. May be called at any time, and again."""
+        ...

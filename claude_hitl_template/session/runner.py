@@ -1,0 +1,725 @@
+"""One conversation as its owner drives it: a state machine over a Store and an Engine. No Ray in here.
+
+The owner asks the store what there is to do, makes the engine do it, and commits what the engine says. When there is
+nothing to do it gives the lease up and ends: the session is parked, and costs rows.
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from claude_hitl_template import fault_points
+from claude_hitl_template.domain import events
+from claude_hitl_template.domain.events import Draft
+from claude_hitl_template.domain.models import (
+    Approval,
+    ApprovalState,
+    PermissionMode,
+    Session,
+    Snapshot,
+    utcnow,
+)
+from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
+from claude_hitl_template.errors import EngineError, HitlError, StaleOwner
+from claude_hitl_template.session.engine import (
+    Conversation,
+    Engine,
+    EngineEvent,
+    Preview,
+    RequestEnd,
+    RequestStart,
+    Retrying,
+    ServerDown,
+    Text,
+    Thinking,
+    ToolResult,
+    ToolUse,
+    TurnEnd,
+)
+from claude_hitl_template.session.gate import Gate
+from claude_hitl_template.session.lost_calls import deferral, is_deferred, unanswered
+from claude_hitl_template.store.protocol import Owners, TranscriptKey, TurnEnding
+from claude_hitl_template.workspace.sync import Place, Progress, Workspace, silent
+
+log = structlog.get_logger()
+
+RENEW_S = (
+    4.0  # how long one look at the store may wait; it renews the lease, so it must be well under LEASE_S
+)
+FLUSH_S = 0.02
+REPLAY_TIMEOUT_S = 20.0  # a resumed CLI asks for its deferred call within half a second, or not at all
+INTERRUPT_S = 30.0  # a CLI ends an interrupted turn within a second; it waits that long for what it runs
+HEARD_AT_ONCE = 10_000  # events that nobody has taken in: then the CLI is not read any further
+PREVIEWS_AT_ONCE = 10_000
+UNAVAILABLE_PAUSE_S = 0.5
+SAVE_EVERY_S = 3.0  # how often the workspace is saved during a turn at most, so that an owner that is killed loses little
+SAVE_SHARE = 10  # ... and how much longer it rests than a save takes
+SAVE_AGAIN_S = 30.0  # how soon one that could not be saved is tried again, when only that keeps the owner
+CLI_REJECTED = "The user doesn't want to proceed with this tool use."
+PLAN_MODES: dict[str, PermissionMode] = {"EnterPlanMode": "plan", "ExitPlanMode": "default"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Times in seconds."""
+
+    hot_window_s: float = 60.0
+    idle_timeout_s: float = 600.0
+    approval_ttl_s: float | None = None
+
+
+type EngineFactory = Callable[[Session, Gate], Engine]
+type _Heard = asyncio.Queue[EngineEvent | EngineError]
+
+
+@dataclass
+class _Turn:
+    """What was heard in this turn and is not committed yet."""
+
+    drafts: list[Draft] = field(default_factory=list[Draft])
+    drafted_at: float | None = None
+    batch: list[ToolUse] = field(default_factory=list[ToolUse])
+    early_results: list[ToolResult] = field(default_factory=list[ToolResult])
+    names: dict[str, str] = field(default_factory=dict[str, str])
+    postponed: dict[str, ToolUse] = field(default_factory=dict[str, ToolUse])
+    interrupted: bool = False
+    stuck: bool = False  # the interrupt did not reach the engine
+
+
+class SessionRunner:
+    """Drives one session under one lease. `run` returns when the session is parked.
+
+    Raises StaleOwner when the lease was taken over, EngineError when the engine died: whoever started the runner
+    lets the supervisor decide what comes next.
+    """
+
+    def __init__(
+        self,
+        store: Owners,
+        session: Session,
+        *,
+        make_engine: EngineFactory,
+        workspace: Place,
+        is_plan_folder: Callable[[Path], bool] = lambda _folder: False,
+        limits: Limits = Limits(),
+        floor: Floor = BUILT_IN,
+    ) -> None:
+        self._store, self._id, self._epoch = store, session.id, session.epoch
+        self._make_engine, self._limits, self._floor = make_engine, limits, floor
+        self._workspace = Workspace(workspace, store, session)
+        self._saving: asyncio.Task[None] | None = None
+        self._save_at = 0.0
+        self._is_plan_folder = is_plan_folder
+        self._snapshot: Snapshot | None = None
+        self._behind = timedelta()  # how far this host's clock is behind the ledger's
+        self._woken = asyncio.Event()
+        self._engine: Engine | None = None
+        self._heard = _queue()
+        self._works = False  # on what was heard
+        self._releasing = False
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._hearing: asyncio.Task[None] | None = None
+        self._turn = _Turn()
+        self._registering = asyncio.Lock()
+        self._previews: list[dict[str, Any]] = []
+        self._previewing: asyncio.Task[None] | None = None
+        self._gate = self._new_gate(session)
+
+    async def run(self) -> None:
+        self._snapshot = await self._store.snapshot(self._id, self._epoch)
+        self._behind = self._snapshot.at - utcnow()
+        watching = asyncio.create_task(self._watch())
+        driving = asyncio.create_task(self._drive())
+        try:
+            await asyncio.wait({watching, driving, self._failed}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (driving, watching, self._failed):
+                if task.done():
+                    task.result()
+        finally:
+            for task in (driving, watching, self._saving):
+                if task is not None:
+                    await _cancel(task)
+            await self._stop_engine()
+
+    def make_room(self) -> None:
+        """Others need the room: parks as soon as nothing runs, instead of keeping the process for a while."""
+        self._limits = replace(self._limits, hot_window_s=0.0, idle_timeout_s=0.0)
+        self._gate.end_hot_window()
+        self._woken.set()
+
+    def stop_for(self, reason: str) -> None:
+        """Breaks the turn off, and says why; nothing of it is lost. The process is not fit to go on."""
+        self.make_room()
+        self._hear_of(EngineError(reason, retryable=False))
+
+    # -- what the store says
+
+    async def _watch(self) -> None:
+        """Keeps the lease, and hears of what comes from outside: messages, decisions, interrupts, expiry."""
+        while True:
+            try:
+                found = await self._store.wait_session(
+                    self._id, self._epoch, self._now.session.wakes, timeout_s=RENEW_S
+                )
+            except StaleOwner:
+                if self._releasing:  # by ourselves: what `release` says counts
+                    await asyncio.Event().wait()
+                raise
+            except HitlError as error:  # the ledger restarts: the lease decides, not one failed call
+                log.warning("store not reached", session=self._id, why=str(error))
+                await asyncio.sleep(UNAVAILABLE_PAUSE_S)
+                continue
+            await self._look_at(found)
+
+    async def _refresh(self) -> None:
+        await self._look_at(await self._store.snapshot(self._id, self._epoch))
+
+    async def _look_at(self, found: Snapshot) -> None:
+        seen, now = found.session, self._now.session
+        if seen.wakes < now.wakes or seen.next_seq < now.next_seq:
+            return  # two look at the store, and this answer was overtaken
+        changed = seen.wakes != now.wakes
+        self._snapshot, self._behind = found, found.at - utcnow()
+        self._gate.update(found.session, await self._with_closed(found.approvals))
+        if changed:
+            self._woken.set()
+
+    async def _with_closed(self, open_approvals: Sequence[Approval]) -> list[Approval]:
+        """The open approvals, and those that were waiting when last looked at and are closed now."""
+        still = {a.id for a in open_approvals}
+        gone = [a.call_id for a in self._gate.waiting() if a.id not in still]
+        found = [await self._store.find_approval(self._id, self._epoch, call_id) for call_id in gone]
+        return [*open_approvals, *[a for a in found if a]]
+
+    @property
+    def _now(self) -> Snapshot:
+        if self._snapshot is None:
+            raise AssertionError("run() takes a snapshot first")
+        return self._snapshot
+
+    # -- what to do next
+
+    async def _drive(self) -> None:
+        while True:
+            self._woken.clear()
+            session = self._now.session
+            if session.status == "running":
+                await self._take_turn()
+                await self._refresh()
+            elif await self._wait_idle(session):
+                if await self._release():
+                    return
+                await self._refresh()
+
+    async def _wait_idle(self, session: Session) -> bool:
+        """True when it is time to park. A session that waits for a human has had its hot window already."""
+        waits = (session.stop_reason or {}).get("type") == "requires_action" or session.status == "terminated"
+        patience = 0.0 if waits or self._engine is None else self._limits.idle_timeout_s
+        if self._workspace.must_stay:
+            patience = max(patience, SAVE_AGAIN_S)
+        try:
+            await asyncio.wait_for(self._woken.wait(), patience)
+        except TimeoutError:
+            return True
+        return False
+
+    async def _release(self) -> bool:
+        """False when there is work, or when work would be lost: the owner goes on."""
+        await self._stop_engine()
+        await self._save()
+        await self._flush()
+        if self._workspace.must_stay:
+            return False
+        await fault_points.reach("park.before")
+        self._releasing = True
+        self._releasing = parked = await self._store.release(self._id, self._epoch)
+        await fault_points.reach("park.after")
+        return parked
+
+    async def _take_turn(self) -> None:
+        session = self._now.session
+        if session.interrupted:
+            await self._end_turn(TurnEnd(interrupted=True))
+            if self._engine is None and session.deferred is not None:
+                # The transcript still has the call: a resumed CLI will ask for it, and must be told no.
+                await self._store.defer(self._id, self._epoch, session.deferred)
+            return
+        try:
+            await self._begin_turn()
+            await self._hear_turn()
+        except EngineError as error:
+            await self._stop_engine()
+            if error.retryable:
+                await self._save()
+                raise
+            await self._end_turn(TurnEnd(error=(error.kind, str(error))), how="broken off")
+
+    async def _begin_turn(self) -> None:
+        """Makes the engine do the first thing there is to do."""
+        self._gate.new_turn()
+        self._turn = _Turn()
+        fresh = self._engine is None
+        told = await self._workspace.restore(self._now.session, self._show_progress)
+        self._turn.drafts += [events.workspace_unsaved(line) for line in told]
+        resumed = await self._start_engine() if fresh else False
+        now, session = self._now, self._now.session
+        engine = self._running_engine()
+        decided = [a for a in now.approvals if a.held and a.state is ApprovalState.ALLOWED and not a.reminded]
+        if fresh and resumed and session.deferred:
+            return  # the CLI asks for the deferred call by itself
+        if now.turn_event is not None:
+            await self._go_on_with(engine, resumed, now.turn_event.id, now.turn_event.payload["content"])
+        elif decided or now.untold:
+            await self._store.remind(self._id, self._epoch, [a.id for a in (*decided, *now.untold)])
+            await engine.say(str(uuid.uuid4()), events.text_blocks(events.reminder(decided, now.untold)))
+        elif now.queued:
+            event = now.queued[0]
+            beginning = self._store.begin_turn(self._id, self._epoch, event.id)
+            if fresh:  # an owner that died between the two may have said it
+                await beginning
+                await self._go_on_with(engine, resumed, event.id, event.payload["content"])
+            else:
+                await asyncio.gather(beginning, engine.say(_message_uuid(event.id), event.payload["content"]))
+        else:
+            self._hear_of(TurnEnd())
+
+    async def _go_on_with(
+        self, engine: Engine, resumed: bool, event_id: str, content: list[dict[str, Any]]
+    ) -> None:
+        """A turn whose owner died: said again if the transcript has not got it, else continued."""
+        entries = (
+            await self._store.load_transcript(self._transcript_key(), epoch=self._epoch) if resumed else None
+        )
+        if any(e.get("uuid") == _message_uuid(event_id) for e in entries or ()):
+            await engine.say(str(uuid.uuid4()), events.text_blocks(events.CONTINUE))
+        else:
+            await engine.say(_message_uuid(event_id), content)
+
+    # -- the engine
+
+    def _new_gate(self, session: Session) -> Gate:
+        return Gate(
+            self._store,
+            session,
+            workspace=self._workspace.folder,
+            is_plan_folder=self._is_plan_folder,
+            hot_window_s=self._limits.hot_window_s,
+            on_overdue=self._register_overdue,
+            on_changed=self._register_again,
+            is_behind=self._is_behind,
+            expiry=self._expiry,
+            floor=self._floor,
+        )
+
+    async def _start_engine(self) -> bool:
+        """Returns whether a transcript was resumed."""
+        transcript = await self._store.load_transcript(self._transcript_key(), epoch=self._epoch)
+        resume = transcript is not None
+        if resume or self._now.session.turn is not None:
+            await self._take_up_calls(transcript or [])
+        session = self._now.session
+        self._gate = self._new_gate(session)
+        self._gate.update(session, self._now.approvals)
+        if session.deferred is not None:
+            deferred = await self._store.find_approval(self._id, self._epoch, session.deferred)
+            self._gate.register([deferred] if deferred else [])
+        engine = self._make_engine(session, self._gate)
+        self._engine = engine
+        step = "resume" if resume else "spawn"
+        await fault_points.reach(f"{step}.before")
+        await engine.start(resume=resume, plan_mode=session.agent.permission_mode == "plan")
+        await fault_points.reach(f"{step}.after")
+        self._heard = _queue()
+        self._hearing = self._in_background(self._hear(engine, self._heard))
+        return resume
+
+    async def _take_up_calls(self, transcript: Sequence[Mapping[str, Any]]) -> None:
+        """The CLI asks again for the call that it was parked with, or for the first one that a dead owner left waiting; the
+        model is told of all others that he left, once they are decided, as of any held call."""
+        deferred, waiting = self._now.session.deferred, unanswered(transcript)
+        lost = await self._store.lost_calls(self._id, self._epoch)
+        parked = await self._store.find_approval(self._id, self._epoch, deferred) if deferred else None
+        candidates = [a for a in (parked, *lost) if a is not None and a.model_id in waiting]
+        first = min(candidates, key=lambda a: (a is not parked, waiting.index(a.model_id)), default=None)
+        again = first.call_id if first else None
+        others = [a.call_id for a in lost if a.call_id != again]
+        for call_id in others:
+            await self._store.hold(self._id, self._epoch, call_id)
+        if first is not None:
+            await self._see_to_deferral(transcript, first.model_id)
+        if again != deferred:
+            await self._store.defer(self._id, self._epoch, again)
+        if others or again != deferred:
+            await self._refresh()
+
+    async def _see_to_deferral(self, transcript: Sequence[Mapping[str, Any]], model_id: str) -> None:
+        """The CLI writes down that it deferred a call, and an owner may die before the store has that."""
+        if not is_deferred(transcript, model_id):
+            entry = deferral(transcript, model_id, utcnow())
+            await self._store.append_transcript(self._transcript_key(), [entry], epoch=self._epoch)
+
+    async def _hear(self, engine: Engine, heard: "_Heard") -> None:
+        try:
+            async for event in engine.events():
+                await heard.put(event)
+        except EngineError as error:
+            await heard.put(error)
+        except (
+            Exception
+        ) as error:  # a message of a shape that nobody foresaw: the turn ends, and says of what
+            log.exception("message not read", session=self._id)
+            why = f"a message of the Claude Code CLI could not be read ({type(error).__name__}: {error})"
+            await heard.put(EngineError(why, retryable=False))
+
+    def _hear_of(self, event: "EngineEvent | EngineError") -> None:
+        """As if the engine had said it last."""
+        if self._heard.full():  # nobody listens; then what it said is older than this
+            self._heard.get_nowait()
+        self._heard.put_nowait(event)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """A task whose failure ends `run`, with its error."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._report)
+        return task
+
+    def _report(self, task: "asyncio.Task[None]") -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._failed.done():
+            self._failed.set_exception(error)
+
+    async def _stop_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        hearing, self._hearing = self._hearing, None
+        for task in (hearing, self._previewing):
+            if task is not None:
+                await _cancel(task)
+        if engine is not None:
+            await engine.stop()
+
+    def _running_engine(self) -> Engine:
+        if self._engine is None:
+            raise EngineError("the engine is not running")
+        return self._engine
+
+    def _transcript_key(self) -> TranscriptKey:
+        transcript_id = self._now.session.transcript_id
+        return {"scope": self._id, "project_key": "-", "session_id": transcript_id, "subpath": ""}
+
+    # -- one turn
+
+    async def _hear_turn(self) -> None:
+        replaying = self._now.session.deferred is not None
+        interrupting = self._in_background(self._interrupt_when_told())
+        try:
+            while True:
+                event = await self._next(REPLAY_TIMEOUT_S if replaying else None)
+                replaying = False
+                if isinstance(event, TurnEnd):
+                    if self._turn.stuck:
+                        await self._stop_engine()
+                    await self._end_turn(event)
+                    return
+                await self._working_on(self._note(event))
+        finally:
+            await _cancel(interrupting)
+
+    async def _next(self, timeout_s: float | None) -> EngineEvent:
+        if self._turn.drafts:
+            with contextlib.suppress(TimeoutError):
+                event = await asyncio.wait_for(self._heard.get(), self._until_flush())
+                if isinstance(event, Exception):
+                    raise event
+                return event
+            await self._working_on(self._flush())
+        try:
+            event = await asyncio.wait_for(self._heard.get(), timeout_s)
+        except TimeoutError:
+            await self._running_engine().say(str(uuid.uuid4()), events.text_blocks(events.CONTINUE))
+            event = await self._heard.get()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    def _until_flush(self) -> float:
+        """Seconds. What is heard together is committed together: the end of an answer comes in three messages."""
+        turn, now = self._turn, time.monotonic()
+        turn.drafted_at = turn.drafted_at or now
+        return max(turn.drafted_at + FLUSH_S - now, 0)
+
+    async def _interrupt_when_told(self) -> None:
+        while not self._now.session.interrupted:
+            await self._woken.wait()
+            self._woken.clear()
+        self._turn.interrupted = True
+        try:
+            await self._running_engine().interrupt()
+            await asyncio.sleep(INTERRUPT_S)  # the turn's end cancels this
+            why = f"its turn did not end within {INTERRUPT_S:g} s"
+        except EngineError as error:
+            why = str(error)
+        log.warning("interrupt not taken: the process is ended", session=self._id, why=why)
+        self._turn.stuck = True
+        self._hear_of(TurnEnd(interrupted=True))
+
+    async def _note(self, event: EngineEvent) -> None:
+        turn = self._turn
+        match event:
+            case RequestStart():
+                await self._register_batch()  # the CLI runs the finished calls of an answer that was cut off
+                turn.drafts.append(events.draft("span.model_request_start", f"sevt_{event.message_id}_start"))
+            case RequestEnd():
+                await self._register_batch()
+                turn.drafts.append(_request_end(event))
+            case Preview():
+                self._preview(event)
+            case Text():
+                thread = self._gate.thread(event.thread)
+                turn.drafts.append(events.agent_message(event.event_id, event.text, thread))
+            case Thinking():
+                turn.drafts.append(events.agent_thinking(event.event_id, self._gate.thread(event.thread)))
+            case ToolUse():
+                await self._note_use(event)
+            case ToolResult():
+                result = self._gate.ended(event)
+                if result is not None:
+                    await self._note_result(result)
+            case Retrying():
+                turn.drafts.append(events.session_error(event.message, event.kind, "retrying"))
+            case ServerDown():
+                url = str(self._now.session.agent.mcp_servers.get(event.name, {}).get("url"))
+                turn.drafts.append(events.server_down(event.name, url))
+            case Conversation():
+                await self._store.commit(self._id, self._epoch, [], conversation=event.transcript_id)
+                await self._refresh()
+            case TurnEnd():
+                raise AssertionError("the caller handles the turn's end")
+
+    async def _working_on(self, work: Awaitable[None]) -> None:
+        self._works = True
+        try:
+            await work
+        finally:
+            self._works = False
+
+    def _is_behind(self) -> bool:
+        return self._works or not self._heard.empty()
+
+    async def _note_use(self, use: ToolUse, *, unheard: bool = False) -> None:
+        issued = self._gate.issue(use, unheard=unheard)
+        if issued is None:
+            return
+        use = self._gate.received(issued)
+        self._turn.names[use.call_id] = use.name
+        self._turn.batch.append(use)
+
+    async def _note_result(self, result: ToolResult) -> None:
+        early = [use for use in self._turn.batch if use.call_id == result.call_id]
+        if early:
+            self._turn.early_results.append(result)
+            if early[0].thread is not None:
+                await self._register_batch()
+            return
+        name = self._tool_name(result.call_id)
+        self._tell_postponed(result.call_id)
+        cut_short = self._turn.interrupted and result.is_error and self._gate.began(result.call_id)
+        self._turn.drafts.append(self._result(result, cut_short=cut_short))
+        self._save_soon()
+        if not result.is_error and name in PLAN_MODES:
+            self._gate.enter(PLAN_MODES[name])
+            await self._flush(PLAN_MODES[name])
+
+    async def _register_batch(self) -> None:
+        """Commits the calls heard so far, with what came before them, and lets the gate answer for them."""
+        async with self._registering:
+            turn = self._turn
+            batch, turn.batch = turn.batch, []
+            for use in batch[1:]:
+                if use.name == "ExitPlanMode":  # the calls before it may write the plan
+                    turn.postponed[use.call_id] = use
+                    self._gate.postpone(use.call_id)
+            batch = [use for use in batch if use.call_id not in turn.postponed]
+            if not batch:
+                return
+            refused = {r.call_id for r in turn.early_results}  # nothing has run: the gate has not answered
+            await self._open(batch, refused)
+            early, turn.early_results = turn.early_results, []
+            turn.drafts += map(self._result, early)
+
+    def _result(self, result: ToolResult, *, cut_short: bool = False) -> Draft:
+        """`cut_short`: it was interrupted after it had begun, and the CLI says that it was rejected."""
+        mcp = self._tool_name(result.call_id).startswith("mcp__")
+        event_id = self._gate.event_id(result.call_id)
+        if not cut_short:
+            return events.tool_result(event_id, result.content, result.is_error, mcp=mcp)
+        left = [b for b in result.content if not str(b.get("text", "")).startswith(CLI_REJECTED)]
+        content = [*events.text_blocks(events.CUT_SHORT), *left]
+        return events.tool_result(event_id, content, True, mcp=mcp, outcome="unknown")
+
+    async def _open(self, batch: Sequence[ToolUse], refused: Collection[str] = ()) -> None:
+        calls = [self._gate.classify(use, refused=use.call_id in refused) for use in batch]
+        drafts = self._take_drafts()
+        drafts += [events.tool_use(c.call_id, c.tool_name, c.input, c.verdict, c.agent_id) for c in calls]
+        opened = await self._store.open_calls(
+            self._id,
+            self._epoch,
+            drafts,
+            calls,
+            cwd=str(self._workspace.folder),
+            expires_at=self._expiry(),
+        )
+        self._gate.register(opened, calls)
+
+    async def _register_again(self, use: ToolUse) -> None:
+        """A call that is in the log as allowed is asked for after all; the event is the one that is there."""
+        async with self._registering:
+            await self._open([use])
+
+    def _tell_postponed(self, call_id: str) -> None:
+        """The CLI never asked for this call: it is told in the log with its result, and nobody was to decide on it."""
+        use = self._turn.postponed.pop(call_id, None)
+        if use is not None:
+            thread = self._gate.thread(use.thread)
+            self._turn.drafts.append(events.tool_use(use.call_id, use.name, use.input, "ask", thread))
+
+    def _tool_name(self, call_id: str) -> str:
+        """A deferred call was issued in an earlier turn; the gate knows it from its approval."""
+        return self._turn.names.get(call_id) or self._gate.tool_name(call_id)
+
+    async def _register_overdue(self, use: ToolUse | None) -> None:
+        """A call is asked about, and the message that holds it does not end, or was never seen; or it was postponed."""
+        if use is not None and self._turn.postponed.pop(use.call_id, None) is not None:
+            async with self._registering:
+                await self._open([self._gate.received(use)])
+            return
+        if use is not None:
+            await self._note_use(use, unheard=True)
+        await self._register_batch()
+
+    def _expiry(self) -> datetime | None:
+        """By the clock that will be asked whether it is over, which may be another host's."""
+        ttl = self._limits.approval_ttl_s
+        return None if ttl is None else utcnow() + self._behind + timedelta(seconds=ttl)
+
+    def _take_drafts(self) -> list[Draft]:
+        drafts, self._turn.drafts, self._turn.drafted_at = self._turn.drafts, [], None
+        return drafts
+
+    async def _flush(self, permission_mode: PermissionMode | None = None) -> None:
+        drafts = self._take_drafts()
+        if drafts or permission_mode:
+            await fault_points.reach("flush.before")
+            await self._store.commit(self._id, self._epoch, drafts, permission_mode=permission_mode)
+            await fault_points.reach("flush.after")
+
+    async def _end_turn(self, end: TurnEnd, how: TurnEnding = "over") -> None:
+        stop_reason = events.END_TURN
+        if end.deferred is not None:
+            how = "parked"
+            await self._store.defer(self._id, self._epoch, self._gate.deferred)
+            await self._stop_engine()
+        await self._save()
+        for call_id in tuple(self._turn.postponed):
+            self._tell_postponed(call_id)
+        drafts = self._take_drafts()
+        if end.error is not None:
+            drafts.append(events.session_error(end.error[1], end.error[0]))
+            stop_reason = events.RETRIES_EXHAUSTED
+        await self._store.end_turn(
+            self._id,
+            self._epoch,
+            drafts,
+            end_id=str(uuid.uuid4()),
+            usage=end.usage,
+            stop_reason=stop_reason,
+            how=how,
+        )
+
+    # -- the workspace
+
+    async def _save(self) -> None:
+        """Saves what changed. What could not be saved is in the next drafts; the turn goes on."""
+        if self._saving is not None:
+            await _cancel(self._saving)
+        await self._save_now(self._show_progress)
+
+    async def _save_now(self, progress: Progress) -> None:
+        began = time.monotonic()
+        told = await self._workspace.save(progress)
+        took_s = time.monotonic() - began
+        self._save_at = time.monotonic() + max(SAVE_EVERY_S, SAVE_SHARE * took_s)
+        self._turn.drafts += [events.workspace_unsaved(line) for line in told]
+
+    def _save_soon(self) -> None:
+        if self._saving is None or self._saving.done():
+            self._saving = self._in_background(self._save_later())
+
+    async def _save_later(self) -> None:
+        await asyncio.sleep(self._save_at - time.monotonic())
+        try:
+            await self._save_now(silent)
+        except HitlError as error:  # whoever writes next hears of it too
+            log.warning("workspace not saved meanwhile", session=self._id, why=str(error))
+
+    async def _show_progress(self, doing: str, done_bytes: int, of_bytes: int) -> None:
+        self._turn.drafts.append(events.workspace_progress(doing, done_bytes, of_bytes))
+        await self._flush()
+
+    # -- previews: best effort, at most one call under way
+
+    def _preview(self, piece: Preview) -> None:
+        if len(self._previews) >= PREVIEWS_AT_ONCE:
+            return
+        if piece.text is None:
+            event = {"id": piece.event_id, "type": piece.type}
+            self._previews.append({"type": "event_start", "event": event})
+        else:
+            content = {"type": "text", "text": piece.text}
+            delta = {"type": "content_delta", "index": 0, "content": content}
+            self._previews.append({"type": "event_delta", "event_id": piece.event_id, "delta": delta})
+        if self._previewing is None or self._previewing.done():
+            self._previewing = self._in_background(self._send_previews())
+
+    async def _send_previews(self) -> None:
+        while self._previews:
+            pieces, self._previews = self._previews, []
+            try:
+                await self._store.preview(self._id, self._epoch, pieces)
+            except HitlError as error:
+                log.debug("preview lost", session=self._id, why=str(error))
+
+
+def _message_uuid(event_id: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"claude-hitl:{event_id}"))
+
+
+def _request_end(event: RequestEnd) -> Draft:
+    start = f"sevt_{event.message_id}_start"
+    return events.draft(
+        "span.model_request_end",
+        f"sevt_{event.message_id}_end",
+        model_request_start_id=start,
+        model_usage=event.usage,
+        is_error=False,
+    )
+
+
+def _queue() -> _Heard:
+    return asyncio.Queue(HEARD_AT_ONCE)
+
+
+async def _cancel(task: "asyncio.Task[Any]") -> None:
+    """Ends it. Raises what it failed with, unless that is an error that the store or the engine has told already."""
+    task.cancel()
+    await asyncio.wait({task})
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, HitlError):
+        raise error

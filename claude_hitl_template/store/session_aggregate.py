@@ -1,0 +1,221 @@
+"""One session inside one transaction: its status, its log and its approvals change together or not at all."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from claude_hitl_template.domain import events
+from claude_hitl_template.domain.canonical_json import shown_host
+from claude_hitl_template.domain.events import Draft
+from claude_hitl_template.domain.models import (
+    Approval,
+    ApprovalState,
+    Event,
+    Lease,
+    Session,
+    check_session_transition,
+)
+from claude_hitl_template.errors import NotFound, StaleOwner
+from claude_hitl_template.store.backend import Tx
+
+OUTCOME_UNKNOWN = (
+    "Outcome unknown: the process that ran this call ended before it recorded a result. "
+    "The call may or may not have taken effect; it was not repeated."
+)
+NOT_RUN = "Not run: it was superseded before it began."
+
+
+def denial(refused: Approval) -> str:
+    """What the model is told of a call that was denied, or expired."""
+    if refused.state is ApprovalState.EXPIRED:
+        return "Denied: nobody decided on this call in time."
+    said = refused.decision.deny_message if refused.decision else None
+    return f"Denied by a human: {said}" if said else "Denied by a human. No reason was given."
+
+
+def host_opened(allowed: Approval) -> str:
+    where = shown_host(allowed.input["host"], allowed.input["port"])
+    if allowed.decision is not None and allowed.decision.remember is not None:
+        return f"Allowed by a human: this session may reach {where} from now on."
+    return (
+        f"Allowed by a human: this session may reach {where} until the turn ends in which the agent is told."
+    )
+
+
+class SessionUnit:
+    """A session under change. Call `save` once at the end; until then nothing of the session itself is written."""
+
+    def __init__(self, tx: Tx, session: Session, now: datetime) -> None:
+        self.tx, self.session, self.now = tx, session, now
+
+    @classmethod
+    async def load(
+        cls, tx: Tx, session_id: str, now: datetime, *, key_id: str | None = None
+    ) -> "SessionUnit":
+        """Raises NotFound, also for the session of another key."""
+        session = await tx.session(session_id)
+        if session is None or (key_id is not None and session.key_id != key_id):
+            raise NotFound(f"there is no session {session_id!r}")
+        return cls(tx, session, now)
+
+    @classmethod
+    async def load_owned(cls, tx: Tx, session_id: str, epoch: int, now: datetime) -> "SessionUnit":
+        """Raises StaleOwner unless `epoch` is the session's present lease."""
+        session = await tx.session(session_id)
+        if session is None:
+            raise StaleOwner(f"session {session_id} is gone")
+        unit = cls(tx, session, now)
+        unit.check_owner(epoch)
+        return unit
+
+    def check_owner(self, epoch: int) -> None:
+        lease = self.session.lease
+        if lease is None or lease.epoch != epoch:
+            raise StaleOwner(f"session {self.session.id} is no longer driven by epoch {epoch}")
+
+    def set(self, **changes: Any) -> None:
+        self.session = self.session.but(**changes)
+
+    def wake(self) -> None:
+        self.set(wakes=self.session.wakes + 1)
+
+    async def save(self) -> Session:
+        self.set(updated_at=self.now)
+        await self.tx.put_session(self.session)
+        return self.session
+
+    async def append(self, drafts: Sequence[Draft]) -> list[Event]:
+        """Gives each new event the next seq. An id that is in the log already is passed over."""
+        known = await self.tx.known_events(self.session.id, [d.id for d in drafts])
+        fresh: list[Event] = []
+        for draft in drafts:
+            if draft.id in known:
+                continue
+            known.add(draft.id)
+            processed = None if draft.queued else self.now
+            fresh.append(
+                Event(
+                    seq=self.session.next_seq + len(fresh),
+                    id=draft.id,
+                    type=draft.type,
+                    payload=draft.payload,
+                    created_at=self.now,
+                    processed_at=processed,
+                )
+            )
+        self.set(next_seq=self.session.next_seq + len(fresh))
+        await self.tx.add_events(self.session.id, fresh)
+        return fresh
+
+    async def run(self, *, rescheduled: bool = False) -> None:
+        """To `running`, by way of `rescheduling` when an owner was lost."""
+        if rescheduled:
+            check_session_transition(self.session.status, "rescheduling")
+            await self.append([events.status_rescheduled()])
+        elif self.session.status == "running":
+            return
+        check_session_transition("rescheduling" if rescheduled else self.session.status, "running")
+        since = self.session.running_since or self.now
+        self.set(status="running", stop_reason=None, running_since=since)
+        await self.append([events.status_running()])
+
+    async def idle(self, stop_reason: dict[str, Any]) -> None:
+        check_session_transition(self.session.status, "idle")
+        self._stop_clock()
+        self.set(status="idle", stop_reason=stop_reason, waits_for_room=False)
+        await self.append([events.status_idle(stop_reason)])
+
+    async def terminate(self) -> None:
+        check_session_transition(self.session.status, "terminated")
+        self._stop_clock()
+        self.set(status="terminated", stop_reason=None, waits_for_room=False)
+        await self.append([events.draft("session.status_terminated")])
+
+    def _stop_clock(self) -> None:
+        since = self.session.running_since
+        if since is not None:
+            elapsed = max((self.now - since).total_seconds(), 0.0)
+            self.set(active_seconds=self.session.active_seconds + elapsed, running_since=None)
+
+    async def open_approvals(self) -> list[Approval]:
+        return await self.tx.open_approvals(self.session.id)
+
+    async def pending(self) -> list[Approval]:
+        return [a for a in await self.open_approvals() if a.state is ApprovalState.PENDING]
+
+    async def holds_up(self) -> bool:
+        """Whether a call waits for a human. A host that does keeps nothing from going on."""
+        return any(a.kind != "network" for a in await self.pending())
+
+    async def supersede(self) -> None:
+        """Nothing that waits, or was allowed and has not begun, will run any more."""
+        self.set(untold=(), refused_hosts=())
+        for approval in await self.open_approvals():
+            if approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED):
+                await self.supersede_one(approval)
+
+    async def supersede_one(self, approval: Approval) -> None:
+        if approval.kind == "network" and approval.state is ApprovalState.ALLOWED:  # it was open until now
+            claimed = approval.to(ApprovalState.CLAIMED)
+            await self.tx.put_approval(claimed.to(ApprovalState.SUCCEEDED, closed_at=self.now))
+            return
+        await self.tx.put_approval(approval.to(ApprovalState.SUPERSEDED, closed_at=self.now))
+        await self._append_result(approval, NOT_RUN)
+
+    async def tell_later(self, refused: Approval) -> None:
+        """The model was told to issue the call again; it will be told not to, when its turn comes."""
+        self.set(untold=(*self.session.untold, refused.id))
+        if refused.kind == "network":
+            self.set(refused_hosts=(*self.session.refused_hosts, refused.id))
+        await self._append_result(refused, denial(refused))
+
+    async def open_host(self, allowed: Approval) -> None:
+        """The result of an allowed host comes with the decision: nothing runs."""
+        blocks = events.text_blocks(host_opened(allowed))
+        await self.append([events.tool_result(allowed.event_id, blocks, is_error=False)])
+
+    async def _append_result(self, approval: Approval, text: str, outcome: str | None = None) -> None:
+        """The one result of a call that the CLI will not give one, or gives one that is not committed again."""
+        mcp = approval.tool_name.startswith("mcp__")
+        blocks = events.text_blocks(text)
+        await self.append([
+            events.tool_result(approval.event_id, blocks, is_error=True, mcp=mcp, outcome=outcome)
+        ])  # fmt: skip
+
+    async def remind_again(self) -> None:
+        """A reminder counts for the owner that gave it: nobody knows whether the model heard that of one which died."""
+        for approval in await self.open_approvals():
+            if approval.reminded:
+                await self.tx.put_approval(approval.but(reminded=False))
+
+    async def close_unknown(self) -> None:
+        """Claimed calls whose result never came: said in the log, never repeated."""
+        for approval in await self.open_approvals():
+            if approval.state is ApprovalState.CLAIMED:
+                await self.tx.put_approval(approval.to(ApprovalState.UNKNOWN, closed_at=self.now))
+                await self._append_result(approval, OUTCOME_UNKNOWN, "unknown")
+
+    async def break_off(self) -> None:
+        """To `idle`, with everything kept for whoever takes the turn up. One that was interrupted is over."""
+        await self.close_unknown()
+        self.set(
+            recoveries=0,
+            interrupted=False,
+            turn=None if self.session.interrupted else self.session.turn,
+        )
+        waits = await self.holds_up()
+        pending = [a.event_id for a in await self.pending()]
+        await self.idle(events.requires_action(pending) if waits else events.RETRIES_EXHAUSTED)
+
+    async def after_decisions(self) -> None:
+        """Says what is still waited for, or goes on when nothing is."""
+        if await self.holds_up():
+            await self.idle(events.requires_action([a.event_id for a in await self.pending()]))
+        else:
+            await self.run()
+
+    def lease(self, holder: str, lease_s: float) -> None:
+        epoch = self.session.epoch + 1
+        expires = self.now + timedelta(seconds=lease_s)
+        lease = Lease(epoch=epoch, holder=holder, expires_at=expires)
+        self.set(epoch=epoch, lease=lease, waits_for_room=False)

@@ -1,0 +1,250 @@
+"""A process dies at each fault point of a conversation; whoever takes it up breaks no promise.
+
+All cases are played two at a time, and each test judges its own.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal
+
+import pytest
+
+from claude_hitl_template import fault_points
+from claude_hitl_template.store.backup import back_up
+from claude_hitl_template.store.connect import migrate
+from claude_hitl_template.store.sql import sqlite_url
+from tests.chaos.crash_runs import UPLOADED, Home, live, write_all
+from tests.chaos.dump import make_journal, read_dump, read_journal
+from tests.chaos.oracle import judge, logs_are_whole
+from tests.chaos.plans import KINDS, WORK
+from tests.postgres import Server, serving
+
+WRITES = (
+    "create_session", "acquire", "begin_turn", "commit", "open_calls", "append_transcript", "defer", "end_turn",
+    "save_workspace", "release", "send_events", "drop_lease", "claim",
+)  # fmt: skip
+STEPS = ("spawn", "flush", "park", "resume", "run")
+POINTS = [
+    *(f"{write}.{when}_commit" for write in WRITES for when in ("before", "after")),
+    *(f"{step}.{when}" for step in STEPS for when in ("before", "after")),
+]
+# Reached before the approval is durable: the transcript may have a call then that nobody was asked about, and the CLI
+# tells the model that it was interrupted. The model may go on without it.
+UNASKED = ("open_calls.before_commit", "append_transcript.before_commit", "append_transcript.after_commit")
+# Not on a conversation's way; struck in lives without a CLI.
+STORE_POINTS = [
+    point for point in fault_points.POINTS if point not in POINTS and point not in ("own.before", "own.after")
+]
+ONLY_ALLOWED = ("claim.", "run.")  # a call that is refused is not claimed
+KILLED = -9
+LANES = 2  # cases at a time: as many as CI has CPUs
+# To start a process looks whether others have ended: of two threads that look at one at once, one would see no exit code.
+_one_at_a_time = Lock()
+BACKINGS = ("sqlite", "postgres")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A point at which a process dies. Without a decision it is a life without a CLI: the Store's writes, one by one."""
+
+    backing: str
+    point: str
+    decision: Literal["allow", "deny"] | None = None
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, (self.point, self.decision, self.backing)))
+
+    @property
+    def plans(self) -> list[dict[str, dict[str, str]]]:
+        """The faults of each life but the last one."""
+        strike = {self.point: {"1": "kill"}}
+        if self.decision is not None and self.point.startswith("drop_lease"):
+            return [
+                {"flush.after": {"1": "kill"}},
+                strike,
+            ]  # it is the next life that says that the owner is gone
+        return [strike]
+
+
+@dataclass(frozen=True)
+class Played:
+    """What is left of a case, and how each of its lives ended."""
+
+    home: Home
+    exits: list[int | None]
+
+    @property
+    def backup(self) -> Path:
+        return self.home.root / "backup.zip"
+
+    def struck(self) -> list[str]:
+        lines = (self.home.root / "faults" / "hits.jsonl").read_text().splitlines()
+        return [hit["point"] for hit in map(json.loads, lines) if hit["did"]]
+
+
+def conversations() -> list[Case]:
+    """Each point with each decision."""
+    return [
+        Case(backing, point, decision)
+        for backing in BACKINGS
+        for point in POINTS
+        for decision in ("allow", "deny")
+        if decision == "allow" or not point.startswith(ONLY_ALLOWED)
+    ]
+
+
+def writes() -> list[Case]:
+    """SQLite has one process, and nobody to notify."""
+    return [
+        Case(backing, point)
+        for backing in BACKINGS
+        for point in STORE_POINTS
+        if backing == "postgres" or not point.startswith("notify")
+    ]
+
+
+def sampled(cases: list[Case]) -> list[Any]:
+    """Each point once in the fast tier, the backing and the decision in turn; the other cases are slow."""
+    by_point: dict[str, list[Case]] = {}
+    for case in cases:
+        by_point.setdefault(case.point, []).append(case)
+    fast = [its[(number + number // 4) % len(its)] for number, its in enumerate(by_point.values())]
+    return [pytest.param(case, marks=[] if case in fast else [pytest.mark.slow]) for case in cases]
+
+
+# -- playing them
+
+type Databases = Callable[[Path], AbstractContextManager[str]]
+type Playing = dict[Case, Future[Played]]
+
+
+@pytest.fixture(scope="module")
+def lanes() -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(LANES)
+    yield pool
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="module")
+def start(
+    request: pytest.FixtureRequest,
+    processes: ForkServerContext,
+    lanes: ThreadPoolExecutor,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Databases], Playing]:
+    """Begins to play all cases of one backing that this run of pytest has."""
+    tests = [item for item in request.session.items if "played" in getattr(item, "fixturenames", ())]
+    cases: list[Case] = [test.callspec.params["case"] for test in tests]  # type: ignore[attr-defined]
+
+    def begin(backing: str, databases: Databases) -> Playing:
+        return {
+            case: lanes.submit(play, case, processes, tmp_path_factory.mktemp("case"), databases)
+            for case in cases
+            if case.backing == backing
+        }
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def on_sqlite(
+    start: Callable[[str, Databases], Playing], tmp_path_factory: pytest.TempPathFactory
+) -> Playing:
+    empty = tmp_path_factory.mktemp("schema") / "empty.db"
+    migrate(sqlite_url(empty))
+
+    def copy(root: Path) -> AbstractContextManager[str]:
+        shutil.copy(empty, root / "store.db")
+        return nullcontext(sqlite_url(root / "store.db"))
+
+    return start("sqlite", copy)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def on_postgres(start: Callable[[str, Databases], Playing], postgres: Server) -> Playing:
+    return start("postgres", lambda _root: postgres.database())
+
+
+@pytest.fixture
+def played(request: pytest.FixtureRequest, case: Case) -> Played:
+    return request.getfixturevalue(f"on_{case.backing}")[case].result()
+
+
+def play(case: Case, processes: ForkServerContext, root: Path, databases: Databases) -> Played:
+    """Lives that end at the planned faults, one that does not, and a backup of what they left."""
+    with databases(root) as url:
+        home, plan = Home(url, root), root / "faults" / "plan.json"
+        plan.parent.mkdir()
+        make_journal(root)
+        exits: list[int | None] = []
+        for number, faults_of_life in enumerate([*case.plans, {}]):
+            plan.write_text(json.dumps(faults_of_life))
+            exits.append(lived(processes, home, case, number))
+        back_up(url, root / "backup.zip")
+    return Played(home, exits)
+
+
+def lived(processes: ForkServerContext, home: Home, case: Case, number: int) -> int | None:
+    """How a process that lives one of the case's lives ended."""
+    if case.decision is None:
+        process = processes.Process(target=write_all, args=(home, number))
+    else:
+        process = processes.Process(target=live, args=(home, KINDS.index(case.decision)))
+    with _one_at_a_time:
+        process.start()
+    wait([process.sentinel])
+    with _one_at_a_time:
+        process.join()
+    return process.exitcode
+
+
+# -- judging them
+
+
+@pytest.mark.takes_long("a process with the real CLI dies, and another one goes on")
+@pytest.mark.parametrize("case", sampled(conversations()), ids=str)
+def test_a_conversation_is_taken_up_wherever_its_process_died(case: Case, played: Played):
+    assert played.exits == [KILLED] * len(case.plans) + [0]
+    assert played.struck()[-1] == case.point
+    saved = played.home.noted("saved")
+    record = read_dump(
+        played.backup,
+        acknowledged=played.home.acknowledged(),
+        created=[made["id"] for made in played.home.noted("created")],
+        runs=read_journal(played.home.journal),
+        files={file["session_id"]: file["text"] for file in saved if file["path"] == WORK},
+    )
+    assert [str(violation) for violation in judge(record)] == []
+    assert {s.stop_reason["type"] for s in record.sessions if s.stop_reason} == {"end_turn"}
+    assert len(record.runs) <= (case.decision == "allow")
+    assert record.acknowledged or (case.point in UNASKED and not record.approvals and not record.runs)
+    assert case.decision == "allow" or UPLOADED in [file["path"] for file in saved]
+
+
+@pytest.mark.parametrize("case", sampled(writes()), ids=str)
+def test_a_write_whose_process_died_is_done_or_is_not_and_others_go_on(case: Case, played: Played):
+    assert played.exits == [KILLED, 0]
+    assert played.struck() == [case.point]
+    record = read_dump(played.backup)
+    assert [str(violation) for violation in logs_are_whole(record)] == []
+    assert set(record.events) == {s.id for s in record.sessions}
+    assert {a.session_id for a in record.approvals} <= set(record.events)
+
+
+def test_every_point_of_the_product_is_struck_but_those_that_need_ray():
+    """These are the supervisor's: tests/integration/test_handing_over.py."""
+    assert set(fault_points.POINTS) - set(POINTS) - set(STORE_POINTS) == {"own.before", "own.after"}

@@ -1,0 +1,64 @@
+"""`python -m tools.bench`, which `./hitl bench` runs: measures the service beside the bare SDK, on this machine, now."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from claude_hitl_template.cli.common import console, run
+from claude_hitl_template.errors import ConfigError
+from tools.bench import Part
+from tools.bench.figures import table
+from tools.bench.run import Bench
+
+LEAST_SESSIONS = 100
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def bench(
+    rounds: Annotated[int, typer.Option(min=1, help="How often each quick thing is measured.")] = 8,
+    sessions: Annotated[
+        int, typer.Option(min=LEAST_SESSIONS, help="How many parked sessions the inbox is measured with.")
+    ] = 1000,
+    only: Annotated[
+        list[Part] | None,
+        typer.Option(help="Measure this part and no other. May be repeated."),
+    ] = None,
+    postgres: Annotated[
+        bool, typer.Option("--postgres", help="Keep the store in a Postgres of its own.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="A file for figures, samples, machine and versions.")
+    ] = None,
+) -> None:
+    """Measures turns, decisions and parking beside the bare SDK, many parked sessions beside few, restarts, and the cost of
+    sandboxes.
+
+    Takes some minutes. Uses a service of its own, and leaves nothing behind. A target that is not met is no failure.
+    """
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise ConfigError(
+            f"{json_file} cannot be written: there is no such folder", "choose another with --json"
+        )
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # ended from outside, it still ends what it started
+    parts = only or list(Part)
+    made = Bench(rounds, sessions, parts, on_postgres=postgres)
+    made.run()
+    console().print(table(made.measures))
+    if Part.CROWD in parts:
+        typer.echo(
+            f"The {sessions} parked sessions were made in the store, without running their CLIs; all else ran for real."
+        )
+    if json_file is not None:
+        figures = {**made.facts, "measures": [measure.as_json() for measure in made.measures]}
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run(app))

@@ -1,0 +1,272 @@
+"""What is measured, in which order."""
+
+import asyncio
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import psutil
+
+from claude_hitl_template import __version__, code_version
+from claude_hitl_template.cli.common import step
+from claude_hitl_template.cli.host import postgres
+from claude_hitl_template.config.secret_files import hash_api_key, prepare, read_api_key, read_signing_key
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.model.tokens import mint
+from tools.bench import Part
+from tools.bench.contenders import CALL, PACED, SETTLE_S, TEXT, Bare, Conversation, bare, conversation
+from tools.bench.figures import Compare, Measure
+from tools.bench.parked_load import footprint, make_crowd
+from tools.bench.recovery import acknowledged_and_restarted, killed_and_gone_on
+from tools.bench.scale import FEW, Many
+from tools.bench.service_fixture import LONG_S, Stage, private_bytes, stage, workplace
+
+STARTS_SHARE = 4
+FIRST_EPOCH = 1  # of a session that never lost its owner
+WAKE_P95_MS = 3000
+MIB = 1024 * 1024
+MS = 1000.0
+
+
+class Bench:
+    """One run: `rounds` of what is quick, and a quarter of them of what needs a process started for each."""
+
+    def __init__(
+        self, rounds: int, sessions: int, parts: Collection[Part], *, on_postgres: bool = False
+    ) -> None:
+        self._rounds, self._sessions, self._parts = rounds, sessions, parts
+        self._slow = math.ceil(rounds / STARTS_SHARE)
+        self._on_postgres, self._stage = on_postgres, partial(stage, on_postgres=on_postgres)
+        self.measures: list[Measure] = []
+        self.facts: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Raises HitlError when something failed."""
+        self.facts = machine()
+        with workplace() as settings:
+            if Part.TURNS in self._parts:
+                self._one_session(settings)
+            if Part.CROWD in self._parts:
+                self._crowd(settings)
+            if Part.RECOVERY in self._parts:
+                with self._stage(settings, hot_window_s=0.0, spare_owners=1) as one:
+                    self._recovery(one)
+            if Part.SANDBOX in self._parts:
+                self._sandboxes(settings)
+        self.facts["load_after"] = os.getloadavg()
+
+    def _one_session(self, settings: Settings) -> None:
+        with self._stage(settings, hot_window_s=LONG_S, spare_owners=1) as one:
+            self._hot(one)
+        with self._stage(settings, hot_window_s=0.0, spare_owners=1) as one:
+            made = self._new("decision to tool start, parked, spare owner ready", "ms", "p95", WAKE_P95_MS)
+            made.ours += self._wakes(one)
+            parked = self._leave_parked(one)
+        self._stored(settings, parked)
+
+    def _crowd(self, settings: Settings) -> None:
+        """A few parked sessions, then many, with the same questions."""
+        many = Many(self._sessions)
+        made = Measure(
+            f"decision to tool start, no spare owner, {self._sessions} parked sessions (bare: {FEW})",
+            "ms",
+            "p95",
+            WAKE_P95_MS,
+        )
+        for count, samples in ((FEW, made.bare), (self._sessions - FEW, made.ours)):
+            few = samples is made.bare
+            with step(f"Making {count} parked sessions in the store, without CLIs"), self._database(settings):
+                crowd = asyncio.run(make_crowd(settings, _key_hash(settings), count))
+            with self._stage(settings, hot_window_s=0.0, spare_owners=0) as one:
+                with step(f"Measuring the inbox and decisions among {count} parked sessions"):
+                    many.measure(one, crowd, few=few)
+                samples.extend(self._wakes(one))
+        self.measures += [*many.measures, made]
+
+    def _recovery(self, one: Stage) -> None:
+        for what, owner in (("CLI", False), ("owner", True)):
+            made = self._new(
+                f"{what} killed in the middle of an answer to the session going on", "s", "p95", 5
+            )
+            with step(f"Killing a session's {what}, {self._rounds} times"):
+                made.ours += [killed_and_gone_on(one, owner=owner) for _ in range(self._rounds)]
+        acknowledged = self._new("decision acknowledged while no owner lives", "ms", "p95", 200)
+        restarted = self._new("all processes killed to the decided call's start", "s", "p95", 45)
+        for number in range(self._slow):
+            with step(f"Killing everything and starting it again, {number + 1} of {self._slow}"):
+                said_s, started_s = acknowledged_and_restarted(one)
+            acknowledged.ours.append(said_s * MS)
+            restarted.ours.append(started_s)
+
+    def _sandboxes(self, settings: Settings) -> None:
+        """Two services at once, so that the machine's noise meets both."""
+        with (
+            workplace() as others,
+            self._stage(settings, hot_window_s=LONG_S, spare_owners=1, sandbox="on") as inside,
+            self._stage(others, hot_window_s=LONG_S, spare_owners=1, sandbox="off") as outside,
+            conversation(inside.client, TEXT) as ours,
+            conversation(outside.client, TEXT) as theirs,
+        ):
+            ours.until_rest()
+            theirs.until_rest()
+            inside.until_spare()
+            outside.until_spare()
+            turn = self._new("text turn, hot, in a sandbox (bare: without one)", "ms", "ratio of p50", 1.15)
+            start = self._new(
+                "create to first agent event, in a sandbox (bare: without one)",
+                "ms",
+                "difference of p50",
+                80,
+            )
+            memory = self._new(
+                "private memory of a hot session in a sandbox (bare: without one)",
+                "MiB",
+                "difference of p50",
+                5,
+            )
+            with step("Measuring sessions with a sandbox and without one"):
+                _interleaved(turn, partial(ours.turn, TEXT), partial(theirs.turn, TEXT), self._rounds)
+                for one, who, samples in (
+                    (inside, ours, memory.ours),
+                    (outside, theirs, memory.bare),
+                ):
+                    samples.append(_private_mib(one.processes_of(who.transcript_id)))
+                _interleaved(start, partial(_create, inside), partial(_create, outside), self._slow)
+
+    @contextmanager
+    def _database(self, settings: Settings) -> Generator[None]:
+        """A Postgres of our own runs without the service for as long as the context lasts; SQLite needs nobody."""
+        prepare(settings)
+        postgres.start_missing(settings, make=self._on_postgres)
+        yield
+        postgres.local(settings).stop()
+
+    def _new(
+        self, name: str, unit: str, compare: Compare | None = None, target: float | None = None
+    ) -> Measure:
+        made = Measure(name, unit, compare, target)
+        self.measures.append(made)
+        return made
+
+    # -- a session that is awake, and the bare SDK beside it
+
+    def _hot(self, one: Stage) -> None:
+        with step("Measuring turns and decisions of hot sessions"), conversation(one.client, TEXT) as ours:
+            ours.until_rest()
+            token = mint(read_signing_key(one.settings).secret, ours.id, FIRST_EPOCH)
+            folder = one.settings.data_dir / "bare"
+            with bare(folder, f"{one.settings.base_url}/model", token) as theirs:
+                self.facts["versions"]["claude-code"] = theirs.cli_version
+                one.until_spare()
+                self._turns(ours, theirs)
+                self._decisions(one, ours, theirs)
+                self._creations(one, theirs)
+
+    def _turns(self, ours: Conversation, theirs: Bare) -> None:
+        for name, prompt in (("a model that answers at once", TEXT), ("a model that takes a second", PACED)):
+            made = self._new(f"text turn, hot, {name}", "ms", "ratio of p50", 1.25)
+            _interleaved(made, partial(ours.turn, prompt), partial(theirs.turn, prompt), self._rounds)
+
+    def _decisions(self, one: Stage, ours: Conversation, theirs: Bare) -> None:
+        started = self._new("decision to tool start, hot", "ms", "difference of p50", 50)
+        acknowledged = self._new("decision acknowledged, hot", "ms")
+        memory = self._new("private memory of a hot session: CLI and owner (bare: CLI and client)", "MiB")
+
+        def decide() -> float:
+            ours.say(CALL)
+            event_id = ours.until_asked()
+            time.sleep(SETTLE_S)
+            said, tool = ours.call(one.settings.workspaces / ours.id, event_id)
+            acknowledged.ours.append(said * MS)
+            return tool
+
+        _interleaved(started, decide, theirs.call, self._rounds)
+        del acknowledged.ours[0]  # the warm-up's
+        memory.ours.append(_private_mib(one.processes_of(ours.transcript_id)))
+        memory.bare.append(_private_mib(theirs.processes()))
+
+    def _creations(self, one: Stage, theirs: Bare) -> None:
+        made = self._new("create to first agent event (bare: connect to first message)", "ms")
+        _interleaved(made, partial(_create, one), theirs.fresh, self._slow)
+
+    # -- parked sessions
+
+    def _wakes(self, one: Stage) -> list[float]:
+        """Milliseconds from a decision on a parked call to the start of its tool."""
+        with step("Measuring: decision to tool start, parked"):
+            self._wake(one)  # the first one warms up
+            return [self._wake(one) * MS for _ in range(self._slow)]
+
+    def _wake(self, one: Stage) -> float:
+        with conversation(one.client, CALL) as ours:
+            event_id = ours.until_asked()
+            one.until_parked(ours.id)
+            one.until_spare()
+            return ours.call(one.settings.workspaces / ours.id, event_id)[1]
+
+    def _leave_parked(self, one: Stage) -> str:
+        made = self._new("processes of a parked session", "count", "p95", 0)
+        with conversation(one.client, CALL, keep=True) as ours:
+            ours.until_asked()
+            one.until_parked(ours.id)
+            made.ours.append(len(one.processes_of(ours.transcript_id)))
+            return ours.id
+
+    def _stored(self, settings: Settings, parked: str) -> None:
+        with self._database(settings):
+            found = asyncio.run(footprint(settings, _key_hash(settings), parked))
+        self._new("database rows of a parked session", "count").ours.append(found.rows)
+        self._new("database records of a parked session", "KiB").ours.append(found.record_bytes / 1024)
+
+
+def _key_hash(settings: Settings) -> str:
+    return hash_api_key(read_api_key(settings))
+
+
+def _create(one: Stage) -> float:
+    """Seconds from a new session to its first agent event."""
+    one.until_spare()
+    began = time.perf_counter()
+    with conversation(one.client, TEXT) as fresh:
+        fresh.until(lambda event: event["type"].startswith("agent."))
+        seconds = time.perf_counter() - began
+        fresh.until_rest()
+    return seconds
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what it was measured."""
+    return {
+        "machine": {
+            "system": platform.platform(),
+            "cpus": psutil.cpu_count(),
+            "memory_bytes": psutil.virtual_memory().total,
+        },
+        "versions": {
+            "claude-hitl": __version__,
+            "code": code_version(),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("ray", "claude-agent-sdk")},
+        },
+        "load_before": os.getloadavg(),
+    }
+
+
+def _interleaved(made: Measure, ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> None:
+    """Both sides, round by round, so that the machine's noise meets both; the first round warms up."""
+    ours()
+    theirs()
+    for number in range(rounds):
+        sides = [(made.ours, ours), (made.bare, theirs)]
+        for samples, action in sides if number % 2 else reversed(sides):
+            samples.append(action() * MS)
+
+
+def _private_mib(processes: Sequence[psutil.Process]) -> float:
+    return sum(private_bytes(process) for process in processes) / MIB
