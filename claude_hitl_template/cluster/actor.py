@@ -1,13 +1,10 @@
-"""ClaudeSessionActor: a thin Ray shell around session.py. It holds one session's CLI, and nothing that must last."""
+"""ClaudeSessionActor: the Ray actor that holds one owner, which drives one session. Nothing in it must last."""
 
 import asyncio
 import contextlib
 import os
-import shutil
 import tempfile
-from collections.abc import Coroutine
-from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cache, partial
 from typing import Any, cast
 
 import psutil
@@ -16,156 +13,53 @@ import structlog
 from ray.util import list_named_actors
 
 from claude_hitl_template import code_version
-from claude_hitl_template.claude.cli_engine import CliConfig, CliEngine, is_plan_folder
-from claude_hitl_template.claude.layers import image_layers
-from claude_hitl_template.claude.sandbox import SandboxConfig, has_sandboxes
-from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.cluster.containers import runtime_env
 from claude_hitl_template.cluster.ledger import handle, reach
+from claude_hitl_template.cluster.owner import SessionOwner, home_of
+from claude_hitl_template.cluster.owner_host import Assignment, Share
 from claude_hitl_template.config import logs
-from claude_hitl_template.domain.models import Environment, Session
-from claude_hitl_template.domain.policy.floor import Floor
-from claude_hitl_template.errors import ConfigError, EngineError, StaleOwner
+from claude_hitl_template.domain.models import Environment
+from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.presentation.text import size
-from claude_hitl_template.session.gate import Gate
-from claude_hitl_template.session.runner import Limits, SessionRunner
+from claude_hitl_template.session.runner import SessionRunner
 from claude_hitl_template.store.protocol import Owners, Reachable
-from claude_hitl_template.workspace.sync import Place
 
 log = structlog.get_logger()
 NAMESPACE = "claude-hitl"
 WATCH_S = 1.0
 
 
-@dataclass(frozen=True)
-class Share:
-    """What an awake session may use. Ray sets CPUs and memory aside; memory and processes are watched."""
-
-    cpus: float
-    memory_bytes: int
-    processes: int
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """The session that an owner drives, and with what.
-
-    An argument of a call, because everyone on the cluster can read a runtime_env.
-    `token` is for the model endpoint, `capability` for the ledger: both are for this session and this lease alone.
-    `sandbox` is None where the operator wants none.
-    """
-
-    session: Session
-    workspace: Place
-    run_dir: str
-    model_url: str
-    token: str = field(repr=False)
-    capability: str = field(repr=False)
-    cli_path: str | None
-    limits: Limits
-    share: Share
-    sandbox: SandboxConfig | None
-    floor: Floor
-
-
 class ClaudeSessionActor:
-    """Drives one session until it is parked, lost or taken over; then its process ends.
-
-    It is started without a session, so that one can be kept ready: the start is most of what a resume takes.
-    """
+    """Started without a session, so that one can be kept ready: the start is most of what a resume takes."""
 
     def __init__(self, log_level: str) -> None:
         logs.configure(log_level)
         self._ledger = handle()
         self._code = code_version()
-        self._driving: tuple[str, int] | None = None
-        self._runner: SessionRunner | None = None
+        self._owner = SessionOwner(lambda capability: reach(Owners, self._ledger, capability))
 
     async def ready(self) -> int:
-        """The process id, once the ledger can be reached."""
+        """Returns the process id once the ledger can be reached."""
         await reach(Reachable, self._ledger).ping()
         return os.getpid()
 
     async def code(self) -> str:
-        """Which code this process runs, as `code_version` tells it."""
+        """The version of the code that this process runs, as `code_version` gives it."""
         return self._code
 
     async def driving(self) -> tuple[str, int] | None:
-        """The session and the lease epoch it was told to drive."""
-        return self._driving
+        """The session and the lease epoch that it drives."""
+        return self._owner.driving
 
     async def make_room(self) -> None:
         """Parks as soon as nothing runs: another session waits for room."""
-        if self._runner is not None:
-            self._runner.make_room()
+        self._owner.make_room()
 
     async def run(self, assignment: Assignment) -> str:
-        """Returns why it ended: "parked", "taken over", or "died: <message>"."""
-        session = assignment.session
-        self._driving = session.id, session.epoch
-        home = Path(assignment.run_dir) / f"{session.id}-{session.epoch}"
-        try:
-            await asyncio.to_thread(_move_in, home, session.id)
-            self._runner = self._make_runner(assignment, home)
-            await first_of(self._runner.run(), _watch(self._runner, assignment.share))
-        except StaleOwner:
-            return "taken over"
-        except EngineError as error:
-            log.warning("engine died", session=session.id, epoch=session.epoch, why=str(error))
-            return f"died: {error}"
-        finally:
-            await asyncio.to_thread(shutil.rmtree, home, True)
-        return "parked"
-
-    def _make_runner(self, assignment: Assignment, home: Path) -> SessionRunner:
-        session = assignment.session
-        store = reach(Owners, self._ledger, assignment.capability)
-        transcripts = TranscriptStore(store, session.id, epoch=session.epoch, any_folder=True)
-        cli = CliConfig(
-            workspace=assignment.workspace.folder,
-            config_dir=home / "config",
-            model_url=assignment.model_url,
-            token=assignment.token,
-            cli_path=Path(assignment.cli_path) if assignment.cli_path else None,
-            layers=image_layers(assignment.workspace.folder),
-            sandbox=assignment.sandbox if has_sandboxes() else None,
-        )
-
-        def make_engine(session: Session, gate: Gate) -> CliEngine:
-            return CliEngine(session, gate, transcripts, cli)
-
-        return SessionRunner(
-            store,
-            session,
-            make_engine=make_engine,
-            workspace=assignment.workspace,
-            is_plan_folder=is_plan_folder(cli.config_dir),
-            limits=assignment.limits,
-            floor=assignment.floor,
-        )
-
-
-def _move_in(home: Path, session_id: str) -> None:
-    """Makes the folder that lasts as long as the owner, the process's temporary folder too: the SDK keeps the
-    resumed transcript there. What earlier owners of the session left is removed: they are fenced off, or dead."""
-    for left in home.parent.glob(f"{session_id}-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    home.mkdir(parents=True, mode=0o700)
-    tempfile.tempdir = str(home)
-
-
-async def first_of(work: Coroutine[Any, Any, None], watch: Coroutine[Any, Any, None]) -> None:
-    """Returns or raises as the first of them that ends, and ends the other: what nothing watches any more must not go on."""
-    tasks = asyncio.create_task(work), asyncio.create_task(watch)
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            if task.done():
-                task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Returns why it ended: "parked", "taken over", or "died: <why>"."""
+        # The SDK keeps a resumed transcript in the temporary folder: it lasts no longer than the owner.
+        tempfile.tempdir = str(home_of(assignment))
+        return await self._owner.run(assignment, watch=partial(_watch, share=assignment.share))
 
 
 async def _watch(runner: SessionRunner, share: Share) -> None:
@@ -194,7 +88,7 @@ async def _stop_for(runner: SessionRunner, reason: str) -> None:
 
 
 def _used() -> tuple[int, int]:
-    """Memory of this process's descendants that they share with nobody, in bytes; and how many they are."""
+    """Memory of this process's descendants that they share with no other process, in bytes; and their number."""
     found = _children()
     total = 0
     for process in found:
@@ -222,10 +116,20 @@ def create_actor(
     use_container: bool | None = None,
     log_level: str = "INFO",
 ) -> Any:
-    """Starts an owner: detached, so that it outlives whoever started it, and never restarted by Ray.
+    """Starts an owner: detached, so that it outlives the process that started it, and never restarted by Ray.
 
-    In a container of the environment's image, or as a local process. `use_container`: None: as the environment says.
-    True for an environment without an image raises ConfigError.
+    Args:
+        name: No other actor of the namespace has it.
+        environment: Its image is the container's.
+        share: What Ray reserves for it.
+        use_container: None: as the environment says. False: a local process whatever it says.
+        log_level: Of the actor's log.
+
+    Returns:
+        The actor's handle.
+
+    Raises:
+        ConfigError: `use_container` is True for an environment without an image.
     """
     if use_container and environment.image is None:
         raise ConfigError(
@@ -243,11 +147,17 @@ def create_actor(
     }
     if contained:
         options["runtime_env"] = runtime_env(str(environment.image))
-    return ray.remote(ClaudeSessionActor).options(**options).remote(log_level)
+    return _actor_class().options(**options).remote(log_level)
+
+
+@cache
+def _actor_class() -> Any:
+    """Made once: Ray stores another copy of the class in its GCS, for good, for each that is made."""
+    return ray.remote(ClaudeSessionActor)
 
 
 def get_actor(name: str) -> Any | None:
-    """The owner of that name, if it is alive; a session's is called as its lease's holder."""
+    """The owner of that name, if it is alive; a session's is named by the holder of its lease."""
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
@@ -255,7 +165,7 @@ def get_actor(name: str) -> Any | None:
 
 
 def list_actors() -> list[str]:
-    """The names of all owners that are alive, ready ones included."""
+    """The names of all owners that are alive, spare ones included."""
     found = cast("list[dict[str, str]]", list_named_actors(all_namespaces=True))
     return [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
 
@@ -265,15 +175,3 @@ def cleanup_actor(name: str) -> None:
     actor = get_actor(name)
     if actor is not None:
         ray.kill(actor, no_restart=True)
-
-
-def room() -> tuple[float, int]:
-    """CPUs and bytes of memory that Ray has not set aside. A second old at times."""
-    free = ray.available_resources()
-    return free.get("CPU", 0.0), int(free.get("memory", 0))
-
-
-def largest_room() -> tuple[float, int]:
-    """CPUs and bytes of memory of the cluster, all of it."""
-    whole = ray.cluster_resources()
-    return whole.get("CPU", 0.0), int(whole.get("memory", 0))

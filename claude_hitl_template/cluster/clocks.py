@@ -36,8 +36,10 @@ class SteadyClock:
     At first it may not: a machine that just started may not have been told the time yet.
     """
 
-    def __init__(self, wall: Seconds = time.time, monotonic: Seconds = time.monotonic) -> None:
-        self._wall, self._monotonic = wall, monotonic
+    def __init__(
+        self, wall: Seconds = time.time, monotonic: Seconds = time.monotonic, *, steady_s: float = STEADY_S
+    ) -> None:
+        self._wall, self._monotonic, self._steady_s = wall, monotonic, steady_s
         self._apart = wall() - monotonic()
         self._since = monotonic()
 
@@ -47,7 +49,7 @@ class SteadyClock:
         before, self._apart = self._apart, self._wall() - now
         if abs(self._apart - before) > JUMP_S:
             self._since = now
-        return now - self._since >= STEADY_S
+        return now - self._since >= self._steady_s
 
 
 class Pause:

@@ -1,29 +1,29 @@
-"""The supervisor: compares what the store says with what runs, and acts. Level-triggered: a lost signal costs a tick."""
+"""The supervisor: compares what the store says with what runs, and acts. Level-triggered: a lost signal costs a tick.
+
+Knows no Ray: `OwnerHost` says where owners run.
+"""
 
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import structlog
-from ray.exceptions import RayError
 
 from claude_hitl_template import code_version, fault_points
 from claude_hitl_template.claude.sandbox import SandboxConfig
-from claude_hitl_template.cluster.actor import Assignment, cleanup_actor, get_actor, list_actors
-from claude_hitl_template.cluster.clocks import LeaseWatch, Pause, SteadyClock
-from claude_hitl_template.cluster.containers import Preflight
-from claude_hitl_template.cluster.ledger import reach
-from claude_hitl_template.cluster.owner_pool import ANSWER_S, CannotStart, Owner, OwnerPool
-from claude_hitl_template.config import logs
+from claude_hitl_template.cluster.clocks import STEADY_S, LeaseWatch, Pause, SteadyClock
+from claude_hitl_template.cluster.owner_host import Assignment, CannotStart, OwnerHost, OwnerLost
+from claude_hitl_template.cluster.owner_pool import Owner, OwnerPool
 from claude_hitl_template.config.credentials import Credential, read_credentials
-from claude_hitl_template.config.secret_files import read_signing_key
+from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.config.settings import Settings
-from claude_hitl_template.domain.models import Environment, ImageFacts, Session, Supervised, utcnow
+from claude_hitl_template.domain.models import Environment, Session, Supervised, utcnow
+from claude_hitl_template.domain.policy.floor import Floor
 from claude_hitl_template.errors import ConfigError, HitlError, InternalError, NotFound
-from claude_hitl_template.image import labels, tools
+from claude_hitl_template.image import labels
 from claude_hitl_template.model.tokens import mint
 from claude_hitl_template.session.runner import Limits
 from claude_hitl_template.store.access import Authority
@@ -33,41 +33,92 @@ from claude_hitl_template.workspace.sync import Place
 
 log = structlog.get_logger()
 TICK_S = 1.0
-FACTS_S = 3.0
 TIDY_S = 600.0
-RUN_DIR = "/tmp/claude-hitl"  # noqa: S108 - in a container, which is one session's alone
+RUN_DIR = Path("/tmp/claude-hitl")  # noqa: S108 - in a container, which is one session's alone
 RETIRE_S = 3600.0
 HOLD_S = 30.0
-LOOK_S = LEASE_S / 5  # how often a lease is looked at
+SLOW_STORE_S = 10.0  # a store that takes longer could not take the renewal of a lease either
 
 
-class SupervisorService:
-    """One replica. It knows the actors it started; a new one finds the rest in the store, or ends them."""
+class Supervisor:
+    """One of it works at a time. It finds the owners of an earlier one by their leases, and ends the rest.
 
-    def __init__(self, ledger: Any) -> None:
-        self._settings = Settings.load()
-        logs.configure(self._settings.log_level)
-        self._signing_key = read_signing_key(self._settings)
-        self._authority = Authority(self._signing_key)
-        self._store = reach(Supervision, ledger, self._authority.supervisor())
+    Args:
+        settings: Limits, folders and addresses that sessions are given.
+        store: The ledger as the supervisor may use it.
+        host: Where owners run.
+        signing_key: Signs the tokens and capabilities that owners are given.
+        environments: By id, as they are configured now.
+        floor: Holds whatever an agent's policy says.
+        steady_s: How long the wall clock must not have jumped before anything expires or is deleted.
+        lease_s: How long a lease lasts that is not renewed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Supervision,
+        host: OwnerHost,
+        signing_key: SigningKey,
+        *,
+        environments: Mapping[str, Environment],
+        floor: Floor,
+        steady_s: float = STEADY_S,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        self._settings, self._store, self._host = settings, store, host
+        self._signing_key, self._authority = signing_key, Authority(signing_key)
+        self._environments, self._floor = environments, floor
+        self._clocks = SteadyClock(steady_s=steady_s), SteadyClock(steady_s=steady_s)
+        self._lease_s, self._look_s = lease_s, lease_s / 5  # between two checks of a lease
         self._code = code_version()
-        self._floor = self._settings.floor()
         self._attending: dict[str, asyncio.Task[None]] = {}
-        self._environments = self._settings.all_environments()
-        self._preflight = Preflight()
-        self._pool = OwnerPool(self._settings, self._preflight, self._waits_for_room)
+        self._pool = OwnerPool(settings, host, self._on_wait)
         self._pause = Pause()
+        self._loops: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Starts its loops, which run until `close`."""
         loops = (self._supervise(), self._expire(), self._retire(), self._tidy())
         self._loops = [asyncio.create_task(loop) for loop in loops]
 
-    async def drain(self, grace_s: float) -> int:
-        """Starts nothing more, and waits until the sessions that run come to rest. Returns how many did not.
+    async def close(self) -> None:
+        """Ends its loops and all that it does for sessions, the owners that it waits for included.
 
-        Unless the service ends within HOLD_S after that, it goes on: whoever wanted to stop it did not.
+        Raises:
+            BaseExceptionGroup: What ended badly: a defect.
+        """
+        tasks = [*self._loops, *self._attending.values()]
+        for task in tasks:
+            task.cancel()
+        ended = [*await asyncio.gather(*tasks, return_exceptions=True)]
+        await self._pool.close()
+        defects = [error for error in ended if isinstance(error, Exception)]
+        if defects:
+            raise BaseExceptionGroup("the supervisor failed", defects)
+
+    def check_health(self) -> None:
+        """Raises RuntimeError when a loop has stopped, which is a defect."""
+        for loop in self._loops:
+            if loop.done():
+                raise RuntimeError(f"the supervisor stopped: {loop.exception()}")
+
+    # -- draining
+
+    async def drain(self, grace_s: float) -> int:
+        """Starts nothing more, and waits for running sessions to come to rest.
+
+        The service goes on by itself unless it ends within HOLD_S after that: the process that asked may be gone.
+
+        Args:
+            grace_s: How long to wait, in seconds.
+
+        Returns:
+            How many sessions still run.
         """
         self._pause.begin(grace_s + HOLD_S)
-        deadline = asyncio.get_running_loop().time() + grace_s
-        while self._draining and asyncio.get_running_loop().time() < deadline:
+        deadline = time.monotonic() + grace_s
+        while self._draining and time.monotonic() < deadline:
             if not any(s.lease is not None and s.status == "running" for s in await self._store.supervised()):
                 break
             await asyncio.sleep(0.2)
@@ -78,31 +129,12 @@ class SupervisorService:
         self._pause.end()
 
     async def drained_s(self) -> float:
-        """Seconds for which nothing is started yet, unless `undrain` is called; 0 when the service works as ever."""
+        """Seconds for which nothing will be started unless `undrain` is called; 0 when nothing is held back."""
         return self._pause.left_s
 
     @property
     def _draining(self) -> bool:
         return self._pause.left_s > 0
-
-    async def image_facts(self, image: str) -> ImageFacts | None:
-        """The image as it is on this machine, or as it was when podman last answered in time. None when it is not there,
-        is unfit, or not known yet."""
-        if image not in self._settings.images:
-            return None
-        looking = asyncio.create_task(asyncio.to_thread(self._preflight.check, image))
-        looking.add_done_callback(_heard)  # it may end after whoever asked has gone
-        try:
-            return await asyncio.wait_for(asyncio.shield(looking), FACTS_S)
-        except TimeoutError:
-            return self._preflight.last(image)
-        except ConfigError:
-            return None
-
-    def check_health(self) -> None:
-        for loop in self._loops:
-            if loop.done():
-                raise RuntimeError(f"the supervisor stopped: {loop.exception()}")
 
     # -- what should be running
 
@@ -112,47 +144,47 @@ class SupervisorService:
             try:
                 sessions = await self._store.supervised()
                 if not swept:
-                    await asyncio.to_thread(_sweep, {s.lease.holder for s in sessions if s.lease})
+                    await self._sweep({s.lease.holder for s in sessions if s.lease})
                     swept = True
                 for session in sessions:
                     self._attend(session)
                 if not self._draining:
                     self._pool.tend_spares()
                 version = await self._store.wait_supervised(version, timeout_s=TICK_S)
-            except (HitlError, RayError) as error:
+            except HitlError as error:
                 log.warning("supervisor cannot reach the store", why=str(error))
                 await asyncio.sleep(TICK_S)
 
+    async def _sweep(self, holders: set[str]) -> None:
+        """Ends the owners that drive nothing: the spares of an earlier supervisor."""
+        for name in await self._host.names() - holders:
+            await self._host.end(name)
+
     async def _expire(self) -> None:
-        """Expiry cannot be taken back, and a clock can: after a jump, nothing expires for a while."""
-        clock = SteadyClock()
+        """Expiry is final and the clock may be wrong: after a jump of the clock, nothing expires for a while."""
+        clock = self._clocks[0]
         while True:
-            with contextlib.suppress(HitlError):  # logged by the other loop, which meets the same store
+            with contextlib.suppress(HitlError):  # logged by the other loop, which uses the same store
                 if clock.steady():
                     await self._store.expire_due()
             await asyncio.sleep(TICK_S)
 
     async def _tidy(self) -> None:
-        """Containers that Ray left behind count against podman's locks; those that `./hitl up` started leave nothing."""
-        while self._settings.images:
+        while True:
             await asyncio.sleep(TIDY_S)
-            with contextlib.suppress(ConfigError):  # without podman, sessions say what is wrong
-                await asyncio.to_thread(tools.prune)
-        await asyncio.Event().wait()
+            await self._host.tidy()
 
     async def _retire(self) -> None:
-        """Deletes what is older than the settings keep; for ever, when they say nothing. As careful as `_expire`."""
-        clock, days, look_at = SteadyClock(), self._settings.retention_days, 0.0
+        """Deletes sessions older than the settings keep, if they say so. As careful about the clock as `_expire`."""
+        clock, days, next_at = self._clocks[1], self._settings.retention_days, 0.0
         while days is not None:
-            if clock.steady() and time.monotonic() >= look_at:
+            if clock.steady() and time.monotonic() >= next_at:
                 retired = list[str]()
                 with contextlib.suppress(HitlError):
                     retired = await self._store.retire(utcnow() - timedelta(days=days))
                 if retired:  # there may be more
-                    log.info(
-                        "sessions deleted, for they are older than HITL_RETENTION_DAYS", count=len(retired)
-                    )
-                look_at = time.monotonic() + (TICK_S if retired else RETIRE_S)
+                    log.info("deleted sessions older than HITL_RETENTION_DAYS", count=len(retired))
+                next_at = time.monotonic() + (TICK_S if retired else RETIRE_S)
             await asyncio.sleep(TICK_S)
         await asyncio.Event().wait()
 
@@ -174,20 +206,20 @@ class SupervisorService:
         session: Session | Supervised = found
         try:
             session = await self._store.get_session(found.id)
-            while session.lease is not None or session.status in ("running", "rescheduling"):
+            while session.lease is not None or session.status == "running":
                 await self._look_once(session)
                 if self._draining:
                     return
                 session = await self._store.get_session(session.id)
         except NotFound:
             if session.lease is not None:
-                await asyncio.to_thread(cleanup_actor, session.lease.holder)
+                await self._host.end(session.lease.holder)
         except InternalError as error:
             await self._report(session.id, error)
-        except (HitlError, RayError) as error:
+        except HitlError as error:
             log.warning("session not looked after; trying again", session=session.id, why=str(error))
             await asyncio.sleep(TICK_S)
-        except Exception as error:  # a defect: it would come again each second, and nobody would know
+        except Exception as error:  # a defect: without a report it would come again each second, unseen
             log.exception("session not looked after", session=session.id)
             await self._report(session.id, error)
 
@@ -199,10 +231,10 @@ class SupervisorService:
         lease = session.lease
         if lease is not None:
             await self._watch(session, lease.holder)
-            await asyncio.to_thread(cleanup_actor, lease.holder)
+            await self._host.end(lease.holder)
             await self._store.drop_lease(session.id, lease.epoch)
             session = await self._store.get_session(session.id)
-        if self._draining or session.status not in ("running", "rescheduling"):
+        if self._draining or session.status != "running":
             return
         if session.recoveries >= self._settings.max_recoveries:
             await self._store.give_up(
@@ -216,31 +248,20 @@ class SupervisorService:
             await self._drive(session, owner)
 
     async def _watch(self, session: Session, holder: str) -> None:
-        """Stays until an owner that another supervisor started is gone, or has lost its lease."""
-        actor, watch = await asyncio.to_thread(get_actor, holder), LeaseWatch(LEASE_S)
-        if actor is not None:
-            await self._replace_code(actor)
-        while actor is not None:
-            try:
-                driving = await asyncio.wait_for(actor.driving.remote(), ANSWER_S)
-            except (RayError, TimeoutError):
+        """Returns once an owner that another supervisor started is gone, drives something else, or has lost its lease."""
+        watch = LeaseWatch(self._lease_s)
+        if await self._host.driving(holder) is not None:
+            await self._replace_code(holder)
+        while await self._host.driving(holder) == (session.id, session.epoch):
+            lease = (await self._store.get_session(session.id)).lease
+            if lease is None or lease.epoch != session.epoch or watch.lapsed(lease):
                 return
-            current = await self._store.get_session(session.id)
-            lease = current.lease
-            if driving != (session.id, session.epoch) or lease is None or lease.epoch != session.epoch:
-                return
-            if watch.lapsed(lease):
-                return
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(min(TICK_S, self._look_s))
 
-    async def _replace_code(self, actor: Any) -> None:
-        """An owner from before a deploy finishes what runs, and parks: what is decided then runs with the new code."""
-        try:
-            code = await asyncio.wait_for(actor.code.remote(), ANSWER_S)
-        except (AttributeError, RayError, TimeoutError):  # one of a code that could not say
-            code = None
-        if code != self._code:
-            actor.make_room.remote()
+    async def _replace_code(self, holder: str) -> None:
+        """An owner from before a deploy finishes what runs, and parks: later decisions run with the new code."""
+        if await self._host.code(holder) != self._code:
+            await self._host.make_room(holder)
 
     # -- owners
 
@@ -249,34 +270,40 @@ class SupervisorService:
         acquired = None
         try:
             await fault_points.reach("own.before")
-            acquired = await self._store.acquire(session.id, owner.name, lease_s=LEASE_S)
+            acquired = await self._store.acquire(session.id, owner.name, lease_s=self._lease_s)
             await fault_points.reach("own.after")
             ended = await self._ended(acquired, owner)
             log.info("owner ended", session=session.id, epoch=acquired.epoch, how=ended)
         finally:
-            await asyncio.to_thread(cleanup_actor, owner.name)
+            await self._host.end(owner.name)
             if acquired is not None:
                 with contextlib.suppress(NotFound):
                     await self._store.drop_lease(session.id, acquired.epoch)
 
     async def _ended(self, session: Session, owner: Owner) -> str:
         """Waits for the owner's end. One that lives but lets its lease run out counts as ended."""
-        running = asyncio.ensure_future(owner.actor.run.remote(self._assignment(session, owner.environment)))
-        watch = LeaseWatch(LEASE_S)
-        while not running.done():
-            await asyncio.wait({running}, timeout=LOOK_S)
-            if not running.done():
-                asked_at = time.monotonic()
-                lease = (await self._store.get_session(session.id)).lease
-                took_s = time.monotonic() - asked_at
-                away_s = took_s if took_s > ANSWER_S else 0.0  # then the owner could not renew it either
-                if lease is None or lease.epoch != session.epoch or watch.lapsed(lease, away_s=away_s):
-                    running.cancel()
-                    return "lease lost"
+        driving = asyncio.create_task(
+            self._host.drive(owner.name, self._assignment(session, owner.environment))
+        )
         try:
-            return str(running.result())
-        except RayError as error:
+            watch = LeaseWatch(self._lease_s)
+            while not driving.done():
+                await asyncio.wait({driving}, timeout=self._look_s)
+                if not driving.done() and await self._lease_lost(session, watch):
+                    return "lease lost"
+            return driving.result()
+        except OwnerLost as error:
             return f"died: {error}"
+        finally:
+            driving.cancel()
+            await asyncio.wait({driving})
+
+    async def _lease_lost(self, session: Session, watch: LeaseWatch) -> bool:
+        asked_at = time.monotonic()
+        lease = (await self._store.get_session(session.id)).lease
+        took_s = time.monotonic() - asked_at
+        away_s = took_s if took_s > SLOW_STORE_S else 0.0  # then the owner could not renew it either
+        return lease is None or lease.epoch != session.epoch or watch.lapsed(lease, away_s=away_s)
 
     async def _owner(self, session: Session) -> Owner | None:
         """A started owner. None when none could be started; the session's log says why."""
@@ -287,37 +314,42 @@ class SupervisorService:
             return None
 
     def _environment(self, session: Session) -> Environment:
-        """As it is configured now, for a session may have been parked for weeks; one that is gone, as it was."""
+        """As it is configured now, because a session may have been parked for weeks; a removed one as it was."""
         return self._environments.get(session.environment.id, session.environment)
 
-    async def _waits_for_room(self, session: Session, why: str) -> bool:
-        """Says so in the session's log, once, and has one that only keeps its process warm make room."""
+    async def _on_wait(self, session: Session, reason: str) -> bool:
+        """Says in the session's log that it waits for room, once, and has the session that has been idle longest make room.
+
+        Returns:
+            False when the session no longer needs an owner.
+        """
         current = await self._store.get_session(session.id)
-        if self._draining or current.status not in ("running", "rescheduling"):
+        if self._draining or current.status != "running":
             return False
         if not current.waits_for_room:
-            said = f"no room for the session yet: {why}. It starts as soon as there is some"
+            said = f"no room for the session yet: {reason}. It starts as soon as there is some"
             await self._store.tell_waiting(session.id, current.epoch, said)
         resting = [
             (s.updated_at, s.lease.holder)
             for s in await self._store.supervised()
             if s.lease is not None and s.status == "idle"
         ]
-        actor = await asyncio.to_thread(get_actor, min(resting)[1]) if resting else None
-        if actor is not None:
-            actor.make_room.remote()
+        if resting:
+            await self._host.make_room(min(resting)[1])
         return True
 
+    # -- what an owner is given
+
     def _assignment(self, session: Session, environment: Environment) -> Assignment:
-        settings, contained = self._settings, environment.image is not None
+        settings, contained = self._settings, self._host.contains(environment)
         return Assignment(
             session=session,
-            workspace=self._place(session, contained=contained),
-            run_dir=RUN_DIR if contained else str(settings.data_dir / "run"),
+            workspace=self._workspace(session, contained=contained),
+            run_dir=RUN_DIR if contained else settings.data_dir / "run",
             model_url=f"{settings.base_url}/model",
             token=mint(self._signing_key.secret, session.id, session.epoch),
             capability=self._authority.owner(session.id, session.epoch),
-            cli_path=str(settings.cli_path) if settings.cli_path and not contained else None,
+            cli_path=None if contained else settings.cli_path,
             limits=Limits(settings.hot_window_s, settings.idle_timeout_s, settings.approval_ttl_s),
             share=self._pool.share,
             sandbox=self._sandbox(contained=contained),
@@ -338,18 +370,18 @@ class SupervisorService:
         )
 
     def _credentials(self) -> tuple[Credential, ...]:
-        """As the file says now. One that was spoilt since `./hitl up` looked at it gives none."""
+        """As the file says now; none where it was made invalid after `./hitl up` checked it."""
         try:
             return read_credentials(self._settings.credentials)
         except ConfigError as error:
             log.warning("sessions start without credentials", why=str(error))
             return ()
 
-    def _place(self, session: Session, *, contained: bool) -> Place:
+    def _workspace(self, session: Session, *, contained: bool) -> Place:
         settings = self._settings
         folder, marker = settings.workspaces / session.id, settings.markers / session.id
         if contained:
-            folder, marker = Path(labels.WORKSPACE), Path(RUN_DIR) / "saved"
+            folder, marker = Path(labels.WORKSPACE), RUN_DIR / "saved"
         return Place(
             folder,
             marker,
@@ -358,15 +390,3 @@ class SupervisorService:
             exclude=settings.excluded,
             max_bytes=settings.max_workspace_bytes,
         )
-
-
-def _heard(task: asyncio.Task[Any]) -> None:
-    """Takes note of how a task ended, whose failure was told already or concerns nobody any more."""
-    if not task.cancelled():
-        task.exception()
-
-
-def _sweep(holders: set[str]) -> None:
-    """Ends the owners that drive nothing: the spares of a supervisor that is gone."""
-    for name in set(list_actors()) - holders:
-        cleanup_actor(name)

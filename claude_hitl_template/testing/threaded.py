@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from claude_hitl_template.testing.local_service import InProcess, serve_in_process
+from claude_hitl_template.testing.local_service import LocalService, serve_in_process
 
 
 @dataclass(frozen=True)
 class Threaded:
     """The service, and the loop it runs in."""
 
-    service: InProcess
+    service: LocalService
     loop: asyncio.AbstractEventLoop
 
     def run[T](self, work: Coroutine[Any, Any, T]) -> T:

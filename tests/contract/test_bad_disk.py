@@ -12,7 +12,7 @@ import pytest
 
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.sql import SqlBackend, sqlite_url
-from claude_hitl_template.testing.local_service import InProcess, serve_in_process
+from claude_hitl_template.testing.local_service import LocalService, serve_in_process
 from tests.contract.conftest import KEYS
 from tests.failing_disk import Fault, failing_disk
 
@@ -23,7 +23,7 @@ DATABASE = "hitl.sqlite3"
 class Caller:
     """A client of the service that takes its errors as they are."""
 
-    def __init__(self, service: InProcess) -> None:
+    def __init__(self, service: LocalService) -> None:
         self.service = service
         self._http = httpx.AsyncClient(headers={"x-api-key": KEYS["alice"]}, timeout=PATIENCE_S)
 

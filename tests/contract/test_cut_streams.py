@@ -23,7 +23,7 @@ import pytest
 
 from claude_hitl_template.config.secret_files import hash_api_key
 from claude_hitl_template.domain.models import Agent, Environment
-from claude_hitl_template.testing.local_service import InProcess, serve_in_process
+from claude_hitl_template.testing.local_service import LocalService, serve_in_process
 
 SECRET = "secret-of-the-followers"
 SESSIONS = 2
@@ -100,7 +100,7 @@ class Follower:
         return f"/v1/sessions/{self.session_id}/events/stream"
 
 
-async def follow_raw(follower: Follower, service: InProcess, cutter: Cutter, cuts: int) -> None:
+async def follow_raw(follower: Follower, service: LocalService, cutter: Cutter, cuts: int) -> None:
     async with httpx.AsyncClient(headers={"x-api-key": SECRET}, timeout=WAIT_S) as http:
         for _ in range(cuts):
             leaves = follower.leaves()
@@ -136,7 +136,7 @@ def _hear(follower: Follower, frame: bytes) -> None:
         follower.heard.append((int(fields["id"]), json.loads(fields["data"])["id"]))
 
 
-async def follow_with_the_sdk(follower: Follower, service: InProcess, cutter: Cutter, cuts: int) -> None:
+async def follow_with_the_sdk(follower: Follower, service: LocalService, cutter: Cutter, cuts: int) -> None:
     """The SDK does not show the ids of messages: its users count, for a log has no gaps."""
     async with (
         anthropic.AsyncAnthropic(base_url=service.url, api_key=SECRET, max_retries=0) as straight,
@@ -163,7 +163,7 @@ async def _read_with_the_sdk(follower: Follower, sdk: Any, most: int | None) -> 
                 return
 
 
-async def commit(service: InProcess, session_id: str, key_id: str) -> None:
+async def commit(service: LocalService, session_id: str, key_id: str) -> None:
     """One event after the other, until it is cancelled."""
     number = 0
     while True:
@@ -219,18 +219,18 @@ async def _struggle(folder: Path, scale: int, database_url: str | None) -> list[
     return followers
 
 
-async def _key(service: InProcess) -> str:
+async def _key(service: LocalService) -> str:
     return (await service.store.add_key("alice", hash_api_key(SECRET))).id
 
 
-async def _session(service: InProcess, key_id: str) -> str:
+async def _session(service: LocalService, key_id: str) -> str:
     made = await service.store.create_session(
         key_id, agent=Agent(), environment=Environment(), title=None, metadata={}, initial=[]
     )
     return made.id
 
 
-async def _check(follower: Follower, service: InProcess, key_id: str) -> None:
+async def _check(follower: Follower, service: LocalService, key_id: str) -> None:
     """Hears the rest without a cut; then it has heard the log."""
     newest = await service.store.last_seq(follower.session_id, key_id)
     async with httpx.AsyncClient(headers={"x-api-key": SECRET}, timeout=WAIT_S) as http:

@@ -32,11 +32,11 @@ SECRET = "sk-ant-sent-by-the-test"
 WORKS = "echo x >> begun; while [ ! -e go ]; do sleep 0.1; done; echo x >> done; echo worked"
 DEFECT = """
 
-def _defect(self, ledger):
+def _defect(self, *_, **__):
     raise RuntimeError('a defect of the test')
 
 
-SupervisorService.__init__ = _defect
+Supervisor.__init__ = _defect
 """
 
 

@@ -1,50 +1,544 @@
-"""What the supervisor and its owners' pool do while something else is amiss: an image that does not come, a stop that is
-taken back. Ray is told in a few words what it would say."""
+"""What the supervisor does for sessions, whatever happens to their owners. It runs as on a cluster; the host of the owners is
+a fake that starts, fails, hangs, lies and dies as a test tells it to."""
 
 import asyncio
 import os
-import warnings
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
-import ray
 
+from claude_hitl_template import code_version
 from claude_hitl_template.cluster import containers
 from claude_hitl_template.cluster.containers import Preflight
-from claude_hitl_template.config.secret_files import prepare
+from claude_hitl_template.cluster.owner import first_of
+from claude_hitl_template.cluster.owner_host import Assignment, CannotStart, Capacity, OwnerLost, Share
+from claude_hitl_template.cluster.owner_pool import OwnerPool
+from claude_hitl_template.cluster.supervisor import HOLD_S, TICK_S, Supervisor
+from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.events import UserInterrupt
-from claude_hitl_template.domain.models import Agent, Environment, Session
-from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.domain.models import Environment, Session, Usage
+from claude_hitl_template.domain.policy.floor import BUILT_IN
+from claude_hitl_template.errors import ConfigError, Unavailable
+from claude_hitl_template.model import tokens
+from claude_hitl_template.store.access import Authority
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.memory_backend import MemoryBackend
-from tests.contract.asking import message
+from tests.contract.asking import KEY, create, message
 
-with warnings.catch_warnings(
-    action="ignore", category=DeprecationWarning
-):  # Ray Serve's own, as it is imported
-    from claude_hitl_template.cluster import actor
-    from claude_hitl_template.cluster.owner_pool import OwnerPool
-    from claude_hitl_template.cluster.supervisor import HOLD_S, TICK_S, SupervisorService
-
-TICKS = 50
+SIGNING_KEY = SigningKey(b"k" * 32)
+ROOM = Capacity(8.0, 2**40, 8.0, 2**40)
+FULL = replace(ROOM, free_cpus=0.0)
 IMAGE = "registry.example/worker:1"
+TICKS = 50
+
+
+@dataclass
+class Fake:
+    """A host of owners. Each `drive` awaits what `ends` has next, or goes on until it is ended."""
+
+    room: Capacity = ROOM
+    alive: dict[str, tuple[str, int] | None] = field(default_factory=dict[str, tuple[str, int] | None])
+    assigned: list[Assignment] = field(default_factory=list[Assignment])
+    ends: list[str | Exception] = field(default_factory=list[str | Exception])
+    starts: list[Exception] = field(default_factory=list[Exception])
+    started: list[str] = field(default_factory=list[str])
+    ended: list[str] = field(default_factory=list[str])
+    asked_for_room: list[str] = field(default_factory=list[str])
+    codes: dict[str, str] = field(default_factory=dict[str, str])
+    deaf: set[str] = field(default_factory=set[str])
+    tidied: int = 0
+
+    def contains(self, environment: Environment) -> bool:
+        return environment.image is not None
+
+    async def check(self, environment: Environment) -> None:
+        pass
+
+    async def start(self, name: str, environment: Environment, share: Share) -> None:
+        if self.starts:
+            raise self.starts.pop(0)
+        self.alive[name] = None
+        self.started.append(name)
+
+    async def why_late(self, environment: Environment, limit: str) -> str:
+        return f"nothing after {limit}"
+
+    async def answers(self, name: str) -> bool:
+        return name in self.alive and name not in self.deaf
+
+    async def drive(self, name: str, assignment: Assignment) -> str:
+        self.alive[name] = assignment.session.id, assignment.session.epoch
+        self.assigned.append(assignment)
+        if self.ends:
+            end = self.ends.pop(0)
+            if isinstance(end, Exception):
+                raise end
+            return end
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def driving(self, name: str) -> tuple[str, int] | None:
+        return self.alive.get(name)
+
+    async def code(self, name: str) -> str | None:
+        return self.codes.get(name, code_version())
+
+    async def make_room(self, name: str) -> None:
+        self.asked_for_room.append(name)
+
+    async def end(self, name: str) -> None:
+        if self.alive.pop(name, "none") != "none":
+            self.ended.append(name)
+
+    async def names(self) -> set[str]:
+        return set(self.alive)
+
+    async def capacity(self) -> Capacity:
+        return self.room
+
+    async def tidy(self) -> None:
+        self.tidied += 1
+
+
+class Flaky(CoreStore):
+    """A store that cannot be reached for some looks."""
+
+    failures = 0
+
+    async def supervised(self):
+        if self.failures:
+            self.failures -= 1
+            raise Unavailable("the ledger does not answer")
+        return await super().supervised()
+
+
+@pytest_asyncio.fixture
+async def store() -> Flaky:
+    return Flaky(MemoryBackend())
 
 
 @pytest.fixture
-def full_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster that has room in principle, and none now."""
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "memory": 2.0**40})
-    monkeypatch.setattr(ray, "available_resources", dict)
-    monkeypatch.setattr(ray, "get_actor", _nobody)
-    monkeypatch.setattr(actor, "list_named_actors", lambda **_: [])
+def host() -> Fake:
+    return Fake()
 
 
-def _nobody(name: str, **_: Any) -> Any:
-    raise ValueError(name)
+type Make = Callable[..., Supervisor]
+
+
+@pytest_asyncio.fixture
+async def supervise(store: Flaky, host: Fake, tmp_path: Path) -> AsyncIterator[Make]:
+    """Starts a supervisor with these settings."""
+    made: list[Supervisor] = []
+
+    def make(*, lease_s: float = 15.0, **settings: object) -> Supervisor:
+        given = Settings(data_dir=tmp_path, **{"spare_owners": 0, **settings})
+        known = given.all_environments()
+        one = Supervisor(
+            given, store, host, SIGNING_KEY, environments=known, floor=BUILT_IN, steady_s=0.0, lease_s=lease_s
+        )
+        one.start()
+        made.append(one)
+        return one
+
+    yield make
+    for one in made:
+        await one.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def until_session(store: CoreStore, session_id: str, condition: Callable[[Session], bool]) -> Session:
+    async with asyncio.timeout(30):
+        while not condition(found := await store.get_session(session_id)):
+            await asyncio.sleep(0.005)
+        return found
+
+
+async def errors(store: CoreStore, session_id: str) -> list[str]:
+    page = await store.list_events(session_id, KEY, limit=100, types=["session.error"])
+    return [event.payload["error"]["message"] for event in page.data]
+
+
+# -- starting
+
+
+async def test_a_session_that_is_to_run_gets_an_owner_with_what_opens_its_own_data_alone(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    supervise()
+    session = await create(store)
+    await until(lambda: bool(host.assigned))
+    given, capability = host.assigned[0], Authority(SIGNING_KEY).check(host.assigned[0].capability)
+    assert (given.session.id, given.session.epoch) == (session.id, session.epoch + 1)
+    assert (capability.role, capability.session_id, capability.epoch) == (
+        "owner",
+        session.id,
+        given.session.epoch,
+    )
+    assert tokens.check(SIGNING_KEY.secret, given.token) == (session.id, given.session.epoch)
+    assert given.sandbox is not None
+    lease = (await store.get_session(session.id)).lease
+    assert lease is not None
+    assert lease.holder == host.started[0]
+
+
+async def test_an_owner_that_is_done_is_ended_and_its_lease_is_free(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    host.ends = ["parked"]
+    supervise()
+    session = await create(store)
+    await until(lambda: bool(host.ended))
+    assert host.ended == host.started[:1]
+    assert host.assigned[0].session.id == session.id
+
+
+async def test_what_cannot_start_is_said_in_the_session_and_a_message_tries_again(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    host.starts = [CannotStart("the image registry.example/worker:1 is missing")]
+    supervise()
+    session = await create(store)
+    await until_session(store, session.id, lambda found: found.status == "idle")
+    assert await errors(store, session.id) == ["the image registry.example/worker:1 is missing"]
+    assert not host.assigned
+    await store.send_events(session.id, KEY, [message("again")], decided_by="ann")
+    await until(lambda: bool(host.assigned))
+
+
+async def test_an_owner_that_does_not_answer_in_time_although_there_is_room_cannot_start(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    host.starts = [TimeoutError()]
+    supervise(start_timeout_s=7)
+    session = await create(store)
+    await until_session(store, session.id, lambda found: found.status == "idle")
+    assert await errors(store, session.id) == ["nothing after 7 s (HITL_START_TIMEOUT_S)"]
+
+
+async def test_a_defect_is_said_in_the_session_and_is_not_tried_again_each_second(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    host.starts = [KeyError("a defect")]
+    supervise()
+    session = await create(store)
+    await until_session(store, session.id, lambda found: found.status == "idle")
+    assert (
+        "failed to start the session (KeyError); ./hitl logs says where"
+        in (await errors(store, session.id))[0]
+    )
+
+
+# -- owners that die, hang or lie
+
+
+async def test_an_owner_that_dies_is_replaced(store: Flaky, host: Fake, supervise: Make) -> None:
+    host.ends = [OwnerLost("killed")]
+    supervise()
+    session = await create(store)
+    await until(lambda: len(host.assigned) == 2)
+    first, second = (given.session for given in host.assigned)
+    assert first.id == second.id == session.id
+    assert second.epoch > first.epoch
+
+
+async def test_a_session_whose_owners_always_die_is_given_up_with_a_reason(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    host.ends = [OwnerLost("killed")] * 9
+    supervise(max_recoveries=3)
+    session = await create(store)
+    await until_session(store, session.id, lambda found: found.status == "idle")
+    assert len(host.assigned) == 4, "the first, and three that took its turn up again"
+    assert "died 3 times in a row; send a message to try again" in (await errors(store, session.id))[0]
+
+
+async def test_an_owner_that_hangs_without_renewing_its_lease_is_ended_and_replaced(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    supervise(lease_s=0.2)
+    await create(store)
+    await until(lambda: len(host.assigned) == 2)
+    assert host.ended == host.started[:1]
+
+
+async def test_an_owner_whose_epoch_was_raised_is_ended(store: Flaky, host: Fake, supervise: Make) -> None:
+    supervise(lease_s=0.5)
+    session = await create(store)
+    await until(lambda: bool(host.assigned))
+    host.alive["another"] = session.id, host.assigned[0].session.epoch + 1
+    await store.acquire(session.id, "another", lease_s=0.5)
+    await until(lambda: host.started[0] in host.ended)
+
+
+# -- owners of an earlier supervisor
+
+
+async def taken(store: CoreStore, host: Fake, name: str = "earlier") -> Session:
+    """A session that the owner `name` of an earlier supervisor drives."""
+    session = await store.acquire((await create(store)).id, name, lease_s=600)
+    host.alive[name] = session.id, session.epoch
+    return session
+
+
+async def test_an_owner_that_works_is_left_alone_and_its_session_recovered_when_it_is_gone(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    session = await taken(store, host)
+    supervise(lease_s=0.5)
+    await asyncio.sleep(3 * 0.1)  # some looks at it
+    assert host.ended == host.asked_for_room == host.started == []
+    del host.alive["earlier"]
+    await until(lambda: bool(host.assigned))
+    assert host.assigned[0].session.epoch > session.epoch
+
+
+async def test_an_owner_that_says_it_drives_something_else_is_ended(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    session = await taken(store, host)
+    host.alive["earlier"] = session.id, session.epoch + 7
+    supervise()
+    await until(lambda: bool(host.assigned))
+    assert host.ended == ["earlier"]
+
+
+async def test_an_owner_of_other_code_is_asked_to_park_and_one_of_this_code_is_not(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    await taken(store, host, "of this code")
+    await taken(store, host, "of other code")
+    host.codes["of other code"] = "0" * 12
+    supervise()
+    await until(lambda: bool(host.asked_for_room))
+    assert host.asked_for_room == ["of other code"]
+    assert not host.ended
+
+
+async def test_owners_that_drive_nothing_are_ended_at_the_start(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    await taken(store, host)
+    host.alive["a spare of before"] = None
+    supervise()
+    await until(lambda: bool(host.ended))
+    assert host.ended == ["a spare of before"]
+
+
+async def test_a_store_that_cannot_be_reached_for_a_while_costs_nothing_but_that(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    store.failures = 2
+    supervise()
+    await create(store)
+    await until(lambda: bool(host.assigned))
+
+
+# -- room
+
+
+async def test_without_room_a_session_says_so_once_and_the_one_that_rests_longest_is_asked_to_park(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    resting = [await taken(store, host, f"rests {n}") for n in range(2)]
+    for session in resting:
+        await store.send_events(session.id, KEY, [UserInterrupt(type="user.interrupt")], decided_by="ann")
+        await store.end_turn(
+            session.id,
+            session.epoch,
+            [],
+            end_id=f"end {session.id}",
+            usage=Usage(),
+            stop_reason={"type": "end_turn"},
+        )
+    host.room = FULL
+    supervise()
+    session = await create(store)
+    await until(lambda: len(host.asked_for_room) >= 2)
+    assert set(host.asked_for_room) == {"rests 0"}
+    assert len(await errors(store, session.id)) == 1
+    assert "no room for the session yet: 0 CPUs are free" in (await errors(store, session.id))[0]
+    host.room = ROOM
+    await until(lambda: bool(host.assigned))
+
+
+async def test_what_can_never_have_room_is_given_up(store: Flaky, host: Fake, supervise: Make) -> None:
+    host.room = Capacity(0.1, 2**40, 0.1, 2**40)
+    supervise(session_cpus=2.0)
+    session = await create(store)
+    await until_session(store, session.id, lambda found: found.status == "idle")
+    assert "the cluster has 0.1 CPUs" in (await errors(store, session.id))[0]
+
+
+async def test_an_interrupted_session_waits_for_room_no_more(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    host.room = FULL
+    one = supervise()
+    session = await create(store)
+    await until_session(store, session.id, lambda found: found.waits_for_room)
+    await store.send_events(session.id, KEY, [UserInterrupt(type="user.interrupt")], decided_by="ann")
+    await store.archive_session(session.id, KEY)
+    assert not (await store.get_session(session.id)).waits_for_room
+    one.check_health()
+
+
+# -- spares
+
+
+async def test_a_session_is_given_the_spare_owner(store: Flaky, host: Fake, supervise: Make) -> None:
+    supervise(spare_owners=1)
+    await until(lambda: bool(host.started))
+    await create(store)
+    await until(lambda: bool(host.assigned))
+    assert host.alive[host.started[0]] is not None
+
+
+async def test_a_spare_that_does_not_answer_is_ended_and_another_owner_started(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    supervise(spare_owners=1)
+    await until(lambda: bool(host.started))
+    host.deaf.add(host.started[0])
+    await create(store)
+    await until(lambda: bool(host.assigned))
+    assert host.ended == host.started[:1]
+
+
+async def test_spares_make_room_for_sessions(store: Flaky, host: Fake, supervise: Make) -> None:
+    supervise(spare_owners=1, session_cpus=1.0)
+    await until(lambda: bool(host.started))
+    host.deaf.add(host.started[0])
+    host.room = FULL
+    session = await create(store)
+    await until_session(store, session.id, lambda found: found.waits_for_room)
+    assert host.ended == host.started[:1]
+
+
+async def test_a_spare_that_cannot_start_is_tried_again_after_a_pause_and_not_at_each_tick(
+    tmp_path: Path, host: Fake
+) -> None:
+    host.starts = [CannotStart("no image")] * TICKS
+    pool, before = OwnerPool(Settings(data_dir=tmp_path, spare_owners=1), host, _waits), asyncio.all_tasks()
+    for _ in range(TICKS):
+        pool.tend_spares()
+        await asyncio.gather(*(asyncio.all_tasks() - before))
+    assert len(host.starts) == TICKS - 1
+
+
+async def _waits(_session: Session, _why: str) -> bool:
+    return True
+
+
+# -- stopping
+
+
+async def test_a_stop_that_is_taken_back_leaves_a_service_that_starts_sessions(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    one = supervise()
+    assert await one.drained_s() == 0
+    assert await one.drain(0.0) == 0
+    assert 0 < await one.drained_s() <= HOLD_S
+    await create(store)
+    await asyncio.sleep(2 * TICK_S)
+    assert not host.started, "it was to start nothing"
+    await one.undrain()
+    await until(lambda: bool(host.assigned))
+    assert await one.drained_s() == 0
+
+
+async def test_a_stop_whose_caller_is_gone_ends_by_itself(store: Flaky, host: Fake, supervise: Make) -> None:
+    await supervise().drain(-HOLD_S)
+    await create(store)
+    await until(lambda: bool(host.assigned))
+
+
+async def test_a_drain_waits_until_what_runs_has_come_to_rest(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    one = supervise()
+    session = await create(store)
+    await until(lambda: bool(host.assigned))
+    draining = asyncio.create_task(one.drain(20.0))
+    await asyncio.sleep(0.3)
+    assert not draining.done()
+    given = host.assigned[0].session
+    await store.send_events(session.id, KEY, [UserInterrupt(type="user.interrupt")], decided_by="ann")
+    await store.end_turn(
+        given.id, given.epoch, [], end_id="end", usage=Usage(), stop_reason={"type": "end_turn"}
+    )
+    assert await draining == 0
+
+
+async def test_the_supervisor_that_is_closed_leaves_nothing_running(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    before = asyncio.all_tasks()
+    one = supervise(spare_owners=1)
+    await create(store)
+    await until(lambda: bool(host.assigned))
+    await one.close()
+    assert asyncio.all_tasks() <= before
+    assert host.ended == [given for given in host.started if given in host.ended]
+    with pytest.raises(asyncio.CancelledError):
+        one.check_health()
+
+
+# -- an owner's process
+
+
+async def test_an_owner_ends_when_nothing_watches_what_it_uses_any_more() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def watch() -> None:
+        raise OSError("the process table cannot be read")
+
+    with pytest.raises(OSError, match="process table"):
+        await first_of(work(), watch())
+    assert ended.is_set()
+
+
+async def test_an_owner_that_is_done_ends_its_watch() -> None:
+    ended = asyncio.Event()
+
+    async def watch() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    await first_of(asyncio.sleep(0.01), watch())
+    assert ended.is_set()
+
+
+def test_the_supervisor_and_the_local_service_know_no_ray() -> None:
+    code = (
+        "import sys\n"
+        "import claude_hitl_template.cluster.supervisor, claude_hitl_template.testing.local_service\n"
+        "print(sorted({'ray', 'kodosumi'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# -- images
 
 
 @pytest.fixture
@@ -69,23 +563,7 @@ def pulls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: len(log.read_text().splitlines())
 
 
-async def _waits(_session: Session, _why: str) -> bool:
-    return True
-
-
-@pytest.mark.usefixtures("full_cluster")
-async def test_an_image_that_cannot_be_pulled_is_not_pulled_at_each_tick(
-    tmp_path: Path, pulls: Callable[[], int]
-) -> None:
-    settings = Settings(data_dir=tmp_path, container_image_uri=IMAGE, spare_owners=1)
-    pool, before = OwnerPool(settings, Preflight(), _waits), asyncio.all_tasks()
-    for _ in range(TICKS):
-        pool.tend_spares()
-        await asyncio.gather(*(asyncio.all_tasks() - before))
-    assert pulls() == 1
-
-
-async def test_whoever_asks_for_an_image_that_does_not_come_hears_why_without_another_pull(
+async def test_an_image_that_does_not_come_is_pulled_once_however_often_it_is_asked_for(
     pulls: Callable[[], int],
 ) -> None:
     preflight = Preflight()
@@ -93,120 +571,3 @@ async def test_whoever_asks_for_an_image_that_does_not_come_hears_why_without_an
         with pytest.raises(ConfigError, match="no route to the registry"):
             await asyncio.to_thread(preflight.check, IMAGE)
     assert pulls() == 1
-
-
-class Handle:
-    """A ledger without Serve."""
-
-    def __init__(self, store: CoreStore) -> None:
-        self._store = store
-
-    def options(self, **_: Any) -> "Handle":
-        return self
-
-    @property
-    def call(self) -> "Handle":
-        return self
-
-    async def remote(self, _capability: str, method: str, *args: Any, **kwargs: Any) -> tuple[bool, Any]:
-        return True, await getattr(self._store, method)(*args, **kwargs)
-
-
-@pytest_asyncio.fixture
-async def store() -> CoreStore:
-    return CoreStore(MemoryBackend())
-
-
-@pytest_asyncio.fixture
-async def supervisor(
-    store: CoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_cluster: None
-) -> AsyncIterator[SupervisorService]:
-    monkeypatch.setenv("HITL_DATA_DIR", str(tmp_path))
-    prepare(Settings.load())
-    service = SupervisorService(Handle(store))
-    yield service
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def wanted(store: CoreStore) -> str:
-    """A session that is to run, as the supervisor will say of it that it waits for room."""
-    session = await store.create_session(
-        "key", agent=Agent(), environment=Environment(), title=None, metadata={}, initial=[message()]
-    )
-    return session.id
-
-
-async def attended(store: CoreStore, session_id: str) -> None:
-    async with asyncio.timeout(30):
-        while not (await store.get_session(session_id)).waits_for_room:
-            await asyncio.sleep(0.01)
-
-
-async def test_a_stop_that_is_taken_back_leaves_a_service_that_starts_sessions(
-    store: CoreStore, supervisor: SupervisorService
-) -> None:
-    assert await supervisor.drained_s() == 0
-    assert await supervisor.drain(0.0) == 0
-    assert 0 < await supervisor.drained_s() <= HOLD_S
-    session_id = await wanted(store)
-    await asyncio.sleep(2 * TICK_S)
-    assert not (await store.get_session(session_id)).waits_for_room, "it was to start nothing"
-    await supervisor.undrain()
-    await attended(store, session_id)
-    assert await supervisor.drained_s() == 0
-
-
-async def test_a_stop_whose_caller_is_gone_ends_by_itself(
-    store: CoreStore, supervisor: SupervisorService
-) -> None:
-    await supervisor.drain(-HOLD_S)
-    session_id = await wanted(store)
-    await attended(store, session_id)
-
-
-async def test_an_owner_ends_when_nothing_watches_what_it_uses_any_more() -> None:
-    ended = asyncio.Event()
-
-    async def work() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    async def watch() -> None:
-        raise OSError("the process table cannot be read")
-
-    with pytest.raises(OSError, match="process table"):
-        await actor.first_of(work(), watch())
-    assert ended.is_set()
-
-
-async def test_an_owner_that_is_done_ends_its_watch() -> None:
-    ended = asyncio.Event()
-
-    async def watch() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    await actor.first_of(asyncio.sleep(0.01), watch())
-    assert ended.is_set()
-
-
-async def test_an_interrupted_session_waits_for_room_no_more(
-    store: CoreStore, supervisor: SupervisorService
-) -> None:
-    session_id = await wanted(store)
-    await attended(store, session_id)
-    await store.archive_session(await _interrupted(store, session_id), "key")
-    assert not (await store.get_session(session_id)).waits_for_room
-    supervisor.check_health()
-
-
-async def _interrupted(store: CoreStore, session_id: str) -> str:
-    await store.send_events(session_id, "key", [UserInterrupt(type="user.interrupt")], decided_by="ann")
-    return session_id

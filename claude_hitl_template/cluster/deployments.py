@@ -1,0 +1,360 @@
+"""The Ray Serve deployments that make up the application: ledger, supervisor and ingress."""
+
+import asyncio
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from fastapi import FastAPI
+from pydantic import SecretStr
+from ray import serve
+from ray.exceptions import RayError, TaskCancelledError
+from ray.serve.exceptions import RayServeException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from claude_hitl_template import __version__, code_version
+from claude_hitl_template.api.app import Service, build_app
+from claude_hitl_template.api.model_endpoint import build_model_app
+from claude_hitl_template.api.request_ids import with_request_ids
+from claude_hitl_template.claude.sandbox import has_sandboxes
+from claude_hitl_template.cluster import kodosumi
+from claude_hitl_template.cluster.containers import Preflight
+from claude_hitl_template.cluster.ledger import APP_NAME, LedgerService, handle, reach
+from claude_hitl_template.cluster.ray_host import RayOwnerHost
+from claude_hitl_template.cluster.supervisor import Supervisor
+from claude_hitl_template.config import build_info, logs
+from claude_hitl_template.config.secret_files import (
+    Shelf,
+    hash_api_key,
+    operator_key,
+    public_prefix,
+    read_api_key,
+    read_model_key,
+    read_panel_login,
+    read_signing_key,
+)
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.domain.models import Agent, ImageFacts
+from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.model.endpoint import (
+    Answer,
+    AnthropicUpstream,
+    Call,
+    OfflineUpstream,
+    Upstream,
+    upstream_client,
+)
+from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.store.access import Authority
+from claude_hitl_template.store.connect import check_replicas
+from claude_hitl_template.store.protocol import Clients, Supervision, Windows
+
+if TYPE_CHECKING:
+    from claude_hitl_template.panel.services import PanelServices
+
+FACTS_S = 5.0
+IMAGE_S = 3.0  # podman answers within this, or what it said last is taken
+_LIGHT: dict[str, Any] = {
+    "num_cpus": 0,  # Serve asks for a CPU for each replica otherwise, and sessions then wait for ever
+    # The head has the data folder, with database and secrets; another host would make a new one.
+    "resources": {"node:__internal_head__": 0.001},
+}
+_STREAMS = 10_000  # requests that may be under way in one replica: an event stream is one
+_NO_ACCESS_LOG: dict[str, Any] = {"enable_access_log": False}
+
+
+@serve.deployment(
+    name="Ledger",
+    max_ongoing_requests=_STREAMS,
+    ray_actor_options=_LIGHT,
+    logging_config=_NO_ACCESS_LOG,  # a line for each call of the Store says nothing
+)
+class Ledger(LedgerService):
+    """The only processes with a database connection: one on SQLite."""
+
+
+@serve.deployment(name="Supervisor", num_replicas=1, max_ongoing_requests=100, ray_actor_options=_LIGHT)
+class SupervisorService:
+    """The supervisor over owners that are Ray actors, and what is known of the images that they run in."""
+
+    def __init__(self, ledger: Any) -> None:
+        self._settings = settings = Settings.load()
+        logs.configure(settings.log_level)
+        signing_key = read_signing_key(settings)
+        self._preflight = Preflight()
+        self._supervisor = Supervisor(
+            settings,
+            reach(Supervision, ledger, Authority(signing_key).supervisor()),
+            RayOwnerHost(settings, self._preflight),
+            signing_key,
+            environments=settings.all_environments(),
+            floor=settings.floor(),
+        )
+        self._supervisor.start()
+
+    async def drain(self, grace_s: float) -> int:
+        """See `Supervisor.drain`."""
+        return await self._supervisor.drain(grace_s)
+
+    async def undrain(self) -> None:
+        """See `Supervisor.undrain`."""
+        await self._supervisor.undrain()
+
+    async def drained_s(self) -> float:
+        """See `Supervisor.drained_s`."""
+        return await self._supervisor.drained_s()
+
+    async def image_facts(self, image: str) -> ImageFacts | None:
+        """The image as it is on this machine, or as it was when podman last answered in time.
+
+        Returns:
+            None where the image is missing, unfit, or not known yet.
+        """
+        if image not in self._settings.images:
+            return None
+        checking = asyncio.create_task(asyncio.to_thread(self._preflight.check, image))
+        checking.add_done_callback(_retrieve)  # it may end after the caller has gone
+        try:
+            return await asyncio.wait_for(asyncio.shield(checking), IMAGE_S)
+        except TimeoutError:
+            return self._preflight.last(image)
+        except ConfigError:
+            return None
+
+    def check_health(self) -> None:
+        """Called by Serve. Raises RuntimeError when the supervisor has stopped."""
+        self._supervisor.check_health()
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Retrieves a task's exception, which its caller has reported already or no longer waits for."""
+    if not task.cancelled():
+        task.exception()
+
+
+@serve.deployment(
+    name="Ingress",
+    max_ongoing_requests=_STREAMS,
+    ray_actor_options=_LIGHT,
+    logging_config=_NO_ACCESS_LOG,  # with_request_ids logs each request, with the id that it answered
+)
+@serve.ingress()  # pyright: ignore[reportUntypedClassDecorator]
+class Ingress:
+    """REST, event streams, the model endpoint, and the panel's entries. Stateless."""
+
+    def __init__(self, ledger: Any, supervisor: Any) -> None:
+        self._settings = settings = Settings.load()
+        logs.configure(settings.log_level)
+        upstream = CurrentUpstream(settings)
+        signing_key = read_signing_key(settings)
+        authority = Authority(signing_key)
+        self._store = reach(Clients, ledger, authority.ingress())
+        api = build_app(_service(settings, self._store, supervisor, upstream))
+        model = build_model_app(upstream, self._store, signing_key)
+        app = _mounted(settings, self._store, authority, _until_disconnect(api), _until_disconnect(model))
+        self._app = with_request_ids(app)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Called by Serve once the replica is made, so that nothing of the application is pickled."""
+        return self._app
+
+    async def reconfigure(self, _user_config: Any) -> None:
+        """Called by Serve at each deploy: takes the first API key as it is now, since it may have been replaced."""
+        secret = read_api_key(self._settings)
+        first = await self._store.set_first_key(hash_api_key(secret), public_prefix(secret))
+        if first.revoked_at is not None:
+            structlog.get_logger().error(
+                "the first API key in the data folder was replaced or revoked: ./hitl keys rotate makes another"
+            )
+
+
+def build(settings: Settings) -> Any:
+    """The application, bound for Serve."""
+    check_replicas(settings)
+    ledger = Ledger.options(num_replicas=settings.ledger_replicas).bind()
+    supervisor = SupervisorService.bind(ledger)
+    ingress = Ingress.options(num_replicas=settings.ingress_replicas, user_config={"code": code_version()})
+    return ingress.bind(ledger, supervisor)
+
+
+def _service(settings: Settings, store: Clients, supervisor: Any, upstream: "CurrentUpstream") -> Service:
+    async def drain(grace_s: float) -> int:
+        return await supervisor.drain.remote(grace_s)
+
+    async def undrain() -> None:
+        await supervisor.undrain.remote()
+
+    async def drained_s() -> float:
+        return await supervisor.drained_s.remote()
+
+    built, floor = code_facts(), settings.floor()
+    return Service(
+        store=store,
+        agent=default_agent(settings),
+        floor=floor,
+        environments=settings.all_environments(),
+        image_facts=image_facts,
+        facts=lambda: {
+            **built,
+            "model": upstream.name(),
+            "sandbox": sandbox_fact(settings),
+            "floor": floor.described(),
+        },
+        drain=drain,
+        undrain=undrain,
+        drained_s=drained_s,
+        operator_key=operator_key(settings),
+        shelf=Shelf(settings.secrets_dir),
+        max_request_bytes=settings.max_request_bytes,
+        requests_per_minute=settings.requests_per_minute,
+    )
+
+
+def _until_disconnect(app: ASGIApp) -> ASGIApp:
+    """Serve reports a client disconnect as TaskCancelledError; ASGI expects `http.disconnect`."""
+
+    async def patient(scope: Scope, receive: Receive, send: Send) -> None:
+        async def receive_or_disconnect() -> Message:
+            try:
+                return await receive()
+            except TaskCancelledError:
+                return {"type": "http.disconnect"}
+
+        await app(scope, receive_or_disconnect, send)
+
+    return patient
+
+
+def _mounted(
+    settings: Settings, store: Clients, authority: Authority, api: ASGIApp, model: ASGIApp
+) -> ASGIApp:
+    """One application of the API, the model endpoint and, unless it is switched off, the panel's entries."""
+    if settings.panel:
+        return _with_panel(settings, store, authority, api, model)
+    outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    outer.mount("/model", model)
+    outer.mount("/", api)
+    return outer
+
+
+def _with_panel(
+    settings: Settings, store: Clients, authority: Authority, api: ASGIApp, model: ASGIApp
+) -> ASGIApp:
+    # Kodosumi takes long to import, and makes folders: only a service with a panel imports it.
+    from claude_hitl_template.panel import entries  # noqa: PLC0415
+    from claude_hitl_template.panel.gateway import Front  # noqa: PLC0415
+    from claude_hitl_template.panel.users import Guard, PanelAccess, default_login  # noqa: PLC0415
+
+    access = PanelAccess(settings.panel_url, *(read_panel_login(settings) or default_login()))
+    front = Front(
+        api=api,
+        model=model,
+        guard=Guard(store, access, settings.approvers),
+        own_url=settings.base_url,
+        panel_url=settings.panel_url,
+        answers=kodosumi.answers,
+    )
+    services = _panel_services(settings, store, authority)
+    entries.register(front, lambda: services)
+    return front
+
+
+def _panel_services(settings: Settings, store: Clients, authority: Authority) -> "PanelServices":
+    from claude_hitl_template.panel.services import PanelServices  # noqa: PLC0415
+
+    return PanelServices(
+        store=store,
+        agent=default_agent(settings),
+        environments=settings.all_environments(),
+        max_upload_bytes=settings.max_upload_bytes,
+        panel_url=settings.panel_url,
+        window=lambda session_id: _window(authority.window(session_id)),
+        is_open=kodosumi.is_open,
+        sandbox=sandbox_fact(settings),
+    )
+
+
+def _window(capability: str) -> Callable[..., Any]:
+    """The flow that the panel's entries launch.
+
+    Its capability goes to the runner as an argument of a call: the panel shows a flow's inputs and its function's name.
+    """
+    flow = functools.partial(mirror_session, capability=capability)
+    flow.__module__, flow.__name__ = __name__, mirror_session.__name__  # pyright: ignore[reportAttributeAccessIssue]
+    return flow
+
+
+async def mirror_session(inputs: dict[str, Any], tracer: Any, *, capability: str | None = None) -> Any:
+    """What a Kodosumi runner runs, wherever on the cluster it is: a window on one session."""
+    from claude_hitl_template.panel import flow  # noqa: PLC0415
+    from claude_hitl_template.panel.services import WindowServices  # noqa: PLC0415
+
+    settings = Settings.load()
+    services = WindowServices(
+        store=reach(Windows, handle(), capability),
+        image_facts=image_facts,
+        wait_s=settings.panel_wait_s,
+        max_upload_bytes=settings.max_upload_bytes,
+    )
+    return await flow.mirror(inputs, tracer, services, kodosumi.RunnerLocks(tracer.fid))
+
+
+async def image_facts(image: str) -> ImageFacts | None:
+    """What the supervisor knows of an image; None while it does not know, or does not answer."""
+    supervisor: Any = serve.get_deployment_handle(SupervisorService.name, APP_NAME).options(
+        _by_reference=False
+    )
+    try:
+        return await asyncio.wait_for(supervisor.image_facts.remote(image), FACTS_S)
+    except (RayError, RayServeException, TimeoutError):
+        return None
+
+
+class CurrentUpstream:
+    """Anthropic where there is a key, else the offline model; an `Upstream`. A key that was just sent is used at once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._client = settings, upstream_client()
+        self._offline = OfflineUpstream(Scenarios.load())
+        self._known: tuple[SecretStr, AnthropicUpstream] | None = None
+        self._choose()  # reports an unusable key when the service starts
+
+    def name(self) -> str:
+        """What answers, for humans."""
+        return "offline" if self._choose() is self._offline else self._settings.anthropic_base_url
+
+    def call(self, call: Call) -> AbstractAsyncContextManager[Answer]:
+        return self._choose().call(call)
+
+    def _choose(self) -> Upstream:
+        key = read_model_key(self._settings)
+        if key is None:
+            return self._offline
+        if self._known is None or self._known[0] != key:
+            self._known = key, AnthropicUpstream(self._settings.anthropic_base_url, key, self._client)
+        return self._known[1]
+
+
+def default_agent(settings: Settings) -> Agent:
+    return Agent(model=settings.model)
+
+
+def sandbox_fact(settings: Settings) -> str:
+    """What sessions run in, as far as it is known here: "on", "off" or, where there are none, "none"."""
+    return settings.sandbox if has_sandboxes() else "none"
+
+
+def code_facts() -> Mapping[str, Any]:
+    """Which code this is, and on what it runs; commit, dirty and package are null where it was not deployed."""
+    origin = build_info.origin()
+    return {
+        "version": __version__,
+        "code": code_version(),
+        "ray": version("ray"),
+        "python": build_info.python_minor(),
+        "cli": version("claude-agent-sdk"),
+        **(origin.facts() if origin else dict.fromkeys(("commit", "dirty", "package"))),
+    }

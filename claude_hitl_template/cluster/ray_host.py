@@ -1,0 +1,138 @@
+"""Owners as Ray actors: the OwnerHost of production. Those of an environment with an image run in containers of it."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import structlog
+from ray.exceptions import RayError
+
+from claude_hitl_template.cluster import actor
+from claude_hitl_template.cluster.containers import Preflight, why_not_started
+from claude_hitl_template.cluster.owner_host import Assignment, CannotStart, Capacity, OwnerLost, Share
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.domain.models import Environment
+from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.image import tools
+
+log = structlog.get_logger()
+ANSWER_S = 10.0  # an actor that is alive answers a question within this
+
+
+class RayOwnerHost:
+    """Actors are found by their name, in whichever process started them."""
+
+    def __init__(self, settings: Settings, preflight: Preflight) -> None:
+        self._settings, self._preflight = settings, preflight
+
+    def contains(self, environment: Environment) -> bool:
+        return environment.image is not None
+
+    async def check(self, environment: Environment) -> None:
+        if environment.image is not None:
+            try:
+                await asyncio.to_thread(self._preflight.check, environment.image)
+            except ConfigError as error:
+                raise CannotStart(str(error)) from error
+
+    async def start(self, name: str, environment: Environment, share: Share) -> None:
+        try:
+            await self._create(name, environment, share)
+        except RayError as error:
+            if environment.image is None:
+                raise CannotStart(await self._why(environment, str(error))) from error
+            await self._start_again(name, environment, share)
+
+    async def _start_again(self, name: str, environment: Environment, share: Share) -> None:
+        """For a moment Ray reports the failure of an earlier start again, whatever was fixed since."""
+        self._preflight.forget(str(environment.image))
+        await self.check(environment)
+        await self.end(name)
+        try:
+            await self._create(name, environment, share)
+        except RayError as error:
+            raise CannotStart(await self._why(environment, str(error))) from error
+
+    async def _create(self, name: str, environment: Environment, share: Share) -> None:
+        try:
+            started = await asyncio.to_thread(
+                actor.create_actor, name, environment, share, log_level=self._settings.log_level
+            )
+            await asyncio.wait_for(started.ready.remote(), self._settings.start_timeout_s)
+        except TimeoutError:
+            await self.end(name)
+            raise
+
+    async def why_late(self, environment: Environment, limit: str) -> str:
+        return await self._why(environment, f"Error: nothing after {limit}")
+
+    async def _why(self, environment: Environment, said: str) -> str:
+        log.warning("owner did not start", environment=environment.id, why=said)
+        if environment.image is None:
+            return "the session's process could not be started; `./hitl logs` says why. Send your message again to try again"
+        self._preflight.forget(environment.image)
+        return await asyncio.to_thread(why_not_started, environment.image, said, self._preflight.check)
+
+    async def answers(self, name: str) -> bool:
+        return await self._ask(name, "ready") is not None
+
+    async def drive(self, name: str, assignment: Assignment) -> str:
+        found = await self._find(name)
+        if found is None:
+            raise OwnerLost(f"there is no actor {name}")
+        try:
+            return str(await found.run.remote(assignment))
+        except RayError as error:
+            raise OwnerLost(str(error)) from error
+
+    async def driving(self, name: str) -> tuple[str, int] | None:
+        return await self._ask(name, "driving")
+
+    async def code(self, name: str) -> str | None:
+        return await self._ask(name, "code")
+
+    async def make_room(self, name: str) -> None:
+        found = await self._find(name)
+        if found is not None:
+            found.make_room.remote()
+
+    async def end(self, name: str) -> None:
+        await asyncio.to_thread(actor.cleanup_actor, name)
+
+    async def names(self) -> set[str]:
+        return set(await asyncio.to_thread(actor.list_actors))
+
+    async def capacity(self) -> Capacity:
+        """A second old at times."""
+        free, whole = await asyncio.to_thread(_resources)
+        return Capacity(
+            free.get("CPU", 0.0),
+            int(free.get("memory", 0)),
+            whole.get("CPU", 0.0),
+            int(whole.get("memory", 0)),
+        )
+
+    async def tidy(self) -> None:
+        """Containers that Ray left behind count against podman's locks; those that `./hitl up` started leave nothing."""
+        if self._settings.images:
+            with contextlib.suppress(ConfigError):  # without podman, each start says what is wrong
+                await asyncio.to_thread(tools.prune)
+
+    async def _find(self, name: str) -> Any | None:
+        return await asyncio.to_thread(actor.get_actor, name)
+
+    async def _ask(self, name: str, method: str) -> Any:
+        """None where the actor is gone, does not answer within ANSWER_S, or runs code without that method."""
+        found = await self._find(name)
+        if found is None:
+            return None
+        try:
+            return await asyncio.wait_for(getattr(found, method).remote(), ANSWER_S)
+        except (AttributeError, RayError, TimeoutError):
+            return None
+
+
+def _resources() -> tuple[Mapping[str, float], Mapping[str, float]]:
+    return ray.available_resources(), ray.cluster_resources()

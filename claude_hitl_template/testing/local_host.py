@@ -1,0 +1,78 @@
+"""Owners as tasks of one process: the OwnerHost of tests and of the benchmark. There is always room, and no container."""
+
+import asyncio
+import sys
+from dataclasses import dataclass, field
+
+from claude_hitl_template import code_version
+from claude_hitl_template.cluster.owner import OpenStore, SessionOwner
+from claude_hitl_template.cluster.owner_host import Assignment, Capacity, OwnerLost, Share
+from claude_hitl_template.domain.models import Environment
+
+
+@dataclass
+class _Hosted:
+    owner: SessionOwner
+    work: asyncio.Task[str] | None = None
+
+
+@dataclass
+class LocalOwnerHost:
+    """`failures` has what owners failed with unexpectedly: defects."""
+
+    open_store: OpenStore
+    failures: list[Exception] = field(default_factory=list[Exception])
+    _hosted: dict[str, _Hosted] = field(default_factory=dict[str, _Hosted])
+
+    def contains(self, environment: Environment) -> bool:
+        return False
+
+    async def check(self, environment: Environment) -> None:
+        """Nothing can be missing."""
+
+    async def start(self, name: str, environment: Environment, share: Share) -> None:
+        self._hosted[name] = _Hosted(SessionOwner(self.open_store))
+
+    async def why_late(self, environment: Environment, limit: str) -> str:
+        return f"nothing after {limit}"
+
+    async def answers(self, name: str) -> bool:
+        return name in self._hosted
+
+    async def drive(self, name: str, assignment: Assignment) -> str:
+        hosted = self._hosted[name]
+        hosted.work = asyncio.create_task(hosted.owner.run(assignment))
+        try:
+            return await hosted.work
+        except asyncio.CancelledError:
+            await self.end(name)
+            raise
+        except Exception as error:
+            self.failures.append(error)
+            raise OwnerLost(f"{type(error).__name__}: {error}") from error
+
+    async def driving(self, name: str) -> tuple[str, int] | None:
+        hosted = self._hosted.get(name)
+        return hosted.owner.driving if hosted else None
+
+    async def code(self, name: str) -> str | None:
+        return code_version()
+
+    async def make_room(self, name: str) -> None:
+        if name in self._hosted:
+            self._hosted[name].owner.make_room()
+
+    async def end(self, name: str) -> None:
+        hosted = self._hosted.pop(name, None)
+        if hosted is not None and hosted.work is not None:
+            hosted.work.cancel()
+            await asyncio.wait({hosted.work})
+
+    async def names(self) -> set[str]:
+        return set(self._hosted)
+
+    async def capacity(self) -> Capacity:
+        return Capacity(sys.maxsize, sys.maxsize, sys.maxsize, sys.maxsize)
+
+    async def tidy(self) -> None:
+        """Owners leave nothing behind."""
