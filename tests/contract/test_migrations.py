@@ -2,11 +2,14 @@
 
 import ast
 import asyncio
+import json
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,7 +17,8 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from claude_hitl_template.domain.models import Agent, Environment
+from claude_hitl_template.domain.events import UserToolConfirmation
+from claude_hitl_template.domain.models import Agent, ApprovalState, Environment
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.store import sql, tables
 from claude_hitl_template.store.connect import migrate
@@ -109,6 +113,50 @@ def add_novelties(engine: sa.Engine) -> None:
         policy = {**doc["agent"]["policy"], "novel": 3}
         newer = {**doc, "novel": [1], "agent": {**doc["agent"], "novel": 2, "policy": policy}}
         connection.execute(sa.update(t).values(doc=newer))
+
+
+EARLIER = Path(__file__).with_name(
+    "rows_of_0.1.0.json"
+)  # a session whose call waits, parked; without its transcript
+
+
+async def test_a_session_that_waits_since_an_earlier_version_is_found_and_its_decision_taken(
+    empty: str, engine: sa.Engine
+):
+    migrate(empty)
+    rows: dict[str, list[dict[str, Any]]] = json.loads(EARLIER.read_text())
+    with engine.begin() as connection:
+        for name, found in rows.items():
+            table = metadata.tables[name]
+            times = [column.name for column in table.columns if column.name.endswith("_at")]
+            for row in found:
+                at = {
+                    key: datetime.fromisoformat(row[key]).replace(tzinfo=UTC) for key in times if row.get(key)
+                }
+                connection.execute(sa.insert(table).values(**row | at))
+    backend = SqlBackend(empty) if empty.startswith("sqlite") else PostgresBackend(empty)
+    try:
+        store = CoreStore(backend)
+        key = rows["api_keys"][0]["id"]
+        [waiting] = (await store.list_approvals(key, limit=10, states=[ApprovalState.PENDING])).data
+        assert waiting.input["file_path"] == "hello.txt"
+        said = {"type": "user.tool_confirmation", "tool_use_id": waiting.event_id, "result": "allow"}
+        confirmation = UserToolConfirmation.model_validate(said)
+        await store.send_events(waiting.session_id, key, [confirmation], decided_by="ann")
+        session = await store.get_session(waiting.session_id)
+        assert session.status == "running"
+        assert session.deferred == waiting.event_id
+        assert [found.id for found in await store.supervised()] == [session.id]
+        acquired = await store.acquire(session.id, "owner", lease_s=15)
+        assert acquired.epoch == rows["sessions"][0]["doc"]["epoch"] + 1
+        [allowed] = (await store.list_approvals(key, limit=10, states=[ApprovalState.ALLOWED])).data
+        run_digest = str(allowed.run_digest)
+        claimed = await store.claim(
+            session.id, acquired.epoch, waiting.event_id, run_digest, claim_id="claim"
+        )
+        assert claimed.state is ApprovalState.CLAIMED
+    finally:
+        await backend.close()
 
 
 def test_an_up_to_date_schema_is_migrated_while_its_tables_are_in_use(postgres_server: Server):

@@ -1,5 +1,5 @@
-"""What the supervisor does for sessions, whatever happens to their owners. It runs as on a cluster; the host of the owners is
-a fake that starts, fails, hangs, lies and dies as a test tells it to."""
+"""What the supervisor does for sessions, whatever happens to their owners. It runs as on a cluster; the owners' host is a
+fake that starts, fails, hangs, lies and dies as a test tells it to."""
 
 import asyncio
 import os
