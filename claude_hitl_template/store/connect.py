@@ -19,7 +19,7 @@ from claude_hitl_template.store.postgres import (
     passes,
     postgres_url,
 )
-from claude_hitl_template.store.sql import SqlBackend, sqlite_url
+from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 
 
 def store_url(settings: Settings) -> str:
@@ -67,11 +67,11 @@ def check_replicas(settings: Settings) -> None:
         )
 
 
-def open_backend(settings: Settings, *, patience_s: float) -> SqlBackend | PostgresBackend:
+def open_backend(settings: Settings, *, patience_s: float) -> SqliteBackend | PostgresBackend:
     """The database, with the newest schema. Blocking. Raises ConfigError, also when it was away for `patience_s`."""
     url = store_url(settings)
     prepare_schema(url, patience_s=patience_s)
-    return SqlBackend(url) if url.startswith("sqlite") else PostgresBackend(url)
+    return SqliteBackend(url) if url.startswith("sqlite") else PostgresBackend(url)
 
 
 def prepare_schema(url: str, *, patience_s: float) -> None:

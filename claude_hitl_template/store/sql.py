@@ -1,21 +1,14 @@
-"""The Store's transactions on SQLAlchemy, and its backend on SQLite. What is Postgres's own is in postgres.py."""
+"""The Store's transactions on SQLAlchemy, for SQLite (sqlite.py) and Postgres (postgres.py)."""
 
-import asyncio
 import json
 import operator
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from pydantic import BaseModel
-from sqlalchemy import event as sa_event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from claude_hitl_template.domain.models import (
     ApiKey,
@@ -28,8 +21,7 @@ from claude_hitl_template.domain.models import (
     SessionStatus,
     Supervised,
 )
-from claude_hitl_template.errors import Unavailable
-from claude_hitl_template.store.backend import OPEN, Reply, Tx
+from claude_hitl_template.store.backend import OPEN, Reply
 from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
 from claude_hitl_template.store.tables import (
     api_keys,
@@ -41,56 +33,7 @@ from claude_hitl_template.store.tables import (
     transcripts,
 )
 
-BUSY_TIMEOUT_MS = 10_000
-READERS = 4
-
-
-def sqlite_url(path: Path) -> str:
-    return f"sqlite+aiosqlite:///{path}"
-
-
-class SqlBackend:
-    """`begin(write=True)` transactions follow one another through one connection; reads have their own."""
-
-    relay = None
-
-    def __init__(self, url: str) -> None:
-        self._writer = _engine(url, pool_size=1)
-        self._readers = _engine(url, pool_size=READERS)
-        self._writing = asyncio.Lock()
-
-    @asynccontextmanager
-    async def begin(self, *, write: bool) -> AsyncGenerator[Tx]:
-        try:
-            if write:
-                async with self._writing, self._writer.begin() as connection:
-                    yield SqlTx(connection)
-            else:
-                async with self._readers.connect() as connection:
-                    yield SqlTx(connection)
-        except DBAPIError as error:
-            raise Unavailable(
-                f"the store cannot be used now ({error.orig}); nothing was changed. Try again; if it goes on, "
-                "check the disk's free space and the data folder's permissions"
-            ) from error
-
-    async def close(self) -> None:
-        await self._writer.dispose()
-        await self._readers.dispose()
-
-
-def _engine(url: str, *, pool_size: int) -> AsyncEngine:
-    engine = create_async_engine(
-        url,
-        pool_size=pool_size,
-        max_overflow=0,
-        json_serializer=to_json,
-    )
-    if engine.dialect.name == "sqlite":
-        sa_event.listen(engine.sync_engine, "connect", _sqlite_pragmas)
-        begin = "BEGIN IMMEDIATE" if pool_size == 1 else "BEGIN"
-        sa_event.listen(engine.sync_engine, "begin", partial(execute, statement=begin))
-    return engine
+SLOW = "slow"  # an execution option of statements that may scan a table, or return much of one
 
 
 def to_json(value: object) -> str:
@@ -101,23 +44,21 @@ def execute(connection: sa.Connection, *, statement: str) -> None:
     connection.exec_driver_sql(statement)
 
 
-def _sqlite_pragmas(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions are begun by us, not guessed by the driver
-    cursor = connection.cursor()
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",  # a commit that was acknowledged survives a power cut
-        "foreign_keys=ON",
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+class Executor(Protocol):
+    """What statements are given to: SQLAlchemy's AsyncConnection, or one like it."""
+
+    @property
+    def dialect(self) -> sa.Dialect: ...
+
+    async def execute(
+        self, statement: Any, parameters: Any = None, *, execution_options: Any = None
+    ) -> Any: ...
 
 
 class SqlTx:
     """`locking`: writers are kept apart by locks, each session's on its row; otherwise they do not meet at all."""
 
-    def __init__(self, connection: AsyncConnection, *, locking: bool = False) -> None:
+    def __init__(self, connection: Executor, *, locking: bool = False) -> None:
         self._c, self._locking = connection, locking
         dialect = connection.dialect.name
         self._insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
@@ -125,8 +66,9 @@ class SqlTx:
     async def _one(self, query: sa.Select[*tuple[Any, ...]]) -> Any:
         return (await self._c.execute(query)).first()
 
-    async def _all(self, query: sa.Select[*tuple[Any, ...]]) -> Sequence[Any]:
-        return (await self._c.execute(query)).all()
+    async def _all(self, query: sa.Select[*tuple[Any, ...]], *, slow: bool = False) -> Sequence[Any]:
+        """`slow`: it may scan a table, or return much of one."""
+        return (await self._c.execute(query, execution_options={SLOW: slow})).all()
 
     async def _upsert(self, table: sa.Table, row: dict[str, Any]) -> None:
         statement = self._insert(table).values(row)
@@ -224,7 +166,9 @@ class SqlTx:
             query = query.where(t.agent_id == agent_id)
         if not include_archived:
             query = query.where(t.archived.is_(False))
-        rows = await self._all(_paged(query, t.created_at, t.id, after=after, limit=limit, order=order))
+        rows = await self._all(
+            _paged(query, t.created_at, t.id, after=after, limit=limit, order=order), slow=True
+        )
         return [_noun(Session, row) for row in rows]
 
     async def supervised(self) -> list[Supervised]:
@@ -249,13 +193,13 @@ class SqlTx:
             t.archived | at_rest,
             doc["updated_at"].as_string() < since.strftime("%Y-%m-%dT%H:%M:%S"),  # as its JSON begins
         )
-        return [row.id for row in await self._all(query.order_by(t.created_at).limit(limit))]
+        return [row.id for row in await self._all(query.order_by(t.created_at).limit(limit), slow=True)]
 
     async def manifests(self) -> dict[str, datetime]:
         doc = sessions.c.doc
         columns = doc["workspace"].as_string(), doc["uploads"].as_json(), doc["updated_at"].as_string()
         found: dict[str, datetime] = {}
-        for workspace, uploads, changed in await self._all(sa.select(*columns)):
+        for workspace, uploads, changed in await self._all(sa.select(*columns), slow=True):
             at = datetime.fromisoformat(changed)
             for name in filter(None, (workspace, *(uploads or ()))):
                 found[name] = max(at, found.get(name, at))
@@ -350,7 +294,9 @@ class SqlTx:
         query = query.where(*_of(key, key_id))
         if states:
             query = query.where(state.in_([s.value for s in states]))
-        rows = await self._all(_paged(query, t.created_at, t.id, after=after, limit=limit, order="asc"))
+        rows = await self._all(
+            _paged(query, t.created_at, t.id, after=after, limit=limit, order="asc"), slow=True
+        )
         return [_noun(Approval, row) for row in rows]
 
     async def due_approvals(self, now: datetime) -> list[Approval]:

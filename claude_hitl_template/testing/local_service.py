@@ -38,7 +38,7 @@ from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.protocol import Clients, Owners, Supervision
-from claude_hitl_template.store.sql import SqlBackend, sqlite_url
+from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 from claude_hitl_template.testing.local_host import LocalOwnerHost
 from claude_hitl_template.testing.memory_backend import MemoryBackend
 
@@ -202,7 +202,7 @@ async def _store(folder: Path, backing: Backing, database_url: str | None) -> As
         return
     url = database_url or sqlite_url(folder / "hitl.sqlite3")
     await asyncio.to_thread(migrate, url)
-    backend = PostgresBackend(url) if database_url else SqlBackend(url)
+    backend = PostgresBackend(url) if database_url else SqliteBackend(url)
     try:
         yield CoreStore(backend, files=FileArea((folder / "files").absolute().as_uri()))
     finally:

@@ -27,7 +27,7 @@ from claude_hitl_template.session.runner import Limits, SessionRunner
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.postgres import PostgresBackend
-from claude_hitl_template.store.sql import SqlBackend
+from claude_hitl_template.store.sqlite import SqliteBackend
 from claude_hitl_template.workspace.sync import Place, put_files
 from tests import faults
 from tests.chaos.oracle import Acknowledged
@@ -85,8 +85,8 @@ def write_all(home: Home, number: int) -> None:
     asyncio.run(write())
 
 
-def _backend(home: Home) -> SqlBackend | PostgresBackend:
-    return SqlBackend(home.url) if home.url.startswith("sqlite") else PostgresBackend(home.url)
+def _backend(home: Home) -> SqliteBackend | PostgresBackend:
+    return SqliteBackend(home.url) if home.url.startswith("sqlite") else PostgresBackend(home.url)
 
 
 async def _live(home: Home, plan: Plan) -> None:

@@ -20,7 +20,7 @@ import pytest
 from claude_hitl_template import fault_points
 from claude_hitl_template.store.backup import back_up
 from claude_hitl_template.store.connect import migrate
-from claude_hitl_template.store.sql import sqlite_url
+from claude_hitl_template.store.sqlite import sqlite_url
 from tests.chaos.crash_runs import UPLOADED, Home, live, write_all
 from tests.chaos.dump import make_journal, read_dump, read_journal
 from tests.chaos.oracle import judge, logs_are_whole

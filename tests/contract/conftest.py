@@ -13,7 +13,7 @@ from claude_hitl_template.domain.policy.floor import Floor
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
-from claude_hitl_template.store.sql import SqlBackend, sqlite_url
+from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 from claude_hitl_template.testing.clock import FakeClock
 from claude_hitl_template.testing.memory_backend import MemoryBackend
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
@@ -61,12 +61,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest_asyncio.fixture
 async def backend(
     request: pytest.FixtureRequest, migrated: Path, tmp_path: Path
-) -> AsyncIterator[MemoryBackend | SqlBackend | PostgresBackend]:
+) -> AsyncIterator[MemoryBackend | SqliteBackend | PostgresBackend]:
     if request.param == "memory":
         yield MemoryBackend()
     elif request.param == "sqlite":
         shutil.copy(migrated, tmp_path / "store.db")
-        sql = SqlBackend(sqlite_url(tmp_path / "store.db"))
+        sql = SqliteBackend(sqlite_url(tmp_path / "store.db"))
         yield sql
         await sql.close()
     else:
@@ -77,7 +77,7 @@ async def backend(
 
 
 @pytest.fixture
-def store(backend: MemoryBackend | SqlBackend | PostgresBackend, clock: FakeClock) -> CoreStore:
+def store(backend: MemoryBackend | SqliteBackend | PostgresBackend, clock: FakeClock) -> CoreStore:
     return CoreStore(backend, clock)
 
 

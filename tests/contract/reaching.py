@@ -15,14 +15,14 @@ from claude_hitl_template.files.manifest import Manifest, blob_name
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.postgres import PostgresBackend
-from claude_hitl_template.store.sql import SqlBackend
+from claude_hitl_template.store.sqlite import SqliteBackend
 from claude_hitl_template.testing.clock import FakeClock
 from claude_hitl_template.testing.local_service import serve_in_process
 from tests.contract.asking import KEY
 from tests.contract.test_repeated_writes import live
 
 
-async def every_write(backend: SqlBackend | PostgresBackend, once: str = "") -> None:
+async def every_write(backend: SqliteBackend | PostgresBackend, once: str = "") -> None:
     """Lives of three sessions; `once` tells them from those of another call."""
     clock = FakeClock()
     store = CoreStore(backend, clock)

@@ -20,7 +20,7 @@ from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.protocol import Call
-from claude_hitl_template.store.sql import SqlBackend, sqlite_url
+from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 from claude_hitl_template.store.tables import metadata
 
 KEY = "key_1"
@@ -46,7 +46,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[object]:
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[CoreStore]:
     await asyncio.to_thread(migrate, url)
-    backend = SqlBackend(url) if url.startswith("sqlite") else PostgresBackend(url)
+    backend = SqliteBackend(url) if url.startswith("sqlite") else PostgresBackend(url)
     try:
         yield CoreStore(backend)
     finally:

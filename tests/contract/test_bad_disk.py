@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.sql import SqlBackend, sqlite_url
+from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 from claude_hitl_template.testing.local_service import LocalService, serve_in_process
 from tests.contract.conftest import KEYS
 from tests.failing_disk import Fault, failing_disk
@@ -68,7 +68,7 @@ async def kept_by_a_crash(folder: Path, session_id: str, into: Path) -> list[str
     into.mkdir()
     for name in (DATABASE, f"{DATABASE}-wal"):
         shutil.copy(folder / name, into / name)
-    backend = SqlBackend(sqlite_url(into / DATABASE))
+    backend = SqliteBackend(sqlite_url(into / DATABASE))
     events = (await CoreStore(backend).list_events(session_id, None, limit=1000, types=["user.message"])).data
     await backend.close()
     return [e.payload["content"][0]["text"] for e in events]

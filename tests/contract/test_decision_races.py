@@ -19,7 +19,7 @@ from claude_hitl_template.domain.models import Approval, Event
 from claude_hitl_template.errors import AlreadyDecided
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
-from claude_hitl_template.store.sql import SqlBackend, sqlite_url
+from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 from tests.contract.asking import KEY, asking, log, said
 
 CALLS = 20  # of a session; more would make each decision's look at what still waits a long one
@@ -41,10 +41,10 @@ async def ledgers(
     request: pytest.FixtureRequest, migrated: Path, tmp_path: Path
 ) -> AsyncIterator[list[CoreStore]]:
     """Two on one database. (A service on SQLite has one; the other one makes it a race.)"""
-    backends: list[SqlBackend | PostgresBackend]
+    backends: list[SqliteBackend | PostgresBackend]
     if request.param == "sqlite":
         shutil.copy(migrated, tmp_path / "store.db")
-        backends = [SqlBackend(sqlite_url(tmp_path / "store.db")) for _ in range(2)]
+        backends = [SqliteBackend(sqlite_url(tmp_path / "store.db")) for _ in range(2)]
     else:
         url = request.getfixturevalue("database")
         backends = [PostgresBackend(url) for _ in range(2)]
@@ -56,16 +56,17 @@ async def ledgers(
 async def race(ledgers: list[CoreStore], session_id: str, call: str, chance: random.Random) -> Event:
     """The winner's event, as each who decided the same was told it; all others are told that they were too late."""
     opinions = [said(call, **opinion) for opinion in chance.sample(OPINIONS, len(OPINIONS))]
+    people = chance.sample(range(len(opinions)), len(opinions))
     answers = await asyncio.gather(
         *(
-            ledgers[n % len(ledgers)].send_events(
+            ledgers[person % len(ledgers)].send_events(
                 session_id,
                 KEY,
                 [opinion],
-                decided_by=f"person {n}",
-                idempotency_key=f"{session_id} {call} {n}",
+                decided_by=f"person {person}",
+                idempotency_key=f"{session_id} {call} {person}",
             )
-            for n, opinion in enumerate(opinions)
+            for person, opinion in zip(people, opinions, strict=True)
         ),
         return_exceptions=True,
     )

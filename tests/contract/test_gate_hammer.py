@@ -31,7 +31,7 @@ from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.session.runner import Limits, SessionRunner
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.sql import SqlBackend, sqlite_url
+from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 from claude_hitl_template.workspace.sync import Place
 from tests.other_cli import other_cli
 from tests.serving import model_app, serving
@@ -619,7 +619,7 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
     _executable(root / "bin" / "git", GIT.format(journal=root / "journal"))
     url = sqlite_url(root / "store.db")
     await asyncio.to_thread(migrate, url)
-    backend = SqlBackend(url)
+    backend = SqliteBackend(url)
     (root / "secret").write_text(SECRET)
     model = OddModel()
     async with serving(model_app(model)) as model_url:

@@ -24,7 +24,7 @@ from claude_hitl_template.store import sql, tables
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
-from claude_hitl_template.store.sql import SqlBackend, sqlite_url
+from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 from claude_hitl_template.store.tables import metadata
 from tests.postgres import Server
 
@@ -88,7 +88,7 @@ def test_a_schema_that_is_newer_than_the_code_is_left_as_it_is_and_served(empty:
 
 async def test_what_a_newer_version_added_to_a_record_is_kept(empty: str, engine: sa.Engine):
     await asyncio.to_thread(migrate, empty)
-    backend = SqlBackend(empty) if empty.startswith("sqlite") else PostgresBackend(empty)
+    backend = SqliteBackend(empty) if empty.startswith("sqlite") else PostgresBackend(empty)
     store = CoreStore(backend)
     made = await store.create_session(
         "key", agent=Agent(), environment=Environment(), title=None, metadata={}, initial=[]
@@ -134,7 +134,7 @@ async def test_a_session_that_waits_since_an_earlier_version_is_found_and_its_de
                     key: datetime.fromisoformat(row[key]).replace(tzinfo=UTC) for key in times if row.get(key)
                 }
                 connection.execute(sa.insert(table).values(**row | at))
-    backend = SqlBackend(empty) if empty.startswith("sqlite") else PostgresBackend(empty)
+    backend = SqliteBackend(empty) if empty.startswith("sqlite") else PostgresBackend(empty)
     try:
         store = CoreStore(backend)
         key = rows["api_keys"][0]["id"]

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 from claude_hitl_template.domain.models import Agent, ApprovalState, Environment, utcnow
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.sql import SqlBackend, sqlite_url
+from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 
 PENDING = [ApprovalState.PENDING]
 
@@ -56,7 +57,7 @@ def plans(path: Path, said: list[tuple[str, Any]]) -> list[str]:
         pytest.param(lambda store, _: store.list_sessions("key", limit=9, statuses=["running"]), id="running sessions"),
         pytest.param(lambda store, _: store.find_key("hash"), id="a key"),
         pytest.param(lambda store, session: store.list_events(session, "key", limit=100), id="a log"),
-        pytest.param(lambda store, _: store.retire(utcnow()), id="what is old"),
+        pytest.param(lambda store, _: store.retire(utcnow() - timedelta(hours=1)), id="what is old"),
         pytest.param(lambda store, session: store.last_seq(session, "key"), id="a cursor"),
     ],
 )  # fmt: skip
@@ -78,10 +79,10 @@ async def test_the_approvals_of_a_session_are_looked_for_among_its_own(key: str 
     assert plans(path, said)[0] == "SEARCH approvals USING INDEX ix_approvals_session (session_id=?)"
 
 
-async def _a_session(folder: Path) -> tuple[Path, str, SqlBackend]:
+async def _a_session(folder: Path) -> tuple[Path, str, SqliteBackend]:
     path = folder / "store.db"
     migrate(sqlite_url(path))
-    backend = SqlBackend(sqlite_url(path))
+    backend = SqliteBackend(sqlite_url(path))
     made = await CoreStore(backend).create_session(
         "key", agent=Agent(), environment=Environment(), title=None, metadata={}, initial=[]
     )

@@ -12,7 +12,7 @@ from claude_hitl_template.errors import Conflict, InvalidInput, NotFound, StaleO
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.files.manifest import CHUNK_BYTES, Manifest, SavedFile, SavedLink, blob_name
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.sql import SqlBackend
+from claude_hitl_template.store.sqlite import SqliteBackend
 from claude_hitl_template.testing.clock import FakeClock
 from claude_hitl_template.testing.memory_backend import MemoryBackend
 
@@ -25,7 +25,7 @@ def files_clock() -> FakeClock:
 
 
 @pytest.fixture
-def store(backend: MemoryBackend | SqlBackend, tmp_path: Any, files_clock: FakeClock) -> CoreStore:
+def store(backend: MemoryBackend | SqliteBackend, tmp_path: Any, files_clock: FakeClock) -> CoreStore:
     return CoreStore(backend, files=FileArea((tmp_path / "files").as_uri(), files_clock))
 
 

@@ -21,7 +21,7 @@ from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.protocol import Call, TimeRange
-from claude_hitl_template.store.sql import SqlBackend
+from claude_hitl_template.store.sqlite import SqliteBackend
 from claude_hitl_template.testing.memory_backend import MemoryBackend
 
 CALLS = 2  # one is decided, the other goes on waiting, so that no decision wakes an owner
@@ -46,7 +46,7 @@ class Footprint:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncGenerator[SqlBackend | PostgresBackend]:
+async def opened(settings: Settings) -> AsyncGenerator[SqliteBackend | PostgresBackend]:
     """The database of a service that does not run. Raises ConfigError."""
     backend = await asyncio.to_thread(open_backend, settings, patience_s=DATABASE_S)
     try:

@@ -13,7 +13,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 
 from claude_hitl_template.store.postgres import connect_args, postgres_url
-from claude_hitl_template.store.sql import BUSY_TIMEOUT_MS, execute
+from claude_hitl_template.store.sql import execute
+from claude_hitl_template.store.sqlite import BUSY_TIMEOUT_MS
 from claude_hitl_template.store.tables import metadata
 
 TURN_S = 120  # how long others may take with their migrations

@@ -11,7 +11,7 @@ from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.store.connect import check_replicas, open_backend, store_url
 from claude_hitl_template.store.postgres import PostgresBackend, postgres_url
-from claude_hitl_template.store.sql import SqlBackend
+from claude_hitl_template.store.sqlite import SqliteBackend
 
 URL = "postgresql://me:hunter2@127.0.0.1:1/there"
 
@@ -24,7 +24,7 @@ def settings(folder: Path, url: str | None = None, **more: object) -> Settings:
 
 def test_without_a_url_it_is_sqlite_in_the_data_folder(tmp_path: Path):
     backend = open_backend(settings(tmp_path), patience_s=0)
-    assert isinstance(backend, SqlBackend)
+    assert isinstance(backend, SqliteBackend)
     assert (tmp_path / "hitl.sqlite3").exists()
 
 
