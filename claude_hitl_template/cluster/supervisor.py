@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from itertools import batched
 from pathlib import Path
 
 import structlog
@@ -15,6 +16,7 @@ import structlog
 from claude_hitl_template import code_version, fault_points
 from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.cluster.clocks import STEADY_S, LeaseWatch, Pause, SteadyClock
+from claude_hitl_template.cluster.leftovers import Leftovers
 from claude_hitl_template.cluster.owner_host import Assignment, CannotStart, OwnerHost, OwnerLost
 from claude_hitl_template.cluster.owner_pool import Owner, OwnerPool
 from claude_hitl_template.config.credentials import Credential, read_credentials
@@ -29,11 +31,13 @@ from claude_hitl_template.session.runner import Limits
 from claude_hitl_template.store.access import Authority
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.protocol import Supervision
+from claude_hitl_template.store.supervision import EXISTING
 from claude_hitl_template.workspace.sync import Place
 
 log = structlog.get_logger()
 TICK_S = 1.0
 TIDY_S = 600.0
+LEFT_S = 20.0  # a deleted session has nothing left on this machine after twice this
 RUN_DIR = Path("/tmp/claude-hitl")  # noqa: S108 - in a container, which is one session's alone
 RETIRE_S = 3600.0
 HOLD_S = 30.0
@@ -52,6 +56,7 @@ class Supervisor:
         floor: Holds whatever an agent's policy says.
         steady_s: How long the wall clock must not have jumped before anything expires or is deleted.
         lease_s: How long a lease lasts that is not renewed.
+        left_s: Between two looks for what deleted sessions left on this machine.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Supervisor:
         floor: Floor,
         steady_s: float = STEADY_S,
         lease_s: float = LEASE_S,
+        left_s: float = LEFT_S,
     ) -> None:
         self._settings, self._store, self._host = settings, store, host
         self._signing_key, self._authority = signing_key, Authority(signing_key)
@@ -73,13 +79,15 @@ class Supervisor:
         self._lease_s, self._look_s = lease_s, lease_s / 5  # between two checks of a lease
         self._code = code_version()
         self._attending: dict[str, asyncio.Task[None]] = {}
+        self._leftovers, self._left_s = Leftovers(settings), left_s
+        self._seen: set[str] = set()  # sessions that may have a folder here, and were in the store
         self._pool = OwnerPool(settings, host, self._on_wait)
         self._pause = Pause()
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Starts its loops, which run until `close`."""
-        loops = (self._supervise(), self._expire(), self._retire(), self._tidy())
+        loops = (self._supervise(), self._expire(), self._retire(), self._tidy(), self._remove_leftovers())
         self._loops = [asyncio.create_task(loop) for loop in loops]
 
     async def close(self) -> None:
@@ -169,6 +177,28 @@ class Supervisor:
                     await self._store.expire_due()
             await asyncio.sleep(TICK_S)
 
+    async def _remove_leftovers(self) -> None:
+        while True:
+            await asyncio.sleep(self._left_s)
+            with contextlib.suppress(HitlError):
+                await self._remove_left()
+
+    async def _remove_left(self) -> None:
+        """Removes what deleted sessions have on this machine.
+
+        The folder of a session that this supervisor never saw in the store stays: it may belong to another store, which
+        was configured before.
+        """
+        leased = {f"{s.id}-{s.lease.epoch}" for s in await self._store.supervised() if s.lease}
+        found = await asyncio.to_thread(self._leftovers.sessions)
+        seen, self._seen = self._seen, set()  # filled meanwhile by `_attend`
+        existing: set[str] = set()
+        for some in batched(sorted(found | seen), EXISTING):
+            existing.update(await self._store.existing(some))
+        self._seen |= existing
+        await asyncio.to_thread(self._leftovers.remove, (seen & found) - existing)
+        await asyncio.to_thread(self._leftovers.remove_owners, leased)
+
     async def _tidy(self) -> None:
         while True:
             await asyncio.sleep(TIDY_S)
@@ -190,6 +220,7 @@ class Supervisor:
 
     def _attend(self, session: Supervised) -> None:
         """One task a session: it starts an owner or finds the one there is, and stays until it ends."""
+        self._seen.add(session.id)
         if session.id in self._attending or (self._draining and session.lease is None):
             return
         task = asyncio.create_task(self._look_after(session))

@@ -513,6 +513,10 @@ class Supervision(Reachable, Sessions, Protocol):
         """Sessions that have an owner or need one: never the parked ones."""
         ...
 
+    async def existing(self, session_ids: Sequence[str]) -> list[str]:
+        """Which of these sessions, EXISTING at most, there are."""
+        ...
+
     async def wait_supervised(self, version: int, *, timeout_s: float) -> int:
         """Returns a new version as soon as `supervised()` may have changed, or after `timeout_s`."""
         ...

@@ -184,6 +184,10 @@ class SqlTx:
         )  # as the partial index has it: SQLite uses it for nothing else
         return [Supervised.model_validate(dict(row._mapping)) for row in await self._all(query)]
 
+    async def existing_sessions(self, session_ids: Sequence[str]) -> list[str]:
+        query = sa.select(sessions.c.id).where(sessions.c.id.in_(session_ids))
+        return [row.id for row in await self._all(query)] if session_ids else []
+
     async def unchanged_sessions(self, since: datetime, limit: int) -> list[str]:
         t, doc = sessions.c, sessions.c.doc
         why = doc["stop_reason"]["type"].as_string()  # none: it never ran

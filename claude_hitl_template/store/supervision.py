@@ -2,16 +2,18 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from claude_hitl_template.domain import events
 from claude_hitl_template.domain.models import Approval, ApprovalState, Session, Supervised
-from claude_hitl_template.errors import NotFound
+from claude_hitl_template.errors import InvalidInput, NotFound
 from claude_hitl_template.store.base import SUPERVISED, StoreBase
 from claude_hitl_template.store.clients import REPLIES_KEPT
 from claude_hitl_template.store.session_aggregate import SessionUnit
 
 RETIRED = 100  # sessions deleted in one call
+EXISTING = 1000  # ids looked up in one call
 OVER = datetime(
     1970, 1, 1, tzinfo=UTC
 )  # whatever a clock may say that jumps: the next owner gets another epoch
@@ -65,6 +67,12 @@ class SupervisorRules(StoreBase):
     async def supervised(self) -> list[Supervised]:
         async with self._reading() as tx:
             return await tx.supervised()
+
+    async def existing(self, session_ids: Sequence[str]) -> list[str]:
+        if len(session_ids) > EXISTING:
+            raise InvalidInput(f"{EXISTING} ids at most", "session_ids")
+        async with self._reading() as tx:
+            return await tx.existing_sessions(session_ids)
 
     async def wait_supervised(self, version: int, *, timeout_s: float) -> int:
         with self._signals.listen(SUPERVISED) as listener:

@@ -137,6 +137,9 @@ class _MemoryTx:
             if s.lease is not None or s.status in ("running", "rescheduling")
         ]
 
+    async def existing_sessions(self, session_ids: Sequence[str]) -> list[str]:
+        return [session_id for session_id in session_ids if session_id in self._s.sessions]
+
     async def manifests(self) -> dict[str, datetime]:
         found: dict[str, datetime] = {}
         for session in self._s.sessions.values():

@@ -79,7 +79,8 @@ class House:
         session = self.sessions[name]
         blob = self.blobs[name]
         given: dict[str, Any] = {
-            "session_id": session.id, "epoch": session.epoch, "scope": session.id, "key_id": session.key_id,
+            "session_id": session.id, "session_ids": [session.id], "epoch": session.epoch, "scope": session.id,
+            "key_id": session.key_id,
             "key": {"scope": session.id, "project_key": "-", "session_id": "s", "subpath": ""}, "project_key": "-",
             "call_id": f"a-{session.id}", "approval_id": "appr_x", "event_id": "sevt_x", "limit": 10, "timeout_s": 0,
             "after": 0, "wakes": -1, "version": -1, "drafts": [], "calls": [], "cwd": "/w", "expires_at": None,

@@ -29,6 +29,7 @@ from claude_hitl_template.files.manifest import CHUNK_BYTES, Manifest, SavedFile
 from claude_hitl_template.store.access import OPENED, Authority
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.protocol import Call, Clients, Owners, Supervision
+from claude_hitl_template.store.supervision import EXISTING
 from tests.contract.asking import message, said
 
 pytestmark = [
@@ -45,7 +46,7 @@ SMALL = frozenset({
     "add_key", "find_key", "get_key", "list_keys", "revoke_key", "rotate_key", "set_first_key", "list_kept_decisions",
     "last_seq", "begin_turn", "hold", "defer", "remind", "release", "save_workspace",
     "missing_blobs", "add_files", "workspace_file", "list_transcripts", "delete_transcripts", "delete_session", "give_up",
-    "tell_waiting", "drop_lease", "supervised", "wait_supervised", "expire_due", "retire", "ping",
+    "tell_waiting", "drop_lease", "supervised", "existing", "wait_supervised", "expire_due", "retire", "ping",
 })  # fmt: skip
 METHODS = frozenset().union(*OPENED.values())
 
@@ -84,8 +85,8 @@ async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Weigh
     from ray import serve  # noqa: PLC0415
     from ray.serve._private.request_router import replica_wrapper  # noqa: PLC0415
 
+    from claude_hitl_template.cluster.deployments import Ledger  # noqa: PLC0415
     from claude_hitl_template.cluster.ledger import APP_NAME, reach  # noqa: PLC0415
-    from claude_hitl_template.query import Ledger  # noqa: PLC0415
 
     name, _ = claude_hitl_template.GRPC_LIMIT
     data = tmp_path_factory.mktemp("data")
@@ -159,6 +160,7 @@ async def a_life(store: Any) -> None:
     assert [s.id for s in (await store.list_sessions(key.id, limit=10)).data] == [sid]
     assert [s.id for s in await store.supervised()] == [sid]
     await store.wait_supervised(-1, timeout_s=0)
+    assert await store.existing([sid, *(f"sesn_{n:026}" for n in range(EXISTING - 1))]) == [sid]
     epoch = (await store.acquire(sid, "one", lease_s=LEASE_S)).epoch
     await store.tell_waiting(sid, epoch, "no room")
     found = await store.snapshot(sid, epoch)

@@ -136,11 +136,19 @@ async def supervise(store: Flaky, host: Fake, tmp_path: Path) -> AsyncIterator[M
     """Starts a supervisor with these settings."""
     made: list[Supervisor] = []
 
-    def make(*, lease_s: float = 15.0, **settings: object) -> Supervisor:
+    def make(*, lease_s: float = 15.0, left_s: float = 600.0, **settings: object) -> Supervisor:
         given = Settings(data_dir=tmp_path, **{"spare_owners": 0, **settings})
         known = given.all_environments()
         one = Supervisor(
-            given, store, host, SIGNING_KEY, environments=known, floor=BUILT_IN, steady_s=0.0, lease_s=lease_s
+            given,
+            store,
+            host,
+            SIGNING_KEY,
+            environments=known,
+            floor=BUILT_IN,
+            steady_s=0.0,
+            lease_s=lease_s,
+            left_s=left_s,
         )
         one.start()
         made.append(one)
@@ -493,6 +501,49 @@ async def test_the_supervisor_that_is_closed_leaves_nothing_running(
     assert host.ended == [given for given in host.started if given in host.ended]
     with pytest.raises(asyncio.CancelledError):
         one.check_health()
+
+
+# -- what is left on the machine
+
+
+async def test_a_deleted_session_leaves_no_folder_and_what_other_stores_have_here_stays(
+    store: Flaky, host: Fake, supervise: Make, tmp_path: Path
+) -> None:
+    host.ends = ["parked"]
+    session, kept = await create(store), await create(store, first=None)
+    for name in (session.id, kept.id, "sesn_of_another_store"):
+        (tmp_path / "workspaces" / name).mkdir(parents=True)
+        (tmp_path / "workspaces" / name / "notes.txt").write_text("private")
+        (tmp_path / "saved").mkdir(exist_ok=True)
+        (tmp_path / "saved" / name).write_text("{}")
+    supervise(left_s=0.05)
+    await until(lambda: bool(host.assigned))
+    given = host.assigned[0].session
+    await store.send_events(session.id, KEY, [UserInterrupt(type="user.interrupt")], decided_by="ann")
+    await store.end_turn(
+        given.id, given.epoch, [], end_id="end", usage=Usage(), stop_reason={"type": "end_turn"}
+    )
+    await until_session(store, session.id, lambda found: found.lease is None)
+    await store.delete_session(session.id, KEY)
+    await until(lambda: not (tmp_path / "saved" / session.id).exists())
+    assert not (tmp_path / "workspaces" / session.id).exists()
+    for name in (kept.id, "sesn_of_another_store"):
+        assert (tmp_path / "workspaces" / name / "notes.txt").read_text() == "private"
+        assert (tmp_path / "saved" / name).exists()
+
+
+async def test_the_folder_of_an_owner_that_was_killed_is_removed_and_that_of_one_at_work_is_not(
+    store: Flaky, host: Fake, supervise: Make, tmp_path: Path
+) -> None:
+    session = await taken(store, host)
+    at_work, killed = (tmp_path / "run" / f"{session.id}-{session.epoch - n}" for n in (0, 1))
+    for folder in (at_work, killed):
+        (folder / "config").mkdir(parents=True)
+        (folder / "config" / "transcript.jsonl").write_text("private")
+        os.utime(folder, (0, 0))
+    supervise(left_s=0.05)
+    await until(lambda: not killed.exists())
+    assert at_work.exists()
 
 
 # -- an owner's process

@@ -1,0 +1,49 @@
+"""What sessions leave on the service's machine: folders of deleted sessions, and of owners that were killed."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from claude_hitl_template.config.settings import Settings
+
+RUN_KEPT_S = (
+    60.0  # an owner's folder is made after its lease was listed; a killed owner's folder is older than this
+)
+
+
+class Leftovers:
+    """Blocking. Knows folders by the names that `Supervisor` gives them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._of_sessions = settings.workspaces, settings.markers
+        self._of_owners = settings.data_dir / "run"
+
+    def sessions(self) -> set[str]:
+        """The sessions that have a folder, or a record of its saved state, here."""
+        return {path.name for folder in self._of_sessions for path in _in(folder)}
+
+    def remove(self, session_ids: Collection[str]) -> None:
+        """Removes all that these sessions have here."""
+        for session_id in session_ids:
+            for folder in self._of_sessions:
+                _remove(folder / session_id)
+
+    def remove_owners(self, leased: Collection[str]) -> None:
+        """Removes the folders of owners, named SESSION-EPOCH, that have no lease: they hold the transcript."""
+        for path in _in(self._of_owners):
+            with contextlib.suppress(OSError):  # it is gone by now
+                if path.name not in leased and time.time() - path.stat().st_mtime > RUN_KEPT_S:
+                    _remove(path)
+
+
+def _in(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
