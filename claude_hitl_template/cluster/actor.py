@@ -59,7 +59,10 @@ class ClaudeSessionActor:
         """Returns why it ended: "parked", "taken over", or "died: <why>"."""
         # The SDK keeps a resumed transcript in the temporary folder: it lasts no longer than the owner.
         tempfile.tempdir = str(home_of(assignment))
-        return await self._owner.run(assignment, watch=partial(_watch, share=assignment.share))
+        try:
+            return await self._owner.run(assignment, watch=partial(_watch, share=assignment.share))
+        finally:
+            await asyncio.to_thread(_end_children)  # the next session of this process starts with none
 
 
 async def _watch(runner: SessionRunner, share: Share) -> None:

@@ -12,7 +12,7 @@ from claude_hitl_template.claude.cli_engine import CliConfig, CliEngine, is_plan
 from claude_hitl_template.claude.layers import image_layers
 from claude_hitl_template.claude.sandbox import has_sandboxes
 from claude_hitl_template.claude.transcripts import TranscriptStore
-from claude_hitl_template.cluster.owner_host import Assignment
+from claude_hitl_template.cluster.owner_host import PARKED, Assignment
 from claude_hitl_template.domain.models import Session
 from claude_hitl_template.errors import EngineError, StaleOwner
 from claude_hitl_template.session.gate import Gate
@@ -62,7 +62,7 @@ class SessionOwner:
             return f"died: {error}"
         finally:
             await asyncio.to_thread(shutil.rmtree, home, True)
-        return "parked"
+        return PARKED
 
     def _make_runner(self, assignment: Assignment, home: Path) -> SessionRunner:
         session, workspace = assignment.session, assignment.workspace

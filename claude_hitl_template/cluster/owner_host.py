@@ -12,6 +12,8 @@ from claude_hitl_template.errors import HitlError
 from claude_hitl_template.session.runner import Limits
 from claude_hitl_template.workspace.sync import Place
 
+PARKED = "parked"  # how an owner says that its session rests, and that it can drive another
+
 
 @dataclass(frozen=True)
 class Share:

@@ -3,7 +3,8 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
@@ -16,23 +17,45 @@ from claude_hitl_template.presentation.text import size
 log = structlog.get_logger()
 WARM_AGAIN_S, WARM_AGAIN_MOST_S = 5.0, 600.0  # between two tries to keep an owner ready, when they fail
 ROOM_S = 0.5  # between two capacity checks; an owner that ends frees its share within a second or two
+QUEUE_S = 5.0  # a session that waits longer for its turn to start says so
+MOST_SESSIONS = 50  # that one owner drives, one after another: what its process may leak stays bounded
 
-type OnWait = Callable[[Session, str], Awaitable[bool]]
+type OnWait = Callable[[Session, str, bool], Awaitable[bool]]
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A started owner that can drive a session. The lease's holder is its name."""
+    """A started owner that can drive a session. The lease's holder is its name.
+
+    `key_id` is whose sessions it drove before, `driven` how many.
+    """
 
     name: str
     environment: Environment
+    key_id: str | None = None
+    driven: int = 0
+
+    def fits(self, key_id: str, environment: Environment) -> bool:
+        """Whether it may drive a session of this key: no process has sessions of two keys, not even one after another."""
+        return self.key_id in (None, key_id) and self.environment.image == environment.image
+
+
+@dataclass(frozen=True)
+class _Waiter:
+    """A session that waits for its turn to start an owner, and takes one that another session gives back."""
+
+    key_id: str
+    environment: Environment
+    given: asyncio.Future[Owner]
 
 
 class OwnerPool:
-    """`on_wait(session, reason)` is called after each failed capacity check; it returns False to stop waiting."""
+    """`on_wait(session, reason, lacks_room)` is called while a session waits; it returns False to stop waiting."""
 
-    def __init__(self, settings: Settings, host: OwnerHost, on_wait: OnWait) -> None:
-        self._settings, self._host, self._on_wait = settings, host, on_wait
+    def __init__(
+        self, settings: Settings, host: OwnerHost, on_wait: OnWait, *, queue_s: float = QUEUE_S
+    ) -> None:
+        self._settings, self._host, self._on_wait, self._queue_s = settings, host, on_wait, queue_s
         self.share = Share(settings.session_cpus, settings.session_memory_bytes, settings.session_processes)
         self._spare_environment = next(iter(settings.all_environments().values()))
         self._spares: deque[Owner] = deque()
@@ -42,6 +65,7 @@ class OwnerPool:
         self._coming = (
             0  # owners that the host was asked for and that do not answer yet: it may not count them yet
         )
+        self._waiters: deque[_Waiter] = deque()
         self._queue = asyncio.Lock()  # sessions that wait for room get it in the order of asking
         self._starts: asyncio.Semaphore | None = None
 
@@ -56,13 +80,24 @@ class OwnerPool:
         """
         self._taking += 1
         try:
-            spare = await self._spare(environment)
-            if spare is not None:
-                return spare
-            async with await self._turn_to_start():
-                return await self._start(session, environment)
+            return await self._spare(session, environment) or await self._next(session, environment)
         finally:
             self._taking -= 1
+
+    async def give_back(self, owner: Owner, key_id: str) -> None:
+        """Takes an owner whose session of `key_id` has parked: the next session gets it, or it becomes a spare, or ends."""
+        await self._keep(replace(owner, key_id=key_id, driven=owner.driven + 1))
+
+    async def _keep(self, owner: Owner) -> None:
+        if owner.driven < MOST_SESSIONS and not self._host.contains(owner.environment):
+            for waiter in self._waiters:
+                if not waiter.given.done() and owner.fits(waiter.key_id, waiter.environment):
+                    waiter.given.set_result(owner)
+                    return
+            if len(self._spares) < self._settings.spare_owners:
+                self._spares.append(owner)
+                return
+        await self._host.end(owner.name)
 
     def tend_spares(self) -> None:
         """Starts one spare at a time, and none while a session starts: it would take the CPU that the session needs."""
@@ -80,21 +115,21 @@ class OwnerPool:
 
     # -- spares
 
-    async def _spare(self, environment: Environment) -> Owner | None:
+    async def _spare(self, session: Session, environment: Environment) -> Owner | None:
         if environment.image != self._spare_environment.image:
             return None
         warming, self._warming = self._warming, None
         if warming is not None and not self._spares:
             await asyncio.wait({warming})  # it is closer to ready than a new one; the next session starts one
-        while self._spares:
-            spare = self._spares.popleft()
+        while spare := next((one for one in self._spares if one.fits(session.key_id, environment)), None):
+            self._spares.remove(spare)
             if await self._host.answers(spare.name):
                 return spare
             await self._host.end(spare.name)
         return None
 
     async def _warm(self) -> None:
-        name = f"claude-session-spare-{new_id('own').removeprefix('own_')}"
+        name = _new_name()
         environment = self._spare_environment
         try:
             await self._host.check(environment)
@@ -119,25 +154,61 @@ class OwnerPool:
 
     # -- starting
 
-    async def _turn_to_start(self) -> asyncio.Semaphore:
-        """More at once than there are CPUs would only make each start slower, and in the end too slow."""
+    async def _next(self, session: Session, environment: Environment) -> Owner | None:
+        """Starts an owner in turn and where there is room, or takes one that is given back before that."""
+        turns, waiter = await self._turns(), _Waiter(session.key_id, environment, asyncio.Future())
+        turn = asyncio.create_task(turns.acquire())
+        try:
+            while await self._may_start(session, turn, waiter):
+                if waiter.given.done():
+                    return waiter.given.result()
+                try:
+                    return await self._create(_new_name(), environment)
+                except TimeoutError as error:
+                    if await self._lacks_room() is None:
+                        limit = f"{self._settings.start_timeout_s:g} s (HITL_START_TIMEOUT_S)"
+                        raise CannotStart(await self._host.why_late(environment, limit)) from error
+            if waiter.given.done():
+                await self._keep(waiter.given.result())
+            return None
+        finally:
+            turn.cancel()
+            await asyncio.wait({turn})
+            if not turn.cancelled():
+                turns.release()
+
+    async def _may_start(self, session: Session, turn: asyncio.Task[Any], waiter: _Waiter) -> bool:
+        """Waits for a turn and for room, or for an owner. Returns False when the session needs none any more."""
+        self._waiters.append(waiter)
+        try:
+            if not await self._turn_comes(session, turn, waiter):
+                return False
+            if waiter.given.done():
+                return True
+            await self._host.check(waiter.environment)
+            return await self._room_for(session, waiter)
+        finally:
+            self._waiters.remove(waiter)  # from here on it is given none
+
+    async def _turn_comes(self, session: Session, turn: asyncio.Task[Any], waiter: _Waiter) -> bool:
+        """Waits for either, and says so after QUEUE_S. Returns False when the session no longer needs an owner."""
+        done, _ = await asyncio.wait(
+            {turn, waiter.given}, timeout=self._queue_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        while not done:
+            if not await self._on_wait(session, f"{self._taking} sessions start at once", False):
+                return False
+            done, _ = await asyncio.wait(
+                {turn, waiter.given}, timeout=self._queue_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        return True
+
+    async def _turns(self) -> asyncio.Semaphore:
+        """More starts at once than there are CPUs would only make each start slower, and in the end too slow."""
         if self._starts is None:
             at_once = max(2, int((await self._host.capacity()).cpus))
             self._starts = self._starts or asyncio.Semaphore(at_once)  # another session may have been faster
         return self._starts
-
-    async def _start(self, session: Session, environment: Environment) -> Owner | None:
-        name = f"claude-session-{session.id}"
-        await self._host.end(name)
-        await self._host.check(environment)
-        while await self._room_for(session):
-            try:
-                return await self._create(name, environment)
-            except TimeoutError as error:
-                if await self._lacks_room() is None:
-                    limit = f"{self._settings.start_timeout_s:g} s (HITL_START_TIMEOUT_S)"
-                    raise CannotStart(await self._host.why_late(environment, limit)) from error
-        return None
 
     async def _create(self, name: str, environment: Environment) -> Owner:
         """Raises CannotStart, or TimeoutError when it does not answer in time."""
@@ -152,13 +223,13 @@ class OwnerPool:
 
     # -- room
 
-    async def _room_for(self, session: Session) -> bool:
-        """Waits until there is room; returns False when the session no longer needs it. Raises CannotStart."""
+    async def _room_for(self, session: Session, waiter: _Waiter) -> bool:
+        """Waits until there is room, or an owner; returns False when the session needs none any more. Raises CannotStart."""
         async with self._queue:
-            while (lack := await self._lacks_room()) is not None:
+            while not waiter.given.done() and (lack := await self._lacks_room()) is not None:
                 self._check_possible(await self._host.capacity())
                 await self._end_spares()
-                if not await self._on_wait(session, lack):
+                if not await self._on_wait(session, lack, True):
                     return False
                 await asyncio.sleep(ROOM_S)
         return True
@@ -179,3 +250,8 @@ class OwnerPool:
                 f"{self.share.cpus:g} and {size(self.share.memory_bytes)}: lower HITL_SESSION_CPUS and "
                 "HITL_SESSION_MEMORY_BYTES, or add a node; then send your message again"
             )
+
+
+def _new_name() -> str:
+    """Never that of a session: an owner may drive several, one after another."""
+    return f"claude-session-{new_id('own').removeprefix('own_')}"

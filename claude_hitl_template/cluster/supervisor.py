@@ -17,7 +17,7 @@ from claude_hitl_template import code_version, fault_points
 from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.cluster.clocks import STEADY_S, LeaseWatch, Pause, SteadyClock
 from claude_hitl_template.cluster.leftovers import Leftovers
-from claude_hitl_template.cluster.owner_host import Assignment, CannotStart, OwnerHost, OwnerLost
+from claude_hitl_template.cluster.owner_host import PARKED, Assignment, CannotStart, OwnerHost, OwnerLost
 from claude_hitl_template.cluster.owner_pool import Owner, OwnerPool
 from claude_hitl_template.config.credentials import Credential, read_credentials
 from claude_hitl_template.config.secret_files import SigningKey
@@ -297,19 +297,33 @@ class Supervisor:
     # -- owners
 
     async def _drive(self, session: Session, owner: Owner) -> None:
-        """Gives the session to the owner, and waits for its end."""
-        acquired = None
+        """Gives the session to the owner, and waits for its end. An owner whose session parked drives others after it."""
+        acquired, parked = None, False
         try:
             await fault_points.reach("own.before")
             acquired = await self._store.acquire(session.id, owner.name, lease_s=self._lease_s)
             await fault_points.reach("own.after")
             ended = await self._ended(acquired, owner)
+            parked = ended == PARKED
             log.info("owner ended", session=session.id, epoch=acquired.epoch, how=ended)
         finally:
-            await self._host.end(owner.name)
-            if acquired is not None:
+            await self._let_go(owner, acquired, parked=parked)
+
+    async def _let_go(self, owner: Owner, session: Session | None, *, parked: bool) -> None:
+        """One that parked is given back once it has no lease: an owner must never drive a session without holding it."""
+        kept = False
+        try:
+            if not parked:
+                await self._host.end(owner.name)
+            if session is not None:
                 with contextlib.suppress(NotFound):
-                    await self._store.drop_lease(session.id, acquired.epoch)
+                    await self._store.drop_lease(session.id, session.epoch)
+                kept = parked
+        finally:
+            if kept and session is not None:
+                await self._pool.give_back(owner, session.key_id)
+            else:
+                await self._host.end(owner.name)
 
     async def _ended(self, session: Session, owner: Owner) -> str:
         """Waits for the owner's end. One that lives but lets its lease run out counts as ended."""
@@ -348,8 +362,8 @@ class Supervisor:
         """As it is configured now, because a session may have been parked for weeks; a removed one as it was."""
         return self._environments.get(session.environment.id, session.environment)
 
-    async def _on_wait(self, session: Session, reason: str) -> bool:
-        """Says in the session's log that it waits for room, once, and has the session that has been idle longest make room.
+    async def _on_wait(self, session: Session, reason: str, lacks_room: bool) -> bool:
+        """Says in the session's log that it waits, once; for lack of room, has the session that rests longest make room.
 
         Returns:
             False when the session no longer needs an owner.
@@ -359,7 +373,11 @@ class Supervisor:
             return False
         if not current.waits_for_room:
             said = f"no room for the session yet: {reason}. It starts as soon as there is some"
+            if not lacks_room:
+                said = f"the session waits for its turn to start: {reason}"
             await self._store.tell_waiting(session.id, current.epoch, said)
+        if not lacks_room:
+            return True
         resting = [
             (s.updated_at, s.lease.holder)
             for s in await self._store.supervised()

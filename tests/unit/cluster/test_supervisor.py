@@ -17,12 +17,12 @@ from claude_hitl_template.cluster import containers
 from claude_hitl_template.cluster.containers import Preflight
 from claude_hitl_template.cluster.owner import first_of
 from claude_hitl_template.cluster.owner_host import Assignment, CannotStart, Capacity, OwnerLost, Share
-from claude_hitl_template.cluster.owner_pool import OwnerPool
+from claude_hitl_template.cluster.owner_pool import MOST_SESSIONS, Owner, OwnerPool
 from claude_hitl_template.cluster.supervisor import HOLD_S, TICK_S, Supervisor
 from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.events import UserInterrupt
-from claude_hitl_template.domain.models import Environment, Session, Usage
+from claude_hitl_template.domain.models import Agent, Environment, Session, Usage
 from claude_hitl_template.domain.policy.floor import BUILT_IN
 from claude_hitl_template.errors import ConfigError, Unavailable
 from claude_hitl_template.model import tokens
@@ -449,8 +449,106 @@ async def test_a_spare_that_cannot_start_is_tried_again_after_a_pause_and_not_at
     assert len(host.starts) == TICKS - 1
 
 
-async def _waits(_session: Session, _why: str) -> bool:
+async def _waits(_session: Session, _why: str, _lacks_room: bool) -> bool:
     return True
+
+
+# -- owners that drive several sessions, one after another
+
+
+@dataclass
+class Park(Fake):
+    """Its owners park when they are told to, and their sessions rest as if a turn had ended."""
+
+    store: CoreStore | None = None
+    rest: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def drive(self, name: str, assignment: Assignment) -> str:
+        assert self.store is not None
+        session = assignment.session
+        self.alive[name] = session.id, session.epoch
+        self.assigned.append(assignment)
+        await self.rest.wait()
+        [message] = (await self.store.snapshot(session.id, session.epoch)).queued
+        await self.store.begin_turn(session.id, session.epoch, message.id)
+        await self.store.end_turn(
+            session.id, session.epoch, [], end_id=session.id, usage=Usage(), stop_reason={"type": "end_turn"}
+        )
+        await self.store.release(session.id, session.epoch)
+        return "parked"
+
+    async def capacity(self) -> Capacity:
+        return replace(self.room, free_cpus=self.room.cpus - len(self.alive))
+
+
+async def several(store: CoreStore, keys: Sequence[str]) -> None:
+    for key in keys:
+        await store.create_session(
+            key, agent=Agent(), environment=Environment(), title=None, metadata={}, initial=[message()]
+        )
+
+
+@pytest.mark.parametrize(
+    ("keys", "started"), [([KEY] * 9, 2), ([f"key_{n}" for n in range(9)], 9)], ids=["one key", "nine keys"]
+)
+async def test_an_owner_whose_session_parked_drives_the_next_one_of_the_same_key(
+    store: Flaky, tmp_path: Path, keys: Sequence[str], started: int
+) -> None:
+    host = Park(replace(ROOM, cpus=2.0), store=store)
+    settings = Settings(data_dir=tmp_path, spare_owners=0, session_cpus=1.0)
+    known = settings.all_environments()
+    one = Supervisor(settings, store, host, SIGNING_KEY, environments=known, floor=BUILT_IN)
+    one.start()
+    try:
+        await several(store, keys)
+        await until(lambda: len(host.assigned) == 2)
+        host.rest.set()
+        await until(lambda: len(host.assigned) == 9 and not host.alive)
+        assert len(host.started) == started
+        assert await store.supervised() == []
+    finally:
+        await one.close()
+
+
+async def test_an_owner_of_a_container_and_one_that_has_driven_many_are_not_used_again(
+    tmp_path: Path,
+) -> None:
+    host = Fake()
+    pool = OwnerPool(Settings(data_dir=tmp_path, spare_owners=5), host, _waits)
+    contained = Environment(image=IMAGE)
+    for owner in (Owner("contained", contained), Owner("worn", Environment(), KEY, MOST_SESSIONS - 1)):
+        host.alive[owner.name] = None
+        await pool.give_back(owner, KEY)
+    assert host.ended == ["contained", "worn"]
+
+
+async def test_a_session_that_waits_for_its_turn_to_start_says_so(
+    store: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Park(replace(ROOM, cpus=2.0), store=store)
+    pool = OwnerPool(Settings(data_dir=tmp_path), host, waiting := Waiting(), queue_s=0.01)
+    blocked = asyncio.Event()
+
+    async def never(*_: object) -> None:
+        await blocked.wait()
+
+    monkeypatch.setattr(host, "start", never)
+    sessions = [await create(store) for _ in range(3)]
+    taking = [asyncio.create_task(pool.take(session, Environment())) for session in sessions]
+    await until(lambda: bool(waiting.said))
+    assert {session_id for session_id, _, _ in waiting.said} == {sessions[2].id}
+    assert waiting.said[0][1:] == ("3 sessions start at once", False)
+    blocked.set()
+    assert all(await asyncio.gather(*taking))
+
+
+class Waiting:
+    def __init__(self) -> None:
+        self.said: list[tuple[str, str, bool]] = []
+
+    async def __call__(self, session: Session, reason: str, lacks_room: bool) -> bool:
+        self.said.append((session.id, reason, lacks_room))
+        return True
 
 
 # -- stopping
