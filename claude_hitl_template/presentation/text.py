@@ -192,6 +192,11 @@ def diff_lines(old: str, new: str) -> Iterator[tuple[str, str]]:
             yield line[0], line[2:]
 
 
+def plain(value: Any) -> str:
+    """A value of a call's input: a text as it is, everything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def parse_input(text: str) -> dict[str, Any]:
     """A call's input from JSON text. Raises InvalidInput."""
     try:
