@@ -213,11 +213,11 @@ def _with_panel(
 ) -> ASGIApp:
     # Kodosumi takes long to import, and makes folders: only who serves it has it.
     from claude_hitl_template.panel import entries  # noqa: PLC0415
-    from claude_hitl_template.panel.gateway import Front  # noqa: PLC0415
+    from claude_hitl_template.panel.gateway import Gateway  # noqa: PLC0415
     from claude_hitl_template.panel.users import Guard, PanelAccess, default_login  # noqa: PLC0415
 
     access = PanelAccess(settings.panel_url, *(read_panel_login(settings) or default_login()))
-    front = Front(
+    gateway = Gateway(
         api=api,
         model=model,
         guard=Guard(store, access, settings.approvers),
@@ -226,8 +226,8 @@ def _with_panel(
         answers=_answers,
     )
     services = _panel_services(settings, store, authority)
-    entries.register(front, lambda: services)
-    return front
+    entries.register(gateway, lambda: services)
+    return gateway
 
 
 def _panel_services(settings: Settings, store: Clients, authority: Authority) -> "PanelServices":

@@ -1,10 +1,10 @@
-"""The entries of the panel: start a conversation, continue one, approve; and the forms of a flow's locks.
+"""The panel's entries (start a conversation, continue one, approve) and the forms of a flow's locks.
 
-Kodosumi's own `ServeAPI.enter` takes one form that never changes, and hands values back unescaped. So each entry is
-a pair of routes: GET answers `{"elements": ...}` as `enter` would, made for this user and this moment; POST answers
-`{"result": flow id}`, which leads to the flow, or `{"errors": ..., "elements": ...}`, the form to go on with.
+Kodosumi's own `ServeAPI.enter` takes one fixed form and returns its values unescaped. So each entry is a pair of routes:
+GET answers `{"elements": ...}` as `enter` does, for this user and this moment; POST answers `{"result": flow id}`, which
+leads to the flow, or `{"errors": ..., "elements": ...}`, the form to continue with.
 
-Decisions go to the entry *Approvals*, from the forms of locks too: a lock's own address is gone once its flow ended.
+Decisions go to the entry *Approvals*, also from the forms of locks: a lock's own address is gone once its flow has ended.
 """
 
 import asyncio
@@ -27,19 +27,19 @@ from claude_hitl_template.panel import decide, uploads
 from claude_hitl_template.panel.decide import FormErrors, Inputs, said
 from claude_hitl_template.panel.flow import DECIDE, SAY
 from claude_hitl_template.panel.forms import (
-    Asked,
+    CallGroup,
     Elements,
     Filled,
+    approvals_list,
     decision_form,
     fate,
-    inbox,
     message,
-    say_form,
+    message_form,
     sessions_list,
     start_form,
     state_of,
 )
-from claude_hitl_template.panel.markup import inert, markdown, text
+from claude_hitl_template.panel.markup import inert, text
 from claude_hitl_template.panel.services import PanelServices
 from claude_hitl_template.panel.users import COOKIE, HEADER, PanelUser, entries_path, panel_user
 from claude_hitl_template.presentation.text import texts
@@ -201,9 +201,9 @@ class _Continue(_Entry):
 
     async def _form(self, session: Session, back: str, filled: Filled) -> Elements:
         hidden = {"nonce": _nonce(filled), "back": back}
-        last = await _last_said(self._given, session.id)
+        last = await _last_message(self._given, session.id)
         limit = self._given.max_upload_bytes
-        return say_form(session, last, hidden, filled=filled, max_bytes=limit, may_watch=True)
+        return message_form(session, last, hidden, filled=filled, max_bytes=limit, may_watch=True)
 
     async def take(self, request: Request, inputs: Inputs) -> Answer:
         session = await self._session(request, inputs)
@@ -240,35 +240,35 @@ class _Approvals(_Entry):
     description = "Every call that waits for a decision, of all conversations that you may decide in."
 
     async def show(self, request: Request) -> Elements:
-        return await self._inbox(request, "")
+        return await self._list(request, "")
 
-    async def _inbox(self, request: Request, done: str) -> Elements:
+    async def _list(self, request: Request, done: str) -> Elements:
         user = panel_user(request)
         found = await self._given.store.list_approvals(
             None if user.approver else user.key_id, limit=LISTED, states=[ApprovalState.PENDING]
         )
-        waiting = await asyncio.gather(*(_asked(self._given, a.session_id, [a]) for a in found.data))
-        return inbox(waiting, utcnow(), done, more=found.next_page is not None)
+        waiting = await asyncio.gather(*(_call_group(self._given, a.session_id, [a]) for a in found.data))
+        return approvals_list(waiting, utcnow(), done, more=found.next_page is not None)
 
     async def again(self, request: Request, inputs: Inputs, errors: Mapping[str, str]) -> Elements:
         try:
-            asked = await self._asked(request, inputs)
+            group = await self._group(request, inputs)
         except HitlError:
-            return [*message(errors.get("", "")), *await self._inbox(request, "")]
-        return decision_form(asked, utcnow(), {"back": _back(inputs)}, filled=Filled(inputs, errors))
+            return [*message(errors.get("", "")), *await self._list(request, "")]
+        return decision_form(group, utcnow(), {"back": _back(inputs)}, filled=Filled(inputs, errors))
 
     async def take(self, request: Request, inputs: Inputs) -> Answer:
-        asked = await self._asked(request, inputs)
+        group = await self._group(request, inputs)
         if said(inputs, "open"):
-            return {"elements": decision_form(asked, utcnow(), {"back": ""})}
-        await _decide(self._given, panel_user(request), asked, inputs)
+            return {"elements": decision_form(group, utcnow(), {"back": ""})}
+        await _decide(self._given, panel_user(request), group, inputs)
         if _back(inputs):
-            return await _to_window(request, inputs, self._given, asked.session)
-        decided = [await self._given.store.get_approval(a.id, None) for a in asked.approvals]
+            return await _to_window(request, inputs, self._given, group.session)
+        decided = [await self._given.store.get_approval(a.id, None) for a in group.approvals]
         done = " ".join(f"{a.tool_name}: {fate(a)}" for a in decided if a.decision is not None)
-        return {"elements": await self._inbox(request, f"Done. {done}")}
+        return {"elements": await self._list(request, f"Done. {done}")}
 
-    async def _asked(self, request: Request, inputs: Inputs) -> Asked:
+    async def _group(self, request: Request, inputs: Inputs) -> CallGroup:
         """The calls of a form; of one that was chosen, all that wait in its conversation."""
         chosen, store = said(inputs, "open"), self._given.store
         wanted = [chosen] if chosen else [name for name in said(inputs, "calls").split(",") if name]
@@ -286,7 +286,7 @@ class _Approvals(_Entry):
                     None, limit=LISTED, states=[ApprovalState.PENDING], session_id=session_id
                 )
             ).data or approvals
-        return await _asked(self._given, session_id, approvals)
+        return await _call_group(self._given, session_id, approvals)
 
 
 class _Locks:
@@ -304,11 +304,11 @@ class _Locks:
 
     async def show_decide(self, data: dict[str, Any], request: Request) -> forms.Model:
         try:
-            asked = await self._asked(data, request)
+            group = await self._group(data, request)
         except HitlError as error:
             return _model(message(str(error)))
         hidden, action = {"back": request.path_params["fid"]}, f"{data['entries']}/approvals"
-        return _model(decision_form(asked, utcnow(), hidden, action))
+        return _model(decision_form(group, utcnow(), hidden, action))
 
     async def show_say(self, data: dict[str, Any], request: Request) -> forms.Model:
         given = self._services()
@@ -319,14 +319,14 @@ class _Locks:
         if state_of(session) != "waits for your next message":
             return _model(message(f"This conversation {state_of(session)}."))
         hidden = {"nonce": _nonce(Filled()), "back": request.path_params["fid"]}
-        last = await _last_said(given, session.id)
+        last = await _last_message(given, session.id)
         action, limit = f"{data['entries']}/continue", given.max_upload_bytes
-        return _model(say_form(session, last, hidden, action, max_bytes=limit))
+        return _model(message_form(session, last, hidden, action, max_bytes=limit))
 
     async def decide(self, data: dict[str, Any], inputs: Inputs, request: Request) -> Answer:
         try:
-            asked = await self._asked(data, request)
-            await _decide(self._services(), panel_user(request), asked, inputs)
+            group = await self._group(data, request)
+            await _decide(self._services(), panel_user(request), group, inputs)
         except (HitlError, FormErrors) as error:
             raise _refused(error) from error
         return {"decided_by": panel_user(request).name}
@@ -345,24 +345,24 @@ class _Locks:
             raise InvalidInput(NOT_YOURS)
         return session
 
-    async def _asked(self, data: Mapping[str, Any], request: Request) -> Asked:
+    async def _group(self, data: Mapping[str, Any], request: Request) -> CallGroup:
         given, session = self._services(), await self._session(data, request)
         approvals = [await given.store.get_approval(str(name), None) for name in data["calls"]]
-        return await _asked(given, session.id, approvals)
+        return await _call_group(given, session.id, approvals)
 
 
 # -- what they share
 
 
-async def _decide(given: PanelServices, user: PanelUser, asked: Asked, inputs: Inputs) -> None:
+async def _decide(given: PanelServices, user: PanelUser, group: CallGroup, inputs: Inputs) -> None:
     """Commits what the form says, all of it or nothing. Raises FormErrors, HitlError."""
-    if not user.may_decide(asked.session.key_id):
+    if not user.may_decide(group.session.key_id):
         raise InvalidInput(NOT_YOURS)
-    found = decide.confirmations(asked.approvals, inputs)
+    found = decide.confirmations(group.approvals, inputs)
     try:
-        await given.store.send_events(asked.session.id, None, found, decided_by=user.name)
+        await given.store.send_events(group.session.id, None, found, decided_by=user.name)
     except InvalidInput as error:
-        raise decide.refused(asked.approvals, found, error) from error
+        raise decide.refused(group.approvals, found, error) from error
 
 
 async def _say(given: PanelServices, user: PanelUser, session: Session, inputs: Inputs) -> None:
@@ -375,16 +375,16 @@ async def _say(given: PanelServices, user: PanelUser, session: Session, inputs: 
     await given.store.send_events(session.id, None, [sent], decided_by=user.name, idempotency_key=once)
 
 
-async def _asked(given: PanelServices, session_id: str, approvals: Sequence[Approval]) -> Asked:
+async def _call_group(given: PanelServices, session_id: str, approvals: Sequence[Approval]) -> CallGroup:
     session = await given.store.get_session(session_id)
     requester = (await given.store.get_key(session.key_id)).name
-    return Asked(session, requester, tuple(approvals))
+    return CallGroup(session, requester, tuple(approvals))
 
 
-async def _last_said(given: PanelServices, session_id: str) -> str:
-    """Claude's last message, as HTML."""
+async def _last_message(given: PanelServices, session_id: str) -> str:
+    """Claude's last message, as Markdown; "" if there is none."""
     page = await given.store.list_events(session_id, None, limit=1, order="desc", types=["agent.message"])
-    return markdown(texts(page.data[0].payload["content"])) if page.data else ""
+    return texts(page.data[0].payload["content"]) if page.data else ""
 
 
 async def _to_window(request: Request, inputs: Inputs, given: PanelServices, session: Session) -> Answer:

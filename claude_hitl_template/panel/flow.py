@@ -20,7 +20,7 @@ from kodosumi.helper import now, serialize
 
 from claude_hitl_template.domain.models import Approval, ApprovalState, Event, Session
 from claude_hitl_template.errors import NotFound, Unavailable
-from claude_hitl_template.panel import render
+from claude_hitl_template.panel import timeline
 from claude_hitl_template.panel.forms import state_of
 from claude_hitl_template.panel.services import Locks, WindowServices
 from claude_hitl_template.panel.uploads import collect
@@ -83,7 +83,7 @@ class _Window:
             session = await self._store.get_session(self._id)
             image = session.environment.image
             facts = await self._services.image_facts(image) if image else None
-            await self._tracer.html(render.header(session, self._given, facts))
+            await self._tracer.html(timeline.header(session, self._given, facts))
             return await self._follow()
         except NotFound:
             return self.last_page("This conversation was deleted.", None)
@@ -101,7 +101,7 @@ class _Window:
             except Unavailable:
                 if not silent:
                     await self._tracer.html(
-                        render.note("The service does not answer; this window waits for it.")
+                        timeline.note("The service does not answer; this window waits for it.")
                     )
                 silent = True
                 await asyncio.sleep(AGAIN_S)
@@ -141,7 +141,7 @@ class _Window:
                 (f"{self._entries}/continue", "Continue a conversation"),
                 (f"{self._entries}/approvals", "Approvals"),
             ]
-        return render.final(said, pairs, links)
+        return timeline.final(said, pairs, links)
 
     # -- events
 
@@ -149,10 +149,10 @@ class _Window:
         self._after = event.seq
         self._note_turn(event)
         if event.type == "session.usage":
-            shown = render.turn_end(event.payload["usage"], self._usage)
+            shown = timeline.turn_end(event.payload["usage"], self._usage)
             self._usage = event.payload["usage"]
         else:
-            shown = render.event_html(event.wire())
+            shown = timeline.event_html(event.wire())
         if shown:
             await self._tracer.html(shown)
         if event.type == "session.status_idle" and event.payload["stop_reason"]["type"] != "requires_action":
@@ -175,10 +175,10 @@ class _Window:
             own_blobs = functools.partial(self._store.get_blobs, session_id=self._id)
             produced = await collect(changed.data, own_blobs, Path(folder), limit)
             if produced.files and not await self._upload(folder):
-                await self._tracer.html(render.note("The files of this turn could not be offered here."))
+                await self._tracer.html(timeline.note("The files of this turn could not be offered here."))
                 return
         if produced.files or produced.left_out:
-            await self._tracer.html(render.downloads(self._tracer.fid, produced.files, produced.left_out))
+            await self._tracer.html(timeline.downloads(self._tracer.fid, produced.files, produced.left_out))
 
     async def _upload(self, folder: str) -> bool:
         async with await self._tracer.fs() as files:
@@ -223,7 +223,9 @@ class _Window:
         known = {"name": name, "lid": lock.id, "data": data, "expires": expires}
         await self._tell(EVENT_LOCK, known)
         path = f"/inputs/lock/{self._tracer.fid}/{lock.id}"
-        await self._tracer.html(render.asking(waiting, path) if waiting else render.your_turn(path))
+        await self._tracer.html(
+            timeline.decide_link(waiting, path) if waiting else timeline.message_link(path)
+        )
 
     async def _hold(self, lock: _Lock, data: Mapping[str, Any]) -> None:
         """Keeps a lock answerable as long as the flow lives, even once it is decided: a form that comes late, or a

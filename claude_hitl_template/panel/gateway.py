@@ -24,7 +24,7 @@ _gone = PlainTextResponse("This window has closed, and nothing is lost: go on in
 OPEN = "/openapi.json"  # the panel reads it with no login; it names the entries, and nothing else
 
 
-class Front(ServeAPI):
+class Gateway(ServeAPI):
     """Kodosumi's routes, with what stands beside them.
 
     Kodosumi's middleware would buffer streams and show tracebacks, so that /v1 and /model never reach it.

@@ -100,9 +100,13 @@ def test_lists_of_sessions_and_approvals_hold_text_only(title: str, command: str
     session = Session(id="sesn_1", key_id="k", title=title, created_at=now, updated_at=now)
     rendered(forms.sessions_list([session], now))
     rendered(
-        forms.inbox([asked(approval(given={"command": command}), title=title, requester=title)], now, title)
+        forms.approvals_list(
+            [asked(approval(given={"command": command}), title=title, requester=title)], now, title
+        )
     )
-    rendered(forms.say_form(session, "", {"back": title}, "/a", Filled({"text": command}), max_bytes=1000))
+    rendered(
+        forms.message_form(session, "", {"back": title}, "/a", Filled({"text": command}), max_bytes=1000)
+    )
 
 
 def test_an_approver_sees_all_that_matters() -> None:
