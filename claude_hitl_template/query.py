@@ -223,7 +223,7 @@ def _with_panel(
         guard=Guard(store, access, settings.approvers),
         own_url=settings.base_url,
         panel_url=settings.panel_url,
-        answers=_answers,
+        runner_responds=_runner_responds,
     )
     services = _panel_services(settings, store, authority)
     entries.register(gateway, lambda: services)
@@ -266,7 +266,7 @@ async def _is_open(flow_id: str, role_id: str) -> bool:
     )
 
 
-async def _answers(flow_id: str) -> bool:
+async def _runner_responds(flow_id: str) -> bool:
     return await _ask_runner(flow_id, "get_locks") is not None
 
 

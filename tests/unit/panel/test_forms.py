@@ -10,7 +10,8 @@ from kodosumi.service.inputs.forms import Model
 
 from claude_hitl_template.domain.models import Agent, ApprovalState, Decision, Environment, Session, utcnow
 from claude_hitl_template.domain.policy import digest
-from claude_hitl_template.panel import decide, forms
+from claude_hitl_template.panel import forms
+from claude_hitl_template.panel import submissions as decide
 from claude_hitl_template.panel.forms import Elements, Filled
 from tests.unit.panel.html import Reader
 from tests.unit.panel.made import QUESTIONS, approval, asked

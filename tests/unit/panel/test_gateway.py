@@ -22,7 +22,7 @@ ANN = PanelUser("role-of-ann", "ann", operator=False, approver=False, key_id="ke
 class OnlyAnn:
     """Lets in who says that it is Ann."""
 
-    async def recognise(self, connection: HTTPConnection) -> None:
+    async def authenticate(self, connection: HTTPConnection) -> None:
         if connection.headers.get("login") != "ann":
             raise Unauthorized("who <b>are</b> you?")
         connection.scope.setdefault("state", {})["panel_user"] = ANN
@@ -58,7 +58,7 @@ async def lives(flow_id: str) -> bool:
 
 
 def front_of(api: Any, model: Any) -> Gateway:
-    return Gateway(api=api, model=model, guard=OnlyAnn(), own_url=OWN, panel_url=PANEL, answers=lives)  # pyright: ignore[reportArgumentType]
+    return Gateway(api=api, model=model, guard=OnlyAnn(), own_url=OWN, panel_url=PANEL, runner_responds=lives)  # pyright: ignore[reportArgumentType]
 
 
 def front() -> Gateway:
