@@ -455,12 +455,12 @@ async def _receive_uploads(
     services: PanelServices, request: Request, inputs: Inputs, folder: Path
 ) -> list[str]:
     """Fetches the uploaded files of a form from the panel, as the user who sent it; returns their names."""
-    upload = uploads.read(field_text(inputs, uploads.FIELD))
+    upload = uploads.parse(field_text(inputs, uploads.FIELD))
     if upload is None:
         return []
     token = request.headers.get(HEADER) or request.cookies.get(COOKIE) or ""
     async with network.direct_async(
-        base_url=services.panel_url, headers={HEADER: token}, timeout=uploads.PATIENCE_S
+        base_url=services.panel_url, headers={HEADER: token}, timeout=uploads.TIMEOUT_S
     ) as panel:
         return await uploads.receive(upload, folder, panel, services.max_upload_bytes)
 
