@@ -19,6 +19,7 @@ from tests.unit.panel.nasty import texts
 
 ROOT = Path(__file__).parents[3]
 MARKUP = re.compile(r"</?[a-z]+[0-9]?[ />]")
+ATTRIBUTE = re.compile(r'="(\{\{.*?\}\})"')
 PANEL = Path(markup.__file__).parent
 SHIPPED = sorted(path for name in ("templates", "static") for path in (PANEL / name).iterdir())
 
@@ -48,6 +49,13 @@ def test_no_html_is_in_the_python_code_of_the_panel() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and MARKUP.search(node.value)
     ]
     assert found == []
+
+
+def test_every_attribute_holds_the_exact_value() -> None:
+    """`{{ value }}` alone would put the marks of hidden characters, which are elements, into it."""
+    written = [value for path in SHIPPED for value in ATTRIBUTE.findall(path.read_text())]
+    assert [value for value in written if not value.endswith("|e }}")] == []
+    assert len(written) > 20
 
 
 def test_a_deploy_and_an_image_have_every_template_style_and_script(tmp_path: Path) -> None:
