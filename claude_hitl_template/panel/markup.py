@@ -8,7 +8,7 @@ for an attribute or a text area.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,10 +44,13 @@ def text(given: object) -> Markup:
     """`given` as HTML: nothing in it is markup, and characters that hide or act stand out as escapes."""
     if hasattr(given, "__html__"):
         return Markup(given)  # noqa: S704
-    shown = list(pieces(str(given)))
-    if any(hidden for _, hidden in shown):
-        return render("text.html.j2", pieces=shown)
-    return escape("".join(piece for piece, _ in shown))
+    shown = (_mark(piece) if hidden else escape(piece) for piece, hidden in pieces(str(given)))
+    return Markup("".join(shown))  # noqa: S704  (all escaped)
+
+
+@lru_cache(maxsize=1024)
+def _mark(character_escape: str) -> Markup:
+    return render("mark.html.j2", character_escape=character_escape)
 
 
 def inert(given: str, width: int) -> str:
