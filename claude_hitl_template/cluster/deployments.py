@@ -245,21 +245,21 @@ def _with_panel(
 ) -> ASGIApp:
     # Kodosumi takes long to import, and makes folders: only a service with a panel imports it.
     from claude_hitl_template.panel import entries  # noqa: PLC0415
-    from claude_hitl_template.panel.gateway import Front  # noqa: PLC0415
+    from claude_hitl_template.panel.gateway import Gateway  # noqa: PLC0415
     from claude_hitl_template.panel.users import Guard, PanelAccess, default_login  # noqa: PLC0415
 
     access = PanelAccess(settings.panel_url, *(read_panel_login(settings) or default_login()))
-    front = Front(
+    gateway = Gateway(
         api=api,
         model=model,
         guard=Guard(store, access, settings.approvers),
         own_url=settings.base_url,
         panel_url=settings.panel_url,
-        answers=kodosumi.answers,
+        runner_responds=kodosumi.runner_responds,
     )
     services = _panel_services(settings, store, authority)
-    entries.register(front, lambda: services)
-    return front
+    entries.register(gateway, lambda: services)
+    return gateway
 
 
 def _panel_services(settings: Settings, store: Clients, authority: Authority) -> "PanelServices":

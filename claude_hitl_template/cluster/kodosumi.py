@@ -27,7 +27,7 @@ async def is_open(flow_id: str, role_id: str) -> bool:
     return await _ask(flow_id, "get_username") == role_id and bool(await _ask(flow_id, "is_active"))
 
 
-async def answers(flow_id: str) -> bool:
+async def runner_responds(flow_id: str) -> bool:
     """Whether a flow's runner is alive."""
     return await _ask(flow_id, "get_locks") is not None
 

@@ -1,1 +1,1 @@
-"""Kodosumi's panel: who asks, what is shown, what is decided there. Importing any module of it imports Kodosumi."""
+"""Kodosumi's panel: its entries and flows, who its users are, and the checks in front of it."""

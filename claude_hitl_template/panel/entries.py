@@ -1,10 +1,10 @@
-"""The entries of the panel: start a conversation, continue one, approve; and the forms of a flow's locks.
+"""The panel's entries (start a conversation, continue one, approve) and the forms of a flow's locks.
 
-Kodosumi's own `ServeAPI.enter` takes one form that never changes, and hands values back unescaped. So each entry is
-a pair of routes: GET answers `{"elements": ...}` as `enter` would, made for this user and this moment; POST answers
-`{"result": flow id}`, which leads to the flow, or `{"errors": ..., "elements": ...}`, the form to go on with.
+Kodosumi's own `ServeAPI.enter` takes one fixed form and returns its values unescaped. So each entry is a pair of routes:
+GET answers `{"elements": ...}` as `enter` does, for this user and this moment; POST answers `{"result": flow id}`, which
+leads to the flow, or `{"errors": ..., "elements": ...}`, the form to continue with.
 
-Decisions go to the entry *Approvals*, from the forms of locks too: a lock's own address is gone once its flow ended.
+Decisions go to the entry *Approvals*, also from the forms of locks: a lock's own address is gone once its flow has ended.
 """
 
 import asyncio
@@ -23,30 +23,30 @@ from kodosumi.core import InputsError, Launch, ServeAPI, forms
 from claude_hitl_template.config import network
 from claude_hitl_template.domain.models import Approval, ApprovalState, Session, new_id, utcnow
 from claude_hitl_template.errors import HitlError, InvalidInput, NotFound
-from claude_hitl_template.panel import decide, uploads
-from claude_hitl_template.panel.decide import FormErrors, Inputs, said
-from claude_hitl_template.panel.flow import DECIDE, SAY
+from claude_hitl_template.panel import submissions, uploads
+from claude_hitl_template.panel.flow import DECIDE_LOCK, MESSAGE_LOCK
 from claude_hitl_template.panel.forms import (
-    Asked,
+    CallGroup,
     Elements,
     Filled,
+    approvals_list,
     decision_form,
     fate,
-    inbox,
     message,
-    say_form,
+    message_form,
     sessions_list,
     start_form,
     state_of,
 )
-from claude_hitl_template.panel.markup import inert, markdown, text
+from claude_hitl_template.panel.markup import inert, text
 from claude_hitl_template.panel.services import PanelServices
+from claude_hitl_template.panel.submissions import FormErrors, Inputs, field_text
 from claude_hitl_template.panel.users import COOKIE, HEADER, PanelUser, entries_path, panel_user
 from claude_hitl_template.presentation.text import texts
 from claude_hitl_template.workspace.sync import put_files
 
-LISTED = 100
-HISTORY = 300  # events that a window on an old conversation begins with
+MAX_LISTED = 100
+HISTORY_EVENTS = 300  # that a window shows of an old conversation
 _FLOW_ID = re.compile(r"[0-9a-f]{24}")
 
 type Services = Callable[[], PanelServices]
@@ -58,48 +58,52 @@ NOT_YOURS = (
 
 
 def register(app: ServeAPI, services: Services) -> None:
-    """Adds the entries to `app`. `services` is called when a request comes."""
+    """Adds the entries and the forms of locks to `app`. `services` is called for every request."""
     for entry in (_Start(services), _Continue(services), _Approvals(services)):
         facts = {"summary": entry.summary, "description": entry.description, "tags": ["claude-hitl"]}
-        app.get(entry.path, entry=True, **facts)(_shown(entry))
-        app.post(entry.path, include_in_schema=False, **facts)(_filled_in(entry))
+        app.get(entry.path, entry=True, **facts)(_get_handler(entry))
+        app.post(entry.path, include_in_schema=False, **facts)(_post_handler(entry))
     _Locks(services).register(app)
 
 
 class _Entry:
+    """One entry of the panel. Subclasses set path, summary and description."""
+
     path = summary = description = ""
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    async def show(self, request: Request) -> Elements:
+    async def form(self, request: Request) -> Elements:
+        """The form for the user of this request."""
         raise NotImplementedError
 
-    async def take(self, request: Request, inputs: Inputs) -> Answer:
-        """Raises FormErrors, HitlError; `again` shows them."""
+    async def submit(self, request: Request, inputs: Inputs) -> Answer:
+        """Does what the submitted form asks for. Raises FormErrors, HitlError, which `error_form` shows."""
         raise NotImplementedError
 
-    async def again(self, request: Request, inputs: Inputs, errors: Mapping[str, str]) -> Elements:
+    async def error_form(self, request: Request, inputs: Inputs, errors: Mapping[str, str]) -> Elements:
+        """The form again, with what was typed and the errors by field."""
         raise NotImplementedError
 
     @property
-    def _given(self) -> PanelServices:
+    def _panel(self) -> PanelServices:
         return self._services()
 
 
-def _shown(entry: _Entry) -> Callable[[Request], Awaitable[Answer]]:
-    async def show(request: Request) -> Answer:
-        return {"elements": await entry.show(request)}
+def _get_handler(entry: _Entry) -> Callable[[Request], Awaitable[Answer]]:
+    async def show_form(request: Request) -> Answer:
+        return {"elements": await entry.form(request)}
 
-    return show
+    return show_form
 
 
-def _filled_in(entry: _Entry) -> Callable[[Request], Awaitable[Answer]]:
-    async def take(request: Request) -> Answer:
+def _post_handler(entry: _Entry) -> Callable[[Request], Awaitable[Answer]]:
+    async def submit(request: Request) -> Answer:
         inputs = await _inputs(request)
-        request.state.entry = take  # what Kodosumi notes a flow's tags by
+        request.state.entry = submit  # Kodosumi finds the tags of a flow by it
         try:
-            return await entry.take(request, inputs)
+            return await entry.submit(request, inputs)
         except FormErrors as error:
             errors = error.errors
         except InvalidInput as error:
@@ -107,11 +111,11 @@ def _filled_in(entry: _Entry) -> Callable[[Request], Awaitable[Answer]]:
         except HitlError as error:
             errors = {"": str(error)}
         return {
-            "errors": {name: [text(said)] for name, said in errors.items()},
-            "elements": await entry.again(request, inputs, errors),
+            "errors": {name: [text(message)] for name, message in errors.items()},
+            "elements": await entry.error_form(request, inputs, errors),
         }
 
-    return take
+    return submit
 
 
 async def _inputs(request: Request) -> Inputs:
@@ -130,29 +134,29 @@ class _Start(_Entry):
     summary = "Start a conversation"
     description = "Claude works in a folder of its own, and asks before it does what the policy says."
 
-    async def show(self, request: Request) -> Elements:
+    async def form(self, request: Request) -> Elements:
         return self._form(Filled())
 
-    async def again(self, request: Request, inputs: Inputs, errors: Mapping[str, str]) -> Elements:
+    async def error_form(self, request: Request, inputs: Inputs, errors: Mapping[str, str]) -> Elements:
         return self._form(Filled(inputs, errors))
 
     def _form(self, filled: Filled) -> Elements:
-        given = self._given
+        services = self._panel
         return start_form(
-            given.agent,
-            given.environments,
-            given.max_upload_bytes,
+            services.agent,
+            services.environments,
+            services.max_upload_bytes,
             _nonce(filled),
             filled,
-            sandbox=given.sandbox,
+            sandbox=services.sandbox,
         )
 
-    async def take(self, request: Request, inputs: Inputs) -> Answer:
-        user, given = panel_user(request), self._given
-        start = decide.start(inputs, given.agent, given.environments)
+    async def submit(self, request: Request, inputs: Inputs) -> Answer:
+        user, services = panel_user(request), self._panel
+        start = submissions.start(inputs, services.agent, services.environments)
         with tempfile.TemporaryDirectory(prefix="hitl-in-") as folder:
-            names = await _receive(given, request, inputs, Path(folder))
-            once = _once(
+            names = await _receive_uploads(services, request, inputs, Path(folder))
+            key = _idempotency_key(
                 inputs,
                 "start",
                 start.message.model_dump_json(),
@@ -160,36 +164,36 @@ class _Start(_Entry):
                 start.environment.id,
                 start.title,
             )
-            session = await given.store.create_session(
+            session = await services.store.create_session(
                 user.key_id,
                 agent=start.agent,
                 environment=start.environment,
                 title=start.title,
                 metadata={},
                 initial=[],
-                idempotency_key=once,
+                idempotency_key=key,
             )
             if names:
-                await _add(given, session.id, Path(folder), f"{once}-files")
-        await given.store.send_events(
-            session.id, user.key_id, [start.message], decided_by=user.name, idempotency_key=f"{once}-message"
+                await _add_files(services, session.id, Path(folder), f"{key}-files")
+        await services.store.send_events(
+            session.id, user.key_id, [start.message], decided_by=user.name, idempotency_key=f"{key}-message"
         )
-        return _launch(request, given, session, 0, names)
+        return _launch(request, services, session, 0, names)
 
 
 class _Continue(_Entry):
     path = "/continue"
     summary = "Continue a conversation"
-    description = "Your conversations, parked ones too: see where each stands, and go on."
+    description = "Your conversations, including parked ones: see the state of each, and continue."
 
-    async def show(self, request: Request) -> Elements:
+    async def form(self, request: Request) -> Elements:
         return await self._list(request, Filled())
 
     async def _list(self, request: Request, filled: Filled) -> Elements:
-        found = await self._given.store.list_sessions(panel_user(request).key_id, limit=LISTED)
+        found = await self._panel.store.list_sessions(panel_user(request).key_id, limit=MAX_LISTED)
         return sessions_list(found.data, utcnow(), filled)
 
-    async def again(self, request: Request, inputs: Inputs, errors: Mapping[str, str]) -> Elements:
+    async def error_form(self, request: Request, inputs: Inputs, errors: Mapping[str, str]) -> Elements:
         filled = Filled(inputs, errors)
         try:
             session = await self._session(request, inputs)
@@ -201,34 +205,36 @@ class _Continue(_Entry):
 
     async def _form(self, session: Session, back: str, filled: Filled) -> Elements:
         hidden = {"nonce": _nonce(filled), "back": back}
-        last = await _last_said(self._given, session.id)
-        limit = self._given.max_upload_bytes
-        return say_form(session, last, hidden, filled=filled, max_bytes=limit, may_watch=True)
+        last = await _last_message(self._panel, session.id)
+        limit = self._panel.max_upload_bytes
+        return message_form(session, last, hidden, filled=filled, max_bytes=limit, may_watch=True)
 
-    async def take(self, request: Request, inputs: Inputs) -> Answer:
+    async def submit(self, request: Request, inputs: Inputs) -> Answer:
         session = await self._session(request, inputs)
-        if said(inputs, "do") in ("send", "end"):
-            if said(inputs, "do") == "send":
+        if field_text(inputs, "do") in ("send", "end"):
+            if field_text(inputs, "do") == "send":
                 await self._upload(request, inputs, session)
-            await _say(self._given, panel_user(request), session, inputs)
-        elif said(inputs, "do") != "watch":
+            await _send(self._panel, panel_user(request), session, inputs)
+        elif field_text(inputs, "do") != "watch":
             if state_of(session) == "ended":
                 raise InvalidInput("This conversation has ended.")
             return {"elements": await self._form(session, "", Filled())}
-        return await _to_window(request, inputs, self._given, session)
+        return await _open_window(request, inputs, self._panel, session)
 
     async def _upload(self, request: Request, inputs: Inputs, session: Session) -> None:
-        """Before the message, so that what it is about is there."""
-        decide.next_message(inputs)
+        """Adds the files before the message is sent, so that the agent finds them."""
+        submissions.next_message(inputs)
         with tempfile.TemporaryDirectory(prefix="hitl-in-") as folder:
-            if await _receive(self._given, request, inputs, Path(folder)):
-                await _add(self._given, session.id, Path(folder), _once(inputs, "files", session.id))
+            if await _receive_uploads(self._panel, request, inputs, Path(folder)):
+                await _add_files(
+                    self._panel, session.id, Path(folder), _idempotency_key(inputs, "files", session.id)
+                )
 
     async def _session(self, request: Request, inputs: Inputs) -> Session:
-        wanted = said(inputs, "open") or said(inputs, "session")
+        wanted = field_text(inputs, "open") or field_text(inputs, "session")
         if not wanted:
             raise InvalidInput("Choose a conversation.")
-        session = await self._given.store.get_session(wanted)
+        session = await self._panel.store.get_session(wanted)
         if not panel_user(request).may_decide(session.key_id):
             raise NotFound("There is no such conversation of yours.")
         return session
@@ -237,106 +243,108 @@ class _Continue(_Entry):
 class _Approvals(_Entry):
     path = "/approvals"
     summary = "Approvals"
-    description = "Every call that waits for a decision, of all conversations that you may decide in."
+    description = "Every call that waits for a decision, in all conversations in which you may decide."
 
-    async def show(self, request: Request) -> Elements:
-        return await self._inbox(request, "")
+    async def form(self, request: Request) -> Elements:
+        return await self._list(request, "")
 
-    async def _inbox(self, request: Request, done: str) -> Elements:
+    async def _list(self, request: Request, done: str) -> Elements:
         user = panel_user(request)
-        found = await self._given.store.list_approvals(
-            None if user.approver else user.key_id, limit=LISTED, states=[ApprovalState.PENDING]
+        found = await self._panel.store.list_approvals(
+            None if user.approver else user.key_id, limit=MAX_LISTED, states=[ApprovalState.PENDING]
         )
-        waiting = await asyncio.gather(*(_asked(self._given, a.session_id, [a]) for a in found.data))
-        return inbox(waiting, utcnow(), done, more=found.next_page is not None)
+        waiting = await asyncio.gather(*(_call_group(self._panel, a.session_id, [a]) for a in found.data))
+        return approvals_list(waiting, utcnow(), done, more=found.next_page is not None)
 
-    async def again(self, request: Request, inputs: Inputs, errors: Mapping[str, str]) -> Elements:
+    async def error_form(self, request: Request, inputs: Inputs, errors: Mapping[str, str]) -> Elements:
         try:
-            asked = await self._asked(request, inputs)
+            group = await self._group(request, inputs)
         except HitlError:
-            return [*message(errors.get("", "")), *await self._inbox(request, "")]
-        return decision_form(asked, utcnow(), {"back": _back(inputs)}, filled=Filled(inputs, errors))
+            return [*message(errors.get("", "")), *await self._list(request, "")]
+        return decision_form(group, utcnow(), {"back": _back(inputs)}, filled=Filled(inputs, errors))
 
-    async def take(self, request: Request, inputs: Inputs) -> Answer:
-        asked = await self._asked(request, inputs)
-        if said(inputs, "open"):
-            return {"elements": decision_form(asked, utcnow(), {"back": ""})}
-        await _decide(self._given, panel_user(request), asked, inputs)
+    async def submit(self, request: Request, inputs: Inputs) -> Answer:
+        group = await self._group(request, inputs)
+        if field_text(inputs, "open"):
+            return {"elements": decision_form(group, utcnow(), {"back": ""})}
+        await _decide(self._panel, panel_user(request), group, inputs)
         if _back(inputs):
-            return await _to_window(request, inputs, self._given, asked.session)
-        decided = [await self._given.store.get_approval(a.id, None) for a in asked.approvals]
+            return await _open_window(request, inputs, self._panel, group.session)
+        decided = [await self._panel.store.get_approval(a.id, None) for a in group.approvals]
         done = " ".join(f"{a.tool_name}: {fate(a)}" for a in decided if a.decision is not None)
-        return {"elements": await self._inbox(request, f"Done. {done}")}
+        return {"elements": await self._list(request, f"Done. {done}")}
 
-    async def _asked(self, request: Request, inputs: Inputs) -> Asked:
-        """The calls of a form; of one that was chosen, all that wait in its conversation."""
-        chosen, store = said(inputs, "open"), self._given.store
-        wanted = [chosen] if chosen else [name for name in said(inputs, "calls").split(",") if name]
+    async def _group(self, request: Request, inputs: Inputs) -> CallGroup:
+        """The calls of a form. If one was chosen from the list: all that wait in its conversation."""
+        chosen, store = field_text(inputs, "open"), self._panel.store
+        wanted = [chosen] if chosen else [name for name in field_text(inputs, "calls").split(",") if name]
         if not wanted:
             raise InvalidInput("Choose a call.")
-        approvals = [await store.get_approval(name, None) for name in wanted[:LISTED]]
+        approvals = [await store.get_approval(name, None) for name in wanted[:MAX_LISTED]]
         if not panel_user(request).may_decide(approvals[0].key_id):
             raise InvalidInput(NOT_YOURS)
         session_id = approvals[0].session_id
         if any(approval.session_id != session_id for approval in approvals):
-            raise InvalidInput("These calls are of several conversations.")
+            raise InvalidInput("These calls belong to several conversations.")
         if chosen and approvals[0].state is ApprovalState.PENDING:
             approvals = (
                 await store.list_approvals(
-                    None, limit=LISTED, states=[ApprovalState.PENDING], session_id=session_id
+                    None, limit=MAX_LISTED, states=[ApprovalState.PENDING], session_id=session_id
                 )
             ).data or approvals
-        return await _asked(self._given, session_id, approvals)
+        return await _call_group(self._panel, session_id, approvals)
 
 
 class _Locks:
-    """The forms of a flow's locks. Their buttons lead to the entries; answered at the lock's own address (by a
-    program, over Kodosumi's API) they do the same."""
+    """The forms of a flow's locks.
+
+    Their buttons submit to the entries. A program may also answer at the lock's own address, over Kodosumi's API.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
     def register(self, app: ServeAPI) -> None:
-        app.lock(DECIDE)(self.show_decide)
-        app.lock(SAY)(self.show_say)
-        app.lease(DECIDE)(self.decide)
-        app.lease(SAY)(self.say)
+        app.lock(DECIDE_LOCK)(self.show_decision_form)
+        app.lock(MESSAGE_LOCK)(self.show_message_form)
+        app.lease(DECIDE_LOCK)(self.decide)
+        app.lease(MESSAGE_LOCK)(self.say)
 
-    async def show_decide(self, data: dict[str, Any], request: Request) -> forms.Model:
+    async def show_decision_form(self, data: dict[str, Any], request: Request) -> forms.Model:
         try:
-            asked = await self._asked(data, request)
+            group = await self._group(data, request)
         except HitlError as error:
-            return _model(message(str(error)))
+            return _kodosumi_model(message(str(error)))
         hidden, action = {"back": request.path_params["fid"]}, f"{data['entries']}/approvals"
-        return _model(decision_form(asked, utcnow(), hidden, action))
+        return _kodosumi_model(decision_form(group, utcnow(), hidden, action))
 
-    async def show_say(self, data: dict[str, Any], request: Request) -> forms.Model:
-        given = self._services()
+    async def show_message_form(self, data: dict[str, Any], request: Request) -> forms.Model:
+        services = self._services()
         try:
             session = await self._session(data, request)
         except HitlError as error:
-            return _model(message(str(error)))
+            return _kodosumi_model(message(str(error)))
         if state_of(session) != "waits for your next message":
-            return _model(message(f"This conversation {state_of(session)}."))
+            return _kodosumi_model(message(f"This conversation {state_of(session)}."))
         hidden = {"nonce": _nonce(Filled()), "back": request.path_params["fid"]}
-        last = await _last_said(given, session.id)
-        action, limit = f"{data['entries']}/continue", given.max_upload_bytes
-        return _model(say_form(session, last, hidden, action, max_bytes=limit))
+        last = await _last_message(services, session.id)
+        action, limit = f"{data['entries']}/continue", services.max_upload_bytes
+        return _kodosumi_model(message_form(session, last, hidden, action, max_bytes=limit))
 
     async def decide(self, data: dict[str, Any], inputs: Inputs, request: Request) -> Answer:
         try:
-            asked = await self._asked(data, request)
-            await _decide(self._services(), panel_user(request), asked, inputs)
+            group = await self._group(data, request)
+            await _decide(self._services(), panel_user(request), group, inputs)
         except (HitlError, FormErrors) as error:
-            raise _refused(error) from error
+            raise _inputs_error(error) from error
         return {"decided_by": panel_user(request).name}
 
     async def say(self, data: dict[str, Any], inputs: Inputs, request: Request) -> Answer:
         user = panel_user(request)
         try:
-            await _say(self._services(), user, await self._session(data, request), inputs)
+            await _send(self._services(), user, await self._session(data, request), inputs)
         except (HitlError, FormErrors) as error:
-            raise _refused(error) from error
+            raise _inputs_error(error) from error
         return {"said_by": user.name}
 
     async def _session(self, data: Mapping[str, Any], request: Request) -> Session:
@@ -345,64 +353,74 @@ class _Locks:
             raise InvalidInput(NOT_YOURS)
         return session
 
-    async def _asked(self, data: Mapping[str, Any], request: Request) -> Asked:
-        given, session = self._services(), await self._session(data, request)
-        approvals = [await given.store.get_approval(str(name), None) for name in data["calls"]]
-        return await _asked(given, session.id, approvals)
+    async def _group(self, data: Mapping[str, Any], request: Request) -> CallGroup:
+        services, session = self._services(), await self._session(data, request)
+        approvals = [await services.store.get_approval(str(name), None) for name in data["calls"]]
+        return await _call_group(services, session.id, approvals)
 
 
-# -- what they share
+# -- shared
 
 
-async def _decide(given: PanelServices, user: PanelUser, asked: Asked, inputs: Inputs) -> None:
-    """Commits what the form says, all of it or nothing. Raises FormErrors, HitlError."""
-    if not user.may_decide(asked.session.key_id):
+async def _decide(services: PanelServices, user: PanelUser, group: CallGroup, inputs: Inputs) -> None:
+    """Commits all decisions of a form, or none. Raises FormErrors, HitlError."""
+    if not user.may_decide(group.session.key_id):
         raise InvalidInput(NOT_YOURS)
-    found = decide.confirmations(asked.approvals, inputs)
+    found = submissions.confirmations(group.approvals, inputs)
     try:
-        await given.store.send_events(asked.session.id, None, found, decided_by=user.name)
+        await services.store.send_events(group.session.id, None, found, decided_by=user.name)
     except InvalidInput as error:
-        raise decide.refused(asked.approvals, found, error) from error
+        raise submissions.refusal_errors(group.approvals, found, error) from error
 
 
-async def _say(given: PanelServices, user: PanelUser, session: Session, inputs: Inputs) -> None:
-    """The next message, or the end. Raises FormErrors, HitlError."""
-    if said(inputs, "do") == "end":
-        await given.store.archive_session(session.id, session.key_id)
+async def _send(services: PanelServices, user: PanelUser, session: Session, inputs: Inputs) -> None:
+    """Sends the next message, or ends the conversation. Raises FormErrors, HitlError."""
+    if field_text(inputs, "do") == "end":
+        await services.store.archive_session(session.id, session.key_id)
         return
-    sent = decide.next_message(inputs)
-    once = _once(inputs, "say", sent.model_dump_json())
-    await given.store.send_events(session.id, None, [sent], decided_by=user.name, idempotency_key=once)
+    sent = submissions.next_message(inputs)
+    key = _idempotency_key(inputs, "say", sent.model_dump_json())
+    await services.store.send_events(session.id, None, [sent], decided_by=user.name, idempotency_key=key)
 
 
-async def _asked(given: PanelServices, session_id: str, approvals: Sequence[Approval]) -> Asked:
-    session = await given.store.get_session(session_id)
-    requester = (await given.store.get_key(session.key_id)).name
-    return Asked(session, requester, tuple(approvals))
+async def _call_group(services: PanelServices, session_id: str, approvals: Sequence[Approval]) -> CallGroup:
+    session = await services.store.get_session(session_id)
+    requester = (await services.store.get_key(session.key_id)).name
+    return CallGroup(session, requester, tuple(approvals))
 
 
-async def _last_said(given: PanelServices, session_id: str) -> str:
-    """Claude's last message, as HTML."""
-    page = await given.store.list_events(session_id, None, limit=1, order="desc", types=["agent.message"])
-    return markdown(texts(page.data[0].payload["content"])) if page.data else ""
+async def _last_message(services: PanelServices, session_id: str) -> str:
+    """Claude's last message, as Markdown; "" if there is none."""
+    page = await services.store.list_events(session_id, None, limit=1, order="desc", types=["agent.message"])
+    return texts(page.data[0].payload["content"]) if page.data else ""
 
 
-async def _to_window(request: Request, inputs: Inputs, given: PanelServices, session: Session) -> Answer:
-    """The flow that the form came from, if it is still open; else a new one."""
+async def _open_window(request: Request, inputs: Inputs, services: PanelServices, session: Session) -> Answer:
+    """Leads to the flow that the form belongs to, if it is still open; else to a new one."""
     back = _back(inputs)
-    if back and await given.is_open(back, panel_user(request).id):
+    if back and await services.is_open(back, panel_user(request).id):
         return {"result": back, "elements": []}
-    last = await given.store.last_seq(session.id, None)
-    return _launch(request, given, session, max(last - HISTORY, 0), [])
+    last = await services.store.last_seq(session.id, None)
+    return _launch(request, services, session, max(last - HISTORY_EVENTS, 0), [])
 
 
 def _launch(
-    request: Request, given: PanelServices, session: Session, after: int, names: Sequence[str]
+    request: Request, services: PanelServices, session: Session, after: int, names: Sequence[str]
 ) -> Answer:
-    """Opens a window on a session. What is handed to Kodosumi holds no text that could be markup: it shows it as it is."""
+    """Starts a flow that shows a session.
+
+    Kodosumi shows a flow's inputs and summary without escaping them, so they contain no text that could be markup.
+
+    Args:
+        request: Of the user who submitted the form.
+        services: The services of the entries.
+        session: The session to show.
+        after: The number of the event to begin after.
+        names: Of the files that were uploaded.
+    """
     answer = Launch(
         request,
-        given.window(session.id),
+        services.window(session.id),
         inputs={
             "session": session.id,
             "after": after,
@@ -416,41 +434,43 @@ def _launch(
 
 
 def _back(inputs: Inputs) -> str:
-    """The flow that a form came from, if it came from one."""
-    back = said(inputs, "back")
+    """The flow that a form belongs to; "" for none."""
+    back = field_text(inputs, "back")
     return back if _FLOW_ID.fullmatch(back) else ""
 
 
 def _nonce(filled: Filled) -> str:
-    """What tells one form from another: the same one sent twice acts once."""
+    """Identifies a form, so that the same form sent twice acts once."""
     return filled.value("nonce") or secrets.token_hex(16)
 
 
-def _once(inputs: Inputs, *parts: str) -> str:
-    """What makes a form that is sent twice act once. A program sends no nonce, and each time what it means to send."""
-    nonce = said(inputs, "nonce") or new_id("req")
+def _idempotency_key(inputs: Inputs, *parts: str) -> str:
+    """The key with which a form that is sent twice acts once. A program sends no nonce: each of its requests acts."""
+    nonce = field_text(inputs, "nonce") or new_id("req")
     shown = hashlib.sha256("\0".join((nonce, *parts)).encode("utf-8", "surrogatepass"))
     return f"panel-{shown.hexdigest()}"
 
 
-async def _receive(given: PanelServices, request: Request, inputs: Inputs, folder: Path) -> list[str]:
-    """Fetches the files of a form from the panel, as the user who sent it; returns their names."""
-    upload = uploads.read(said(inputs, uploads.FIELD))
+async def _receive_uploads(
+    services: PanelServices, request: Request, inputs: Inputs, folder: Path
+) -> list[str]:
+    """Fetches the uploaded files of a form from the panel, as the user who sent it; returns their names."""
+    upload = uploads.parse(field_text(inputs, uploads.FIELD))
     if upload is None:
         return []
     token = request.headers.get(HEADER) or request.cookies.get(COOKIE) or ""
     async with network.direct_async(
-        base_url=given.panel_url, headers={HEADER: token}, timeout=uploads.PATIENCE_S
+        base_url=services.panel_url, headers={HEADER: token}, timeout=uploads.TIMEOUT_S
     ) as panel:
-        return await uploads.receive(upload, folder, panel, given.max_upload_bytes)
+        return await uploads.receive(upload, folder, panel, services.max_upload_bytes)
 
 
-async def _add(given: PanelServices, session_id: str, folder: Path, once: str) -> None:
-    manifest = await put_files(given.store, folder)
-    await given.store.add_files(session_id, None, manifest, idempotency_key=once)
+async def _add_files(services: PanelServices, session_id: str, folder: Path, key: str) -> None:
+    manifest = await put_files(services.store, folder)
+    await services.store.add_files(session_id, None, manifest, idempotency_key=key)
 
 
-def _refused(error: Exception) -> InputsError:
+def _inputs_error(error: Exception) -> InputsError:
     errors = error.errors if isinstance(error, FormErrors) else {"": str(error)}
     refused = InputsError()
     for name, said_ in errors.items():
@@ -458,5 +478,5 @@ def _refused(error: Exception) -> InputsError:
     return refused
 
 
-def _model(elements: Elements) -> forms.Model:
+def _kodosumi_model(elements: Elements) -> forms.Model:
     return forms.Model(*(forms.HTML(element["text"]) for element in elements))

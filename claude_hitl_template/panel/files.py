@@ -1,4 +1,4 @@
-"""Paths that roles give to Kodosumi's panel stay in the folders of their own flows and uploads."""
+"""Confines the paths in requests to Kodosumi's panel to the folders of the role's own flows and uploads."""
 
 import re
 from collections.abc import Mapping
@@ -16,15 +16,16 @@ from litestar.exceptions import HTTPException
 FOLDERS = ("in", "out")
 IDS = ("fid", "batch_id", "upload_id", "lid")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_UNFIT = re.compile(r"[\x00-\x1f\x7f\\]")
+_UNSAFE_CHARS = re.compile(r"[\x00-\x1f\x7f\\]")
 
-type Asked = Request[Any, Any, Any]
+type PanelRequest = Request[Any, Any, Any]
 
 
 def install() -> None:
-    """Has Kodosumi check, before its application is made. It joins what it is given to a folder's path as it comes.
+    """Adds checks to Kodosumi's controllers. Call it before its application is created.
 
-    Checked is what Kodosumi itself read of the request, so the two cannot understand it differently.
+    Kodosumi joins paths from requests to a folder without checking them. The checks use the values that Kodosumi itself
+    parsed, so both always see the same path.
     """
     FileControl.before_request = _check_files
     OutputsController.before_request = _check_outputs
@@ -32,13 +33,13 @@ def install() -> None:
         controller.before_request = _check_ids
 
 
-async def _check_ids(request: Asked) -> None:
+async def _check_ids(request: PanelRequest) -> None:
     for name in IDS:
         if name in request.path_params:
             _check_id(request.path_params[name], name)
 
 
-async def _check_outputs(request: Asked) -> None:
+async def _check_outputs(request: PanelRequest) -> None:
     await _check_ids(request)
     if request.method == "DELETE" and "fid" not in request.path_params:
         flows = _object(await request.json()).get("fid", [])
@@ -46,7 +47,7 @@ async def _check_outputs(request: Asked) -> None:
             _check_id(flow, "fid")
 
 
-async def _check_files(request: Asked) -> None:
+async def _check_files(request: PanelRequest) -> None:
     await _check_ids(request)
     settings = request.app.state["settings"]
     own, uploads = Path(settings.EXEC_DIR) / str(request.user), Path(settings.UPLOAD_DIR)
@@ -63,8 +64,8 @@ async def _check_files(request: Asked) -> None:
             _check_inside(own if flow else uploads, flow or upload, f"{folder}/{name}")
 
 
-async def _uploaded(request: Asked) -> list[tuple[str, str, str | None]]:
-    """What a body names: the flow or batch, the upload, and the name that its file gets."""
+async def _uploaded(request: PanelRequest) -> list[tuple[str, str, str | None]]:
+    """What a body names: the flow or batch, the upload, and the name for its file."""
     if request.method != "POST" or request.url.path.rstrip("/").endswith("/init_batch"):
         return []
     if request.content_type[0] == "multipart/form-data":
@@ -85,9 +86,9 @@ async def _uploaded(request: Asked) -> list[tuple[str, str, str | None]]:
 
 
 def _check_inside(base: Path, first: str, below: str = "") -> None:
-    """Raises HTTPException unless `below`, with every link followed, lies in the folder `first` of `base`."""
+    """Raises HTTPException unless `below`, with all links resolved, is inside the folder `first` of `base`."""
     below = below.rstrip("/")
-    if _UNFIT.search(below) or (below and not {"", ".", ".."}.isdisjoint(below.split("/"))):
+    if _UNSAFE_CHARS.search(below) or (below and not {"", ".", ".."}.isdisjoint(below.split("/"))):
         raise _refused("path")
     try:
         inside = (base / first / below).resolve().is_relative_to(base.resolve() / first)
@@ -111,7 +112,7 @@ def _name(given: object) -> str:
 
 def _object(given: object) -> Mapping[str, Any]:
     if not isinstance(given, dict):
-        raise HTTPException("the body is a JSON object", status_code=400)
+        raise HTTPException("the body must be a JSON object", status_code=400)
     return given
 
 

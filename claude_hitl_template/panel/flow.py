@@ -1,4 +1,4 @@
-"""A flow: a window on a session, in the panel's timeline. It keeps nothing, decides nothing, and may end at any time."""
+"""A flow: a window on a session in the panel's timeline. It has no state of its own and may end at any time."""
 
 import asyncio
 import contextlib
@@ -20,35 +20,43 @@ from kodosumi.helper import now, serialize
 
 from claude_hitl_template.domain.models import Approval, ApprovalState, Event, Session
 from claude_hitl_template.errors import NotFound, Unavailable
-from claude_hitl_template.panel import render
+from claude_hitl_template.panel import timeline
 from claude_hitl_template.panel.forms import state_of
 from claude_hitl_template.panel.services import Locks, WindowServices
 from claude_hitl_template.panel.uploads import collect
 from claude_hitl_template.panel.users import HEADER
 
 log = structlog.get_logger()
-DECIDE, SAY = "decide", "say"  # the names of the locks
-LOOK_S = 20.0  # how long one look at the store lasts, when nothing happens
-AGAIN_S = 1.0
+DECIDE_LOCK, MESSAGE_LOCK = "decide", "say"  # names that Kodosumi knows the locks by
+WAIT_EVENTS_S = 20.0  # the longest single wait for new events
+RETRY_S = 1.0  # after the store was unreachable
 MAX_PENDING = 100
-MAX_CHANGED = 1000  # files that are looked at, to offer what a turn changed
-CHUNK_BYTES = 1 << 20  # the most that the panel takes at once; Kodosumi's own default is more
-CLOCK_S = 0.02  # how far a file's time may lag behind the clock
+MAX_CHANGED = 1000  # files of a turn that are considered for download
+CHUNK_BYTES = 1 << 20  # the most that the panel accepts at once; Kodosumi's own default is more
+CLOCK_SKEW_S = 0.02  # how far a file's time may lag behind the clock
 
 
 async def mirror(inputs: Mapping[str, Any], tracer: Tracer, services: WindowServices, locks: Locks) -> Any:
-    """Shows the session of `inputs` as it goes on. Returns the final page; it never ends as an error of the flow.
+    """Shows the events of a session as they are committed.
 
-    `inputs`: `session`, `after` (the seq to go on behind), `entries` (where the panel has our entries), `files`
-    (names that were uploaded). They hold no text of others: the panel shows them as they are.
+    Args:
+        inputs: `session`, `after` (the number of the event to begin after), `entries` (the path of our entries in the
+            panel), `files` (names that were uploaded). The panel shows them without escaping, so they contain no text
+            from others.
+        tracer: Kodosumi's tracer of this flow.
+        services: What a flow may use.
+        locks: The locks of this flow.
+
+    Returns:
+        The final page. The flow never ends with an error.
     """
     window = _Window(inputs, tracer, services, locks)
     try:
         page = await window.run()
-    except Exception as error:  # Kodosumi would show the traceback as HTML; the log has it
+    except Exception as error:  # Kodosumi would show the traceback as HTML; it goes to the log instead
         log.exception("a window of the panel failed", session=inputs["session"])
         page = window.last_page(
-            f"This window failed ({type(error).__name__}). The session did not notice.", None
+            f"This window failed ({type(error).__name__}). The session is not affected.", None
         )
     finally:
         window.close()
@@ -57,7 +65,7 @@ async def mirror(inputs: Mapping[str, Any], tracer: Tracer, services: WindowServ
 
 @dataclass
 class _Lock:
-    """A form that waits. `calls`: the approvals it is about; () for the next message."""
+    """A form that waits for an answer. `calls`: the approvals to decide; () for the next message."""
 
     id: str
     name: str
@@ -69,12 +77,12 @@ class _Window:
         self, inputs: Mapping[str, Any], tracer: Tracer, services: WindowServices, locks: Locks
     ) -> None:
         self._id, self._after = str(inputs["session"]), int(inputs["after"])
-        self._entries, self._given = str(inputs["entries"]), tuple(inputs.get("files") or ())
+        self._entries, self._uploaded = str(inputs["entries"]), tuple(inputs.get("files") or ())
         self._tracer, self._services, self._locks = tracer, services, locks
         self._store = services.store
         self._opened_at = time.time()
         self._lock: _Lock | None = None
-        self._holding: list[asyncio.Task[None]] = []
+        self._lock_tasks: list[asyncio.Task[None]] = []
         self._usage: Mapping[str, Any] | None = None
         self._turn_since: float | None = None
 
@@ -83,7 +91,7 @@ class _Window:
             session = await self._store.get_session(self._id)
             image = session.environment.image
             facts = await self._services.image_facts(image) if image else None
-            await self._tracer.html(render.header(session, self._given, facts))
+            await self._tracer.html(timeline.header(session, self._uploaded, facts))
             return await self._follow()
         except NotFound:
             return self.last_page("This conversation was deleted.", None)
@@ -94,21 +102,21 @@ class _Window:
             left = self._services.wait_s - (time.monotonic() - quiet_since)
             try:
                 found, _, _ = await self._store.wait_events(
-                    self._id, None, self._after, timeout_s=min(max(left, 0), LOOK_S)
+                    self._id, None, self._after, timeout_s=min(max(left, 0), WAIT_EVENTS_S)
                 )
                 session = await self._store.get_session(self._id)
                 silent = False
             except Unavailable:
                 if not silent:
                     await self._tracer.html(
-                        render.note("The service does not answer; this window waits for it.")
+                        timeline.note("The service does not answer; this window waits for it.")
                     )
                 silent = True
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(RETRY_S)
                 continue
             for event in found:
                 await self._show(event)
-            if not await self._caught_up(session):
+            if not await self._is_caught_up(session):
                 continue
             if state_of(session) == "ended":
                 await self._close_lock()
@@ -119,11 +127,11 @@ class _Window:
                 await self._close_lock()
                 return self.last_page("Parked: nothing happened for a while. Nothing is lost.", session)
 
-    async def _caught_up(self, session: Session) -> bool:
-        """True when every event was shown; only then is it time to ask for something."""
+    async def _is_caught_up(self, session: Session) -> bool:
+        """Whether every event is shown. If so, opens the form that the session waits for."""
         if self._after < session.next_seq - 1:
             return False
-        await self._ask(session)
+        await self._update_lock(session)
         return True
 
     def last_page(self, said: str, session: Session | None) -> str:
@@ -141,7 +149,7 @@ class _Window:
                 (f"{self._entries}/continue", "Continue a conversation"),
                 (f"{self._entries}/approvals", "Approvals"),
             ]
-        return render.final(said, pairs, links)
+        return timeline.final(said, pairs, links)
 
     # -- events
 
@@ -149,10 +157,10 @@ class _Window:
         self._after = event.seq
         self._note_turn(event)
         if event.type == "session.usage":
-            shown = render.turn_end(event.payload["usage"], self._usage)
+            shown = timeline.turn_end(event.payload["usage"], self._usage)
             self._usage = event.payload["usage"]
         else:
-            shown = render.event_html(event.wire())
+            shown = timeline.event_html(event.wire())
         if shown:
             await self._tracer.html(shown)
         if event.type == "session.status_idle" and event.payload["stop_reason"]["type"] != "requires_action":
@@ -161,10 +169,10 @@ class _Window:
 
     def _note_turn(self, event: Event) -> None:
         if event.type == "session.status_running" and self._turn_since is None:
-            self._turn_since = event.created_at.timestamp() - CLOCK_S
+            self._turn_since = event.created_at.timestamp() - CLOCK_SKEW_S
 
     async def _offer_files(self, event: Event) -> None:
-        """Offers what the turn changed, if it ended while this window was open."""
+        """Offers the files that the turn changed, if it ended while this window was open."""
         if self._turn_since is None or event.created_at.timestamp() < self._opened_at:
             return
         with tempfile.TemporaryDirectory(prefix="hitl-out-") as folder:
@@ -175,15 +183,15 @@ class _Window:
             own_blobs = functools.partial(self._store.get_blobs, session_id=self._id)
             produced = await collect(changed.data, own_blobs, Path(folder), limit)
             if produced.files and not await self._upload(folder):
-                await self._tracer.html(render.note("The files of this turn could not be offered here."))
+                await self._tracer.html(timeline.note("The files of this turn could not be offered here."))
                 return
         if produced.files or produced.left_out:
-            await self._tracer.html(render.downloads(self._tracer.fid, produced.files, produced.left_out))
+            await self._tracer.html(timeline.downloads(self._tracer.fid, produced.files, produced.left_out))
 
     async def _upload(self, folder: str) -> bool:
         async with await self._tracer.fs() as files:
             files.chunk_size = CHUNK_BYTES
-            # It shows its login in a cookie alone, which the panel takes from its own pages only.
+            # It sends its login as a cookie only, which the panel accepts from its own pages only.
             files._client.headers[HEADER] = files.jwt  # pyright: ignore[reportPrivateUsage]
             try:
                 return bool(await files.upload(folder))
@@ -193,18 +201,18 @@ class _Window:
 
     # -- locks
 
-    async def _ask(self, session: Session) -> None:
-        """Has the one form open that the session waits for: decisions, the next message, or none."""
+    async def _update_lock(self, session: Session) -> None:
+        """Opens the one form that the session waits for: decisions, the next message, or none."""
         waiting = await self._pending() if session.status == "idle" else []
         calls = tuple(a.id for a in waiting)
         if calls:
             if self._lock is None or not set(calls) <= set(self._lock.calls):
                 await self._close_lock()
-                await self._open_lock(DECIDE, waiting)
+                await self._open_lock(DECIDE_LOCK, waiting)
         elif session.status == "idle" and state_of(session) != "ended":
-            if self._lock is None or self._lock.name != SAY:
+            if self._lock is None or self._lock.name != MESSAGE_LOCK:
                 await self._close_lock()
-                await self._open_lock(SAY)
+                await self._open_lock(MESSAGE_LOCK)
         else:
             await self._close_lock()
 
@@ -218,16 +226,21 @@ class _Window:
         lock = _Lock(str(uuid.uuid4()), name, tuple(a.id for a in waiting))
         data = {"session": self._id, "calls": list(lock.calls), "entries": self._entries}
         self._lock = lock
-        self._holding.append(asyncio.create_task(self._hold(lock, data)))
+        self._lock_tasks.append(asyncio.create_task(self._keep_answerable(lock, data)))
         expires = time.time() + self._services.wait_s
         known = {"name": name, "lid": lock.id, "data": data, "expires": expires}
-        await self._tell(EVENT_LOCK, known)
+        await self._send_event(EVENT_LOCK, known)
         path = f"/inputs/lock/{self._tracer.fid}/{lock.id}"
-        await self._tracer.html(render.asking(waiting, path) if waiting else render.your_turn(path))
+        await self._tracer.html(
+            timeline.decide_link(waiting, path) if waiting else timeline.message_link(path)
+        )
 
-    async def _hold(self, lock: _Lock, data: Mapping[str, Any]) -> None:
-        """Keeps a lock answerable as long as the flow lives, even once it is decided: a form that comes late, or a
-        second time, is told by the store who decided what, where Kodosumi would only say that there is no such lock."""
+    async def _keep_answerable(self, lock: _Lock, data: Mapping[str, Any]) -> None:
+        """Keeps a lock answerable as long as the flow lives, even after the decision.
+
+        To a form that is sent late or twice the store then replies who decided what; Kodosumi would only reply that the
+        lock does not exist.
+        """
         while True:
             with contextlib.suppress(TimeoutError):
                 await self._locks.wait(lock.name, lock.id, data, self._services.wait_s)
@@ -235,12 +248,12 @@ class _Window:
     async def _close_lock(self) -> None:
         lock, self._lock = self._lock, None
         if lock is not None:
-            await self._tell(EVENT_LEASE, {"name": lock.name, "lid": lock.id, "result": {}})
+            await self._send_event(EVENT_LEASE, {"name": lock.name, "lid": lock.id, "result": {}})
 
-    async def _tell(self, kind: str, facts: Mapping[str, Any]) -> None:
-        """An event that Kodosumi's tracer sends only with a lock of its own, whose id it does not tell."""
+    async def _send_event(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """Sends an event of a lock. Kodosumi's tracer only does so for locks of its own, whose ids it does not reveal."""
         await self._tracer.queue.put_async({"timestamp": now(), "kind": kind, "payload": serialize(facts)})
 
     def close(self) -> None:
-        for task in self._holding:
+        for task in self._lock_tasks:
             task.cancel()

@@ -1,24 +1,21 @@
 """The panel's forms, as lists of Kodosumi's elements. Pure.
 
-All of them are `html` elements with inputs of our own. Kodosumi's own input elements cannot hold text of others: it
-writes values, labels and options into the page as they are, and after an error puts back what was typed the same way
-(`Model.set_data`), whatever was escaped before. Its file input builds HTML from file names in the browser.
+Every form is one `html` element with inputs of our own, written by a template. Kodosumi's own input elements cannot hold
+text from others: they write values, labels and options into the page as they are, and after an error put back what was
+typed in the same way (`Model.set_data`). Its file input builds HTML from file names in the browser.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from claude_hitl_template.domain.models import Agent, Approval, ApprovalState, Environment, Session
 from claude_hitl_template.domain.policy import remember_rule
 from claude_hitl_template.errors import InvalidInput
-from claude_hitl_template.panel.calls import call_view
-from claude_hitl_template.panel.markup import STYLE, block, card, facts, fold, line, link, text
-from claude_hitl_template.panel.uploads import UPLOAD_SCRIPT
+from claude_hitl_template.panel.markup import render
 from claude_hitl_template.presentation.text import (
     age,
     asked_questions,
@@ -31,6 +28,8 @@ from claude_hitl_template.presentation.text import (
     size,
     summary,
 )
+from claude_hitl_template.presentation.tools import tool_view
+from claude_hitl_template.presentation.views import Question, ToolView
 
 type Elements = list[dict[str, str]]
 POLICIES = {
@@ -38,13 +37,12 @@ POLICIES = {
     "everything": "Ask for everything, reading too",
     "plan": "Plan first: it shows a plan before it does anything",
 }
-# The header of Kodosumi's form page is empty, and a tenth of a phone's screen.
-_FORM_STYLE = "<style>body>header.fixed{display:none}</style>"
+_MAX_ROWS = 20  # of the text area in which an input is edited
 
 
 @dataclass(frozen=True)
 class Filled:
-    """What was typed before, and what is wrong with it: texts by field name; "" is the form itself."""
+    """What was typed before, and what is wrong with it: messages by field name; "" is the form itself."""
 
     typed: Mapping[str, Any] = field(default_factory=dict[str, Any])
     errors: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -54,35 +52,64 @@ class Filled:
         return default if given is None else str(given)
 
     def error(self, name: str) -> str:
-        return line(self.errors[name], "hitl-error") if name in self.errors else ""
+        return self.errors.get(name, "")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Calls of one session that are decided together, and whose session it is."""
+class CallGroup:
+    """Calls of one session that are decided together. `requester` is the name of the session's owner."""
 
     session: Session
     requester: str
     approvals: tuple[Approval, ...]
 
 
-def page(*parts: str, back: str = "", action: str = "") -> Elements:
-    """One form of the panel, of HTML parts. `back`: the flow that it belongs to. Kodosumi's forms lead nowhere else."""
-    ways = [("/admin/flow", "Services"), ("/admin/timeline/view", "Timeline")]
-    if back:
-        ways = [(f"/admin/status/view/{back}", "Back to the conversation"), *ways]
-    leave = f'<div class="hitl-ways">{" · ".join(link(path, label) for path, label in ways)}</div>'
-    # Enter in a field presses a form's first button: this one decides nothing.
-    to = f' formaction="{escape(action)}"' if action else ""
-    nothing = f'<button type="submit" name="nothing" value="1" hidden tabindex="-1"{to}></button>'
-    return [{"type": "html", "text": f"{STYLE}{_FORM_STYLE}{block(nothing, leave, *parts)}"}]
+@dataclass(frozen=True)
+class _Call:
+    """One call in a decision form. `fate` is "" while it waits; `rule` is what "allow and remember" would record."""
+
+    approval: Approval
+    view: ToolView
+    facts: Sequence[tuple[str, str]]
+    fate: str
+    rule: str
+    questions: Sequence["_QuestionField"]
+    edited: str
+    rows: int
 
 
-def message(said: str, *parts: str) -> Elements:
-    return page(card(line(said, "hitl-bold"), kind="hitl-wait"), *parts)
+@dataclass(frozen=True)
+class _QuestionField:
+    """A question to answer. `name` begins the names of its inputs; options are labels and descriptions."""
+
+    name: str
+    text: str
+    several: bool
+    options: Sequence[tuple[str, str]]
 
 
-# -- start
+def _page(
+    template: str, filled: Filled | None = None, *, back: str = "", action: str = "", **context: Any
+) -> Elements:
+    """One form.
+
+    Args:
+        template: Extends `form.html.j2`.
+        filled: What was typed before.
+        back: The flow that the form belongs to.
+        action: Where the form is sent; "" for its own address. A lock's own address is gone once its flow has ended.
+        context: The variables of the template.
+    """
+    html = render(template, filled=filled or Filled(), back=back, action=action, **context)
+    return [{"type": "html", "text": str(html)}]
+
+
+def message(said: str) -> Elements:
+    """A page that says one thing."""
+    return _page("message.html.j2", said=said)
+
+
+# -- start and continue
 
 
 def start_form(
@@ -94,83 +121,46 @@ def start_form(
     *,
     sandbox: str = "on",
 ) -> Elements:
-    options = [
-        *_labelled("title", "Title", _area("title", filled.value("title"), rows=1), filled),
-        *_labelled("model", "Model", _area("model", filled.value("model", agent.model), rows=1), filled),
-        *_labelled(
-            "system",
-            "Further instructions for the agent",
-            _area("system", filled.value("system"), rows=3),
-            filled,
-        ),
-    ]
-    opened = any(name in filled.errors for name in ("title", "model", "system"))
-    return page(
-        "<h2>Start a conversation</h2>",
-        line("Claude works in a folder of its own, and asks before it does what the policy says."),
-        *_without_sandbox(sandbox),
-        filled.error(""),
-        *_labelled(
-            "prompt",
-            "What should be done?",
-            _area("prompt", filled.value("prompt"), rows=6, required=True),
-            filled,
-        ),
-        *_labelled("agent", "Agent", _select("agent", {agent.id: agent.name}, filled), filled),
-        *_labelled(
-            "environment",
-            "Environment",
-            _select("environment", {id_: made.name for id_, made in environments.items()}, filled),
-            filled,
-        ),
-        *_labelled("policy", "Permission policy", _select("policy", POLICIES, filled), filled),
-        *_file_field(max_bytes, filled),
-        fold("Options", "".join(options), is_open=opened),
-        _hidden({"nonce": nonce}),
-        '<div class="hitl-bar"><button type="submit" name="do" value="start">Start</button></div>',
+    """The form that starts a conversation.
+
+    Args:
+        agent: The agent of new conversations.
+        environments: By id; the first is the default.
+        max_bytes: Of all uploaded files together.
+        nonce: Identifies this form: sent twice, it acts once.
+        filled: What was typed before.
+        sandbox: "on", "off" or "none".
+    """
+    return _page(
+        "start.html.j2",
+        filled,
+        agent=agent,
+        environments={id_: environment.name for id_, environment in environments.items()},
+        policies=POLICIES,
+        max_bytes=max_bytes,
+        limit=size(max_bytes),
+        hidden={"nonce": nonce},
+        has_sandbox=sandbox == "on",
     )
-
-
-def _without_sandbox(sandbox: str) -> list[str]:
-    if sandbox == "on":
-        return []
-    return ['<p class="hitl-error">There is no sandbox: what you allow can do all that the service can.</p>']
-
-
-def _file_field(max_bytes: int, filled: Filled) -> list[str]:
-    label = f"Files for its folder (together up to {size(max_bytes)})"
-    return _labelled("files", label, _files(max_bytes, filled.value("files")), filled)
-
-
-def _files(max_bytes: int, given: str) -> str:
-    picker = '<input type="file" id="hitl-pick" multiple>'
-    kept = (
-        f'<input type="hidden" name="files" id="hitl-files" value="{escape(given)}"><ul id="hitl-list"></ul>'
-    )
-    return f'<div id="hitl-upload" data-limit="{max_bytes}">{picker}{kept}</div>{UPLOAD_SCRIPT}'
-
-
-# -- continue
 
 
 def sessions_list(sessions: Sequence[Session], now: datetime, filled: Filled = Filled()) -> Elements:
-    """One's conversations to choose from, the last active first."""
+    """A user's conversations to choose from, the last active one first."""
+    newest_first = sorted(sessions, key=lambda session: session.updated_at, reverse=True)
     rows = [
-        _row(
-            "open",
+        (
             session.id,
-            text(session.title or session.id),
+            session.title or session.id,
             f"{state_of(session)} · active {age(session.updated_at.isoformat(), now)} ago",
         )
-        for session in sorted(sessions, key=lambda s: s.updated_at, reverse=True)
+        for session in newest_first
     ]
-    nothing = line("You have no conversation that could go on. Start one.")
-    return page("<h2>Continue a conversation</h2>", filled.error(""), *(rows or [nothing]))
+    return _page("sessions.html.j2", filled, rows=rows)
 
 
-def say_form(
+def message_form(
     session: Session,
-    last_said: str,
+    last_message: str,
     hidden: Mapping[str, str],
     action: str = "",
     filled: Filled = Filled(),
@@ -178,22 +168,29 @@ def say_form(
     max_bytes: int,
     may_watch: bool = False,
 ) -> Elements:
-    """Where a session stands, and the next message to it. `last_said` is HTML."""
-    bar = [_button("do", "send", "Send", action)]
-    if may_watch:
-        bar.append(_button("do", "watch", "Show the conversation", action, kind="hitl-plain"))
-    bar.append(_button("do", "end", "End the conversation", action, kind="hitl-plain"))
-    return page(
-        f"<h2>{text(session.title or 'Next message')}</h2>",
-        facts([("session", session.id), ("state", state_of(session))]),
-        card(line("Claude said last"), last_said) if last_said else "",
-        filled.error(""),
-        *_labelled("text", "Your message", _area("text", filled.value("text"), rows=5), filled),
-        *_file_field(max_bytes, filled),
-        _hidden({"session": session.id, **hidden}),
-        _bar(*bar),
+    """The state of a session, and the next message to it.
+
+    Args:
+        session: The session that the message is for.
+        last_message: What the agent said last, as Markdown; "" for nothing.
+        hidden: Hidden fields. `back` is the flow that the form belongs to.
+        action: As in `_page`.
+        filled: What was typed before.
+        max_bytes: Of all uploaded files together.
+        may_watch: Whether the form offers to show the conversation.
+    """
+    return _page(
+        "message_form.html.j2",
+        filled,
         back=hidden.get("back", ""),
         action=action,
+        title=session.title or "Next message",
+        pairs=[("session", session.id), ("state", state_of(session))],
+        last_message=last_message,
+        hidden={"session": session.id, **hidden},
+        max_bytes=max_bytes,
+        limit=size(max_bytes),
+        may_watch=may_watch,
     )
 
 
@@ -212,198 +209,127 @@ def state_of(session: Session) -> str:
 # -- approvals
 
 
-def inbox(waiting: Sequence[Asked], now: datetime, said: str = "", *, more: bool = False) -> Elements:
-    """Every call that waits and that this user may decide, oldest first; one `Asked` a call."""
+def approvals_list(
+    waiting: Sequence[CallGroup], now: datetime, said: str = "", *, more: bool = False
+) -> Elements:
+    """Every call that waits and that this user may decide.
+
+    Args:
+        waiting: One group per call, the oldest first.
+        now: The time of the page.
+        said: A message above the list.
+        more: Whether there are calls that the list leaves out.
+    """
     rows = [
-        _row(
-            "open",
+        (
             approval.id,
-            f"<b>{text(approval.tool_name)}</b> {text(summary(approval.input))}",
-            f"waits {age(approval.created_at.isoformat(), now)} · {asked.session.title or asked.session.id} · "
-            f"for {asked.requester}",
+            approval.tool_name,
+            summary(approval.input),
+            f"waits {age(approval.created_at.isoformat(), now)} · {group.session.title or group.session.id} · "
+            f"for {group.requester}",
         )
-        for asked in waiting
-        for approval in asked.approvals
+        for group in waiting
+        for approval in group.approvals
     ]
-    return page(
-        "<h2>Approvals</h2>",
-        card(line(said, "hitl-bold"), kind="hitl-wait") if said else "",
-        *(rows or [line("Nothing waits for a decision of yours.")]),
-        line("There are more; these are the oldest.") if more else "",
-    )
+    return _page("approvals.html.j2", rows=rows, said=said, more=more)
 
 
 def decision_form(
-    asked: Asked,
+    group: CallGroup,
     now: datetime,
     hidden: Mapping[str, str],
     action: str = "",
     filled: Filled = Filled(),
 ) -> Elements:
-    """Exactly what would run, and what can be said about it. Calls that are decided already say by whom."""
-    waiting = [a for a in asked.approvals if a.state is ApprovalState.PENDING]
-    alone = len(waiting) == 1
-    parts = [_call(asked, a, now, filled, action, alone=alone) for a in asked.approvals]
-    title = (
-        "A call waits for you" if alone else f"{len(waiting)} calls wait for you" if waiting else "Decided"
-    )
-    if not alone and waiting:
-        parts.append(_bar(_button("batch", "send", "Send decisions", action), _allow_all(waiting, action)))
-    calls = ",".join(a.id for a in asked.approvals)
-    return page(
-        f"<h2>{title}</h2>",
-        filled.error(""),
-        *parts,
-        _hidden({"session": asked.session.id, "calls": calls, **hidden}),
+    """Exactly what would run, and the choices for each call. For a call that is decided already: by whom.
+
+    Args:
+        group: The calls.
+        now: The time of the page.
+        hidden: Hidden fields. `back` is the flow that the form belongs to.
+        action: As in `_page`.
+        filled: What was typed before.
+    """
+    waiting = [a for a in group.approvals if a.state is ApprovalState.PENDING]
+    several = f"{len(waiting)} calls wait for you" if waiting else "Decided"
+    calls = ",".join(a.id for a in group.approvals)
+    return _page(
+        "decision.html.j2",
+        filled,
         back=hidden.get("back", ""),
         action=action,
+        title="A call waits for you" if len(waiting) == 1 else several,
+        items=[_call(group, approval, now, filled) for approval in group.approvals],
+        waiting=len(waiting),
+        may_allow_all=all(a.kind in ("tool", "network") for a in waiting),
+        hidden={"session": group.session.id, "calls": calls, **hidden},
     )
 
 
-def _allow_all(waiting: Sequence[Approval], action: str) -> str:
-    if any(a.kind not in ("tool", "network") for a in waiting):
-        return ""
-    return _button("batch", "allow", f"Allow all {len(waiting)}", action, kind="hitl-plain")
+def _call(group: CallGroup, approval: Approval, now: datetime, filled: Filled) -> _Call:
+    view = tool_view(approval.tool_name, approval.input)
+    is_pending = approval.state is ApprovalState.PENDING
+    questions = _question_fields(approval) if approval.kind == "question" and is_pending else []
+    if questions:  # shown with their choices instead
+        view = replace(view, parts=tuple(part for part in view.parts if not isinstance(part, Question)))
+    edited = filled.value(f"{approval.id}.input", editable(approval.input))
+    return _Call(
+        approval=approval,
+        view=view,
+        facts=_facts(group, approval, now),
+        fate="" if is_pending else fate(approval),
+        rule=_rule(approval),
+        questions=questions,
+        edited=edited,
+        rows=min(edited.count("\n") + 2, _MAX_ROWS),
+    )
 
 
-def _call(
-    asked: Asked, approval: Approval, now: datetime, filled: Filled, action: str, *, alone: bool
-) -> str:
-    by_subagent = " (asked by a subagent)" if approval.agent_id else ""
-    given = approval.input
-    if approval.kind == "question" and approval.state is ApprovalState.PENDING and asked_questions(given):
-        given = {
-            name: value for name, value in given.items() if name != "questions"
-        }  # shown with their answers
-    shown = f"<h3>{text(approval.tool_name)}{by_subagent}</h3>{call_view(approval.tool_name, given)}"
+def _facts(group: CallGroup, approval: Approval, now: datetime) -> list[tuple[str, str]]:
     elsewhere = leads_to(approval.input, approval.targets)
-    head = facts([
+    return [
         ("folder", approval.cwd),
         *([("leads to", elsewhere)] if elsewhere else []),
-        ("session", asked.session.title or asked.session.id),
-        ("for", f"{asked.requester}, waiting {age(approval.created_at.isoformat(), now)}"),
+        ("session", group.session.title or group.session.id),
+        ("for", f"{group.requester}, waiting {age(approval.created_at.isoformat(), now)}"),
         *([("until", approval.expires_at.isoformat(timespec="minutes"))] if approval.expires_at else []),
         ("SHA-256", f"{approval.digest[:16]}…"),
-    ])  # fmt: skip
-    if approval.state is not ApprovalState.PENDING:
-        return card(shown, head, line(fate(approval), "hitl-bold"))
-    controls = {"tool": _tool, "network": _host, "question": _questions, "plan": _plan}[approval.kind]
-    return card(
-        shown, head, filled.error(approval.id), controls(approval, filled, action, alone), kind="hitl-wait"
-    )
+    ]
+
+
+def _question_fields(approval: Approval) -> list[_QuestionField]:
+    return [
+        _QuestionField(
+            f"{approval.id}.q{number}",
+            str(asked.get("question", "")),
+            bool(asked.get("multiSelect")),
+            [(option_label(option), option_description(option)) for option in question_options(asked)],
+        )
+        for number, asked in enumerate(asked_questions(approval.input))
+    ]
 
 
 def fate(approval: Approval) -> str:
-    """What became of a call, and who said so."""
+    """What became of a call, and who decided."""
     decision = approval.decision
     if decision is None:
         return {
             ApprovalState.PENDING: "Waits for a decision.",
-            ApprovalState.EXPIRED: "Expired: nobody decided in time. It never ran.",
+            ApprovalState.EXPIRED: "Expired: no one decided in time. It never ran.",
             ApprovalState.SUPERSEDED: "Superseded: the session went on without it. It never ran.",
         }.get(approval.state, "Allowed by a remembered rule.")
     word = "Allowed" if decision.result == "allow" else "Denied"
     edited = ", edited," if decision.updated_input and approval.kind == "tool" else ""
     reason = f": {decision.deny_message}" if decision.deny_message else ""
-    kept = f"; remembered: {rule_text(decision.remember.model_dump())}" if decision.remember else ""
+    rule = f"; remembered: {rule_text(decision.remember.model_dump())}" if decision.remember else ""
     when = decision.decided_at.isoformat(sep=" ", timespec="seconds")
     return (
-        f"{word}{edited} by {decision.decided_by} at {when}{reason}{kept}. Outcome: {approval.state.value}."
+        f"{word}{edited} by {decision.decided_by} at {when}{reason}{rule}. Outcome: {approval.state.value}."
     )
 
 
-# -- what can be said about a call
-
-
-def _tool(approval: Approval, filled: Filled, action: str, alone: bool) -> str:
-    name = approval.id
-    remembered = _remembered(approval)
-    edited = filled.value(f"{name}.input", editable(approval.input))
-    editor = _area(f"{name}.input", edited, rows=min(edited.count("\n") + 2, 20))
-    edit_button = _button(f"{name}.do", "edit", "Allow this instead", action) if alone else ""
-    edit = fold(
-        "Edit",
-        "".join(
-            [*_labelled(f"{name}.input", "The input that runs instead, as JSON", editor, filled), edit_button]
-        ),
-        is_open=f"{name}.input" in filled.errors or filled.typed.get(f"{name}.do") == "edit",
-    )
-    reason = _reason(name, "If you deny: why? The agent is told", filled)
-    if alone:
-        bar = _bar(
-            _button(f"{name}.do", "allow", "Allow", action),
-            _button(f"{name}.do", "remember", "Allow and remember", action, kind="hitl-plain")
-            if remembered
-            else "",
-            _button(f"{name}.do", "deny", "Deny", action, kind="hitl-deny"),
-        )
-        rule = line(f"Remembered, such calls run unasked in this session: {remembered}") if remembered else ""
-        return f"{reason}{bar}{rule}{edit}"
-    choices = {"allow": "Allow", "edit": "Allow as edited below", "deny": "Deny", "later": "Not now"}
-    if remembered:
-        choices = {"allow": "Allow", "remember": f"Allow and remember {remembered}", **choices}
-    return f"{_radios(f'{name}.do', choices, filled)}{reason}{edit}"
-
-
-def _host(approval: Approval, filled: Filled, action: str, alone: bool) -> str:
-    name = approval.id
-    reason = _reason(name, "If you deny: why? The agent is told", filled)
-    rule = _remembered(approval)
-    choices = {"allow": "Allow for now", "remember": "Allow for this session", "deny": "Deny"}
-    if not rule:
-        del choices["remember"]
-    said = (
-        line(f"For now: until the turn ends in which the agent is told. For this session: {rule}")
-        if rule
-        else ""
-    )
-    return f"{reason}{_verdict(name, choices, filled, action, alone)}{said}"
-
-
-def _questions(approval: Approval, filled: Filled, action: str, alone: bool) -> str:
-    name = approval.id
-    asked = asked_questions(approval.input)
-    fields = "".join(_question(name, number, q, filled) for number, q in enumerate(asked))
-    reason = _reason(name, "If you decline: why?", filled)
-    return f"{fields}{reason}{_verdict(name, {'answer': 'Answer', 'deny': 'Decline'}, filled, action, alone)}"
-
-
-def _question(name: str, number: int, asked: Mapping[str, Any], filled: Filled) -> str:
-    group, several = f"{name}.q{number}", bool(asked.get("multiSelect"))
-    choices: list[str] = []
-    for position, option in enumerate(question_options(asked)):
-        kind = "checkbox" if several else "radio"
-        field_name, value = (f"{group}.o{position}", "on") if several else (group, str(position))
-        more = option_description(option)
-        label = f"{text(option_label(option))}{f' <span class=hitl-dim>{text(more)}</span>' if more else ''}"
-        choices.append(_choice(kind, field_name, value, label, filled))
-    own = _area(f"{group}.own", filled.value(f"{group}.own"), rows=1)
-    also = "Also, in your own words" if several else "Or in your own words"
-    return (
-        f"<p><b>{text(str(asked.get('question', '')))}</b></p>{''.join(choices)}"
-        f"<label>{also}{own}</label>{filled.error(group)}"
-    )
-
-
-def _plan(approval: Approval, filled: Filled, action: str, alone: bool) -> str:
-    name = approval.id
-    comments = _reason(name, "If you send it back: comments", filled)
-    return f"{comments}{_verdict(name, {'allow': 'Accept the plan', 'deny': 'Send it back'}, filled, action, alone)}"
-
-
-def _verdict(name: str, choices: Mapping[str, str], filled: Filled, action: str, alone: bool) -> str:
-    if not alone:
-        return _radios(f"{name}.do", {**choices, "later": "Not now"}, filled)
-    return _bar(
-        *(
-            _button(f"{name}.do", value, label, action, kind="hitl-deny" if value == "deny" else "")
-            for value, label in choices.items()
-        )
-    )
-
-
-def _remembered(approval: Approval) -> str:
-    """The rule that would be remembered; "" where no rule can stand for such calls."""
+def _rule(approval: Approval) -> str:
+    """The rule that "allow and remember" would record; "" if no rule can cover such calls."""
     if approval.folder not in (None, "."):
         return ""
     try:
@@ -413,72 +339,10 @@ def _remembered(approval: Approval) -> str:
 
 
 def editable(given: Mapping[str, Any]) -> str:
-    """A call's input as JSON to edit. Hidden characters are JSON escapes, and a browser changes none of it."""
+    """A call's input as JSON to edit. Hidden characters are JSON escapes, so that a browser changes none of it."""
     shown = json.dumps(given, ensure_ascii=False, indent=2)
     return "".join(_json_escape(char) if is_hidden(char) else char for char in shown)
 
 
 def _json_escape(char: str) -> str:
     return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else json.dumps(char)[1:-1]
-
-
-# -- parts of forms
-
-
-def _labelled(name: str, label: str, control: str, filled: Filled) -> list[str]:
-    return [f"<label>{text(label)}{control}</label>", filled.error(name)]
-
-
-def _area(name: str, value: str, *, rows: int, required: bool = False) -> str:
-    """The line break after the tag is HTML's own: a first one in the text would be lost without it."""
-    must = " required" if required else ""
-    return (
-        f'<textarea name="{escape(name)}" rows="{rows}" spellcheck="false"{must}>\n{escape(value)}</textarea>'
-    )
-
-
-def _reason(name: str, label: str, filled: Filled) -> str:
-    control = _area(f"{name}.reason", filled.value(f"{name}.reason"), rows=1)
-    return "".join(_labelled(f"{name}.reason", label, control, filled))
-
-
-def _select(name: str, choices: Mapping[str, str], filled: Filled) -> str:
-    chosen = filled.value(name)
-    options = "".join(
-        f'<option value="{escape(value)}"{" selected" if value == chosen else ""}>{text(label)}</option>'
-        for value, label in choices.items()
-    )
-    return f'<select name="{escape(name)}">{options}</select>'
-
-
-def _radios(name: str, choices: Mapping[str, str], filled: Filled) -> str:
-    return "".join(_choice("radio", name, value, text(label), filled) for value, label in choices.items())
-
-
-def _choice(kind: str, name: str, value: str, label: str, filled: Filled) -> str:
-    """`label` is HTML."""
-    checked = " checked" if filled.value(name) == value else ""
-    control = f'<input type="{kind}" name="{escape(name)}" value="{escape(value)}"{checked}>'
-    return f'<label class="hitl-choice">{control}<div>{label}</div></label>'
-
-
-def _button(name: str, value: str, label: str, action: str, kind: str = "") -> str:
-    """`action` is where the form goes: a lock's own address is gone once its flow has ended."""
-    to = f' formaction="{escape(action)}"' if action else ""
-    return f'<button type="submit" class="{kind}" name="{escape(name)}" value="{escape(value)}"{to}>{text(label)}</button>'
-
-
-def _row(name: str, value: str, title: str, below: str) -> str:
-    """`title` is HTML, `below` is text."""
-    return f'<button type="submit" class="hitl-row" name="{name}" value="{escape(value)}">{title}{line(below)}</button>'
-
-
-def _bar(*buttons: str) -> str:
-    return f'<div class="hitl-bar">{"".join(buttons)}</div>'
-
-
-def _hidden(values: Mapping[str, str]) -> str:
-    return "".join(
-        f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">'
-        for name, value in values.items()
-    )

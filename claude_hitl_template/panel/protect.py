@@ -1,4 +1,4 @@
-"""What every request to Kodosumi's panel passes first: whose page sent it, what it brings, where its path leads."""
+"""Checks every request to Kodosumi's panel before the panel sees it: host, origin, path, body, role, failed logins."""
 
 import hmac
 import json
@@ -21,12 +21,12 @@ from claude_hitl_template.errors import HitlError, InvalidInput, NotFound, RateL
 from claude_hitl_template.panel.users import COOKIE, HEADER
 
 log = structlog.get_logger()
-LOGIN_TRIES, LOGIN_PERIOD_S = 10, 300.0
-LOGIN_BYTES = 64 * 1024
+MAX_FAILED_LOGINS, LOGIN_PERIOD_S = 10, 300.0
+MAX_LOGIN_BYTES = 64 * 1024
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 JSON, FORM, MULTIPART = "application/json", "application/x-www-form-urlencoded", "multipart/form-data"
-# By the first parts of the path; everything else takes JSON alone. Kodosumi sends a form on as JSON with the form's type.
-OTHER_BODIES: Mapping[tuple[str, ...], str] = {
+# By the first parts of the path; all other paths accept JSON only. Kodosumi forwards a form as JSON with the form's type.
+OTHER_CONTENT_TYPES: Mapping[tuple[str, ...], str] = {
     ("login",): FORM,
     ("admin", "routes"): FORM,
     ("inputs",): FORM,
@@ -36,19 +36,19 @@ OTHER_BODIES: Mapping[tuple[str, ...], str] = {
 }
 LOGINS = frozenset({("login",), ("api", "login")})
 LOGOUTS = frozenset({("logout",), ("admin", "logout")})
-# A deployment from here would delete the service, which is not deployed from a file; and Ray's dashboard, which these
-# routes ask, wants a token that the panel has no business with.
-CLOSED = frozenset({"deploy", "serve"})
-MOST_DECODINGS = 4
-_REFUSED = re.compile(r"[\x00-\x1f\x7f\\]")
-_SECURITY = {
-    # Kodosumi's pages have their scripts and styles in them.
+# A deployment from the panel would delete the service, which is not deployed from a file. These routes also need the
+# token of Ray's dashboard, which the panel does not get.
+CLOSED_PREFIXES = frozenset({"deploy", "serve"})
+MAX_DECODINGS = 4
+_UNSAFE_CHARS = re.compile(r"[\x00-\x1f\x7f\\]")
+_SECURITY_HEADERS = {
+    # Kodosumi's pages have inline scripts and styles.
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'",
     "x-frame-options": "DENY",
     "x-content-type-options": "nosniff",
-    # Under a stricter one browsers would send "Origin: null" with forms.
+    # With a stricter policy browsers would send "Origin: null" with forms.
     "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
@@ -56,14 +56,14 @@ _SECURITY = {
 
 
 class ProtectedPanel:
-    """Kodosumi's panel behind checks of its own that hold for every role, operators included.
+    """Kodosumi's panel behind checks that apply to every role, including operators.
 
     Args:
         app: Kodosumi's application.
-        hosts: The names, with port, under which the panel may be reached.
-        secret: What the panel signs its logins with.
-        may_act: Whether the role behind a request, if there is one, exists and is active.
-        logins: Counts the logins that failed, by name and by address.
+        hosts: The host names, with port, under which the panel may be reached.
+        secret: Signs the panel's logins.
+        may_act: Whether the role of a request, if it has one, exists and is active.
+        logins: Counts failed logins, by name and by address.
     """
 
     def __init__(
@@ -77,37 +77,37 @@ class ProtectedPanel:
     ) -> None:
         self._app, self._proof, self._may_act = app, panel_proof(secret), may_act
         self._hosts = frozenset(host.lower() for host in hosts)
-        self._logins = logins or Throttle(LOGIN_TRIES, LOGIN_PERIOD_S)
+        self._logins = logins or Throttle(MAX_FAILED_LOGINS, LOGIN_PERIOD_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        answering = _Answer(scope, send)
+        response = _Response(scope, send)
         try:
-            await self._checked(HTTPConnection(scope), receive, answering)
+            await self._check_and_pass_on(HTTPConnection(scope), receive, response)
         except HitlError as error:
             log.warning("a request to the panel was refused", path=scope["path"], why=str(error))
             refusal = WebSocketClose(1008) if scope["type"] == "websocket" else _refusal(error)
-            await refusal(scope, receive, send if scope["type"] == "websocket" else answering)
+            await refusal(scope, receive, send if scope["type"] == "websocket" else response)
 
-    async def _checked(self, request: HTTPConnection, receive: Receive, send: "_Answer") -> None:
+    async def _check_and_pass_on(self, request: HTTPConnection, receive: Receive, send: "_Response") -> None:
         self._check_host(request)
         parts = _parts(request.scope)
         check_origin(request, changes=_changes(request, parts))
-        if parts[:1] and parts[0] in CLOSED:
+        if parts[:1] and parts[0] in CLOSED_PREFIXES:
             raise NotFound("the service is deployed by ./hitl up or ./hitl deploy, never from the panel")
         _check_body(request, parts)
         if parts in LOGINS:
             await self._log_in(request, parts, receive, send)
             return
-        # A login is good for a day; a role that was deleted or switched off meanwhile is not.
+        # A login is valid for a day, but the role may have been deleted or deactivated since.
         if parts[:1] != ("static",) and not await self._may_act(request.scope):
-            raise _NoSuchRole("this role does not exist any more, or is not active: log in again")
+            raise _InactiveRole("this role does not exist any more, or is not active: log in again")
         await self._app(request.scope, receive, send)
 
     def _check_host(self, request: HTTPConnection) -> None:
-        """A page elsewhere may have a name of its own that leads here; under that name the panel does not answer."""
+        """A foreign page may have a host name that resolves to the panel; requests under that name are refused."""
         given = request.headers.getlist("host")
         if len(given) != 1 or given[0].lower() not in self._hosts:
             raise InvalidInput(
@@ -115,31 +115,34 @@ class ProtectedPanel:
             )
 
     async def _log_in(
-        self, request: HTTPConnection, parts: tuple[str, ...], receive: Receive, send: "_Answer"
+        self, request: HTTPConnection, parts: tuple[str, ...], receive: Receive, send: "_Response"
     ) -> None:
-        # The service's own login is not held up by what others try.
+        # The login of the service itself is not delayed by failed logins of others.
         if hmac.compare_digest(request.headers.get(PANEL_PROOF, "").encode(), self._proof.encode()):
             await self._app(request.scope, receive, send)
             return
-        body = await _read(receive, LOGIN_BYTES)
+        body = await _read(receive, MAX_LOGIN_BYTES)
         client = request.client.host if request.client else ""
-        tried = [f"address {network_of(client)}", *(f"name {name}" for name in _names(request, parts, body))]
+        tried = [
+            f"address {network_of(client)}",
+            *(f"name {name}" for name in _login_names(request, parts, body)),
+        ]
         wait_s = max(self._logins.wait_s(key) for key in tried)
         if wait_s:
             raise RateLimited("too many logins failed; wait, then try again", wait_s)
-        for key in tried:  # before the answer is known, or tries side by side would not count
+        for key in tried:  # before the result is known, or concurrent attempts would not count
             self._logins.take(key)
-        await self._app(request.scope, _again(body, receive), send)
+        await self._app(request.scope, _replayed(body, receive), send)
         if send.logged_in:
             for key in tried:
                 self._logins.give_back(key)
 
 
 def check_origin(request: HTTPConnection, *, changes: bool) -> None:
-    """Raises Unauthorized for what a page of another origin sent with the user's cookie.
+    """Raises Unauthorized for a request that a page of another origin sent with the user's cookie.
 
-    Cookies are shared by all ports of a host and, by their site, by its subdomains. Browsers name the origin with all
-    that changes something; of what only reads they say whether another site's page asked. Programs send no cookie.
+    All ports of a host share cookies, and so do the subdomains of a site. Browsers send the origin with every request
+    that changes something; with others they say whether a page of another site sent it. Programs send no cookie.
     """
     origins, host = request.headers.getlist("origin"), request.headers.get("host", "")
     if any(urlsplit(origin).netloc.lower() != host.lower() for origin in origins):
@@ -164,7 +167,7 @@ def check_origin(request: HTTPConnection, *, changes: bool) -> None:
 
 
 def _changes(request: HTTPConnection, parts: tuple[str, ...]) -> bool:
-    """Whether a request may change something. Kodosumi logs in and out by GET, too."""
+    """Whether a request may change something. Kodosumi also logs in and out by GET."""
     if request.scope["type"] == "websocket" or request.scope["method"] not in SAFE:
         return True
     site = request.headers.get("sec-fetch-site")
@@ -172,40 +175,45 @@ def _changes(request: HTTPConnection, parts: tuple[str, ...]) -> bool:
 
 
 def _parts(scope: Scope) -> tuple[str, ...]:
-    """The path as Kodosumi's router sees it. Raises InvalidInput for one that leads out of its folder.
+    """The parts of the path as Kodosumi's router sees it. Raises InvalidInput for a path that leads out of its folder.
 
-    Decoded until nothing changes: whoever passes it on may decode it again.
+    The path is decoded until it no longer changes, because a later handler may decode it again.
     """
     _check_path(scope["path"])
     _check_path(scope.get("raw_path", b"").decode("latin-1").partition("?")[0])
     return tuple(part for part in scope["path"].split("/") if part)
 
 
-def _check_path(path: str, decodings: int = MOST_DECODINGS) -> None:
-    if _REFUSED.search(path) or not {"..", "."}.isdisjoint(path.split("/")):
+def _check_path(path: str, decodings: int = MAX_DECODINGS) -> None:
+    if _UNSAFE_CHARS.search(path) or not {"..", "."}.isdisjoint(path.split("/")):
         raise InvalidInput("this path leads out of its folder", "path")
     decoded = unquote(path)
     if decoded != path:
         if not decodings:
-            raise InvalidInput("this path is encoded again and again", "path")
+            raise InvalidInput("this path is encoded too many times", "path")
         _check_path(decoded, decodings - 1)
 
 
 def _check_body(request: HTTPConnection, parts: tuple[str, ...]) -> None:
-    """Raises InvalidInput: Kodosumi reads JSON whatever a body is called, and pages elsewhere may send what is not."""
+    """Raises InvalidInput for a wrong content type.
+
+    Kodosumi parses any body as JSON, and foreign pages may send bodies that are not declared as JSON.
+    """
     if request.scope["type"] != "http":
         return
     length = request.headers.get("content-length")
     if length in (None, "0") and "transfer-encoding" not in request.headers:
         return
     given = [value.partition(";")[0].strip().lower() for value in request.headers.getlist("content-type")]
-    other = next((kind for prefix, kind in OTHER_BODIES.items() if parts[: len(prefix)] == prefix), JSON)
+    other = next(
+        (kind for prefix, kind in OTHER_CONTENT_TYPES.items() if parts[: len(prefix)] == prefix), JSON
+    )
     if len(given) != 1 or given[0] not in (JSON, other):
         raise InvalidInput(f"send {other}", "Content-Type")
 
 
-def _names(request: HTTPConnection, parts: tuple[str, ...], body: bytes) -> set[str]:
-    """Every role that a login may be meant for."""
+def _login_names(request: HTTPConnection, parts: tuple[str, ...], body: bytes) -> set[str]:
+    """The names of all roles that a login request could be for."""
     found = parse_qs(request.scope["query_string"].decode("latin-1")).get("name", [])
     with_form = request.headers.get("content-type", "").lower().startswith(FORM)
     if with_form:
@@ -215,7 +223,7 @@ def _names(request: HTTPConnection, parts: tuple[str, ...], body: bytes) -> set[
             given = json.loads(body)
             found += [str(given["name"])] if isinstance(given, dict) and "name" in given else []
         except (ValueError, RecursionError):
-            pass  # Kodosumi refuses it; the address counts
+            pass  # Kodosumi refuses it; it counts for the address
     return {name.strip() for name in found}
 
 
@@ -232,8 +240,8 @@ async def _read(receive: Receive, most: int) -> bytes:
             return body
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """Hands out a body that was read, then what comes after it."""
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Returns a body that was read already, then the messages after it."""
     unread = [body]
 
     async def read() -> Message:
@@ -244,12 +252,12 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return read
 
 
-class _Answer:
-    """Sends an answer of Kodosumi's with what browsers are to be told, and without what nobody is."""
+class _Response:
+    """Sends a response of Kodosumi's with security headers added, and without tracebacks."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope, self._send = scope, send
-        self._start: Message | None = None  # of an error, until its body is there
+        self._start: Message | None = None  # of an error response, until its body is complete
         self._body = b""
         self.logged_in = False
 
@@ -281,25 +289,25 @@ class _Answer:
         if cookies:
             del headers["set-cookie"]
             for cookie in cookies:
-                headers.append("set-cookie", self._for_the_server_only(cookie))
-        headers.update(_SECURITY)
+                headers.append("set-cookie", self._protected_cookie(cookie))
+        headers.update(_SECURITY_HEADERS)
         if "location" in headers:
-            headers["location"] = self._within(headers["location"])
+            headers["location"] = self._local_location(headers["location"])
 
-    def _for_the_server_only(self, cookie: str) -> str:
-        """No script of the panel reads its cookie."""
-        said = {part.strip().partition("=")[0].lower() for part in cookie.split(";")[1:]}
+    def _protected_cookie(self, cookie: str) -> str:
+        """Adds attributes that keep the cookie from scripts and from other sites."""
+        present = {part.strip().partition("=")[0].lower() for part in cookie.split(";")[1:]}
         wanted = {"HttpOnly": "HttpOnly", "SameSite": "SameSite=Lax"}
         if self._scope.get("scheme") == "https":
             wanted["Secure"] = "Secure"
-        return "; ".join([cookie, *(text for name, text in wanted.items() if name.lower() not in said)])
+        return "; ".join([cookie, *(text for name, text in wanted.items() if name.lower() not in present)])
 
-    def _within(self, location: str) -> str:
-        """Kodosumi goes wherever a login form or an address says."""
+    def _local_location(self, location: str) -> str:
+        """Kodosumi redirects to any address in a login form or a URL; only addresses of the panel pass."""
         host = Headers(scope=self._scope).get("host", "")
         local = location.startswith("/") and not location.startswith(("//", "/\\"))
         inside = local or location.startswith(f"{self._scope.get('scheme')}://{host}/")
-        return "/" if _REFUSED.search(location) or not inside else location
+        return "/" if _UNSAFE_CHARS.search(location) or not inside else location
 
 
 def _logs_in(cookie: str) -> bool:
@@ -320,13 +328,13 @@ def _without_traceback(body: bytes) -> bytes:
     return body
 
 
-class _NoSuchRole(HitlError):
-    """The login of a role that may not act."""
+class _InactiveRole(HitlError):
+    """The role of a login was deleted or deactivated."""
 
 
 _STATUSES: Mapping[type[HitlError], int] = {
     Unauthorized: 403,
-    _NoSuchRole: 401,
+    _InactiveRole: 401,
     NotFound: 404,
     TooLarge: 413,
     RateLimited: 429,
@@ -337,6 +345,6 @@ def _refusal(error: HitlError) -> PlainTextResponse:
     answer = PlainTextResponse(str(error), _STATUSES.get(type(error), 400))
     if isinstance(error, RateLimited):
         answer.headers["retry-after"] = str(math.ceil(error.retry_after_s))
-    if isinstance(error, _NoSuchRole):
+    if isinstance(error, _InactiveRole):
         answer.delete_cookie(COOKIE)
     return answer

@@ -1,4 +1,4 @@
-"""Kodosumi's panel as `hitl up` starts it: its own application, behind our checks. Run as a program in its folder."""
+"""Kodosumi's panel behind our checks, as `hitl up` starts it: a program that runs in the panel's folder."""
 
 import argparse
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,9 +21,10 @@ from claude_hitl_template.panel.protect import ProtectedPanel
 
 
 def build(settings: InternalSettings, logins: Throttle | None = None) -> ProtectedPanel:
-    """The panel with these settings, whose `CORS_ORIGINS` are all the addresses it has.
+    """Builds the panel.
 
     Args:
+        settings: Of Kodosumi; `CORS_ORIGINS` are all addresses of the panel.
         logins: As `ProtectedPanel` takes it.
     """
     files.install()
@@ -43,7 +44,7 @@ def _may_act(app: Litestar) -> Callable[[Scope], Awaitable[bool]]:
         try:
             role_id = parse_token(ASGIConnection({**scope, "app": app, "state": {}})).sub  # pyright: ignore
         except NotAuthorizedException:
-            return True  # Kodosumi refuses it, in its own words, where a login is asked for
+            return True  # Kodosumi refuses it itself where a login is required
         try:
             async with app.state["session_maker_class"]() as session:
                 role = await get_user_details(role_id, session)
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         host=at.hostname or "127.0.0.1",
         port=at.port or 3370,
         log_level=settings.UVICORN_LEVEL.lower(),
-        # Whoever sends a request could choose the address that its logins are counted under.
+        # Otherwise a client could choose the address under which its failed logins are counted.
         proxy_headers=False,
         server_header=False,
     )

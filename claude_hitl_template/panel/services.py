@@ -1,4 +1,4 @@
-"""What the panel's entries and flows stand on. The composition root fills it in."""
+"""What the panel's entries and flows use. `query.py` provides it."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -9,22 +9,35 @@ from claude_hitl_template.store.protocol import Clients, Windows
 
 
 class Locks(Protocol):
-    """The locks of the flow that asks. Kodosumi's own `tracer.lock` does not tell the id that closing one needs."""
+    """The locks of one flow. Kodosumi's own `tracer.lock` does not reveal the id that closing a lock needs."""
 
     async def wait(self, name: str, lock_id: str, data: Mapping[str, Any], timeout_s: float) -> Any:
-        """Keeps a lock's form answerable until it is released. Returns what it was released with.
+        """Keeps the form of a lock answerable until the lock is released.
 
-        Raises TimeoutError after `timeout_s`.
+        Args:
+            name: Which form.
+            lock_id: Identifies this lock.
+            data: Passed to the form.
+            timeout_s: How long to wait.
+
+        Returns:
+            The value with which the lock was released.
+
+        Raises:
+            TimeoutError: It was not released in time.
         """
         ...
 
 
 @dataclass(frozen=True)
 class WindowServices:
-    """What a flow has: the store as far as it shows the flow's session.
+    """What a flow uses.
 
-    `wait_s`: how long a flow without change goes on before it ends with its session parked. `image_facts` are as in
-    `api.app.Service`.
+    Attributes:
+        store: Gives access to the flow's session only.
+        image_facts: As in `api.app.Service`.
+        wait_s: How long a flow waits without any change before it ends with its session parked.
+        max_upload_bytes: The most that one turn offers for download.
     """
 
     store: Windows
@@ -35,11 +48,17 @@ class WindowServices:
 
 @dataclass(frozen=True)
 class PanelServices:
-    """What the entries have.
+    """What the entries use.
 
-    `environments` by id, the first is the default. `window` is what Kodosumi runs as the flow that shows a session, whose
-    id it is given. `is_open` says whether a flow lives and is a user's: (flow, user's id). `sandbox`: "on", "off" or
-    "none".
+    Attributes:
+        store: The sessions of all keys.
+        agent: The agent of new conversations.
+        environments: By id; the first is the default.
+        max_upload_bytes: The most that one form uploads.
+        panel_url: The address of the panel.
+        window: Returns, for a session's id, what Kodosumi runs as the flow that shows the session.
+        is_open: Whether a flow, by its id, lives and belongs to the user with an id.
+        sandbox: "on", "off" or "none".
     """
 
     store: Clients

@@ -1,7 +1,7 @@
-"""Files on their way between the panel and a session's workspace.
+"""Copies files between the panel and a session's workspace.
 
-Kodosumi's scripts build HTML from file names, its file input as well as its dashboard. So the panel only ever learns
-names that are inert: uploads are numbered, and what they are called comes in a field of our own.
+Kodosumi's scripts build HTML from file names, in its file input and in its dashboard. So the panel only gets inert names:
+uploads are numbered, and a field of our own has their real names. `static/upload.js` is the part in the browser.
 """
 
 import json
@@ -21,73 +21,27 @@ from claude_hitl_template.presentation.text import is_hidden, size
 FIELD = "files"
 MAX_FILES = 100
 MAX_NAME_BYTES = 200
-OWN_FOLDERS = frozenset({".git", "node_modules", "__pycache__"})  # what is in them is offered to nobody
-PATIENCE_S = 60.0
-
-UPLOAD_SCRIPT = """<script>
-(() => {
-  const CHUNK = 1 << 20;
-  const box = document.getElementById("hitl-upload"), pick = document.getElementById("hitl-pick");
-  const kept = document.getElementById("hitl-files"), list = document.getElementById("hitl-list");
-  const state = kept.value ? JSON.parse(kept.value) : {batch: null, items: {}, names: {}, bytes: 0};
-  const limit = Number(box.dataset.limit), buttons = () => document.querySelectorAll("button[type=submit]");
-  const post = async (url, body) => {
-    const plain = body instanceof FormData;
-    const headers = plain ? {} : {"Content-Type": "application/json"};
-    const answer = await fetch(url, {method: "POST", headers, body: plain ? body : JSON.stringify(body ?? {})});
-    if (!answer.ok) throw new Error(answer.status);
-    return answer.json();
-  };
-  const upload = async (file) => {
-    state.batch ??= (await post("/files/init_batch")).batch_id;
-    const filename = String(Object.keys(state.names).length), total = Math.ceil(file.size / CHUNK);
-    const {upload_id} = await post("/files/init", {filename, total_chunks: total, batch_id: state.batch});
-    for (let i = 0; i < total; i++) {
-      const form = new FormData();
-      form.append("upload_id", upload_id);
-      form.append("chunk_number", i);
-      form.append("chunk", file.slice(i * CHUNK, (i + 1) * CHUNK));
-      if ((await post("/files/chunk", form)).error) throw new Error("chunk");
-    }
-    state.items[upload_id] = {filename, totalChunks: total};
-    state.names[filename] = file.name;
-    state.bytes += file.size;
-    kept.value = JSON.stringify(state);
-  };
-  const add = async (file) => {
-    const entry = document.createElement("li");
-    entry.textContent = file.name;
-    list.append(entry);
-    if (state.bytes + file.size > limit) return entry.append(": left out, this is over the limit");
-    try { await upload(file); entry.append(": uploaded"); }
-    catch (error) { entry.append(": not uploaded, choose it again"); }
-  };
-  for (const name of Object.values(state.names)) {
-    const entry = document.createElement("li");
-    entry.textContent = name + ": uploaded";
-    list.append(entry);
-  }
-  pick.addEventListener("change", async () => {
-    buttons().forEach((button) => button.disabled = true);
-    for (const file of pick.files) await add(file);
-    pick.value = "";
-    buttons().forEach((button) => button.disabled = false);
-  });
-})();
-</script>"""
+SKIPPED_FOLDERS = frozenset({".git", "node_modules", "__pycache__"})  # their files are not offered
+TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
 class Uploads:
-    """What the browser left in the panel: chunks by upload id, and (number, name to be given) of each file."""
+    """What the browser uploaded to the panel.
+
+    Attributes:
+        batch: Identifies the upload in the panel.
+        items: Kodosumi's description of each file, by upload id.
+        names: The number and the name of each file.
+    """
 
     batch: str
     items: Mapping[str, Mapping[str, Any]]
     names: Sequence[tuple[str, str]]
 
 
-def read(given: str) -> Uploads | None:
-    """The field `files` as the script filled it in; None when nothing was chosen. Raises InvalidInput."""
+def parse(given: str) -> Uploads | None:
+    """Parses the field `files`, which the script filled in; None if no file was chosen. Raises InvalidInput."""
     if not given.strip():
         return None
     try:
@@ -112,7 +66,7 @@ def read(given: str) -> Uploads | None:
 
 
 def safe_name(given: str) -> str:
-    """A file's name without a path, without characters that hide or act, and not a hidden file's."""
+    """A file's name without path, leading dots, and characters that hide or act."""
     last = given.replace("\\", "/").rsplit("/", 1)[-1]
     kept = "".join(c for c in last if c not in "\n\t" and not is_hidden(c)).strip().lstrip(".").strip()
     while len(kept.encode()) > MAX_NAME_BYTES:
@@ -136,22 +90,34 @@ def _distinct(named: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 async def receive(uploads: Uploads, folder: Path, client: httpx.AsyncClient, max_bytes: int) -> list[str]:
-    """Moves the files from the panel into `folder`; `client` speaks to the panel as the user. Returns their names.
+    """Moves the uploaded files from the panel into a folder.
 
-    Raises TooLarge, InvalidInput, Unavailable.
+    Args:
+        uploads: The files.
+        folder: Where they are written to.
+        client: Sends requests to the panel as the user.
+        max_bytes: The most that all files may have together.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        TooLarge: The files are larger.
+        InvalidInput: A file did not arrive.
+        Unavailable: The panel does not answer.
     """
-    place = f"/files/{uploads.batch}/in"
+    folder_url = f"/files/{uploads.batch}/in"
     try:
         done = await client.post(f"/files/complete/{uploads.batch}/{uploads.batch}/in", json=uploads.items)
         done.raise_for_status()
         try:
-            await _check(await client.get(place), uploads, max_bytes)
+            await _check(await client.get(folder_url), uploads, max_bytes)
             for number, name in uploads.names:
-                await _copy(client, f"{place}/{number}", folder / name)
+                await _copy(client, f"{folder_url}/{number}", folder / name)
         finally:
-            await client.delete(f"{place}/")
+            await client.delete(f"{folder_url}/")
     except httpx.HTTPError as error:
-        raise Unavailable("the panel did not hand the uploaded files over; try again") from error
+        raise Unavailable("the uploaded files could not be fetched from the panel; try again") from error
     return [name for _, name in uploads.names]
 
 
@@ -178,22 +144,26 @@ async def _copy(client: httpx.AsyncClient, address: str, target: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Produced:
-    """Copies of changed files, ready to be offered: (name in the workspace, name stored under, bytes), and what is
-    left out and why."""
+class Downloads:
+    """Copies of changed files, ready for download.
+
+    Attributes:
+        files: The name in the workspace, the name of the copy, and bytes.
+        left_out: The name of each file that is not offered, and why.
+    """
 
     files: Sequence[tuple[str, str, int]]
     left_out: Sequence[tuple[str, str]]
 
 
-async def collect(changed: Sequence[SavedFile], get: GetBlobs, target: Path, max_bytes: int) -> Produced:
+async def collect(changed: Sequence[SavedFile], get: GetBlobs, target: Path, max_bytes: int) -> Downloads:
     """Copies these files of a saved workspace into `target`, up to `max_bytes` together."""
     files: list[tuple[str, str, int]] = []
     left_out: list[tuple[str, str]] = []
     room = max_bytes
     for file in changed:
         name = shown(file.path)
-        if not OWN_FOLDERS.isdisjoint(name.split("/")[:-1]):
+        if not SKIPPED_FOLDERS.isdisjoint(name.split("/")[:-1]):
             continue
         if len(files) == MAX_FILES:
             left_out.append((name, f"only {MAX_FILES} files are offered"))
@@ -209,7 +179,7 @@ async def collect(changed: Sequence[SavedFile], get: GetBlobs, target: Path, max
             continue
         files.append((name, stored, file.size))
         room -= file.size
-    return Produced(files, left_out)
+    return Downloads(files, left_out)
 
 
 async def _fetch(file: SavedFile, get: GetBlobs, target: Path) -> None:

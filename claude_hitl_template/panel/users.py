@@ -1,4 +1,4 @@
-"""Who is behind a request: the panel's login, verified, and the role asked of the panel itself."""
+"""Authenticates users of the panel: verifies the login that the panel forwards, and asks the panel for the role."""
 
 import re
 import time
@@ -21,17 +21,17 @@ from claude_hitl_template.store.protocol import Clients
 
 log = structlog.get_logger()
 COOKIE, HEADER = "kodosumi_jwt", "KODOSUMI_API_KEY"
-ADMIN = "admin"  # the role that Kodosumi makes at its first start
-ASK_S = 10.0
-REMEMBER_S = 30.0  # how long what the panel said of a role is believed
-REMEMBERED = 10_000
+ADMIN = "admin"  # the role that Kodosumi creates at its first start
+REQUEST_TIMEOUT_S = 10.0
+CACHE_S = 30.0  # how long a role that the panel returned is used without asking again
+CACHE_SIZE = 10_000
 _STATE, _ENTRIES = "panel_user", "panel_entries"
 _ADDRESS = re.compile(r"https?://([A-Za-z0-9.-]+)(?::(\d{1,5}))?((?:/[A-Za-z0-9_.-]+)*)/?")
 
 
 @dataclass(frozen=True)
 class PanelUser:
-    """A role of the panel. `key_id` is whom its sessions belong to; `approver`: may decide in everyone's sessions."""
+    """A role of the panel. Its sessions belong to `key_id`. An `approver` may decide in the sessions of all keys."""
 
     id: str
     name: str
@@ -40,19 +40,19 @@ class PanelUser:
     key_id: str
 
     def may_decide(self, key_id: str) -> bool:
-        """Whether this user may decide in the sessions of that key: approvers in all, others in their own."""
+        """Whether this user may decide in the sessions of that key."""
         return self.approver or key_id == self.key_id
 
 
 def panel_user(request: Request) -> PanelUser:
-    """The user behind a request to one of Kodosumi's routes, all of which stand behind `Guard`."""
+    """The user of a request to one of Kodosumi's routes, which are all behind `Guard`."""
     return request.scope["state"][_STATE]
 
 
-def note_registered(connection: HTTPConnection) -> None:
-    """Keeps, for `entries_path`, the address that the panel knows this application by: one of several that are right.
+def remember_entries_path(connection: HTTPConnection) -> None:
+    """Stores, for `entries_path`, the address under which the panel lists this application.
 
-    It comes from a header that anyone may write, so it only ever names a path of the panel itself.
+    It comes from a header that anyone can set, so only a path of the panel itself is derived from it.
     """
     found = _ADDRESS.fullmatch(connection.headers.get(KODOSUMI_BASE, ""))
     path = f"/inputs/-/{found[1]}/{found[2]}{found[3]}/-" if found else ""
@@ -60,13 +60,19 @@ def note_registered(connection: HTTPConnection) -> None:
 
 
 def entries_path(request: Request) -> str:
-    """The path under which the panel shows our entries; "" behind a lock, which the panel forwards without it."""
+    """The path of our entries in the panel; "" in a request to a lock, which the panel forwards without the address."""
     return request.scope["state"][_ENTRIES]
 
 
 @dataclass(frozen=True)
 class PanelAccess:
-    """Where the panel is, what it signs its logins with ("": what everyone knows), and the password of its first role."""
+    """How to reach the panel.
+
+    Attributes:
+        url: Its address.
+        secret: The secret that signs its logins; "" if it is Kodosumi's public default.
+        password: The password of the role `admin`.
+    """
 
     url: str
     secret: str
@@ -80,9 +86,10 @@ PUBLIC_LOGIN = (
 
 
 def default_login() -> tuple[str, str]:
-    """Secret and password of a panel that was started without ./hitl up, from the KODO_ settings that it reads too.
+    """Secret and password of a panel that was started without ./hitl up, from the KODO_ settings that it reads, too.
 
-    The secret is "" where it is Kodosumi's default, which is public.
+    Returns:
+        The secret, "" if it is Kodosumi's public default, and the password.
     """
     found = InternalSettings()
     if found.SECRET_KEY.strip() in ("", InternalSettings.model_fields["SECRET_KEY"].default):
@@ -92,31 +99,37 @@ def default_login() -> tuple[str, str]:
 
 
 class Guard:
-    """Recognises users by the login that the panel forwards. A header that only names a user is worth nothing."""
+    """Authenticates users by the login that the panel forwards. A header that only names a user is not trusted.
+
+    Args:
+        store: Where each role has a key.
+        panel: How to reach the panel.
+        approvers: Names of roles that may decide in the sessions of all keys.
+    """
 
     def __init__(self, store: Clients, panel: PanelAccess, approvers: frozenset[str]) -> None:
         self._store, self._panel, self._approvers = store, panel, approvers
         self._known: OrderedDict[str, tuple[PanelUser, float]] = OrderedDict()
 
-    async def recognise(self, connection: HTTPConnection) -> None:
-        """Notes the user for `panel_user`. Raises Unauthorized, Unavailable."""
+    async def authenticate(self, connection: HTTPConnection) -> None:
+        """Stores the user for `panel_user`. Raises Unauthorized, Unavailable."""
         if not self._panel.secret:
             raise Unauthorized(PUBLIC_LOGIN)
-        refuse_foreign_pages(connection)
+        check_same_origin(connection)
         token = connection.headers.get(HEADER) or connection.cookies.get(COOKIE) or ""
         role_id = self._check(token)
         known = self._known.get(role_id)
         if known is None or known[1] < time.monotonic():
-            known = await self._ask(role_id, token), time.monotonic() + REMEMBER_S
+            known = await self._ask(role_id, token), time.monotonic() + CACHE_S
             self._known[role_id] = known
-            if len(self._known) > REMEMBERED:
+            if len(self._known) > CACHE_SIZE:
                 self._known.popitem(last=False)
         connection.scope.setdefault("state", {})[_STATE] = known[0]
 
     def _check(self, token: str) -> str:
-        """The role that a login is for. Its signature, its algorithm and its age are checked."""
+        """The role that a login is for. Checks signature, algorithm and age."""
         if not token:
-            raise Unauthorized("this page is opened through the panel, by someone who is logged in there")
+            raise Unauthorized("open this page through the panel, logged in there")
         options = {"require_exp": True, "require_sub": True}
         try:
             return str(uuid.UUID(jwt.decode(token, self._panel.secret, ["HS256"], options)["sub"]))
@@ -127,7 +140,7 @@ class Guard:
             ) from error
 
     async def _ask(self, role_id: str, token: str) -> PanelUser:
-        role = await self._role(role_id, token)  # the panel shows roles to operators only
+        role = await self._role(role_id, token)  # the panel returns roles to operators only
         operator = role is not None
         role = role or await self._role(role_id, await self._own_login())
         if role is None or role.get("id") != role_id or not role.get("active"):
@@ -137,13 +150,13 @@ class Guard:
         return PanelUser(role_id, name, operator, operator or name in self._approvers, key.id)
 
     async def _role(self, role_id: str, token: str) -> dict[str, object] | None:
-        """None when the panel does not show it to the holder of `token`."""
+        """None if the panel does not return the role to the holder of `token`."""
         try:
             async with self._client() as client:
                 answer = await client.get(f"/role/{role_id}", headers={HEADER: token})
             return answer.json() if answer.status_code == 200 else None
         except (httpx.HTTPError, ValueError) as error:
-            raise self._silent() from error
+            raise self._no_response() from error
 
     async def _own_login(self) -> str:
         body = {"name": ADMIN, "password": self._panel.password}
@@ -153,27 +166,27 @@ class Guard:
                 answer = await client.post("/api/login", json=body, headers=proof)
             if answer.status_code != 200:
                 raise Unavailable(
-                    f"the panel does not let the service in, which logs in as {ADMIN} with the password that the "
+                    f"the panel refuses the login of the service, which logs in as {ADMIN} with the password that the "
                     "panel was first started with; so only operators are recognised"
                 )
             return str(answer.json()[HEADER])
         except (httpx.HTTPError, ValueError, KeyError) as error:
-            raise self._silent() from error
+            raise self._no_response() from error
 
     def _client(self) -> httpx.AsyncClient:
         accepted = {"accept": "application/json"}
-        return network.direct_async(base_url=self._panel.url, timeout=ASK_S, headers=accepted)
+        return network.direct_async(base_url=self._panel.url, timeout=REQUEST_TIMEOUT_S, headers=accepted)
 
-    def _silent(self) -> Unavailable:
+    def _no_response(self) -> Unavailable:
         return Unavailable(
-            f"the panel does not answer at {self._panel.url}, so nobody can be recognised; ./hitl status says why"
+            f"the panel does not answer at {self._panel.url}, so no user can be authenticated; ./hitl status says why"
         )
 
 
-def refuse_foreign_pages(connection: HTTPConnection) -> None:
+def check_same_origin(connection: HTTPConnection) -> None:
     """Raises Unauthorized for what a page of another origin sent with the user's cookie.
 
-    Cookies are shared by all ports of a host, and an agent may well serve pages on another one.
+    All ports of a host share cookies, and an agent may serve pages on another port.
     """
     origin = connection.headers.get("origin")
     if origin and urlsplit(origin).netloc != connection.headers.get("host"):

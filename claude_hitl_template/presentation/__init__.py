@@ -1,1 +1,1 @@
-"""How texts and calls are shown to people, whatever the medium."""
+"""Views of calls and events for people, and texts in them, independent of the medium."""

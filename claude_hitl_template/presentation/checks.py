@@ -1,4 +1,4 @@
-"""One thing that was looked at, and what was found: the lines of `hitl doctor`, `hitl image verify` and the like."""
+"""The result of one check, and its lines in `hitl doctor`, `hitl image verify` and similar commands."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ Level = Literal["ok", "warning", "wrong"]
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, what was found, and, unless it is ok, what mends it."""
+    """What was checked, what was found and, unless it is ok, how to fix it (`mend`)."""
 
     name: str
     level: Level
@@ -19,6 +19,7 @@ class Check:
 
 
 def lines(check: Check) -> list[str]:
+    """The lines of a check, with hidden characters escaped."""
     sign = {"ok": "ok      ", "warning": "warning ", "wrong": "WRONG   "}[check.level]
     mend = [f"         Fix: {check.mend}"] if check.mend else []
     return [visible(line) for line in [f"{sign} {check.name}: {check.found}", *mend]]

@@ -1,4 +1,4 @@
-"""Text from a model, a tool or a user, made safe for a terminal."""
+"""Escapes text from a model, a tool or a user for a terminal."""
 
 from rich.style import Style
 from rich.text import Text
@@ -9,7 +9,7 @@ ESCAPE_STYLE = Style(reverse=True, bold=True)
 
 
 def shown(text: str, style: str | Style = "") -> Text:
-    """`visible(text)` for rich: no markup in it is interpreted, and escapes stand out from text that spells one."""
+    """`visible(text)` for rich: markup in it is not interpreted, and escapes look different from text that spells one."""
     result = Text(style=style, overflow="fold")
     for piece, escaped in pieces(text):
         result.append(piece, style=ESCAPE_STYLE if escaped else None)

@@ -1,6 +1,6 @@
-"""What calls and texts say to a human, without a medium: the terminal and the panel both show them from here.
+"""Texts for people, independent of the medium: hidden characters as escapes, sizes, ages, summaries of calls.
 
-Text from a model, a tool or a user is made visible: what is shown is what runs.
+What is shown is what runs: no character of a text from a model, a tool or a user is left out.
 """
 
 import difflib
@@ -18,13 +18,13 @@ from claude_hitl_template.errors import InvalidInput
 SUMMARY_CHARS = 100
 _KEPT = frozenset("\n\t ")
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"})
-# Letters and marks that leave no ink (Default_Ignorable_Code_Point, and the blank Braille pattern).
+# Invisible letters and marks (Default_Ignorable_Code_Point, and the blank Braille pattern).
 _BLANK = frozenset(
     {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}
     | {*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
 )
-# The field that says best, on one line, what a call is about.
-_TELLING = (
+# The fields that describe a call best, in this order.
+_SUMMARY_FIELDS = (
     "command",
     "file_path",
     "notebook_path",
@@ -42,12 +42,12 @@ _PATHS = ("file_path", "notebook_path", "path")
 
 
 def visible(text: str) -> str:
-    """`text` with everything that would not be shown as itself written as an escape (`\\x1b`, `\\u202e`)."""
+    """`text` with every character that would not be seen as itself as an escape (`\\x1b`, `\\u202e`)."""
     return "".join(piece for piece, _ in pieces(text))
 
 
 def pieces(text: str) -> Iterator[tuple[str, bool]]:
-    """`visible(text)` in pieces: text as it is (False), and escapes of single characters (True)."""
+    """`visible(text)` in pieces: unchanged text (False), and escapes of single characters (True)."""
     if text.isascii() and text.isprintable():
         yield text, False
         return
@@ -63,13 +63,13 @@ def pieces(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def one_line(text: str, width: int) -> str:
-    """The beginning of `text` on one line of at most `width` characters, made visible."""
+    """The beginning of `text` on one line of at most `width` characters, with hidden characters escaped."""
     line = visible(re.sub(r"\s+", " ", text[: width * 4]).strip())
     return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
 
 
 def is_hidden(char: str) -> bool:
-    """Whether a character leaves no ink, or acts on what shows it; line breaks, tabs and blanks are neither."""
+    """Whether a character is invisible, or acts on a terminal or browser. Line breaks, tabs and spaces are not hidden."""
     if char in _KEPT or "!" <= char <= "~":
         return False
     return unicodedata.category(char) in _HIDDEN_CATEGORIES or ord(char) in _BLANK
@@ -92,7 +92,7 @@ def age(since: str, now: datetime | None = None) -> str:
 
 
 def size(count_bytes: int) -> str:
-    """Bytes as a human reads them: `512 B`, `3.4 MiB`."""
+    """A number of bytes with a unit: `512 B`, `3.4 MiB`."""
     value, units = float(count_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
@@ -100,7 +100,7 @@ def size(count_bytes: int) -> str:
 
 
 def last_line(said: str) -> str:
-    """The last line of what a program said that is not empty, of 500 characters at most; "" when there is none."""
+    """The last line of a program's output that is not empty, up to 500 characters; "" if there is none."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return lines[-1][:500] if lines else ""
 
@@ -109,17 +109,17 @@ def last_line(said: str) -> str:
 
 
 def progress_text(workspace: Mapping[str, Any]) -> str:
-    """How far saving or restoring a large workspace is: what a `session.updated` says of it."""
+    """The progress of saving or restoring a large workspace, from a `session.updated` event."""
     return f"{workspace['doing']} the workspace: {size(workspace['bytes'])} of {size(workspace['of_bytes'])}"
 
 
 def texts(content: Sequence[Mapping[str, Any]]) -> str:
-    """The text of an event's content blocks; other blocks are named."""
+    """The text of an event's content blocks; of other blocks the type."""
     return "\n".join(str(b["text"]) if b.get("type") == "text" else f"[{b.get('type')}]" for b in content)
 
 
 def summary(given: Mapping[str, Any]) -> str:
-    """A call's input on one line, made visible."""
+    """A call's input on one line, with hidden characters escaped."""
     if is_host(given):
         because = given.get("because")
         why = f" because of: {because}" if isinstance(because, str) else ""
@@ -127,24 +127,24 @@ def summary(given: Mapping[str, Any]) -> str:
     asked = given.get("questions")
     if isinstance(asked, list) and asked and isinstance(asked[0], dict):
         return one_line(str(asked[0].get("question", "")), SUMMARY_CHARS)
-    for name in _TELLING:
+    for name in _SUMMARY_FIELDS:
         if isinstance(given.get(name), str):
             return one_line(given[name], SUMMARY_CHARS)
     return one_line(json.dumps(given, ensure_ascii=False), SUMMARY_CHARS) if given else ""
 
 
 def leads_to(given: Mapping[str, Any], targets: Sequence[str] | None) -> str:
-    """Where the path of a call led when it was recorded, if that is not the path as it is written; else ""."""
+    """Where the path of a call led when it was recorded; "" if it is the path as written."""
     written = next((given[name] for name in _PATHS if isinstance(given.get(name), str)), None)
-    if written is None or all(_is_plainly(written, target) for target in targets or ()):
+    if written is None or all(_is_literally(written, target) for target in targets or ()):
         return ""
     return " and ".join(
         target.removeprefix("/") if target.startswith("//") else target for target in targets or ()
     )
 
 
-def _is_plainly(written: str, target: str) -> bool:
-    """Whether a path names this target (see `Approval.targets`) without a link in between."""
+def _is_literally(written: str, target: str) -> bool:
+    """Whether a path names this target (see `Approval.targets`) without following a link."""
     path = os.path.normpath(written)
     if target.startswith("/"):
         return path == target[1:]
@@ -153,7 +153,7 @@ def _is_plainly(written: str, target: str) -> bool:
 
 
 def is_host(given: Mapping[str, Any]) -> bool:
-    """Whether a call's input is what is asked about a host."""
+    """Whether a call's input is a request for network access to a host."""
     return isinstance(given.get("host"), str) and isinstance(given.get("port"), int)
 
 
@@ -162,12 +162,12 @@ def are_strings(given: Mapping[str, Any], *names: str) -> bool:
 
 
 def rule_text(rule: Mapping[str, Any]) -> str:
-    """A remembered rule; one with a digest covers a single input only."""
+    """A remembered rule. One with a digest covers exactly one input."""
     return f"{rule['rule']}{' with exactly this input' if rule.get('digest') else ''}"
 
 
 def asked_questions(given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The questions of a question's input, as far as they are any."""
+    """The well-formed questions in the input of AskUserQuestion."""
     found = given.get("questions")
     return [question for question in found if isinstance(question, dict)] if isinstance(found, list) else []
 
@@ -186,10 +186,15 @@ def option_description(option: Any) -> str:
 
 
 def diff_lines(old: str, new: str) -> Iterator[tuple[str, str]]:
-    """Both texts whole, as a diff: (mark, line) with the marks "+", "-" and " ". Lines are split at newlines only."""
+    """Both texts whole, as a diff: marks ("+", "-" or " ") and lines. Lines are split at newlines only."""
     for line in difflib.ndiff(old.split("\n"), new.split("\n"), charjunk=None):
         if not line.startswith("? "):
             yield line[0], line[2:]
+
+
+def plain(value: Any) -> str:
+    """A value of a call's input: a text as it is, everything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def parse_input(text: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`hitl approvals`: the inbox across sessions, and decisions without a conversation."""
+"""`hitl approvals`: the approvals of all sessions, and decisions on them."""
 
 import sys
 from pathlib import Path
@@ -15,11 +15,9 @@ from claude_hitl_template.domain.models import ApprovalState
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.presentation.text import age, parse_input, rule_text, summary, visible
 
-app = typer.Typer(
-    help="The approvals that wait for you, and what became of the others.", no_args_is_help=False
-)
+app = typer.Typer(help="Lists, shows and decides approvals.", no_args_is_help=False)
 Id = Annotated[str, typer.Argument(help="An approval's id, as `./hitl approvals` shows it.")]
-Everything = Annotated[bool, typer.Option("--all", help="The decided ones too.")]
+Everything = Annotated[bool, typer.Option("--all", help="Decided ones too.")]
 OfSession = Annotated[str | None, typer.Option("--session", help="Only those of this session.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 HEADS = ("ID", "SESSION", "STATE", "AGE", "TOOL", "WHAT")
@@ -32,14 +30,14 @@ def main(
     session: OfSession = None,
     as_json: AsJson = False,
 ) -> None:
-    """Lists the approvals that wait; or, with a command, shows or decides one."""
+    """Lists the pending approvals; a command shows or decides one."""
     if context.invoked_subcommand is None:
         listing(everything, session, as_json)
 
 
 @app.command("list")
 def listing(everything: Everything = False, session: OfSession = None, as_json: AsJson = False) -> None:
-    """Lists the approvals that wait."""
+    """Lists the pending approvals."""
     wanted: dict[str, Any] = {
         "states[]": [state.value for state in ApprovalState] if everything else "pending"
     }
@@ -65,7 +63,7 @@ def show(approval_id: Id, as_json: AsJson = False) -> None:
         return
     terminal = Terminal(console())
     terminal.show(approval_view(approval, approval["run_input"]))
-    for line in fate(approval):
+    for line in outcome(approval):
         typer.echo(line)
 
 
@@ -73,16 +71,16 @@ def show(approval_id: Id, as_json: AsJson = False) -> None:
 def allow(
     approval_id: Id,
     remember: Annotated[
-        bool, typer.Option("--remember", help="Allow such calls unasked from now on, in this session.")
+        bool, typer.Option("--remember", help="Allow such calls without asking from now on, in this session.")
     ] = False,
     answer: Annotated[
         list[str] | None,
         typer.Option(
-            help='Answers a question: "Question=Label", or own words; repeat it for several labels.'
+            help='The answer to a question: "Question=Label" or "Question=your own words"; repeat it for several labels.'
         ),
     ] = None,
 ) -> None:
-    """Lets the call run, exactly as it was shown."""
+    """Allows the call exactly as it was shown."""
     with service_client() as client:
         body: Body = {"result": "allow", **({"remember": True} if remember else {})}
         if answer:
@@ -94,9 +92,9 @@ def allow(
 @app.command()
 def deny(
     approval_id: Id,
-    message: Annotated[str | None, typer.Option(help="Why; the agent is told.")] = None,
+    message: Annotated[str | None, typer.Option(help="The reason; the agent is told.")] = None,
 ) -> None:
-    """Refuses the call. It never runs."""
+    """Denies the call. It never runs."""
     with service_client() as client:
         _report(client.post(f"/v1/approvals/{approval_id}/decide", denial(message)))
 
@@ -108,7 +106,7 @@ def edit(
         str | None, typer.Option("--input", help="File with the new input as JSON; - for standard input.")
     ] = None,
 ) -> None:
-    """Changes the call's input, in your editor or from JSON, and lets it run like that."""
+    """Edits the call's input, in your editor or from a file, and allows it."""
     with service_client() as client:
         approval = client.get(f"/v1/approvals/{approval_id}")
         if source is not None:
@@ -125,9 +123,16 @@ def edit(
 
 
 def parse_answers(given: list[str], asked: dict[str, Any]) -> dict[str, str | list[str]]:
-    """`Question=Label` options as the body's `answers`. Raises InvalidInput for a question that was not asked.
+    """Parses `Question=Label` options into the `answers` of a decision.
 
-    A question may hold `=` itself, so the text is compared with what was asked.
+    A question may contain `=`, so the options are matched against the questions that were asked.
+
+    Args:
+        given: The options.
+        asked: The approval's input.
+
+    Raises:
+        InvalidInput: An option answers a question that was not asked.
     """
     answers: dict[str, str | list[str]] = {}
     known = questions(asked) if "questions" in asked else {}
@@ -144,7 +149,7 @@ def parse_answers(given: list[str], asked: dict[str, Any]) -> dict[str, str | li
 
 
 def row(approval: dict[str, Any]) -> tuple[str, ...]:
-    """One line of the listing, made visible."""
+    """One line of the list, with hidden characters escaped."""
     return (
         approval["id"],
         approval["session_id"],
@@ -155,8 +160,8 @@ def row(approval: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def fate(approval: dict[str, Any]) -> list[str]:
-    """What was decided, by whom, and what came of it."""
+def outcome(approval: dict[str, Any]) -> list[str]:
+    """The state of an approval, and who decided what."""
     lines = [f"session  {approval['session_id']}", f"state    {approval['state']}"]
     decision = approval["decision"]
     if decision is not None:
@@ -178,4 +183,4 @@ def _read(source: str) -> str:
 
 
 def _report(approval: dict[str, Any]) -> None:
-    typer.echo("\n".join([f"approval {approval['id']}", *fate(approval)]))
+    typer.echo("\n".join([f"approval {approval['id']}", *outcome(approval)]))

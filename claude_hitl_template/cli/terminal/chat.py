@@ -13,14 +13,14 @@ from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import INTERRUPTED, console, say, step
 from claude_hitl_template.cli.host import run_record, service
 from claude_hitl_template.cli.terminal.conversation import (
-    NAMED,
+    MAX_LISTED_FILES,
     OFFLINE_NOTE,
     Conversation,
     End,
-    Left,
     Terminal,
-    account,
-    ask_human,
+    UserLeft,
+    ask_user,
+    session_summary,
 )
 from claude_hitl_template.cli.terminal.dialogue import Body, Decider, scripted
 from claude_hitl_template.cli.terminal.render import approval_view, event_lines
@@ -34,11 +34,11 @@ from claude_hitl_template.config.secret_files import (
 from claude_hitl_template.config.settings import Settings, variable
 from claude_hitl_template.presentation.terminal import shown
 
-PATIENCE_S = 120.0  # a service that is restarted answers again well within this
+RECONNECT_S = 120.0  # a service that is restarted answers again well within this time
 DEMO_PROMPT = "Write hello.txt with a greeting"
 RECENT_EVENTS = 12
 STATUSES = (
-    "Exit status: 0 the turn ended (what was denied was denied); 3 it ended with an error; 4 calls still wait; "
+    "Exit status: 0 the turn ended, with or without denials; 3 it ended with an error; 4 calls still wait; "
     "1 the service cannot be started or reached; 2 wrong usage; 130 Ctrl-C while the agent works."
 )
 
@@ -52,40 +52,40 @@ def demo(
     prompt: Annotated[str, typer.Option(help="What the agent is asked to do.")] = DEMO_PROMPT,
     answer: Annotated[
         Answer | None,
-        typer.Option(help="Decide every call like this instead of asking; of a question, the first option."),
+        typer.Option(help="Decide every call this way instead of asking; a question gets its first option."),
     ] = None,
     deny_message: Annotated[
-        str | None, typer.Option(help="What the agent is told, with --answer deny.")
+        str | None, typer.Option(help="The reason that the agent is told, with --answer deny.")
     ] = None,
 ) -> None:
-    """Shows the product: starts what does not run, has an agent work, and asks you before a gated call runs."""
+    """Shows the product: starts the service if needed, gives an agent a task, and asks you before a gated call runs."""
     if deny_message is not None and answer is not Answer.DENY:
         raise typer.BadParameter("goes with --answer deny", param_hint="--deny-message")
     settings = Settings.load()
     _ensure_running(settings)
     terminal = Terminal(console())
-    decide: Decider = ask_human(terminal)
+    decide: Decider = ask_user(terminal)
     if answer is not None:
-        decide = _by_script(terminal, answer, deny_message)
-    client = Client.open(settings, patience_s=PATIENCE_S, say=say)
+        decide = _scripted(terminal, answer, deny_message)
+    client = Client.open(settings, patience_s=RECONNECT_S, say=say)
     conversation = Conversation(client, _create(client, prompt), terminal, decide, seen=0)
     _introduce(terminal, client, conversation.id)
-    raise typer.Exit(_to_rest(settings, client, conversation, terminal))
+    raise typer.Exit(_run_turn(settings, client, conversation, terminal))
 
 
 def chat(
     session: Annotated[
-        str | None, typer.Argument(help="A session to go on with. Default: a new one.")
+        str | None, typer.Argument(help="The session to continue. Default: a new one.")
     ] = None,
 ) -> None:
-    """Talks with an agent: messages, decisions, Ctrl-C to stop a turn. /quit or Ctrl-D ends the chat, not the session."""
+    """Chats with an agent: messages, decisions, Ctrl-C to stop a turn. /quit or Ctrl-D ends the chat, not the session."""
     settings = Settings.load()
-    Client.open(settings).get("/v1/version")  # what does not run is not waited for
-    client = Client.open(settings, patience_s=PATIENCE_S, say=say)
+    Client.open(settings).get("/v1/version")  # fails at once if the service does not run
+    client = Client.open(settings, patience_s=RECONNECT_S, say=say)
     terminal = Terminal(console())
     session_id = session or _create(client)
     recent, seen = _recent(client, session_id)
-    conversation = Conversation(client, session_id, terminal, ask_human(terminal), seen=seen)
+    conversation = Conversation(client, session_id, terminal, ask_user(terminal), seen=seen)
     _introduce(terminal, client, session_id)
     for event in recent:
         view = event_lines(event)
@@ -95,17 +95,24 @@ def chat(
 
 
 def ensure_up(settings: Settings, *, make_postgres: bool = False) -> str | None:
-    """What `hitl up` does; returns the first API key if it was made just now. Raises ConfigError."""
+    """Does what `hitl up` does.
+
+    Returns:
+        The first API key if it was created just now.
+
+    Raises:
+        ConfigError: The service cannot be started with these settings.
+    """
     with run_record.alone(settings, step):
         run_record.check_ours(settings)  # before anything in the data folder changes
         return _bring_up(settings, make_postgres=make_postgres)
 
 
 def _bring_up(settings: Settings, *, make_postgres: bool) -> str | None:
-    settings.floor()  # a file that is wrong stops the start
+    settings.floor()  # an invalid policy file stops the start
     prepared = prepare(settings)
     if settings.anthropic_api_key is None and forget_model_key(settings) and read_model_key(settings) is None:
-        say("ANTHROPIC_API_KEY is not set any more: from now on the offline model answers, in every session")
+        say("ANTHROPIC_API_KEY is no longer set: from now on the offline model answers in every session")
     if settings.anthropic_api_key is not None and Shelf(settings.secrets_dir).names():
         say(
             "ANTHROPIC_API_KEY is set, but the one that was sent is used: ./hitl secrets remove ANTHROPIC_API_KEY"
@@ -116,14 +123,12 @@ def _bring_up(settings: Settings, *, make_postgres: bool) -> str | None:
     if done:
         say("; ".join(done))
     if prepared.replaced_key:
-        say(
-            "HITL_API_KEY is another key than before: it sees the same sessions, and the former one stops working"
-        )
+        say("HITL_API_KEY has changed: the new key sees the same sessions, and the old one stops working")
     return prepared.made_key
 
 
 def _ensure_running(settings: Settings) -> None:
-    """Starts what does not run. A running service is left as it is, unless a key for its model was given now."""
+    """Starts the service unless it runs. A running one is only changed if a model key was added to the settings."""
     found = service.healthy(settings)
     if found is None or service.ray_process(settings) is None:
         ensure_up(settings)
@@ -139,7 +144,7 @@ def _ensure_running(settings: Settings) -> None:
         say("the service is older than the working tree; ./hitl up deploys it")
 
 
-def _by_script(terminal: Terminal, answer: Answer, deny_message: str | None) -> Decider:
+def _scripted(terminal: Terminal, answer: Answer, deny_message: str | None) -> Decider:
     def decide(approval: Mapping[str, Any]) -> Body:
         terminal.show(approval_view(approval))
         return scripted(approval, answer.value, deny_message)
@@ -161,11 +166,11 @@ def _introduce(terminal: Terminal, client: Client, session_id: str) -> None:
     terminal.show(Text.assemble(("model      ", "bold"), shown(model)))
 
 
-def _conclude(settings: Settings, client: Client, terminal: Terminal, session_id: str) -> None:
+def _show_summary(settings: Settings, client: Client, terminal: Terminal, session_id: str) -> None:
     session = client.get(f"/v1/sessions/{session_id}")
-    page = client.get(f"/v1/sessions/{session_id}/workspace", limit=NAMED + 1)
+    page = client.get(f"/v1/sessions/{session_id}/workspace", limit=MAX_LISTED_FILES + 1)
     saved = [str(file["path"]) for file in page["data"]]
-    for line in account(settings, session, saved, offline=_is_offline(client)):
+    for line in session_summary(settings, session, saved, offline=_is_offline(client)):
         terminal.show(line)
 
 
@@ -174,27 +179,29 @@ def _is_offline(client: Client) -> bool:
 
 
 def _recent(client: Client, session_id: str) -> tuple[list[dict[str, Any]], int]:
-    """The last events, and the number of the very last: they count from 1 without gaps."""
+    """The last events to show, and the number of the last one: events are numbered from 1 without gaps."""
     events = list(client.pages(f"/v1/sessions/{session_id}/events"))
-    told = [event for event in events if event_lines(event) is not None]
-    return told[-RECENT_EVENTS:], len(events)
+    visible = [event for event in events if event_lines(event) is not None]
+    return visible[-RECENT_EVENTS:], len(events)
 
 
-def _to_rest(settings: Settings, client: Client, conversation: Conversation, terminal: Terminal) -> int:
+def _run_turn(settings: Settings, client: Client, conversation: Conversation, terminal: Terminal) -> int:
     try:
-        end = conversation.until_rest()
-    except Left:
-        terminal.show(_go_on("calls still wait for a decision, for as long as it takes", conversation.id))
+        end = conversation.until_idle()
+    except UserLeft:
+        terminal.show(
+            _how_to_continue("calls still wait for a decision, without a time limit", conversation.id)
+        )
         return End.LEFT
     except KeyboardInterrupt:
-        terminal.show(_go_on("left; the agent goes on working", conversation.id))
+        terminal.show(_how_to_continue("left; the agent continues to work", conversation.id))
         return INTERRUPTED
-    _conclude(settings, client, terminal, conversation.id)
+    _show_summary(settings, client, terminal, conversation.id)
     return end
 
 
-def _go_on(what: str, session_id: str) -> Text:
-    return Text(f"{what}. Go on with: ./hitl chat {session_id}", style="yellow")
+def _how_to_continue(what: str, session_id: str) -> Text:
+    return Text(f"{what}. Continue with: ./hitl chat {session_id}", style="yellow")
 
 
 def _chat(settings: Settings, client: Client, conversation: Conversation, terminal: Terminal) -> int:
@@ -205,35 +212,37 @@ def _chat(settings: Settings, client: Client, conversation: Conversation, termin
     while True:
         if session["status"] == "terminated":
             terminal.show(
-                Text("the session is archived: it can be read, and takes no more messages", style="yellow")
+                Text("the session is archived: it can be read, but takes no more messages", style="yellow")
             )
-            _conclude(settings, client, terminal, conversation.id)
+            _show_summary(settings, client, terminal, conversation.id)
             return end
         try:
             if busy:
-                end = _stoppable(conversation, waits)
+                end = _interruptible_turn(conversation, waits)
             text = terminal.ask("you > ").strip()
-        except Left:
-            terminal.show(_go_on("calls still wait for a decision, for as long as it takes", conversation.id))
+        except UserLeft:
+            terminal.show(
+                _how_to_continue("calls still wait for a decision, without a time limit", conversation.id)
+            )
             return End.LEFT
         except (EOFError, KeyboardInterrupt):
-            terminal.show("")  # the cursor stands behind the prompt
+            terminal.show("")  # ends the line of the prompt
             text = "/quit"
         if text == "/quit":
-            _conclude(settings, client, terminal, conversation.id)
+            _show_summary(settings, client, terminal, conversation.id)
             return end
         busy, waits = bool(text), False
         if text:
             conversation.send(text)
 
 
-def _stoppable(conversation: Conversation, waits: bool) -> End:
-    """One turn; the first Ctrl-C stops it, a second one leaves."""
+def _interruptible_turn(conversation: Conversation, waits: bool) -> End:
+    """One turn; the first Ctrl-C interrupts it, a second one leaves it running."""
     try:
-        return conversation.decide_and_follow() if waits else conversation.until_rest()
+        return conversation.decide_and_follow() if waits else conversation.until_idle()
     except KeyboardInterrupt:
-        say("stopping the turn (Ctrl-C again leaves it to itself)")
+        say("stopping the turn (Ctrl-C again leaves without waiting)")
         conversation.interrupt()
         with suppress(KeyboardInterrupt):
-            return conversation.until_rest()
+            return conversation.until_idle()
         return End.LEFT

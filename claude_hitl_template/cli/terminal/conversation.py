@@ -1,4 +1,4 @@
-"""Follows one session in a terminal, from wherever it stands until it comes to rest, and gets its calls decided."""
+"""Follows one session in a terminal until it is idle, and has its calls decided."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ OFFLINE_NOTE = (
     "offline model: a script answers, no AI; set ANTHROPIC_API_KEY (in the environment or in .env) and run "
     "./hitl up for a real one"
 )
-NAMED = 8  # files of a workspace that are named
-_NOTHING_SAID = frozenset({"agent.thinking"})
+MAX_LISTED_FILES = 8  # of a workspace
+_SHOWN_ONCE = frozenset({"agent.thinking"})  # of several in a row, only the first
 
 
 class End(IntEnum):
@@ -34,12 +34,12 @@ class End(IntEnum):
     LEFT = 4
 
 
-class Left(Exception):
-    """The human left, or cannot be asked, while calls wait for a decision."""
+class UserLeft(Exception):
+    """The user left, or cannot be asked, while calls wait for a decision."""
 
 
 class Terminal:
-    """The desk of someone at a terminal."""
+    """A `Prompter` on a console."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -54,28 +54,36 @@ class Terminal:
         return click.edit(text, extension=".json")
 
     def waiting(self) -> AbstractContextManager[Any]:
-        """A sign of life while nothing comes."""
+        """Shows that something is going on while no event arrives."""
         return self.console.status("[dim]working[/dim]") if self.console.is_terminal else nullcontext()
 
 
-def ask_human(terminal: Terminal) -> Decider:
-    """Decides by asking. Raises Left when there is nobody to ask, or the human leaves."""
+def ask_user(terminal: Terminal) -> Decider:
+    """Decides by asking at the terminal. The decider raises UserLeft if input is no terminal, or the user leaves."""
 
     def decide(approval: Mapping[str, Any]) -> Body:
         if not sys.stdin.isatty():
             terminal.show(approval_view(approval))
-            raise Left
+            raise UserLeft
         try:
             return ask_about(terminal, approval)
         except (EOFError, KeyboardInterrupt):
-            terminal.show("")  # the cursor stands behind the prompt
-            raise Left from None
+            terminal.show("")  # ends the line of the prompt
+            raise UserLeft from None
 
     return decide
 
 
 class Conversation:
-    """One session at one terminal. `seen` is the number of the last event that was shown."""
+    """One session at one terminal.
+
+    Args:
+        client: For the service that has the session.
+        session_id: The session.
+        terminal: Where events are shown.
+        decide: Decides the calls that wait.
+        seen: The number of the last event that was shown already.
+    """
 
     def __init__(
         self, client: Client, session_id: str, terminal: Terminal, decide: Decider, *, seen: int
@@ -86,7 +94,7 @@ class Conversation:
         self._said_type = ""
 
     def send(self, text: str) -> None:
-        """A message of the human, who has it on the screen already."""
+        """Sends a message of the user, which is on the screen already."""
         message = {"type": "user.message", "content": [{"type": "text", "text": text}]}
         answer = self._client.post(f"/v1/sessions/{self.id}/events", {"events": [message]})
         self._own |= {event["id"] for event in answer["data"]}
@@ -94,27 +102,27 @@ class Conversation:
     def interrupt(self) -> None:
         self._client.post(f"/v1/sessions/{self.id}/events", {"events": [{"type": "user.interrupt"}]})
 
-    def until_rest(self) -> End:
-        """Shows what happens and has waiting calls decided until the session rests. Raises Left."""
+    def until_idle(self) -> End:
+        """Shows events and has waiting calls decided until the session is idle. Raises UserLeft."""
         while True:
             stop = self._until_stop()
             if stop == "requires_action":
-                self._decide_all()
+                self._decide_waiting()
             elif stop == "ended":
                 return End.DONE
             elif not self._is_busy():
                 return End.FAILED if stop == "retries_exhausted" else End.DONE
 
     def decide_and_follow(self) -> End:
-        """`until_rest` of a session whose calls wait already. Raises Left."""
-        self._decide_all()
-        return self.until_rest()
+        """`until_idle` for a session whose calls wait already. Raises UserLeft."""
+        self._decide_waiting()
+        return self.until_idle()
 
     def _until_stop(self) -> str:
-        """Shows events up to the next stop. Returns the type of its reason, "ended" for a session that is over."""
+        """Shows events up to the next stop. Returns the type of its reason; "ended" for a session that has ended."""
         with (
             self._terminal.waiting(),
-            closing(follow(self._client, self.id, self._seen, self._tell)) as frames,
+            closing(follow(self._client, self.id, self._seen, self._warn)) as frames,
         ):
             for frame in frames:
                 self._seen = frame.seq or self._seen
@@ -124,12 +132,12 @@ class Conversation:
         return "ended"
 
     def _is_busy(self) -> bool:
-        """Whether more happened since the stop that was shown: a message was queued, someone else went on."""
+        """Whether the session went on after the stop that was shown, because of a queued message for instance."""
         session = self._client.get(f"/v1/sessions/{self.id}")
         waits = (session.get("stop_reason") or {}).get("type") == "requires_action"
         return session["status"] in ("running", "rescheduling") or (session["status"] == "idle" and waits)
 
-    def _decide_all(self) -> None:
+    def _decide_waiting(self) -> None:
         found = self._client.pages("/v1/approvals", **{"session_id": self.id, "states[]": "pending"})
         waiting = sorted(found, key=lambda approval: approval["id"])
         for number, approval in enumerate(waiting, start=1):
@@ -143,29 +151,36 @@ class Conversation:
             try:
                 self._client.post(f"/v1/approvals/{approval['id']}/decide", body)
             except Conflict as error:
-                self._tell(str(error))
+                self._warn(str(error))
             except InvalidInput as error:
                 if not sys.stdin.isatty() or not body.keys() - {"result", "deny_message"}:
                     raise
-                self._tell(f"the service did not take this decision: {error}")
+                self._warn(f"the service refused this decision: {error}")
                 continue
             return
 
     def _show(self, event: WireEvent) -> None:
         view = None if event["id"] in self._own else event_lines(event)
-        again = event["type"] == self._said_type and event["type"] in _NOTHING_SAID
+        again = event["type"] == self._said_type and event["type"] in _SHOWN_ONCE
         if view is not None and not again:
             self._said_type = event["type"]
             self._terminal.show(view)
 
-    def _tell(self, message: str) -> None:
+    def _warn(self, message: str) -> None:
         self._terminal.show(shown(message, "yellow"))
 
 
-def account(
+def session_summary(
     settings: Settings, session: Mapping[str, Any], saved: Sequence[str], *, offline: bool
 ) -> list[Text]:
-    """What a session has used so far, and where its files are. `saved` names those that the service has."""
+    """What a session has used so far, and where its files are.
+
+    Args:
+        settings: Of this machine.
+        session: In wire format.
+        saved: The names of the files that the service has saved.
+        offline: Whether the offline model answers.
+    """
     used = session["usage"]
     cached = used["cache_read_input_tokens"] + used["cache_creation"]["ephemeral_5m_input_tokens"]
     price = (
@@ -174,15 +189,19 @@ def account(
     tokens = f"{used['input_tokens']} in ({cached} more cached), {used['output_tokens']} out; {price}"
     return [
         Text(f"tokens     {tokens}"),
-        Text.assemble("workspace  ", shown(_place(settings, session, saved))),
+        Text.assemble("workspace  ", shown(_files_location(settings, session, saved))),
     ]
 
 
-def _place(settings: Settings, session: Mapping[str, Any], saved: Sequence[str]) -> str:
-    """A session in a container, or on another machine, has no folder here."""
+def _files_location(settings: Settings, session: Mapping[str, Any], saved: Sequence[str]) -> str:
+    """Where a session's files are. A session in a container, or on another machine, has no folder here."""
     folder = settings.workspaces / session["id"]
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else list(saved)
-    files = f"  ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})" if names else ""
+    files = (
+        f"  ({', '.join(names[:MAX_LISTED_FILES])}{', ...' if len(names) > MAX_LISTED_FILES else ''})"
+        if names
+        else ""
+    )
     if folder.is_dir():
         return f"{folder}{files}"
     return f"saved by the service, GET /v1/sessions/{session['id']}/workspace{files}" if names else "empty"

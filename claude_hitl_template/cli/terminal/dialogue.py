@@ -1,4 +1,4 @@
-"""Asks a human about one approval, and turns the answer into the body of `POST /v1/approvals/{id}/decide`."""
+"""Asks the user about one approval, and builds the body of `POST /v1/approvals/{id}/decide` from the answer."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -18,34 +18,34 @@ HOST_PROMPT = "allow for now / deny [why] / always in this session [a/d/w] > "
 PLAN_PROMPT = "accept / back [comments] [a/b] > "
 
 
-class Desk(Protocol):
-    """Where the human sits. `ask` and `edit` raise EOFError or KeyboardInterrupt when the human leaves."""
+class Prompter(Protocol):
+    """Shows texts to a user and asks for input. `ask` and `edit` raise EOFError or KeyboardInterrupt if the user leaves."""
 
     def show(self, what: RenderableType) -> None: ...
 
     def ask(self, prompt: str) -> str: ...
 
     def edit(self, text: str) -> str | None:
-        """The text as edited; None when it was left as it is."""
+        """The edited text; None if it was not changed."""
         ...
 
 
-def ask_about(desk: Desk, approval: Mapping[str, Any]) -> Body:
-    """Shows the call, and asks until there is a decision."""
-    desk.show(approval_view(approval))
+def ask_about(prompter: Prompter, approval: Mapping[str, Any]) -> Body:
+    """Shows the call and asks until there is a decision."""
+    prompter.show(approval_view(approval))
     match approval["kind"]:
         case "question":
-            return _ask_question(desk, approval["input"])
+            return _ask_question(prompter, approval["input"])
         case "plan":
-            return _ask_plan(desk)
+            return _ask_plan(prompter)
         case "network":
-            return _ask_host(desk)
+            return _ask_host(prompter)
         case _:
-            return _ask_tool(desk, approval)
+            return _ask_tool(prompter, approval)
 
 
 def scripted(approval: Mapping[str, Any], result: str, deny_message: str | None) -> Body:
-    """The decision that `--answer` stands for. To allow a question is to choose the first option of each."""
+    """The decision for `--answer`. To allow a question is to choose its first option."""
     if result == "deny":
         return denial(deny_message)
     if approval["kind"] != "question":
@@ -61,7 +61,7 @@ def denial(reason: str | None) -> Body:
 
 
 def questions(given: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The labels on offer, by question. Raises InvalidInput for a question without options."""
+    """The labels of the options by question. Raises InvalidInput for a question without options."""
     found = {str(q["question"]): [option_label(o) for o in q.get("options", ())] for q in given["questions"]}
     for question, labels in found.items():
         if not labels:
@@ -70,24 +70,33 @@ def questions(given: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def edit_input(
-    desk: Desk, approval: Mapping[str, Any], edited: dict[str, Any] | None = None
+    prompter: Prompter, approval: Mapping[str, Any], edited: dict[str, Any] | None = None
 ) -> dict[str, Any] | None:
-    """What the human made of the input (or of `edited`), shown again; None while it is what was proposed."""
+    """Has the user edit a call's input and shows the result.
+
+    Args:
+        prompter: Where the user is asked.
+        approval: In wire format.
+        edited: The result of an earlier edit, to continue with.
+
+    Returns:
+        The edited input; None if it equals the proposed one.
+    """
     given = approval["input"] if edited is None else edited
-    text = desk.edit(json.dumps(given, ensure_ascii=False, indent=2) + "\n")
+    text = prompter.edit(json.dumps(given, ensure_ascii=False, indent=2) + "\n")
     try:
         changed = given if text is None else parse_input(text)
     except InvalidInput as error:
-        desk.show(shown(f"{error}; nothing was changed", "red"))
+        prompter.show(shown(f"{error}; nothing was changed", "red"))
         changed = given
-    desk.show(approval_view(approval, changed))
+    prompter.show(approval_view(approval, changed))
     return None if changed == approval["input"] else changed
 
 
-def _ask_tool(desk: Desk, approval: Mapping[str, Any]) -> Body:
+def _ask_tool(prompter: Prompter, approval: Mapping[str, Any]) -> Body:
     edited: dict[str, Any] | None = None
     while True:
-        word, reason = _word(desk.ask(TOOL_PROMPT))
+        word, reason = _choice(prompter.ask(TOOL_PROMPT))
         body: Body = {"result": "allow"} if edited is None else {"result": "allow", "updated_input": edited}
         match word:
             case "allow":
@@ -95,39 +104,45 @@ def _ask_tool(desk: Desk, approval: Mapping[str, Any]) -> Body:
             case "always":
                 return {**body, "remember": True}
             case "deny":
-                return denial(reason or desk.ask("why? (the agent is told; Enter for no reason) > ").strip())
+                return denial(reason or prompter.ask("reason (the agent is told; Enter for none) > ").strip())
             case "edit":
-                edited = edit_input(desk, approval, edited)
+                edited = edit_input(prompter, approval, edited)
             case _:
-                desk.show("allow: run exactly this. deny: do not. edit: change the input, then decide.")
-                desk.show("always: allow, and allow such calls unasked from now on in this session.")
+                prompter.show(
+                    "allow: run exactly this. deny: do not run it. edit: change the input, then decide."
+                )
+                prompter.show(
+                    "always: allow, and allow such calls without asking from now on in this session."
+                )
 
 
-def _ask_host(desk: Desk) -> Body:
+def _ask_host(prompter: Prompter) -> Body:
     while True:
-        word, reason = _word(desk.ask(HOST_PROMPT))
+        word, reason = _choice(prompter.ask(HOST_PROMPT))
         match word:
             case "allow":
                 return {"result": "allow"}
             case "always":
                 return {"result": "allow", "remember": True}
             case "deny":
-                return denial(reason or desk.ask("why? (the agent is told; Enter for no reason) > ").strip())
+                return denial(reason or prompter.ask("reason (the agent is told; Enter for none) > ").strip())
             case _:
-                desk.show("allow: until the turn ends in which the agent is told. deny: not in this turn.")
-                desk.show("always: from now on in this session.")
+                prompter.show(
+                    "allow: until the end of the turn in which the agent is told. deny: not in this turn."
+                )
+                prompter.show("always: from now on in this session.")
 
 
-def _ask_question(desk: Desk, given: Mapping[str, Any]) -> Body:
+def _ask_question(prompter: Prompter, given: Mapping[str, Any]) -> Body:
     answers: dict[str, str | list[str]] = {}
     for asked in given["questions"]:
         question, several = str(asked["question"]), bool(asked.get("multiSelect"))
         labels = [option_label(o) for o in asked.get("options", ())]
-        desk.show(shown(question, "bold"))
+        prompter.show(shown(question, "bold"))
         hint = "numbers" if several else "a number"
         answer: str | list[str] | None = None
         while answer is None:
-            line = desk.ask(f"{hint}, or your own words (/deny [why] to decline) > ").strip()
+            line = prompter.ask(f"{hint}, or your own words (/deny [why] to decline) > ").strip()
             if line.split(" ")[0] == "/deny":
                 return denial(line.removeprefix("/deny").strip())
             answer = choose(line, labels, several=several)
@@ -136,7 +151,7 @@ def _ask_question(desk: Desk, given: Mapping[str, Any]) -> Body:
 
 
 def choose(line: str, labels: list[str], *, several: bool) -> str | list[str] | None:
-    """What an answer stands for: labels by number, or its own words. None: it stands for nothing."""
+    """The answer that a typed line means: labels by number, or the words themselves; None for an invalid choice."""
     parts = line.replace(",", " ").split()
     if not parts or not all(part.isdecimal() for part in parts):
         return line or None
@@ -147,17 +162,17 @@ def choose(line: str, labels: list[str], *, several: bool) -> str | list[str] | 
     return chosen if several else chosen[0]
 
 
-def _ask_plan(desk: Desk) -> Body:
+def _ask_plan(prompter: Prompter) -> Body:
     while True:
-        word, _, comments = desk.ask(PLAN_PROMPT).strip().partition(" ")
+        word, _, comments = prompter.ask(PLAN_PROMPT).strip().partition(" ")
         if word.lower() in ("a", "accept", "allow", "y", "yes"):
             return {"result": "allow"}
         if word.lower() in ("b", "back", "d", "deny", "n", "no"):
-            return denial(comments.strip() or desk.ask("comments for the agent > ").strip())
+            return denial(comments.strip() or prompter.ask("comments for the agent > ").strip())
 
 
-def _word(line: str) -> tuple[str, str]:
-    """The choice, and what followed it."""
+def _choice(line: str) -> tuple[str, str]:
+    """The choice that a typed line begins with, and the rest of the line."""
     word, _, rest = line.strip().partition(" ")
     word = word.lower()
     return (CHOICES.get(word, word), rest.strip())

@@ -1,4 +1,4 @@
-"""Follows a session's event stream, over breaks, without a gap and without a repeat."""
+"""Follows a session's event stream across interruptions, without gaps and repeats."""
 
 import json
 import time
@@ -15,38 +15,47 @@ type WireEvent = dict[str, Any]
 
 @dataclass(frozen=True)
 class Frame:
-    """One message of a server-sent event stream. `seq` is None for what is not committed: pings, previews."""
+    """One message of a server-sent event stream. `seq` is None for pings and previews, which are not committed."""
 
     seq: int | None
     event: WireEvent
 
 
 def follow(client: Client, session_id: str, after: int, say: Callable[[str], None]) -> Generator[Frame]:
-    """Committed events behind number `after`, as they come, until the session ends.
+    """Yields committed events as they arrive, until the session ends. An interrupted stream continues after the last event.
 
-    A stream that breaks is taken up behind the last event that arrived, and `say` is told. Raises NotFound, and
-    Unavailable or RateLimited when the client's patience is at its end.
+    Args:
+        client: For the service that has the session.
+        session_id: The session.
+        after: The number of the event to continue after; 0 for all.
+        say: Called with a message when the stream is interrupted.
+
+    Raises:
+        NotFound: There is no such session.
+        Unavailable, RateLimited: The service did not recover within the client's patience.
     """
     path = f"/v1/sessions/{session_id}/events/stream"
     while True:
-        begun_at = after
+        started_at = after
         try:
-            for frame in _once(client, path, after):
+            for frame in _one_stream(client, path, after):
                 after = frame.seq or after
                 yield frame
                 if frame.event["type"] in ("session.status_terminated", "session.deleted"):
                     return
             session = client.get(f"/v1/sessions/{session_id}")
-            if after == begun_at and session["status"] == "terminated":  # its last event was there before
+            if after == started_at and session["status"] == "terminated":  # its last event was before `after`
                 return
-            say("the event stream ended; going on behind the last event")
+            say("the event stream ended; going on after the last event")
         except (Unavailable, RateLimited) as error:
-            say(f"the event stream broke off ({str(error).splitlines()[0]}); going on behind the last event")
+            say(
+                f"the event stream was interrupted ({str(error).splitlines()[0]}); going on after the last event"
+            )
         time.sleep(PAUSE_S)
         client.get(f"/v1/sessions/{session_id}")
 
 
-def _once(client: Client, path: str, after: int) -> Iterator[Frame]:
+def _one_stream(client: Client, path: str, after: int) -> Iterator[Frame]:
     with client.stream(path, after) as lines:
         for frame in frames(lines):
             if frame.seq is not None or frame.event.get("type") == "session.deleted":
@@ -54,7 +63,7 @@ def _once(client: Client, path: str, after: int) -> Iterator[Frame]:
 
 
 def frames(lines: Iterator[str]) -> Iterator[Frame]:
-    """The messages in the lines of a `text/event-stream`; one that was cut off by the stream's end is dropped."""
+    """The messages in the lines of a `text/event-stream`. An incomplete one at the end of the stream is dropped."""
     seq: int | None = None
     data: list[str] = []
     for line in lines:

@@ -1,174 +1,166 @@
-"""What events and approvals look like in a terminal. Everything that came from outside goes through `shown`."""
+"""Renders the views of calls and events for a terminal. Every text from outside goes through `shown`."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, assert_never
 
+from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.style import Style
+from rich.table import Table as RichTable
 from rich.text import Text
 
-from claude_hitl_template.domain import missing_dependency
-from claude_hitl_template.domain.canonical_json import shown_host
+from claude_hitl_template.presentation.events import event_view
 from claude_hitl_template.presentation.terminal import shown
-from claude_hitl_template.presentation.text import (
-    are_strings,
-    diff_lines,
-    is_host,
-    leads_to,
-    option_description,
-    option_label,
-    progress_text,
-    rule_text,
-    summary,
-    texts,
+from claude_hitl_template.presentation.text import diff_lines, leads_to
+from claude_hitl_template.presentation.tools import tool_view
+from claude_hitl_template.presentation.views import (
+    PERMISSION_TEXT,
+    Call,
+    Caution,
+    Code,
+    Decision,
+    Diff,
+    EventView,
+    Field,
+    Fields,
+    Message,
+    Notice,
+    Part,
+    Prose,
+    Question,
+    Result,
+    Table,
+    Thinking,
+    Tone,
 )
 
 RESULT_LINES = 12
 _DIM = "dim"
-_FIELD = "bold"
+_NAME = "bold"
+_STRONG = "bold yellow"
+# A terminal asks about waiting calls by itself, and an error event precedes a turn that is given up.
+_HIDDEN = frozenset({"session.status_idle"})
+_TONES: Mapping[Tone, str] = {
+    "info": _DIM,
+    "strong": "yellow",
+    "warning": "yellow",
+    "action": "yellow",
+    "error": "red",
+}
 
 # -- events
 
 
 def event_lines(event: Mapping[str, Any]) -> RenderableType | None:
-    """One event of a session's log; None for those that say nothing to a reader."""
-    view = _VIEWS.get(event["type"])
-    return view(event) if view else None
+    """One event of a session's log; None for an event that tells a reader nothing."""
+    view = None if event["type"] in _HIDDEN else event_view(event)
+    return None if view is None else _event(view)
 
 
-def _message(event: Mapping[str, Any]) -> Text:
-    return shown(texts(event["content"]).rstrip("\n"))
+def _event(view: EventView) -> RenderableType:
+    match view:
+        case Message():
+            return _message(view)
+        case Thinking():
+            return Text("(thinking)", style=_DIM)
+        case Call():
+            return _call(view)
+        case Result():
+            return _result(view)
+        case Decision():
+            return _decision(view)
+        case Notice():
+            return _notice(view)
+        case _:
+            assert_never(view)
 
 
-def _prompt(event: Mapping[str, Any]) -> Text:
-    return Text.assemble(("you  ", "bold"), shown(texts(event["content"]).rstrip("\n"), "bold cyan"))
+def _message(message: Message) -> Text:
+    text = message.text.rstrip("\n")
+    if message.author == "agent":
+        return shown(text)
+    return Text.assemble(("you  ", "bold"), shown(text, "bold cyan"))
 
 
-def _note(text: str, style: str) -> Callable[[Mapping[str, Any]], Text]:
-    return lambda _: Text(text, style=style)
-
-
-def _use(event: Mapping[str, Any]) -> Text:
-    if missing_dependency.is_report(event):
-        why = shown(f"\n  {event['input']['why'].strip()}", _DIM)
-        return Text.assemble(
-            ("! ", "bold yellow"), shown(missing_dependency.advice(event["input"]), "yellow"), why
-        )
-    waits = {"ask": " (asks first)", "deny": " (denied by a rule)"}
-    name = str(event["name"])
-    if server := event.get("mcp_server_name"):
-        name = f"{server}: {name}"
-    indent = "  " if event.get("session_thread_id") else ""
+def _call(call: Call) -> Text:
+    permission = call.permission
+    said = "" if permission in (None, "allow") else f" ({PERMISSION_TEXT[permission]})"
+    indent = "  " if call.by_subagent else ""
     return Text.assemble(
-        (f"{indent}● ", "blue"),
-        shown(name, "bold"),
-        " ",
-        summary(event["input"]),
-        (waits.get(str(event.get("evaluated_permission")), ""), _DIM),
+        (f"{indent}● ", "blue"), shown(call.tool.title, "bold"), " ", call.tool.summary, (said, _DIM)
     )
 
 
-def _result(event: Mapping[str, Any]) -> RenderableType:
-    failed = bool(event.get("is_error"))
-    lines = texts(event.get("content") or ()).rstrip("\n").split("\n")
+def _result(result: Result) -> RenderableType:
+    lines = result.text.split("\n")
     cut = len(lines) - RESULT_LINES
-    body = shown("\n".join(lines[:RESULT_LINES]), "red" if failed else _DIM)
+    body = shown("\n".join(lines[:RESULT_LINES]), "red" if result.failed else _DIM)
     if cut > 0:
         body.append(f"\n... {cut} more lines", style="dim italic")
-    if event.get("outcome") == "unknown":
-        body.append("\noutcome unknown: nobody can say whether this call took effect", style="bold red")
+    if result.outcome_unknown:
+        body.append(
+            "\noutcome unknown: this call may have taken effect; it is not repeated", style="bold red"
+        )
     return _Behind(Segment("  "), body)
 
 
-def _confirmation(event: Mapping[str, Any]) -> Text:
-    by = shown(f" by {event['decided_by']}" if event.get("decided_by") else "", _DIM)
-    if event["result"] == "deny":
-        reason = f": {event['deny_message']}" if event.get("deny_message") else ""
-        return Text.assemble(("  denied", "red"), by, shown(reason))
-    changed = event.get("updated_input") or {}
-    edited = "" if not changed else " with answers" if "answers" in changed else " as edited"
-    rule = event.get("remember")
-    kept = shown(f"; remembered: {rule_text(rule)}" if rule else "", _DIM)
-    return Text.assemble((f"  allowed{edited}", "green"), by, kept)
+def _decision(decision: Decision) -> Text:
+    by = shown(f" by {decision.by}" if decision.by else "", _DIM)
+    if not decision.allowed:
+        return Text.assemble(
+            ("  denied", "red"), by, shown(f": {decision.reason}" if decision.reason else "")
+        )
+    changed = (
+        " with answers" if decision.answers is not None else " as edited" if decision.edited_input else ""
+    )
+    rule = shown(f"; remembered: {decision.rule}" if decision.rule else "", _DIM)
+    return Text.assemble((f"  allowed{changed}", "green"), by, rule)
 
 
-def _error(event: Mapping[str, Any]) -> Text:
-    error = event["error"]
-    if (error.get("retry_status") or {}).get("type") == "retrying":
-        return shown(str(error["message"]), "yellow")
-    return Text.assemble(("error: ", "bold red"), shown(str(error["message"]), "red"))
+def _notice(notice: Notice) -> Text:
+    mark = ("! ", _STRONG) if notice.tone == "action" else ""
+    detail = shown(f"\n  {notice.detail}" if notice.detail else "", _DIM)
+    return Text.assemble(mark, shown(notice.text, _TONES[notice.tone]), detail)
 
-
-def _updated(event: Mapping[str, Any]) -> Text | None:
-    far = event.get("workspace")
-    return Text(progress_text(far), style=_DIM) if far else None
-
-
-_VIEWS: Mapping[str, Callable[[Mapping[str, Any]], RenderableType | None]] = {
-    "user.message": _prompt,
-    "user.tool_confirmation": _confirmation,
-    "user.interrupt": _note("interrupted: the turn ends, and what waits is superseded", "yellow"),
-    "agent.message": _message,
-    "agent.thinking": _note("(thinking)", _DIM),
-    "agent.tool_use": _use,
-    "agent.mcp_tool_use": _use,
-    "agent.tool_result": _result,
-    "agent.mcp_tool_result": _result,
-    "session.error": _error,
-    "session.updated": _updated,
-    "session.status_rescheduled": _note(
-        "the session's process ended unexpectedly; it is started again", "yellow"
-    ),
-    "session.status_terminated": _note("the session has ended", _DIM),
-    "session.deleted": _note("the session was deleted", _DIM),
-}
 
 # -- approvals
 
 
 def approval_view(approval: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> RenderableType:
-    """Exactly what would run: the tool, the folder, every field of the input. `given` stands in for the proposed input."""
+    """Exactly what would run: the tool, the folder and every field of the input.
+
+    Args:
+        approval: In wire format.
+        given: The input to show instead of the proposed one.
+    """
     asked_by = " (asked by a subagent)" if approval.get("agent_id") else ""
     head = [
-        Text.assemble(("tool    ", _FIELD), shown(str(approval["tool_name"])), (asked_by, _DIM)),
-        Text.assemble(("folder  ", _FIELD), shown(str(approval["cwd"]))),
+        Text.assemble(("tool    ", _NAME), shown(str(approval["tool_name"])), (asked_by, _DIM)),
+        Text.assemble(("folder  ", _NAME), shown(str(approval["cwd"]))),
     ]
     proposed = approval["input"] if given is None else given
     if elsewhere := leads_to(proposed, approval.get("targets")):
-        head.append(Text.assemble(("leads to", _FIELD), " ", shown(elsewhere, "bold yellow")))
-    body = input_view(str(approval["tool_name"]), proposed)
-    return Group(*head, *body)
+        head.append(Text.assemble(("leads to", _NAME), " ", shown(elsewhere, _STRONG)))
+    return Group(*head, *(_part(part) for part in tool_view(str(approval["tool_name"]), proposed).parts))
 
 
-def input_view(tool: str, given: Mapping[str, Any]) -> list[RenderableType]:
-    """Every field of a call's input, the telling ones in the form that suits them."""
-    rest = dict(given)
-    parts: list[RenderableType] = []
-    match tool:
-        case "Bash" if isinstance(given.get("command"), str):
-            parts += [_titled("command", _barred(shown(rest.pop("command"), "bold")))]
-        case "Write" if are_strings(given, "file_path", "content"):
-            parts += [
-                _field("file", rest.pop("file_path")),
-                _titled("content", _barred(shown(rest.pop("content")))),
-            ]
-        case "Edit" if are_strings(given, "file_path", "old_string", "new_string"):
-            parts += [_field("file", rest.pop("file_path"))]
-            parts += [_titled("change", _barred(diff(rest.pop("old_string"), rest.pop("new_string"))))]
-        case "Network" if is_host(given):
-            where = shown_host(rest.pop("host"), rest.pop("port"))
-            parts += [Text.assemble(shown("wants to reach  ", _FIELD), shown(where, "bold yellow"))]
-            if isinstance(given.get("because"), str):
-                parts += [_titled("because of", _barred(shown(rest.pop("because"))))]
-        case "AskUserQuestion" if isinstance(given.get("questions"), list):
-            parts += [_question(q) for q in rest.pop("questions")]
-        case "ExitPlanMode" if isinstance(given.get("plan"), str):
-            parts += [_titled("plan", _barred(shown(rest.pop("plan"))))]
+def _part(part: Part) -> RenderableType:
+    match part:
+        case Fields():
+            return Group(*(_field(field) for field in part.fields))
+        case Code() | Prose():
+            return _titled(part.title, _barred(shown(part.text)))
+        case Diff():
+            return _titled(part.title, _barred(diff(part.old, part.new)))
+        case Question():
+            return _question(part)
+        case Table():
+            return _titled(part.title, _barred(_table(part)))
+        case Caution():
+            return shown(f"! {part.text}", _STRONG)
         case _:
-            return [_titled("input", _barred(shown(json.dumps(given, ensure_ascii=False, indent=2))))]
-    return [*parts, *(_field(name, value) for name, value in rest.items())]
+            assert_never(part)
 
 
 def diff(old: str, new: str) -> Text:
@@ -182,49 +174,55 @@ def diff(old: str, new: str) -> Text:
     return result
 
 
-def _question(question: Any) -> RenderableType:
-    if not isinstance(question, dict):
-        return _field("question", question)
-    several = "  (several may be chosen)" if question.get("multiSelect") else ""
-    lines: list[RenderableType] = [
-        Text.assemble(("question  ", _FIELD), shown(str(question.get("question", ""))), (several, _DIM))
-    ]
-    for number, option in enumerate(question.get("options") or (), start=1):
-        label, more = option_label(option), option_description(option)
-        described = shown(f"  {more}" if more else "", _DIM)
-        lines.append(Text.assemble(f"  {number}. ", shown(label, "bold"), described))
+def _question(question: Question) -> RenderableType:
+    several = "  (several may be chosen)" if question.several else ""
+    lines = [Text.assemble(("question  ", _NAME), shown(question.text), (several, _DIM))]
+    for number, option in enumerate(question.options, start=1):
+        described = shown(f"  {option.description}" if option.description else "", _DIM)
+        lines.append(Text.assemble(f"  {number}. ", shown(option.label, "bold"), described))
+    if question.answer:
+        lines.append(Text.assemble(("answer  ", _NAME), shown(question.answer)))
     return Group(*lines)
 
 
-def _field(name: str, value: Any) -> RenderableType:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return Text.assemble(shown(f"{name}  ", _FIELD), shown(text))
+def _table(table: Table) -> RenderableType:
+    shape = RichTable(box=box.MINIMAL, show_edge=False, show_lines=True)
+    for column in table.columns:
+        shape.add_column(shown(column, _NAME), overflow="fold")
+    for row in table.rows:
+        shape.add_row(*(shown(cell) for cell in row))
+    return shape
+
+
+def _field(field: Field) -> RenderableType:
+    line = Text.assemble(shown(f"{field.name}  ", _NAME), shown(field.value, _STRONG if field.strong else ""))
+    return _barred(line) if "\n" in line.plain else line
 
 
 def _titled(title: str, body: RenderableType) -> RenderableType:
-    return Group(Text(title, style=_FIELD), body)
+    return Group(shown(title, _NAME), body)
 
 
 class _Behind:
-    """Each line behind a mark, wrapped ones too, so that text which imitates this program does not pass for it."""
+    """Puts every line behind a mark, wrapped lines too, so that text which imitates this program is not mistaken for it."""
 
-    def __init__(self, mark: Segment, text: Text) -> None:
-        self._mark, self._text = mark, text
+    def __init__(self, mark: Segment, body: RenderableType) -> None:
+        self._mark, self._body = mark, body
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         inner = options.update(width=max(options.max_width - self._mark.cell_length, 1), height=None)
-        for line in console.render_lines(self._text, inner, pad=False):
+        for line in console.render_lines(self._body, inner, pad=False):
             yield self._mark
             yield from line
             yield Segment.line()
 
 
-def _barred(text: Text) -> RenderableType:
-    return _Behind(Segment("  │ ", Style(color="blue")), text)
+def _barred(body: RenderableType) -> RenderableType:
+    return _Behind(Segment("  │ ", Style(color="blue")), body)
 
 
 def table_lines(rows: Iterable[Sequence[str]], heads: Sequence[str]) -> list[str]:
-    """Columns of text already made visible, for output that a pipe may read; the last column is not padded."""
+    """Columns for output that a pipe may read. Hidden characters are escapes already; the last column is not padded."""
     whole = [tuple(heads), *(tuple(row) for row in rows)]
     widths = [max(len(row[i]) for row in whole) for i in range(len(heads) - 1)]
     return ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in whole]

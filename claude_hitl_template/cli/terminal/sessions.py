@@ -1,4 +1,4 @@
-"""`hitl sessions`: what sessions there are, what they wait for, and ending them."""
+"""`hitl sessions`: lists, shows and ends sessions."""
 
 from typing import Annotated, Any
 
@@ -9,7 +9,7 @@ from claude_hitl_template.cli.terminal.conversation import Terminal
 from claude_hitl_template.cli.terminal.render import event_lines, table_lines
 from claude_hitl_template.presentation.text import age, one_line
 
-app = typer.Typer(help="The sessions, what they do, and what they wait for.")
+app = typer.Typer(help="Lists, shows and ends sessions.")
 Id = Annotated[str, typer.Argument(help="A session's id, as `./hitl sessions` shows it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 HEADS = ("ID", "STATE", "AGE", "WAITS FOR", "TITLE")
@@ -18,20 +18,20 @@ TITLE_CHARS = 60
 
 @app.callback(invoke_without_command=True)
 def main(context: typer.Context, as_json: AsJson = False) -> None:
-    """Lists the sessions that are not archived; or, with a command, shows or ends one."""
+    """Lists the sessions that are not archived; a command shows or ends one."""
     if context.invoked_subcommand is None:
         listing(as_json)
 
 
 @app.command("list")
 def listing(as_json: AsJson = False) -> None:
-    """Lists the sessions that are not archived, the newest first."""
+    """Lists the sessions that are not archived, newest first."""
     with service_client() as client:
         found = list(client.pages("/v1/sessions"))
         if as_json:
             print_json(found)
         elif not found:
-            typer.echo("no sessions; ./hitl demo makes one")
+            typer.echo("no sessions; ./hitl demo starts one")
         else:
             typer.echo("\n".join(table_lines([row(s, _title(s)) for s in found], HEADS)))
 
@@ -54,7 +54,7 @@ def show(session_id: Id, as_json: AsJson = False) -> None:
 
 @app.command()
 def archive(session_id: Id) -> None:
-    """Closes a session for good; what waits is superseded, what was said stays readable."""
+    """Archives a session for good: calls that wait are superseded, its events stay readable."""
     with service_client() as client:
         client.post(f"/v1/sessions/{session_id}/archive")
     typer.echo(f"archived {session_id}")
@@ -62,7 +62,7 @@ def archive(session_id: Id) -> None:
 
 @app.command()
 def delete(session_id: Id) -> None:
-    """Deletes a session with everything that was said in it."""
+    """Deletes a session with all its events."""
     with service_client() as client:
         client.delete(f"/v1/sessions/{session_id}")
     typer.echo(f"deleted {session_id}")
@@ -70,7 +70,7 @@ def delete(session_id: Id) -> None:
 
 @app.command()
 def interrupt(session_id: Id) -> None:
-    """Stops a session's turn; what waits in it is superseded and never runs."""
+    """Interrupts a session's turn: calls that wait are superseded and never run."""
     with service_client() as client:
         client.post(f"/v1/sessions/{session_id}/events", {"events": [{"type": "user.interrupt"}]})
     typer.echo(f"interrupted {session_id}")
@@ -87,7 +87,7 @@ def state(session: dict[str, Any]) -> str:
 
 
 def row(session: dict[str, Any], title: str) -> tuple[str, ...]:
-    """One line of the listing, made visible."""
+    """One line of the list, with hidden characters escaped."""
     waiting = (
         len((session.get("stop_reason") or {}).get("event_ids", ())) if session["status"] == "idle" else 0
     )
@@ -102,5 +102,5 @@ def row(session: dict[str, Any], title: str) -> tuple[str, ...]:
 
 
 def _title(session: dict[str, Any]) -> str:
-    """The title, or the first words that were said."""
+    """The title, or the beginning of the first message."""
     return str(session["title"] or session.get("first_words") or "")

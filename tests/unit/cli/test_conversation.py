@@ -12,10 +12,10 @@ from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.terminal.conversation import (
     Conversation,
     End,
-    Left,
     Terminal,
-    account,
-    ask_human,
+    UserLeft,
+    ask_user,
+    session_summary,
 )
 from claude_hitl_template.cli.terminal.dialogue import Body, Decider, denial, scripted
 from claude_hitl_template.config.settings import Settings
@@ -36,14 +36,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
         yield found
 
 
-class House:
+class Fixture:
     def __init__(self, served: Threaded) -> None:
         self.client = Client(served.service.url, "ann-secret", patience_s=30)
         self.screen = StringIO()
         self.terminal = Terminal(Console(file=self.screen, width=200, highlight=False))
         self.workspace = served.service.workspace
 
-    def talk(self, prompt: str, decide: Decider) -> Conversation:
+    def chat(self, prompt: str, decide: Decider) -> Conversation:
         message = {"type": "user.message", "content": [{"type": "text", "text": prompt}]}
         body = {"agent": "default", "environment_id": "default", "initial_events": [message]}
         session_id = self.client.post("/v1/sessions", body)["id"]
@@ -54,8 +54,8 @@ class House:
 
 
 @pytest.fixture
-def house(served: Threaded) -> Iterator[House]:
-    found = House(served)
+def fixture(served: Threaded) -> Iterator[Fixture]:
+    found = Fixture(served)
     yield found
     found.client.close()
 
@@ -64,109 +64,111 @@ def answer(result: str, deny_message: str | None = None) -> Decider:
     return lambda approval: scripted(approval, result, deny_message)
 
 
-def test_a_session_that_is_over_is_followed_to_its_end_and_no_further(house: House) -> None:
-    session_id = house.client.post("/v1/sessions", {"agent": "default", "environment_id": "default"})["id"]
-    house.client.post(f"/v1/sessions/{session_id}/archive")
-    newest = len(list(house.client.pages(f"/v1/sessions/{session_id}/events")))
+def test_a_session_that_is_over_is_followed_to_its_end_and_no_further(fixture: Fixture) -> None:
+    session_id = fixture.client.post("/v1/sessions", {"agent": "default", "environment_id": "default"})["id"]
+    fixture.client.post(f"/v1/sessions/{session_id}/archive")
+    newest = len(list(fixture.client.pages(f"/v1/sessions/{session_id}/events")))
     for seen in (0, newest):
-        talk = Conversation(house.client, session_id, house.terminal, answer("allow"), seen=seen)
-        assert talk.until_rest() is End.DONE
+        chat = Conversation(fixture.client, session_id, fixture.terminal, answer("allow"), seen=seen)
+        assert chat.until_idle() is End.DONE
 
 
-def test_what_is_allowed_runs_and_the_turn_ends(house: House, make_settings: Callable[..., Settings]) -> None:
-    talk = house.talk("Write hello.txt with a greeting", answer("allow"))
-    assert talk.until_rest() is End.DONE
-    assert (house.workspace(talk.id) / "hello.txt").exists()
+def test_what_is_allowed_runs_and_the_turn_ends(
+    fixture: Fixture, make_settings: Callable[..., Settings]
+) -> None:
+    chat = fixture.chat("Write hello.txt with a greeting", answer("allow"))
+    assert chat.until_idle() is End.DONE
+    assert (fixture.workspace(chat.id) / "hello.txt").exists()
     for part in (
         "you  Write hello.txt",
         "● Write hello.txt (asks first)",
         "allowed by ann",
         "Done: `hello.txt`",
     ):
-        assert part in house.read()
-    settings = make_settings(data_dir=house.workspace(talk.id).parents[1])
+        assert part in fixture.read()
+    settings = make_settings(data_dir=fixture.workspace(chat.id).parents[1])
     lines = [
         line.plain
-        for line in account(
-            settings, house.client.get(f"/v1/sessions/{talk.id}"), ["hello.txt"], offline=True
+        for line in session_summary(
+            settings, fixture.client.get(f"/v1/sessions/{chat.id}"), ["hello.txt"], offline=True
         )
     ]
     assert "free of charge" in lines[0]
-    assert f"{house.workspace(talk.id)}  (hello.txt)" in lines[1]
+    assert f"{fixture.workspace(chat.id)}  (hello.txt)" in lines[1]
 
 
 def test_a_session_that_has_no_folder_here_names_what_is_saved(
-    house: House, make_settings: Callable[..., Settings], tmp_path: Path
+    fixture: Fixture, make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    session = house.client.get(f"/v1/sessions/{house.talk('Say hello', answer('allow')).id}")
+    session = fixture.client.get(f"/v1/sessions/{fixture.chat('Say hello', answer('allow')).id}")
     settings = make_settings(data_dir=tmp_path / "elsewhere")
     names = [f"{number}\x1b.txt" for number in range(20)]
-    line = account(settings, session, names, offline=True)[1].plain
+    line = session_summary(settings, session, names, offline=True)[1].plain
     assert f"/v1/sessions/{session['id']}/workspace" in line
     assert "..." in line
     assert "\x1b" not in line
-    assert "empty" in account(settings, session, [], offline=True)[1].plain
+    assert "empty" in session_summary(settings, session, [], offline=True)[1].plain
 
 
-def test_what_is_denied_does_not_run_and_the_agent_is_told_why(house: House) -> None:
-    talk = house.talk("Do three things at once", answer("deny", "not today"))
-    assert talk.until_rest() is End.DONE
-    assert not list(house.workspace(talk.id).glob("*"))
-    assert house.read().count("denied by ann: not today") == 3
-    assert "call 3 of 3 waits" in house.read()
+def test_what_is_denied_does_not_run_and_the_agent_is_told_why(fixture: Fixture) -> None:
+    chat = fixture.chat("Do three things at once", answer("deny", "not today"))
+    assert chat.until_idle() is End.DONE
+    assert not list(fixture.workspace(chat.id).glob("*"))
+    assert fixture.read().count("denied by ann: not today") == 3
+    assert "call 3 of 3 waits" in fixture.read()
 
 
-def test_a_turn_that_fails_ends_with_3(house: House) -> None:
-    assert house.talk(FAILING, answer("allow")).until_rest() is End.FAILED
-    assert "error: " in house.read()
+def test_a_turn_that_fails_ends_with_3(fixture: Fixture) -> None:
+    assert fixture.chat(FAILING, answer("allow")).until_idle() is End.FAILED
+    assert "error: " in fixture.read()
     assert End.FAILED == 3
 
 
 def test_without_a_terminal_the_call_is_shown_and_keeps_waiting(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", StringIO(""))
-    talk = house.talk("Run a command", ask_human(house.terminal))
-    with pytest.raises(Left):
-        talk.until_rest()
-    assert "date -u > date.txt" in house.read()
-    waiting = list(house.client.pages("/v1/approvals", **{"session_id": talk.id, "states[]": "pending"}))
+    chat = fixture.chat("Run a command", ask_user(fixture.terminal))
+    with pytest.raises(UserLeft):
+        chat.until_idle()
+    assert "date -u > date.txt" in fixture.read()
+    waiting = list(fixture.client.pages("/v1/approvals", **{"session_id": chat.id, "states[]": "pending"}))
     assert len(waiting) == 1
-    house.client.post(f"/v1/approvals/{waiting[0]['id']}/decide", denial(None))
+    fixture.client.post(f"/v1/approvals/{waiting[0]['id']}/decide", denial(None))
 
 
-def test_a_decision_that_lost_a_race_says_who_won_and_goes_on(house: House) -> None:
+def test_a_decision_that_lost_a_race_says_who_won_and_goes_on(fixture: Fixture) -> None:
     def too_late(approval: Mapping[str, Any]) -> Body:
-        house.client.post(f"/v1/approvals/{approval['id']}/decide", denial("I was first"))
+        fixture.client.post(f"/v1/approvals/{approval['id']}/decide", denial("I was first"))
         return {"result": "allow"}
 
-    talk = house.talk("Run a command", too_late)
-    assert talk.until_rest() is End.DONE
-    assert "already decided (deny) by ann" in house.read()
-    assert not (house.workspace(talk.id) / "date.txt").exists()
+    chat = fixture.chat("Run a command", too_late)
+    assert chat.until_idle() is End.DONE
+    assert "already decided (deny) by ann" in fixture.read()
+    assert not (fixture.workspace(chat.id) / "date.txt").exists()
 
 
-def test_questions_are_answered(house: House) -> None:
-    assert house.talk("Ask me a question", answer("allow")).until_rest() is End.DONE
-    assert '"Which colour should the report have?"="Blue"' in house.read()
+def test_questions_are_answered(fixture: Fixture) -> None:
+    assert fixture.chat("Ask me a question", answer("allow")).until_idle() is End.DONE
+    assert '"Which colour should the report have?"="Blue"' in fixture.read()
 
 
-def test_a_second_message_is_sent_without_showing_it_twice(house: House) -> None:
-    talk = house.talk("Write hello.txt with a greeting", answer("deny"))
-    assert talk.until_rest() is End.DONE
-    talk.send("Read hello.txt")
-    assert talk.until_rest() is End.DONE
-    assert "you  Read" not in house.read()
-    assert "● Read hello.txt" in house.read()
+def test_a_second_message_is_sent_without_showing_it_twice(fixture: Fixture) -> None:
+    chat = fixture.chat("Write hello.txt with a greeting", answer("deny"))
+    assert chat.until_idle() is End.DONE
+    chat.send("Read hello.txt")
+    assert chat.until_idle() is End.DONE
+    assert "you  Read" not in fixture.read()
+    assert "● Read hello.txt" in fixture.read()
 
 
-def test_an_interrupt_ends_the_turn(house: House) -> None:
+def test_an_interrupt_ends_the_turn(fixture: Fixture) -> None:
     def leave(_: Mapping[str, Any]) -> Body:
-        raise Left
+        raise UserLeft
 
-    talk = house.talk("Run a command", leave)
-    with pytest.raises(Left):
-        talk.until_rest()
-    talk.interrupt()
-    assert talk.until_rest() is End.DONE
-    assert "interrupted" in house.read()
+    chat = fixture.chat("Run a command", leave)
+    with pytest.raises(UserLeft):
+        chat.until_idle()
+    chat.interrupt()
+    assert chat.until_idle() is End.DONE
+    assert "interrupted" in fixture.read()

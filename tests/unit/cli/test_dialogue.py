@@ -52,10 +52,10 @@ def approval(kind: str = "tool", **given: Any) -> dict[str, Any]:
 
 
 def decided(*lines: str, kind: str = "tool", edits: tuple[str | None, ...] = ()) -> dict[str, Any]:
-    desk = Typist(*lines, edits=edits)
-    with desk.console.file:
-        body = ask_about(desk, approval(kind))
-    assert not desk.lines
+    prompter = Typist(*lines, edits=edits)
+    with prompter.console.file:
+        body = ask_about(prompter, approval(kind))
+    assert not prompter.lines
     return body
 
 
@@ -87,10 +87,10 @@ def test_leaving_decides_nothing() -> None:
 
 
 def test_an_edited_input_is_shown_again_before_it_is_allowed() -> None:
-    desk = Typist("e", "a", edits=('{"command": "ls -l"}',))
-    with desk.console.file:
-        assert ask_about(desk, approval()) == {"result": "allow", "updated_input": {"command": "ls -l"}}
-        assert "│ ls -l" in desk.console.export_text()
+    prompter = Typist("e", "a", edits=('{"command": "ls -l"}',))
+    with prompter.console.file:
+        assert ask_about(prompter, approval()) == {"result": "allow", "updated_input": {"command": "ls -l"}}
+        assert "│ ls -l" in prompter.console.export_text()
 
 
 def test_an_input_left_as_it_was_is_no_edit() -> None:

@@ -94,7 +94,7 @@ def test_a_plan_is_shown_as_it_is_written() -> None:
 
 
 def test_other_tools_are_shown_as_json() -> None:
-    assert '"query": "x\\"y"' in seen("mcp__a__b", {"query": 'x"y', "n": None})
+    assert '"query": "x\\"y"' in seen("Other", {"query": 'x"y', "n": None})
 
 
 @pytest.mark.parametrize("given", [{"command": 1}, {"command": ["a"]}, {}])

@@ -4,7 +4,7 @@ from typing import Any
 
 from claude_hitl_template.domain.models import KINDS, Approval, Session, new_id, utcnow
 from claude_hitl_template.domain.policy import digest
-from claude_hitl_template.panel.forms import Asked
+from claude_hitl_template.panel.forms import CallGroup
 
 QUESTIONS: dict[str, Any] = {
     "questions": [
@@ -24,7 +24,7 @@ def approval(tool: str = "Bash", given: dict[str, Any] | None = None, **changes:
     return Approval(**{**facts, **changes})
 
 
-def asked(*approvals: Approval, title: str = "Title", requester: str = "ann") -> Asked:
+def asked(*approvals: Approval, title: str = "Title", requester: str = "ann") -> CallGroup:
     now = utcnow()
     session = Session(id="sesn_1", key_id="key_1", title=title, created_at=now, updated_at=now)
-    return Asked(session, requester, approvals)
+    return CallGroup(session, requester, approvals)

@@ -10,7 +10,8 @@ from kodosumi.service.inputs.forms import Model
 
 from claude_hitl_template.domain.models import Agent, ApprovalState, Decision, Environment, Session, utcnow
 from claude_hitl_template.domain.policy import digest
-from claude_hitl_template.panel import decide, forms
+from claude_hitl_template.panel import forms
+from claude_hitl_template.panel import submissions as decide
 from claude_hitl_template.panel.forms import Elements, Filled
 from tests.unit.panel.html import Reader
 from tests.unit.panel.made import QUESTIONS, approval, asked
@@ -100,9 +101,13 @@ def test_lists_of_sessions_and_approvals_hold_text_only(title: str, command: str
     session = Session(id="sesn_1", key_id="k", title=title, created_at=now, updated_at=now)
     rendered(forms.sessions_list([session], now))
     rendered(
-        forms.inbox([asked(approval(given={"command": command}), title=title, requester=title)], now, title)
+        forms.approvals_list(
+            [asked(approval(given={"command": command}), title=title, requester=title)], now, title
+        )
     )
-    rendered(forms.say_form(session, "", {"back": title}, "/a", Filled({"text": command}), max_bytes=1000))
+    rendered(
+        forms.message_form(session, "", {"back": title}, "/a", Filled({"text": command}), max_bytes=1000)
+    )
 
 
 def test_an_approver_sees_all_that_matters() -> None:

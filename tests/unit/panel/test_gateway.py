@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection
 
 from claude_hitl_template.api import problems
 from claude_hitl_template.errors import Conflict, NotFound, Unauthorized
-from claude_hitl_template.panel.gateway import Front
+from claude_hitl_template.panel.gateway import Gateway
 from claude_hitl_template.panel.users import PanelUser
 
 OWN, PANEL = "http://service/claude-hitl", "http://panel"
@@ -22,7 +22,7 @@ ANN = PanelUser("role-of-ann", "ann", operator=False, approver=False, key_id="ke
 class OnlyAnn:
     """Lets in who says that it is Ann."""
 
-    async def recognise(self, connection: HTTPConnection) -> None:
+    async def authenticate(self, connection: HTTPConnection) -> None:
         if connection.headers.get("login") != "ann":
             raise Unauthorized("who <b>are</b> you?")
         connection.scope.setdefault("state", {})["panel_user"] = ANN
@@ -57,11 +57,11 @@ async def lives(flow_id: str) -> bool:
     return flow_id == "lives"
 
 
-def front_of(api: Any, model: Any) -> Front:
-    return Front(api=api, model=model, guard=OnlyAnn(), own_url=OWN, panel_url=PANEL, answers=lives)  # pyright: ignore[reportArgumentType]
+def front_of(api: Any, model: Any) -> Gateway:
+    return Gateway(api=api, model=model, guard=OnlyAnn(), own_url=OWN, panel_url=PANEL, runner_responds=lives)  # pyright: ignore[reportArgumentType]
 
 
-def front() -> Front:
+def front() -> Gateway:
     made = front_of(api(), model())
 
     @made.get("/seen", entry=True)

@@ -10,8 +10,8 @@ from claude_hitl_template.domain import events, missing_dependency
 from claude_hitl_template.domain.events import Draft
 from claude_hitl_template.domain.models import Agent, Environment, ImageFacts, Session, utcnow
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule
-from claude_hitl_template.panel import render
-from claude_hitl_template.panel.calls import call_view
+from claude_hitl_template.panel import timeline as render
+from tests.unit.panel.components import call_view
 from tests.unit.panel.html import Reader
 from tests.unit.panel.nasty import inputs, texts, tools, values
 

@@ -11,7 +11,7 @@ from hypothesis import given
 
 from claude_hitl_template.errors import InvalidInput, NotFound
 from claude_hitl_template.files.manifest import SavedFile, blob_name
-from claude_hitl_template.panel.uploads import MAX_FILES, collect, read, safe_name
+from claude_hitl_template.panel.uploads import MAX_FILES, collect, parse, safe_name
 from tests.unit.panel.nasty import texts
 
 
@@ -50,13 +50,13 @@ def state(*names: str) -> dict[str, Any]:
 
 
 def test_files_of_the_same_name_are_told_apart() -> None:
-    found = read(json.dumps(state("x/a.txt", "y/a.txt", "a.txt")))
+    found = parse(json.dumps(state("x/a.txt", "y/a.txt", "a.txt")))
     assert found is not None
     assert [name for _, name in found.names] == ["a.txt", "a (2).txt", "a (3).txt"]
 
 
 def test_no_files_are_no_error() -> None:
-    assert read("") is None
+    assert parse("") is None
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,14 @@ def test_no_files_are_no_error() -> None:
 )
 def test_what_would_be_a_path_in_the_panel_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput) as caught:
-        read(json.dumps({**state("a"), **change}))
+        parse(json.dumps({**state("a"), **change}))
     assert caught.value.field == "files"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "7", '"x"'])
 def test_what_is_no_list_of_files_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
-        read(text)
+        parse(text)
 
 
 class Saved:

@@ -90,7 +90,7 @@ class Scene:
         return Guard(self.store, PanelAccess(url or self.url, SECRET, PASSWORD), frozenset(approvers))
 
     async def recognised(self, connection: HTTPConnection, *approvers: str) -> PanelUser:
-        await self.guard(*approvers).recognise(connection)
+        await self.guard(*approvers).authenticate(connection)
         return panel_user(Request(connection.scope))
 
 
@@ -194,7 +194,7 @@ async def test_the_panel_is_asked_at_its_configured_address_whatever_a_header_sa
 async def test_what_the_panel_said_is_remembered_for_a_while(scene: Scene) -> None:
     guard = scene.guard()
     for _ in range(3):
-        await guard.recognise(logged_in(token(OPERATOR)))
+        await guard.authenticate(logged_in(token(OPERATOR)))
     assert scene.panel.asked == [OPERATOR]
 
 
@@ -209,7 +209,7 @@ async def test_a_page_of_another_origin_may_not_act_with_the_users_cookie(scene:
 async def test_a_panel_that_does_not_answer_lets_nobody_in_and_says_so(scene: Scene) -> None:
     guard = scene.guard(url="http://127.0.0.1:1")
     with pytest.raises(Unavailable, match="does not answer at http"):
-        await guard.recognise(logged_in(token(OPERATOR)))
+        await guard.authenticate(logged_in(token(OPERATOR)))
 
 
 async def test_an_admin_who_changed_the_password_is_recognised_and_others_are_told_why_not(
@@ -230,7 +230,7 @@ async def test_a_panel_with_the_secret_that_everyone_knows_lets_nobody_in_and_sa
     guard = Guard(scene.store, PanelAccess(scene.url, secret, password), frozenset())
     for known in (public, ""):
         with pytest.raises(Unauthorized, match="KODO_SECRET_KEY"):
-            await guard.recognise(logged_in(token(OPERATOR, secret=known)))
+            await guard.authenticate(logged_in(token(OPERATOR, secret=known)))
     assert scene.panel.asked == []
     for unset in ("", " "):
         monkeypatch.setenv("KODO_SECRET_KEY", unset)

@@ -1,4 +1,4 @@
-"""What was filled in, as what it stands for: decisions, and the conversation to start. Pure."""
+"""Parses submitted forms: decisions, messages, and the conversation to start. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ MAX_TITLE_CHARS, MAX_SYSTEM_CHARS, MAX_MODEL_CHARS = 500, 100_000, 200
 
 
 class FormErrors(Exception):
-    """What is wrong with a form: messages by field name; "" is the form itself."""
+    """Messages by field name; "" is the form itself."""
 
     def __init__(self, errors: Mapping[str, str]) -> None:
         super().__init__(errors)
         self.errors = errors
 
 
-def said(inputs: Inputs, name: str) -> str:
-    """What was typed: a browser sends each line break as CRLF, and Kodosumi None for nothing."""
+def field_text(inputs: Inputs, name: str) -> str:
+    """The text of a field: a browser sends each line break as CRLF, and Kodosumi sends None for an empty field."""
     given = inputs.get(name)
     return str(given).replace("\r\n", "\n") if given is not None else ""
 
@@ -41,7 +41,15 @@ def said(inputs: Inputs, name: str) -> str:
 
 
 def confirmations(approvals: Sequence[Approval], inputs: Inputs) -> list[UserToolConfirmation]:
-    """The decisions that a form stands for, about those of `approvals` that it says something on. Raises FormErrors."""
+    """The decisions in a form.
+
+    Args:
+        approvals: The calls of the form; a call about which the form says nothing is left out.
+        inputs: The form.
+
+    Raises:
+        FormErrors: A field is invalid, or nothing is decided.
+    """
     found: list[UserToolConfirmation] = []
     errors: dict[str, str] = {}
     for approval in approvals:
@@ -50,17 +58,23 @@ def confirmations(approvals: Sequence[Approval], inputs: Inputs) -> list[UserToo
         except InvalidInput as error:
             errors[error.field or approval.id] = error.message
     if not found and not errors:
-        errors[""] = "Nothing was decided: choose what is to be done."
+        errors[""] = "Nothing was decided: choose what to do."
     if errors:
         raise FormErrors(errors)
     return found
 
 
-def refused(
-    approvals: Sequence[Approval], said: Sequence[UserToolConfirmation], error: InvalidInput
+def refusal_errors(
+    approvals: Sequence[Approval], sent: Sequence[UserToolConfirmation], error: InvalidInput
 ) -> FormErrors | InvalidInput:
-    """What the service refused of these decisions, at the fields it was typed into: an edit is the form's `input`."""
-    edited = {one.tool_use_id for one in said if one.updated_input is not None}
+    """Assigns an error of the service to the fields of the form: an edited input is the field `input`.
+
+    Args:
+        approvals: The calls of the form.
+        sent: The decisions that the service refused.
+        error: The refusal.
+    """
+    edited = {one.tool_use_id for one in sent if one.updated_input is not None}
     fields = [f"{approval.id}.input" for approval in approvals if approval.event_id in edited]
     if not error.field.startswith("updated_input") or not fields:
         return error
@@ -69,8 +83,8 @@ def refused(
 
 def _confirmation(approval: Approval, inputs: Inputs) -> list[UserToolConfirmation]:
     name = approval.id
-    choice = said(inputs, f"{name}.do")
-    if not choice and said(inputs, "batch") == "allow" and approval.kind in ("tool", "network"):
+    choice = field_text(inputs, f"{name}.do")
+    if not choice and field_text(inputs, "batch") == "allow" and approval.kind in ("tool", "network"):
         choice = "allow"
     match choice:
         case "" | "later":
@@ -86,7 +100,7 @@ def _confirmation(approval: Approval, inputs: Inputs) -> list[UserToolConfirmati
         case "answer" if approval.kind == "question":
             return [_build(approval, result="allow", answers=_answers(approval, inputs))]
         case _:
-            raise InvalidInput("this cannot be said about such a call", f"{name}.do")
+            raise InvalidInput("this choice does not fit such a call", f"{name}.do")
 
 
 def _build(approval: Approval, **given: Any) -> UserToolConfirmation:
@@ -94,16 +108,16 @@ def _build(approval: Approval, **given: Any) -> UserToolConfirmation:
 
 
 def _reason(inputs: Inputs, name: str) -> str | None:
-    reason = said(inputs, name).strip()
+    reason = field_text(inputs, name).strip()
     if len(reason) > MAX_REASON_CHARS:
-        raise InvalidInput(f"at most {MAX_REASON_CHARS} characters, and these are {len(reason)}", name)
+        raise InvalidInput(f"at most {MAX_REASON_CHARS} characters; these are {len(reason)}", name)
     return reason or None
 
 
 def _edited(approval: Approval, inputs: Inputs) -> dict[str, Any]:
     name = f"{approval.id}.input"
     try:
-        changed = parse_input(said(inputs, name))
+        changed = parse_input(field_text(inputs, name))
     except InvalidInput as error:
         raise InvalidInput(f"{error.message}. Nothing was decided.", name) from error
     if changed == approval.input:
@@ -120,7 +134,7 @@ def _answers(approval: Approval, inputs: Inputs) -> dict[str, str | list[str]]:
     for number, question in enumerate(asked_questions(approval.input)):
         group = f"{approval.id}.q{number}"
         labels = [option_label(o) for o in question_options(question)]
-        own = said(inputs, f"{group}.own").strip()
+        own = field_text(inputs, f"{group}.own").strip()
         answers[str(question.get("question", ""))] = (
             _several(group, labels, own, inputs)
             if question.get("multiSelect")
@@ -130,7 +144,7 @@ def _answers(approval: Approval, inputs: Inputs) -> dict[str, str | list[str]]:
 
 
 def _one(group: str, labels: Sequence[str], own: str, inputs: Inputs) -> str:
-    chosen = said(inputs, group)
+    chosen = field_text(inputs, group)
     if chosen and own:
         raise InvalidInput("choose an answer, or write one of your own, not both", group)
     if own:
@@ -141,7 +155,9 @@ def _one(group: str, labels: Sequence[str], own: str, inputs: Inputs) -> str:
 
 
 def _several(group: str, labels: Sequence[str], own: str, inputs: Inputs) -> list[str]:
-    chosen = [label for number, label in enumerate(labels) if said(inputs, f"{group}.o{number}") == "on"]
+    chosen = [
+        label for number, label in enumerate(labels) if field_text(inputs, f"{group}.o{number}") == "on"
+    ]
     if not chosen and not own:
         raise InvalidInput("choose at least one answer, or write one of your own", group)
     return [*chosen, *([own] if own else [])]
@@ -151,14 +167,14 @@ def _several(group: str, labels: Sequence[str], own: str, inputs: Inputs) -> lis
 
 
 def next_message(inputs: Inputs, name: str = "text") -> UserMessage:
-    """Raises FormErrors."""
-    prompt = said(inputs, name)
+    """The message in the field `name`. Raises FormErrors."""
+    prompt = field_text(inputs, name)
     if not prompt.strip():
-        raise FormErrors({name: "This is empty: say what is to be done."})
+        raise FormErrors({name: "This is empty: say what to do."})
     if len(prompt) > MAX_TEXT_CHARS:
         raise FormErrors(
             {
-                name: f"At most {MAX_TEXT_CHARS:,} characters, and these are {len(prompt):,}. Upload a file instead."
+                name: f"At most {MAX_TEXT_CHARS:,} characters; these are {len(prompt):,}. Upload a file instead."
             }
         )
     try:
@@ -169,7 +185,7 @@ def next_message(inputs: Inputs, name: str = "text") -> UserMessage:
 
 @dataclass(frozen=True)
 class Start:
-    """A conversation to begin."""
+    """A conversation to start."""
 
     message: UserMessage
     agent: Agent
@@ -178,7 +194,16 @@ class Start:
 
 
 def start(inputs: Inputs, agent: Agent, environments: Mapping[str, Environment]) -> Start:
-    """The first of `environments` is the default. Raises FormErrors, which name every field that is wrong."""
+    """The conversation that a form asks for.
+
+    Args:
+        inputs: The form.
+        agent: The agent that the form changes.
+        environments: By id; the first is the default.
+
+    Raises:
+        FormErrors: Names every invalid field.
+    """
     errors: dict[str, str] = {}
     message: UserMessage | None = None
     try:
@@ -187,30 +212,30 @@ def start(inputs: Inputs, agent: Agent, environments: Mapping[str, Environment])
         errors |= error.errors
     limits = {"title": MAX_TITLE_CHARS, "model": MAX_MODEL_CHARS, "system": MAX_SYSTEM_CHARS}
     for name, limit in limits.items():
-        if len(said(inputs, name)) > limit:
+        if len(field_text(inputs, name)) > limit:
             errors[name] = f"At most {limit:,} characters."
     policies = {"risky": PermissionPolicy(), "everything": PermissionPolicy(default="always_ask")}
-    chosen = said(inputs, "policy") or "risky"
+    chosen = field_text(inputs, "policy") or "risky"
     if chosen not in (*policies, "plan"):
-        errors["policy"] = "Choose one of the policies on offer."
-    if said(inputs, "agent") not in ("", agent.id):
+        errors["policy"] = "Choose one of the offered policies."
+    if field_text(inputs, "agent") not in ("", agent.id):
         errors["agent"] = "There is no such agent."
-    environment = environments.get(said(inputs, "environment") or next(iter(environments)))
+    environment = environments.get(field_text(inputs, "environment") or next(iter(environments)))
     if environment is None:
         errors["environment"] = "There is no such environment."
     if errors or message is None or environment is None:
         raise FormErrors(errors)
     changed = agent.but(
-        model=said(inputs, "model").strip() or agent.model,
-        system=said(inputs, "system").strip() or agent.system,
+        model=field_text(inputs, "model").strip() or agent.model,
+        system=field_text(inputs, "system").strip() or agent.system,
         policy=policies.get(chosen, PermissionPolicy()),
         permission_mode="plan" if chosen == "plan" else "default",
     )
-    title = " ".join(said(inputs, "title").split()) or _title(said(inputs, "prompt"))
+    title = " ".join(field_text(inputs, "title").split()) or _title(field_text(inputs, "prompt"))
     return Start(message, changed, environment, title)
 
 
 def _title(prompt: str) -> str:
-    """The beginning of the prompt, for a conversation that was given no title."""
+    """The beginning of the prompt, for a conversation without a title."""
     line = " ".join(prompt[:400].split())
     return line if len(line) <= 80 else f"{line[:79]}…"

@@ -6,7 +6,13 @@ import pytest
 
 from claude_hitl_template.domain.models import Agent, Environment
 from claude_hitl_template.errors import InvalidInput
-from claude_hitl_template.panel.decide import FormErrors, confirmations, next_message, refused, start
+from claude_hitl_template.panel.submissions import (
+    FormErrors,
+    confirmations,
+    next_message,
+    refusal_errors,
+    start,
+)
 from tests.unit.panel.made import QUESTIONS, approval
 
 
@@ -171,8 +177,8 @@ def test_an_edit_that_the_tool_would_refuse_is_an_error_of_that_field(text: str,
 def test_what_the_service_refuses_of_an_edit_is_shown_at_the_edit() -> None:
     call = approval()
     found = confirmations([call], {f"{call.id}.do": "edit", f"{call.id}.input": '{"command": "git push"}'})
-    shown = refused([call], found, InvalidInput("denied", "updated_input"))
+    shown = refusal_errors([call], found, InvalidInput("denied", "updated_input"))
     assert isinstance(shown, FormErrors)
     assert "denied" in shown.errors[f"{call.id}.input"]
     other = InvalidInput("no", "remember")
-    assert refused([call], found, other) is other
+    assert refusal_errors([call], found, other) is other
