@@ -1,7 +1,7 @@
 """Everything that can go wrong and that a caller may want to tell apart.
 
     HitlError
-    |-- ConfigError            the service is set up wrongly; `mend` says what to change
+    |-- ConfigError            the service is set up wrongly; `fix` says what to change
     |-- InvalidInput           a value from outside is unusable; `field` names it
     |   `-- TooLarge           ... because of its size
     |-- NotFound               no such thing, or not visible to this caller
@@ -37,12 +37,12 @@ class HitlError(Exception):
 class ConfigError(HitlError):
     """A setting or the machine is not as the service needs it."""
 
-    def __init__(self, message: str, mend: str = "") -> None:
-        super().__init__(message, mend)
-        self.mend = mend
+    def __init__(self, message: str, fix: str = "") -> None:
+        super().__init__(message, fix)
+        self.fix = fix
 
     def __str__(self) -> str:
-        return f"{self.message}\n  Fix: {self.mend}" if self.mend else self.message
+        return f"{self.message}\n  Fix: {self.fix}" if self.fix else self.message
 
 
 class InvalidInput(HitlError):
@@ -123,5 +123,5 @@ class Unavailable(HitlError):
     retry_after_s = 5.0
 
 
-class Away(Unavailable):
+class StoreUnreachable(Unavailable):
     """The database does not answer, or broke off. Whether a write was kept is not known: repeat it."""

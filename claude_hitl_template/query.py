@@ -37,7 +37,7 @@ from claude_hitl_template.cluster.ledger import APP_NAME, LedgerService, handle,
 from claude_hitl_template.cluster.supervisor import SupervisorService
 from claude_hitl_template.config import build_info, logs
 from claude_hitl_template.config.secret_files import (
-    Shelf,
+    SecretFiles,
     hash_api_key,
     operator_key,
     prepare,
@@ -169,7 +169,7 @@ class Ingress:
             undrain=undrain,
             drained_s=drained_s,
             operator_key=operator_key(settings),
-            shelf=Shelf(settings.secrets_dir),
+            shelf=SecretFiles(settings.secrets_dir),
             max_request_bytes=settings.max_request_bytes,
             requests_per_minute=settings.requests_per_minute,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from claude_hitl_template.claude import sandbox
 from claude_hitl_template.claude.egress import Egress
 from claude_hitl_template.claude.injection import Injector
-from claude_hitl_template.claude.sandbox import Places, SandboxConfig
+from claude_hitl_template.claude.sandbox import SandboxConfig, SandboxPaths
 from claude_hitl_template.model.socket import Budget, ModelSocket
 from claude_hitl_template.session.hosts import HostGate
 
@@ -33,7 +33,7 @@ class Outlets:
         hosts: HostGate,
     ) -> None:
         self._config = config
-        self._places = Places(run, workspace, cli)
+        self._places = SandboxPaths(run, workspace, cli)
         self._model = ModelSocket(url, token, Budget(config.requests, config.model_bytes))
         self._injector = Injector(config.credentials, run)
         self.egress = Egress(servers if hosts.allows_mcp_servers else (), hosts, self._injector)
@@ -43,7 +43,7 @@ class Outlets:
     async def open(self) -> None:
         """Makes the sandbox's folders, and listens. Raises OSError."""
         places = self._places
-        await asyncio.to_thread(sandbox.make_places, places.run, places.workspace, places.cli)
+        await asyncio.to_thread(sandbox.make_sandbox_paths, places.run, places.workspace, places.cli)
         await asyncio.to_thread(self._injector.make)
         model, hand_over = (socket.socket(socket.AF_UNIX) for _ in range(2))
         self._hand_over = hand_over  # a task that is cancelled before it starts closes nothing

@@ -101,7 +101,7 @@ def default_sandbox() -> SandboxConfig | None:
 
 
 @dataclass(frozen=True)
-class Places:
+class SandboxPaths:
     """Folders and files of this machine for one sandbox. `run` is the owner's, short-lived, and for this sandbox alone."""
 
     run: Path
@@ -201,9 +201,9 @@ def launch_plan(
     return {"HITL_PYTHON": sys.executable, "HITL_LAUNCH": marshal.dumps(plan).hex()}
 
 
-def make_places(run: Path, workspace: Path, cli: Path) -> Places:
+def make_sandbox_paths(run: Path, workspace: Path, cli: Path) -> SandboxPaths:
     """Makes the folders of a sandbox, empty. Blocking."""
-    places = Places(run, workspace, cli)
+    places = SandboxPaths(run, workspace, cli)
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(mode=0o700, parents=True)
     user, group = inside_ids()
@@ -222,7 +222,7 @@ def make_places(run: Path, workspace: Path, cli: Path) -> Places:
     return places
 
 
-def plan_of(config: SandboxConfig, places: Places) -> dict[str, Any]:
+def plan_of(config: SandboxConfig, places: SandboxPaths) -> dict[str, Any]:
     """What launch.py needs to know of the sandbox."""
     wrap = find_bubblewrap()
     user, group = agent_ids()
@@ -265,7 +265,7 @@ def _is_seen(config: SandboxConfig, folder: str) -> bool:
     return folder.startswith("/") and any(Path(folder).is_relative_to(place) for place in places)
 
 
-def _arguments(config: SandboxConfig, places: Places, wrap: Bubblewrap) -> Iterator[str]:
+def _arguments(config: SandboxConfig, places: SandboxPaths, wrap: Bubblewrap) -> Iterator[str]:
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     user, group = inside_ids()
     yield from ("--uid", str(user), "--gid", str(group), "--cap-drop", "ALL")
@@ -292,7 +292,7 @@ def _arguments(config: SandboxConfig, places: Places, wrap: Bubblewrap) -> Itera
     yield from _workspace(places.workspace)
 
 
-def _system(places: Places) -> Iterator[str]:
+def _system(places: SandboxPaths) -> Iterator[str]:
     """The operating system's programs and libraries, and little besides."""
     yield from ("--ro-bind", "/usr", "/usr")
     for name in SYSTEM:
@@ -310,7 +310,7 @@ def _system(places: Places) -> Iterator[str]:
     yield from ("--bind", str(places.home), HOME, "--proc", "/proc", "--dev", "/dev")
 
 
-def _image(places: Places) -> Iterator[str]:
+def _image(places: SandboxPaths) -> Iterator[str]:
     """The image's own files, to be read; nothing that was mounted into its container: Ray's folder, sockets, tokens."""
     yield from ("--ro-bind", "/", "/")
     for point in _mounted(MOUNTINFO.read_text()):
@@ -366,11 +366,11 @@ def problem(config: SandboxConfig) -> str | None:
         folder = Path(scratch)
         (folder / "workspace").mkdir()
         give(folder / "workspace")
-        places = make_places(folder / "run", folder / "workspace", Path("/bin/sh"))
+        places = make_sandbox_paths(folder / "run", folder / "workspace", Path("/bin/sh"))
         return _tried(replace(config, readable=(), writable=(), credentials=()), places)
 
 
-def _tried(config: SandboxConfig, places: Places) -> str | None:
+def _tried(config: SandboxConfig, places: SandboxPaths) -> str | None:
     import socket  # noqa: PLC0415
 
     with socket.socket(socket.AF_UNIX) as owner:

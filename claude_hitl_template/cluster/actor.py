@@ -30,7 +30,7 @@ from claude_hitl_template.presentation.text import size
 from claude_hitl_template.session.gate import Gate
 from claude_hitl_template.session.runner import Limits, SessionRunner
 from claude_hitl_template.store.protocol import Owners, Reachable
-from claude_hitl_template.workspace.sync import Place
+from claude_hitl_template.workspace.sync import WorkspaceLocation
 
 log = structlog.get_logger()
 NAMESPACE = "claude-hitl"
@@ -56,7 +56,7 @@ class Assignment:
     """
 
     session: Session
-    workspace: Place
+    workspace: WorkspaceLocation
     run_dir: str
     model_url: str
     token: str = field(repr=False)

@@ -130,7 +130,7 @@ def read_model_key(settings: Settings) -> SecretStr | None:
     return None
 
 
-class Shelf:
+class SecretFiles:
     """The secrets that were sent to the service, in files of `folder`. Every method raises NotFound for another name."""
 
     def __init__(self, folder: Path) -> None:

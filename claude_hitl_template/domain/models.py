@@ -173,9 +173,12 @@ class Session(Frozen):
     """One conversation.
 
     `turn` is the id of the user.message being worked on; `deferred` the tool_use_id that the CLI will ask for again
-    when the transcript is resumed; `recoveries` how often in a row an owner died without finishing a turn; `wakes`
-    counts the changes that came from outside, which an owner wants to hear of.
+    when the transcript is resumed; `recoveries` how often in a row an owner died without finishing a turn; `revision`
+    counts the changes from outside that an owner must see; `unreported_refusals` lists the refused approvals that the
+    model has not been informed of. Both keep the keys of earlier releases in the stored document.
     """
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
     id: str
     key_id: str
@@ -199,8 +202,10 @@ class Session(Frozen):
     first_words: str | None = (
         None  # the beginning of what was said first; None: nothing, or before this was kept
     )
-    wakes: int = 0
-    untold: tuple[str, ...] = ()  # ids of held approvals that were refused, which the model was not told yet
+    revision: int = Field(default=0, alias="wakes")  # stored as "wakes"
+    unreported_refusals: tuple[str, ...] = Field(
+        default=(), alias="untold"
+    )  # held approvals that were refused; stored as "untold"
     refused_hosts: tuple[
         str, ...
     ] = ()  # ids of approvals of hosts that were refused, and stay so in this turn
@@ -423,16 +428,16 @@ class Page[T](BaseModel):
 class Snapshot(Frozen):
     """All that a session's owner needs to know to go on: its session, what is queued, which calls are open.
 
-    `turn_event` is the user.message of a turn that was begun; `untold` the refused calls of `session.untold`.
-
-    `session.wakes` is its version: hand it to `wait_session` to be woken by the next change. `at` is the ledger's time.
+    `turn_event` is the user.message of a turn that has begun. `unreported_refusals` holds the approvals of
+    `session.unreported_refusals`. Pass `session.revision` to `wait_session` to wait for the next change. `at` is the
+    ledger's time.
     """
 
     session: Session
     turn_event: "Event | None"
     queued: tuple["Event", ...]
     approvals: tuple[Approval, ...]
-    untold: tuple[Approval, ...]
+    unreported_refusals: tuple[Approval, ...]
     at: datetime
 
 

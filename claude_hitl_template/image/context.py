@@ -142,9 +142,9 @@ def _labels(checkout: Checkout, manifest: dict[str, Any]) -> dict[str, str]:
 def _commit(root: Path) -> str:
     if not (root / ".git").exists():
         return "unknown"
-    mend = "install git, or build from an exported tree without .git"
-    commit = run(["git", "rev-parse", "HEAD"], mend, cwd=root).strip()
-    changed = run(["git", "status", "--porcelain", "--", *_INGREDIENTS], mend, cwd=root).strip()
+    fix = "install git, or build from an exported tree without .git"
+    commit = run(["git", "rev-parse", "HEAD"], fix, cwd=root).strip()
+    changed = run(["git", "status", "--porcelain", "--", *_INGREDIENTS], fix, cwd=root).strip()
     return f"{commit}-dirty" if changed else commit
 
 

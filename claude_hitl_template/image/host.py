@@ -65,11 +65,11 @@ def build_base(checkout: Checkout, tool: Tool) -> str:
             f"--customize-hook={_FORGET}",
             *excluded,
         ]
-        mend = "read what it said above; apt update tells whether the packages can be had"
+        fix = "read what it said above; apt update tells whether the packages can be had"
         sources = folder / "sources"
         sources.mkdir()
         mirrors = [str(path) for path in _write_sources(suite, sources)]
-        show([mmdebstrap, *options, f"--include={','.join(packages)}", suite, debian, *mirrors], mend)
+        show([mmdebstrap, *options, f"--include={','.join(packages)}", suite, debian, *mirrors], fix)
         shutil.rmtree(sources)
         _copy_python(prefix, folder / _PYTHON)
         _copy_packages(checkout, folder / _PYTHON)
@@ -291,5 +291,5 @@ def load_for(tool: Tool, tags: list[str], account: pwd.struct_passwd) -> None:
         )
         said = saving.communicate()[1].decode(errors="replace")
     if loaded.returncode != 0 or saving.returncode != 0:
-        mend = f"`runuser -u {user} -- podman info` must work, with room for the image in {account.pw_dir}"
-        raise ConfigError(f"{user} could not load {tags[0]}: {loaded.stderr.strip()} {said.strip()}", mend)
+        fix = f"`runuser -u {user} -- podman info` must work, with room for the image in {account.pw_dir}"
+        raise ConfigError(f"{user} could not load {tags[0]}: {loaded.stderr.strip()} {said.strip()}", fix)

@@ -11,7 +11,7 @@ LAST_LINES = 15
 
 def run(
     command: Sequence[str | Path],
-    mend: str,
+    fix: str,
     *,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
@@ -30,20 +30,20 @@ def run(
             check=False,
         )
     except OSError as error:
-        raise ConfigError(f"{command[0]} cannot be run: {error.strerror}", mend) from error
+        raise ConfigError(f"{command[0]} cannot be run: {error.strerror}", fix) from error
     if result.returncode != 0:
-        raise ConfigError(_failed(command, result.returncode, result.stderr or result.stdout), mend)
+        raise ConfigError(_failed(command, result.returncode, result.stderr or result.stdout), fix)
     return result.stdout
 
 
-def show(command: Sequence[str | Path], mend: str, *, cwd: Path | None = None) -> None:
+def show(command: Sequence[str | Path], fix: str, *, cwd: Path | None = None) -> None:
     """Runs what takes long, with its output where the user sees it. Raises ConfigError where it fails."""
     try:
         status = subprocess.call(command, cwd=cwd, stdin=subprocess.DEVNULL)  # noqa: S603
     except OSError as error:
-        raise ConfigError(f"{command[0]} cannot be run: {error.strerror}", mend) from error
+        raise ConfigError(f"{command[0]} cannot be run: {error.strerror}", fix) from error
     if status != 0:
-        raise ConfigError(_failed(command, status, "see above"), mend)
+        raise ConfigError(_failed(command, status, "see above"), fix)
 
 
 def _failed(command: Sequence[str | Path], status: int, said: str) -> str:

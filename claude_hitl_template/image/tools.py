@@ -64,15 +64,15 @@ class Tool:
         """Pushes an image; returns its name with the digest that the registry knows it by. Raises ConfigError."""
         name = check_reference(image)
         self.inspect(name)
-        mend = f"log in where it is pushed to ({self.name} login), and name the registry: --name HOST/NAME"
+        fix = f"log in where it is pushed to ({self.name} login), and name the registry: --name HOST/NAME"
         if self.name == "docker":
-            show([self.program, "push", name], mend)
+            show([self.program, "push", name], fix)
             digests = self.inspect(name).get("RepoDigests") or []
             repository = _repository(name)
             return next((str(d) for d in digests if str(d).startswith(f"{repository}@")), name)
         with tempfile.NamedTemporaryFile() as digest:
             # What is in local storage is not compressed and has another digest than what the registry gets.
-            show([self.program, "push", f"--digestfile={digest.name}", name], mend)
+            show([self.program, "push", f"--digestfile={digest.name}", name], fix)
             return f"{_repository(name)}@{Path(digest.name).read_text().strip()}"
 
 
@@ -107,10 +107,10 @@ def prune() -> int:
     """
     podman = find_tool("podman").program
     filters = ["--filter=status=exited", f"--filter=label={labels.VERSION}"]
-    mend = "`podman ps --all` says what is wrong"
-    exited = run([podman, "ps", "--all", "--quiet", "--no-trunc", *filters], mend).split()
+    fix = "`podman ps --all` says what is wrong"
+    exited = run([podman, "ps", "--all", "--quiet", "--no-trunc", *filters], fix).split()
     if exited:
-        run([podman, "rm", "--ignore", "--", *exited], mend)
+        run([podman, "rm", "--ignore", "--", *exited], fix)
     return len(exited)
 
 

@@ -33,7 +33,7 @@ def verify(image: str, tool: Tool, root: Path) -> list[Check]:
     try:
         found = _look_inside(image, tool)
     except ConfigError as error:
-        return [*_label_checks(config), Check("Start", "wrong", error.message, error.mend)]
+        return [*_label_checks(config), Check("Start", "wrong", error.message, error.fix)]
     return [*_label_checks(config), *inside_checks(found, config, lock)]
 
 

@@ -15,10 +15,10 @@ class Check:
     name: str
     level: Level
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def lines(check: Check) -> list[str]:
     sign = {"ok": "ok      ", "warning": "warning ", "wrong": "WRONG   "}[check.level]
-    mend = [f"         Fix: {check.mend}"] if check.mend else []
-    return [visible(line) for line in [f"{sign} {check.name}: {check.found}", *mend]]
+    fix = [f"         Fix: {check.fix}"] if check.fix else []
+    return [visible(line) for line in [f"{sign} {check.name}: {check.found}", *fix]]

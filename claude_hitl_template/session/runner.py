@@ -47,7 +47,7 @@ from claude_hitl_template.session.engine import (
 from claude_hitl_template.session.gate import Gate
 from claude_hitl_template.session.lost_calls import deferral, is_deferred, unanswered
 from claude_hitl_template.store.protocol import Owners, TranscriptKey, TurnEnding
-from claude_hitl_template.workspace.sync import Place, Progress, Workspace, silent
+from claude_hitl_template.workspace.sync import Progress, Workspace, WorkspaceLocation, ignore_progress
 
 log = structlog.get_logger()
 
@@ -107,7 +107,7 @@ class SessionRunner:
         session: Session,
         *,
         make_engine: EngineFactory,
-        workspace: Place,
+        workspace: WorkspaceLocation,
         is_plan_folder: Callable[[Path], bool] = lambda _folder: False,
         limits: Limits = Limits(),
         floor: Floor = BUILT_IN,
@@ -167,7 +167,7 @@ class SessionRunner:
         while True:
             try:
                 found = await self._store.wait_session(
-                    self._id, self._epoch, self._now.session.wakes, timeout_s=RENEW_S
+                    self._id, self._epoch, self._now.session.revision, timeout_s=RENEW_S
                 )
             except StaleOwner:
                 if self._releasing:  # by ourselves: what `release` says counts
@@ -184,9 +184,9 @@ class SessionRunner:
 
     async def _look_at(self, found: Snapshot) -> None:
         seen, now = found.session, self._now.session
-        if seen.wakes < now.wakes or seen.next_seq < now.next_seq:
+        if seen.revision < now.revision or seen.next_seq < now.next_seq:
             return  # two look at the store, and this answer was overtaken
-        changed = seen.wakes != now.wakes
+        changed = seen.revision != now.revision
         self._snapshot, self._behind = found, found.at - utcnow()
         self._gate.update(found.session, await self._with_closed(found.approvals))
         if changed:
@@ -277,9 +277,13 @@ class SessionRunner:
             return  # the CLI asks for the deferred call by itself
         if now.turn_event is not None:
             await self._go_on_with(engine, resumed, now.turn_event.id, now.turn_event.payload["content"])
-        elif decided or now.untold:
-            await self._store.remind(self._id, self._epoch, [a.id for a in (*decided, *now.untold)])
-            await engine.say(str(uuid.uuid4()), events.text_blocks(events.reminder(decided, now.untold)))
+        elif decided or now.unreported_refusals:
+            await self._store.remind(
+                self._id, self._epoch, [a.id for a in (*decided, *now.unreported_refusals)]
+            )
+            await engine.say(
+                str(uuid.uuid4()), events.text_blocks(events.reminder(decided, now.unreported_refusals))
+            )
         elif now.queued:
             event = now.queued[0]
             beginning = self._store.begin_turn(self._id, self._epoch, event.id)
@@ -665,7 +669,7 @@ class SessionRunner:
     async def _save_later(self) -> None:
         await asyncio.sleep(self._save_at - time.monotonic())
         try:
-            await self._save_now(silent)
+            await self._save_now(ignore_progress)
         except HitlError as error:  # whoever writes next hears of it too
             log.warning("workspace not saved meanwhile", session=self._id, why=str(error))
 

@@ -91,7 +91,7 @@ class Authority:
         raise TypeError("what makes capabilities stays in its process")
 
 
-class Desk:
+class Dispatcher:
     """The Store behind the check: every call says by which capability."""
 
     def __init__(self, store: Store, authority: Authority) -> None:
@@ -158,7 +158,7 @@ _BOUND = {
 
 
 class Client:
-    """Sends what is called to the Desk. The methods are those of its protocol: another name is an AttributeError at once."""
+    """Sends each call to the Dispatcher. Its methods are those of one protocol; any other name raises AttributeError."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

@@ -147,7 +147,7 @@ class Tx(Protocol):
     async def delete_transcripts(self, key: TranscriptKey) -> None: ...
 
 
-class Relay(Protocol):
+class Notifier(Protocol):
     """The other ledgers on the same database. `deliver(mark, own, notes)` is set by the Store; see notifications.py."""
 
     deliver: Callable[[int, bool, Sequence[Note]], None]
@@ -158,7 +158,7 @@ class Relay(Protocol):
 
 class Backend(Protocol):
     @property
-    def relay(self) -> Relay | None:
+    def relay(self) -> Notifier | None:
         """None: nobody else uses the database."""
         ...
 
@@ -166,6 +166,6 @@ class Backend(Protocol):
         """Of writing transactions, those that meet one session or one idempotency key follow one another.
 
         The first thing a writing one reads is the session it changes. Reading ones see a consistent state.
-        Raises Unavailable; Away when it is not known whether a write was kept.
+        Raises Unavailable; StoreUnreachable when it is not known whether a write was kept.
         """
         ...

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 from claude_hitl_template import fault_points
 from claude_hitl_template.domain.models import Session
-from claude_hitl_template.errors import Away, InvalidInput
+from claude_hitl_template.errors import InvalidInput, StoreUnreachable
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.backend import Backend, Tx
-from claude_hitl_template.store.session_aggregate import SessionUnit
+from claude_hitl_template.store.session_aggregate import SessionAggregate
 from claude_hitl_template.store.signals import Note, Previews, Signals
 
 SUPERVISED = "supervised"
@@ -44,7 +44,7 @@ class StoreBase:
     @asynccontextmanager
     async def _changing(
         self, session_id: str, point: str, *, epoch: int | None = None, key_id: str | None = None
-    ) -> AsyncGenerator[SessionUnit]:
+    ) -> AsyncGenerator[SessionAggregate]:
         """A session loaded for change, saved at the end, and its waiters woken once that is durable.
 
         `point` names the write in fault_points.py.
@@ -54,13 +54,13 @@ class StoreBase:
             async with self._writing(point) as tx:
                 now = self._clock()
                 if epoch is None:
-                    unit = await SessionUnit.load(tx, session_id, now, key_id=key_id)
+                    unit = await SessionAggregate.load(tx, session_id, now, key_id=key_id)
                 else:
-                    unit = await SessionUnit.load_owned(tx, session_id, epoch, now)
+                    unit = await SessionAggregate.load_owned(tx, session_id, epoch, now)
                 before = unit.session
                 yield unit
                 after = unit.session if unit.session is before else await unit.save()
-        except Away:
+        except StoreUnreachable:
             if before and after:  # it may have been kept; repeated, it changes nothing, and tells nobody
                 self._announce(before, after)
             raise
@@ -78,7 +78,7 @@ class StoreBase:
         long as its message takes."""
         if self._drivers.get(session_id) != epoch:
             async with self._reading() as tx:
-                await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
+                await SessionAggregate.load_owned(tx, session_id, epoch, self._clock())
             self._drivers[session_id] = epoch
 
     def _announce(self, before: Session | None, after: Session) -> None:
@@ -90,7 +90,7 @@ class StoreBase:
                 self._post(["forget", after.id])
         if before is None or after.next_seq != before.next_seq:
             self._notify(log_topic(after.id))
-        if before is None or after.wakes != before.wakes or after.epoch != before.epoch:
+        if before is None or after.revision != before.revision or after.epoch != before.epoch:
             self._notify(wake_topic(after.id))
         owned = after.lease is not None  # then its owner minds the status
         if before is None or after.lease != before.lease or (after.status != before.status and not owned):

@@ -11,10 +11,10 @@ from claude_hitl_template.domain.models import Approval, ApprovalState, Decision
 from claude_hitl_template.domain.policy import Rule, Verdict
 from claude_hitl_template.domain.tool_inputs import check_edit
 from claude_hitl_template.errors import AlreadyDecided, InvalidInput, NotWaiting, Superseded
-from claude_hitl_template.store.session_aggregate import SessionUnit
+from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 
-async def confirm(unit: SessionUnit, said: UserToolConfirmation, decided_by: str) -> list[Event]:
+async def confirm(unit: SessionAggregate, said: UserToolConfirmation, decided_by: str) -> list[Event]:
     """Commits what `said` decides; the same decision again is a success without effect.
 
     Raises NotWaiting, AlreadyDecided, Superseded, InvalidInput.
@@ -58,7 +58,7 @@ def _check_policy(session: Session, approval: Approval, edited: dict[str, Any]) 
 
 
 async def _decide(
-    unit: SessionUnit, approval: Approval, decision: Decision, run_input: dict[str, Any] | None
+    unit: SessionAggregate, approval: Approval, decision: Decision, run_input: dict[str, Any] | None
 ) -> list[Event]:
     if run_input is not None:
         decided = approval.to(
@@ -102,7 +102,7 @@ def _confirmation_id(approval: Approval) -> str:
     return f"sevt_decision_{approval.id}"
 
 
-async def _repeated(unit: SessionUnit, approval: Approval, decision: Decision) -> Event:
+async def _repeated(unit: SessionAggregate, approval: Approval, decision: Decision) -> Event:
     if approval.state in (ApprovalState.SUPERSEDED, ApprovalState.EXPIRED) and approval.decision is None:
         raise Superseded(
             f"the call {approval.event_id} stopped waiting: it was {approval.state.value} before this decision"

@@ -34,7 +34,7 @@ _MESSAGE: TypeAdapter[tuple[int, str, list[Note]]] = TypeAdapter(
 type Deliver = Callable[[int, bool, Sequence[Note]], None]
 
 
-class Relay:
+class Notifier:
     """`deliver(mark, own, notes)` gets the notes of all ledgers in one order; `mark` names the last message to all alike.
 
     Mark 0 without notes: something may have been missed.

@@ -342,8 +342,8 @@ class Owners(Reachable, SavedBlobs, Protocol):
         turn that no message began: undecided or allowed."""
         ...
 
-    async def wait_session(self, session_id: str, epoch: int, wakes: int, *, timeout_s: float) -> Snapshot:
-        """The session as soon as its `wakes` is another, or after `timeout_s`. Renews the lease."""
+    async def wait_session(self, session_id: str, epoch: int, revision: int, *, timeout_s: float) -> Snapshot:
+        """The session as soon as its `revision` is another, or after `timeout_s`. Renews the lease."""
         ...
 
     async def commit(

@@ -42,7 +42,7 @@ def host_opened(allowed: Approval) -> str:
     )
 
 
-class SessionUnit:
+class SessionAggregate:
     """A session under change. Call `save` once at the end; until then nothing of the session itself is written."""
 
     def __init__(self, tx: Tx, session: Session, now: datetime) -> None:
@@ -51,7 +51,7 @@ class SessionUnit:
     @classmethod
     async def load(
         cls, tx: Tx, session_id: str, now: datetime, *, key_id: str | None = None
-    ) -> "SessionUnit":
+    ) -> "SessionAggregate":
         """Raises NotFound, also for the session of another key."""
         session = await tx.session(session_id)
         if session is None or (key_id is not None and session.key_id != key_id):
@@ -59,7 +59,7 @@ class SessionUnit:
         return cls(tx, session, now)
 
     @classmethod
-    async def load_owned(cls, tx: Tx, session_id: str, epoch: int, now: datetime) -> "SessionUnit":
+    async def load_owned(cls, tx: Tx, session_id: str, epoch: int, now: datetime) -> "SessionAggregate":
         """Raises StaleOwner unless `epoch` is the session's present lease."""
         session = await tx.session(session_id)
         if session is None:
@@ -77,7 +77,7 @@ class SessionUnit:
         self.session = self.session.but(**changes)
 
     def wake(self) -> None:
-        self.set(wakes=self.session.wakes + 1)
+        self.set(revision=self.session.revision + 1)
 
     async def save(self) -> Session:
         self.set(updated_at=self.now)
@@ -149,7 +149,7 @@ class SessionUnit:
 
     async def supersede(self) -> None:
         """Nothing that waits, or was allowed and has not begun, will run any more."""
-        self.set(untold=(), refused_hosts=())
+        self.set(unreported_refusals=(), refused_hosts=())
         for approval in await self.open_approvals():
             if approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED):
                 await self.supersede_one(approval)
@@ -164,7 +164,7 @@ class SessionUnit:
 
     async def tell_later(self, refused: Approval) -> None:
         """The model was told to issue the call again; it will be told not to, when its turn comes."""
-        self.set(untold=(*self.session.untold, refused.id))
+        self.set(unreported_refusals=(*self.session.unreported_refusals, refused.id))
         if refused.kind == "network":
             self.set(refused_hosts=(*self.session.refused_hosts, refused.id))
         await self._append_result(refused, denial(refused))

@@ -9,7 +9,7 @@ from claude_hitl_template.domain.models import Approval, ApprovalState, Session,
 from claude_hitl_template.errors import NotFound
 from claude_hitl_template.store.base import SUPERVISED, StoreBase
 from claude_hitl_template.store.clients import REPLIES_KEPT
-from claude_hitl_template.store.session_aggregate import SessionUnit
+from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 RETIRED = 100  # sessions deleted in one call
 OVER = datetime(
@@ -107,7 +107,7 @@ class SupervisorRules(StoreBase):
     async def _retire(self, session_id: str, before: datetime) -> bool:
         async with self._writing("retire") as tx:
             session = await tx.session(session_id)
-            if session is None or not await _rests(SessionUnit(tx, session, self._clock()), before):
+            if session is None or not await _rests(SessionAggregate(tx, session, self._clock()), before):
                 return False
             await tx.delete_session(session_id)
         self._announce(None, session)
@@ -118,7 +118,7 @@ class SupervisorRules(StoreBase):
             await tx.find_key(f"ping {time.monotonic()}")
 
 
-async def _rests(unit: SessionUnit, before: datetime) -> bool:
+async def _rests(unit: SessionAggregate, before: datetime) -> bool:
     """Whether nobody and nothing waits in the session, and nothing happened since."""
     session = unit.session
     if session.lease is not None or session.updated_at >= before:

@@ -27,7 +27,7 @@ from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.cli_engine import CliConfig, CliEngine, is_plan_folder
 from claude_hitl_template.claude.sandbox import default_sandbox
 from claude_hitl_template.claude.transcripts import TranscriptStore
-from claude_hitl_template.config.secret_files import Shelf, SigningKey, hash_api_key
+from claude_hitl_template.config.secret_files import SecretFiles, SigningKey, hash_api_key
 from claude_hitl_template.domain.models import Agent, Environment, ImageFacts, Session, Supervised
 from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.errors import EngineError, NotFound, StaleOwner, Unauthorized
@@ -37,7 +37,7 @@ from claude_hitl_template.model.endpoint import OfflineUpstream, build_router
 from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.session.gate import Gate
 from claude_hitl_template.session.runner import Limits, SessionRunner
-from claude_hitl_template.store.access import Authority, Desk, client
+from claude_hitl_template.store.access import Authority, Dispatcher, client
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.owners import LEASE_S
@@ -45,7 +45,7 @@ from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.protocol import Clients, Owners, Supervision
 from claude_hitl_template.store.sql import SqlBackend, sqlite_url
 from claude_hitl_template.testing.memory_backend import MemoryBackend
-from claude_hitl_template.workspace.sync import Place
+from claude_hitl_template.workspace.sync import WorkspaceLocation
 
 log = structlog.get_logger()
 
@@ -125,7 +125,7 @@ async def serve_in_process(
                 undrain=owners.go_on,
                 drained_s=owners.held_s,
                 operator_key=OPERATOR_KEY,
-                shelf=Shelf(folder),
+                shelf=SecretFiles(folder),
                 max_request_bytes=max_request_bytes,
                 requests_per_minute=requests_per_minute,
                 wrong_keys_per_minute=wrong_keys_per_minute,
@@ -149,7 +149,7 @@ class InProcessLedger:
     def __init__(self, store: CoreStore) -> None:
         self.signing_key = SigningKey(secrets.token_bytes(32))
         self.authority = Authority(self.signing_key)
-        self._desk = Desk(store, self.authority)
+        self._desk = Dispatcher(store, self.authority)
 
     def reach[P](self, protocol: type[P], capability: str | None = None) -> P:
         async def send(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -259,7 +259,7 @@ class OwnerTasks:
             store,
             session,
             make_engine=make_engine,
-            workspace=Place(cli.workspace, self._folder / "saved" / session.id),
+            workspace=WorkspaceLocation(cli.workspace, self._folder / "saved" / session.id),
             is_plan_folder=is_plan_folder(cli.config_dir),
             limits=self._limits,
             floor=self._floor,

@@ -85,7 +85,7 @@ def excluded(path: str, patterns: Iterable[str], *, is_folder: bool) -> bool:
     return False
 
 
-def look(
+def list_folder(
     folder: Path, *, exclude: Iterable[str] = (), baked: Container[str] = (), max_files: int = MAX_FILES
 ) -> Listing:
     """Raises OSError when the folder itself cannot be read, TooLarge for too many files."""

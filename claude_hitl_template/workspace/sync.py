@@ -16,9 +16,9 @@ from claude_hitl_template.files.manifest import CHUNK_BYTES, Manifest, SavedFile
 from claude_hitl_template.presentation.text import size
 from claude_hitl_template.store.protocol import Owners, SavedBlobs
 from claude_hitl_template.workspace import base_state, scan
-from claude_hitl_template.workspace.base_state import Known
+from claude_hitl_template.workspace.base_state import SavedState
 from claude_hitl_template.workspace.scan import Listing
-from claude_hitl_template.workspace.writer import Tree, wipe
+from claude_hitl_template.workspace.writer import TreeWriter, wipe
 
 log = structlog.get_logger()
 
@@ -34,12 +34,12 @@ type Progress = Callable[
 ]  # "saving" or "restoring", bytes done, bytes in all
 
 
-async def silent(_doing: str, _done_bytes: int, _of_bytes: int) -> None:
+async def ignore_progress(_doing: str, _done_bytes: int, _of_bytes: int) -> None:
     pass
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkspaceLocation:
     """Where a session's workspace is on this machine.
 
     `marker` is a file beside the folder. `lasts`: the folder stays when the owner's process is gone. `baked`: names at
@@ -57,11 +57,11 @@ class Place:
 class Workspace:
     """One session's workspace, under one lease."""
 
-    def __init__(self, place: Place, store: Owners, session: Session) -> None:
+    def __init__(self, place: WorkspaceLocation, store: Owners, session: Session) -> None:
         self._place, self._store = place, store
         self._id, self._epoch = session.id, session.epoch
         self._get_blobs = functools.partial(store.get_blobs, session_id=self._id, epoch=self._epoch)
-        self._base = Known(session.workspace, manifests.EMPTY, {})
+        self._base = SavedState(session.workspace, manifests.EMPTY, {})
         self._ready = False
         self._taken: tuple[str, ...] = ()
         self._told: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class Workspace:
 
     # -- before work
 
-    async def restore(self, session: Session, progress: Progress = silent) -> list[str]:
+    async def restore(self, session: Session, progress: Progress = ignore_progress) -> list[str]:
         """Makes the folder what was saved last, with the files that were added since; returns what a human should be told.
 
         A folder that is still there and based on that is kept as it is: it may hold more than could be saved. Raises
@@ -96,33 +96,33 @@ class Workspace:
         self._ready = True
         return await self._take(session)
 
-    async def _kept(self, name: str | None) -> Known | None:
+    async def _kept(self, name: str | None) -> SavedState | None:
         if not self._place.lasts or not self.folder.is_dir():
             return None
         known = await asyncio.to_thread(base_state.read, self._place.marker)
         if known is not None and known.name == name:
             return known
-        return Known(None, manifests.EMPTY, {}) if name is None else None
+        return SavedState(None, manifests.EMPTY, {}) if name is None else None
 
-    async def _restored(self, session: Session, progress: Progress) -> Known:
+    async def _restored(self, session: Session, progress: Progress) -> SavedState:
         place, name = self._place, session.workspace
         await asyncio.to_thread(place.folder.mkdir, parents=True, exist_ok=True)
         if name is None:
-            return Known(None, manifests.EMPTY, {})
+            return SavedState(None, manifests.EMPTY, {})
         whole = (await manifests.load(name, self._get_blobs)).without(place.baked)
-        await asyncio.to_thread(base_state.begin_anew, place.marker)
+        await asyncio.to_thread(base_state.mark_unfinished, place.marker)
         await asyncio.to_thread(wipe, place.folder, place.baked)
-        with Tree(place.folder) as tree:
+        with TreeWriter(place.folder) as tree:
             await self._write(tree, whole, progress)
             for link in whole.links:  # last, so that nothing could be written through one
                 await asyncio.to_thread(tree.link, link)
             for folder in whole.folders:
                 await asyncio.to_thread(tree.folder, folder)
-            known = Known(name, whole, tree.stamps)
+            known = SavedState(name, whole, tree.stamps)
         await asyncio.to_thread(base_state.write, place.marker, known)
         return known
 
-    async def _write(self, tree: Tree, manifest: Manifest, progress: Progress) -> None:
+    async def _write(self, tree: TreeWriter, manifest: Manifest, progress: Progress) -> None:
         counting = _Counting("restoring", manifest.size_bytes, progress)
         contents: Mapping[str, bytes] = {}
         for pieces in _batches(manifest.files):
@@ -150,8 +150,8 @@ class Workspace:
 
     async def _take_one(self, file: SavedFile) -> list[str]:
         try:
-            with Tree(self.folder) as tree:
-                await self._write(tree, Manifest.of([file]), silent)
+            with TreeWriter(self.folder) as tree:
+                await self._write(tree, Manifest.of([file]), ignore_progress)
         except OSError as error:
             why = (error.strerror or "unknown error").lower()
             if error.errno in _NO_ROOM:
@@ -163,7 +163,7 @@ class Workspace:
 
     # -- after work
 
-    async def save(self, progress: Progress = silent) -> list[str]:
+    async def save(self, progress: Progress = ignore_progress) -> list[str]:
         """Saves what changed. Returns what a human should be told: what could not be saved, why, and what to do; once.
 
         Without a change nothing is asked of the store. Raises StaleOwner, nothing else: the turn goes on.
@@ -197,7 +197,9 @@ class Workspace:
 
     async def _save(self, progress: Progress) -> list[tuple[str, str]]:
         place, base = self._place, self._base
-        listing = await asyncio.to_thread(scan.look, place.folder, exclude=place.exclude, baked=place.baked)
+        listing = await asyncio.to_thread(
+            scan.list_folder, place.folder, exclude=place.exclude, baked=place.baked
+        )
         _check_size(listing, place.max_bytes)
         old = {f.path: f for f in base.manifest.files}
         same = {
@@ -219,7 +221,7 @@ class Workspace:
         certain = listing.began_ns - _TICK_NS
         stamps = {path: base.stamps[path] for path in same}
         stamps |= {file.path: stamp for file, stamp in fresh.files if stamp.ctime_ns < certain}
-        self._base = Known(name, found, stamps)
+        self._base = SavedState(name, found, stamps)
         if place.lasts and (name != base.name or stamps != base.stamps):
             await asyncio.to_thread(base_state.write, place.marker, self._base)
         return [*listing.left_out, *fresh.left_out]
@@ -243,7 +245,7 @@ class Workspace:
 
 async def put_files(store: SavedBlobs, folder: Path) -> str:
     """Puts the files of a folder where `Clients.add_files` finds them; returns their manifest's name. Raises Unavailable."""
-    listing = await asyncio.to_thread(scan.look, folder)
+    listing = await asyncio.to_thread(scan.list_folder, folder)
     files: list[SavedFile] = []
     reading = scan.read(folder, listing.files, ())
     while (batch := await asyncio.to_thread(next, reading, None)) is not None:

@@ -17,7 +17,7 @@ from claude_hitl_template.files.safe_open import FOLDER
 from claude_hitl_template.workspace.scan import UNFINISHED, Stamp
 
 
-class Tree:
+class TreeWriter:
     """Below `folder`, which exists. `stamps` has those of the files that were finished, by path.
 
     What is made belongs to whom the folder belongs to: an agent's sandbox may run as another user than the service.
@@ -34,7 +34,7 @@ class Tree:
         self._written_bytes = 0
         self.stamps: dict[str, Stamp] = {}
 
-    def __enter__(self) -> "Tree":
+    def __enter__(self) -> "TreeWriter":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,7 +12,7 @@ from claude_hitl_template.domain.events import draft
 from claude_hitl_template.domain.models import Agent, Environment, Session, Usage
 from claude_hitl_template.errors import HitlError, StaleOwner, Unauthorized
 from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
-from claude_hitl_template.store.access import OPENED, Authority, Client, Desk, client, methods_of
+from claude_hitl_template.store.access import OPENED, Authority, Client, Dispatcher, client, methods_of
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.protocol import Call, Clients, Owners, Reachable, Store, Supervision, Windows
@@ -34,7 +34,7 @@ class House:
     def __init__(self) -> None:
         self.store = CoreStore(MemoryBackend())
         self.authority = Authority(SigningKey(b"k" * 32))
-        self.desk = Desk(self.store, self.authority)
+        self.desk = Dispatcher(self.store, self.authority)
         self.sessions: dict[str, Session] = {}
         self.blobs = {OWN: b"mine", OTHER: b"theirs"}
 
@@ -82,7 +82,7 @@ class House:
             "session_id": session.id, "epoch": session.epoch, "scope": session.id, "key_id": session.key_id,
             "key": {"scope": session.id, "project_key": "-", "session_id": "s", "subpath": ""}, "project_key": "-",
             "call_id": f"a-{session.id}", "approval_id": "appr_x", "event_id": "sevt_x", "limit": 10, "timeout_s": 0,
-            "after": 0, "wakes": -1, "version": -1, "drafts": [], "calls": [], "cwd": "/w", "expires_at": None,
+            "after": 0, "revision": -1, "version": -1, "drafts": [], "calls": [], "cwd": "/w", "expires_at": None,
             "run_digest": "a", "claim_id": "c", "end_id": "e", "usage": Usage(), "stop_reason": {"type": "end_turn"},
             "approval_ids": [], "deltas": [{"d": 1}], "manifest": session.workspace, "names": [blob_name(blob)],
             "blobs": [blob], "entries": [{"uuid": "u"}], "name": "minted", "secret_hash": "h", "holder": "me",
@@ -223,7 +223,7 @@ def test_what_opens_the_ledger_cannot_be_sent() -> None:
     import pickle  # noqa: PLC0415
 
     key = SigningKey(b"k" * 32)
-    for held in (key, Authority(key), Desk(CoreStore(MemoryBackend()), Authority(key))):
+    for held in (key, Authority(key), Dispatcher(CoreStore(MemoryBackend()), Authority(key))):
         with pytest.raises(TypeError, match="stays in"):
             pickle.dumps(held)
     assert "k" * 32 not in repr(key)

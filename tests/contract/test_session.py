@@ -36,7 +36,7 @@ from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import TranscriptKey
 from claude_hitl_template.testing.clock import FakeClock
 from claude_hitl_template.testing.memory_backend import MemoryBackend
-from claude_hitl_template.workspace.sync import Place
+from claude_hitl_template.workspace.sync import WorkspaceLocation
 from tests.serving import model_app, serving
 
 KEY = "key_test"
@@ -70,8 +70,8 @@ class House:
         return self.root / "workspace"
 
     @property
-    def place(self) -> Place:
-        return Place(self.workspace, self.root / "saved")
+    def place(self) -> WorkspaceLocation:
+        return WorkspaceLocation(self.workspace, self.root / "saved")
 
     async def drive(self) -> None:
         """One owner, from its lease to its parking."""

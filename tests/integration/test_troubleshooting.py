@@ -445,8 +445,8 @@ def agree(begin: str, said: Checks) -> None:
     ]
     assert found, (named, said)
     plain = text.replace("`", "")
-    shared = SequenceMatcher(None, found[0]["mend"], plain, autojunk=False).find_longest_match()
-    assert shared.size >= SAME, (found[0]["mend"], plain)
+    shared = SequenceMatcher(None, found[0]["fix"], plain, autojunk=False).find_longest_match()
+    assert shared.size >= SAME, (found[0]["fix"], plain)
 
 
 def test_what_the_guide_says_mends_the_last_of_it(clusters: dict[str, Checks], cluster: Service) -> None:

@@ -68,9 +68,9 @@ def gather(settings: Settings) -> dict[str, Any]:
     head, app = service.ray_process(settings), service.healthy_at(settings.service_url, settings)
     elsewhere = head is None and bool(settings.serve_url or (app or {}).get("package"))
     work = _work(settings) if app else None
-    look = panel.look(settings) if settings.panel and app and not elsewhere else None
+    panel_status = panel.check_panel(settings) if settings.panel and app and not elsewhere else None
     there = {"url": settings.panel_at} if settings.panel and app and elsewhere else None
-    database = postgres.look(settings)
+    database = postgres.check_database(settings)
     other = run_record.other_checkout(settings)
     problems = find_problems(
         head=head is not None,
@@ -80,7 +80,9 @@ def gather(settings: Settings) -> dict[str, Any]:
         checkout=str(other) if other else None,
         changed=service.changed_settings(settings) if head else [],
         refused=work if isinstance(work, str) else None,
-        panel=f"{look.problem}: {look.mend}" if look and look.problem else None,
+        panel=f"{panel_status.problem}: {panel_status.fix}"
+        if panel_status and panel_status.problem
+        else None,
         database=database.problem,
         drained_s=service.drained_s(settings) if head and app else 0.0,
     )
@@ -96,7 +98,7 @@ def gather(settings: Settings) -> dict[str, Any]:
             "asks_for_token": asks_for_token(settings) if app else None,
             "checkout": str(other) if other else None,
         },
-        "panel": {"url": settings.panel_url, **asdict(look)} if look else there,
+        "panel": {"url": settings.panel_url, **asdict(panel_status)} if panel_status else there,
         "app": {"url": f"{settings.service_url}/v1", **(app or {})},
         "work": work if isinstance(work, dict) else None,
         "database": {"place": database.place, "pid": postgres.local(settings).pid()},

@@ -193,9 +193,9 @@ def _dictionary(answer: httpx.Response) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def wait_for[T](look: Callable[[], T | None], limit_s: float) -> T | None:
-    """The first thing that `look` finds; None when the time is over."""
+def wait_for[T](poll: Callable[[], T | None], limit_s: float) -> T | None:
+    """The first thing that `poll` finds; None when the time is over."""
     deadline = time.monotonic() + limit_s
-    while (found := look()) is None and time.monotonic() < deadline:
+    while (found := poll()) is None and time.monotonic() < deadline:
         time.sleep(POLL_S)
     return found

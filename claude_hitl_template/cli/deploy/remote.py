@@ -55,7 +55,7 @@ def _dashboard_checks(settings: Settings) -> Iterator[Check]:
         yield skew_check(*_clocks(settings.dashboard))
         yield application_check(cluster.serve().get("applications", {}).get(OURS))
     except ConfigError as error:
-        yield Check("dashboard", "wrong", error.message, error.mend)
+        yield Check("dashboard", "wrong", error.message, error.fix)
     except (HitlError, httpx.HTTPError) as error:
         yield Check("dashboard", "wrong", str(error).splitlines()[0], _START.format("HITL_DASHBOARD_URL"))
     finally:
@@ -76,8 +76,8 @@ def version_check(name: str, here: str, there: str | None) -> Check:
         return Check(name, "warning", f"{here} here; the cluster does not say", "compare them by hand")
     if here == there:
         return Check(name, "ok", f"{here} here and there")
-    mend = f"on the cluster: install {name} {here}, ./hitl down, ./hitl up; or make .venv here with {there}"
-    return Check(name, "wrong", f"{here} here, {there} on the cluster", mend)
+    fix = f"on the cluster: install {name} {here}, ./hitl down, ./hitl up; or make .venv here with {there}"
+    return Check(name, "wrong", f"{here} here, {there} on the cluster", fix)
 
 
 def skew_check(here: float, there: float | None) -> Check:
@@ -132,8 +132,8 @@ def _service_checks(settings: Settings) -> Iterator[Check]:
 def health_check(url: str, status: int, facts: dict[str, Any], code: str) -> Check:
     """What the service says of itself, beside the code of this working tree."""
     if status != 200:
-        mend = "./hitl deploy; where that fails, it says why"
-        return Check("service", "wrong", f"{url} answers {status}: no application is healthy there", mend)
+        fix = "./hitl deploy; where that fails, it says why"
+        return Check("service", "wrong", f"{url} answers {status}: no application is healthy there", fix)
     commit = str(facts.get("commit") or "")[:12]
     shown = f"code {facts.get('code')}{f', commit {commit}' if commit else ''}"
     if facts.get("code") == code:
@@ -145,20 +145,20 @@ def health_check(url: str, status: int, facts: dict[str, Any], code: str) -> Che
 
 def key_check(settings: Settings) -> Check:
     """The API key that commands on this machine use is one of the cluster's."""
-    mend = "on the cluster, ./hitl status --show-secrets shows the key: set HITL_API_KEY in .env or the profile to it"
+    fix = "on the cluster, ./hitl status --show-secrets shows the key: set HITL_API_KEY in .env or the profile to it"
     try:
         key = settings.api_key.get_secret_value() if settings.api_key else read_api_key(settings)
     except ConfigError:
-        return Check("API key", "warning", "none here", mend)
+        return Check("API key", "warning", "none here", fix)
     try:
         url, headers = f"{settings.service_url}/v1/sessions?limit=1", {"x-api-key": key}
         status = network.request("GET", url, headers=headers, timeout=ASK_S).status_code
     except UnicodeEncodeError:
-        return Check("API key", "wrong", "it holds characters that are no ASCII", mend)
+        return Check("API key", "wrong", "it holds characters that are no ASCII", fix)
     except httpx.HTTPError as error:
         return Check("API key", "wrong", f"not checked: {error}", "try again")
     if status == 401:
-        return Check("API key", "wrong", "the service refuses it", mend)
+        return Check("API key", "wrong", "the service refuses it", fix)
     return Check("API key", "ok", "the service takes it")
 
 

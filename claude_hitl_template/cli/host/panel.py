@@ -66,41 +66,41 @@ def running(settings: Settings) -> dict[str, psutil.Process]:
 
 
 @dataclass(frozen=True)
-class Look:
+class PanelStatus:
     """What is there of the panel: process ids, how many flows the spooler follows; what is wrong, and what mends it."""
 
     panel: int | None
     spooler: int | None
     flows: int = 0
     problem: str | None = None
-    mend: str = ""
+    fix: str = ""
 
 
-def look(settings: Settings) -> Look:
+def check_panel(settings: Settings) -> PanelStatus:
     """How the panel is."""
     alive = running(settings)
     pids = {name: process.pid for name, process in alive.items()}
-    found = Look(panel=pids.get("panel"), spooler=pids.get("spooler"))
+    found = PanelStatus(panel=pids.get("panel"), spooler=pids.get("spooler"))
     for name in NAMES:
         if name not in alive:
-            return replace(found, problem=f"the {name} does not run", mend="./hitl up; ./hitl logs says why")
+            return replace(found, problem=f"the {name} does not run", fix="./hitl up; ./hitl logs says why")
     try:
         panel = Panel(settings)
         health, entries = panel.health(), panel.entries()
     except Unauthorized as error:
-        return replace(found, problem=str(error), mend=f"write its password into {_password_file(settings)}")
+        return replace(found, problem=str(error), fix=f"write its password into {_password_file(settings)}")
     except Unavailable as error:
         return replace(
-            found, problem=str(error), mend="./hitl logs; ./hitl down, then ./hitl up starts it anew"
+            found, problem=str(error), fix="./hitl logs; ./hitl down, then ./hitl up starts it anew"
         )
     found = replace(found, flows=health["flows"])
     if health["spooler"] != found.spooler:
         return replace(
-            found, problem="the panel does not find the spooler", mend="./hitl down, then ./hitl up"
+            found, problem="the panel does not find the spooler", fix="./hitl down, then ./hitl up"
         )
     if not entries:
         why = f"the panel lists no entry: it could not read {routes_url(settings)} when it started"
-        return replace(found, problem=why, mend="./hitl up")
+        return replace(found, problem=why, fix="./hitl up")
     return found
 
 

@@ -18,7 +18,7 @@ from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
 
 if TYPE_CHECKING:
-    from claude_hitl_template.store.connect import Look
+    from claude_hitl_template.store.connect import DatabaseStatus
 
 USER = DATABASE = "hitl"
 START_S = 60
@@ -187,11 +187,11 @@ def check(settings: Settings, *, patience_s: float) -> None:
     connect.prepare_schema(connect.store_url(settings), patience_s=patience_s)
 
 
-def look(settings: Settings) -> "Look":
+def check_database(settings: Settings) -> "DatabaseStatus":
     """Asks the database where it is, and whether it is well. Raises ConfigError for a URL that is not usable."""
     from claude_hitl_template.store import connect  # noqa: PLC0415  (slow to import)
 
-    return connect.look(settings)
+    return connect.check_database(settings)
 
 
 def find_program(name: str) -> Path:

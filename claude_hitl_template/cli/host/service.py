@@ -135,7 +135,7 @@ def _start_missing(settings: Settings, step: Step, make_postgres: bool, *, resta
         done.append("deployed the application" if found is None else "deployed the changed code")
     else:
         undrain(settings)  # somebody may have begun to stop it, and did not
-    if settings.panel and (started or stale or panel.look(settings).problem):
+    if settings.panel and (started or stale or panel.check_panel(settings).problem):
         with step("Waiting for the panel"):
             panel.wait(settings)
         done += [f"started the {name}" for name in started]

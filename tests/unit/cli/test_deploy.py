@@ -32,8 +32,8 @@ def test_other_versions_stop_it_and_say_what_to_do_on_which_side(found: Versions
     with pytest.raises(ConfigError, match="nothing was uploaded") as raised:
         rollout.check_versions(found)
     assert named in str(raised.value)
-    assert "on the cluster: " in raised.value.mend
-    assert "here: " in raised.value.mend
+    assert "on the cluster: " in raised.value.fix
+    assert "here: " in raised.value.fix
 
 
 def serve(source: str = "declarative", status: str = "RUNNING", **more: Any) -> dict[str, Any]:
