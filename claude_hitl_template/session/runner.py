@@ -6,10 +6,9 @@ nothing to do it gives the lease up and ends: the session is parked, and costs r
 
 import asyncio
 import contextlib
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from claude_hitl_template.domain.models import (
 )
 from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.errors import EngineError, HitlError, StaleOwner
+from claude_hitl_template.session.autosave import Autosave
 from claude_hitl_template.session.engine import (
     Conversation,
     Engine,
@@ -46,24 +46,22 @@ from claude_hitl_template.session.engine import (
 )
 from claude_hitl_template.session.gate import Gate
 from claude_hitl_template.session.lost_calls import deferral, is_deferred, unanswered
+from claude_hitl_template.session.previews import PreviewSender
+from claude_hitl_template.session.tasks import cancel
+from claude_hitl_template.session.turn import Turn, message_uuid, request_end, request_start, result_draft
 from claude_hitl_template.store.protocol import Owners, TranscriptKey, TurnEnding
-from claude_hitl_template.workspace.sync import Progress, Workspace, WorkspaceLocation, ignore_progress
+from claude_hitl_template.workspace.sync import Workspace, WorkspaceLocation
 
 log = structlog.get_logger()
 
 RENEW_S = (
     4.0  # how long one look at the store may wait; it renews the lease, so it must be well under LEASE_S
 )
-FLUSH_S = 0.02
 REPLAY_TIMEOUT_S = 20.0  # a resumed CLI asks for its deferred call within half a second, or not at all
 INTERRUPT_S = 30.0  # a CLI ends an interrupted turn within a second; it waits that long for what it runs
 HEARD_AT_ONCE = 10_000  # events that nobody has taken in: then the CLI is not read any further
-PREVIEWS_AT_ONCE = 10_000
 UNAVAILABLE_PAUSE_S = 0.5
-SAVE_EVERY_S = 3.0  # how often the workspace is saved during a turn at most, so that an owner that is killed loses little
-SAVE_SHARE = 10  # ... and how much longer it rests than a save takes
 SAVE_AGAIN_S = 30.0  # how soon one that could not be saved is tried again, when only that keeps the owner
-CLI_REJECTED = "The user doesn't want to proceed with this tool use."
 PLAN_MODES: dict[str, PermissionMode] = {"EnterPlanMode": "plan", "ExitPlanMode": "default"}
 
 
@@ -78,20 +76,6 @@ class Limits:
 
 type EngineFactory = Callable[[Session, Gate], Engine]
 type _Heard = asyncio.Queue[EngineEvent | EngineError]
-
-
-@dataclass
-class _Turn:
-    """What was heard in this turn and is not committed yet."""
-
-    drafts: list[Draft] = field(default_factory=list[Draft])
-    drafted_at: float | None = None
-    batch: list[ToolUse] = field(default_factory=list[ToolUse])
-    early_results: list[ToolResult] = field(default_factory=list[ToolResult])
-    names: dict[str, str] = field(default_factory=dict[str, str])
-    postponed: dict[str, ToolUse] = field(default_factory=dict[str, ToolUse])
-    interrupted: bool = False
-    stuck: bool = False  # the interrupt did not reach the engine
 
 
 class SessionRunner:
@@ -115,8 +99,7 @@ class SessionRunner:
         self._store, self._id, self._epoch = store, session.id, session.epoch
         self._make_engine, self._limits, self._floor = make_engine, limits, floor
         self._workspace = Workspace(workspace, store, session)
-        self._saving: asyncio.Task[None] | None = None
-        self._save_at = 0.0
+        self._autosave = Autosave(self._workspace, session.id, self._in_background, self._note_unsaved)
         self._is_plan_folder = is_plan_folder
         self._snapshot: Snapshot | None = None
         self._behind = timedelta()  # how far this host's clock is behind the ledger's
@@ -127,10 +110,9 @@ class SessionRunner:
         self._releasing = False
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._hearing: asyncio.Task[None] | None = None
-        self._turn = _Turn()
+        self._turn = Turn()
         self._registering = asyncio.Lock()
-        self._previews: list[dict[str, Any]] = []
-        self._previewing: asyncio.Task[None] | None = None
+        self._previews = PreviewSender(store, session.id, session.epoch, self._in_background)
         self._gate = self._new_gate(session)
 
     async def run(self) -> None:
@@ -144,9 +126,9 @@ class SessionRunner:
                 if task.done():
                     task.result()
         finally:
-            for task in (driving, watching, self._saving):
-                if task is not None:
-                    await _cancel(task)
+            for task in (driving, watching):
+                await cancel(task)
+            await self._autosave.stop()
             await self._stop_engine()
 
     def make_room(self) -> None:
@@ -265,10 +247,9 @@ class SessionRunner:
     async def _begin_turn(self) -> None:
         """Makes the engine do the first thing there is to do."""
         self._gate.new_turn()
-        self._turn = _Turn()
+        self._turn = Turn()
         fresh = self._engine is None
-        told = await self._workspace.restore(self._now.session, self._show_progress)
-        self._turn.drafts += [events.workspace_unsaved(line) for line in told]
+        self._note_unsaved(await self._workspace.restore(self._now.session, self._show_progress))
         resumed = await self._start_engine() if fresh else False
         now, session = self._now, self._now.session
         engine = self._running_engine()
@@ -291,7 +272,7 @@ class SessionRunner:
                 await beginning
                 await self._go_on_with(engine, resumed, event.id, event.payload["content"])
             else:
-                await asyncio.gather(beginning, engine.say(_message_uuid(event.id), event.payload["content"]))
+                await asyncio.gather(beginning, engine.say(message_uuid(event.id), event.payload["content"]))
         else:
             self._hear_of(TurnEnd())
 
@@ -302,10 +283,10 @@ class SessionRunner:
         entries = (
             await self._store.load_transcript(self._transcript_key(), epoch=self._epoch) if resumed else None
         )
-        if any(e.get("uuid") == _message_uuid(event_id) for e in entries or ()):
+        if any(e.get("uuid") == message_uuid(event_id) for e in entries or ()):
             await engine.say(str(uuid.uuid4()), events.text_blocks(events.CONTINUE))
         else:
-            await engine.say(_message_uuid(event_id), content)
+            await engine.say(message_uuid(event_id), content)
 
     # -- the engine
 
@@ -403,9 +384,8 @@ class SessionRunner:
     async def _stop_engine(self) -> None:
         engine, self._engine = self._engine, None
         hearing, self._hearing = self._hearing, None
-        for task in (hearing, self._previewing):
-            if task is not None:
-                await _cancel(task)
+        await cancel(hearing)
+        await self._previews.stop()
         if engine is not None:
             await engine.stop()
 
@@ -422,7 +402,7 @@ class SessionRunner:
 
     async def _hear_turn(self) -> None:
         replaying = self._now.session.deferred is not None
-        interrupting = self._in_background(self._interrupt_when_told())
+        interrupting = self._in_background(self._forward_interrupt())
         try:
             while True:
                 event = await self._next(REPLAY_TIMEOUT_S if replaying else None)
@@ -434,12 +414,12 @@ class SessionRunner:
                     return
                 await self._working_on(self._note(event))
         finally:
-            await _cancel(interrupting)
+            await cancel(interrupting)
 
     async def _next(self, timeout_s: float | None) -> EngineEvent:
         if self._turn.drafts:
             with contextlib.suppress(TimeoutError):
-                event = await asyncio.wait_for(self._heard.get(), self._until_flush())
+                event = await asyncio.wait_for(self._heard.get(), self._turn.until_flush_s())
                 if isinstance(event, Exception):
                     raise event
                 return event
@@ -453,13 +433,7 @@ class SessionRunner:
             raise event
         return event
 
-    def _until_flush(self) -> float:
-        """Seconds. What is heard together is committed together: the end of an answer comes in three messages."""
-        turn, now = self._turn, time.monotonic()
-        turn.drafted_at = turn.drafted_at or now
-        return max(turn.drafted_at + FLUSH_S - now, 0)
-
-    async def _interrupt_when_told(self) -> None:
+    async def _forward_interrupt(self) -> None:
         while not self._now.session.interrupted:
             await self._woken.wait()
             self._woken.clear()
@@ -479,12 +453,12 @@ class SessionRunner:
         match event:
             case RequestStart():
                 await self._register_batch()  # the CLI runs the finished calls of an answer that was cut off
-                turn.drafts.append(events.draft("span.model_request_start", f"sevt_{event.message_id}_start"))
+                turn.drafts.append(request_start(event.message_id))
             case RequestEnd():
                 await self._register_batch()
-                turn.drafts.append(_request_end(event))
+                turn.drafts.append(request_end(event))
             case Preview():
-                self._preview(event)
+                self._previews.add(event)
             case Text():
                 thread = self._gate.thread(event.thread)
                 turn.drafts.append(events.agent_message(event.event_id, event.text, thread))
@@ -536,7 +510,7 @@ class SessionRunner:
         self._tell_postponed(result.call_id)
         cut_short = self._turn.interrupted and result.is_error and self._gate.began(result.call_id)
         self._turn.drafts.append(self._result(result, cut_short=cut_short))
-        self._save_soon()
+        self._autosave.save_soon()
         if not result.is_error and name in PLAN_MODES:
             self._gate.enter(PLAN_MODES[name])
             await self._flush(PLAN_MODES[name])
@@ -559,18 +533,12 @@ class SessionRunner:
             turn.drafts += map(self._result, early)
 
     def _result(self, result: ToolResult, *, cut_short: bool = False) -> Draft:
-        """`cut_short`: it was interrupted after it had begun, and the CLI says that it was rejected."""
         mcp = self._tool_name(result.call_id).startswith("mcp__")
-        event_id = self._gate.event_id(result.call_id)
-        if not cut_short:
-            return events.tool_result(event_id, result.content, result.is_error, mcp=mcp)
-        left = [b for b in result.content if not str(b.get("text", "")).startswith(CLI_REJECTED)]
-        content = [*events.text_blocks(events.CUT_SHORT), *left]
-        return events.tool_result(event_id, content, True, mcp=mcp, outcome="unknown")
+        return result_draft(self._gate.event_id(result.call_id), result, mcp=mcp, cut_short=cut_short)
 
     async def _open(self, batch: Sequence[ToolUse], refused: Collection[str] = ()) -> None:
         calls = [self._gate.classify(use, refused=use.call_id in refused) for use in batch]
-        drafts = self._take_drafts()
+        drafts = self._turn.take_drafts()
         drafts += [events.tool_use(c.call_id, c.tool_name, c.input, c.verdict, c.agent_id) for c in calls]
         opened = await self._store.open_calls(
             self._id,
@@ -613,12 +581,8 @@ class SessionRunner:
         ttl = self._limits.approval_ttl_s
         return None if ttl is None else utcnow() + self._behind + timedelta(seconds=ttl)
 
-    def _take_drafts(self) -> list[Draft]:
-        drafts, self._turn.drafts, self._turn.drafted_at = self._turn.drafts, [], None
-        return drafts
-
     async def _flush(self, permission_mode: PermissionMode | None = None) -> None:
-        drafts = self._take_drafts()
+        drafts = self._turn.take_drafts()
         if drafts or permission_mode:
             await fault_points.reach("flush.before")
             await self._store.commit(self._id, self._epoch, drafts, permission_mode=permission_mode)
@@ -633,7 +597,7 @@ class SessionRunner:
         await self._save()
         for call_id in tuple(self._turn.postponed):
             self._tell_postponed(call_id)
-        drafts = self._take_drafts()
+        drafts = self._turn.take_drafts()
         if end.error is not None:
             drafts.append(events.session_error(end.error[1], end.error[0]))
             stop_reason = events.RETRIES_EXHAUSTED
@@ -651,79 +615,15 @@ class SessionRunner:
 
     async def _save(self) -> None:
         """Saves what changed. What could not be saved is in the next drafts; the turn goes on."""
-        if self._saving is not None:
-            await _cancel(self._saving)
-        await self._save_now(self._show_progress)
+        await self._autosave.save(self._show_progress)
 
-    async def _save_now(self, progress: Progress) -> None:
-        began = time.monotonic()
-        told = await self._workspace.save(progress)
-        took_s = time.monotonic() - began
-        self._save_at = time.monotonic() + max(SAVE_EVERY_S, SAVE_SHARE * took_s)
-        self._turn.drafts += [events.workspace_unsaved(line) for line in told]
-
-    def _save_soon(self) -> None:
-        if self._saving is None or self._saving.done():
-            self._saving = self._in_background(self._save_later())
-
-    async def _save_later(self) -> None:
-        await asyncio.sleep(self._save_at - time.monotonic())
-        try:
-            await self._save_now(ignore_progress)
-        except HitlError as error:  # whoever writes next hears of it too
-            log.warning("workspace not saved meanwhile", session=self._id, why=str(error))
+    def _note_unsaved(self, problems: Sequence[str]) -> None:
+        self._turn.drafts += [events.workspace_unsaved(problem) for problem in problems]
 
     async def _show_progress(self, doing: str, done_bytes: int, of_bytes: int) -> None:
         self._turn.drafts.append(events.workspace_progress(doing, done_bytes, of_bytes))
         await self._flush()
 
-    # -- previews: best effort, at most one call under way
-
-    def _preview(self, piece: Preview) -> None:
-        if len(self._previews) >= PREVIEWS_AT_ONCE:
-            return
-        if piece.text is None:
-            event = {"id": piece.event_id, "type": piece.type}
-            self._previews.append({"type": "event_start", "event": event})
-        else:
-            content = {"type": "text", "text": piece.text}
-            delta = {"type": "content_delta", "index": 0, "content": content}
-            self._previews.append({"type": "event_delta", "event_id": piece.event_id, "delta": delta})
-        if self._previewing is None or self._previewing.done():
-            self._previewing = self._in_background(self._send_previews())
-
-    async def _send_previews(self) -> None:
-        while self._previews:
-            pieces, self._previews = self._previews, []
-            try:
-                await self._store.preview(self._id, self._epoch, pieces)
-            except HitlError as error:
-                log.debug("preview lost", session=self._id, why=str(error))
-
-
-def _message_uuid(event_id: str) -> str:
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"claude-hitl:{event_id}"))
-
-
-def _request_end(event: RequestEnd) -> Draft:
-    start = f"sevt_{event.message_id}_start"
-    return events.draft(
-        "span.model_request_end",
-        f"sevt_{event.message_id}_end",
-        model_request_start_id=start,
-        model_usage=event.usage,
-        is_error=False,
-    )
-
 
 def _queue() -> _Heard:
     return asyncio.Queue(HEARD_AT_ONCE)
-
-
-async def _cancel(task: "asyncio.Task[Any]") -> None:
-    """Ends it. Raises what it failed with, unless that is an error that the store or the engine has told already."""
-    task.cancel()
-    await asyncio.wait({task})
-    error = None if task.cancelled() else task.exception()
-    if error is not None and not isinstance(error, HitlError):
-        raise error
