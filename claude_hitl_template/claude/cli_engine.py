@@ -102,7 +102,7 @@ class CliConfig:
 
 
 def is_plan_folder(config_dir: Path) -> Callable[[Path], bool]:
-    """Where plan mode keeps drafts: in the CLI's config folder, which a store-backed resume makes anew under TMPDIR."""
+    """Whether plan mode keeps drafts there: in the CLI's config folder, which a resume recreates under TMPDIR."""
     temporary = Path(tempfile.gettempdir()).resolve()
 
     def check(folder: Path) -> bool:
@@ -118,7 +118,7 @@ def bundled_cli() -> Path:
 
 
 def check_cli(path: Path) -> None:
-    """Raises EngineError, which says what to mend, unless `path` is a CLI that the SDK can drive. Blocking."""
+    """Raises EngineError with the fix unless `path` is a CLI that the SDK can drive. Blocking."""
     if not path.is_file() or not os.access(path, os.X_OK):
         raise EngineError(f"there is no program at {path}; {MEND_CLI}", retryable=False)
     if path != bundled_cli():  # that one was built for the SDK
@@ -273,7 +273,7 @@ class CliEngine:
                     if isinstance(event, ToolResult) and self._outlets is not None:
                         self._outlets.egress.shut(event.call_id)
                     yield event
-        except (MessageParseError, CLIJSONDecodeError) as error:  # another process would be told the same
+        except (MessageParseError, CLIJSONDecodeError) as error:  # a new process would get the same message
             raise EngineError(
                 f"a message of the Claude Code CLI is not understood: {error}", retryable=False
             ) from error
@@ -446,7 +446,7 @@ class CliEngine:
         return PermissionResultDeny(message=answer.message)
 
     async def _ask(self, asking: Any, use: ToolUse) -> Answer:
-        """A gate that fails says nothing, and the call does not run: whoever takes the session up asks it again. A no
+        """A failing gate gives no answer and the call does not run; the next owner of the session asks again. A no
         would stand in the transcript, and a human's allow would come to nothing."""
         try:
             return await asking
@@ -460,7 +460,7 @@ class CliEngine:
 
 
 def _moment(given: Mapping[str, Any]) -> Moment:
-    """What a hook's input says of the CLI itself. Plans are beside its transcripts."""
+    """What a hook's input says of the CLI itself. Plans are next to its transcripts."""
     transcript = Path(given.get("transcript_path") or "")
     known = len(transcript.parents) > 2 and transcript.parents[1].name == "projects"
     return Moment(

@@ -56,7 +56,7 @@ class Outlets:
         return sandbox.plan_of(self._config, self._places)
 
     def environment(self) -> dict[str, str]:
-        """What the CLI is told instead of where the model is and what opens it."""
+        """The CLI's environment: the local socket in place of the model's URL and key."""
         return {
             **sandbox.environment_of(self._config),
             "ANTHROPIC_BASE_URL": MODEL_URL,

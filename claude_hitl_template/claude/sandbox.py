@@ -2,7 +2,7 @@
 
 bubblewrap makes it, with user, process, network, IPC, host name and cgroup namespaces of its own and no capabilities.
 The owner stays outside, and serves the two ways out: a unix socket to the model, and a proxy on the sandbox's own
-loopback interface. Each shell command is in an inner scope besides, which has neither the CLI's processes nor its
+loopback interface. Each shell command also runs in an inner scope, which has neither the CLI's processes nor its
 sockets (`_scope`).
 
 docs/security.md says what it keeps from whom, and what it does not.
@@ -79,7 +79,7 @@ FIX = (
 class SandboxConfig:
     """`contained`: in a container of an image, whose files are what the agent sees; else the system's own folders are.
 
-    `readable`, `writable`: folders and files of this machine that are there besides. `requests` and `model_bytes`:
+    `readable`, `writable`: further folders and files of this machine. `requests` and `model_bytes`:
     what one turn may ask of the model, and send and get together. `credentials` stay with the owner.
     """
 
@@ -293,7 +293,7 @@ def _arguments(config: SandboxConfig, places: SandboxPaths, wrap: Bubblewrap) ->
 
 
 def _system(places: SandboxPaths) -> Iterator[str]:
-    """The operating system's programs and libraries, and little besides."""
+    """The operating system's programs and libraries, and little else."""
     yield from ("--ro-bind", "/usr", "/usr")
     for name in SYSTEM:
         path = Path("/", name)
@@ -320,7 +320,7 @@ def _image(places: SandboxPaths) -> Iterator[str]:
 
 
 def _mounted(mountinfo: str) -> Iterator[Path]:
-    """Where something is mounted in this container, but for what every sandbox has anew."""
+    """This container's mount points, except those that every sandbox mounts itself."""
     anew = [Path(name) for name in ("/proc", "/sys", "/dev", "/run", TMP)]
     for line in mountinfo.splitlines():
         point = Path(line.split(" ")[4].encode().decode("unicode_escape"))

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from claude_hitl_template.errors import ConfigError
 
 FILE = "code.json"
-# Of these, the cluster must have the very version: what is on two sides of a wire, and what the gate was tested with.
+# The cluster must have exactly this version: both ends of a protocol, and what the gate was tested with.
 EXACTLY = ("ray", "claude-agent-sdk", "kodosumi")
 NAMED = 5
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ class Origin:
 
 
 def origin(root: Path = ROOT) -> Origin | None:
-    """What the package says in which this code lies; None: it was not deployed, but lies where it is run.
+    """The origin that the deployed package records; None if the code runs from a checkout.
 
     Raises ConfigError for one that no `./hitl deploy` wrote.
     """
@@ -79,7 +79,7 @@ def python_minor() -> str:
 
 
 def check_machine(found: Origin) -> None:
-    """Raises ConfigError, which names what is missing, where this machine cannot run the package."""
+    """Raises ConfigError with the missing dependencies if this machine cannot run the package."""
     if found.python != python_minor():
         raise ConfigError(
             f"the code was deployed from Python {found.python}, and the cluster runs {python_minor()}",
@@ -95,7 +95,7 @@ def check_machine(found: Origin) -> None:
 
 
 def missing(locked: Mapping[str, str]) -> list[str]:
-    """What is not installed here, or, of EXACTLY, in another version."""
+    """Dependencies that are missing here or, for those of EXACTLY, have another version."""
     return [lack for name, wanted in locked.items() if (lack := _lack(canonicalize_name(name), wanted))]
 
 

@@ -20,7 +20,7 @@ FIX = "correct the file that HITL_CREDENTIALS names; docs/security.md has an exa
 
 def _one_host(entry: str) -> str:
     if entry.startswith("*"):
-        raise ValueError("one host, without `*`: a credential is for nobody else")
+        raise ValueError("name one host, without `*`")
     return check_entry(entry)
 
 

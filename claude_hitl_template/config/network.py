@@ -16,7 +16,7 @@ from socksio.exceptions import SOCKSError
 
 from claude_hitl_template.errors import ConfigError
 
-# What a request raises that got no answer; a proxy that speaks no SOCKS is told by the library under httpx.
+# What a request raises that got no answer; the library under httpx reports a proxy that is not SOCKS.
 UNREACHABLE: tuple[type[Exception], ...] = (httpx.TransportError, SOCKSError)
 # What no process may send through a proxy, whatever else it reaches: loopback, and where a cloud hands out credentials.
 NEVER = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1", "169.254.169.254", "metadata.google.internal")

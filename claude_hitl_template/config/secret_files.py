@@ -47,7 +47,7 @@ class Prepared:
 def prepare(settings: Settings) -> Prepared:
     """Makes the data folder and its secrets. Raises ConfigError."""
     make_data_folder(settings)
-    read_credentials(settings.credentials)  # what no session could use is told at once
+    read_credentials(settings.credentials)  # reports an unusable file at start, not in a session
     try:
         for folder in (settings.secrets_dir, settings.logs_dir):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -218,18 +218,18 @@ def panel_proof(secret: str) -> str:
 
 
 def new_api_key() -> str:
-    """A secret that nobody guesses."""
+    """A new random secret."""
     return f"{KEY_BEGINS}{secrets.token_urlsafe(32)}"
 
 
 def api_key_for(request: str, operator_key: str) -> str:
-    """The same for one request that may be repeated: whoever has not the operator's key does not guess it."""
+    """The same secret for the same request, so that it may be repeated. Derived from the operator's key."""
     made = hmac.new(operator_key.encode(), f"api key\n{request}".encode("utf-8", "surrogatepass"), "sha256")
     return f"{KEY_BEGINS}{base64.urlsafe_b64encode(made.digest()).decode().rstrip('=')}"
 
 
 def public_prefix(secret: str) -> str:
-    """By which the holder of a key of ours recognises it; "" for a secret that somebody chose, and that may be short."""
+    """The part of a generated key that is shown to recognise it; "" for a chosen secret, which may be short."""
     made_here = secret.startswith(KEY_BEGINS) and len(secret) >= KEY_CHARS
     return secret[: len(KEY_BEGINS) + PREFIX_CHARS] if made_here else ""
 

@@ -166,7 +166,7 @@ def tool_result(
     mcp: bool = False,
     outcome: str | None = None,
 ) -> Draft:
-    """agent.tool_result of one call. `outcome` "unknown" says that nobody knows whether the call took effect."""
+    """agent.tool_result of one call. `outcome` "unknown": whether the call took effect is not known."""
     extra: dict[str, Any] = {"outcome": outcome} if outcome else {}
     kind, field = (
         ("agent.mcp_tool_result", "mcp_tool_use_id") if mcp else ("agent.tool_result", "tool_use_id")
@@ -185,7 +185,7 @@ def tool_result_id(tool_use_id: str) -> str:
 
 
 def session_error(message: str, kind: str = "unknown_error", retry: str = "exhausted", **more: str) -> Draft:
-    """`retry` is retrying | exhausted | terminal, as the protocol's retry_status; `more` what this kind has besides."""
+    """`retry` is retrying | exhausted | terminal, as the protocol's retry_status; `more`: further fields of this kind."""
     error = {"type": kind, "message": message, "retry_status": {"type": retry}, **more}
     return draft("session.error", error=error)
 
@@ -194,7 +194,7 @@ def server_down(name: str, url: str) -> Draft:
     """An MCP server that could not be connected to."""
     message = (
         f"the MCP server {name!r} at {url} cannot be used: the session goes on without its tools, and tries again when "
-        "its process is started anew. Check the address, and that the server runs"
+        "its process restarts. Check the address, and that the server runs"
     )
     return session_error(message, "mcp_connection_failed_error", mcp_server_name=name)
 

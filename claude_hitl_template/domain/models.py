@@ -57,7 +57,7 @@ PermissionMode = Literal["default", "plan"]
 
 
 class Agent(Frozen):
-    """What a session's model is told and may use: a snapshot, taken when the session is created."""
+    """Instructions and permissions of a session's model: a snapshot, taken when the session is created."""
 
     id: str = "default"
     version: int = 1
@@ -388,7 +388,7 @@ class ApiKey(Frozen):
 
 
 class KeptDecision(Frozen):
-    """What is kept of a decision when its session is deleted: who said what and when, of which call by its digest.
+    """The part of a decision that outlives its session: who decided what and when, and the call's digest.
 
     `id` is the approval's; `digest` is of what was shown, `run_digest` of what was allowed to run.
     """
@@ -405,7 +405,7 @@ class KeptDecision(Frozen):
 
     @classmethod
     def of(cls, approval: Approval) -> "KeptDecision | None":
-        """None where nobody decided."""
+        """None if there is no decision."""
         said = approval.decision
         if said is None:
             return None
@@ -426,7 +426,7 @@ class Page[T](BaseModel):
 
 
 class Snapshot(Frozen):
-    """All that a session's owner needs to know to go on: its session, what is queued, which calls are open.
+    """What a session's owner needs to continue: the session, its queued messages and its open calls.
 
     `turn_event` is the user.message of a turn that has begun. `unreported_refusals` holds the approvals of
     `session.unreported_refusals`. Pass `session.revision` to `wait_session` to wait for the next change. `at` is the

@@ -151,7 +151,7 @@ def known_fields(tool_name: str) -> dict[str, bool] | None:
 
 
 def check_edit(tool_name: str, proposed: Mapping[str, Any], edited: Mapping[str, Any]) -> None:
-    """Refuses an edit that the tool itself would refuse. What the model's own call had besides, it may keep.
+    """Refuses an edit that the tool itself would refuse. Extra fields of the model's own call may stay.
 
     Raises InvalidInput, whose field begins with `updated_input`.
     """

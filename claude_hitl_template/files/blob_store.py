@@ -56,7 +56,7 @@ class FileArea:
         return [name for name, at in zip(names, times, strict=True) if at is None or at < oldest]
 
     async def put(self, blobs: Sequence[bytes]) -> None:
-        """Keeps them, each under its own name; a blob that is there is written anew. Durable when this returns."""
+        """Stores each blob under its name, replacing an existing one. Durable when this returns."""
         async with _usable():
             if self._local:
                 folders = await self._each(self._write_locally, blobs)
@@ -153,7 +153,7 @@ class FileArea:
             if name.startswith("."):  # of a ledger that died while it wrote
                 self._remove_unfinished(str(path), before)
                 continue
-            if not is_blob_name(name):  # somebody else's: it is left alone
+            if not is_blob_name(name):  # not a blob of ours: leave it
                 continue
             with contextlib.suppress(FileNotFoundError):
                 if (self._written(name) or before) < before:
@@ -175,7 +175,7 @@ class FileArea:
 
 
 class _Names:
-    """What is written and removed now, in this process: nothing is removed between being put and being there."""
+    """Names that this process is writing or removing, so that no blob is removed while it is being put."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

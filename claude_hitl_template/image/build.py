@@ -37,7 +37,7 @@ def build(
     for_user: str | None = None,
     say: Callable[[str], None],
 ) -> Built:
-    """Raises ConfigError for what is wrong in the checkout or on this machine, before anything is built if it can.
+    """Raises ConfigError for a problem of the checkout or this machine, where possible before the build starts.
 
     `name` has no tag. `for_user` copies the image into that user's storage, too.
     """

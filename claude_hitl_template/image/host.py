@@ -1,4 +1,4 @@
-"""A base image from this machine, where none can be pulled: a Debian root, the Python that runs this, what is locked.
+"""A base image made from this machine, for use without a registry: Debian, this Python and the locked packages.
 
 It stands in for the RAY_BASE of the Dockerfile. Nothing that pip installs comes from the network: the packages of the
 running .venv are copied, those that requirements.lock names and no others.
@@ -47,7 +47,7 @@ MEND_VENV = "delete .venv and run ./hitl again, which installs requirements.lock
 
 
 def build_base(checkout: Checkout, tool: Tool) -> str:
-    """Makes the base image unless it is there; returns its name. Raises ConfigError that says what is missing here."""
+    """Builds the base image unless it exists; returns its name. Raises ConfigError if a tool is missing here."""
     suite, mmdebstrap = _suite(), _mmdebstrap()
     prefix = _python_prefix()
     packages = sorted({*_PACKAGES, *_library_packages(prefix), *checkout.dependencies.system})
@@ -240,7 +240,7 @@ def _copy_script(source: Path, target: Path) -> None:
 
 
 def _compile(folder: Path) -> None:
-    """Compiles all modules: whoever runs the image cannot write beside them, and each start would do it anew."""
+    """Compiles all modules: the image's user cannot write `__pycache__`, so each start would compile them again."""
     command = [
         sys.executable,
         "-m",

@@ -1,7 +1,7 @@
 """Plugins, from `extraKnownMarketplaces` and `enabledPlugins` to folders of the build context.
 
 A marketplace is a git repository (`github`, `git`) or a folder (`directory`) with `.claude-plugin/marketplace.json`; a
-plugin is a folder in it, or a git repository that it names. `ref` and `commit` of a source say what is taken; what was
+plugin is a folder in it, or a git repository that it names. `ref` and `commit` of a source choose the version; what was
 taken is recorded.
 """
 

@@ -53,12 +53,12 @@ class Tool:
         return True
 
     def inspect(self, image: str) -> dict[str, Any]:
-        """What is known of a local image, as docker shows it (`Config`, `Size`, `RepoDigests`). Raises ConfigError."""
+        """A local image's facts as docker reports them (`Config`, `Size`, `RepoDigests`). Raises ConfigError."""
         name = check_reference(image)
         if self.name == "buildah":
-            found = json.loads(run([self.program, "inspect", "--type=image", name], MEND_NO_IMAGE))
+            found = json.loads(run([self.program, "inspect", "--type=image", name], FIX_NO_IMAGE))
             return {"Config": found["Docker"]["config"], "RepoDigests": [], "Id": found["FromImageID"]}
-        return dict(json.loads(run([self.program, "image", "inspect", name], MEND_NO_IMAGE))[0])
+        return dict(json.loads(run([self.program, "image", "inspect", name], FIX_NO_IMAGE))[0])
 
     def push(self, image: str) -> str:
         """Pushes an image; returns its name with the digest that the registry knows it by. Raises ConfigError."""
@@ -71,12 +71,12 @@ class Tool:
             repository = _repository(name)
             return next((str(d) for d in digests if str(d).startswith(f"{repository}@")), name)
         with tempfile.NamedTemporaryFile() as digest:
-            # What is in local storage is not compressed and has another digest than what the registry gets.
+            # Local storage is uncompressed: its digest differs from the registry's.
             show([self.program, "push", f"--digestfile={digest.name}", name], fix)
             return f"{_repository(name)}@{Path(digest.name).read_text().strip()}"
 
 
-MEND_NO_IMAGE = "build it with ./hitl image build, or pull it; `podman images` lists what is there"
+FIX_NO_IMAGE = "build it with ./hitl image build, or pull it; `podman images` lists local ones"
 
 
 def find_tool(chosen: ToolName | None = None, among: tuple[ToolName, ...] = get_args(ToolName)) -> Tool:
@@ -107,7 +107,7 @@ def prune() -> int:
     """
     podman = find_tool("podman").program
     filters = ["--filter=status=exited", f"--filter=label={labels.VERSION}"]
-    fix = "`podman ps --all` says what is wrong"
+    fix = "`podman ps --all` shows the problem"
     exited = run([podman, "ps", "--all", "--quiet", "--no-trunc", *filters], fix).split()
     if exited:
         run([podman, "rm", "--ignore", "--", *exited], fix)

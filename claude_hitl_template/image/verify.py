@@ -1,4 +1,4 @@
-"""Runs an image and says whether sessions of this checkout can run in it: a check a line, each with what mends it."""
+"""Runs an image and checks whether sessions of this checkout can run in it; each failed check names its fix."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from claude_hitl_template.image.tools import Tool, check_reference
 from claude_hitl_template.presentation.checks import Check
 
 REBUILD = "./hitl image build"
-ANY_UID = 12345  # who nobody is: whatever is writable must be so for everyone
+ANY_UID = 12345  # a uid without an account: writable folders must be writable for everyone
 _PROBE = Path(__file__).with_name("probe.py")
 _WRITABLE = (labels.HOME, labels.WORKSPACE, "/tmp")  # noqa: S108
 _LAYERS = (f"{labels.HOME}/.claude", f"{labels.WORKSPACE}/.claude", labels.PLUGINS, labels.MANAGED_SETTINGS)
@@ -80,7 +80,7 @@ def _look_inside(image: str, tool: Tool) -> dict[str, Any]:
         "owned": _OWNED,
         "manifest": labels.MANIFEST_PATH,
     }
-    # As Ray runs it, which root cannot; and then as somebody whom the image does not know.
+    # First as Ray runs it, which root cannot do; then as a uid without an account.
     who = (
         "--userns=keep-id"
         if tool.name == "podman" and os.getuid() != 0

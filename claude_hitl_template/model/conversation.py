@@ -3,7 +3,7 @@
 What the Claude Code CLI (2.1.330) mixes into a conversation, as measured:
 messages of role `system` stand between the others; a user's text shares its message with `<system-reminder>`
 blocks, and after an interruption also with tool results; a resumed session gets "Continue from where you left
-off." beside them; what a user sends while the model works arrives in a `system` message. When a stream breaks
+off." next to them; what a user sends while the model works arrives in a `system` message. When a stream breaks
 off after a finished block of text, the CLI keeps that block and asks for the rest in a user message.
 """
 
@@ -168,7 +168,7 @@ def _decided(said: str) -> list[ToolResult]:
             )
             for call in named
         ]
-    except (ValueError, TypeError, KeyError, AttributeError):  # somebody else's words that begin alike
+    except (ValueError, TypeError, KeyError, AttributeError):  # other text with the same beginning
         return []
 
 

@@ -142,10 +142,10 @@ class AnthropicUpstream:
     """Anthropic's service, or any that speaks its protocol, at `base_url` without "/v1".
 
     Answers come back as they are, but for a refused key (401): the CLI would try it again for minutes, so it is
-    told 403, and what to mend. A service that takes a session's request and stays silent is asked once more, and
+    answered with 403 and the fix. A service that takes a session's request and stays silent is asked once more, and
     then no more: the CLI would go on for as long as its retries last.
 
-    `client` brings the timeouts, and is closed by whoever made it. Raises ConfigError if the key cannot be
+    `client` brings the timeouts, and the caller closes it. Raises ConfigError if the key cannot be
     sent in a header.
     """
 
@@ -153,7 +153,7 @@ class AnthropicUpstream:
         key = api_key.get_secret_value()
         # A header that httpx refuses is quoted in its error.
         if not (key and key.isascii() and key.isprintable() and " " not in key):
-            raise ConfigError("The Anthropic API key is empty or has characters no key has.", "Set it anew.")
+            raise ConfigError("The Anthropic API key is empty or has characters no key has.", "Set it again.")
         self._base_url = base_url.rstrip("/")
         self._api_key = api_key
         self._client = client

@@ -18,7 +18,7 @@ Headers = list[tuple[str, str]]
 
 
 class ClientGone(Exception):
-    """The client closed its connection, or sent what is not HTTP."""
+    """The client closed its connection, or sent something other than HTTP."""
 
 
 class ClientConnection:
@@ -38,7 +38,7 @@ class ClientConnection:
         return event if isinstance(event, h11.Request) else None
 
     async def body(self) -> AsyncIterator[bytes]:
-        """Of the request; what is longer or shorter than it was said to be is an error."""
+        """The request's body; an error if its length differs from the declared one."""
         while isinstance(event := await self._event(), h11.Data):
             yield bytes(event.data)
 
@@ -55,7 +55,7 @@ class ClientConnection:
         await self._send(h11.EndOfMessage())
 
     async def answer(self, status: int, content_type: str, body: bytes, reason: str = "") -> None:
-        """A whole answer, after which the connection is closed: what is left of the request is not read."""
+        """Sends a whole answer and closes the connection; the rest of the request is not read."""
         headers = [
             ("content-type", content_type),
             ("content-length", str(len(body))),

@@ -1,7 +1,7 @@
 """Which call is meant when the CLI names one by the id that the model's server gave it.
 
-Those ids are data: some servers count them anew in each answer, give one twice in an answer, or make them 949 characters
-long. Each call gets an id of ours when the model issues it. The CLI's questions name the tool and its input besides, so
+Those ids are data: some servers restart them with each answer, give one twice in an answer, or make them 949 characters
+long. Each call gets an id of ours when the model issues it. The CLI's questions also name the tool and its input, so
 that each is answered for exactly the call that it is about.
 """
 

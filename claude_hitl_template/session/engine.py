@@ -136,7 +136,7 @@ type EngineEvent = (
 
 class Engine(Protocol):
     async def start(self, *, resume: bool, plan_mode: bool) -> None:
-        """Raises EngineError with a message that says what to mend. With `resume`, a deferred call is asked for again."""
+        """Raises EngineError with the fix in its message. With `resume`, a deferred call is asked for again."""
         ...
 
     async def say(self, message_uuid: str, content: list[dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
 """Where every tool call of a session ends up before it runs: the CLI's hook and its permission callback both ask here.
 
-The life of a gated call is told in docs/architecture.md. What this module adds to the Store's rules:
+docs/architecture.md describes the life of a gated call. This module adds to the Store's rules:
 
 - A call is answered only when its whole batch is committed (`register`), so humans see all of it at once.
 - A waiting call keeps the CLI for the hot window; then the first of a batch is deferred (the CLI will ask again when the
@@ -107,7 +107,7 @@ class Gate:
     # -- what the engine and the session tell the gate
 
     def hold_to(self, rules: Sequence[Rule]) -> None:
-        """What holds in an image besides the agent's policy: denials always, the rest where that has no default."""
+        """Adds an image's rules to the agent's policy: deny rules always, the others if the policy has no default."""
         self._judge.hold_to(rules)
 
     def enter(self, mode: PermissionMode) -> None:
@@ -297,7 +297,7 @@ class Gate:
         return issued.thread if issued else use.thread
 
     async def _judged_again(self, use: ToolUse) -> Answer | None:
-        """One that nobody was asked about, and that must be asked for now, is asked for."""
+        """Asks a human about a call that was allowed without one and now needs one."""
         if self._refusal(use) and use.call_id not in self._approvals:
             await self._on_changed(self._issued[use.call_id])
         return self._refusal(use)

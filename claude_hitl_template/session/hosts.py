@@ -112,7 +112,7 @@ class HostGate:
         )
 
     async def used(self, host: Host) -> None:
-        """It was reached by a rule: if that was remembered with a decision, the model need not be told of it."""
+        """It was reached by a rule: if that was remembered with a decision, the model needs no reminder of it."""
         approval = self._known.get(host)
         if approval is not None and approval.state is ApprovalState.ALLOWED:
             with contextlib.suppress(HitlError):  # then the model is reminded as usual

@@ -2,7 +2,7 @@
 
 A call is judged when its message is committed, when the CLI asks for it, and again immediately before it runs; in
 between, a sibling may have changed a link, the shell's folder, or the file of the plan that a human looks at. A hard link
-cannot be told from the file itself, and nothing here sees what a process in the background does after the last look.
+cannot be told from the file itself, and nothing here sees what a background process does after the last check.
 """
 
 import math
@@ -104,7 +104,7 @@ class Judge:
     def stricter(
         self, session: Session, issued: ToolUse, asked: ToolUse, folder: Path, before: Evaluation
     ) -> str | None:
-        """Why a call that nobody was asked about is not to run, though it was allowed; None: it may still run.
+        """Why a call that was allowed without a human must not run now; None if it may.
 
         The CLI has its own reading of the paths in it (`asked`): it counts as well.
         """

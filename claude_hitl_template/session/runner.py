@@ -1,7 +1,7 @@
-"""One conversation as its owner drives it: a state machine over a Store and an Engine. No Ray in here.
+"""Drives one session: a state machine over a Store and an Engine, independent of Ray.
 
-The owner asks the store what there is to do, makes the engine do it, and commits what the engine says. When there is
-nothing to do it gives the lease up and ends: the session is parked, and costs rows.
+The runner reads the session's state from the store, gives the engine its work and commits the engine's events. When no
+work is left it releases the lease and returns: the session is parked.
 """
 
 import asyncio
@@ -54,14 +54,12 @@ from claude_hitl_template.workspace.sync import Workspace, WorkspaceLocation
 
 log = structlog.get_logger()
 
-RENEW_S = (
-    4.0  # how long one look at the store may wait; it renews the lease, so it must be well under LEASE_S
-)
+RENEW_S = 4.0  # timeout of one wait for changes; each wait renews the lease, so it must be well under LEASE_S
 REPLAY_TIMEOUT_S = 20.0  # a resumed CLI asks for its deferred call within half a second, or not at all
-INTERRUPT_S = 30.0  # a CLI ends an interrupted turn within a second; it waits that long for what it runs
-HEARD_AT_ONCE = 10_000  # events that nobody has taken in: then the CLI is not read any further
+INTERRUPT_S = 30.0  # a CLI ends an interrupted turn within a second, unless a running tool delays it
+HEARD_AT_ONCE = 10_000  # events not processed yet; the CLI's output is not read beyond this
 UNAVAILABLE_PAUSE_S = 0.5
-SAVE_AGAIN_S = 30.0  # how soon one that could not be saved is tried again, when only that keeps the owner
+SAVE_AGAIN_S = 30.0  # pause between attempts to save, if only the unsaved workspace keeps the owner
 PLAN_MODES: dict[str, PermissionMode] = {"EnterPlanMode": "plan", "ExitPlanMode": "default"}
 
 
@@ -81,8 +79,8 @@ type _Heard = asyncio.Queue[EngineEvent | EngineError]
 class SessionRunner:
     """Drives one session under one lease. `run` returns when the session is parked.
 
-    Raises StaleOwner when the lease was taken over, EngineError when the engine died: whoever started the runner
-    lets the supervisor decide what comes next.
+    Raises StaleOwner if the lease was taken over, and EngineError if the engine died; the supervisor then decides
+    how to continue.
     """
 
     def __init__(
@@ -106,7 +104,7 @@ class SessionRunner:
         self._woken = asyncio.Event()
         self._engine: Engine | None = None
         self._heard = _queue()
-        self._works = False  # on what was heard
+        self._works = False  # whether an event is being processed
         self._releasing = False
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._hearing: asyncio.Task[None] | None = None
@@ -132,27 +130,27 @@ class SessionRunner:
             await self._stop_engine()
 
     def make_room(self) -> None:
-        """Others need the room: parks as soon as nothing runs, instead of keeping the process for a while."""
+        """Parks as soon as nothing runs, without hot window or idle time: other sessions need the capacity."""
         self._limits = replace(self._limits, hot_window_s=0.0, idle_timeout_s=0.0)
         self._gate.end_hot_window()
         self._woken.set()
 
     def stop_for(self, reason: str) -> None:
-        """Breaks the turn off, and says why; nothing of it is lost. The process is not fit to go on."""
+        """Breaks the turn off with this reason and loses none of its events. The process must not be used again."""
         self.make_room()
         self._hear_of(EngineError(reason, retryable=False))
 
     # -- what the store says
 
     async def _watch(self) -> None:
-        """Keeps the lease, and hears of what comes from outside: messages, decisions, interrupts, expiry."""
+        """Renews the lease and receives changes from outside: messages, decisions, interrupts, expiry."""
         while True:
             try:
                 found = await self._store.wait_session(
                     self._id, self._epoch, self._now.session.revision, timeout_s=RENEW_S
                 )
             except StaleOwner:
-                if self._releasing:  # by ourselves: what `release` says counts
+                if self._releasing:  # we released it ourselves: the result of `release` counts
                     await asyncio.Event().wait()
                 raise
             except HitlError as error:  # the ledger restarts: the lease decides, not one failed call
@@ -167,7 +165,7 @@ class SessionRunner:
     async def _look_at(self, found: Snapshot) -> None:
         seen, now = found.session, self._now.session
         if seen.revision < now.revision or seen.next_seq < now.next_seq:
-            return  # two look at the store, and this answer was overtaken
+            return  # a concurrent read returned a newer state
         changed = seen.revision != now.revision
         self._snapshot, self._behind = found, found.at - utcnow()
         self._gate.update(found.session, await self._with_closed(found.approvals))
@@ -175,7 +173,7 @@ class SessionRunner:
             self._woken.set()
 
     async def _with_closed(self, open_approvals: Sequence[Approval]) -> list[Approval]:
-        """The open approvals, and those that were waiting when last looked at and are closed now."""
+        """The open approvals, and those that have been closed since the last update."""
         still = {a.id for a in open_approvals}
         gone = [a.call_id for a in self._gate.waiting() if a.id not in still]
         found = [await self._store.find_approval(self._id, self._epoch, call_id) for call_id in gone]
@@ -202,7 +200,8 @@ class SessionRunner:
                 await self._refresh()
 
     async def _wait_idle(self, session: Session) -> bool:
-        """True when it is time to park. A session that waits for a human has had its hot window already."""
+        """Waits for a change. True if none came and the session is to be parked; one that waits for a human has had its hot
+        window already."""
         waits = (session.stop_reason or {}).get("type") == "requires_action" or session.status == "terminated"
         patience = 0.0 if waits or self._engine is None else self._limits.idle_timeout_s
         if self._workspace.must_stay:
@@ -214,7 +213,7 @@ class SessionRunner:
         return False
 
     async def _release(self) -> bool:
-        """False when there is work, or when work would be lost: the owner goes on."""
+        """Parks the session. False if new work arrived or unsaved work would be lost: the owner continues."""
         await self._stop_engine()
         await self._save()
         await self._flush()
@@ -231,7 +230,7 @@ class SessionRunner:
         if session.interrupted:
             await self._end_turn(TurnEnd(interrupted=True))
             if self._engine is None and session.deferred is not None:
-                # The transcript still has the call: a resumed CLI will ask for it, and must be told no.
+                # The transcript still has the call: a resumed CLI asks for it again, and the gate must deny it.
                 await self._store.defer(self._id, self._epoch, session.deferred)
             return
         try:
@@ -245,7 +244,7 @@ class SessionRunner:
             await self._end_turn(TurnEnd(error=(error.kind, str(error))), how="broken off")
 
     async def _begin_turn(self) -> None:
-        """Makes the engine do the first thing there is to do."""
+        """Starts the turn: replay a deferred call, continue, remind, or send the next queued message."""
         self._gate.new_turn()
         self._turn = Turn()
         fresh = self._engine is None
@@ -268,7 +267,7 @@ class SessionRunner:
         elif now.queued:
             event = now.queued[0]
             beginning = self._store.begin_turn(self._id, self._epoch, event.id)
-            if fresh:  # an owner that died between the two may have said it
+            if fresh:  # an owner that died between the two steps may have sent it
                 await beginning
                 await self._go_on_with(engine, resumed, event.id, event.payload["content"])
             else:
@@ -279,7 +278,7 @@ class SessionRunner:
     async def _go_on_with(
         self, engine: Engine, resumed: bool, event_id: str, content: list[dict[str, Any]]
     ) -> None:
-        """A turn whose owner died: said again if the transcript has not got it, else continued."""
+        """Resumes the turn of a dead owner: sends its message again unless the transcript has it, else continues."""
         entries = (
             await self._store.load_transcript(self._transcript_key(), epoch=self._epoch) if resumed else None
         )
@@ -305,7 +304,7 @@ class SessionRunner:
         )
 
     async def _start_engine(self) -> bool:
-        """Returns whether a transcript was resumed."""
+        """Starts the engine. Returns whether it resumed a transcript."""
         transcript = await self._store.load_transcript(self._transcript_key(), epoch=self._epoch)
         resume = transcript is not None
         if resume or self._now.session.turn is not None:
@@ -327,8 +326,11 @@ class SessionRunner:
         return resume
 
     async def _take_up_calls(self, transcript: Sequence[Mapping[str, Any]]) -> None:
-        """The CLI asks again for the call that it was parked with, or for the first one that a dead owner left waiting; the
-        model is told of all others that he left, once they are decided, as of any held call."""
+        """Restores the calls that waited when the last owner ended.
+
+        The CLI asks again for the call that it was parked with, or for the first one that a dead owner left waiting. The
+        others become held calls: the model is reminded of each once it is decided.
+        """
         deferred, waiting = self._now.session.deferred, unanswered(transcript)
         lost = await self._store.lost_calls(self._id, self._epoch)
         parked = await self._store.find_approval(self._id, self._epoch, deferred) if deferred else None
@@ -346,7 +348,7 @@ class SessionRunner:
             await self._refresh()
 
     async def _see_to_deferral(self, transcript: Sequence[Mapping[str, Any]], model_id: str) -> None:
-        """The CLI writes down that it deferred a call, and an owner may die before the store has that."""
+        """Adds the CLI's record of a deferral if the last owner died before the store had it."""
         if not is_deferred(transcript, model_id):
             entry = deferral(transcript, model_id, utcnow())
             await self._store.append_transcript(self._transcript_key(), [entry], epoch=self._epoch)
@@ -357,16 +359,14 @@ class SessionRunner:
                 await heard.put(event)
         except EngineError as error:
             await heard.put(error)
-        except (
-            Exception
-        ) as error:  # a message of a shape that nobody foresaw: the turn ends, and says of what
+        except Exception as error:  # a message of an unexpected shape: the turn ends with this reason
             log.exception("message not read", session=self._id)
             why = f"a message of the Claude Code CLI could not be read ({type(error).__name__}: {error})"
             await heard.put(EngineError(why, retryable=False))
 
     def _hear_of(self, event: "EngineEvent | EngineError") -> None:
-        """As if the engine had said it last."""
-        if self._heard.full():  # nobody listens; then what it said is older than this
+        """Queues an event as if the engine had just sent it."""
+        if self._heard.full():  # no turn reads the queue; its oldest event is obsolete
             self._heard.get_nowait()
         self._heard.put_nowait(event)
 
@@ -452,7 +452,9 @@ class SessionRunner:
         turn = self._turn
         match event:
             case RequestStart():
-                await self._register_batch()  # the CLI runs the finished calls of an answer that was cut off
+                await (
+                    self._register_batch()
+                )  # the CLI also runs the complete calls of an answer that was cut off
                 turn.drafts.append(request_start(event.message_id))
             case RequestEnd():
                 await self._register_batch()
@@ -516,7 +518,7 @@ class SessionRunner:
             await self._flush(PLAN_MODES[name])
 
     async def _register_batch(self) -> None:
-        """Commits the calls heard so far, with what came before them, and lets the gate answer for them."""
+        """Commits the calls received so far with the events before them, and lets the gate answer for them."""
         async with self._registering:
             turn = self._turn
             batch, turn.batch = turn.batch, []
@@ -551,23 +553,23 @@ class SessionRunner:
         self._gate.register(opened, calls)
 
     async def _register_again(self, use: ToolUse) -> None:
-        """A call that is in the log as allowed is asked for after all; the event is the one that is there."""
+        """Opens an approval for a call that the log shows as allowed. Its event stays the same."""
         async with self._registering:
             await self._open([use])
 
     def _tell_postponed(self, call_id: str) -> None:
-        """The CLI never asked for this call: it is told in the log with its result, and nobody was to decide on it."""
+        """Logs a postponed call together with its result: the CLI never asked for it, so there is no approval."""
         use = self._turn.postponed.pop(call_id, None)
         if use is not None:
             thread = self._gate.thread(use.thread)
             self._turn.drafts.append(events.tool_use(use.call_id, use.name, use.input, "ask", thread))
 
     def _tool_name(self, call_id: str) -> str:
-        """A deferred call was issued in an earlier turn; the gate knows it from its approval."""
+        """The tool of a call. A call of an earlier turn is known to the gate by its approval."""
         return self._turn.names.get(call_id) or self._gate.tool_name(call_id)
 
     async def _register_overdue(self, use: ToolUse | None) -> None:
-        """A call is asked about, and the message that holds it does not end, or was never seen; or it was postponed."""
+        """Registers a call that the CLI asks about before its message has ended or was seen, or that was postponed."""
         if use is not None and self._turn.postponed.pop(use.call_id, None) is not None:
             async with self._registering:
                 await self._open([self._gate.received(use)])
@@ -577,7 +579,7 @@ class SessionRunner:
         await self._register_batch()
 
     def _expiry(self) -> datetime | None:
-        """By the clock that will be asked whether it is over, which may be another host's."""
+        """Expiry of a new approval by the ledger's clock, which may be another host's."""
         ttl = self._limits.approval_ttl_s
         return None if ttl is None else utcnow() + self._behind + timedelta(seconds=ttl)
 

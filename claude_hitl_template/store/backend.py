@@ -159,7 +159,7 @@ class Notifier(Protocol):
 class Backend(Protocol):
     @property
     def relay(self) -> Notifier | None:
-        """None: nobody else uses the database."""
+        """None if no other process uses the database."""
         ...
 
     def begin(self, *, write: bool) -> AbstractAsyncContextManager[Tx]:

@@ -61,7 +61,9 @@ class StoreBase:
                 yield unit
                 after = unit.session if unit.session is before else await unit.save()
         except StoreUnreachable:
-            if before and after:  # it may have been kept; repeated, it changes nothing, and tells nobody
+            if (
+                before and after
+            ):  # the write may have been kept; a repeated one would change and announce nothing
                 self._announce(before, after)
             raise
         self._announce(before, after)
@@ -96,7 +98,7 @@ class StoreBase:
         if before is None or after.lease != before.lease or (after.status != before.status and not owned):
             self._notify(SUPERVISED)
 
-    # -- telling, and being told by, the other ledgers
+    # -- notifications to and from the other ledgers
 
     def _notify(self, topic: str) -> None:
         relay = self._backend.relay

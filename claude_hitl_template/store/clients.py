@@ -84,7 +84,7 @@ class ClientRules(StoreBase):
                 await _send_all(unit, initial, decided_by=key_id)
                 session = await unit.save()
                 await remember_reply(unit, key_id, idempotency_key, request, session.id)
-        self._announce(None, session)  # also when it was there: nobody may have heard of the first time
+        self._announce(None, session)  # also if it existed: the first announcement may have been lost
         return session
 
     async def get_session(self, session_id: str, key_id: str | None = None) -> Session:
@@ -377,7 +377,7 @@ async def _interrupt(unit: SessionAggregate) -> list[Event]:
     if session.status == "running" and session.turn is None:
         await _end_unbegun_turn(unit)
     elif session.status != "idle":
-        unit.set(interrupted=True)  # whoever drives the session, or will next, ends the turn
+        unit.set(interrupted=True)  # the current or the next owner ends the turn
     elif session.stop_reason != events.END_TURN:
         unit.set(interrupted=session.lease is not None)
         await _next_or_idle(unit)

@@ -30,7 +30,7 @@ def store_url(settings: Settings) -> str:
 
 @dataclass(frozen=True)
 class DatabaseStatus:
-    """A database as a human wants to see it: where it is, without its password, and what is wrong with it, if anything."""
+    """A database for display: its URL without the password, and its problem if it has one."""
 
     place: str
     problem: str | None = None
@@ -104,7 +104,7 @@ def migrate(url: str) -> None:
 
 
 def unusable(url: str, error: DBAPIError) -> HitlError:
-    """What a database that failed is to be told as."""
+    """The error to raise for a database that failed."""
     if sa.make_url(url).get_backend_name() == "sqlite":
         return ConfigError(
             f"the database cannot be opened or written: {error.orig}",

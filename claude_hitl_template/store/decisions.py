@@ -42,7 +42,9 @@ async def confirm(unit: SessionAggregate, said: UserToolConfirmation, decided_by
     )
     if approval.state is not ApprovalState.PENDING:
         return [await _repeated(unit, approval, decision)]
-    if approval.expires_at is not None and approval.expires_at < unit.now:  # and nobody has swept it yet
+    if (
+        approval.expires_at is not None and approval.expires_at < unit.now
+    ):  # and the sweep has not reached it yet
         raise Superseded(f"the call {approval.event_id} stopped waiting: it expired before this decision")
     return await _decide(unit, approval, decision, run_input)
 
@@ -181,9 +183,7 @@ def _remember(
     if not said.remember or run_input is None:
         return None
     if approval.kind not in ("tool", "network"):
-        raise InvalidInput(
-            "a question or a plan is asked anew each time; it cannot be remembered", "remember"
-        )
+        raise InvalidInput("a question or a plan is asked every time; it cannot be remembered", "remember")
     workspace = Path(approval.cwd)
     if approval.folder not in (None, "."):
         raise InvalidInput(

@@ -62,7 +62,7 @@ class OwnerRules(StoreBase):
         async with self._reading() as tx:
             session = (await SessionAggregate.load_owned(tx, session_id, epoch, self._clock())).session
             begun = await tx.event(session_id, session.turn) if session.turn else None
-            # A turn that a reminder began has no message: what was refused before it cannot be told from what was in it.
+            # A turn that began with a reminder has no message: refusals before it and in it look the same.
             states = ANSWERABLE if begun else (ApprovalState.PENDING, ApprovalState.ALLOWED)
             found = await tx.approvals(
                 session.key_id, after=None, limit=LOST_CALLS, states=states, session_id=session_id
@@ -402,7 +402,7 @@ async def _open(
 
 def _by_rule(unit: SessionAggregate, approval: Approval, rule: str) -> Approval:
     if rule not in {str(remembered) for remembered in unit.session.rules}:
-        raise InvalidInput("nobody has remembered such a rule in this session", "calls.standing_rule")
+        raise InvalidInput("no such rule is remembered in this session", "calls.standing_rule")
     decision = Decision(result="allow", decided_by=f"rule:{rule}", decided_at=unit.now)
     return approval.to(
         ApprovalState.ALLOWED, decision=decision, run_input=approval.input, run_digest=approval.digest
@@ -430,7 +430,7 @@ def _is_same(approval: Approval, call: Call) -> bool:
 
 
 async def _finish(unit: SessionAggregate, stop_reason: dict[str, Any]) -> None:
-    """The turn is over: what is asked still waits, what was decided and reminded of in vain is superseded."""
+    """Ends the turn: pending approvals stay; decided ones that the model was reminded of without effect are superseded."""
     interrupted, failed = unit.session.interrupted, stop_reason == events.RETRIES_EXHAUSTED
     unreported_refusals = () if interrupted else unit.session.unreported_refusals
     refused = tuple(i for i in unit.session.refused_hosts if i in unreported_refusals)
@@ -446,7 +446,7 @@ async def _finish(unit: SessionAggregate, stop_reason: dict[str, Any]) -> None:
         if approval.state is ApprovalState.CLAIMED:
             continue
         if failed and not interrupted and approval.state is ApprovalState.ALLOWED:
-            # The model was not reached: it is told of the decision in the next turn.
+            # The model was not reached: the next turn reminds it of the decision.
             left.append(approval.but(held=True, reminded=False))
         elif interrupted or not approval.held or approval.reminded:
             await unit.supersede_one(approval)

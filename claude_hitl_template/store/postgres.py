@@ -23,7 +23,7 @@ from claude_hitl_template.store.sql import SqlTx, to_json
 WRITERS, READERS = 8, 8
 CONNECTIONS = WRITERS + READERS + 2  # of one ledger: two for notifications
 POOL_TIMEOUT_S = 20.0
-ANSWER_S = 25.0  # a whole transaction; a server that stands still says nothing at all, and holds whoever waits for it
+ANSWER_S = 25.0  # for a whole transaction; a frozen server sends nothing and would block its callers
 CONNECT_TIMEOUT_S = 5
 OPTIONS = {
     "timezone": "UTC",
@@ -54,7 +54,7 @@ def postgres_url(text: str) -> sa.URL:
 
 
 def connect_args(url: sa.URL, **options: str) -> dict[str, Any]:
-    """What libpq is told beside the URL: to notice a peer that is gone, and limits for what the server does for us."""
+    """Arguments for libpq: keepalives that detect a dead peer, and the server's time limits."""
     chosen = " ".join(f"-c {name}={value}" for name, value in (OPTIONS | options).items())
     return {
         "application_name": "claude-hitl",

@@ -94,7 +94,7 @@ class TranscriptKey(TypedDict):
 
 class Reachable(Protocol):
     async def ping(self, *, write: bool = True) -> None:
-        """Raises when the store cannot be written; or, unless `write`, cannot be read, which waits for nobody's write."""
+        """Raises if the store cannot be written or, without `write`, cannot be read. Reading waits for no writer."""
         ...
 
 
@@ -414,7 +414,7 @@ class Owners(Reachable, SavedBlobs, Protocol):
         ...
 
     async def hold(self, session_id: str, epoch: int, call_id: str) -> None:
-        """The model was told to issue this call again later."""
+        """Records that the model must issue this call again later."""
         ...
 
     async def defer(self, session_id: str, epoch: int, call_id: str | None) -> None:
@@ -442,7 +442,7 @@ class Owners(Reachable, SavedBlobs, Protocol):
         ...
 
     async def remind(self, session_id: str, epoch: int, approval_ids: Sequence[str]) -> None:
-        """The model was told that these held calls are decided; at the next turn's end they are superseded, and hosts that
+        """The model was reminded of these decided calls; at the next turn's end they are superseded, and hosts that
         were allowed are closed."""
         ...
 
@@ -451,7 +451,7 @@ class Owners(Reachable, SavedBlobs, Protocol):
         ...
 
     async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> None:
-        """Passes deltas of an event in the making to whoever streams; nothing is stored."""
+        """Passes deltas of an unfinished event to open streams; nothing is stored."""
         ...
 
     async def save_workspace(
@@ -490,7 +490,7 @@ class Supervision(Reachable, Sessions, Protocol):
     """Hands out leases, and looks after time."""
 
     async def acquire(self, session_id: str, holder: str, *, lease_s: float) -> Session:
-        """A new lease with a raised epoch, whoever held the old one. Claimed calls without a result become unknown.
+        """A new lease with a raised epoch, replacing the old one. Claimed calls without a result become unknown.
 
         A holder is one process: while its lease lasts, it gets the same one again.
         """
@@ -502,7 +502,7 @@ class Supervision(Reachable, Sessions, Protocol):
         ...
 
     async def tell_waiting(self, session_id: str, epoch: int, message: str) -> None:
-        """Says in the log of a session that nobody drives since `epoch` what it waits for; once, however often told."""
+        """Logs once what a session without an owner since `epoch` waits for, however often it is called."""
         ...
 
     async def drop_lease(self, session_id: str, epoch: int) -> None:

@@ -26,9 +26,9 @@ NOT_RUN = "Not run: it was superseded before it began."
 
 
 def denial(refused: Approval) -> str:
-    """What the model is told of a call that was denied, or expired."""
+    """The message to the model about a denied or expired call."""
     if refused.state is ApprovalState.EXPIRED:
-        return "Denied: nobody decided on this call in time."
+        return "Denied: there was no decision on this call in time."
     said = refused.decision.deny_message if refused.decision else None
     return f"Denied by a human: {said}" if said else "Denied by a human. No reason was given."
 
@@ -37,9 +37,7 @@ def host_opened(allowed: Approval) -> str:
     where = shown_host(allowed.input["host"], allowed.input["port"])
     if allowed.decision is not None and allowed.decision.remember is not None:
         return f"Allowed by a human: this session may reach {where} from now on."
-    return (
-        f"Allowed by a human: this session may reach {where} until the turn ends in which the agent is told."
-    )
+    return f"Allowed by a human: this session may reach {where} until the end of the turn in which the agent learns of it."
 
 
 class SessionAggregate:
@@ -163,7 +161,7 @@ class SessionAggregate:
         await self._append_result(approval, NOT_RUN)
 
     async def tell_later(self, refused: Approval) -> None:
-        """The model was told to issue the call again; it will be told not to, when its turn comes."""
+        """The model was asked to issue the call again; its next turn begins with the refusal instead."""
         self.set(unreported_refusals=(*self.session.unreported_refusals, refused.id))
         if refused.kind == "network":
             self.set(refused_hosts=(*self.session.refused_hosts, refused.id))
@@ -183,7 +181,7 @@ class SessionAggregate:
         ])  # fmt: skip
 
     async def remind_again(self) -> None:
-        """A reminder counts for the owner that gave it: nobody knows whether the model heard that of one which died."""
+        """A reminder is valid for the owner that gave it: if that owner died, the model may not have received it."""
         for approval in await self.open_approvals():
             if approval.reminded:
                 await self.tx.put_approval(approval.but(reminded=False))
@@ -196,7 +194,7 @@ class SessionAggregate:
                 await self._append_result(approval, OUTCOME_UNKNOWN, "unknown")
 
     async def break_off(self) -> None:
-        """To `idle`, with everything kept for whoever takes the turn up. One that was interrupted is over."""
+        """Sets the status `idle` and keeps everything for the owner that resumes the turn. An interrupted turn is over."""
         await self.close_unknown()
         self.set(
             recoveries=0,
@@ -208,7 +206,7 @@ class SessionAggregate:
         await self.idle(events.requires_action(pending) if waits else events.RETRIES_EXHAUSTED)
 
     async def after_decisions(self) -> None:
-        """Says what is still waited for, or goes on when nothing is."""
+        """Updates what the session still waits for, or makes it run when there is nothing left."""
         if await self.holds_up():
             await self.idle(events.requires_action([a.event_id for a in await self.pending()]))
         else:

@@ -1,4 +1,4 @@
-"""Waking those who wait for a change, and what is shown before it is committed. Ledgers tell each other by notes."""
+"""Wakes waiters of a topic and keeps previews of uncommitted events. Ledgers notify each other with notes."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ type Note = list[Any]
 
 
 class Signals:
-    """A version per topic, and a way to wait for the next one. Only topics somebody waits for cost memory."""
+    """A version per topic, and a way to wait for the next one. Only topics with a waiter use memory."""
 
     def __init__(self) -> None:
         self._version = 0

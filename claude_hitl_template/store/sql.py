@@ -1,4 +1,4 @@
-"""The Store's transactions on SQLAlchemy, and its backend on SQLite. What is Postgres's own is in postgres.py."""
+"""The Store's transactions on SQLAlchemy, and its backend on SQLite. postgres.py has the Postgres parts."""
 
 import asyncio
 import json

@@ -119,7 +119,7 @@ class SupervisorRules(StoreBase):
 
 
 async def _rests(unit: SessionAggregate, before: datetime) -> bool:
-    """Whether nobody and nothing waits in the session, and nothing happened since."""
+    """Whether the session has no pending approval and no queued message, and has not changed since."""
     session = unit.session
     if session.lease is not None or session.updated_at >= before:
         return False

@@ -1,6 +1,6 @@
-"""What is known of a workspace's folder from one owner to the next: a file beside the folder. Blocking.
+"""The saved state that a workspace's folder is based on, kept in a file next to the folder. Blocking.
 
-It only saves work. One that is lost or damaged means that the folder is made anew from what was saved.
+It is an optimisation: if the file is lost or damaged, the folder is restored from the saved workspace.
 """
 
 import json

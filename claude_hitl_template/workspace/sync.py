@@ -1,4 +1,4 @@
-"""Keeps a session's folder and what is saved of it the same: restored before work, saved after it. No Ray in here."""
+"""Synchronises a session's folder with its saved copy: restored before work, saved after it. Independent of Ray."""
 
 import asyncio
 import errno
@@ -22,7 +22,7 @@ from claude_hitl_template.workspace.writer import TreeWriter, wipe
 
 log = structlog.get_logger()
 
-PROGRESS_BYTES = 128 * 1024 * 1024  # what is larger says how far it is, this often
+PROGRESS_BYTES = 128 * 1024 * 1024  # interval of progress reports for larger workspaces
 # A clock of the file system ticks every 10 ms at most: a file that changed so shortly before it was looked at may have
 # changed again since, with the same times. It is read again.
 _TICK_NS = 100_000_000
@@ -42,7 +42,7 @@ async def ignore_progress(_doing: str, _done_bytes: int, _of_bytes: int) -> None
 class WorkspaceLocation:
     """Where a session's workspace is on this machine.
 
-    `marker` is a file beside the folder. `lasts`: the folder stays when the owner's process is gone. `baked`: names at
+    `marker` is a file next to the folder. `lasts`: the folder stays when the owner's process is gone. `baked`: names at
     the folder's top that belong to the image, and are neither saved nor touched. `exclude`: globs (see scan.excluded).
     """
 
@@ -80,10 +80,10 @@ class Workspace:
     # -- before work
 
     async def restore(self, session: Session, progress: Progress = ignore_progress) -> list[str]:
-        """Makes the folder what was saved last, with the files that were added since; returns what a human should be told.
+        """Restores the last saved state, with the files added since. Returns messages for a human.
 
         A folder that is still there and based on that is kept as it is: it may hold more than could be saved. Raises
-        EngineError, which says what to mend; Unavailable.
+        EngineError with the fix; Unavailable.
         """
         if self._ready:
             return await self._take(session)
@@ -133,7 +133,7 @@ class Workspace:
             await counting.add(sum(len(contents[f.chunks[n]]) for f, n in pieces if f.chunks))
 
     async def _take(self, session: Session) -> list[str]:
-        """Puts files that were added to the session into the folder. One that cannot be put there is told, and given up."""
+        """Writes the session's added files into the folder. One that cannot be written is reported and skipped."""
         told: list[str] = []
         for name in session.uploads:
             if name in self._taken:
@@ -164,7 +164,7 @@ class Workspace:
     # -- after work
 
     async def save(self, progress: Progress = ignore_progress) -> list[str]:
-        """Saves what changed. Returns what a human should be told: what could not be saved, why, and what to do; once.
+        """Saves the changes. Returns messages for a human, each once: what could not be saved, why, and the fix.
 
         Without a change nothing is asked of the store. Raises StaleOwner, nothing else: the turn goes on.
         """

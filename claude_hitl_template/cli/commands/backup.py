@@ -19,7 +19,7 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="A file that ./hitl b
 def backup(file: File) -> None:
     """Writes everything in the database to a file, as it is at one moment, while the service runs or not.
 
-    Not in it: files of sessions, and keys (DATA/secrets), without which nobody sees the sessions: keep them apart.
+    Not in it: files of sessions, and keys (DATA/secrets), without which the sessions cannot be read: keep a separate copy.
     """
     from claude_hitl_template.store.backup import back_up  # noqa: PLC0415  (slow to import)
 

@@ -36,7 +36,7 @@ def chaos(
     Needs a checkout with its tests. Touches nothing of the service that runs here; what broke is kept for reading.
     """
     if not (ROOT / "tests" / "chaos" / "__main__.py").is_file():
-        raise ConfigError(f"there are no tests beside {ROOT}", "run it from a checkout of the project")
+        raise ConfigError(f"there are no tests in {ROOT}", "run it from a checkout of the project")
     if report is not None and not report.absolute().parent.is_dir():
         raise ConfigError(
             f"{report} cannot be written: there is no such folder", "choose another with --report"

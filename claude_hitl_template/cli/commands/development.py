@@ -1,4 +1,4 @@
-"""`hitl clean`, `hitl check` and `hitl test`, for whoever works on the project; `hitl bootstrap-host`, for a new host."""
+"""`hitl clean`, `hitl check` and `hitl test`, for developers of the project; `hitl bootstrap-host` for a new host."""
 
 import os
 import shutil

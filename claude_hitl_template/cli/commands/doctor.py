@@ -1,4 +1,4 @@
-"""`hitl doctor`: looks at everything the service needs, and says what mends what is wrong."""
+"""`hitl doctor`: checks everything the service needs and names the fix for each problem."""
 
 import os
 import re
@@ -50,14 +50,14 @@ def doctor(
     ] = False,
     profile: Profile = None,
 ) -> None:
-    """Checks everything the service needs, and says what mends what is wrong. Exit status: 1 if something is."""
+    """Checks everything the service needs and names the fix for each problem. Exit status 1 if there is one."""
     settings = Settings.load(profile)
     found = remote.examine(settings) if away or profile else examine(settings)
     report_checks(list(found), as_json=as_json)
 
 
 def examine(settings: Settings) -> Iterator[Check]:
-    """Every check, in the order in which a human would mend things."""
+    """Every check, in the order in which problems are best fixed."""
     yield python_check(sys.version_info[:2])
     yield environment_check(Path(sys.prefix))
     yield cli_check(settings.cli_path)
@@ -108,7 +108,7 @@ def environment_check(prefix: Path) -> Check:
     if place is None or _same(place, prefix / "bin"):
         return Check(".venv", "ok", str(prefix))
     found = f"its commands run the Python of {place}: it was made there, and moved or copied here"
-    return Check(".venv", "wrong", found, f"./hitl up makes it anew, or delete {prefix} first")
+    return Check(".venv", "wrong", found, f"./hitl up recreates it, or delete {prefix} first")
 
 
 def checkout_check(other: Path | None) -> Check:
@@ -181,13 +181,13 @@ def address_check(host: str) -> Check:
 
 
 def port_check(settings: Settings, name: str) -> Check:
-    """Free, or ours; and not free while Ray runs: whoever connects would be refused."""
+    """Ok if the port is free or ours. A free port while Ray runs is wrong: connections would be refused."""
     port, label = getattr(settings, name), f"port {getattr(settings, name)} ({variable(name)})"
     if ports.is_free(port):
         if service.ray_process(settings) is None:
             return Check(label, "ok", "free")
         fix = "./hitl up; if that does not help, ./hitl down before it"
-        return Check(label, "wrong", "connections are refused: Ray runs, and nobody listens here", fix)
+        return Check(label, "wrong", "connections are refused: Ray runs, but nothing listens here", fix)
     holder = ports.holder_of(port)
     if holder is not None and _belongs(settings, holder):
         return Check(label, "ok", f"ours (process {holder.pid})")

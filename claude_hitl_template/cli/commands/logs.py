@@ -39,7 +39,7 @@ class LogFile:
 
     def read(self) -> Iterator[tuple[str, str]]:
         """(time, line) of each whole line that is new; a line without a time belongs to the one before it."""
-        if self.path.stat().st_size < self.offset:  # begun anew
+        if self.path.stat().st_size < self.offset:  # the file was truncated or replaced
             self.offset = 0
         with self.path.open("rb") as file:
             file.seek(self.offset)

@@ -64,7 +64,7 @@ def check_way(url: str) -> None:
     found = urlsplit(url)
     if found.scheme != "https" and found.hostname not in _LOOPBACK:
         raise ConfigError(
-            f"{url} is reached without TLS, and whoever is on the way could read the secret; it was not sent",
+            f"{url} is reached without TLS, so the secret could be read on the way; it was not sent",
             f"ssh -N -L 8001:localhost:8001 {found.hostname}, and HITL_SERVE_URL=http://localhost:8001",
         )
 

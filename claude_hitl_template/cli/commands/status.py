@@ -14,7 +14,7 @@ from claude_hitl_template import code_version
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import print_json
 from claude_hitl_template.cli.deploy.cluster import asks_for_token
-from claude_hitl_template.cli.deploy.remote import OPEN, OPEN_MEND
+from claude_hitl_template.cli.deploy.remote import OPEN, OPEN_FIX
 from claude_hitl_template.cli.deploy.rollout import Profile
 from claude_hitl_template.cli.host import panel, postgres, run_record, service
 from claude_hitl_template.cli.host.processes import temp_dir
@@ -59,12 +59,12 @@ def status(
             )
         )
         if facts["ray"]["asks_for_token"] is False:
-            typer.secho(f"WARNING    {OPEN}; {OPEN_MEND}", fg="red")
+            typer.secho(f"WARNING    {OPEN}; {OPEN_FIX}", fg="red")
     raise typer.Exit(0 if facts["healthy"] else 1)
 
 
 def gather(settings: Settings) -> dict[str, Any]:
-    """What is known of this machine's service, as JSON. `problems` names what is wrong, each with what mends it."""
+    """The state of this machine's service, as JSON. `problems` lists each problem with its fix."""
     head, app = service.ray_process(settings), service.healthy_at(settings.service_url, settings)
     elsewhere = head is None and bool(settings.serve_url or (app or {}).get("package"))
     work = _work(settings) if app else None
@@ -119,7 +119,7 @@ def find_problems(
     database: str | None = None,
     drained_s: float = 0.0,
 ) -> list[str]:
-    """What is wrong, worst first; [] when all is well.
+    """The problems, worst first; [] when there are none.
 
     `elsewhere`: the address of a service that another machine runs. `checkout`: another one that started what runs here.
     """

@@ -22,7 +22,7 @@ ATTEMPTS = 3
 POLL_S = 0.5
 _NOT_FOUND = 404
 _REFUSED = (401, 403)
-REFUSED_MEND = (
+REFUSED_FIX = (
     "on the cluster, ./hitl status --show-secrets shows it (of a Ray that was started by hand, ~/.ray/auth_token there "
     "holds it): set HITL_RAY_TOKEN in .env or the profile to it"
 )
@@ -145,7 +145,7 @@ class Cluster:
             what = (
                 "refuses the token that is known here" if had else "asks for a token, and none is known here"
             )
-            raise ConfigError(f"Ray's dashboard at {self.url} {what}", REFUSED_MEND)
+            raise ConfigError(f"Ray's dashboard at {self.url} {what}", REFUSED_FIX)
         return answer
 
     def _foreign(self, detail: str = "") -> ConfigError:

@@ -35,12 +35,12 @@ SECRET_NAMES = (
     ".npmrc",
 )
 SECRET_FOLDERS = ("secrets", ".ssh", ".aws")
-SHORTEST_SECRET = 8  # what is shorter occurs by chance, and protects nothing
+SHORTEST_SECRET = 8  # shorter values occur by chance and protect nothing
 PROFILES = "profiles"
 EXAMPLE = ".example"
 CODE = "claude_hitl_template"
 # Python runs it first. Ray puts the folder in which it, or who deployed before, was started before the package on the
-# path of its workers, and that may be a checkout of this project; what is imported already is not looked for there.
+# path of its workers, and that may be a checkout of this project; modules that are loaded already are not searched there.
 FIRST = "sitecustomize.py"
 FIRST_CODE = f"import {CODE}\n"
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)

@@ -22,12 +22,10 @@ from claude_hitl_template.errors import ConfigError, HitlError
 from claude_hitl_template.presentation.checks import Check
 
 ASK_S = 10.0
-# A clock is told in whole seconds, and the answer takes a while.
+# The HTTP date has whole seconds, and the answer takes a while.
 SKEW_S = 5.0
-OPEN = (
-    "Ray asks for none: whoever reaches its ports runs code there, an approved command of an agent included"
-)
-OPEN_MEND = (
+OPEN = "Ray requires none: anyone who reaches its ports can run code there, including an agent's approved command"
+OPEN_FIX = (
     "start it with ./hitl up; or, by hand, with RAY_AUTH_MODE=token, and set HITL_RAY_TOKEN here to what `ray "
     "get-auth-token --generate` prints there"
 )
@@ -35,7 +33,7 @@ _START = "start the VM, or the tunnel, and ./hitl up there; or correct {} in .en
 
 
 def examine(settings: Settings, patience_s: float = ASK_S) -> Iterator[Check]:
-    """Every check, in the order in which a human would mend things."""
+    """Every check, in the order in which problems are best fixed."""
     yield from _dashboard_checks(settings)
     yield ray_client_check(settings.ray_client, patience_s)
     yield from _service_checks(settings)
@@ -67,7 +65,7 @@ def token_checks(asks: bool | None) -> Iterator[Check]:
     if asks:
         yield Check("Ray's token", "ok", "Ray lets in only who has it")
     elif asks is not None:
-        yield Check("Ray's token", "wrong", OPEN, OPEN_MEND)
+        yield Check("Ray's token", "wrong", OPEN, OPEN_FIX)
 
 
 def version_check(name: str, here: str, there: str | None) -> Check:
@@ -130,7 +128,7 @@ def _service_checks(settings: Settings) -> Iterator[Check]:
 
 
 def health_check(url: str, status: int, facts: dict[str, Any], code: str) -> Check:
-    """What the service says of itself, beside the code of this working tree."""
+    """Compares the service's version with the code of this working tree."""
     if status != 200:
         fix = "./hitl deploy; where that fails, it says why"
         return Check("service", "wrong", f"{url} answers {status}: no application is healthy there", fix)

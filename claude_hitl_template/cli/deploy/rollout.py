@@ -157,7 +157,7 @@ def _outcome_now(cluster: Cluster, uri: str | None) -> str | None:
 
 
 def outcome(serve: Mapping[str, Any], uri: str | None) -> str | None:
-    """Empty once our application runs from the package (None: from where its code lies on the cluster); the reason
+    """Empty once our application runs from the package (None: from its code on the cluster); the reason
     when it failed; None while neither is known."""
     app = serve.get("applications", {}).get(OURS)
     if app is None or _package_of(app) != uri:
@@ -280,7 +280,7 @@ def _report(settings: Settings, built: Package) -> None:
 
 
 def _images(settings: Settings) -> list[str]:
-    """What is wrong with the images of the service's environments; sessions in them would not start, and say so."""
+    """Problems of the images of the service's environments. Sessions in them would end with that reason."""
     if settings.api_key is None:
         return ["HITL_API_KEY is not set here, so images were not looked at"]
     try:
@@ -303,6 +303,6 @@ def image_remarks(environments: Sequence[Mapping[str, Any]]) -> list[str]:
         for name, wanted in ours.items() if facts else ():
             if facts.get(name) != wanted:
                 remarks.append(
-                    f"{image} has {name} {facts.get(name)}, and {wanted} is needed: ./hitl image build anew"
+                    f"{image} has {name} {facts.get(name)}, and {wanted} is needed: rebuild it with ./hitl image build"
                 )
     return remarks

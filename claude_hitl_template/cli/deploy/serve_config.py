@@ -16,7 +16,7 @@ from claude_hitl_template.errors import ConfigError
 
 MAIN = "config.yaml"
 OURS = "claude-hitl"
-# What is true of this machine, and not of the cluster.
+# Settings of this machine that do not apply to the cluster.
 _LOCAL = frozenset(
     {
         "home",
@@ -38,7 +38,7 @@ _LOCAL = frozenset(
         "panel",
     }
 )
-_MEND = "correct it, then deploy again; https://docs.ray.io/en/latest/serve/production-guide/config.html names the keys"
+_FIX = "correct it, then deploy again; https://docs.ray.io/en/latest/serve/production-guide/config.html names the keys"
 
 type Files = dict[str, dict[str, Any]]
 
@@ -97,7 +97,7 @@ def complete(files: Files, *, uri: str, variables: Mapping[str, str], http: Mapp
 
 
 def write(files: Files, folder: Path) -> Path:
-    """Writes them, and nothing beside them; returns the file that koco is given. Raises ConfigError."""
+    """Writes only these files; returns the one for koco. Raises ConfigError."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, mode=0o700)
@@ -109,7 +109,7 @@ def write(files: Files, folder: Path) -> Path:
 
 
 def check_no_secret(files: Files, secrets: list[str]) -> None:
-    """Raises ConfigError: whoever reaches the dashboard can read the config, and koco leaves a copy."""
+    """Raises ConfigError for a secret: anyone who reaches the dashboard can read the config, and koco leaves a copy."""
     text = json.dumps(files, ensure_ascii=False)
     if any(value in text for value in secrets if value):
         raise ConfigError(
@@ -124,20 +124,20 @@ def _parse(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", "correct it, then deploy again") from error
     if not isinstance(said, dict):
-        raise ConfigError(f"{path} does not hold keys and values", _MEND)
+        raise ConfigError(f"{path} does not hold keys and values", _FIX)
     return said
 
 
 def _check(path: Path, model: type[BaseModel], said: dict[str, Any]) -> None:
     unknown = next(_unknown(model, said), None)
     if unknown:
-        raise ConfigError(f"{path}: {unknown} is no key that Serve knows; it would ignore it", _MEND)
+        raise ConfigError(f"{path}: {unknown} is no key that Serve knows; it would ignore it", _FIX)
     try:
         model.model_validate(said)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {where or 'it'}: {first['msg']}", _MEND) from None
+        raise ConfigError(f"{path}: {where or 'it'}: {first['msg']}", _FIX) from None
 
 
 def _unknown(model: type[BaseModel], said: Mapping[str, Any], place: str = "") -> Iterator[str]:
@@ -175,7 +175,7 @@ def _check_environments(path: Path, said: Mapping[str, Any]) -> None:
         env = holder.get("runtime_env") or {}
         unknown = sorted(set(env) - RuntimeEnv.known_fields)
         if unknown:
-            raise ConfigError(f"{path}: runtime_env.{unknown[0]} is no key that Ray knows", _MEND)
+            raise ConfigError(f"{path}: runtime_env.{unknown[0]} is no key that Ray knows", _FIX)
         secret = sorted(name for name in env.get("env_vars") or {} if names_secret(str(name)))
         if secret:
             raise ConfigError(

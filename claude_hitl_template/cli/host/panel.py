@@ -1,4 +1,4 @@
-"""Kodosumi's two processes beside Ray: the spooler keeps what flows write, the panel shows it to browsers.
+"""Kodosumi's two processes next to Ray: the spooler keeps what flows write, the panel shows it to browsers.
 
 Their settings, secrets among them, come from a file in their working folder, so that neither a command line nor an
 environment shows any; relative paths of Kodosumi's end up in that folder.
@@ -67,7 +67,7 @@ def running(settings: Settings) -> dict[str, psutil.Process]:
 
 @dataclass(frozen=True)
 class PanelStatus:
-    """What is there of the panel: process ids, how many flows the spooler follows; what is wrong, and what mends it."""
+    """The panel's process ids, the number of flows that the spooler follows, and the problem with its fix."""
 
     panel: int | None
     spooler: int | None
@@ -77,7 +77,7 @@ class PanelStatus:
 
 
 def check_panel(settings: Settings) -> PanelStatus:
-    """How the panel is."""
+    """Asks the panel and its spooler for their state."""
     alive = running(settings)
     pids = {name: process.pid for name, process in alive.items()}
     found = PanelStatus(panel=pids.get("panel"), spooler=pids.get("spooler"))
@@ -90,9 +90,7 @@ def check_panel(settings: Settings) -> PanelStatus:
     except Unauthorized as error:
         return replace(found, problem=str(error), fix=f"write its password into {_password_file(settings)}")
     except Unavailable as error:
-        return replace(
-            found, problem=str(error), fix="./hitl logs; ./hitl down, then ./hitl up starts it anew"
-        )
+        return replace(found, problem=str(error), fix="./hitl logs; ./hitl down, then ./hitl up restarts it")
     found = replace(found, flows=health["flows"])
     if health["spooler"] != found.spooler:
         return replace(
@@ -259,7 +257,7 @@ def _listens_on(settings: Settings) -> str:
 
 def _check(settings: Settings, deadline: float) -> None:
     """Starts what ended: a spooler gives up while the one before it is not forgotten. Raises ConfigError at last, and at
-    once when somebody else has the panel's port."""
+    at once if another program has the panel's port."""
     if "panel" not in running(settings):
         check_free(settings.panel_port, variable("panel_port"))
     if time.monotonic() < deadline:

@@ -31,7 +31,7 @@ INSTALL = (
 
 @dataclass(frozen=True)
 class Account:
-    """Whom the server runs as: Postgres refuses root. `uid` None: whoever we are."""
+    """The user that the server runs as: Postgres refuses root. `uid` None: the current user."""
 
     uid: int | None = None
     gid: int | None = None
@@ -126,7 +126,7 @@ class LocalPostgres:
         self._make_database()
 
     def _make_database(self) -> None:
-        """By the server in single-user mode: there is nobody to connect to yet."""
+        """Runs the server in single-user mode: no server accepts connections yet."""
         self._run(
             "postgres", "--single", "-D", self._cluster, "postgres", said=f"create database {DATABASE}\n"
         )
@@ -207,7 +207,7 @@ def find_program(name: str) -> Path:
 
 
 def server_account() -> Account:
-    """Raises ConfigError when we are root and there is nobody else to be."""
+    """Raises ConfigError if this process is root and no other user can run the server."""
     if os.geteuid() != 0:
         return Account()
     for name in ("postgres", "nobody"):
@@ -231,7 +231,7 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def _let_through(folder: Path, account: Account) -> None:
-    """The folders above must let the server's user pass. Ours may be opened for that; what is in them stays closed."""
+    """The server's user must be able to traverse the parent folders. Ours get only that permission."""
     for place in folder.parents:
         mode = place.stat()
         if mode.st_mode & 0o001 or mode.st_uid == account.uid:

@@ -67,7 +67,7 @@ def temp_dir(settings: Settings) -> Path:
 
 
 def names_secret(variable_name: str) -> bool:
-    """Whether an environment variable's name says that its value is nobody else's business."""
+    """Whether an environment variable's name suggests that its value is secret."""
     return any(word in variable_name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD"))
 
 
@@ -92,7 +92,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
         "RAY_AUTH_TOKEN_PATH": str(ray_token_file(settings)),
         "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
-        # Importing Kodosumi would load a .env that lies above it into the environment, and make folders where one is.
+        # Importing Kodosumi would load a .env of a parent folder into the environment, and create folders there.
         "PYTHON_DOTENV_DISABLED": "1",
         "KODO_EXEC_DIR": str(settings.panel_dir / "execution"),
         "KODO_SPOOLER_LOG_FILE": str(settings.logs_dir / "spooler.log"),
@@ -143,7 +143,7 @@ def node_address(settings: Settings) -> str:
 
 
 def strays(settings: Settings) -> list[psutil.Process]:
-    """Processes of our cluster, whoever their parent is now."""
+    """All processes of our cluster, even if their parent has ended."""
     return [p for p in psutil.process_iter() if p.pid != os.getpid() and is_ours(settings, p)]
 
 

@@ -196,7 +196,7 @@ class _Analyst:
                         self._text(variant)
 
     def _check_written(self, run: Run) -> None:
-        """A file that is written and then run has what is given to `echo` and `cat`, else who knows what."""
+        """A file that is written and then run contains the arguments of `echo` or `cat`; any other content is unknown."""
         name = known_name(run.words[0]) if run.words else "cat"
         if name in ("cp", "mv", "ln") or not self.scripts & _written(run):
             return
@@ -485,7 +485,7 @@ def _shell_operand(words: Sequence[str]) -> tuple[int, bool]:
 
 
 def _program_of(name: str, words: Sequence[str]) -> int | None:
-    """Where the program that a wrapper runs stands; None if that depends on what is not known."""
+    """Index of the program that a wrapper runs; None if it depends on unknown text."""
     operands, values, flags = programs.WRAPPERS[name]
     i = 1
     while i < len(words):

@@ -54,7 +54,7 @@ from claude_hitl_template.errors import InvalidInput
 
 # Any other field (`dangerouslyDisableSandbox`, or what a later CLI adds) was not what the pattern promised.
 _PLAIN_BASH_FIELDS = frozenset({"command", "description", "timeout", "run_in_background"})
-# The model writes these anew each time, and what runs is the same.
+# The model writes these differently each time; they do not change what runs.
 _UNSEEN_BASH_FIELDS = frozenset({"description", "timeout"})
 
 
@@ -79,7 +79,7 @@ def evaluate(
     workspace: Path,
     cwd: Path | None = None,
 ) -> Evaluation:
-    """Says what holds for this call. Never raises for what a model may send, never allows what is malformed.
+    """Evaluates the policy for one call. Never raises for a model's input, and never allows a malformed one.
 
     `workspace` is the folder that relative patterns start from; `cwd` the one the call runs in, where its relative
     paths start: None for the workspace. Reads the file system only to follow symlinks.
@@ -155,7 +155,7 @@ def mcp_parts(name: str) -> tuple[str, str]:
 
 
 def remember_rule(tool_name: str, tool_input: Mapping[str, Any], workspace: Path) -> Rule:
-    """The narrowest standing allow rule that is of use: what "allow and remember" records for this call.
+    """The narrowest useful allow rule: the one that "allow and remember" records for this call.
 
     Bash: this exact command. A tool that reads or writes one file: this file, any content (relative to the
     workspace if inside it, because the workspace moves between nodes). WebFetch: the host. MCP: the tool.
@@ -187,7 +187,9 @@ def validate_remember(rule: Rule, tool_name: str, tool_input: Mapping[str, Any],
     if call.name in QUESTIONS:
         raise InvalidInput(f"{call.name} is a question to a human and is asked every time", "remember")
     if not _matches(rule, call):
-        raise InvalidInput(f"`{rule}` does not match this call; mend it, or allow the call once", "remember")
+        raise InvalidInput(
+            f"`{rule}` does not match this call; correct it, or allow the call once", "remember"
+        )
 
 
 def compile_settings(
@@ -326,7 +328,7 @@ def _names_tool(tool: str, name: str, *, allows: bool) -> bool:
         return name == tool
     if not allows:
         return True
-    # `mcp__a__b` is tool b of a, and `mcp__a__b__c` tool c of a server `a__b` that nobody allowed; so is, for
+    # `mcp__a__b` is tool b of a, and `mcp__a__b__c` tool c of a server `a__b` that no rule allows; so is, for
     # the rule `mcp__a`, whatever has a second `__`.
     is_server = tool != server or "__" not in tool.removeprefix("mcp__")
     return is_server and "__" not in "_" + name.removeprefix(f"{server}__")
@@ -424,7 +426,7 @@ def _is_protected(spec: str | None, call: _Call) -> bool:
 def _path_guards(spec: str, call: _Call, *, searches_below: bool) -> bool:
     """`searches_below`: a search that may reach into the guarded place counts too.
 
-    Deny rules do without it, because the CLI keeps its searches out of what it is told to deny (measured on
+    Deny rules do without it, because the CLI excludes denied paths from its searches (measured on
     2.1.330); nothing but this keeps them out of what must be asked for.
     """
     base, parts = path_pattern(spec, call.workspace)

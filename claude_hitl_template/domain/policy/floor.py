@@ -132,7 +132,7 @@ def read_floor(path: Path | None) -> Floor:
     try:
         return Floor.model_validate({} if found is None else found)
     except ValidationError as error:
-        # A name that is spelled wrong is missing, too: the wrong one is told.
+        # A misspelled name is reported as missing, too: name the misspelled one.
         first = min(
             error.errors(include_url=False, include_input=False), key=lambda e: e["type"] != "extra_forbidden"
         )

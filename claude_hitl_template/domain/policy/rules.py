@@ -24,7 +24,7 @@ class Rule(BaseModel):
 
     `rule` is text in Claude Code's notation, at most 2000 characters. With a `digest` (SHA-256, hex) it is a
     tool's name, and covers only the calls of that tool that do exactly the same; `remember_rule` makes such
-    rules. Raises ValueError (pydantic's ValidationError) that says what is wrong and how to mend it.
+    rules. Raises ValueError (pydantic's ValidationError) with the problem and the fix.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

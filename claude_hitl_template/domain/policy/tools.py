@@ -41,5 +41,5 @@ FAMILIES = {"Read": READING, "Edit": EDITING, "Agent": SPAWNING, "Task": SPAWNIN
 # Monitor runs its command in the same shell; a rule that allows Bash was not written with it in mind.
 GUARDED_FAMILIES = {**FAMILIES, "Bash": frozenset({"Bash", "Monitor"})}
 
-# What is written there may later run, or change the rules, with nobody asked: hooks, settings, servers.
+# Files here may later run code or change the rules without a question: hooks, settings, servers.
 PROTECTED = frozenset({".claude", ".git", ".mcp.json"})
