@@ -74,7 +74,7 @@ MEND_UNREADABLE = (
     "Make the program that HITL_CLI_PATH names readable and executable for everybody (chmod a+rx), then send your "
     "message again"
 )
-MEND_CLI = (
+FIX_CLI = (
     "set HITL_CLI_PATH to a Claude Code CLI that works, or leave it empty for the one that comes with the dependencies "
     "(./hitl up installs them), start the service again, and send your message again"
 )
@@ -120,7 +120,7 @@ def bundled_cli() -> Path:
 def check_cli(path: Path) -> None:
     """Raises EngineError with the fix unless `path` is a CLI that the SDK can drive. Blocking."""
     if not path.is_file() or not os.access(path, os.X_OK):
-        raise EngineError(f"there is no program at {path}; {MEND_CLI}", retryable=False)
+        raise EngineError(f"there is no program at {path}; {FIX_CLI}", retryable=False)
     if path != bundled_cli():  # that one was built for the SDK
         changed = path.stat()
         _check_version(path, changed.st_mtime_ns, changed.st_size)
@@ -128,13 +128,15 @@ def check_cli(path: Path) -> None:
 
 @lru_cache(maxsize=8)
 def _check_version(path: Path, _changed_ns: int, _size_bytes: int) -> None:
-    said = _version(path)
-    found = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})\b", said)
+    version = _version(path)
+    found = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})\b", version)
     if found is None:
-        raise EngineError(f"{path} does not tell its version but {said[:200]!r}; {MEND_CLI}", retryable=False)
+        raise EngineError(
+            f"{path} does not print its version but {version[:200]!r}; {FIX_CLI}", retryable=False
+        )
     if [int(part) for part in found.groups()] < [int(part) for part in LEAST_CLI.split(".")]:
         raise EngineError(
-            f"the Claude Code CLI at {path} is {found[0]}, and {LEAST_CLI} is the oldest that can be used; {MEND_CLI}",
+            f"the Claude Code CLI at {path} is {found[0]}, and {LEAST_CLI} is the oldest that can be used; {FIX_CLI}",
             retryable=False,
         )
     if found[0] != PINNED_CLI:
@@ -230,7 +232,7 @@ class CliEngine:
             await asyncio.wait_for(client.connect(), START_TIMEOUT_S)
         except TimeoutError as error:
             raise EngineError(
-                f"the Claude Code CLI said nothing for {START_TIMEOUT_S:g} s after its start; {MEND_CLI}"
+                f"the Claude Code CLI said nothing for {START_TIMEOUT_S:g} s after its start; {FIX_CLI}"
                 f"{self._last_words()}",
                 retryable=False,
             ) from error
@@ -254,8 +256,8 @@ class CliEngine:
     async def say(self, message_uuid: str, content: list[dict[str, Any]]) -> None:
         async def one() -> AsyncIterator[dict[str, Any]]:
             servers = (*self._session.agent.mcp_servers, missing_dependency.SERVER)
-            said = as_said(content, self._commands, servers)
-            message = {"role": "user", "content": said}
+            literal = as_said(content, self._commands, servers)
+            message = {"role": "user", "content": literal}
             yield {"type": "user", "uuid": message_uuid, "message": message, "parent_tool_use_id": None}
 
         if self._outlets is not None:
@@ -430,8 +432,10 @@ class CliEngine:
         refused = self._outlets.egress.refusals() if self._outlets is not None else []
         if not refused:
             return {}
-        told = "\n".join(["The proxy of this sandbox:", *refused])
-        return {"hookSpecificOutput": {"hookEventName": given["hook_event_name"], "additionalContext": told}}
+        notice = "\n".join(["The proxy of this sandbox:", *refused])
+        return {
+            "hookSpecificOutput": {"hookEventName": given["hook_event_name"], "additionalContext": notice}
+        }
 
     async def _can_use_tool(
         self, name: str, given: dict[str, Any], context: ToolPermissionContext

@@ -130,7 +130,7 @@ def stage(paths: list[str]) -> dict[str, str]:
 def become_nobody(user: int, group: int) -> None:
     """A user namespace, in which this is root, and a network namespace; on this machine it is `user`, who is not root."""
     me, is_root = os.getpid(), os.getuid() == 0
-    unshared, told = os.pipe()
+    unshared, unshared_done = os.pipe()
     helper = 0
     if is_root:
         os.setgroups([])
@@ -141,7 +141,7 @@ def become_nobody(user: int, group: int) -> None:
             os._exit(0)
     os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)
     if is_root:
-        os.write(told, b".")
+        os.write(unshared_done, b".")
         if os.waitpid(helper, 0)[1] != 0:
             raise OSError("its user could not be mapped")
         os.setresgid(0, 0, 0)

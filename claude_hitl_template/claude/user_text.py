@@ -20,9 +20,9 @@ _WORD_JOINER = "\u2060"  # invisible
 _COMMAND = re.compile(r"/(\S*)")
 
 
-def usable_commands(told: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+def usable_commands(announced: Iterable[Mapping[str, Any]]) -> frozenset[str]:
     """The names a message may begin with, from the `commands` of the CLI's answer to `initialize`: it marks its own."""
-    found = list(told)
+    found = list(announced)
     if not any(command.get("builtin") for command in found):  # an older CLI does not say which are its own
         return COMMANDS
     layers = [command for command in found if not command.get("builtin")]

@@ -82,8 +82,8 @@ def _trusted() -> ssl.SSLContext:
 def with_proxies(environment: Mapping[str, str], own: Iterable[str]) -> dict[str, str]:
     """An environment for what may reach the outside: `own` addresses and loopback are reached without a proxy."""
     kept = {name: value for name, value in environment.items() if name not in GRPC}
-    said = [entry.strip() for name in _BYPASS for entry in environment.get(name, "").split(",")]
-    bypass = ",".join(dict.fromkeys(entry for entry in [*said, *NEVER, *own] if entry))
+    listed = [entry.strip() for name in _BYPASS for entry in environment.get(name, "").split(",")]
+    bypass = ",".join(dict.fromkeys(entry for entry in [*listed, *NEVER, *own] if entry))
     return {**kept, **dict.fromkeys(_BYPASS, bypass), **GRPC}
 
 

@@ -277,11 +277,11 @@ def _calls_decided(allowed: Sequence[Approval], refused: Sequence[Approval]) -> 
     def line(approval: Approval, **more: str) -> str:
         return _unexpanded({"name": approval.tool_name, "input": approval.input, **more})
 
-    told = [
+    refusals = [
         line(a, refused=(a.decision and a.decision.deny_message) or "no reason was given") for a in refused
     ]
     return "\n".join((
         DECIDED,
         *(map(line, allowed)),
-        *([REFUSED, *told] if told else []),
+        *([REFUSED, *refusals] if refusals else []),
     ))  # fmt: skip

@@ -406,15 +406,15 @@ class KeptDecision(Frozen):
     @classmethod
     def of(cls, approval: Approval) -> "KeptDecision | None":
         """None if there is no decision."""
-        said = approval.decision
-        if said is None:
+        recorded = approval.decision
+        if recorded is None:
             return None
         same = ("id", "session_id", "key_id", "tool_name", "digest", "run_digest")
         return cls(
             **{name: getattr(approval, name) for name in same},
-            result=said.result,
-            decided_by=said.decided_by,
-            decided_at=said.decided_at,
+            result=recorded.result,
+            decided_by=recorded.decided_by,
+            decided_at=recorded.decided_at,
         )
 
 

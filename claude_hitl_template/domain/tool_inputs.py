@@ -171,8 +171,8 @@ def check_edit(tool_name: str, proposed: Mapping[str, Any], edited: Mapping[str,
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(["updated_input", *(str(part) for part in first["loc"])])
-        said = f"{tool_name} takes no such field" if first["type"] == "extra_forbidden" else first["msg"]
-        raise InvalidInput(said, where) from error
+        reason = f"{tool_name} takes no such field" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InvalidInput(reason, where) from error
 
 
 def flaw(tool_name: str, given: object) -> str | None:

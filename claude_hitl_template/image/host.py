@@ -113,8 +113,8 @@ def _python_prefix() -> Path:
 def _recipe(checkout: Checkout, suite: str, packages: list[str]) -> str:
     """What a base image depends on, as 12 hexadecimal characters."""
     lock = (checkout.root / "requirements.lock").read_bytes()
-    told = "\n".join([suite, *packages, sys.version, platform.machine()]).encode()
-    return sha256(Path(__file__).read_bytes() + lock + told).hexdigest()[:12]
+    inputs = "\n".join([suite, *packages, sys.version, platform.machine()]).encode()
+    return sha256(Path(__file__).read_bytes() + lock + inputs).hexdigest()[:12]
 
 
 # -- Debian
@@ -289,7 +289,9 @@ def load_for(tool: Tool, tags: list[str], account: pwd.struct_passwd) -> None:
             extra_groups=[],
             check=False,
         )
-        said = saving.communicate()[1].decode(errors="replace")
+        save_errors = saving.communicate()[1].decode(errors="replace")
     if loaded.returncode != 0 or saving.returncode != 0:
         fix = f"`runuser -u {user} -- podman info` must work, with room for the image in {account.pw_dir}"
-        raise ConfigError(f"{user} could not load {tags[0]}: {loaded.stderr.strip()} {said.strip()}", fix)
+        raise ConfigError(
+            f"{user} could not load {tags[0]}: {loaded.stderr.strip()} {save_errors.strip()}", fix
+        )

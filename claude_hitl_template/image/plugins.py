@@ -167,8 +167,8 @@ def _manifest(placed: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     path = placed / ".claude-plugin" / "plugin.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = {key: entry[key] for key in _DESCRIBED_BY_MARKETPLACE if key in entry}
-        path.write_text(json.dumps(told, indent=2))
+        fields = {key: entry[key] for key in _DESCRIBED_BY_MARKETPLACE if key in entry}
+        path.write_text(json.dumps(fields, indent=2))
     manifest = read_object(path)
     for key in ("commands", "agents", "skills", "hooks", "mcpServers", "lspServers", "outputStyles"):
         named = manifest.get(key)

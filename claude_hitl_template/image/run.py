@@ -46,7 +46,7 @@ def show(command: Sequence[str | Path], fix: str, *, cwd: Path | None = None) ->
         raise ConfigError(_failed(command, status, "see above"), fix)
 
 
-def _failed(command: Sequence[str | Path], status: int, said: str) -> str:
+def _failed(command: Sequence[str | Path], status: int, output: str) -> str:
     words = " ".join(str(word) for word in command[:3])
-    last = "\n".join(f"  {line}" for line in said.strip().splitlines()[-LAST_LINES:])
+    last = "\n".join(f"  {line}" for line in output.strip().splitlines()[-LAST_LINES:])
     return f"`{words} ...` failed with status {status}:\n{last}"

@@ -41,7 +41,7 @@ def inside_checks(
     found: Mapping[str, Any], config: Mapping[str, Any], lock: Mapping[str, str]
 ) -> Iterator[Check]:
     """What a look inside says, against the lock and the image's own description."""
-    told: Mapping[str, str] = config.get("Labels") or {}
+    found_labels: Mapping[str, str] = config.get("Labels") or {}
     yield _same("Python", found["python"], python_minor(), "Ray needs the minor version of the cluster")
     yield package_check({canonicalize_name(n): str(v) for n, v in found["versions"].items()}, lock)
     yield _code_check(found["code"])
@@ -55,7 +55,7 @@ def inside_checks(
     yield _places(
         "Fixed places", found["changeable"], "can be changed by a session", "a session cannot change them"
     )
-    yield _manifest_check(found["manifest"], told.get(labels.MANIFEST))
+    yield _manifest_check(found["manifest"], found_labels.get(labels.MANIFEST))
 
 
 def package_check(found: Mapping[str, str], lock: Mapping[str, str]) -> Check:
@@ -97,7 +97,7 @@ def _look_inside(image: str, tool: Tool) -> dict[str, Any]:
 
 
 def _label_checks(config: Mapping[str, Any]) -> Iterator[Check]:
-    told: Mapping[str, str] = config.get("Labels") or {}
+    found_labels: Mapping[str, str] = config.get("Labels") or {}
     names = (
         labels.VERSION,
         labels.COMMIT,
@@ -107,8 +107,8 @@ def _label_checks(config: Mapping[str, Any]) -> Iterator[Check]:
         labels.LOCK,
         labels.MANIFEST,
     )
-    missing = [name for name in names if name not in told]
-    shown = f"{told.get(labels.VERSION)} of {told.get(labels.COMMIT)}"
+    missing = [name for name in names if name not in found_labels]
+    shown = f"{found_labels.get(labels.VERSION)} of {found_labels.get(labels.COMMIT)}"
     yield _places("Labels", missing, "missing", shown)
     entry = config.get("Entrypoint")
     yield Check("No ENTRYPOINT", "wrong" if entry else "ok", f"{entry or 'none'}", REBUILD if entry else "")

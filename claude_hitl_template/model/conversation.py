@@ -110,11 +110,11 @@ def read(messages: Iterable[dict[str, Any]]) -> Conversation:
             *results,
             *(_result(block, calls) for block in blocks if block.get("type") == "tool_result"),
         ]
-        said = _said(role, blocks)
-        if said.startswith(DECIDED):
-            results += _decided(said)
-        elif said and not said.startswith((CONTINUE, HOSTS_DECIDED)):
-            prompt, step, cut_off = said, 0, False
+        message_text = _said(role, blocks)
+        if message_text.startswith(DECIDED):
+            results += _decided(message_text)
+        elif message_text and not message_text.startswith((CONTINUE, HOSTS_DECIDED)):
+            prompt, step, cut_off = message_text, 0, False
             # A prompt ends what came before; one sent while the model works leaves held calls standing.
             results = results if role == "system" else []
         plan_file = next(reversed(_PLAN_FILE.findall(_text(blocks))), plan_file)
@@ -155,10 +155,10 @@ def _result(block: dict[str, Any], calls: dict[str, ToolUse]) -> ToolResult:
     return ToolResult(call, _without_reminders(_text(block.get("content"))), bool(block.get("is_error")))
 
 
-def _decided(said: str) -> list[ToolResult]:
+def _decided(message_text: str) -> list[ToolResult]:
     """What a reminder says of held calls, one JSON object a line: to be issued again, or refused."""
     try:
-        of_calls, _, _ = said.partition(HOSTS_DECIDED)
+        of_calls, _, _ = message_text.partition(HOSTS_DECIDED)
         named = [json.loads(line) for line in of_calls.splitlines()[1:] if line != REFUSED]
         return [
             ToolResult(

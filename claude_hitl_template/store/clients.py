@@ -173,15 +173,15 @@ class ClientRules(StoreBase):
         self,
         approval_id: str,
         key_id: str | None,
-        said: UserToolConfirmation,
+        confirmation: UserToolConfirmation,
         *,
         decided_by: str,
         idempotency_key: str | None = None,
     ) -> Approval:
         approval = await self.get_approval(approval_id, key_id)  # whose session and call never change
-        said = said.model_copy(update={"tool_use_id": approval.event_id})
+        confirmation = confirmation.model_copy(update={"tool_use_id": approval.event_id})
         async with self._changing(approval.session_id, "send_events", key_id=key_id) as unit:
-            await _send_once(unit, key_id, [said], decided_by, idempotency_key)
+            await _send_once(unit, key_id, [confirmation], decided_by, idempotency_key)
             return await unit.tx.approval(approval_id) or approval
 
     # -- what clients read
@@ -360,8 +360,8 @@ async def _send_all(unit: SessionAggregate, inbound: Sequence[Inbound], *, decid
 async def _queue(unit: SessionAggregate, message: UserMessage) -> list[Event]:
     content = message.model_dump(mode="json")["content"]
     if unit.session.first_words is None:
-        said = next((block.text for block in message.content if block.type == "text"), "")
-        unit.set(first_words=said[:FIRST_WORDS])
+        text = next((block.text for block in message.content if block.type == "text"), "")
+        unit.set(first_words=text[:FIRST_WORDS])
     queued = await unit.append([events.draft("user.message", queued=True, content=content)])
     waits = (unit.session.stop_reason or {}).get("type") == "requires_action"
     if not (waits and await unit.holds_up()):  # a message while a call waits is queued behind its turn

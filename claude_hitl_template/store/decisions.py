@@ -14,17 +14,17 @@ from claude_hitl_template.errors import AlreadyDecided, InvalidInput, NotWaiting
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 
-async def confirm(unit: SessionAggregate, said: UserToolConfirmation, decided_by: str) -> list[Event]:
-    """Commits what `said` decides; the same decision again is a success without effect.
+async def confirm(unit: SessionAggregate, confirmation: UserToolConfirmation, decided_by: str) -> list[Event]:
+    """Commits what `confirmation` decides; the same decision again is a success without effect.
 
     Raises NotWaiting, AlreadyDecided, Superseded, InvalidInput.
     """
-    approval = await unit.tx.approval_of_call(unit.session.id, said.tool_use_id)
+    approval = await unit.tx.approval_of_call(unit.session.id, confirmation.tool_use_id)
     if approval is None:
         raise NotWaiting(
-            f"{said.tool_use_id!r} is not a call of this session that waits, or waited, for a decision"
+            f"{confirmation.tool_use_id!r} is not a call of this session that waits, or waited, for a decision"
         )
-    run_input = _run_input(approval, said)
+    run_input = _run_input(approval, confirmation)
     if run_input is not None and approval.kind != "question" and run_input != approval.input:
         if approval.kind == "network":
             raise InvalidInput(
@@ -33,10 +33,10 @@ async def confirm(unit: SessionAggregate, said: UserToolConfirmation, decided_by
         check_edit(approval.tool_name, approval.input, run_input)
         _check_policy(unit.session, approval, run_input)
     decision = Decision(
-        result=said.result,
-        deny_message=said.deny_message,
+        result=confirmation.result,
+        deny_message=confirmation.deny_message,
         updated_input=run_input if run_input != approval.input else None,
-        remember=_remember(approval, said, run_input),
+        remember=_remember(approval, confirmation, run_input),
         decided_by=decided_by,
         decided_at=unit.now,
     )
@@ -128,21 +128,21 @@ def _same(first: Decision, second: Decision) -> bool:
     return essence(first) == essence(second)
 
 
-def _run_input(approval: Approval, said: UserToolConfirmation) -> dict[str, Any] | None:
+def _run_input(approval: Approval, confirmation: UserToolConfirmation) -> dict[str, Any] | None:
     """The input that may run, None when the answer is no. Raises InvalidInput where the parts contradict."""
-    if said.result == "deny":
+    if confirmation.result == "deny":
         for name in ("updated_input", "answers"):
-            if getattr(said, name) is not None:
+            if getattr(confirmation, name) is not None:
                 raise InvalidInput("goes with result allow only", name)
-        if said.remember:
+        if confirmation.remember:
             raise InvalidInput("goes with result allow only", "remember")
         return None
-    if said.deny_message is not None:
+    if confirmation.deny_message is not None:
         raise InvalidInput("goes with result deny only", "deny_message")
-    given = dict(approval.input) if said.updated_input is None else said.updated_input
+    given = dict(approval.input) if confirmation.updated_input is None else confirmation.updated_input
     if approval.kind == "question":
-        return _answered(approval, given, said.answers)
-    if said.answers is not None:
+        return _answered(approval, given, confirmation.answers)
+    if confirmation.answers is not None:
         raise InvalidInput("this call is not a question; only AskUserQuestion takes answers", "answers")
     return given
 
@@ -178,9 +178,9 @@ def _is_texts(value: Any) -> bool:
 
 
 def _remember(
-    approval: Approval, said: UserToolConfirmation, run_input: dict[str, Any] | None
+    approval: Approval, confirmation: UserToolConfirmation, run_input: dict[str, Any] | None
 ) -> Rule | None:
-    if not said.remember or run_input is None:
+    if not confirmation.remember or run_input is None:
         return None
     if approval.kind not in ("tool", "network"):
         raise InvalidInput("a question or a plan is asked every time; it cannot be remembered", "remember")
@@ -190,10 +190,10 @@ def _remember(
             f"the call runs in {approval.cwd}, and rules are remembered for the session's own folder; decide it once",
             "remember",
         )
-    if said.remember is True:
+    if confirmation.remember is True:
         return policy.remember_rule(approval.tool_name, run_input, workspace)
     try:
-        rule = Rule(rule=said.remember, policy="always_allow")
+        rule = Rule(rule=confirmation.remember, policy="always_allow")
     except ValidationError as error:
         raise InvalidInput(str(error.errors()[0]["msg"]), "remember") from error
     policy.validate_remember(rule, approval.tool_name, run_input, workspace)

@@ -337,9 +337,9 @@ async def _ask(
 
 async def _append(unit: SessionAggregate, drafts: Sequence[Draft]) -> None:
     """Events of the owner; a result among them closes its call's approval. What a human said is not its to say."""
-    said = next((draft.type for draft in drafts if draft.type.startswith(CLIENTS_EVENTS)), None)
-    if said is not None:
-        raise InvalidInput(f"an owner commits no {said}", "drafts")
+    client_type = next((draft.type for draft in drafts if draft.type.startswith(CLIENTS_EVENTS)), None)
+    if client_type is not None:
+        raise InvalidInput(f"an owner commits no {client_type}", "drafts")
     fresh = await unit.append(drafts)
     for event in fresh:
         if event.type in ("agent.tool_result", "agent.mcp_tool_result"):

@@ -115,11 +115,11 @@ def _explained(error: DBAPIError | PoolTimeout) -> Unavailable:
             f"the database does not keep up: no connection was free for {POOL_TIMEOUT_S:.0f} s"
         )
     state = str(getattr(error.orig, "sqlstate", None) or "")
-    said = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+    reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
     if passes(error):
-        return StoreUnreachable(f"the database is away ({said}); the same request may be repeated")
+        return StoreUnreachable(f"the database is away ({reason}); the same request may be repeated")
     return Unavailable(
-        f"the store cannot be used now ({said}{f', SQLSTATE {state}' if state else ''}); nothing was changed. "
+        f"the store cannot be used now ({reason}{f', SQLSTATE {state}' if state else ''}); nothing was changed. "
         "If it goes on, look at the database server's log and its disk"
     )
 

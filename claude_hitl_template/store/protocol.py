@@ -303,12 +303,12 @@ class Clients(Windows, SavedBlobs, Protocol):
         self,
         approval_id: str,
         key_id: str | None,
-        said: UserToolConfirmation,
+        confirmation: UserToolConfirmation,
         *,
         decided_by: str,
         idempotency_key: str | None = None,
     ) -> Approval:
-        """Decides on the call of an approval, whichever call `said` names; returns the approval as it is then.
+        """Decides on the call of an approval, whichever call `confirmation` names; returns the updated approval.
 
         Raises as send_events does, and NotFound.
         """

@@ -29,8 +29,8 @@ def denial(refused: Approval) -> str:
     """The message to the model about a denied or expired call."""
     if refused.state is ApprovalState.EXPIRED:
         return "Denied: there was no decision on this call in time."
-    said = refused.decision.deny_message if refused.decision else None
-    return f"Denied by a human: {said}" if said else "Denied by a human. No reason was given."
+    reason = refused.decision.deny_message if refused.decision else None
+    return f"Denied by a human: {reason}" if reason else "Denied by a human. No reason was given."
 
 
 def host_opened(allowed: Approval) -> str:

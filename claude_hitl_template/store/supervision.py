@@ -59,8 +59,8 @@ class SupervisorRules(StoreBase):
             )  # it may have been interrupted meanwhile
             if unit.session.epoch == epoch and wanted:
                 unit.set(waits_for_room=True)
-                told = events.session_error(message, retry="retrying")
-                await unit.append([told.model_copy(update={"id": f"sevt_waiting_{session_id}_{epoch}"})])
+                notice = events.session_error(message, retry="retrying")
+                await unit.append([notice.model_copy(update={"id": f"sevt_waiting_{session_id}_{epoch}"})])
 
     async def supervised(self) -> list[Supervised]:
         async with self._reading() as tx:

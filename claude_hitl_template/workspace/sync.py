@@ -64,7 +64,7 @@ class Workspace:
         self._base = SavedState(session.workspace, manifests.EMPTY, {})
         self._ready = False
         self._taken: tuple[str, ...] = ()
-        self._told: tuple[str, ...] = ()
+        self._reported: tuple[str, ...] = ()
         self._saving = asyncio.Lock()
         self.unsaved = False
 
@@ -134,19 +134,19 @@ class Workspace:
 
     async def _take(self, session: Session) -> list[str]:
         """Writes the session's added files into the folder. One that cannot be written is reported and skipped."""
-        told: list[str] = []
+        messages: list[str] = []
         for name in session.uploads:
             if name in self._taken:
                 continue
             try:
                 added = (await manifests.load(name, self._get_blobs)).without(self._place.baked)
             except (NotFound, InvalidInput) as error:
-                told.append(f"files that were uploaded are lost: {error}")
+                messages.append(f"files that were uploaded are lost: {error}")
                 added = manifests.EMPTY
             for file in added.files:
-                told += await self._take_one(file)
+                messages += await self._take_one(file)
             self._taken = (*self._taken, name)
-        return told
+        return messages
 
     async def _take_one(self, file: SavedFile) -> list[str]:
         try:
@@ -176,15 +176,15 @@ class Workspace:
             except StaleOwner:
                 raise
             except HitlError as error:
-                told = self._failed(str(error))
+                messages = self._failed(str(error))
             except OSError as error:
-                told = self._failed(
+                messages = self._failed(
                     f"its folder cannot be read ({(error.strerror or 'unknown error').lower()})"
                 )
             else:
-                self.unsaved, told = False, _not_kept(left_out)
-        news = [line for line in told if line not in self._told]
-        self._told = tuple(told)
+                self.unsaved, messages = False, _not_kept(left_out)
+        news = [line for line in messages if line not in self._reported]
+        self._reported = tuple(messages)
         return news
 
     def _failed(self, why: str) -> list[str]:

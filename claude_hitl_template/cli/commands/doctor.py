@@ -135,8 +135,8 @@ def cli_check(chosen: Path | None) -> Check:
     return cli_version_check(result.stdout, PINNED_CLI, fix)
 
 
-def cli_version_check(said: str, least: str, fix: str) -> Check:
-    first = said.partition(" ")[0].strip()
+def cli_version_check(output: str, least: str, fix: str) -> Check:
+    first = output.partition(" ")[0].strip()
     if _numbers(first) < _numbers(least):
         return Check("Claude Code CLI", "wrong", f"version {first or 'unknown'} is older than {least}", fix)
     return Check("Claude Code CLI", "ok", first)

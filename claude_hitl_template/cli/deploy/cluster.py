@@ -66,8 +66,8 @@ class Cluster:
         ray = self._json("/api/version").get("ray_version")
         if not isinstance(ray, str):
             raise self._foreign()
-        told = self._json("/api/v0/cluster_metadata").get("data")
-        python = told.get("pythonVersion") if isinstance(told, dict) else None
+        metadata = self._json("/api/v0/cluster_metadata").get("data")
+        python = metadata.get("pythonVersion") if isinstance(metadata, dict) else None
         return Versions(ray, python if isinstance(python, str) else None)
 
     def asks_for_token(self) -> bool | None:

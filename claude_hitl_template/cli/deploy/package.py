@@ -201,6 +201,6 @@ def _git(root: Path, *arguments: str, may_fail: bool = False) -> str:
     except OSError as error:
         raise ConfigError(f"git cannot be run: {error.strerror}", _GIT) from error
     if done.returncode and not may_fail:
-        said = os.fsdecode(done.stderr).strip()
-        raise ConfigError(f"git cannot read {root}: {said}", "correct that, then deploy again")
+        reason = os.fsdecode(done.stderr).strip()
+        raise ConfigError(f"git cannot read {root}: {reason}", "correct that, then deploy again")
     return os.fsdecode(done.stdout)

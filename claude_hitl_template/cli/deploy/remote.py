@@ -171,10 +171,10 @@ def panel_check(url: str) -> Check:
 
 def _clocks(url: str) -> tuple[float, float | None]:
     before = time.time()
-    said = network.request("HEAD", url, timeout=ASK_S).headers.get("date")
+    date = network.request("HEAD", url, timeout=ASK_S).headers.get("date")
     here = (before + time.time()) / 2
     try:
-        return here, parsedate_to_datetime(said).timestamp() if said else None
+        return here, parsedate_to_datetime(date).timestamp() if date else None
     except ValueError:
         return here, None
 

@@ -95,7 +95,7 @@ def check_versions(found: Versions) -> None:
 
 def check_applications(serve: Mapping[str, Any], files: Files) -> None:
     """Raises ConfigError for applications that koco would delete, for its config is the whole truth to Serve."""
-    named = {said["name"] for said in files.values() if "name" in said}
+    named = {document["name"] for document in files.values() if "name" in document}
     lost = [
         name
         for name, app in serve.get("applications", {}).items()
@@ -165,8 +165,11 @@ def outcome(serve: Mapping[str, Any], uri: str | None) -> str | None:
     if app["status"] == "RUNNING":
         return ""
     if app["status"] in _FAILED:
-        said = [app.get("message", ""), *(d.get("message", "") for d in app.get("deployments", {}).values())]
-        return reason("\n".join(said))
+        messages = [
+            app.get("message", ""),
+            *(d.get("message", "") for d in app.get("deployments", {}).values()),
+        ]
+        return reason("\n".join(messages))
     return None
 
 
@@ -235,9 +238,9 @@ def _koco(settings: Settings, config: Path) -> None:
             raise DeployFailed(
                 f"koco deploy -r did not end well: {error}\n  Fix: ./hitl deploy again"
             ) from error
-    said = done.stdout + done.stderr
-    if done.returncode or "deployment succeeded" not in said:
-        raise DeployFailed(f"koco deploy -r failed, and nothing was changed:\n{reason(said)}")
+    output = done.stdout + done.stderr
+    if done.returncode or "deployment succeeded" not in output:
+        raise DeployFailed(f"koco deploy -r failed, and nothing was changed:\n{reason(output)}")
 
 
 def _authentication(settings: Settings, folder: Path) -> dict[str, str]:

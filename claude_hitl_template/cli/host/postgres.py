@@ -128,14 +128,14 @@ class LocalPostgres:
     def _make_database(self) -> None:
         """Runs the server in single-user mode: no server accepts connections yet."""
         self._run(
-            "postgres", "--single", "-D", self._cluster, "postgres", said=f"create database {DATABASE}\n"
+            "postgres", "--single", "-D", self._cluster, "postgres", stdin=f"create database {DATABASE}\n"
         )
 
-    def _run(self, program: str, *arguments: object, said: str = "") -> None:
+    def _run(self, program: str, *arguments: object, stdin: str = "") -> None:
         account = server_account()
         done = subprocess.run(  # noqa: S603
             [str(find_program(program)), *map(str, arguments)],
-            input=said,
+            input=stdin,
             stdout=subprocess.PIPE if program != "pg_ctl" else subprocess.DEVNULL,  # the server keeps it open
             stderr=subprocess.STDOUT if program != "pg_ctl" else subprocess.DEVNULL,
             text=True,

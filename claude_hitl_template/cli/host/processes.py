@@ -34,9 +34,9 @@ def is_ours(settings: Settings, process: psutil.Process) -> bool:
     try:
         if process.uids().real != os.getuid():
             return False
-        said = process.environ()
-        if _MARK in said:
-            return said[_MARK] == folder and not _is_of_another(settings, said)
+        variables = process.environ()
+        if _MARK in variables:
+            return variables[_MARK] == folder and not _is_of_another(settings, variables)
         return any(part.startswith("--") and folder in part for part in process.cmdline())
     except psutil.Error:
         return False
@@ -47,17 +47,17 @@ def intruder(settings: Settings) -> tuple[int, str] | None:
     folder = str(temp_dir(settings))
     for process in psutil.process_iter():
         try:
-            said = process.environ()
+            variables = process.environ()
         except (psutil.Error, OSError):
             continue
-        if said.get(_MARK) == folder and _is_of_another(settings, said):
-            return process.pid, said[_DATA]
+        if variables.get(_MARK) == folder and _is_of_another(settings, variables):
+            return process.pid, variables[_DATA]
     return None
 
 
 def _is_of_another(settings: Settings, environment: Mapping[str, str]) -> bool:
-    said = environment.get(_DATA)
-    return said is not None and Path(said).resolve() != settings.data_dir.resolve()
+    variables = environment.get(_DATA)
+    return variables is not None and Path(variables).resolve() != settings.data_dir.resolve()
 
 
 def temp_dir(settings: Settings) -> Path:
@@ -73,8 +73,8 @@ def names_secret(variable_name: str) -> bool:
 
 def ray_environment(settings: Settings) -> dict[str, str]:
     """This process's environment without what Ray's processes, and so the agents, must not have."""
-    said = {variable(name) for name in Settings.model_fields}  # below, and the secret ones not at all
-    left_out = {*said, *_OF_ANOTHER_RAY}
+    variables = {variable(name) for name in Settings.model_fields}  # below, and the secret ones not at all
+    left_out = {*variables, *_OF_ANOTHER_RAY}
     kept = {
         name: value for name, value in os.environ.items() if name not in left_out and not names_secret(name)
     }

@@ -164,8 +164,8 @@ def _holder(settings: Settings) -> _Holder | None:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                said = json.load(file)
-                return _Holder(int(said["pid"]), str(said["checkout"]))
+                record = json.load(file)
+                return _Holder(int(record["pid"]), str(record["checkout"]))
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None

@@ -260,7 +260,7 @@ def _deploy_patiently(settings: Settings) -> None:
         except ConfigError as error:
             ended = ray_process(settings) is None
             signs = RAY_TOO_SLOW if ended else RAY_NOT_YET
-            if attempt == RAY_STARTS - 1 or not any(said in error.message for said in signs):
+            if attempt == RAY_STARTS - 1 or not any(sign in error.message for sign in signs):
                 raise
             if ended:
                 end(_strays(settings))

@@ -126,9 +126,9 @@ def read_floor(path: Path | None) -> Floor:
         why = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
         raise ConfigError(f"HITL_POLICY: {path} cannot be read: {why}", _FIX) from error
     except yaml.YAMLError as error:
-        mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"HITL_POLICY: {path}{line}: {said or 'neither YAML nor JSON'}", _FIX) from error
+        raise ConfigError(f"HITL_POLICY: {path}{line}: {problem or 'neither YAML nor JSON'}", _FIX) from error
     try:
         return Floor.model_validate({} if found is None else found)
     except ValidationError as error:
@@ -136,11 +136,11 @@ def read_floor(path: Path | None) -> Floor:
         first = min(
             error.errors(include_url=False, include_input=False), key=lambda e: e["type"] != "extra_forbidden"
         )
-        said = first["msg"].removeprefix("Value error, ")
+        problem = first["msg"].removeprefix("Value error, ")
         field = ".".join(map(str, first["loc"]))
         where = f", line {_line_of(node, first['loc'])}" if node is not None else ""
         raise ConfigError(
-            f"HITL_POLICY: {path}{where}: {field + ': ' if field else ''}{said}", _FIX
+            f"HITL_POLICY: {path}{where}: {field + ': ' if field else ''}{problem}", _FIX
         ) from error
 
 
