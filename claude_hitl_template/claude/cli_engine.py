@@ -57,21 +57,21 @@ TOOLS = (
 )  # fmt: skip
 HOOK_TIMEOUT_S = 400 * 86400  # the gate decides how long a call waits, not the hook
 STDERR_LINES = 20
-SET_BY_SDK = ("CLAUDE_AGENT_SDK_VERSION",)  # always, whatever the environment holds
+SET_BY_SDK = ("CLAUDE_AGENT_SDK_VERSION",)  # always set, independent of the environment
 # The CLI asks the model again after 0.5, 1, 2, 4, 8, 16 and 32 s, or when a `retry-after` of up to a minute says:
 # a model that cannot be reached ends the turn after 65 to 80 s, and one that limits the rate after 7 minutes at most.
 MODEL_RETRIES = 7
-START_TIMEOUT_S = 45.0  # it takes a third of a second, and a few on a machine that is busy
+START_TIMEOUT_S = 45.0  # it takes a third of a second, or a few seconds on a busy machine
 VERSION_TIMEOUT_S = 15.0
-LEAST_CLI = "2.1.317"  # older ones let a call pass when the hook that shall ask fails; measured on 2.1.316 and 2.1.317
+LEAST_CLI = "2.1.317"  # older versions let a call pass if the hook that must ask fails; measured on 2.1.316 and 2.1.317
 # Set in `--settings` as well: the environment that a layer's settings file sets would replace the process's own.
 FIXED = {
     **MENTIONS_OFF,
-    "CLAUDE_BASH_MAINTAIN_PROJECT_WORKING_DIR": "1",  # every command starts in the workspace, whatever an earlier `cd`
+    "CLAUDE_BASH_MAINTAIN_PROJECT_WORKING_DIR": "1",  # every command starts in the workspace, independent of an earlier `cd`
 }
 SIGNALLED = 128  # exit statuses from here on mean that a signal ended the process
 MEND_UNREADABLE = (
-    "Make the program that HITL_CLI_PATH names readable and executable for everybody (chmod a+rx), then send your "
+    "Make the program that HITL_CLI_PATH names readable and executable for all users (chmod a+rx), then send your "
     "message again"
 )
 FIX_CLI = (
@@ -82,10 +82,10 @@ FIX_CLI = (
 
 @dataclass(frozen=True)
 class CliConfig:
-    """Where the engine works. `token` opens the model endpoint at `model_url` and nothing else.
+    """Configuration of the CLI. `token` is valid for the model endpoint at `model_url` only.
 
     With `layers`, the image's settings, commands, skills and plugins are in force; without, no settings file is read.
-    Without a `sandbox`, the agent can do all that this process can.
+    Without a `sandbox`, the agent has all permissions of this process.
     """
 
     workspace: Path
@@ -146,7 +146,7 @@ def _check_version(path: Path, _changed_ns: int, _size_bytes: int) -> None:
 
 
 def _version(path: Path) -> str:
-    """What it prints when asked. In a file, for what it may have started could keep a pipe open for ever."""
+    """The output of `--version`. Written to a file, because a child process of the CLI could keep a pipe open."""
     with tempfile.TemporaryFile() as output:
         asked = subprocess.Popen(  # noqa: S603 - the operator's own setting
             [LAUNCHER, "--version"],
@@ -178,8 +178,8 @@ def _make_workspace(folder: Path) -> None:
 
 
 def launch_environment(config: CliConfig, outlets: Outlets | None = None) -> dict[str, str]:
-    """What LAUNCHER is started with. Of what the service's own process was started with, only variables of the operating
-    system go on to the CLI."""
+    """The environment of LAUNCHER. Of the service's own environment, only variables of the operating system are passed on
+    to the CLI."""
     own = {
         "ANTHROPIC_BASE_URL": config.model_url,
         "ANTHROPIC_API_KEY": config.token,
@@ -265,7 +265,7 @@ class CliEngine:
         try:
             await self._connected().query(one())
         except (ClaudeSDKError, OSError) as error:
-            raise EngineError(f"the Claude Code CLI is gone: {error}{self._last_words()}") from error
+            raise EngineError(f"the Claude Code CLI has ended: {error}{self._last_words()}") from error
 
     async def events(self) -> AsyncIterator[EngineEvent]:
         reader = Reader(self._session.transcript_id)
@@ -281,7 +281,7 @@ class CliEngine:
             ) from error
         except (ClaudeSDKError, OSError) as error:
             raise EngineError(f"the Claude Code CLI ended: {error}{self._last_words()}") from error
-        raise EngineError(f"the Claude Code CLI ended without a word{self._last_words()}")
+        raise EngineError(f"the Claude Code CLI ended without a message{self._last_words()}")
 
     async def interrupt(self) -> None:
         client = self._connected()
@@ -304,7 +304,7 @@ class CliEngine:
     async def _end(self, client: ClaudeSDKClient) -> None:
         try:
             await client.disconnect()
-        except (ClaudeSDKError, OSError) as error:  # it is gone already, which is what was wanted
+        except (ClaudeSDKError, OSError) as error:  # it has ended already
             log.info("cli ended before it was stopped", session=self._session.id, why=str(error))
         await self._close_outlets()
         await asyncio.to_thread(shutil.rmtree, self._config.config_dir, True)
@@ -369,7 +369,7 @@ class CliEngine:
             **compile_settings(self._denying(), [*tools, "Task"], list(agent.mcp_servers)),
             "env": FIXED | (self._outlets.fixed() if self._outlets else {}),
             "disableSkillShellExecution": True,
-            "skipWebFetchPreflight": True,  # it asks a service of Anthropic's about each domain, which no sandbox reaches
+            "skipWebFetchPreflight": True,  # it asks a service of Anthropic about each domain, which sandboxes cannot reach
         }
         transcript_id = self._session.transcript_id
         return ClaudeAgentOptions(
@@ -428,7 +428,7 @@ class CliEngine:
         }
 
     async def _after(self, given: Any, _tool_use_id: str | None, _context: Any) -> Any:
-        """Tells the model what the proxy refused while the call ran: the call's own output may not say it."""
+        """Adds the proxy's refusals during the call for the model: the call's own output may not mention them."""
         refused = self._outlets.egress.refusals() if self._outlets is not None else []
         if not refused:
             return {}
@@ -450,8 +450,8 @@ class CliEngine:
         return PermissionResultDeny(message=answer.message)
 
     async def _ask(self, asking: Any, use: ToolUse) -> Answer:
-        """A failing gate gives no answer and the call does not run; the next owner of the session asks again. A no
-        would stand in the transcript, and a human's allow would come to nothing."""
+        """A failing gate gives no answer and the call does not run; the next owner of the session asks again. A denial
+        would stay in the transcript, and a human's later allow would have no effect."""
         try:
             return await asking
         except HitlError as error:
@@ -464,7 +464,7 @@ class CliEngine:
 
 
 def _moment(given: Mapping[str, Any]) -> Moment:
-    """What a hook's input says of the CLI itself. Plans are next to its transcripts."""
+    """The CLI's state in a hook's input. Plans are next to its transcripts."""
     transcript = Path(given.get("transcript_path") or "")
     known = len(transcript.parents) > 2 and transcript.parents[1].name == "projects"
     return Moment(
@@ -491,7 +491,7 @@ async def _until[T](messages: AsyncIterator[T], failed: "asyncio.Future[None]") 
 
 
 def enabled_tools(toolset: dict[str, Any] | None) -> list[str]:
-    """The CLI's tools that an agent_toolset_20260401 leaves switched on; all of them without one."""
+    """The CLI's tools that an agent_toolset_20260401 enables; all of them without one."""
     if toolset is None:
         return list(TOOLS)
     default = bool((toolset.get("default_config") or {}).get("enabled", True))

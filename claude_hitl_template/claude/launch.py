@@ -1,7 +1,7 @@
-"""Starts the Claude Code CLI of one session, with nothing of the service's own process but what a plan names.
+"""Starts the Claude Code CLI of one session, with only those parts of the service's environment that a plan names.
 
-Its start is part of each session's, so that it imports next to nothing: a fifth of a session's start went into `json` and
-`socket`. $HITL_LAUNCH holds the plan that `sandbox.launch_plan` makes, marshalled by the same Python, in hexadecimal digits:
+It is part of every session's start, so it imports almost nothing: `json` and `socket` took a fifth of that time.
+$HITL_LAUNCH holds the plan that `sandbox.launch_plan` makes, marshalled by the same Python, in hexadecimal digits:
 
 - `cli`: the program; its arguments are this program's own
 - `before`: what starts it where there is no sandbox, as the first words of a command
@@ -56,7 +56,7 @@ def lay_over(layer: str, config_dir: str) -> None:
 
 
 def enclose(sandbox: "dict[str, Any]", command: list[str], environment: dict[str, str]) -> None:
-    """Becomes the CLI in its sandbox. Whatever fails ends this process with a line that says so."""
+    """Executes the CLI in its sandbox in place of this process. A failure ends the process with an error line."""
     try:
         config_dir = environment[CONFIG_DIR]
         os.makedirs(config_dir, mode=0o700, exist_ok=True)
@@ -80,7 +80,7 @@ def enclose(sandbox: "dict[str, Any]", command: list[str], environment: dict[str
 
 
 def give(folder: str, user: int, group: int) -> None:
-    """The folder and all below it, to the sandbox's user."""
+    """Makes the sandbox's user the owner of the folder and everything below it."""
     for base, _, names in os.walk(folder):
         for name in (".", *names):
             os.chown(os.path.join(base, name), user, group, follow_symlinks=False)

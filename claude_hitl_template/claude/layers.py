@@ -1,4 +1,4 @@
-"""The settings layers of an image, as the CLI is given them.
+"""The settings layers of an image, and how the CLI gets them.
 
 The user level is in the image's HOME, the project level and the local one are in the workspace, plugins in a folder of
 their own; none of them can be written by the agent. The CLI looks for the user level in its config folder, of which the
@@ -21,9 +21,9 @@ from claude_hitl_template.image.settings_layers import read_object
 _PLUGIN_DECLARATIONS = ("enabledPlugins", "extraKnownMarketplaces")
 _FIX = "correct it in the checkout that the image is built from, then rebuild it: ./hitl image build"
 
-# Hooks run unasked, and an agent may write some: into a skill of a subfolder, or into the CLI's config folder. So none
-# run but those that the image's managed settings hold, and the SDK's own, which are the gate. Ours are in force where
-# an image has no managed settings; where it has some, they replace ours, and must say the same.
+# Hooks run without a question, and an agent could write one into a skill of a subfolder or the CLI's config folder. So only
+# hooks of the image's managed settings run, and the SDK's own, which are the gate. This file applies if an image has no
+# managed settings; an image's own replace it and must contain the same.
 POLICY: dict[str, Any] = {"allowManagedHooksOnly": True, "disableSkillShellExecution": True}
 
 

@@ -49,7 +49,7 @@ class Reader:
             case StreamEvent(parent_tool_use_id=None):
                 yield from self._stream(message.event)
             case AssistantMessage(model=model) if model == CLI_ITSELF and message.error is not None:
-                return  # how the CLI words a failure of the model; the turn's end tells it as what it is
+                return  # the CLI's text for a failure of the model; the turn's end reports it as an error
             case AssistantMessage():
                 yield from self._assistant(message)
             case UserMessage(content=list()):

@@ -1,4 +1,4 @@
-"""What the owner serves to the sandbox of its session: the model's socket, and the proxy. They live as long as the CLI."""
+"""The sockets that an owner serves to its sandbox, for as long as the CLI runs: the model and the proxy."""
 
 import asyncio
 import shutil
@@ -18,7 +18,7 @@ PLACEHOLDER_KEY = "the-owner-has-the-token"
 
 
 class Outlets:
-    """Of one CLI's sandbox. `open` first, `close` always."""
+    """The sockets of one CLI's sandbox. Call `open` first, and always `close`."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Outlets:
         }
 
     def fixed(self) -> dict[str, str]:
-        """Of those, what no settings file of an image may set otherwise."""
+        """The variables that a settings file of an image must not override."""
         return sandbox.fixed(self._config)
 
     def new_turn(self) -> None:

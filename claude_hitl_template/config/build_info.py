@@ -1,4 +1,4 @@
-"""What `./hitl deploy` writes into the package it uploads: where its code is from, and what it needs of the cluster."""
+"""The facts that `./hitl deploy` writes into its package: the origin of the code, and its requirements of the cluster."""
 
 import json
 import sys
@@ -74,7 +74,7 @@ def started_in() -> Path:
 
 
 def python_minor() -> str:
-    """Of the Python that runs, for instance "3.12": development machine, cluster and image must share it."""
+    """The minor version of this Python, for instance "3.12": development machine, cluster and image must have the same."""
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 

@@ -38,7 +38,7 @@ MAX_SECRET_CHARACTERS = 4096
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` did: the first API key if it was made just now; whether HITL_API_KEY replaced the one before."""
+    """Result of `prepare`: the first API key if it was created now; whether HITL_API_KEY replaced the previous one."""
 
     made_key: str | None = None
     replaced_key: bool = False
@@ -96,7 +96,7 @@ def prepare_panel(settings: Settings) -> None:
 
 
 class SigningKey:
-    """What tokens and capabilities are signed with. It stays in the processes that read it: it cannot be pickled."""
+    """The key that signs tokens and capabilities. It cannot be pickled, so it stays in the processes that read it."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -106,14 +106,14 @@ class SigningKey:
         return self._secret
 
     def mac(self, purpose: bytes, claim: str) -> str:
-        """HMAC-SHA256 in hexadecimal, with a key of its own for each purpose."""
+        """HMAC-SHA256 in hexadecimal, with a separate key for each purpose."""
         return hmac.digest(hmac.digest(self._secret, purpose, "sha256"), claim.encode(), "sha256").hex()
 
     def __repr__(self) -> str:
         return "SigningKey(...)"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("the signing key stays in its process")
+        raise TypeError("the signing key cannot be sent to another process")
 
 
 def read_signing_key(settings: Settings) -> SigningKey:
@@ -141,7 +141,7 @@ class SecretFiles:
         return [name for name, file in SENT.items() if (self._folder / file).exists()]
 
     def put(self, name: str, value: str) -> None:
-        """Raises InvalidInput for what no secret looks like, Unavailable where it cannot be written."""
+        """Raises InvalidInput for a malformed secret, and Unavailable if it cannot be written."""
         path = self.path(name)
         fits = value.isascii() and value.isprintable() and " " not in value
         if not fits or not 1 <= len(value) <= MAX_SECRET_CHARACTERS:
@@ -176,12 +176,12 @@ class SecretFiles:
 
 
 def ray_token_file(settings: Settings) -> Path:
-    """Where the token is kept that the Ray which `hitl up` starts asks for; it is there after `prepare`."""
+    """The file of the token that our Ray requires; it exists after `prepare`."""
     return settings.secrets_dir / RAY_TOKEN
 
 
 def read_ray_token(settings: Settings) -> str | None:
-    """The token for the Ray that these settings lead to; None: none is known. That of our own is sent nowhere else."""
+    """The token for the Ray of these settings; None if unknown. Our own Ray's token is never sent to another one."""
     if settings.ray_token is not None:
         return settings.ray_token.get_secret_value()
     elsewhere = settings.dashboard_url or settings.ray_address
@@ -190,7 +190,7 @@ def read_ray_token(settings: Settings) -> str | None:
 
 
 def read_database_url(settings: Settings) -> SecretStr | None:
-    """The Postgres that everything is kept in; None: SQLite. The service, whose environment has no secret, has a file."""
+    """The URL of the Postgres database; None for SQLite. The service reads it from a file, not from its environment."""
     path = settings.secrets_dir / DATABASE_URL
     return settings.database_url or (SecretStr(_read(path)) if path.exists() else None)
 
@@ -201,12 +201,12 @@ def read_api_key(settings: Settings) -> str:
 
 
 def operator_key(settings: Settings) -> str:
-    """What `./hitl` on this machine shows when it steers the service, which no API key may. Raises ConfigError."""
+    """The key with which `./hitl` on this machine operates the service; no API key permits that. Raises ConfigError."""
     return hmac.new(read_signing_key(settings).secret, b"operator", "sha256").hexdigest()
 
 
 def read_panel_login(settings: Settings) -> tuple[str, str] | None:
-    """What the panel signs its logins with, and its admin's password; None: `hitl up` never started a panel here."""
+    """The panel's signing secret and its admin's password; None if `hitl up` never started a panel here."""
     if not (settings.secrets_dir / PANEL_SECRET).exists():
         return None
     return _read(settings.secrets_dir / PANEL_SECRET), _read(settings.secrets_dir / PANEL_PASSWORD)
@@ -235,7 +235,7 @@ def public_prefix(secret: str) -> str:
 
 
 def hash_api_key(secret: str) -> str:
-    """What the store keeps of an API key. Keys are long and random, so a plain SHA-256 does."""
+    """The stored form of an API key. Keys are long and random, so a plain SHA-256 is enough."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -359,16 +359,16 @@ class Settings(BaseSettings):
         return settings.model_copy(update={"home": home, "data_dir": data_dir})
 
     def text(self, name: str) -> str | None:
-        """A field's value as its variable would have it; None for one that is not set."""
+        """A field's value as text of its variable; None if it is not set."""
         value = self.model_dump(mode="json")[name]
         return value if value is None else json.dumps(value) if isinstance(value, dict) else str(value)
 
     def floor(self) -> Floor:
-        """What holds under every agent's policy. Raises ConfigError."""
+        """The policy that applies under every agent's own. Raises ConfigError."""
         return read_floor(self.policy and self.home / self.policy.expanduser())
 
     def all_environments(self) -> dict[str, Environment]:
-        """What a session may name, by id; the first is the default."""
+        """The environments that a session may name, by id; the first is the default."""
         found = {"default": _environment("default", EnvironmentChoice(image=self.container_image_uri))}
         return found | {id_: _environment(id_, choice) for id_, choice in self.environments.items()}
 
@@ -518,7 +518,7 @@ def _explain_json(error: SettingsError) -> tuple[str, str]:
     name = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), "")
     shown = variable(name) if name else "a setting"
     return (
-        f"{shown} is not usable: it is no JSON",
+        f"{shown} is not usable: it is not JSON",
         f"correct {shown} in the environment or in .env (see .env.example)",
     )
 

@@ -23,7 +23,7 @@ _USE = re.compile(rb'"type"\s*:\s*"(server_)?tool_use"')
 
 
 class UniqueCallIds:
-    """An upstream whose answers have no id of a call twice. Compressed bodies are passed on as they are."""
+    """An upstream whose answers have unique call ids. Compressed bodies are passed on unchanged."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
@@ -66,7 +66,7 @@ class _Request:
             yield left + b" " * removed
 
     def renamed(self, block: Mapping[str, Any]) -> dict[str, Any]:
-        """The block of a call, under an id that no other has."""
+        """The block of a call, with a unique id."""
         given = str(block.get("id") or "")
         fresh = bool(_OWN_KIND.fullmatch(given)) and given not in self._given and not self._has(given)
         self._given.add(given)
@@ -77,7 +77,7 @@ class _Request:
 
 
 def _undecided(data: bytes) -> int:
-    """Where a mark may begin that is not here to its end; the length of `data` if none does."""
+    """Start of a mark that may continue in the next chunk; the length of `data` if there is none."""
     for start in range(max(len(data) - _MARK_BYTES + 1, 0), len(data)):
         tail = data[start:]
         if _MARK.fullmatch(tail + b"hitl_0000000000000000_"[len(tail) :]):

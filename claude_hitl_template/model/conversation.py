@@ -1,6 +1,6 @@
-"""Where a conversation stands, read from the `messages` of one Messages API request.
+"""Reads the state of a conversation from the `messages` of one Messages API request.
 
-What the Claude Code CLI (2.1.330) mixes into a conversation, as measured:
+The Claude Code CLI (2.1.330) adds to a conversation, as measured:
 messages of role `system` stand between the others; a user's text shares its message with `<system-reminder>`
 blocks, and after an interruption also with tool results; a resumed session gets "Continue from where you left
 off." next to them; what a user sends while the model works arrives in a `system` message. When a stream breaks
@@ -156,7 +156,7 @@ def _result(block: dict[str, Any], calls: dict[str, ToolUse]) -> ToolResult:
 
 
 def _decided(message_text: str) -> list[ToolResult]:
-    """What a reminder says of held calls, one JSON object a line: to be issued again, or refused."""
+    """Results from a reminder of held calls, one JSON object a line: to be issued again, or refused."""
     try:
         of_calls, _, _ = message_text.partition(HOSTS_DECIDED)
         named = [json.loads(line) for line in of_calls.splitlines()[1:] if line != REFUSED]
@@ -173,7 +173,7 @@ def _decided(message_text: str) -> list[ToolResult]:
 
 
 def _said(role: str, blocks: list[dict[str, Any]]) -> str:
-    """What the user says in this message, "" if it is only the CLI that speaks."""
+    """The user's text in this message; "" if only the CLI added text."""
     if role == "system":
         meanwhile = _SAID_MEANWHILE.search(_text(blocks))
         return meanwhile[1].strip() if meanwhile else ""

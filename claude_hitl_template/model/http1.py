@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection of a client inside a sandbox, parsed by h11: requests in, answers out, both as they come."""
+"""One HTTP/1.1 connection of a client inside a sandbox, parsed by h11: it reads requests and sends answers as streams."""
 
 import asyncio
 import contextlib
@@ -141,7 +141,7 @@ class Connections:
 
 
 async def while_there(client: ClientConnection, answering: Coroutine[Any, Any, None]) -> None:
-    """Until the answer is complete. Raises ClientGone when its reader is gone before."""
+    """Runs until the answer is complete. Raises ClientGone if the client disconnects earlier."""
     task = asyncio.create_task(answering)
     leaving = asyncio.create_task(client.gone())
     try:
@@ -156,7 +156,7 @@ async def while_there(client: ClientConnection, answering: Coroutine[Any, Any, N
 
 
 def end_to_end(headers: Iterable[tuple[str, str]]) -> Headers:
-    """Without those that concern one connection, also the ones that `connection` names. Names are in lower case."""
+    """Headers without hop-by-hop ones, including those that `connection` names. Names are in lower case."""
     given = [(name.lower(), value) for name, value in headers]
     named = {one.strip().lower() for name, value in given if name == "connection" for one in value.split(",")}
     return [(name, value) for name, value in given if name not in _HOP_BY_HOP | named]
@@ -167,7 +167,7 @@ def text_headers(request: h11.Request) -> Headers:
 
 
 def one_length(headers: Headers) -> bool:
-    """Whether the body's length is said, once, and in no other way."""
+    """Whether the body's length is declared exactly once, in one way."""
     return sum(name == "content-length" for name, _ in headers) == 1 and not any(
         name == "transfer-encoding" for name, _ in headers
     )

@@ -1,4 +1,4 @@
-"""What the three groups of the Store's rules share: transactions, time, waking, cursors."""
+"""Shared base of the Store's rules: transactions, time, notifications and cursors."""
 
 import base64
 import binascii
@@ -134,8 +134,8 @@ class StoreBase:
                     pass
 
     def _supervised_version(self, seen: int) -> int:
-        """What `wait_supervised` compares. With several ledgers: all name it alike, or, while they do not know, as the
-        caller does, who then waits."""
+        """The version for `wait_supervised`, the same at all ledgers. While a ledger does not know it, it returns the
+        caller's own, so that the caller waits."""
         return self._signals.version if self._backend.relay is None else self._mark or seen
 
     @asynccontextmanager

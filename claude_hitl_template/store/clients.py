@@ -1,4 +1,4 @@
-"""The Store's rules for clients: sessions, what they send, what they read, what they decide."""
+"""The Store's rules for clients: sessions, sent events, listings and decisions."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -386,7 +386,7 @@ async def _interrupt(unit: SessionAggregate) -> list[Event]:
 
 
 async def _end_unbegun_turn(unit: SessionAggregate) -> None:
-    """The message that was to be next is not worked on; those after it are."""
+    """Ends the turn of the next queued message without working on it; later messages stay queued."""
     queued = await unit.tx.queued(unit.session.id)
     if queued:
         await unit.tx.set_processed(unit.session.id, queued[0].id, unit.now)

@@ -1,4 +1,4 @@
-"""The Store's rules for owners: every write names a lease epoch, and only the present one is taken."""
+"""The Store's rules for owners: every write carries a lease epoch, and only the current one is accepted."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ class OwnerRules(StoreBase):
                 order="asc",
                 types=TOOL_USES,
                 created=TimeRange(),
-            )  # by their place in the log, which no clock changes
+            )  # by position in the log, which is independent of clocks
             of_this_turn = {use.id for use in uses}
             # One that was issued again was shown in an earlier turn.
             calls = [a for a in found if a.kind != "network"]
@@ -97,7 +97,7 @@ class OwnerRules(StoreBase):
             return await self.snapshot(session_id, epoch)
 
     def _is_fresh(self, lease: Lease | None) -> bool:
-        """Whether it need not be renewed yet. One that ends too late was given by a clock that was set back since."""
+        """Whether the lease need not be renewed yet. One that ends too late was granted before the clock was set back."""
         left_s = (lease.expires_at - self._clock()).total_seconds() if lease else LEASE_S
         return LEASE_S * 2 / 3 <= left_s <= LEASE_S
 
@@ -248,8 +248,7 @@ class OwnerRules(StoreBase):
         return True
 
     async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> None:
-        """They come many times a second: the epoch is compared with what this ledger knows, mostly without a look at the
-        database."""
+        """Called many times a second: the epoch is checked against this ledger's cache, mostly without the database."""
         await self._check_driver(session_id, epoch)
         for delta in deltas:
             position = self._previews.add(session_id, delta)
@@ -273,7 +272,7 @@ class OwnerRules(StoreBase):
             while piece := await tx.load_transcript(key, after=place, limit=TRANSCRIPT_PIECE):
                 place = piece[-1][0]
                 entries += [entry for _, entry in piece]
-                await asyncio.sleep(0)  # others get their turn between the pieces of a long one
+                await asyncio.sleep(0)  # other tasks run between the pieces of a long one
         return entries or None
 
     async def list_transcripts(
@@ -294,7 +293,7 @@ class OwnerRules(StoreBase):
 
 
 async def _speaks_for(unit: SessionAggregate, given: Mapping[str, Any]) -> Approval | None:
-    """An approval of this host and port that counts."""
+    """The approval that applies to this host and port."""
     refused = [await unit.tx.approval(approval_id) for approval_id in unit.session.refused_hosts]
     for approval in [*await unit.open_approvals(), *refused]:
         if approval is not None and approval.kind == "network" and _is_same_host(approval, given):
@@ -336,7 +335,7 @@ async def _ask(
 
 
 async def _append(unit: SessionAggregate, drafts: Sequence[Draft]) -> None:
-    """Events of the owner; a result among them closes its call's approval. What a human said is not its to say."""
+    """Appends the owner's events; a result closes its call's approval. Events of clients are refused."""
     client_type = next((draft.type for draft in drafts if draft.type.startswith(CLIENTS_EVENTS)), None)
     if client_type is not None:
         raise InvalidInput(f"an owner commits no {client_type}", "drafts")
@@ -410,7 +409,7 @@ def _by_rule(unit: SessionAggregate, approval: Approval, rule: str) -> Approval:
 
 
 async def _held_twin(unit: SessionAggregate, call: Call) -> Approval | None:
-    """A held approval of the identical call, decided or not: what was said of it is the answer, once."""
+    """A held approval of the identical call, decided or not. Its decision applies to this call, once."""
     refused = [await unit.tx.approval(approval_id) for approval_id in unit.session.unreported_refusals]
     for approval in [*await unit.open_approvals(), *refused]:
         if approval is None or not approval.held or approval.state is ApprovalState.CLAIMED:

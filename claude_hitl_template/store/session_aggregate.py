@@ -106,7 +106,7 @@ class SessionAggregate:
         return fresh
 
     async def run(self, *, rescheduled: bool = False) -> None:
-        """To `running`, by way of `rescheduling` when an owner was lost."""
+        """Sets the status `running`, through `rescheduling` if an owner was lost."""
         if rescheduled:
             check_session_transition(self.session.status, "rescheduling")
             await self.append([events.status_rescheduled()])
@@ -142,11 +142,11 @@ class SessionAggregate:
         return [a for a in await self.open_approvals() if a.state is ApprovalState.PENDING]
 
     async def holds_up(self) -> bool:
-        """Whether a call waits for a human. A host that does keeps nothing from going on."""
+        """Whether a call waits for a human. A pending host does not stop the session."""
         return any(a.kind != "network" for a in await self.pending())
 
     async def supersede(self) -> None:
-        """Nothing that waits, or was allowed and has not begun, will run any more."""
+        """Supersedes pending approvals and allowed ones that have not begun."""
         self.set(unreported_refusals=(), refused_hosts=())
         for approval in await self.open_approvals():
             if approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED):
@@ -168,12 +168,12 @@ class SessionAggregate:
         await self._append_result(refused, denial(refused))
 
     async def open_host(self, allowed: Approval) -> None:
-        """The result of an allowed host comes with the decision: nothing runs."""
+        """Records the result of an allowed host with the decision: there is no call to run."""
         blocks = events.text_blocks(host_opened(allowed))
         await self.append([events.tool_result(allowed.event_id, blocks, is_error=False)])
 
     async def _append_result(self, approval: Approval, text: str, outcome: str | None = None) -> None:
-        """The one result of a call that the CLI will not give one, or gives one that is not committed again."""
+        """Appends the one result of a call whose result the CLI does not give, or gives a second time."""
         mcp = approval.tool_name.startswith("mcp__")
         blocks = events.text_blocks(text)
         await self.append([
@@ -187,7 +187,7 @@ class SessionAggregate:
                 await self.tx.put_approval(approval.but(reminded=False))
 
     async def close_unknown(self) -> None:
-        """Claimed calls whose result never came: said in the log, never repeated."""
+        """Closes claimed calls without a result as unknown, in the log too; they are never repeated."""
         for approval in await self.open_approvals():
             if approval.state is ApprovalState.CLAIMED:
                 await self.tx.put_approval(approval.to(ApprovalState.UNKNOWN, closed_at=self.now))

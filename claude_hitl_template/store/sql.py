@@ -70,7 +70,7 @@ class SqlBackend:
                     yield SqlTx(connection)
         except DBAPIError as error:
             raise Unavailable(
-                f"the store cannot be used now ({error.orig}); nothing was changed. Try again; if it goes on, "
+                f"the store cannot be used now ({error.orig}); nothing was changed. Try again; if it persists, "
                 "check the disk's free space and the data folder's permissions"
             ) from error
 
@@ -430,7 +430,7 @@ def _transcript(key: TranscriptKey) -> list[sa.ColumnElement[bool]]:
 
 
 def _noun[T: Frozen](kind: type[T], row: Any) -> T:
-    """A stored record. Fields that a newer version added are kept as they are, and written back: it may be at work too."""
+    """A stored record. Unknown fields of a newer version are kept and written back: it may run at the same time."""
     return kind.model_validate(row.doc, extra="allow")
 
 

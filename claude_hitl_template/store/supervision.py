@@ -12,9 +12,7 @@ from claude_hitl_template.store.clients import REPLIES_KEPT
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 RETIRED = 100  # sessions deleted in one call
-OVER = datetime(
-    1970, 1, 1, tzinfo=UTC
-)  # whatever a clock may say that jumps: the next owner gets another epoch
+OVER = datetime(1970, 1, 1, tzinfo=UTC)  # independent of clock jumps: the next owner gets another epoch
 
 
 class SupervisorRules(StoreBase):

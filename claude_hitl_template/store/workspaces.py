@@ -44,7 +44,7 @@ class WorkspaceRules(StoreBase):
         return await self._files.get(_few(names))
 
     async def _seen_from(self, session_id: str | None, epoch: int | None) -> Session | None:
-        """The session that a caller looks from, None for the service itself. Raises NotFound, StaleOwner."""
+        """The session of the caller; None for the service itself. Raises NotFound, StaleOwner."""
         if session_id is None:
             return None
         async with self._reading() as tx:
@@ -66,7 +66,7 @@ class WorkspaceRules(StoreBase):
             raise broken
 
     async def _named_by(self, root: str) -> frozenset[str]:
-        """What a manifest names, kept for those used last: it never changes."""
+        """The blobs that a manifest names, cached: a manifest never changes."""
         found = self._contents.pop(root, None)
         if found is None:
             manifest, own = await manifests.load_with_parts(root, self._files.get)

@@ -29,8 +29,8 @@ STATES = ("running", "rescheduling", "waiting for room", "waiting hot", "waiting
 
 
 _NO_SANDBOX = {
-    "off": "OFF (HITL_SANDBOX=off): an agent's commands can do all that the service can",
-    "none": "none on this system: an agent's commands can do all that you can; for trying alone",
+    "off": "OFF (HITL_SANDBOX=off): an agent's commands have all permissions of the service",
+    "none": "none on this system: an agent's commands have all your permissions; for experiments only",
 }
 
 

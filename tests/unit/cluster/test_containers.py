@@ -178,7 +178,7 @@ def test_a_manifest_that_is_none_is_empty(label: str):
 
 @pytest.mark.parametrize("reference", ["a'b", "a b", "$(touch x)", "--privileged", "x\n", ""])
 def test_nothing_but_an_images_name_reaches_ray(reference: str):
-    with pytest.raises(ValueError, match="names no image"):
+    with pytest.raises(ValueError, match="not an image reference"):
         containers.runtime_env(reference)
 
 
