@@ -22,7 +22,7 @@ _PLUGIN_DECLARATIONS = ("enabledPlugins", "extraKnownMarketplaces")
 _FIX = "correct it in the checkout that the image is built from, then rebuild it: ./hitl image build"
 
 # Hooks run without a question, and an agent could write one into a skill of a subfolder or the CLI's config folder. So only
-# hooks of the image's managed settings run, and the SDK's own, which are the gate. This file applies if an image has no
+# hooks of the image's managed settings run, and the SDK's own, which are the gate. POLICY applies if an image has no
 # managed settings; an image's own replace it and must contain the same.
 POLICY: dict[str, Any] = {"allowManagedHooksOnly": True, "disableSkillShellExecution": True}
 

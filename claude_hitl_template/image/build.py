@@ -1,4 +1,4 @@
-"""Builds the image: reads and checks the checkout, makes a base where none can be pulled, stages, builds, tags."""
+"""Builds the image: checks the checkout, makes a base image if none can be pulled, stages, builds and tags."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ DEFAULT_UID = 1000
 
 @dataclass(frozen=True)
 class Built:
-    """What was built. `tags` are all its names, the one that says version and commit first; `size_bytes` unpacked."""
+    """A built image. `tags`: its names, the one with version and commit first; `size_bytes`: unpacked."""
 
     tags: list[str]
     size_bytes: int | None

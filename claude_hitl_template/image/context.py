@@ -1,4 +1,4 @@
-"""Stages what an image is built from in a folder: checked, resolved, and nothing else."""
+"""Stages an image's build context in a folder: only checked and resolved files."""
 
 import json
 import tempfile
@@ -30,7 +30,7 @@ _INGREDIENTS = (PACKAGE, USER_LEVEL, PROJECT_LEVEL, "Dockerfile", "requirements.
 
 @dataclass(frozen=True)
 class Checkout:
-    """A checkout, read and found good: everything that can be said before anything is built."""
+    """A checkout after all checks that are possible before the build."""
 
     root: Path
     files: list[SettingsFile]

@@ -17,7 +17,7 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
 ) -> str:
-    """What it printed on standard output. Raises ConfigError with its last words where it fails or is not there."""
+    """The program's standard output. Raises ConfigError with its last lines if it fails or is missing."""
     try:
         result = subprocess.run(  # noqa: S603
             command,
@@ -37,7 +37,7 @@ def run(
 
 
 def show(command: Sequence[str | Path], fix: str, *, cwd: Path | None = None) -> None:
-    """Runs what takes long, with its output where the user sees it. Raises ConfigError where it fails."""
+    """Runs a long program with its output on the terminal. Raises ConfigError if it fails."""
     try:
         status = subprocess.call(command, cwd=cwd, stdin=subprocess.DEVNULL)  # noqa: S603
     except OSError as error:

@@ -1,4 +1,4 @@
-"""docker, podman or buildah, whichever is there: build, inspect, push, and what else an image needs of them."""
+"""Runs docker, podman or buildah, whichever is installed: build, inspect, push and prune."""
 
 import json
 import shutil

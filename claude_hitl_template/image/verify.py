@@ -40,7 +40,7 @@ def verify(image: str, tool: Tool, root: Path) -> list[Check]:
 def inside_checks(
     found: Mapping[str, Any], config: Mapping[str, Any], lock: Mapping[str, str]
 ) -> Iterator[Check]:
-    """What a look inside says, against the lock and the image's own description."""
+    """Compares the probe's findings with the lock and the image's manifest."""
     found_labels: Mapping[str, str] = config.get("Labels") or {}
     yield _same("Python", found["python"], python_minor(), "Ray needs the minor version of the cluster")
     yield package_check({canonicalize_name(n): str(v) for n, v in found["versions"].items()}, lock)

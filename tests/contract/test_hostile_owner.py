@@ -87,7 +87,7 @@ class House:
             "approval_ids": [], "deltas": [{"d": 1}], "manifest": session.workspace, "names": [blob_name(blob)],
             "blobs": [blob], "entries": [{"uuid": "u"}], "name": "minted", "secret_hash": "h", "holder": "me",
             "lease_s": 1.0, "message": "m", "before": session.created_at, "path": "f", "inbound": [said(f"a-{session.id}")],
-            "decided_by": "ann", "said": said(f"a-{session.id}"), "changes": {"title": "t"}, "agent": Agent(),
+            "decided_by": "ann", "confirmation": said(f"a-{session.id}"), "changes": {"title": "t"}, "agent": Agent(),
             "environment": Environment(), "title": None, "metadata": {}, "initial": [],
             "given": {"host": "files.example.org", "port": 443, "because": "curl"},
         }  # fmt: skip
@@ -201,7 +201,7 @@ async def test_an_owner_says_nothing_in_a_humans_name(house: House) -> None:
     unasked = Call(
         call_id="z", tool_name="Bash", input={}, digest="z", verdict="allow", standing_rule="ann said so"
     )
-    with pytest.raises(HitlError, match="nobody has remembered"):
+    with pytest.raises(HitlError, match="no such rule is remembered"):
         await mine.open_calls(session.id, session.epoch, [], [unasked], cwd="/w", expires_at=None)
 
 
@@ -224,6 +224,6 @@ def test_what_opens_the_ledger_cannot_be_sent() -> None:
 
     key = SigningKey(b"k" * 32)
     for held in (key, Authority(key), Dispatcher(CoreStore(MemoryBackend()), Authority(key))):
-        with pytest.raises(TypeError, match="stays in"):
+        with pytest.raises(TypeError, match="cannot be sent"):
             pickle.dumps(held)
     assert "k" * 32 not in repr(key)

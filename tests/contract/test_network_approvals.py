@@ -205,7 +205,7 @@ async def test_a_host_that_nobody_decided_on_in_time_is_refused(store: CoreStore
     assert (await store.get_session(sid)).status == "running"
     assert (await ask(store, sid)).state is ApprovalState.EXPIRED
     [result] = await results(store, sid, asked)
-    assert "nobody decided" in result["content"][0]["text"]
+    assert "no decision" in result["content"][0]["text"]
 
 
 async def test_a_stale_owner_asks_for_nothing(store: CoreStore):

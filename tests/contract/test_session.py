@@ -394,7 +394,7 @@ async def test_a_call_that_nobody_decided_on_in_time_never_runs(tmp_path: Path, 
     assert await h.store.expire_due() == 1
     await h.drive()
     assert (await h.until_idle())["type"] == "end_turn"
-    assert "nobody decided" in (await h.said()).lower()
+    assert "no decision" in (await h.said()).lower()
     assert not (h.workspace / "hello.txt").exists()
 
 

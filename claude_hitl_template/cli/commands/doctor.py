@@ -46,7 +46,9 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     away: Annotated[
         bool,
-        typer.Option("--remote", help="Looks, from here, at the cluster that .env names; so does --profile."),
+        typer.Option(
+            "--remote", help="Checks the cluster that .env names from this machine; so does --profile."
+        ),
     ] = False,
     profile: Profile = None,
 ) -> None:
@@ -157,7 +159,7 @@ def socket_check(folder: Path) -> Check:
 
 
 def ray_folder_check(folder: Path, uid: int) -> Check:
-    """Ray of another user cannot write where the first one's did."""
+    """Ray's folder belongs to the user that created it; another user cannot use it."""
     name = "Ray's folder's owner"
     if not folder.exists():
         return Check(name, "ok", "not made yet")
@@ -226,7 +228,7 @@ def disk_check(free_bytes: int) -> Check:
 
 
 def files_check(url: str) -> Check:
-    """Whether there is a file system for it; it is not asked, for it may be far away."""
+    """Whether a driver for the file area exists. The file area itself is not contacted."""
     try:
         FileArea(url)
     except ConfigError as error:
@@ -253,7 +255,7 @@ def secrets_check(folder: Path) -> Check:
 
 
 def key_check(key: str | None) -> Check:
-    """The model key is absent, or looks like one; it is never shown."""
+    """Checks the format of the model key without showing it."""
     if key is None:
         return Check("model key", "ok", "none: the offline model answers (a script, no AI)")
     odd = [what for what, there in _oddities(key) if there]
@@ -265,7 +267,7 @@ def key_check(key: str | None) -> Check:
 
 
 def upstream_check(url: str, key: str) -> Check:
-    """The model's service answers, and takes the key; asking for the list of models costs nothing."""
+    """The model's service answers and accepts the key; listing models is free of charge."""
     try:
         headers = {"x-api-key": key, "anthropic-version": "2023-06-01"}
         with network.outward(timeout=UPSTREAM_TIMEOUT_S) as client:

@@ -1,4 +1,4 @@
-"""`hitl status`: what runs, where, and whether it is well."""
+"""`hitl status`: what runs, where, and whether it is healthy."""
 
 import time
 from collections import Counter
@@ -40,12 +40,12 @@ def status(
         bool,
         typer.Option(
             "--show-secrets",
-            help="Also the API key, who logs in to the panel with which password, and the token that Ray asks for.",
+            help="Also shows the API key, the panel's login and Ray's token.",
         ),
     ] = False,
     profile: Profile = None,
 ) -> None:
-    """What runs, where, and whether it is well. Exit status: 0 healthy, 1 not."""
+    """Shows what runs, where, and whether it is healthy. Exit status: 0 healthy, 1 not."""
     settings = Settings.load(profile)
     facts = gather(settings)
     if show_secrets:

@@ -1,4 +1,4 @@
-"""The working tree as a package of Ray: what belongs to it, without secrets, under a name that tells its content."""
+"""The working tree as a package of Ray: its files without secrets, named by a hash of the content."""
 
 import ast
 import io
@@ -112,8 +112,8 @@ def _in_repository(root: Path) -> bool:
 
 
 def _is_ours(root: Path, name: str) -> bool:
-    """Not for what was deleted and not committed, nor for another repository's folder. Raises ConfigError for a link
-    that leads out: there would be something else, or nothing, behind it on the cluster."""
+    """Whether a listed path is a file of this tree: not deleted, and not another repository's folder. Raises ConfigError
+    for a link that leads out, which would lead elsewhere on the cluster."""
     path = root / name
     if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
         raise ConfigError(

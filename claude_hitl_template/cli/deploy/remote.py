@@ -1,4 +1,4 @@
-"""`hitl doctor --remote`: the cluster as it is seen from the development machine, at the addresses that it would use."""
+"""`hitl doctor --remote`: checks the cluster from the development machine, at the addresses that its commands use."""
 
 import time
 from collections.abc import Iterator
@@ -61,15 +61,15 @@ def _dashboard_checks(settings: Settings) -> Iterator[Check]:
 
 
 def token_checks(asks: bool | None) -> Iterator[Check]:
-    """`asks`: whether Ray lets in only who has its token; nothing is said where it does not tell."""
+    """`asks`: whether Ray requires its token; no check if that is unknown."""
     if asks:
-        yield Check("Ray's token", "ok", "Ray lets in only who has it")
+        yield Check("Ray's token", "ok", "Ray requires it")
     elif asks is not None:
         yield Check("Ray's token", "wrong", OPEN, OPEN_FIX)
 
 
 def version_check(name: str, here: str, there: str | None) -> Check:
-    """Ray talks to its own version only, and pickles between equal Pythons only."""
+    """Ray needs the same Ray version on both sides, and for pickles the same Python."""
     if there is None:
         return Check(name, "warning", f"{here} here; the cluster does not say", "compare them by hand")
     if here == there:
@@ -79,7 +79,7 @@ def version_check(name: str, here: str, there: str | None) -> Check:
 
 
 def skew_check(here: float, there: float | None) -> Check:
-    """`here`, `there`: what the clocks showed at the same time, in seconds."""
+    """`here`, `there`: both clocks at the same time, in seconds."""
     if there is None:
         return Check("clocks", "warning", "the cluster does not tell its time", "compare `date -u` on both")
     behind = round(here - there)
@@ -90,7 +90,7 @@ def skew_check(here: float, there: float | None) -> Check:
 
 
 def application_check(found: dict[str, Any] | None) -> Check:
-    """What Serve says of our application; None: it has none of that name."""
+    """Checks our application's status in Serve; None if Serve has none of that name."""
     if found is None:
         return Check("application", "wrong", "none is deployed", "./hitl deploy")
     status = str(found.get("status"))
@@ -102,7 +102,7 @@ def application_check(found: dict[str, Any] | None) -> Check:
 
 
 def ray_client_check(address: str, patience_s: float) -> Check:
-    """Whether Ray Client is behind the address: a port that is forwarded to nowhere takes connections, too."""
+    """Whether Ray Client answers at the address: a forwarded port accepts connections even without a target."""
     direct = [("grpc.enable_http_proxy", 0)]
     with grpc.insecure_channel(urlsplit(address).netloc, options=direct) as channel:
         try:

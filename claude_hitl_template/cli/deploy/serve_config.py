@@ -1,4 +1,4 @@
-"""The files that `koco deploy -r` takes: those of data/config, with what this deploy adds, and read as Serve does not."""
+"""The files for `koco deploy -r`: data/config with this deploy's additions, checked more strictly than by Serve."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ type Files = dict[str, dict[str, Any]]
 
 
 def read(folder: Path) -> Files:
-    """What each file says, by its name. Raises ConfigError, with file and place, for what Serve would ignore."""
+    """The content of each file, by name. Raises ConfigError with file and place for keys that Serve would ignore."""
     from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema  # noqa: PLC0415  (slow to import)
 
     files = {path.name: _parse(path) for path in sorted(folder.glob("*.yaml"))}
@@ -62,7 +62,7 @@ def read(folder: Path) -> Files:
 
 
 def travelling(settings: Settings) -> dict[str, str]:
-    """The settings that were chosen here and hold for the service wherever it runs, as variables; no secret.
+    """The settings chosen here that apply to the service on any machine, as variables, without secrets.
 
     Ray hands them to containers in a shell command. Raises ConfigError for a value that would break it.
     """

@@ -48,7 +48,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """Words of some text that may name a command in a way of its own (`os.system("git push")`)."""
+    """Words of a text that may contain a command in another language (`os.system("git push")`)."""
 
     words: tuple[str, ...]
     span: tuple[int, int]
@@ -56,7 +56,7 @@ class _Text:
 
 @dataclass(slots=True)
 class Analysis:
-    """All that a command may run. `anything`: the places where that is not known; `spans`: its simple commands."""
+    """Everything that a command may run. `anything`: places where that is unknown; `spans`: its simple commands."""
 
     whole: tuple[int, int]
 
@@ -76,7 +76,7 @@ class Analysis:
 
 
 def may_run(command: str, pattern: str) -> bool:
-    """Whether the command may run what a rule's text names, as far as the text of both says.
+    """Whether the command may run the program that a rule's text names.
 
     Never raises. A command of more than 16 KiB, or one that is not understood, may run anything.
     """
@@ -103,7 +103,7 @@ def _segment(source: bytes, start: int, end: int) -> Segment:
 
 
 def analyse(command: str) -> Analysis:
-    """The same for the same text: several rules ask about one command, and a command is judged more than once."""
+    """Analyses a command, cached: several rules use one command, and a command is judged more than once."""
     return _analyse_short(command) if len(command) <= _CACHED else _analyse_long(command)
 
 

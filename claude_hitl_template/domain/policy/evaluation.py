@@ -134,15 +134,15 @@ def from_folder(tool_name: str, tool_input: Mapping[str, Any], cwd: Path) -> dic
 
 
 def portable_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    """Those of remembered `rules` that hold in every folder: a command, or an exact input, may mean something else
-    in another one than it was allowed in."""
+    """The remembered `rules` that hold in every folder: a command, or an exact input, may have another meaning in
+    another folder than the one it was allowed in."""
     bound = (r for r in rules if r.rule.startswith("Bash(") or (r.digest and r.rule not in PATH_FIELD))
     kept = set(rules) - set(bound)
     return tuple(r for r in rules if r in kept)
 
 
 def is_harmless(tool_name: str) -> bool:
-    """Whether a tool touches nothing but the session's own state, whatever its input: no human is asked about it."""
+    """Whether a tool changes only the session's own state, with any input: no human is asked about it."""
     return tool_name in HARMLESS
 
 
@@ -215,7 +215,7 @@ def compile_settings(
 
 @dataclass(frozen=True)
 class _Call:
-    """A tool call as far as it is understood; `sound` is False if its input is not what the tool takes."""
+    """A tool call, parsed. `sound` is False if its input does not fit the tool."""
 
     name: str
     given: Mapping[str, Any]
@@ -244,7 +244,7 @@ class _Call:
 
     @cached_property
     def digest(self) -> str:
-        """Of what a sound call does: the exact command, the exact file, else the exact input."""
+        """Digest of a sound call's effect: the exact command, the exact file, else the exact input."""
         if self.name == "Bash":
             return digest({key: value for key, value in self.given.items() if key not in _UNSEEN_BASH_FIELDS})
         file = self.one_file

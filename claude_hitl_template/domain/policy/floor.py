@@ -1,4 +1,4 @@
-"""What holds whatever an agent's policy says: the operator's floor. Of the two the stricter holds, call by call.
+"""The operator's floor under every agent's policy. For each call the stricter of the two verdicts applies.
 
 Without a file, what writes, runs or leaves the machine asks, unless a rule of the agent or a human names what may:
 `Bash(git status:*)`, `Edit(src/**)`, `WebFetch(domain:example.com)`, one tool of an MCP server. `Bash` alone, `Edit(**)` or
@@ -38,7 +38,7 @@ class Floor(PermissionPolicy):
     remember: bool = True
 
     def described(self) -> str:
-        """In a few words, for status and doctor."""
+        """A short description for status and doctor."""
         if self == BUILT_IN:
             return "built in: what writes, runs or leaves the machine asks"
         parts = [f"{len(self.rules)} rules" if len(self.rules) != 1 else "1 rule"]
@@ -86,7 +86,7 @@ def _allows(found: Evaluation) -> bool:
 
 
 def is_narrow(rule: Rule) -> bool:
-    """Whether a rule that allows names what may be done, and not just a tool."""
+    """Whether an allow rule is narrower than a whole tool."""
     if rule.policy != "always_allow":
         return False
     tool, _, spec = rule.rule.removesuffix(")").partition("(")

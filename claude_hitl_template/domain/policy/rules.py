@@ -49,7 +49,7 @@ class Rule(BaseModel):
 
 
 class PermissionPolicy(BaseModel):
-    """Rules, and what holds where none of them matches.
+    """Rules, and the defaults for calls that match none.
 
     `default` None: what writes, runs or leaves the machine asks; reading inside the workspace and the
     session's own bookkeeping do not. "always_ask": nothing runs unasked. "always_deny": nothing runs without

@@ -17,7 +17,7 @@ SPAWN_FIELDS = frozenset({"description", "prompt", "subagent_type", "model", "ef
 READING = frozenset({"Read", "Glob", "Grep", "LS", "NotebookRead"})
 EDITING = frozenset({"Edit", "Write", "MultiEdit", "NotebookEdit"})
 SEARCHING = frozenset({"Glob", "Grep", "LS"})
-NETWORK = "Network"  # no tool of the CLI's: what a session wants to reach is asked under this name
+NETWORK = "Network"  # not a tool of the CLI: our name for a request to reach a host
 _OTHERS = frozenset({NETWORK, "Bash", "WebFetch", "WebSearch", "Skill", "KillShell", "TaskStop", "Monitor"})
 KNOWN = QUESTIONS | HARMLESS | SPAWNING | READING | EDITING | _OTHERS
 

@@ -80,7 +80,7 @@ def test_a_failure_has_its_reason_of_the_application_or_of_the_deployment() -> N
     assert "No module named 'nothing'" in str(rollout.outcome(app("DEPLOY_FAILED", message=message), URI))
     parts = {"Ledger": {"message": ""}, "Ingress": {"message": "it died"}}
     assert rollout.outcome(app("UNHEALTHY", message="", deployments=parts), URI) == "  it died"
-    assert rollout.outcome(app("DEPLOY_FAILED", message=""), URI) == "  Serve does not say why"
+    assert rollout.outcome(app("DEPLOY_FAILED", message=""), URI) == "  Serve gives no reason"
 
 
 def test_a_long_reason_is_shown_from_its_end() -> None:
