@@ -29,10 +29,6 @@ NOT_YET = (
     "claude_hitl_template/query.py",
     "claude_hitl_template/testing/",
     "tests/",
-    "tools/",
-    ".claude/",
-    "template_project/",
-    "template_user/",
     "CHANGELOG.md",
 )
 

@@ -34,7 +34,7 @@ def killed_and_gone_on(one: BenchService, *, owner: bool) -> float:
 def acknowledged_and_restarted(one: BenchService) -> tuple[float, float]:
     """Seconds until a decision on a parked call is acknowledged, and from the death of all processes to its tool's start.
 
-    Nothing of what was decided may run before: the supervisor is told to start nothing any more.
+    No decided call may run before: the supervisor is set to start nothing.
     """
     with conversation(one.client, CALL, keep=True) as ours:
         event_id = ours.until_asked()

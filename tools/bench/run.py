@@ -1,4 +1,4 @@
-"""What is measured, in which order."""
+"""Runs the measurements in order."""
 
 import asyncio
 import math
@@ -50,7 +50,7 @@ MS = 1000.0
 
 
 class Bench:
-    """One run: `rounds` of what is quick, and a quarter of them of what needs a process started for each."""
+    """One run: `rounds` of quick measurements, and a quarter as many of those that start a process each."""
 
     def __init__(
         self, rounds: int, sessions: int, parts: Collection[Part], *, on_postgres: bool = False
@@ -156,7 +156,7 @@ class Bench:
 
     @contextmanager
     def _database(self, settings: Settings) -> Generator[None]:
-        """A Postgres of our own runs without the service for as long as the context lasts; SQLite needs nobody."""
+        """A Postgres of our own runs without the service for as long as the context lasts; SQLite needs no server."""
         prepare(settings)
         postgres.start_missing(settings, make=self._on_postgres)
         yield
@@ -169,7 +169,7 @@ class Bench:
         self.measures.append(made)
         return made
 
-    # -- a session that is awake, and the bare SDK beside it
+    # -- an awake session compared with the plain SDK
 
     def _hot(self, one: BenchService) -> None:
         with step("Measuring turns and decisions of hot sessions"), conversation(one.client, TEXT) as ours:

@@ -58,7 +58,7 @@ class ScaleMeasurement:
         (found.bare if few else found.ours).extend(samples)
 
     def _idle(self, one: BenchService, *, few: bool) -> None:
-        """What is spent while nobody asks for anything: the CPU time of a minute."""
+        """Cost of the idle service: its CPU time in a minute."""
         processes = {part: one.replica(part) for part in IDLE_PARTS}
         before = {part: sum(p.cpu_times()[:2]) for part, p in processes.items()}
         time.sleep(IDLE_S)
@@ -87,7 +87,7 @@ class ScaleMeasurement:
 
 
 def _queries(client: Client, parked_sessions: Sequence[Waiting]) -> Iterator[tuple[str, Query]]:
-    """What is listed. The last page is looked for first, so that every page was read once, and nothing was left out."""
+    """The listings to measure. Finding the last page first reads every page once and checks that no entry is missing."""
     pending = {"states[]": "pending"}
     cursor = _last_page(client, "/v1/approvals", CALLS * len(parked_sessions), **pending)
     yield "20 pending approvals", ("/v1/approvals", {"limit": 20, **pending})

@@ -1,4 +1,4 @@
-"""The service that is measured: its own data folder, ports and key; nothing is left behind."""
+"""The measured service, with its own data folder, ports and key, which are deleted at the end."""
 
 import secrets
 import shutil
@@ -141,7 +141,7 @@ def running_service(
 
 
 def private_bytes(process: psutil.Process) -> int:
-    """Memory that nobody shares: what ending the process would give back."""
+    """Memory that is not shared: ending the process would free it."""
     return int(process.memory_full_info().uss)
 
 
@@ -160,4 +160,4 @@ def wait_for[T](what: str, poll: Callable[[], T | None]) -> T:
         if found is not None:
             return found
         time.sleep(POLL_S)
-    raise Unavailable(f"waited {PATIENCE_S:.0f} s in vain for {what}")
+    raise Unavailable(f"waited {PATIENCE_S:.0f} s for {what}")
