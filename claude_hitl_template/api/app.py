@@ -37,7 +37,7 @@ from claude_hitl_template.api.wire import (
     environment_wire,
     session_wire,
 )
-from claude_hitl_template.config.secret_files import Shelf, hash_api_key
+from claude_hitl_template.config.secret_files import SecretFiles, hash_api_key
 from claude_hitl_template.domain.events import EVENT_TYPES, FOREIGN_TYPES, UserToolConfirmation
 from claude_hitl_template.domain.models import (
     Agent,
@@ -86,7 +86,7 @@ class Service:
     undrain: Callable[[], Awaitable[None]]
     drained_s: Callable[[], Awaitable[float]]
     operator_key: str
-    shelf: Shelf
+    shelf: SecretFiles
     max_request_bytes: int
     requests_per_minute: int
     wrong_keys_per_minute: int = WRONG_KEYS

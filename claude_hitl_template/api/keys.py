@@ -9,7 +9,7 @@ from claude_hitl_template.api import schema
 from claude_hitl_template.api.strict_json import Place, parse, query_limit, read_json
 from claude_hitl_template.api.undeclared import DECLARED
 from claude_hitl_template.config.secret_files import (
-    Shelf,
+    SecretFiles,
     api_key_for,
     hash_api_key,
     new_api_key,
@@ -21,7 +21,7 @@ from claude_hitl_template.store.protocol import Clients
 
 
 def key_routes(
-    store: Clients, shelf: Shelf, operator_key: str, check: Callable[..., Any], max_request_bytes: int
+    store: Clients, shelf: SecretFiles, operator_key: str, check: Callable[..., Any], max_request_bytes: int
 ) -> APIRouter:
     """`check` is the dependency that lets only who has the `operator_key` in: `./hitl` on the service's own machine."""
 

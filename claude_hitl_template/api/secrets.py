@@ -9,11 +9,11 @@ from claude_hitl_template.api import schema
 from claude_hitl_template.api.auth import Authenticator, presented_key
 from claude_hitl_template.api.strict_json import parse, read_json
 from claude_hitl_template.api.undeclared import DECLARED
-from claude_hitl_template.config.secret_files import SENT, Shelf, hash_api_key
+from claude_hitl_template.config.secret_files import SENT, SecretFiles, hash_api_key
 
 
 def secret_routes(
-    shelf: Shelf, operator_key: str, authenticator: Authenticator, max_request_bytes: int
+    shelf: SecretFiles, operator_key: str, authenticator: Authenticator, max_request_bytes: int
 ) -> APIRouter:
     """`operator_key` opens these routes, and the first API key; no other key does."""
 

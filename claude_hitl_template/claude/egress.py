@@ -1,8 +1,8 @@
-"""The proxy on a sandbox's loopback interface, served by the session's owner: the only way out but the model's socket.
+"""The proxy on a sandbox's loopback interface, served by the session's owner: the only way out except the model's socket.
 
-What it lets through was declared or decided: the servers that the agent's `mcp_servers` name, while it runs the host of a
-WebFetch call that was allowed, and what the environment, a rule or a human allows (`session/hosts.py`). Everything else is
-refused with a reason that the agent can read. Names are resolved here, once for each connection, so that no answer of a name
+It permits the servers in the agent's `mcp_servers`, the host of an allowed WebFetch call while it runs, and the hosts that
+the environment, a rule or a human allows (`session/hosts.py`). Everything else is refused with a reason that the agent
+can read. Names are resolved here, once for each connection, so that no answer of a name
 server can lead elsewhere after it was checked; and only for hosts that may be reached: a lookup discloses the name.
 """
 
@@ -49,7 +49,7 @@ type Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 class Refused(Exception):
-    """The status and the words for a client that may not have what it asked for."""
+    """A refused request: the status and the message for the client."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(status, text)
@@ -63,8 +63,8 @@ async def resolve(name: str, port: int) -> list[str]:
 
 
 def is_public(address: str) -> bool:
-    """Not of this machine, its networks or its cloud: loopback, private, link-local (metadata), reserved, multicast, nor one
-    of those written as another kind of address."""
+    """Whether an address is public: not loopback, private, link-local (metadata), reserved or multicast, and not an embedded
+    form of one of those."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
         inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
@@ -76,7 +76,7 @@ def is_public(address: str) -> bool:
 
 
 def host_of(url: str) -> Host | None:
-    """Whom a URL is for; None for one that is not http or https, or whose host can be read in two ways."""
+    """Host and port of a URL; None if it is not http or https, or its host is ambiguous."""
     try:
         found = urlsplit(url)
         port = PORTS[found.scheme] if found.port is None else found.port
@@ -87,7 +87,7 @@ def host_of(url: str) -> Host | None:
 
 
 def is_private_name(name: str) -> bool:
-    """Whether it is known that a name leads to no public address, without asking any name server."""
+    """Whether a name certainly has no public address, without a DNS query."""
     return "." not in name or name.endswith(tuple(f".{top}" for top in NEVER_PUBLIC))
 
 
@@ -100,7 +100,7 @@ def is_address(name: str) -> bool:
 
 
 class Egress:
-    """Serves one sandbox until `close`. `declared` are let through wherever they are, loopback included."""
+    """The proxy of one sandbox, until `close`. Hosts in `declared` are permitted at any address, including loopback."""
 
     def __init__(
         self,
@@ -123,17 +123,17 @@ class Egress:
         self._connections.serve(await asyncio.start_server(self._connections.accept, sock=listening))
 
     def open(self, call_id: str, url: str) -> None:
-        """Lets the host of a call that was allowed through, until `shut`. WebFetch asks for https where http is said."""
+        """Opens the host of an allowed WebFetch call until `shut`. WebFetch uses https even for an http URL."""
         host = host_of(url)
         if host is not None:
             self._opened[call_id] = {host, (host[0], PORTS["https"])}
 
     def shut(self, call_id: str) -> None:
-        """The call has its result."""
+        """Closes the host of a call that has its result."""
         self._opened.pop(call_id, None)
 
     def refusals(self) -> list[str]:
-        """What was refused since the last look, and why: programs show little of what a proxy says."""
+        """The refusals since the last call, with reasons: programs show little of a proxy's answer."""
         found, self._refusals = list(self._refusals), {}
         return found
 
@@ -160,7 +160,7 @@ class Egress:
         if len(self._refusals) < REFUSALS_TOLD:
             self._refusals[refused.text] = None
         text = json.dumps({"error": refused.text}).encode()
-        # Of what a CONNECT is answered with, programs show the first line at most.
+        # Of the answer to a CONNECT, programs show the first line at most.
         reason = refused.text if refused.text.isascii() and refused.text.isprintable() else ""
         await client.answer(refused.status, "application/json", text, reason)
 
@@ -182,7 +182,7 @@ class Egress:
             writer.close()
 
     async def _intercept(self, client: ClientConnection, host: Host) -> None:
-        """Ends the client's TLS here, so that credentials are added where no one in the sandbox sees them."""
+        """Terminates the client's TLS here, to add credentials outside of the sandbox."""
         name = host[0]
         (await self._reach(host))[1].close()  # before the client gets its 200
         context = await asyncio.to_thread(self._injector.context, name)
@@ -226,7 +226,7 @@ class Egress:
             writer.close()
 
     def _outgoing(self, request: h11.Request, url: str, host: Host) -> h11.Request:
-        """What the server gets."""
+        """The request as it is sent to the server."""
         found, given = urlsplit(url), text_headers(request)
         target = (found.path or "/") + (f"?{found.query}" if found.query else "")
         method = request.method.decode("latin-1")
@@ -345,7 +345,7 @@ async def _both_ways(*ways: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -
 
 
 async def _quietly(copying: Awaitable[None]) -> None:
-    """A connection that breaks off is an end like any other."""
+    """Ignores the error of a broken connection: it is a normal end."""
     with contextlib.suppress(OSError):
         await copying
 

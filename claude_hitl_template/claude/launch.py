@@ -1,7 +1,7 @@
-"""Starts the Claude Code CLI of one session, with nothing of the service's own process but what a plan names.
+"""Starts the Claude Code CLI of one session, with only those parts of the service's environment that a plan names.
 
-Its start is part of each session's, so that it imports next to nothing: a fifth of a session's start went into `json` and
-`socket`. $HITL_LAUNCH holds the plan that `sandbox.launch_plan` makes, marshalled by the same Python, in hexadecimal digits:
+It is part of every session's start, so it imports almost nothing: `json` and `socket` took a fifth of that time.
+$HITL_LAUNCH holds the plan that `sandbox.launch_plan` makes, marshalled by the same Python, in hexadecimal digits:
 
 - `cli`: the program; its arguments are this program's own
 - `before`: what starts it where there is no sandbox, as the first words of a command
@@ -14,7 +14,7 @@ Its start is part of each session's, so that it imports next to nothing: a fifth
   - `hand_over`: a unix socket to which a listening socket on the sandbox's loopback interface is sent, `port` is its port
 """
 
-import _socket  # what `socket` imports besides takes its time
+import _socket  # `socket` imports more modules, which takes longer
 import fcntl
 import marshal
 import os
@@ -28,7 +28,7 @@ CONFIG_DIR = "CLAUDE_CONFIG_DIR"
 BINDS = ("--bind", "--ro-bind")
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x1000, 0x4000, 0x40000
-STAGE = "/tmp"  # noqa: S108 - it is there on every machine; nobody else sees what is mounted on it here
+STAGE = "/tmp"  # noqa: S108 - it exists on every machine; mounts on it are private to this namespace
 OPEN_TO_ALL = ("/usr", "/etc/", "/bin", "/lib", "/sbin", "/dev/")
 NO_SANDBOX = "claude-hitl: no sandbox: {}"
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def lay_over(layer: str, config_dir: str) -> None:
-    """Links, for the agent can write in its config folder, and not in the layer. What is there already stays."""
+    """Links the layer's entries: the agent can write in its config folder, not in the layer. Existing entries stay."""
     for name in os.listdir(layer):
         link = os.path.join(config_dir, name)
         if not name.startswith(".") and not os.path.lexists(link):
@@ -56,13 +56,13 @@ def lay_over(layer: str, config_dir: str) -> None:
 
 
 def enclose(sandbox: "dict[str, Any]", command: list[str], environment: dict[str, str]) -> None:
-    """Becomes the CLI in its sandbox. Whatever fails ends this process with a line that says so."""
+    """Executes the CLI in its sandbox in place of this process. A failure ends the process with an error line."""
     try:
         config_dir = environment[CONFIG_DIR]
         os.makedirs(config_dir, mode=0o700, exist_ok=True)
         owner = os.open(sandbox["hand_over"], os.O_PATH)
         program, libraries = sandbox["program"], sandbox["libraries"]
-        # Whatever is not bound is a folder in memory; nobody may add to those, for the CLI looks for settings in /etc.
+        # Folders that are not bound are in memory and read-only, because the CLI looks for settings in /etc.
         arguments = [*sandbox["arguments"], "--bind", config_dir, config_dir, "--remount-ro", "/"]
         if os.getuid() == 0:
             give(config_dir, sandbox["user"], sandbox["group"])
@@ -80,7 +80,7 @@ def enclose(sandbox: "dict[str, Any]", command: list[str], environment: dict[str
 
 
 def give(folder: str, user: int, group: int) -> None:
-    """The folder and all below it, to the sandbox's user."""
+    """Makes the sandbox's user the owner of the folder and everything below it."""
     for base, _, names in os.walk(folder):
         for name in (".", *names):
             os.chown(os.path.join(base, name), user, group, follow_symlinks=False)
@@ -130,7 +130,7 @@ def stage(paths: list[str]) -> dict[str, str]:
 def become_nobody(user: int, group: int) -> None:
     """A user namespace, in which this is root, and a network namespace; on this machine it is `user`, who is not root."""
     me, is_root = os.getpid(), os.getuid() == 0
-    unshared, told = os.pipe()
+    unshared, unshared_done = os.pipe()
     helper = 0
     if is_root:
         os.setgroups([])
@@ -141,7 +141,7 @@ def become_nobody(user: int, group: int) -> None:
             os._exit(0)
     os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)
     if is_root:
-        os.write(told, b".")
+        os.write(unshared_done, b".")
         if os.waitpid(helper, 0)[1] != 0:
             raise OSError("its user could not be mapped")
         os.setresgid(0, 0, 0)
@@ -172,7 +172,7 @@ def loopback(port: int) -> int:
 
 
 def hand_over(descriptor: int, path: str) -> None:
-    """Sends an open file to whoever listens there, and closes it."""
+    """Sends an open file to the listener on that socket, and closes it."""
     owner = _socket.socket(_socket.AF_UNIX)
     owner.connect(path)
     rights = descriptor.to_bytes(4, sys.byteorder)

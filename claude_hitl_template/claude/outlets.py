@@ -1,4 +1,4 @@
-"""What the owner serves to the sandbox of its session: the model's socket, and the proxy. They live as long as the CLI."""
+"""The sockets that an owner serves to its sandbox, for as long as the CLI runs: the model and the proxy."""
 
 import asyncio
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 from claude_hitl_template.claude import sandbox
 from claude_hitl_template.claude.egress import Egress
 from claude_hitl_template.claude.injection import Injector
-from claude_hitl_template.claude.sandbox import Places, SandboxConfig
+from claude_hitl_template.claude.sandbox import SandboxConfig, SandboxPaths
 from claude_hitl_template.model.socket import Budget, ModelSocket
 from claude_hitl_template.session.hosts import HostGate
 
@@ -18,7 +18,7 @@ PLACEHOLDER_KEY = "the-owner-has-the-token"
 
 
 class Outlets:
-    """Of one CLI's sandbox. `open` first, `close` always."""
+    """The sockets of one CLI's sandbox. Call `open` first, and always `close`."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Outlets:
         hosts: HostGate,
     ) -> None:
         self._config = config
-        self._places = Places(run, workspace, cli)
+        self._places = SandboxPaths(run, workspace, cli)
         self._model = ModelSocket(url, token, Budget(config.requests, config.model_bytes))
         self._injector = Injector(config.credentials, run)
         self.egress = Egress(servers if hosts.allows_mcp_servers else (), hosts, self._injector)
@@ -43,7 +43,7 @@ class Outlets:
     async def open(self) -> None:
         """Makes the sandbox's folders, and listens. Raises OSError."""
         places = self._places
-        await asyncio.to_thread(sandbox.make_places, places.run, places.workspace, places.cli)
+        await asyncio.to_thread(sandbox.make_sandbox_paths, places.run, places.workspace, places.cli)
         await asyncio.to_thread(self._injector.make)
         model, hand_over = (socket.socket(socket.AF_UNIX) for _ in range(2))
         self._hand_over = hand_over  # a task that is cancelled before it starts closes nothing
@@ -56,7 +56,7 @@ class Outlets:
         return sandbox.plan_of(self._config, self._places)
 
     def environment(self) -> dict[str, str]:
-        """What the CLI is told instead of where the model is and what opens it."""
+        """The CLI's environment: the local socket in place of the model's URL and key."""
         return {
             **sandbox.environment_of(self._config),
             "ANTHROPIC_BASE_URL": MODEL_URL,
@@ -64,7 +64,7 @@ class Outlets:
         }
 
     def fixed(self) -> dict[str, str]:
-        """Of those, what no settings file of an image may set otherwise."""
+        """The variables that a settings file of an image must not override."""
         return sandbox.fixed(self._config)
 
     def new_turn(self) -> None:

@@ -10,7 +10,7 @@ from claude_hitl_template.domain.models import Environment, Session
 from claude_hitl_template.domain.policy.floor import Floor
 from claude_hitl_template.errors import HitlError
 from claude_hitl_template.session.runner import Limits
-from claude_hitl_template.workspace.sync import Place
+from claude_hitl_template.workspace.sync import WorkspaceLocation
 
 PARKED = "parked"  # how an owner says that its session rests, and that it can drive another
 
@@ -44,7 +44,7 @@ class Assignment:
     """
 
     session: Session
-    workspace: Place
+    workspace: WorkspaceLocation
     run_dir: Path
     model_url: str
     token: str = field(repr=False)

@@ -32,7 +32,7 @@ from claude_hitl_template.store.access import Authority
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.protocol import Supervision
 from claude_hitl_template.store.supervision import EXISTING
-from claude_hitl_template.workspace.sync import Place
+from claude_hitl_template.workspace.sync import WorkspaceLocation
 
 log = structlog.get_logger()
 TICK_S = 1.0
@@ -426,12 +426,12 @@ class Supervisor:
             log.warning("sessions start without credentials", why=str(error))
             return ()
 
-    def _workspace(self, session: Session, *, contained: bool) -> Place:
+    def _workspace(self, session: Session, *, contained: bool) -> WorkspaceLocation:
         settings = self._settings
         folder, marker = settings.workspaces / session.id, settings.markers / session.id
         if contained:
             folder, marker = Path(labels.WORKSPACE), RUN_DIR / "saved"
-        return Place(
+        return WorkspaceLocation(
             folder,
             marker,
             lasts=not contained,

@@ -1,4 +1,4 @@
-"""Builds the image: reads and checks the checkout, makes a base where none can be pulled, stages, builds, tags."""
+"""Builds the image: checks the checkout, makes a base image if none can be pulled, stages, builds and tags."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ DEFAULT_UID = 1000
 
 @dataclass(frozen=True)
 class Built:
-    """What was built. `tags` are all its names, the one that says version and commit first; `size_bytes` unpacked."""
+    """A built image. `tags`: its names, the one with version and commit first; `size_bytes`: unpacked."""
 
     tags: list[str]
     size_bytes: int | None
@@ -37,7 +37,7 @@ def build(
     for_user: str | None = None,
     say: Callable[[str], None],
 ) -> Built:
-    """Raises ConfigError for what is wrong in the checkout or on this machine, before anything is built if it can.
+    """Raises ConfigError for a problem of the checkout or this machine, where possible before the build starts.
 
     `name` has no tag. `for_user` copies the image into that user's storage, too.
     """

@@ -1,4 +1,4 @@
-"""Stages what an image is built from in a folder: checked, resolved, and nothing else."""
+"""Stages an image's build context in a folder: only checked and resolved files."""
 
 import json
 import tempfile
@@ -30,7 +30,7 @@ _INGREDIENTS = (PACKAGE, USER_LEVEL, PROJECT_LEVEL, "Dockerfile", "requirements.
 
 @dataclass(frozen=True)
 class Checkout:
-    """A checkout, read and found good: everything that can be said before anything is built."""
+    """A checkout after all checks that are possible before the build."""
 
     root: Path
     files: list[SettingsFile]
@@ -142,9 +142,9 @@ def _labels(checkout: Checkout, manifest: dict[str, Any]) -> dict[str, str]:
 def _commit(root: Path) -> str:
     if not (root / ".git").exists():
         return "unknown"
-    mend = "install git, or build from an exported tree without .git"
-    commit = run(["git", "rev-parse", "HEAD"], mend, cwd=root).strip()
-    changed = run(["git", "status", "--porcelain", "--", *_INGREDIENTS], mend, cwd=root).strip()
+    fix = "install git, or build from an exported tree without .git"
+    commit = run(["git", "rev-parse", "HEAD"], fix, cwd=root).strip()
+    changed = run(["git", "status", "--porcelain", "--", *_INGREDIENTS], fix, cwd=root).strip()
     return f"{commit}-dirty" if changed else commit
 
 

@@ -1,4 +1,4 @@
-"""What an image says of itself, and where things are in it. Whoever starts sessions in one reads it from here."""
+"""Labels of an image and the paths inside it. The code that starts sessions in images reads both."""
 
 IMAGE_NAME = "claude-hitl-worker"
 

@@ -77,6 +77,6 @@ def pin_npm(declared: Mapping[str, str] | None, folder: Path) -> list[str]:
 
 
 def fetch_npm(folder: Path) -> None:
-    """Installs what is locked into `node_modules`, so that the build needs no registry."""
+    """Installs the locked packages into `node_modules`, so that the build needs no registry."""
     if (folder / "package-lock.json").exists():
         run(["npm", "ci", "--omit=dev", *_NPM], MEND_NPM, cwd=folder)

@@ -1,7 +1,7 @@
-"""The whole store in one file, and back: of either database into either, consistent while the service writes.
+"""Backs up the whole store to one file and restores it, on either database, consistently while the service writes.
 
-The file is a zip: `backup.json` says of what it is made, `<table>.jsonl` has a table's rows, each on a line. It holds
-conversations, and hashes of API keys; no key.
+The file is a zip: `backup.json` describes it, `<table>.jsonl` has a table's rows, one per line. It holds
+conversations and hashes of API keys, but no key.
 """
 
 import json

@@ -21,7 +21,7 @@ from claude_hitl_template.config.secret_files import hash_api_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
-from tools.bench.parked_load import Waiting, make_crowd
+from tools.bench.parked_load import Waiting, make_parked_load
 
 KEY = "key-of-the-schema-tests"
 WAIT_S = 60.0
@@ -47,19 +47,19 @@ CHECKS = {
 
 
 @pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Threaded, list[Waiting]]]:
+def parked_sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Threaded, list[Waiting]]]:
     """A service in which nobody drives sessions, and sessions in it that wait for decisions."""
     folder = tmp_path_factory.mktemp("schema")
     at = Settings.load().model_copy(update={"data_dir": folder, "database_url": None})
-    made = asyncio.run(make_crowd(at, hash_api_key(KEY), CROWD))
+    made = asyncio.run(make_parked_load(at, hash_api_key(KEY), CROWD))
     with serve_in_thread(folder, keys={"first key": KEY}, driving=False) as served:
         yield served, made
 
 
 @pytest.fixture(scope="module")
-def document(crowd: tuple[Threaded, list[Waiting]]) -> BaseSchema:
+def document(parked_sessions: tuple[Threaded, list[Waiting]]) -> BaseSchema:
     """The document as the service hands it out."""
-    url = f"{crowd[0].service.url}/v1/openapi.json"
+    url = f"{parked_sessions[0].service.url}/v1/openapi.json"
     raw = requests.get(url, headers={"x-api-key": KEY}, timeout=WAIT_S).json()
     return schemathesis.openapi.from_dict(raw, config=SchemathesisConfig.from_dict({"checks": CHECKS}))
 
@@ -99,9 +99,9 @@ def ends_sessions(route: str) -> bool:
 
 @pytest.mark.parametrize("route", sorted(OPERATIONS, key=ends_sessions))
 def test_what_comes_back_is_what_the_document_says(
-    route: str, crowd: tuple[Threaded, list[Waiting]], document: BaseSchema, scale: int
+    route: str, parked_sessions: tuple[Threaded, list[Waiting]], document: BaseSchema, scale: int
 ):
-    served, made = crowd
+    served, made = parked_sessions
     method, path = route.split()
     operation = document[path][method]
     patience = STREAM_S if OPERATIONS[route].media == "text/event-stream" else (WAIT_S,)

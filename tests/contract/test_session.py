@@ -36,7 +36,7 @@ from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import TranscriptKey
 from claude_hitl_template.testing.clock import FakeClock
 from claude_hitl_template.testing.memory_backend import MemoryBackend
-from claude_hitl_template.workspace.sync import Place
+from claude_hitl_template.workspace.sync import WorkspaceLocation
 from tests.serving import model_app, serving
 
 KEY = "key_test"
@@ -70,8 +70,8 @@ class House:
         return self.root / "workspace"
 
     @property
-    def place(self) -> Place:
-        return Place(self.workspace, self.root / "saved")
+    def place(self) -> WorkspaceLocation:
+        return WorkspaceLocation(self.workspace, self.root / "saved")
 
     async def drive(self) -> None:
         """One owner, from its lease to its parking."""
@@ -394,7 +394,7 @@ async def test_a_call_that_nobody_decided_on_in_time_never_runs(tmp_path: Path, 
     assert await h.store.expire_due() == 1
     await h.drive()
     assert (await h.until_idle())["type"] == "end_turn"
-    assert "nobody decided" in (await h.said()).lower()
+    assert "no decision" in (await h.said()).lower()
     assert not (h.workspace / "hello.txt").exists()
 
 

@@ -500,7 +500,9 @@ async def test_a_denied_host_stays_refused_in_its_turn_and_the_agent_is_told_why
         again = [(await a.get("one.example.org")).json()["error"] for _ in range(3)]
         assert all("not ours" in one for one in again)
         assert len(await a.approvals()) == 1
-        assert (await a.store.get_session(a.session_id)).untold == ()  # the model was told by the refusal
+        assert (
+            await a.store.get_session(a.session_id)
+        ).unreported_refusals == ()  # the model was told by the refusal
 
 
 @pytest.mark.parametrize("remember", [True, False])
@@ -542,11 +544,11 @@ async def test_a_stale_owner_opens_nothing(address: str):
 
 
 async def test_a_store_that_is_away_opens_nothing(address: str):
-    class Away(CoreStore):
+    class StoreUnreachable(CoreStore):
         async def ask_network(self, *_: Any, **__: Any) -> Approval:
             raise Unavailable("the store is away")
 
-    async with asking(address, store=Away(MemoryBackend())) as a:
+    async with asking(address, store=StoreUnreachable(MemoryBackend())) as a:
         answer = await a.get("one.example.org")
     assert (answer.status_code, "try again" in answer.json()["error"]) == (403, True)
 

@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.policy import (
     PermissionPolicy,
     Rule,
     Verdict,
-    digest,
     evaluate,
     remember_rule,
     validate_remember,
