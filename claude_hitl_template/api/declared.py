@@ -92,7 +92,7 @@ def check_path(request: Request) -> None:
     """Raises NotFound for an id that no id can look like."""
     for value in request.path_params.values():
         if "\x00" in value or len(value) > MAX_ID_CHARS:
-            raise NotFound("not found: no id looks like this")
+            raise NotFound("not found, or not visible to this key")
 
 
 async def check_no_body(request: Request) -> None:

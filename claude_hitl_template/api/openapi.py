@@ -34,9 +34,21 @@ def _build(app: FastAPI) -> dict[str, Any]:
     schemas = {**streamed["$defs"], **components["schemas"]}
     for name in ("HTTPValidationError", "ValidationError"):
         del schemas[name]
-    for operation in (one for path in document["paths"].values() for one in path.values()):
-        operation["responses"].pop("422", None)  # FastAPI assumes it; ours is the documented 400
     components["schemas"] = dict(sorted(schemas.items()))
+    components["responses"] = _shared_errors(document)
     components["securitySchemes"] = _SECURITY_SCHEMES
     app.openapi_schema = document
     return document
+
+
+def _shared_errors(document: dict[str, Any]) -> dict[str, Any]:
+    """Replaces the errors that operations have in common by references, which the returned components resolve."""
+    shared: dict[str, Any] = {}
+    for operation in (one for path in document["paths"].values() for one in path.values()):
+        responses = operation["responses"]
+        responses.pop("422", None)  # FastAPI assumes it; ours is the documented 400
+        for status in responses.keys() - {"200"}:
+            name = f"Error{status}"
+            if shared.setdefault(name, responses[status]) == responses[status]:
+                responses[status] = {"$ref": f"#/components/responses/{name}"}
+    return dict(sorted(shared.items()))

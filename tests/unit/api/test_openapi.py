@@ -25,7 +25,12 @@ def operations(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def parts(found: dict[str, Any]) -> dict[str, Any]:
     """What a change may concern, by a name that says where to look."""
-    return dict(operations(found)) | found["components"]["schemas"] | {"info": found["info"]}
+    return (
+        dict(operations(found))
+        | found["components"]["schemas"]
+        | found["components"]["responses"]
+        | {"info": found["info"]}
+    )
 
 
 def test_the_api_is_the_committed_one(generated: dict[str, Any]):
@@ -54,9 +59,12 @@ def test_every_operation_documents_the_errors_that_its_kind_has(generated: dict[
         needed |= {"404"} if "{" in route else set()
         assert needed <= set(operation["responses"]), route
         for status, response in operation["responses"].items():
-            assert "request-id" in response["headers"], (route, status)
+            name = response.get("$ref", "").rpartition("/")[2]
+            found = generated["components"]["responses"][name] if name else response
+            assert "request-id" in found["headers"], (route, status)
 
 
-def test_every_reference_has_a_schema(generated: dict[str, Any]):
-    named = {text.split('"')[0] for text in json.dumps(generated).split('"#/components/schemas/')[1:]}
-    assert named <= set(generated["components"]["schemas"])
+@pytest.mark.parametrize("kind", ["schemas", "responses"])
+def test_every_reference_leads_somewhere_and_nothing_is_left_over(generated: dict[str, Any], kind: str):
+    named = {text.split('"')[0] for text in json.dumps(generated).split(f'"#/components/{kind}/')[1:]}
+    assert named == set(generated["components"][kind])
