@@ -18,6 +18,7 @@ from claude_hitl_template.store.protocol import Clients
 REMEMBER_S = 0.5  # how long a key that was found is cached, and so how long a revoked key may still work
 REMEMBERED = 10_000
 WRONG_KEYS = 30  # per minute, from one address
+_CALLER = "claude_hitl.caller"  # in the scope, which is each request's own
 
 
 class WrongKeys:
@@ -111,19 +112,22 @@ def presented_key(request: Request) -> str:
 
 
 class Access:
-    """A dependency that says who may call a route. Each route has exactly one.
+    """A dependency that says who may call a route, and is the caller's key. Each route has exactly one.
 
-    `routing.Route` awaits it before it reads anything else of the request, so that an unknown caller learns nothing
-    and makes the service read no body. FastAPI awaits it again, and gets the same caller.
+    `routing.Route` checks it before it reads anything else of the request, so that an unknown caller learns nothing and
+    makes the service read no body. FastAPI reads a body before it awaits dependencies.
     """
 
     def __init__(self, check: Callable[[Authenticator, Request], Awaitable[ApiKey | None]]) -> None:
         self._check = check
 
+    async def admit(self, request: Request) -> None:
+        """Identifies the caller. Raises Unauthorized, RateLimited."""
+        request.scope[_CALLER] = await self._check(request.app.state.authenticator, request)
+
     async def __call__(self, request: Request) -> ApiKey | None:
-        if not hasattr(request.state, "caller"):
-            request.state.caller = await self._check(request.app.state.authenticator, request)
-        return request.state.caller
+        """The caller. Raises KeyError, so that nothing is answered, unless it was admitted."""
+        return request.scope[_CALLER]
 
 
 API_KEY = Access(Authenticator.api_key)

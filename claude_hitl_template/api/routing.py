@@ -87,7 +87,7 @@ class Route(APIRoute):
         declared, takes_body = Declared.of(self.dependant), self.body_field is not None
 
         async def strict(request: Request) -> Response:
-            await access(request)
+            await access.admit(request)
             check_path(request)
             declared.check(request)
             service: Service = request.app.state.service

@@ -153,3 +153,10 @@ def test_a_route_that_does_not_say_who_may_call_it_is_a_defect():
     open_to_all = APIRouter(route_class=Route)
     with pytest.raises(AssertionError, match="does not say who may call it"):
         open_to_all.get("/notes")(post_note)
+
+
+def test_an_access_that_no_route_checked_answers_nothing():
+    app = FastAPI(dependencies=[Depends(ACCESS)])
+    app.get("/notes")(lambda: "open")
+    with pytest.raises(KeyError):
+        TestClient(app, headers={"x-api-key": "right"}).get("/notes")
