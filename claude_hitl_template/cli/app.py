@@ -58,6 +58,7 @@ app.command()(backup.restore)
 app.command()(chaos.chaos)
 app.command()(development.clean)
 app.command()(development.check)
+app.command(hidden=True)(development.openapi)
 app.command("test", context_settings=_PASS_ON)(development.run_tests)
 
 

@@ -46,7 +46,7 @@ class Copied:
 def back_up(url: str, path: Path) -> Copied:
     """Writes the store as it is at one moment. `path` is replaced when all of it is written.
 
-    Raises ConfigError, and Away when the database does not answer.
+    Raises ConfigError, and StoreUnreachable when the database does not answer.
     """
     unfinished = path.with_name(f"{path.name}.part")
     try:
@@ -68,7 +68,7 @@ def restore(url: str, path: Path, *, force: bool = False) -> Copied:
     """Makes the store what it was when the backup was made: all of it, or nothing changes.
 
     Raises InvalidInput for a file that is no backup of this or an older version, ConfigError when the database is in
-    use or, without `force`, not empty; Away.
+    use or, without `force`, not empty; StoreUnreachable.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -91,8 +91,8 @@ def prepare_schema(url: str, *, patience_s: float) -> None:
 def migrate(url: str) -> None:
     """Brings the schema at `url` to the newest migration. Blocking. A schema that is newer yet is left as it is.
 
-    Ledgers that start at once take turns. Raises ConfigError when the database cannot be opened or written, Away when
-    it does not answer.
+    Ledgers that start at once take turns. Raises ConfigError when the database cannot be opened or written, StoreUnreachable
+    when it does not answer.
     """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))

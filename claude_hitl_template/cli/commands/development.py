@@ -1,4 +1,4 @@
-"""`hitl clean`, `hitl check` and `hitl test`, for developers of the project; `hitl bootstrap-host` for a new host."""
+"""Commands for developers of the project: `hitl clean`, `check`, `openapi`, `test`; `hitl bootstrap-host` for a new host."""
 
 import os
 import shutil
@@ -86,6 +86,15 @@ def check() -> None:
             typer.echo(f"failed: {name}", err=True)
             raise typer.Exit(1)
     typer.echo("all checks passed")
+
+
+def openapi() -> None:
+    """Writes docs/openapi.json, the API document that the routes make. Commit it with an intended change of the API."""
+    from claude_hitl_template.api.app import document  # noqa: PLC0415  (slow to import)
+
+    path = ROOT / "docs/openapi.json"
+    path.write_text(document())
+    typer.echo(f"wrote {path}")
 
 
 def run_tests(
