@@ -18,6 +18,7 @@ from ray.util import list_named_actors
 from claude_hitl_template import code_version
 from claude_hitl_template.claude.cli_engine import CliConfig, CliEngine, is_plan_folder
 from claude_hitl_template.claude.layers import image_layers
+from claude_hitl_template.claude.limits import over_memory
 from claude_hitl_template.claude.sandbox import SandboxConfig, has_sandboxes
 from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.cluster.containers import runtime_env
@@ -26,7 +27,6 @@ from claude_hitl_template.config import logs
 from claude_hitl_template.domain.models import Environment, Session
 from claude_hitl_template.domain.policy.floor import Floor
 from claude_hitl_template.errors import ConfigError, EngineError, StaleOwner
-from claude_hitl_template.presentation.text import size
 from claude_hitl_template.session.gate import Gate
 from claude_hitl_template.session.runner import Limits, SessionRunner
 from claude_hitl_template.store.protocol import Owners, Reachable
@@ -39,7 +39,8 @@ WATCH_S = 1.0
 
 @dataclass(frozen=True)
 class Share:
-    """What an awake session may use. Ray sets CPUs and memory aside; memory and processes are watched."""
+    """What an awake session may use. Ray sets CPUs and memory aside; memory and processes are watched, and its sandbox has
+    hard limits above them (`claude/limits.py`)."""
 
     cpus: float
     memory_bytes: int
@@ -107,7 +108,7 @@ class ClaudeSessionActor:
         try:
             await asyncio.to_thread(_move_in, home, session.id)
             self._runner = self._make_runner(assignment, home)
-            await first_of(self._runner.run(), _watch(self._runner, assignment.share))
+            await first_of(self._runner.run(), watch(self._runner, assignment.share))
         except StaleOwner:
             return "taken over"
         except EngineError as error:
@@ -168,16 +169,12 @@ async def first_of(work: Coroutine[Any, Any, None], watch: Coroutine[Any, Any, N
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _watch(runner: SessionRunner, share: Share) -> None:
+async def watch(runner: SessionRunner, share: Share) -> None:
     """Stops a session that uses more than its share, before the machine's other sessions have to pay for it."""
     while True:
         memory_bytes, processes = await asyncio.to_thread(_used)
         if memory_bytes > share.memory_bytes:
-            await _stop_for(
-                runner,
-                f"the session's processes used {size(memory_bytes)} of memory, and {size(share.memory_bytes)} are its "
-                "share (HITL_SESSION_MEMORY_BYTES): they were stopped. Send a message to go on, with work in smaller pieces",
-            )
+            await _stop_for(runner, over_memory(memory_bytes, share.memory_bytes))
         elif processes > share.processes:
             await _stop_for(
                 runner,

@@ -11,6 +11,7 @@ import structlog
 from ray.exceptions import RayError
 
 from claude_hitl_template import code_version, fault_points
+from claude_hitl_template.claude.limits import HardLimits
 from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.cluster.actor import Assignment, cleanup_actor, get_actor, list_actors
 from claude_hitl_template.cluster.clocks import LeaseWatch, Pause, SteadyClock
@@ -335,6 +336,12 @@ class SupervisorService:
             requests=settings.turn_requests,
             model_bytes=settings.turn_model_bytes,
             credentials=self._credentials(),
+            limits=HardLimits(
+                settings.session_processes,
+                settings.session_memory_bytes,
+                settings.session_open_files,
+                settings.session_file_bytes,
+            ),
         )
 
     def _credentials(self) -> tuple[Credential, ...]:
