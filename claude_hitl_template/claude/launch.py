@@ -13,6 +13,7 @@ Its start is part of each session's, so that it imports next to nothing: a fifth
   - `user`, `group`: who it runs as on this machine, when this runs as root; `inside`: the same as the sandbox sees it
   - `groups`: files of control groups that are joined, as far as they can be
   - `limits`: resource limits, as `setrlimit` takes them; soft and hard ones are the same
+  - `filter`: the program of a seccomp filter, or null
   - `hand_over`: a unix socket to which a listening socket on the sandbox's loopback interface is sent, `port` is its port
 """
 
@@ -72,6 +73,8 @@ def enclose(sandbox: "dict[str, Any]", command: list[str], environment: dict[str
             staged = stage([program, libraries or "/usr", *sources(arguments)])
             program, libraries = staged[program], libraries and staged[libraries]
             arguments = [*staged_sources(arguments, staged)]
+        if sandbox["filter"]:
+            arguments += ["--seccomp", str(in_memory(sandbox["filter"]))]
         if libraries:
             environment["LD_LIBRARY_PATH"] = libraries
             arguments += ["--unsetenv", "LD_LIBRARY_PATH"]
@@ -154,6 +157,14 @@ def become_nobody(user: int, group: int) -> None:
     else:
         write("/proc/self/setgroups", "deny")
         map_to("/proc/self", user, group)
+
+
+def in_memory(content: bytes) -> int:
+    """An open file for the program that this process becomes."""
+    descriptor = os.memfd_create("filter", 0)
+    os.write(descriptor, content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 def join(groups: list[str]) -> None:

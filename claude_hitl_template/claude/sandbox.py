@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from claude_hitl_template.claude.limits import HardLimits
+from claude_hitl_template.claude.syscall_filter import syscall_filter
 from claude_hitl_template.config.credentials import Credential
 from claude_hitl_template.errors import EngineError
 from claude_hitl_template.presentation.checks import Check
@@ -238,6 +239,7 @@ def plan_of(config: SandboxConfig, places: Places, groups: Sequence[str] = ()) -
         "group": group,
         "groups": list(groups),
         "limits": config.limits.resources(),
+        "filter": syscall_filter(os.uname().machine),
         "hand_over": str(places.hand_over),
         "port": PROXY_PORT,
     }
@@ -361,13 +363,13 @@ def _scope(user: int) -> str:
         f"--tmpfs {place} --remount-ro {place}"
         for place in (OWN, f"{TMP}/cc-socks", f"{TMP}/cc-socks-{user}")
     )
-    unset = " ".join(f"--unsetenv {name}" for name in OF_THE_CLI)
     # What an agent's own programs serve there is not behind the proxy; the loopback that the CLI's mcp_servers name is.
     direct = " ".join(f"--setenv {name} localhost,127.0.0.1,::1" for name in ("no_proxy", "NO_PROXY"))
     return f"""#!/bin/sh
+unset {" ".join(OF_THE_CLI)}
 set -- "${{BASH:-/bin/bash}}" -c "$1"
 exec {BWRAP} --unshare-user --disable-userns --unshare-pid --cap-drop ALL --die-with-parent --dev-bind / / \\
-  --ro-bind "$CLAUDE_CONFIG_DIR" "$CLAUDE_CONFIG_DIR" {hidden} --proc /proc {unset} {direct} -- "$@"
+  --ro-bind "$CLAUDE_CONFIG_DIR" "$CLAUDE_CONFIG_DIR" {hidden} --proc /proc {direct} -- "$@"
 """
 
 
