@@ -57,8 +57,19 @@ class Tool:
         name = check_reference(image)
         if self.name == "buildah":
             found = json.loads(run([self.program, "inspect", "--type=image", name], MEND_NO_IMAGE))
-            return {"Config": found["Docker"]["config"], "RepoDigests": [], "Id": found["FromImageID"]}
+            digest = found.get("FromImageDigest")
+            digests = [f"{_repository(name)}@{digest}"] if digest else []
+            return {"Config": found["Docker"]["config"], "RepoDigests": digests, "Id": found["FromImageID"]}
         return dict(json.loads(run([self.program, "image", "inspect", name], MEND_NO_IMAGE))[0])
+
+    def pull(self, image: str) -> None:
+        """Its output goes to the user. Raises ConfigError."""
+        show([self.program, "pull", check_reference(image)], MEND_BUILD)
+
+    def pinned(self, image: str) -> str | None:
+        """A local image as name@digest; None where its digest is not known."""
+        digests = [str(digest) for digest in self.inspect(image).get("RepoDigests") or []]
+        return next((digest for digest in digests if "@sha256:" in digest), None)
 
     def push(self, image: str) -> str:
         """Pushes an image; returns its name with the digest that the registry knows it by. Raises ConfigError."""
