@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from claude_hitl_template.claude import sandbox
+from claude_hitl_template.claude.injection import Injector
 from claude_hitl_template.claude.limits import ControlGroups
 from claude_hitl_template.claude.sandbox import SandboxConfig
 
@@ -21,6 +22,7 @@ def sandboxed(folder: Path, command: str, config: SandboxConfig) -> "Generator[s
     workspace.mkdir(parents=True, exist_ok=True)
     sandbox.give(workspace)
     places = sandbox.make_places(folder / "run", workspace, SHELL)
+    Injector(config.credentials, places.run).make()
     (folder / "config").mkdir()
     inside = sandbox.environment_of(config)
     plan = sandbox.plan_of(config, places, groups.make(config.limits))
