@@ -188,8 +188,9 @@ class Egress:
                 return
 
     async def _refuse(self, client: ClientConnection, refused: Refused, target: str) -> None:
-        log.info("egress refused", target=target, why=refused.text)
-        if len(self._refusals) < REFUSALS_TOLD:
+        # A command may ask as often as it likes; the log is on the service's disk.
+        if refused.text not in self._refusals and len(self._refusals) < REFUSALS_TOLD:
+            log.info("egress refused", target=target, why=refused.text)
             self._refusals[refused.text] = None
         text = json.dumps({"error": refused.text}).encode()
         # Of what a CONNECT is answered with, programs show the first line at most.

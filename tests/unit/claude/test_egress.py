@@ -12,8 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from claude_hitl_template.claude.egress import (
+    REFUSALS_TOLD,
     Egress,
     Resolve,
     host_of,
@@ -205,6 +207,18 @@ async def test_every_connection_asks_for_the_name_once_and_goes_where_it_was_tol
         first = await ask(proxy, f"http://rebinding.example.org:{port}/")
         second = await ask(proxy, f"http://rebinding.example.org:{port}/")
     assert [first.status_code, second.status_code] == [200, 403]
+
+
+async def test_a_command_that_asks_again_and_again_does_not_fill_the_log():
+    async with proxied(egress := made([])) as proxy:
+        with structlog.testing.capture_logs() as logged:
+            for number in range(60):
+                assert (await ask(proxy, f"http://n{number % 30}.example.org/")).status_code == 403
+            told = egress.refusals()
+            assert (await ask(proxy, "http://n1.example.org/")).status_code == 403
+    refused = [line for line in logged if line["event"] == "egress refused"]
+    assert len(told) == REFUSALS_TOLD
+    assert len(refused) == REFUSALS_TOLD + 1  # the last one belongs to the next call
 
 
 @pytest.mark.parametrize(
