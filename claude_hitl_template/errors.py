@@ -16,7 +16,7 @@
     |-- EngineError            the Claude Code CLI, or what it talks to, failed
     |-- InternalError          a defect of the service; its log has the traceback
     `-- Unavailable            a part of the service does not answer; trying again is right
-        `-- StoreUnreachable               ... because the database does not answer; a write may or may not have been kept
+        `-- StoreUnreachable   ... because the database does not answer; a write may or may not have been kept
 
 Errors cross Ray, so each class passes all arguments to `super().__init__` and can be pickled.
 They are independent of HTTP; `api/problems.py` maps them.

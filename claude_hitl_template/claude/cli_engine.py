@@ -57,6 +57,7 @@ TOOLS = (
 )  # fmt: skip
 HOOK_TIMEOUT_S = 400 * 86400  # the gate decides how long a call waits, not the hook
 STDERR_LINES = 20
+WATCH_S = 1.0
 SET_BY_SDK = ("CLAUDE_AGENT_SDK_VERSION",)  # always set, independent of the environment
 # The CLI asks the model again after 0.5, 1, 2, 4, 8, 16 and 32 s, or when a `retry-after` of up to a minute says:
 # a model that cannot be reached ends the turn after 65 to 80 s, and one that limits the rate after 7 minutes at most.
@@ -212,7 +213,8 @@ class CliEngine:
         self._commands = COMMANDS
         self._outlets = self._make_outlets()
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
-        self._gate_failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watching: asyncio.Task[None] | None = None
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self, *, resume: bool, plan_mode: bool) -> None:
         await asyncio.to_thread(_make_workspace, self._config.workspace)
@@ -270,7 +272,7 @@ class CliEngine:
     async def events(self) -> AsyncIterator[EngineEvent]:
         reader = Reader(self._session.transcript_id)
         try:
-            async for message in _until(self._connected().receive_messages(), self._gate_failed):
+            async for message in _until(self._connected().receive_messages(), self._failed):
                 for event in reader.read(message):
                     if isinstance(event, ToolResult) and self._outlets is not None:
                         self._outlets.egress.shut(event.call_id)
@@ -280,6 +282,8 @@ class CliEngine:
                 f"a message of the Claude Code CLI is not understood: {error}", retryable=False
             ) from error
         except (ClaudeSDKError, OSError) as error:
+            if why := self._outlets.over_memory() if self._outlets else None:
+                raise EngineError(why, retryable=False) from error
             raise EngineError(f"the Claude Code CLI ended: {error}{self._last_words()}") from error
         raise EngineError(f"the Claude Code CLI ended without a message{self._last_words()}")
 
@@ -339,12 +343,24 @@ class CliEngine:
         try:
             await asyncio.to_thread(sandbox.give, self._config.workspace)
             await self._outlets.open()
+            self._watching = asyncio.create_task(self._watch_memory(self._outlets))
         except OSError as error:
             raise EngineError(
                 f"the session's sandbox cannot be prepared: {error}", retryable=False
             ) from error
 
+    async def _watch_memory(self, outlets: Outlets) -> None:
+        """The kernel ends a process of its own choice: the turn must not go on as if its command had only failed."""
+        while (why := outlets.over_memory()) is None:  # noqa: ASYNC110 - the kernel counts, and calls nobody
+            await asyncio.sleep(WATCH_S)
+        log.warning("over its memory limit", session=self._session.id, why=why)
+        if not self._failed.done():
+            self._failed.set_exception(EngineError(why, retryable=False))
+
     async def _close_outlets(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         if self._outlets is not None:
             await self._outlets.close()
 
@@ -456,9 +472,9 @@ class CliEngine:
             return await asking
         except HitlError as error:
             log.warning("gate failed", session=self._session.id, call=use.call_id, why=str(error))
-            if not self._gate_failed.done():
+            if not self._failed.done():
                 why = f"the service could not check whether {use.call_id} may run: {error}"
-                self._gate_failed.set_exception(EngineError(why))
+                self._failed.set_exception(EngineError(why))
             await asyncio.Event().wait()  # until the CLI is ended
             raise
 

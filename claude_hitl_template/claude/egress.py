@@ -42,6 +42,21 @@ PORTS = {"http": 80, "https": 443}
 
 REFUSALS_TOLD = 20
 NEVER_PUBLIC = ("localhost", "local", "internal", "home.arpa")
+# What Python's list of addresses that are not global lacks.
+NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # Azure's service for its machines, from inside of them alone
+        "192.0.0.0/24",  # of protocols, not of hosts
+        "192.88.99.0/24",  # relays of 6to4, which led into other networks
+        "64:ff9b:1::/48",  # NAT64 of one's own network, whatever lies behind
+        "3fff::/20",  # for documentation
+        "5f00::/16",  # segments of one's own network
+        "fec0::/10",  # site-local
+    )
+)
+# Their last 32 bits are an IPv4 address: NAT64, IPv4-compatible, IPv4-translated.
+EMBEDDING = tuple(ipaddress.ip_network(network) for network in ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96"))
 _TARGET = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):[0-9]+")
 PRIVATE = "{name} is an address of this machine or of a private network, which no session may reach"
 
@@ -66,13 +81,30 @@ def is_public(address: str) -> bool:
     """Whether an address is public: not loopback, private, link-local (metadata), reserved or multicast, and not an embedded
     form of one of those."""
     found = ipaddress.ip_address(address.partition("%")[0])
+    if any(found in network for network in NOT_PUBLIC if network.version == found.version):
+        return False
     if isinstance(found, ipaddress.IPv6Address):
         inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
         if inner is not None:
             return is_public(str(inner))
-        if found in ipaddress.ip_network("64:ff9b::/96"):
+        if any(found in network for network in EMBEDDING):
             return is_public(str(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)))
     return found.is_global and not found.is_multicast
+
+
+def is_own(address: str) -> bool:
+    """Whether it is one of this machine's addresses, public ones too: its services listen there. Nothing is sent."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as one:
+        try:
+            one.connect((address, 9))
+        except OSError:  # no route leads there
+            return False
+        return bool(one.getsockname()[0] == address)  # the kernel answers an address of its own from itself
+
+
+def may_reach(address: str) -> bool:
+    return is_public(address) and not is_own(address)
 
 
 def host_of(url: str) -> Host | None:
@@ -109,7 +141,7 @@ class Egress:
         injector: Injector | None = None,
         *,
         resolve: Resolve = resolve,
-        allows_address: Callable[[str], bool] = is_public,
+        allows_address: Callable[[str], bool] = may_reach,
     ) -> None:
         self._declared = {host for url in declared if (host := host_of(url)) is not None}
         self._hosts = hosts
@@ -156,8 +188,9 @@ class Egress:
                 return
 
     async def _refuse(self, client: ClientConnection, refused: Refused, target: str) -> None:
-        log.info("egress refused", target=target, why=refused.text)
-        if len(self._refusals) < REFUSALS_TOLD:
+        # A command may ask as often as it likes; the log is on the service's disk.
+        if refused.text not in self._refusals and len(self._refusals) < REFUSALS_TOLD:
+            log.info("egress refused", target=target, why=refused.text)
             self._refusals[refused.text] = None
         text = json.dumps({"error": refused.text}).encode()
         # Of the answer to a CONNECT, programs show the first line at most.
@@ -234,6 +267,8 @@ class Egress:
         headers = self._injector.headers(host, method, target, headers, tls=found.scheme == "https")
         headers = [("host", found.netloc.rpartition("@")[2]), *headers, ("connection", "close")]
         if any(n == "transfer-encoding" for n, _ in given):
+            # With a length besides, servers differ on where the request ends.
+            headers = [(n, v) for n, v in headers if n != "content-length"]
             headers.append(("transfer-encoding", "chunked"))
         return h11.Request(method=request.method, target=target, headers=_raw(headers))
 

@@ -11,6 +11,9 @@ $HITL_LAUNCH holds the plan that `sandbox.launch_plan` makes, marshalled by the 
   - `program`, `libraries`: bubblewrap, and the folder of libraries that came with it, or null
   - `arguments`: its arguments
   - `user`, `group`: who it runs as on this machine, when this runs as root; `inside`: the same as the sandbox sees it
+  - `groups`: files of control groups that are joined, as far as they can be
+  - `limits`: resource limits, as `setrlimit` takes them; soft and hard ones are the same
+  - `filter`: the program of a seccomp filter, or null
   - `hand_over`: a unix socket to which a listening socket on the sandbox's loopback interface is sent, `port` is its port
 """
 
@@ -18,6 +21,7 @@ import _socket  # `socket` imports more modules, which takes longer
 import fcntl
 import marshal
 import os
+import resource
 import sys
 
 TYPE_CHECKING = False  # as typing has it, which takes long to import
@@ -69,10 +73,14 @@ def enclose(sandbox: "dict[str, Any]", command: list[str], environment: dict[str
             staged = stage([program, libraries or "/usr", *sources(arguments)])
             program, libraries = staged[program], libraries and staged[libraries]
             arguments = [*staged_sources(arguments, staged)]
+        if sandbox["filter"]:
+            arguments += ["--seccomp", str(in_memory(sandbox["filter"]))]
         if libraries:
             environment["LD_LIBRARY_PATH"] = libraries
             arguments += ["--unsetenv", "LD_LIBRARY_PATH"]
+        join(sandbox["groups"])
         become_nobody(sandbox["user"], sandbox["group"])
+        limit(sandbox["limits"])
         hand_over(loopback(sandbox["port"]), f"/proc/self/fd/{owner}")
         os.execve(program, ["bwrap", *arguments, "--", *command], environment)  # noqa: S606
     except OSError as error:
@@ -149,6 +157,31 @@ def become_nobody(user: int, group: int) -> None:
     else:
         write("/proc/self/setgroups", "deny")
         map_to("/proc/self", user, group)
+
+
+def in_memory(content: bytes) -> int:
+    """An open file for the program that this process becomes."""
+    descriptor = os.memfd_create("filter", 0)
+    os.write(descriptor, content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def join(groups: list[str]) -> None:
+    """One that this process may not join is left out: the resource limits hold anyway."""
+    for path in groups:
+        try:
+            write(path, "0")
+        except OSError:
+            continue
+
+
+def limit(limits: list[tuple[int, int]]) -> None:
+    """After `become_nobody`: the kernel counts tasks for each user namespace, and for those that are made in it."""
+    for kind, value in limits:
+        most = resource.getrlimit(kind)[1]
+        value = value if most == resource.RLIM_INFINITY else min(value, most)  # noqa: PLW2901
+        resource.setrlimit(kind, (value, value))
 
 
 def map_to(process: str, user: int, group: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from claude_hitl_template.claude import sandbox
 from claude_hitl_template.claude.egress import Egress
 from claude_hitl_template.claude.injection import Injector
+from claude_hitl_template.claude.limits import ControlGroups, over_memory
 from claude_hitl_template.claude.sandbox import SandboxConfig, SandboxPaths
 from claude_hitl_template.model.socket import Budget, ModelSocket
 from claude_hitl_template.session.hosts import HostGate
@@ -37,6 +38,7 @@ class Outlets:
         self._model = ModelSocket(url, token, Budget(config.requests, config.model_bytes))
         self._injector = Injector(config.credentials, run)
         self.egress = Egress(servers if hosts.allows_mcp_servers else (), hosts, self._injector)
+        self._groups, self._joined = ControlGroups(), list[str]()
         self._taking: asyncio.Task[None] | None = None
         self._hand_over: socket.socket | None = None
 
@@ -45,6 +47,7 @@ class Outlets:
         places = self._places
         await asyncio.to_thread(sandbox.make_sandbox_paths, places.run, places.workspace, places.cli)
         await asyncio.to_thread(self._injector.make)
+        self._joined = await asyncio.to_thread(self._groups.make, self._config.limits)
         model, hand_over = (socket.socket(socket.AF_UNIX) for _ in range(2))
         self._hand_over = hand_over  # a task that is cancelled before it starts closes nothing
         sandbox.bind(model, places.sockets / Path(sandbox.MODEL_SOCKET).name)
@@ -53,7 +56,7 @@ class Outlets:
         self._taking = asyncio.create_task(self._take(hand_over))
 
     def plan(self) -> dict[str, object]:
-        return sandbox.plan_of(self._config, self._places)
+        return sandbox.plan_of(self._config, self._places, self._joined)
 
     def environment(self) -> dict[str, str]:
         """The CLI's environment: the local socket in place of the model's URL and key."""
@@ -70,6 +73,13 @@ class Outlets:
     def new_turn(self) -> None:
         self._model.new_turn()
 
+    def over_memory(self) -> str | None:
+        """Why the session is stopped, once the kernel has ended a process of the sandbox at its memory limit."""
+        limits = self._config.limits
+        if not self._groups.ended_for_memory():
+            return None
+        return over_memory(limits.most_memory_bytes, limits.memory_bytes)
+
     async def close(self) -> None:
         if self._taking is not None:
             self._taking.cancel()
@@ -78,6 +88,7 @@ class Outlets:
             self._hand_over.close()
         await self.egress.close()
         await self._model.close()
+        await asyncio.to_thread(self._groups.remove)
         await asyncio.to_thread(shutil.rmtree, self._places.run, True)
 
     async def _take(self, hand_over: socket.socket) -> None:

@@ -16,10 +16,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from claude_hitl_template.claude.limits import HardLimits
+from claude_hitl_template.claude.syscall_filter import syscall_filter
 from claude_hitl_template.config.credentials import Credential
 from claude_hitl_template.errors import EngineError
 from claude_hitl_template.presentation.checks import Check
@@ -65,6 +67,7 @@ OF_THE_CLI = (
     "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_UNIX_SOCKET", "CLAUDE_CODE_SHELL_PREFIX",
     "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
 )  # fmt: skip
+SCRATCH_BYTES = 64 * 1024**2  # of a folder in memory: what is in there is no process's, and no watch sees it
 CHECK_S = 20.0
 MOUNTINFO = Path("/proc/self/mountinfo")
 FIX = (
@@ -81,6 +84,7 @@ class SandboxConfig:
 
     `readable`, `writable`: further folders and files of this machine. `requests` and `model_bytes`:
     limits of one turn: requests to the model, and bytes in both directions. `credentials` stay with the owner.
+    `limits`: what all its processes together, and each of them, may use.
     """
 
     contained: bool = False
@@ -89,6 +93,7 @@ class SandboxConfig:
     requests: int = 2000
     model_bytes: int = 4 * 1024**3
     credentials: tuple[Credential, ...] = ()
+    limits: HardLimits = field(default_factory=HardLimits)
 
 
 def has_sandboxes() -> bool:
@@ -222,8 +227,8 @@ def make_sandbox_paths(run: Path, workspace: Path, cli: Path) -> SandboxPaths:
     return places
 
 
-def plan_of(config: SandboxConfig, places: SandboxPaths) -> dict[str, Any]:
-    """What launch.py needs to know of the sandbox."""
+def plan_of(config: SandboxConfig, places: SandboxPaths, groups: Sequence[str] = ()) -> dict[str, Any]:
+    """What launch.py needs to know of the sandbox. `groups`: the files through which a process joins its control groups."""
     wrap = find_bubblewrap()
     user, group = agent_ids()
     return {
@@ -232,6 +237,9 @@ def plan_of(config: SandboxConfig, places: SandboxPaths) -> dict[str, Any]:
         "arguments": [*_arguments(config, places, wrap)],
         "user": user,
         "group": group,
+        "groups": list(groups),
+        "limits": config.limits.resources(),
+        "filter": syscall_filter(os.uname().machine),
         "hand_over": str(places.hand_over),
         "port": PROXY_PORT,
     }
@@ -307,16 +315,24 @@ def _system(places: SandboxPaths) -> Iterator[str]:
             yield from ("--ro-bind", str(path), str(path))
     for name in ("passwd", "group", "hosts"):
         yield from ("--ro-bind", str(places.run / name), f"/etc/{name}")
-    yield from ("--bind", str(places.home), HOME, "--proc", "/proc", "--dev", "/dev")
+    yield from ("--bind", str(places.home), HOME, "--proc", "/proc", *_devices())
 
 
 def _image(places: SandboxPaths) -> Iterator[str]:
     """The image's own files, to be read; nothing that was mounted into its container: Ray's folder, sockets, tokens."""
     yield from ("--ro-bind", "/", "/")
     for point in _mounted(MOUNTINFO.read_text()):
-        yield from ("--tmpfs", str(point)) if point.is_dir() else ("--ro-bind", "/dev/null", str(point))
-    yield from ("--tmpfs", "/run", "--tmpfs", "/sys", "--proc", "/proc", "--dev", "/dev")
+        yield from _in_memory(str(point)) if point.is_dir() else ("--ro-bind", "/dev/null", str(point))
+    yield from (*_in_memory("/run"), *_in_memory("/sys"), "--proc", "/proc", *_devices())
     yield from ("--ro-bind", str(places.run / "hosts"), "/etc/hosts")
+
+
+def _in_memory(place: str) -> tuple[str, ...]:
+    return ("--size", str(SCRATCH_BYTES), "--tmpfs", place)
+
+
+def _devices() -> tuple[str, ...]:
+    return ("--dev", "/dev", *_in_memory("/dev/shm"), "--remount-ro", "/dev")  # noqa: S108 - the sandbox's own
 
 
 def _mounted(mountinfo: str) -> Iterator[Path]:
@@ -340,16 +356,20 @@ def _workspace(folder: Path) -> Iterator[str]:
 def _scope(user: int) -> str:
     """The program that the CLI hands each shell command to: a scope without the CLI's processes, sockets and transcripts.
 
-    What a command leaves in the background ends with it.
+    What a command leaves in the background ends with it. It makes no user namespaces: in one of its own it would have all
+    capabilities, and the kernel would let it mount, and much else that only root may do elsewhere.
     """
-    hidden = " ".join(f"--tmpfs {place}" for place in (OWN, f"{TMP}/cc-socks", f"{TMP}/cc-socks-{user}"))
-    unset = " ".join(f"--unsetenv {name}" for name in OF_THE_CLI)
+    hidden = " ".join(
+        f"--tmpfs {place} --remount-ro {place}"
+        for place in (OWN, f"{TMP}/cc-socks", f"{TMP}/cc-socks-{user}")
+    )
     # What an agent's own programs serve there is not behind the proxy; the loopback that the CLI's mcp_servers name is.
     direct = " ".join(f"--setenv {name} localhost,127.0.0.1,::1" for name in ("no_proxy", "NO_PROXY"))
     return f"""#!/bin/sh
+unset {" ".join(OF_THE_CLI)}
 set -- "${{BASH:-/bin/bash}}" -c "$1"
-exec {BWRAP} --unshare-user --unshare-pid --cap-drop ALL --die-with-parent --dev-bind / / \\
-  --ro-bind "$CLAUDE_CONFIG_DIR" "$CLAUDE_CONFIG_DIR" {hidden} --proc /proc {unset} {direct} -- "$@"
+exec {BWRAP} --unshare-user --disable-userns --unshare-pid --cap-drop ALL --die-with-parent --dev-bind / / \\
+  --ro-bind "$CLAUDE_CONFIG_DIR" "$CLAUDE_CONFIG_DIR" {hidden} --proc /proc {direct} -- "$@"
 """
 
 

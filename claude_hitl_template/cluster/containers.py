@@ -34,6 +34,7 @@ UNKNOWN_IMAGE = ("no such image", "image not known")
 COPYING_DRIVERS = ("vfs",)
 # A sandbox in a container has a /proc of its own, which the kernel grants only where nothing of the container's is masked.
 UNMASK = "--security-opt=unmask=ALL"
+NAME = "sandbox"  # as sandboxes without a container are called
 CLUSTER_LABEL = "org.claude-hitl.cluster"
 SHIM = Path(__file__).parents[1] / "bin"
 # The owner's own process is in the container too: memory, and the threads of Ray's worker.
@@ -81,6 +82,8 @@ def _run_flags(cluster: Path, image: str, memory_bytes: int, processes: int) -> 
     always = [
         "--rm",
         f"--label={_label(cluster)}",
+        f"--hostname={NAME}",  # with the host's network, podman would take this machine's
+        f"--add-host={NAME}:127.0.0.1",
         "--security-opt=no-new-privileges",
         "--cap-drop=all",
         UNMASK,

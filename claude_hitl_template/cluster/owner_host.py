@@ -17,7 +17,8 @@ PARKED = "parked"  # how an owner says that its session rests, and that it can d
 
 @dataclass(frozen=True)
 class Share:
-    """What an awake session may use. The host reserves CPUs and memory; memory and processes are watched."""
+    """What an awake session may use. The host reserves CPUs and memory; memory and processes are watched, and the session's
+    sandbox has hard limits above them (`claude/limits.py`)."""
 
     cpus: float
     memory_bytes: int

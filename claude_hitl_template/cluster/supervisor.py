@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from claude_hitl_template import code_version, fault_points
+from claude_hitl_template.claude.limits import HardLimits
 from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.cluster.clocks import STEADY_S, LeaseWatch, Pause, SteadyClock
 from claude_hitl_template.cluster.leftovers import Leftovers
@@ -416,6 +417,12 @@ class Supervisor:
             requests=settings.turn_requests,
             model_bytes=settings.turn_model_bytes,
             credentials=self._credentials(),
+            limits=HardLimits(
+                settings.session_processes,
+                settings.session_memory_bytes,
+                settings.session_open_files,
+                settings.session_file_bytes,
+            ),
         )
 
     def _credentials(self) -> tuple[Credential, ...]:

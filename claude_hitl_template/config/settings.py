@@ -220,6 +220,12 @@ class Settings(BaseSettings):
         ge=8,
         description="Processes that an awake session may have. One that has more is stopped with a reason.",
     )
+    session_open_files: int = Field(
+        4096, ge=256, description="Files that each process of a sandbox may have open at once."
+    )
+    session_file_bytes: int | None = Field(
+        None, ge=1024**2, description="Largest file that a sandbox may write. Default: any size."
+    )
     spare_owners: int = Field(
         1,
         ge=0,

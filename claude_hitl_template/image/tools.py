@@ -15,7 +15,7 @@ from claude_hitl_template.image.run import run, show
 
 # Ray starts containers with podman, whose images buildah shares; docker's are its own.
 ToolName = Literal["podman", "buildah", "docker"]
-MEND_BUILD = (
+FIX_BUILD = (
     "read what it said above; where the base image cannot be pulled, name another with --base, or make one of this "
     "machine with --from-host"
 )
@@ -43,7 +43,7 @@ class Tool:
         command += [f"--tag={check_reference(tag)}" for tag in tags]
         command += [f"--build-arg={name}={value}" for name, value in build_args.items()]
         command += [f"--label={name}={value}" for name, value in image_labels.items()]
-        show([*command, "."], MEND_BUILD, cwd=folder)
+        show([*command, "."], FIX_BUILD, cwd=folder)
 
     def has(self, image: str) -> bool:
         try:
@@ -57,8 +57,19 @@ class Tool:
         name = check_reference(image)
         if self.name == "buildah":
             found = json.loads(run([self.program, "inspect", "--type=image", name], FIX_NO_IMAGE))
-            return {"Config": found["Docker"]["config"], "RepoDigests": [], "Id": found["FromImageID"]}
+            digest = found.get("FromImageDigest")
+            digests = [f"{_repository(name)}@{digest}"] if digest else []
+            return {"Config": found["Docker"]["config"], "RepoDigests": digests, "Id": found["FromImageID"]}
         return dict(json.loads(run([self.program, "image", "inspect", name], FIX_NO_IMAGE))[0])
+
+    def pull(self, image: str) -> None:
+        """Its output goes to the user. Raises ConfigError."""
+        show([self.program, "pull", check_reference(image)], FIX_BUILD)
+
+    def pinned(self, image: str) -> str | None:
+        """A local image as name@digest; None where its digest is not known."""
+        digests = [str(digest) for digest in self.inspect(image).get("RepoDigests") or []]
+        return next((digest for digest in digests if "@sha256:" in digest), None)
 
     def push(self, image: str) -> str:
         """Pushes an image; returns its name with the digest that the registry knows it by. Raises ConfigError."""

@@ -33,8 +33,8 @@ def verify(image: str, tool: Tool, root: Path) -> list[Check]:
     try:
         found = _look_inside(image, tool)
     except ConfigError as error:
-        return [*_label_checks(config), Check("Start", "wrong", error.message, error.fix)]
-    return [*_label_checks(config), *inside_checks(found, config, lock)]
+        return [*label_checks(config), Check("Start", "wrong", error.message, error.fix)]
+    return [*label_checks(config), *inside_checks(found, config, lock)]
 
 
 def inside_checks(
@@ -96,7 +96,7 @@ def _look_inside(image: str, tool: Tool) -> dict[str, Any]:
     return dict(json.loads(output.strip().splitlines()[-1]))
 
 
-def _label_checks(config: Mapping[str, Any]) -> Iterator[Check]:
+def label_checks(config: Mapping[str, Any]) -> Iterator[Check]:
     found_labels: Mapping[str, str] = config.get("Labels") or {}
     names = (
         labels.VERSION,
@@ -110,8 +110,17 @@ def _label_checks(config: Mapping[str, Any]) -> Iterator[Check]:
     missing = [name for name in names if name not in found_labels]
     shown = f"{found_labels.get(labels.VERSION)} of {found_labels.get(labels.COMMIT)}"
     yield _places("Labels", missing, "missing", shown)
+    yield _base_check(found_labels)
     entry = config.get("Entrypoint")
     yield Check("No ENTRYPOINT", "wrong" if entry else "ok", f"{entry or 'none'}", REBUILD if entry else "")
+
+
+def _base_check(told: Mapping[str, str]) -> Check:
+    """Which image it was built on: a name alone may stand for another one by now."""
+    name, digest = told.get(labels.BASE_NAME) or "a base", told.get(labels.BASE_DIGEST)
+    if digest:
+        return Check("Base image", "ok", f"{name}, {digest}")
+    return Check("Base image", "warning", f"{name}, whose digest was not recorded", REBUILD)
 
 
 def _same(name: str, found: str, wanted: str, why: str) -> Check:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -64,6 +64,7 @@ class House:
     floor: Floor = BUILT_IN
     patience_s: float = WAIT_S
     sandbox: SandboxConfig | None = field(default_factory=default_sandbox)
+    runs: Callable[[SessionRunner], Coroutine[Any, Any, None]] = SessionRunner.run
 
     @property
     def workspace(self) -> Path:
@@ -95,7 +96,7 @@ class House:
             limits=self.limits,
             floor=self.floor,
         )
-        await asyncio.wait_for(runner.run(), self.patience_s)
+        await asyncio.wait_for(self.runs(runner), self.patience_s)
 
     async def send(self, *inbound: Any) -> list[Event]:
         return await self.store.send_events(self.session.id, KEY, inbound, decided_by="tester")

@@ -147,12 +147,12 @@ class Bench:
             )
             with step("Measuring sessions with a sandbox and without one"):
                 _interleaved(turn, partial(ours.turn, TEXT), partial(theirs.turn, TEXT), self._rounds)
-                for one, who, samples in (
-                    (inside, ours, memory.ours),
-                    (outside, theirs, memory.bare),
-                ):
-                    samples.append(_private_mib(one.processes_of(who.transcript_id)))
-                _interleaved(start, partial(_create, inside), partial(_create, outside), self._slow)
+                _interleaved(
+                    start,
+                    partial(_create, inside, memory.ours),
+                    partial(_create, outside, memory.bare),
+                    self._slow,
+                )
 
     @contextmanager
     def _database(self, settings: Settings) -> Generator[None]:
@@ -244,14 +244,20 @@ def _key_hash(settings: Settings) -> str:
     return hash_api_key(read_api_key(settings))
 
 
-def _create(one: BenchService) -> float:
-    """Seconds from a new session to its first agent event."""
+def _create(one: BenchService, memory_mib: list[float] | None = None) -> float:
+    """Seconds from a new session to its first agent event.
+
+    `memory_mib` is given the private memory of the session's processes afterwards; the CLI's heap differs by ten MiB from
+    one process to the next, so that one sample says little.
+    """
     one.until_spare()
     began = time.perf_counter()
     with conversation(one.client, TEXT) as fresh:
         fresh.until(lambda event: event["type"].startswith("agent."))
         seconds = time.perf_counter() - began
         fresh.until_rest()
+        if memory_mib is not None:
+            memory_mib.append(_private_mib(one.processes_of(fresh.transcript_id)))
     return seconds
 
 

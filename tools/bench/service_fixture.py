@@ -93,9 +93,12 @@ class BenchService:
         return before & self._idle()
 
     def processes_of(self, transcript_id: str) -> list[psutil.Process]:
-        """A session's processes: its CLI, and the owner that holds it. [] for a parked one."""
+        """A session's processes: its CLI, those of its sandbox, and the owner that holds it. [] for a parked one."""
         clis = [p for p in self._processes() if transcript_id in command(p)]
-        return clis + [parent for p in clis if (parent := p.parent()) is not None]
+        parents = [parent for p in clis if (parent := p.parent()) is not None]
+        return list(
+            dict.fromkeys([*clis, *parents])
+        )  # bubblewrap's processes name the session, and are parents
 
     def replica(self, deployment: str) -> psutil.Process:
         """Raises Unavailable."""

@@ -24,7 +24,11 @@ def build(
     tool: _Tool = None,
     name: _Name = labels.IMAGE_NAME,
     base: Annotated[
-        str | None, typer.Option(help="Base image. Default: Ray's own, of the locked version.")
+        str | None,
+        typer.Option(
+            envvar="RAY_BASE",
+            help="Base image, best as NAME@sha256:DIGEST. Default: Ray's own, of the locked version.",
+        ),
     ] = None,
     from_host: Annotated[
         bool, typer.Option("--from-host", help="Makes the base image from this machine; needs no registry.")
@@ -38,7 +42,7 @@ def build(
     from claude_hitl_template.image.build import build as build_image  # noqa: PLC0415  (slow to import)
 
     if from_host and base:
-        raise typer.BadParameter("--from-host makes the base; leave --base out")
+        raise typer.BadParameter("--from-host makes the base; leave --base and RAY_BASE out")
     found = tools.find_tool(tool)
     built = build_image(ROOT, found, name=name, base=base, from_host=from_host, for_user=for_user, say=say)
     _report(built)

@@ -187,3 +187,13 @@ def test_the_reason_of_a_container_that_did_not_start_names_what_is_wrong_now(po
     said = containers.why_not_started(IMAGE, "Error: whatever Ray says")
     assert "Fix:" in said
     assert "whatever Ray says" not in said
+
+
+def test_a_container_does_not_show_the_machines_name(podman: Podman, tmp_path: Path):
+    """It has the host's network, and podman would take the host's name with it."""
+    podman(image())
+    added = containers.raylet_environment(tmp_path / "hooks", tmp_path, IMAGE, 1024**3, 64)[
+        "HITL_PODMAN_RUN"
+    ].split()
+    assert "--hostname=sandbox" in added
+    assert "--add-host=sandbox:127.0.0.1" in added
