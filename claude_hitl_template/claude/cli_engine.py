@@ -351,7 +351,7 @@ class CliEngine:
 
     async def _watch_memory(self, outlets: Outlets) -> None:
         """The kernel ends a process of its own choice: the turn must not go on as if its command had only failed."""
-        while (why := outlets.over_memory()) is None:  # noqa: ASYNC110 - the kernel counts, and calls nobody
+        while (why := outlets.over_memory()) is None:  # noqa: ASYNC110 - the kernel counts, without a callback
             await asyncio.sleep(WATCH_S)
         log.warning("over its memory limit", session=self._session.id, why=why)
         if not self._failed.done():

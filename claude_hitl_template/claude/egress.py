@@ -267,7 +267,7 @@ class Egress:
         headers = self._injector.headers(host, method, target, headers, tls=found.scheme == "https")
         headers = [("host", found.netloc.rpartition("@")[2]), *headers, ("connection", "close")]
         if any(n == "transfer-encoding" for n, _ in given):
-            # With a length besides, servers differ on where the request ends.
+            # With a length in addition, servers differ on where the request ends.
             headers = [(n, v) for n, v in headers if n != "content-length"]
             headers.append(("transfer-encoding", "chunked"))
         return h11.Request(method=request.method, target=target, headers=_raw(headers))

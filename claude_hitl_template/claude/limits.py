@@ -1,7 +1,7 @@
 """Hard limits of one sandbox, which the kernel enforces at once; the owner's watch (`cluster/actor.py`) acts a second late.
 
 Two kinds. Resource limits hold on every machine: `launch.py` sets them inside of the sandbox's user namespace, so that the
-number of tasks counts for this sandbox alone. Control groups limit memory besides, where this process may make one: v1, v2
+number of tasks counts for this sandbox alone. Control groups also limit memory, where this process may make one: v1, v2
 delegated to the service's user, or root.
 """
 

@@ -72,7 +72,7 @@ TROUBLES = {
     "The cluster has another version": Trouble("an old cluster", OLD_RAY, f"Ray: {TWO_VERSIONS}"),
     "The cluster has another Python": Trouble("an old cluster", OLD_PYTHON, f"Python: {TWO_VERSIONS}"),
     "The dashboard asks for a token": Trouble(
-        "a cluster with a token", "asks for a token, and none is known"
+        "a cluster with a token", "requires a token, and this machine has none"
     ),
     "Anyone who reaches Ray": Trouble("an old cluster", "can run code there"),
     "Clocks differ": Trouble(

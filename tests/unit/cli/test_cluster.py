@@ -113,7 +113,9 @@ def test_a_ray_that_asks_for_its_token_is_called_so_with_where_it_is_shown(
     transport = httpx.MockTransport(lambda _: httpx.Response(status, text="Unauthorized"))
     one = Cluster("http://cluster:1", token=token, transport=transport)
     for ask in (one.versions, one.serve, lambda: one.upload(PACKAGE), lambda: one.put_serve({})):
-        with pytest.raises(ConfigError, match="refuses the token" if token else "asks for a token") as raised:
+        with pytest.raises(
+            ConfigError, match="refuses this machine's token" if token else "requires a token"
+        ) as raised:
             ask()
         assert "./hitl status --show-secrets" in raised.value.fix
         assert "HITL_RAY_TOKEN" in raised.value.fix

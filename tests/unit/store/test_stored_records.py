@@ -8,7 +8,7 @@ from claude_hitl_template.domain.models import Agent, Environment
 from claude_hitl_template.store import tables
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.sql import SqliteBackend, sqlite_url
+from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 
 
 async def test_a_row_with_the_keys_of_earlier_releases_is_read_and_written_with_them(tmp_path: Path):
@@ -19,7 +19,7 @@ async def test_a_row_with_the_keys_of_earlier_releases_is_read_and_written_with_
     made = await store.create_session(
         "key", agent=Agent(), environment=Environment(), title=None, metadata={}, initial=[]
     )
-    engine = sa.create_engine(url.replace("+aiosqlite", ""))
+    engine = sa.create_engine(url)
     rows = tables.sessions
     with engine.begin() as connection:
         [document] = connection.execute(sa.select(rows.c.doc)).scalars()
