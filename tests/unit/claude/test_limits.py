@@ -11,14 +11,16 @@ from claude_hitl_template.claude.limits import ControlGroups, HardLimits
 LIMITS = HardLimits(processes=10, memory_bytes=1000, open_files=100)
 
 
-def machine(root: Path, lines: list[str], mounts: list[tuple[str, str, str]]) -> ControlGroups:
+def machine(
+    root: Path, lines: list[str], mounts: list[tuple[str, str, str]], release: str = "5.10.0"
+) -> ControlGroups:
     """What the kernel says of this process: its groups, and the mounted hierarchies as place, kind and options."""
     (root / "cgroup").write_text("".join(f"{line}\n" for line in lines))
     described = [
         f"31 24 0:27 / {root / place} rw - {kind} cgroup {options}\n" for place, kind, options in mounts
     ]
     (root / "mountinfo").write_text("".join(described))
-    return ControlGroups(root / "cgroup", root / "mountinfo")
+    return ControlGroups(root / "cgroup", root / "mountinfo", release)
 
 
 def group(folder: Path, enabled: str = "", *, procs: bool = True) -> None:
@@ -61,6 +63,15 @@ def test_in_version_1_each_controller_has_a_group_of_its_own(tmp_path: Path):
     ]
     groups.remove()
     assert not list(tmp_path.glob("*/hitl-*")), list(tmp_path.glob("memory/service/hitl-*"))
+
+
+def test_tasks_have_no_group_where_the_kernel_counts_them_for_each_sandbox(tmp_path: Path):
+    """To join one takes 10 ms of each start."""
+    group(tmp_path / "pids")
+    group(tmp_path / "memory")
+    mounts = [("pids", "cgroup", "rw,pids"), ("memory", "cgroup", "rw,memory")]
+    [joined] = machine(tmp_path, ["8:pids:/", "4:memory:/"], mounts, "6.1.0").make(LIMITS)
+    assert Path(joined).parents[1] == tmp_path / "memory"
 
 
 def test_in_version_2_the_nearest_group_that_limits_what_is_below_it_is_taken(tmp_path: Path):
