@@ -67,7 +67,9 @@ OF_THE_CLI = (
     "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_UNIX_SOCKET", "CLAUDE_CODE_SHELL_PREFIX",
     "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
 )  # fmt: skip
-SCRATCH_BYTES = 64 * 1024**2  # of a folder in memory: its content belongs to no process, so the watch does not count it
+SCRATCH_BYTES = (
+    64 * 1024**2
+)  # of a folder in memory: its content belongs to no process, so the watch does not count it
 CHECK_S = 20.0
 MOUNTINFO = Path("/proc/self/mountinfo")
 FIX = (
