@@ -1,8 +1,8 @@
-"""What Ray Serve builds the application from.
+"""The Ray Serve application.
 
     python -m claude_hitl_template.query      deploys to the cluster at RAY_ADDRESS and waits until it is healthy
 
-`fast_app` is what a Serve config names: an ingress over the ledger and the supervisor.
+A Serve config names `fast_app` as `import_path`: it builds the ingress, bound to the ledger and the supervisor.
 """
 
 import logging
@@ -26,15 +26,16 @@ from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
 
 ROUTE = "/claude-hitl"
-# What deployments import only when they start.
+# Packages that deployments import only when they start.
 _LATE = ("store.sql",)
 _OF_PANEL = ("panel.entries", "panel.flow", "panel.gateway", "panel.services")
 
 
 def fast_app(_args: dict[str, Any]) -> Any:
-    """What `import_path` in a Serve config names. Makes the data folder and its secrets where there are none.
+    """Builds the application. Creates the data folder and its secrets if they do not exist.
 
-    Serve calls it before it replaces what runs, which goes on running when this raises: so errors are found here.
+    Serve calls it before it replaces the running application, which keeps running if this raises. So the configuration
+    is checked here.
     """
     origin = build_info.origin()
     if origin is not None:
@@ -50,9 +51,9 @@ def fast_app(_args: dict[str, Any]) -> Any:
 
 @contextmanager
 def _code_for_containers(settings: Settings) -> Generator[dict[str, Any] | None]:
-    """The runtime environment of the application: owners in containers inherit this code with it, before the image's.
+    """Yields the application's runtime environment. Owners in containers inherit it and import this code, not the image's.
 
-    None where sessions are local processes, which import the code from where it is stored, as the service does.
+    None if sessions are local processes, which import the code from the same place as the service.
     """
     if not settings.images:
         yield None
@@ -64,14 +65,14 @@ def _code_for_containers(settings: Settings) -> Generator[dict[str, Any] | None]
 
 
 def main() -> None:
-    """Deploys, and returns when the application answers. Raises ConfigError."""
+    """Deploys, and returns when the application is healthy. Raises ConfigError."""
     settings = Settings.load()
     with _code_for_containers(settings) as runtime_env:
         ray.init(
             namespace="serve", log_to_driver=False, logging_level=logging.WARNING, runtime_env=runtime_env
         )
     serve.start(
-        proxy_location="HeadOnly",  # the address is the head's own: on another host nothing could listen on it
+        proxy_location="HeadOnly",  # the address belongs to the head; a proxy on another host could not listen on it
         http_options={"host": settings.host, "port": settings.serve_port, "request_timeout_s": None},
     )
     try:
@@ -81,7 +82,7 @@ def main() -> None:
 
 
 def _why_not_deployed() -> str:
-    """What each deployment says: Serve's own error names those that failed, and not always why."""
+    """Joins the deployments' status messages: Serve's own error names the failed ones, but not always the cause."""
     app = serve.status().applications.get(APP_NAME)
     return "\n".join(found.message for found in app.deployments.values() if found.message) if app else ""
 

@@ -1,4 +1,4 @@
-"""ClaudeSessionActor: the Ray actor that holds one owner, which drives one session. Nothing in it must last."""
+"""ClaudeSessionActor: the Ray actor that hosts one owner, which drives one session. It holds no durable state."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ WATCH_S = 1.0
 
 
 class ClaudeSessionActor:
-    """Started without a session, so that one can be kept ready: the start is most of what a resume takes."""
+    """Starts without a session, so that the pool can keep one ready: most of the time that a resume takes is this start."""
 
     def __init__(self, log_level: str) -> None:
         logs.configure(log_level)
@@ -66,7 +66,7 @@ class ClaudeSessionActor:
 
 
 async def watch(runner: SessionRunner, share: Share) -> None:
-    """Stops a session that uses more than its share, before the machine's other sessions have to pay for it."""
+    """Stops a session that uses more than its share, before the machine's other sessions run out of it."""
     while True:
         memory_bytes, processes = await asyncio.to_thread(_used)
         if memory_bytes > share.memory_bytes:
@@ -87,7 +87,7 @@ async def _stop_for(runner: SessionRunner, reason: str) -> None:
 
 
 def _used() -> tuple[int, int]:
-    """Memory of this process's descendants that they share with no other process, in bytes; and their number."""
+    """Bytes of memory that this process's descendants share with no other process, and the number of descendants."""
     found = _children()
     total = 0
     for process in found:
@@ -118,11 +118,11 @@ def create_actor(
     """Starts an owner: detached, so that it outlives the process that started it, and never restarted by Ray.
 
     Args:
-        name: No other actor of the namespace has it.
-        environment: Its image is the container's.
-        share: What Ray reserves for it.
-        use_container: None: as the environment says. False: a local process whatever it says.
-        log_level: Of the actor's log.
+        name: The actor's name, unique in the namespace.
+        environment: The container runs its image.
+        share: The resources that Ray reserves for the actor.
+        use_container: None: use one if the environment has an image. False: start a local process even if it has one.
+        log_level: The level of the actor's log.
 
     Returns:
         The actor's handle.
@@ -151,12 +151,12 @@ def create_actor(
 
 @cache
 def _actor_class() -> Any:
-    """Made once: Ray stores another copy of the class in its GCS, for good, for each that is made."""
+    """Decorates the class once per process: Ray's GCS keeps a copy of the class for each `ray.remote` call."""
     return ray.remote(ClaudeSessionActor)
 
 
 def get_actor(name: str) -> Any | None:
-    """The owner of that name, if it is alive; a session's is named by the holder of its lease."""
+    """Returns the owner with this name if it is alive. The holder of a session's lease is the name of its owner."""
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
@@ -164,13 +164,13 @@ def get_actor(name: str) -> Any | None:
 
 
 def list_actors() -> list[str]:
-    """The names of all owners that are alive, spare ones included."""
+    """Returns the names of all owners that are alive, including spare ones."""
     found = cast("list[dict[str, str]]", list_named_actors(all_namespaces=True))
     return [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
 
 
 def cleanup_actor(name: str) -> None:
-    """Ends an owner, whatever it is doing; the store and the transcript have what it committed."""
+    """Kills an owner even if it is busy; what it committed is in the store and the transcript."""
     actor = get_actor(name)
     if actor is not None:
         ray.kill(actor, no_restart=True)

@@ -1,5 +1,7 @@
-"""What may be told from a clock that jumps. The wall clock is set by people and by NTP, a machine is suspended: only the
-monotonic one goes evenly, and it means nothing in another process.
+"""Time measurements that survive jumps of the wall clock.
+
+People and NTP set the wall clock, and a suspended machine skips time. The monotonic clock does not jump, but its values
+mean nothing to another process.
 """
 
 import time
@@ -7,14 +9,14 @@ from collections.abc import Callable
 
 from claude_hitl_template.domain.models import Lease
 
-JUMP_S = 5.0  # more than the two clocks ever drift apart between two looks
+JUMP_S = 5.0  # more than the two clocks drift apart between two checks
 STEADY_S = 60.0
 
 type Seconds = Callable[[], float]
 
 
 class LeaseWatch:
-    """Whether a lease is still renewed, as one can tell who looks at it now and then. The wall clock is not asked."""
+    """Detects that a lease is no longer renewed, from repeated reads of it and without the wall clock."""
 
     def __init__(self, lease_s: float, monotonic: Seconds = time.monotonic) -> None:
         self._lease_s, self._monotonic = lease_s, monotonic
@@ -22,7 +24,12 @@ class LeaseWatch:
         self._since = 0.0
 
     def lapsed(self, lease: Lease, *, away_s: float = 0.0) -> bool:
-        """True when it is what it was a lease's time ago. Time in which nobody could renew, `away_s`, does not count."""
+        """Returns True if the lease has not changed for the lease's duration.
+
+        Args:
+            lease: The lease as just read.
+            away_s: Seconds since the last call in which no owner could renew a lease; they do not count.
+        """
         now = self._monotonic()
         if lease != self._seen:
             self._seen, self._since = lease, now
@@ -31,9 +38,9 @@ class LeaseWatch:
 
 
 class SteadyClock:
-    """Whether the wall clock may be believed where nothing could be taken back: it has not jumped for `STEADY_S`.
+    """Decides whether the wall clock can be trusted for irreversible actions: it has not jumped for `steady_s`.
 
-    At first it may not: a machine that just started may not have been told the time yet.
+    It is not trusted at first: a machine that just started may not have synchronised its clock yet.
     """
 
     def __init__(
@@ -44,7 +51,8 @@ class SteadyClock:
         self._since = monotonic()
 
     def steady(self) -> bool:
-        """To be asked more often than every `STEADY_S`: what jumped in between is noticed."""
+        """Returns True if no jump was seen for `steady_s`. Call it more often than that: each call detects jumps since
+        the last one."""
         now = self._monotonic()
         before, self._apart = self._apart, self._wall() - now
         if abs(self._apart - before) > JUMP_S:
@@ -53,7 +61,7 @@ class SteadyClock:
 
 
 class Pause:
-    """Holds something back for a while. It ends by itself, for whoever began it may be gone."""
+    """A pause that ends by itself after a while, because the process that began it may have died."""
 
     def __init__(self, monotonic: Seconds = time.monotonic) -> None:
         self._monotonic = monotonic
@@ -67,12 +75,12 @@ class Pause:
 
     @property
     def left_s(self) -> float:
-        """Seconds; 0 when nothing is held back."""
+        """Seconds until the pause ends; 0 without one."""
         return 0.0 if self._until is None else max(self._until - self._monotonic(), 0.0)
 
 
 class Backoff:
-    """When to try again what failed: after `first_s` seconds, then each time after twice as long, `most_s` at most."""
+    """Exponential backoff: `first_s` seconds after the first failure, doubled after each further one, at most `most_s`."""
 
     def __init__(self, first_s: float, most_s: float, monotonic: Seconds = time.monotonic) -> None:
         self._first_s, self._most_s, self._monotonic = first_s, most_s, monotonic
@@ -88,5 +96,5 @@ class Backoff:
 
     @property
     def left_s(self) -> float:
-        """Seconds until the next try; 0: now."""
+        """Seconds until the next try; 0 if it may be made now."""
         return 0.0 if self._again_at is None else max(self._again_at - self._monotonic(), 0.0)

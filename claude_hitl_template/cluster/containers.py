@@ -1,8 +1,8 @@
-"""Sessions in containers: what Ray is told, and whether this machine can do it.
+"""Sessions in containers: the `runtime_env` for Ray, and checks that this machine can run an image.
 
-Ray starts a container by a shell command that it makes of `runtime_env`, with `podman` of the raylet's user. So nothing
-but an image's name goes there (models.check_image_reference), and what is wrong is found here, before Ray is asked:
-its own message for most of it is a worker that never comes.
+Ray builds a shell command from `runtime_env` and starts the container with `podman` as the raylet's user. So
+`runtime_env` contains only an image's name (models.check_image_reference). Problems are detected here, before Ray starts
+anything: for most of them Ray reports no error, and the worker never appears.
 """
 
 import getpass
@@ -27,17 +27,17 @@ from claude_hitl_template.image import labels
 from claude_hitl_template.presentation.checks import Check
 from claude_hitl_template.presentation.text import last_line
 
-ASK_S = 60.0  # podman answers within a second, but waits while an image is being loaded
+ASK_S = 60.0  # podman usually answers within a second, but blocks while an image is being loaded
 PULL_S = 900.0
-PULL_AGAIN_S, PULL_AGAIN_MOST_S = 5.0, 60.0  # between two pulls of an image that does not come
+PULL_AGAIN_S, PULL_AGAIN_MOST_S = 5.0, 60.0  # between two failed pulls of an image
 UNKNOWN_IMAGE = ("no such image", "image not known")
 COPYING_DRIVERS = ("vfs",)
-# A sandbox in a container has a /proc of its own, which the kernel grants only where nothing of the container's is masked.
+# A sandbox in a container mounts its own /proc, which the kernel permits only if the container's /proc is not masked.
 UNMASK = "--security-opt=unmask=ALL"
-NAME = "sandbox"  # as sandboxes without a container are called
+NAME = "sandbox"  # the host name in sandboxes without a container, too
 CLUSTER_LABEL = "org.claude-hitl.cluster"
 SHIM = Path(__file__).parents[1] / "bin"
-# The owner's own process is in the container too: memory, and the threads of Ray's worker.
+# The owner's process runs in the container, too: its memory, and the threads of Ray's worker.
 OWNER_BYTES = 512 * 1024**2
 OWNER_THREADS = 512
 SUBORDINATE_IDS = (Path("/etc/subuid"), Path("/etc/subgid"))
@@ -48,16 +48,25 @@ type Pull = Callable[[str], str]
 
 
 def runtime_env(image: str) -> dict[str, Any]:
-    """What Ray needs to start an owner in a container. Everyone on the cluster can read it. Raises ValueError."""
+    """Returns the `runtime_env` that starts an owner in a container. Every client of the cluster can read it.
+
+    Raises:
+        ValueError: `image` is not an image reference.
+    """
     return {"image_uri": check_image_reference(image)}
 
 
 def raylet_environment(
     folder: Path, cluster: Path, image: str, memory_bytes: int, processes: int
 ) -> dict[str, str]:
-    """What the raylet's environment needs besides, for containers that end cleanly (see bin/podman). Blocking.
+    """Returns the raylet's additional environment variables, which make containers end cleanly (see bin/podman). Blocking.
 
-    `cluster`: Ray's folder. `folder`: one of ours for the hook's description, which no container may see.
+    Args:
+        folder: A folder of the service for the hook's description, which no container may see.
+        cluster: Ray's folder.
+        image: The image with which the kernel's limits are tried.
+        memory_bytes: The memory limit of a container.
+        processes: The process limit of a container.
     """
     folder.mkdir(parents=True, exist_ok=True)
     hook = {
@@ -70,19 +79,19 @@ def raylet_environment(
     return {
         "HITL_PODMAN_RUN": " ".join(_run_flags(cluster, image, memory_bytes, processes)),
         "HITL_PODMAN_HOOKS": str(folder),
-        # Ray repeats a failure for ten minutes without trying again, whatever was mended meanwhile.
+        # By default Ray reports a failed start again for ten minutes without a new try, even if the cause was fixed.
         "BAD_RUNTIME_ENV_CACHE_TTL_SECONDS": "0",
         "PATH": f"{SHIM}:{os.environ.get('PATH', os.defpath)}",
     }
 
 
 def _run_flags(cluster: Path, image: str, memory_bytes: int, processes: int) -> list[str]:
-    """Limits of the kernel's own are among them where this machine can set them for containers that are not root's
-    (cgroup v2, delegated): that is tried, with the image. Elsewhere only the owner's own watch limits a session."""
+    """Returns the flags of `podman run`. They include kernel limits if this machine can set them for rootless containers
+    (delegated cgroup v2), which is tried with the image. Otherwise only the owner's `watch` limits a session."""
     always = [
         "--rm",
         f"--label={_label(cluster)}",
-        f"--hostname={NAME}",  # with the host's network, podman would take this machine's
+        f"--hostname={NAME}",  # with the host's network, podman would use this machine's name
         f"--add-host={NAME}:127.0.0.1",
         "--security-opt=no-new-privileges",
         "--cap-drop=all",
@@ -95,24 +104,24 @@ def _run_flags(cluster: Path, image: str, memory_bytes: int, processes: int) -> 
 
 
 def remove_left(cluster: Path) -> None:
-    """Ends and removes the containers that a cluster has left. Blocking."""
+    """Ends and removes the containers that a cluster left behind. Blocking."""
     left = _podman("ps", "--all", "--quiet", f"--filter=label={_label(cluster)}").stdout.split()
     if left:
         _podman("rm", "--force", "--time=0", *left)
 
 
 def _label(cluster: Path) -> str:
-    """Tells the containers of one cluster from those of another."""
+    """The label that distinguishes this cluster's containers from those of others."""
     return f"{CLUSTER_LABEL}={hashlib.sha256(str(cluster).encode()).hexdigest()[:12]}"
 
 
 def pull(image: str) -> str:
-    """Returns what podman complained of, if anything; whether the image came is seen by looking for it. Blocking."""
+    """Pulls an image and returns podman's error output, if any; inspect the image to see if the pull succeeded. Blocking."""
     return _words(_podman("pull", "--quiet", image, timeout_s=PULL_S))
 
 
 def examine(image: str, pull: Pull = pull) -> Iterator[Check]:
-    """What sessions in this image need of this machine, in the order in which a human would mend it. Blocking."""
+    """Checks what sessions in this image need of this machine, in the order in which to fix it. Blocking."""
     yield user_check(os.getuid())
     podman = shutil.which("podman")
     yield _podman_check(podman)
@@ -126,7 +135,11 @@ def examine(image: str, pull: Pull = pull) -> Iterator[Check]:
 
 
 def preflight(image: str, pull: Pull = pull) -> ImageFacts:
-    """The image as it is on this machine, pulled if it was not there. Blocking. Raises ConfigError: what to mend."""
+    """Checks that sessions can run in this image, pulls it if it is missing, and returns its facts. Blocking.
+
+    Raises:
+        ConfigError: They cannot; it says how to fix it.
+    """
     for check in examine(image, pull):
         if check.level == "wrong":
             raise ConfigError(f"sessions cannot run in {image}: {check.name}: {check.found}", check.fix)
@@ -134,9 +147,9 @@ def preflight(image: str, pull: Pull = pull) -> ImageFacts:
 
 
 def facts(image: str, inspected: dict[str, Any]) -> ImageFacts:
-    """What `podman image inspect` says, as far as users want to know it."""
+    """Selects the facts for users from the output of `podman image inspect`."""
     said = inspected.get("Labels") or {}
-    # The digest that a registry knows; podman's own .Digest is another one once the image was pushed.
+    # The registry's digest; podman's own .Digest differs from it after the image was pushed.
     digests = [one for one in inspected.get("RepoDigests") or [] if not one.startswith("localhost/")]
     return ImageFacts(
         reference=image,
@@ -150,7 +163,7 @@ def facts(image: str, inspected: dict[str, Any]) -> ImageFacts:
 
 
 def why_not_started(image: str, said: str, check: Callable[[str], ImageFacts] = preflight) -> str:
-    """A container did not start, and Ray said this: the reason, for a human. Blocking."""
+    """Explains to a person why a container did not start; `said` is Ray's error. Blocking."""
     try:
         check(image)
     except ConfigError as error:
@@ -163,7 +176,7 @@ def why_not_started(image: str, said: str, check: Callable[[str], ImageFacts] = 
 
 
 class _Pulls:
-    """Of one image: one at a time, and not again at once after one that brought nothing."""
+    """Pulls of one image: one at a time, with a pause after each that failed."""
 
     def __init__(self) -> None:
         self.backoff = Backoff(PULL_AGAIN_S, PULL_AGAIN_MOST_S)
@@ -175,14 +188,14 @@ class _Pulls:
             if self.backoff.left_s:
                 return f"{self._said} (the next try is in {self.backoff.left_s:.0f} s)"
             self._said = pull(image)
-            self.backoff.failed()  # until the image is seen
+            self.backoff.failed()  # until the image is found
             return self._said
 
 
 @dataclass
 class Preflight:
-    """Preflights, each remembered for a while: what is well stays well for longer than a start takes. An image that could
-    not be pulled is not pulled again at once, whoever asks; one that somebody puts on this machine counts at once."""
+    """Caches successful preflights for `keep_s`, because several sessions may start in that time. All callers share one
+    backoff between failed pulls of an image; an image that a user loads meanwhile is found at the next check."""
 
     keep_s: float = 60.0
 
@@ -192,7 +205,7 @@ class Preflight:
         self._pulling = threading.Lock()
 
     def check(self, image: str) -> ImageFacts:
-        """Blocking. Raises ConfigError."""
+        """Returns the cached facts of the image, or runs `preflight`. Blocking. Raises ConfigError."""
         at, known = self._known.get(image, (0.0, None))
         if known is not None and time.monotonic() - at < self.keep_s:
             return known
@@ -208,7 +221,7 @@ class Preflight:
         return found
 
     def last(self, image: str) -> ImageFacts | None:
-        """What was found last, however long ago."""
+        """Returns the facts that were found last, regardless of their age; None if there are none."""
         return self._known.get(image, (0.0, None))[1]
 
     def forget(self, image: str) -> None:
@@ -233,7 +246,7 @@ def _podman_check(path: str | None) -> Check:
 
 
 def ids_check(user: str, uid: int, files: tuple[Path, ...]) -> Check:
-    """Rootless containers need ids of their own to map the image's users to."""
+    """Rootless containers need subordinate ids, to which the image's users are mapped."""
     missing = [str(path) for path in files if not _has_range(path, user, uid)]
     if missing:
         return Check(
@@ -318,13 +331,13 @@ def _own_name(digest: str) -> str | None:
 
 
 def _versions_check(image: str, said: dict[str, str]) -> Check:
-    """Ray talks to workers of its own version and Python only."""
+    """Ray requires workers to have its own version, and Python's."""
     if labels.RAY not in said:
         return Check("image versions", "wrong", f"{image} was not built by ./hitl image build", BUILD)
     wanted = {"Ray": (said[labels.RAY], version("ray")), "Python": (said.get(labels.PYTHON), python_minor())}
     other = [f"{name} {has} in the image, {ours} here" for name, (has, ours) in wanted.items() if has != ours]
     if other:
-        return Check("image versions", "wrong", "; ".join(other), f"make the image anew: {BUILD}")
+        return Check("image versions", "wrong", "; ".join(other), f"build the image again: {BUILD}")
     return Check("image versions", "ok", f"Ray {version('ray')}, Python {python_minor()}")
 
 
@@ -338,7 +351,7 @@ def _entrypoint_check(entrypoint: Any) -> Check:
 
 
 def _inspect(image: str) -> dict[str, Any] | None:
-    """None when there is no such image here. Raises ConfigError when podman does not say."""
+    """Returns the image's description; None if it is not on this machine. Raises ConfigError if podman fails."""
     done = _podman("image", "inspect", image)
     try:
         found = json.loads(done.stdout or "[]")
@@ -353,23 +366,23 @@ def _inspect(image: str) -> dict[str, Any] | None:
 
 
 def _podman(*args: str, timeout_s: float = ASK_S) -> "subprocess.CompletedProcess[str]":
-    """Its answer; one that does not come is a failure like any other.
+    """Runs podman and returns its result; a timeout, or a missing podman, is a failed result.
 
-    Go by what it printed: in Ray's workers, which leave it to the raylet to see children end, the exit status is always 0.
+    Judge it by its output: in Ray's workers, where the raylet reaps child processes, the exit status is always 0.
     """
     command = ["podman", *args]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)  # noqa: S603
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(
-            command, 124, "", f"podman {args[0]} said nothing for {timeout_s:g} s"
+            command, 124, "", f"podman {args[0]} did not answer within {timeout_s:g} s"
         )
     except OSError as error:
         return subprocess.CompletedProcess(command, 127, "", f"podman does not run: {error}")
 
 
 def _words(done: "subprocess.CompletedProcess[str]") -> str:
-    """What podman complained of last."""
+    """The last line of podman's error output."""
     return last_line(done.stderr) or "podman failed without a word"
 
 

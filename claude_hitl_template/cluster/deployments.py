@@ -56,13 +56,13 @@ if TYPE_CHECKING:
     from claude_hitl_template.panel.services import PanelServices
 
 FACTS_S = 5.0
-IMAGE_S = 3.0  # podman answers within this, or what it said last is taken
+IMAGE_S = 3.0  # if podman takes longer, its last answer is used
 _LIGHT: dict[str, Any] = {
-    "num_cpus": 0,  # Serve asks for a CPU for each replica otherwise, and sessions then wait for ever
-    # The head has the data folder, with database and secrets; another host would make a new one.
+    "num_cpus": 0,  # by default Serve reserves a CPU for each replica; on a small machine no session could start then
+    # The data folder with database and secrets is on the head; another host would create a new one.
     "resources": {"node:__internal_head__": 0.001},
 }
-_STREAMS = 10_000  # requests that may be under way in one replica: an event stream is one
+_STREAMS = 10_000  # concurrent requests per replica; each event stream is one
 _NO_ACCESS_LOG: dict[str, Any] = {"enable_access_log": False}
 
 
@@ -70,15 +70,15 @@ _NO_ACCESS_LOG: dict[str, Any] = {"enable_access_log": False}
     name="Ledger",
     max_ongoing_requests=_STREAMS,
     ray_actor_options=_LIGHT,
-    logging_config=_NO_ACCESS_LOG,  # a line for each call of the Store says nothing
+    logging_config=_NO_ACCESS_LOG,  # one line for each call of the Store would be noise
 )
 class Ledger(LedgerService):
-    """The only processes with a database connection: one on SQLite."""
+    """The deployment of `LedgerService`: one replica on SQLite, any number on Postgres."""
 
 
 @serve.deployment(name="Supervisor", num_replicas=1, max_ongoing_requests=100, ray_actor_options=_LIGHT)
 class SupervisorService:
-    """The supervisor over owners that are Ray actors, and what is known of the images that they run in."""
+    """Runs the supervisor, with owners as Ray actors, and reports facts about their images."""
 
     def __init__(self, ledger: Any) -> None:
         self._settings = settings = Settings.load()
@@ -108,10 +108,10 @@ class SupervisorService:
         return await self._supervisor.drained_s()
 
     async def image_facts(self, image: str) -> ImageFacts | None:
-        """The image as it is on this machine, or as it was when podman last answered in time.
+        """Returns the facts of the image on this machine; if podman does not answer in time, those of its last answer.
 
         Returns:
-            None where the image is missing, unfit, or not known yet.
+            None if the image is missing, cannot be used, or is not known yet.
         """
         if image not in self._settings.images:
             return None
@@ -139,7 +139,7 @@ def _retrieve(task: asyncio.Task[Any]) -> None:
     name="Ingress",
     max_ongoing_requests=_STREAMS,
     ray_actor_options=_LIGHT,
-    logging_config=_NO_ACCESS_LOG,  # with_request_ids logs each request, with the id that it answered
+    logging_config=_NO_ACCESS_LOG,  # with_request_ids logs each request with its id
 )
 @serve.ingress()  # pyright: ignore[reportUntypedClassDecorator]
 class Ingress:
@@ -231,7 +231,7 @@ def _until_disconnect(app: ASGIApp) -> ASGIApp:
 def _mounted(
     settings: Settings, store: Clients, authority: Authority, api: ASGIApp, model: ASGIApp
 ) -> ASGIApp:
-    """One application of the API, the model endpoint and, unless it is switched off, the panel's entries."""
+    """Combines the API, the model endpoint and, unless it is switched off, the panel's entries into one application."""
     if settings.panel:
         return _with_panel(settings, store, authority, api, model)
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -243,7 +243,7 @@ def _mounted(
 def _with_panel(
     settings: Settings, store: Clients, authority: Authority, api: ASGIApp, model: ASGIApp
 ) -> ASGIApp:
-    # Kodosumi takes long to import, and makes folders: only a service with a panel imports it.
+    # Importing Kodosumi is slow and creates folders, so only a service with a panel imports it.
     from claude_hitl_template.panel import entries  # noqa: PLC0415
     from claude_hitl_template.panel.gateway import Gateway  # noqa: PLC0415
     from claude_hitl_template.panel.users import Guard, PanelAccess, default_login  # noqa: PLC0415
@@ -280,7 +280,7 @@ def _panel_services(settings: Settings, store: Clients, authority: Authority) ->
 def _window(capability: str) -> Callable[..., Any]:
     """The flow that the panel's entries launch.
 
-    Its capability goes to the runner as an argument of a call: the panel shows a flow's inputs and its function's name.
+    The capability is bound as an argument of the function: the panel shows a flow's inputs and its function's name.
     """
     flow = functools.partial(mirror_session, capability=capability)
     flow.__module__, flow.__name__ = __name__, mirror_session.__name__  # pyright: ignore[reportAttributeAccessIssue]
@@ -288,7 +288,7 @@ def _window(capability: str) -> Callable[..., Any]:
 
 
 async def mirror_session(inputs: dict[str, Any], tracer: Any, *, capability: str | None = None) -> Any:
-    """What a Kodosumi runner runs, wherever on the cluster it is: a window on one session."""
+    """Shows one session in the panel. Runs in a Kodosumi runner, on any host of the cluster."""
     from claude_hitl_template.panel import flow  # noqa: PLC0415
     from claude_hitl_template.panel.services import WindowServices  # noqa: PLC0415
 
@@ -303,7 +303,7 @@ async def mirror_session(inputs: dict[str, Any], tracer: Any, *, capability: str
 
 
 async def image_facts(image: str) -> ImageFacts | None:
-    """What the supervisor knows of an image; None while it does not know, or does not answer."""
+    """Asks the supervisor for the facts of an image; None if it has none or does not answer."""
     supervisor: Any = serve.get_deployment_handle(SupervisorService.name, APP_NAME).options(
         _by_reference=False
     )
@@ -314,7 +314,7 @@ async def image_facts(image: str) -> ImageFacts | None:
 
 
 class CurrentUpstream:
-    """Anthropic where there is a key, else the offline model; an `Upstream`. A key that was just sent is used at once."""
+    """An `Upstream`: Anthropic if there is a key, else the offline model. A newly stored key is used from the next call."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._client = settings, upstream_client()
@@ -323,7 +323,7 @@ class CurrentUpstream:
         self._choose()  # reports an unusable key when the service starts
 
     def name(self) -> str:
-        """What answers, for humans."""
+        """The name of the upstream in use, for people."""
         return "offline" if self._choose() is self._offline else self._settings.anthropic_base_url
 
     def call(self, call: Call) -> AbstractAsyncContextManager[Answer]:
@@ -343,12 +343,12 @@ def default_agent(settings: Settings) -> Agent:
 
 
 def sandbox_fact(settings: Settings) -> str:
-    """What sessions run in, as far as it is known here: "on", "off" or, where there are none, "none"."""
+    """Whether sessions run in a sandbox, according to the settings: "on" or "off"; "none" on a system without sandboxes."""
     return settings.sandbox if has_sandboxes() else "none"
 
 
 def code_facts() -> Mapping[str, Any]:
-    """Which code this is, and on what it runs; commit, dirty and package are null where it was not deployed."""
+    """Identifies the running code and its versions; commit, dirty and package are null if it was not deployed."""
     origin = build_info.origin()
     return {
         "version": __version__,

@@ -1,4 +1,4 @@
-"""Kodosumi's runners as the service sees them: Ray actors of another namespace, called by name. Does not import Kodosumi."""
+"""Calls Kodosumi's runners, which are Ray actors of another namespace, by their names. Does not import Kodosumi."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ RUNNER_S = 5.0
 
 
 class RunnerLocks:
-    """The locks of a flow's runner, by the ids that their waiters gave them; a `panel.services.Locks`."""
+    """The locks of a flow's runner, by the ids that `wait` was called with; a `panel.services.Locks`."""
 
     def __init__(self, flow_id: str) -> None:
         self._runner: Any = ray.get_actor(flow_id, namespace=NAMESPACE)
@@ -33,7 +33,7 @@ async def runner_responds(flow_id: str) -> bool:
 
 
 async def _ask(flow_id: str, method: str) -> Any:
-    """None when the runner is gone, or does not answer within RUNNER_S."""
+    """Calls a method of the runner; None if the runner has ended, or does not answer within RUNNER_S."""
     try:
         runner: Any = await asyncio.to_thread(ray.get_actor, flow_id, namespace=NAMESPACE)
         return await asyncio.wait_for(getattr(runner, method).remote(), RUNNER_S)

@@ -1,4 +1,4 @@
-"""The ledger: the only process with a database connection, and the Store as everyone else sees it through Ray."""
+"""The ledger, the only process with a database connection, and its clients in other processes, which call it over Ray."""
 
 import asyncio
 import contextlib
@@ -27,10 +27,10 @@ APP_NAME = "claude-hitl"
 LEDGER = "Ledger"
 SWEEP_S = 3600.0
 REPLIES_S = 300.0
-RETRY_S = 30.0  # a ledger that is started anew answers well within this
-AWAY_S = 75.0  # a database server that is restarted is back well within this
+RETRY_S = 30.0  # a restarted ledger answers well within this
+AWAY_S = 75.0  # a restarted database server answers well within this
 _TRANSPORT = (RayError, RayServeException, grpc.RpcError)
-# Too large; and what Serve says when it cannot write down what the ledger answered.
+# The message is too large; or Serve could not serialise the ledger's answer.
 _COMES_AGAIN = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN)
 # The methods that take an idempotency key.
 _KEYED = frozenset(
@@ -39,15 +39,14 @@ _KEYED = frozenset(
 
 
 class LedgerService:
-    """Serves the Store, to each caller what its capability opens (store.access). An error of ours is a result, so that it
-    reaches the caller as what it is.
+    """Serves the Store. A caller's capability decides which methods it may call (store.access).
 
-    Serve calls any method by its name, for whoever has a handle: so there are none but these, and nothing in an attribute
-    could be sent to anyone.
+    A HitlError is returned, not raised, so that the caller receives it with its own type. Anyone with a Serve handle can
+    call every public method and receive its result, so there are only these two.
     """
 
     def __init__(self) -> None:
-        # Every owner imports this module, and only the ledger's own process needs a database: half a second.
+        # Every owner imports this module, but only the ledger's process needs a database, whose import takes 0.5 s.
         from claude_hitl_template.store.connect import open_backend  # noqa: PLC0415
 
         settings = Settings.load()
@@ -64,14 +63,17 @@ class LedgerService:
             return True, await self._desk.call(capability, method, args, kwargs)
         except HitlError as error:
             return False, error
-        except Exception as error:  # a defect: as it is, it may not survive the way to the caller
+        except Exception as error:  # a defect; the error itself may not survive pickling
             log.exception("the ledger failed", method=method)
             return False, InternalError(
                 f"the ledger failed in {method} ({type(error).__name__}); its log says where"
             )
 
     async def check_health(self) -> None:
-        """A database that is away is not mended by starting this process anew; a sweep that stopped is."""
+        """Called by Serve, which restarts an unhealthy replica. Raises RuntimeError if a background task has stopped.
+
+        Restarting does not fix an unreachable database, so that is not a health failure.
+        """
         for task in self._tasks:
             if task.done():
                 raise RuntimeError(f"a task of the ledger stopped: {task.exception()}")
@@ -80,7 +82,7 @@ class LedgerService:
 
 
 async def _sweep(store: Store) -> None:
-    """Removes, now and then, what deleted sessions and changed workspaces left in the file area."""
+    """Removes, at intervals, blobs that no workspace refers to any more from the file area."""
     while True:
         await asyncio.sleep(SWEEP_S)
         try:
@@ -90,7 +92,7 @@ async def _sweep(store: Store) -> None:
 
 
 async def _forget(store: Store) -> None:
-    """Old answers to requests with an idempotency key, of which there may be one for every request."""
+    """Removes, at intervals, old answers to requests with an idempotency key; every request may have left one."""
     while True:
         await asyncio.sleep(REPLIES_S)
         try:
@@ -100,15 +102,15 @@ async def _forget(store: Store) -> None:
 
 
 class _Line:
-    """Sends calls to the ledger; tries again while the ledger is away, for every write may be repeated.
+    """Sends calls to the ledger, and again while it does not answer; writes are idempotent, so they may be repeated.
 
-    What is too large for one gRPC message, as a request or as an answer, goes by way of Ray's object store, which has no
-    such limit. That is decided when gRPC refuses it: it knows its limit in this process and in the ledger's.
+    A request or an answer that is too large for a gRPC message is sent through Ray's object store, which has no such
+    limit. This happens after gRPC refused it, because only gRPC knows the limits of both processes.
     """
 
     def __init__(self, handle: Any, capability: str | None) -> None:
         self._capability = capability
-        # By reference, calls stood still for a second whenever a session started (docs/decisions/0002).
+        # Calls by reference were delayed by a second whenever a session started (docs/decisions/0002).
         self._direct, self._by_reference = (
             handle.options(_by_reference=False),
             handle.options(_by_reference=True),
@@ -116,7 +118,7 @@ class _Line:
 
     async def send(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if method in _KEYED and kwargs.get("idempotency_key") is None:
-            kwargs["idempotency_key"] = own_key()  # so that it may be repeated
+            kwargs["idempotency_key"] = own_key()  # the call may be repeated with this key
         try:
             ok, result = await _retrying()(self._once, method, args, kwargs)
         except (*_TRANSPORT, StoreUnreachable) as error:
@@ -147,7 +149,7 @@ def _retrying() -> AsyncRetrying:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """A failure on the way to the ledger, or to the database, may not come again; one of these would."""
+    """Whether a repeated call may succeed: a connection failure is temporary, most other errors are not."""
     if isinstance(error, (RayTaskError, ObjectStoreFullError, OutOfDiskError)):
         return False
     if isinstance(error, grpc.RpcError) and _code(error) in _COMES_AGAIN:
@@ -160,7 +162,7 @@ def _code(error: grpc.RpcError) -> grpc.StatusCode | None:
 
 
 def _failure(method: str, error: Exception) -> HitlError:
-    """What the caller is told of a call that failed on the way, or in a way that Ray reports."""
+    """The error that the caller receives for a call that failed in transport, or with an error that Ray reports."""
     if isinstance(error, StoreUnreachable):
         return error
     if isinstance(error, (ObjectStoreFullError, OutOfDiskError)):
@@ -179,10 +181,16 @@ def _enough(tries: RetryCallState) -> bool:
 
 
 def reach[P](protocol: type[P], handle: Any, capability: str | None = None) -> P:
-    """The ledger behind a Serve handle, as the protocol has it that the capability opens; without one, there is `ping`."""
+    """Returns a client of the ledger.
+
+    Args:
+        protocol: The methods that the client has.
+        handle: The ledger's Serve handle.
+        capability: Permits the methods of `protocol`; without one, only `ping` is permitted.
+    """
     return client(protocol, _Line(handle, capability).send)
 
 
 def handle() -> Any:
-    """The ledger's Serve handle, from any process of the cluster."""
+    """Returns the ledger's Serve handle, in any process of the cluster."""
     return serve.get_deployment_handle(LEDGER, APP_NAME)

@@ -1,4 +1,4 @@
-"""What sessions leave on the service's machine: folders of deleted sessions, and of owners that were killed."""
+"""Removes what sessions leave on the service's machine: folders of deleted sessions and of killed owners."""
 
 import contextlib
 import shutil
@@ -14,18 +14,18 @@ RUN_KEPT_S = (
 
 
 class Leftovers:
-    """Blocking. Knows folders by the names that `Supervisor` gives them."""
+    """Finds folders by the names that `Supervisor` gives them. All methods are blocking."""
 
     def __init__(self, settings: Settings) -> None:
         self._of_sessions = settings.workspaces, settings.markers
         self._of_owners = settings.data_dir / "run"
 
     def sessions(self) -> set[str]:
-        """The sessions that have a folder, or a record of its saved state, here."""
+        """Returns the ids of sessions that have a folder, or a record of its saved state, on this machine."""
         return {path.name for folder in self._of_sessions for path in _in(folder)}
 
     def remove(self, session_ids: Collection[str]) -> None:
-        """Removes all that these sessions have here."""
+        """Removes all folders and files of these sessions from this machine."""
         for session_id in session_ids:
             for folder in self._of_sessions:
                 _remove(folder / session_id)
@@ -33,7 +33,7 @@ class Leftovers:
     def remove_owners(self, leased: Collection[str]) -> None:
         """Removes the folders of owners, named SESSION-EPOCH, that have no lease: they hold the transcript."""
         for path in _in(self._of_owners):
-            with contextlib.suppress(OSError):  # it is gone by now
+            with contextlib.suppress(OSError):  # already removed
                 if path.name not in leased and time.time() - path.stat().st_mtime > RUN_KEPT_S:
                     _remove(path)
 

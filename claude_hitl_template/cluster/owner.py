@@ -1,4 +1,4 @@
-"""An owner: drives one session until it parks, is lost or is taken over. Knows no Ray: an actor or a task holds it."""
+"""An owner drives one session until it parks, fails or is taken over. Does not use Ray: an actor or a task hosts it."""
 
 import asyncio
 import shutil
@@ -26,7 +26,7 @@ type Watch = Callable[[SessionRunner], Coroutine[Any, Any, None]]
 
 
 class SessionOwner:
-    """`open_store` opens the ledger with the capability of an assignment."""
+    """Drives sessions. `open_store` connects to the ledger with the capability of an assignment."""
 
     def __init__(self, open_store: OpenStore) -> None:
         self._open_store = open_store
@@ -93,19 +93,19 @@ class SessionOwner:
 
 
 def home_of(assignment: Assignment) -> Path:
-    """The folder that lasts as long as the owner."""
+    """The owner's folder for this session, which is removed with the owner."""
     return assignment.run_dir / f"{assignment.session.id}-{assignment.session.epoch}"
 
 
 def _move_in(home: Path, session_id: str) -> None:
-    """Makes the owner's folder. What earlier owners of the session left is removed: they are fenced off, or dead."""
+    """Creates the owner's folder and removes those of the session's earlier owners, which are dead or have no lease."""
     for left in home.parent.glob(f"{session_id}-*"):
         shutil.rmtree(left, ignore_errors=True)
     home.mkdir(parents=True, mode=0o700)
 
 
 async def first_of(work: Coroutine[Any, Any, Any], watch: Coroutine[Any, Any, Any]) -> None:
-    """Returns or raises as the first of the two that ends, and cancels the other: nothing runs unwatched."""
+    """Runs both until one ends, cancels the other, and returns or raises as the first. So no work runs unwatched."""
     tasks = asyncio.create_task(work), asyncio.create_task(watch)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

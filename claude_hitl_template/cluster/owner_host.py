@@ -1,5 +1,5 @@
-"""Where owners run: the protocol between the supervisor and what hosts owners, which is Ray in production and tasks of one
-process in tests (`testing/local_host.py`). Knows no Ray."""
+"""The protocol between the supervisor and the host of owners: Ray in production (`ray_host.py`), tasks of one process in
+tests (`testing/local_host.py`). Does not use Ray."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from claude_hitl_template.errors import HitlError
 from claude_hitl_template.session.runner import Limits
 from claude_hitl_template.workspace.sync import WorkspaceLocation
 
-PARKED = "parked"  # how an owner says that its session rests, and that it can drive another
+PARKED = "parked"  # an owner's result when its session has parked; the owner can drive another one
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Capacity:
-    """CPUs and bytes of memory of a host: what is not reserved, and all of it."""
+    """CPUs and bytes of memory of a host: the unreserved part (`free_`), and the total."""
 
     free_cpus: float
     free_memory_bytes: int
@@ -37,11 +37,14 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Assignment:
-    """The session that an owner drives, and what it needs for that.
+    """The session that an owner drives, and what the owner needs for it.
 
-    Sent as an argument of a call, because everyone on a Ray cluster can read a runtime_env.
-    `token` opens the model endpoint, `capability` the ledger: both for this session and this lease alone.
-    `sandbox` is None where the operator wants none.
+    It is sent as an argument of a call, because every client of a Ray cluster can read a runtime_env.
+
+    Attributes:
+        token: For the model endpoint; valid for this session and this lease only.
+        capability: For the ledger; valid for this session and this lease only.
+        sandbox: None if the operator disabled sandboxes.
     """
 
     session: Session
@@ -62,12 +65,12 @@ class CannotStart(HitlError):
 
 
 class OwnerLost(HitlError):
-    """An owner ended, or does not answer; the message says what the host knows of it."""
+    """An owner ended, or does not answer; the message says what the host knows about it."""
 
 
 class OwnerHost(Protocol):
-    """Starts, finds and ends owners, each by a name that no other has. A cancelled call may or may not have taken effect:
-    `end` the owner then."""
+    """Starts, finds and ends owners by their unique names. A cancelled call may or may not have taken effect: call `end`
+    after it."""
 
     def contains(self, environment: Environment) -> bool:
         """Whether owners in this environment run in a container of their own."""
@@ -77,7 +80,7 @@ class OwnerHost(Protocol):
         """Checks what can be checked before a start.
 
         Raises:
-            CannotStart: Nothing can start in this environment; for instance, its image is missing.
+            CannotStart: No owner can start in this environment; for instance, its image is missing.
         """
         ...
 
@@ -95,39 +98,39 @@ class OwnerHost(Protocol):
         ...
 
     async def answers(self, name: str) -> bool:
-        """Whether the owner is alive and ready for a session."""
+        """Returns True if the owner is alive and ready for a session."""
         ...
 
     async def drive(self, name: str, assignment: Assignment) -> str:
-        """Gives the owner its session; returns how it ended: "parked", "taken over" or "died: <why>".
+        """Assigns a session to the owner, and returns how it ended: "parked", "taken over" or "died: <why>".
 
         Raises:
-            OwnerLost: The owner ended without saying so.
+            OwnerLost: The owner ended without a result.
         """
         ...
 
     async def driving(self, name: str) -> tuple[str, int] | None:
-        """The session and epoch that an owner drives. None: it drives nothing, is gone, or does not answer."""
+        """Returns the session and epoch that an owner drives; None if it is idle, has ended, or does not answer."""
         ...
 
     async def code(self, name: str) -> str | None:
-        """The version of the code that the owner runs, as `code_version` gives it; None where it cannot be known."""
+        """Returns the version of the code that the owner runs, as `code_version` does; None if it is unknown."""
         ...
 
     async def make_room(self, name: str) -> None:
-        """Asks the owner to park as soon as nothing runs. Does not wait, and does nothing where it is gone."""
+        """Asks the owner to park as soon as no call runs. Does not wait, and does nothing if the owner has ended."""
         ...
 
     async def end(self, name: str) -> None:
-        """Ends an owner whatever it is doing; does nothing where there is none of that name."""
+        """Ends an owner even if it is busy; does nothing if there is none with this name."""
         ...
 
     async def names(self) -> set[str]:
-        """The owners that are alive, those without a session included."""
+        """Returns the names of the owners that are alive, including those without a session."""
         ...
 
     async def capacity(self) -> Capacity: ...
 
     async def tidy(self) -> None:
-        """Removes what ended owners left behind on this machine. Raises nothing."""
+        """Removes what ended owners left behind on this machine. Never raises."""
         ...

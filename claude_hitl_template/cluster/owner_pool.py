@@ -1,4 +1,4 @@
-"""Owners, started and ready: where there is room for one, in the environment that its session asks for. Knows no Ray."""
+"""Starts owners for sessions when there is room, reuses them, and keeps spare ones ready. Does not use Ray."""
 
 import asyncio
 from collections import deque
@@ -15,19 +15,19 @@ from claude_hitl_template.domain.models import Environment, Session, new_id
 from claude_hitl_template.presentation.text import size
 
 log = structlog.get_logger()
-WARM_AGAIN_S, WARM_AGAIN_MOST_S = 5.0, 600.0  # between two tries to keep an owner ready, when they fail
+WARM_AGAIN_S, WARM_AGAIN_MOST_S = 5.0, 600.0  # between two failed tries to start a spare
 ROOM_S = 0.5  # between two capacity checks; an owner that ends frees its share within a second or two
-QUEUE_S = 5.0  # a session that waits longer for its turn to start says so
-MOST_SESSIONS = 50  # that one owner drives, one after another: what its process may leak stays bounded
+QUEUE_S = 5.0  # a session that waits longer for its turn to start reports it
+MOST_SESSIONS = 50  # that one owner drives, one after another: bounds what its process may leak
 
 type OnWait = Callable[[Session, str, bool], Awaitable[bool]]
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A started owner that can drive a session. The lease's holder is its name.
+    """A started owner that can drive a session. Its name is the holder of the session's lease.
 
-    `key_id` is whose sessions it drove before, `driven` how many.
+    `key_id` is the API key of the sessions that it drove before; `driven` is their number.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Owner:
     driven: int = 0
 
     def fits(self, key_id: str, environment: Environment) -> bool:
-        """Whether it may drive a session of this key: no process has sessions of two keys, not even one after another."""
+        """Whether it may drive a session of this key. A process never has sessions of two keys, not even in succession."""
         return self.key_id in (None, key_id) and self.environment.image == environment.image
 
 
@@ -50,7 +50,10 @@ class _Waiter:
 
 
 class OwnerPool:
-    """`on_wait(session, reason, lacks_room)` is called while a session waits; it returns False to stop waiting."""
+    """Provides each session with an owner.
+
+    `on_wait(session, reason, lacks_room)` is called while a session waits; it returns False to stop waiting.
+    """
 
     def __init__(
         self, settings: Settings, host: OwnerHost, on_wait: OnWait, *, queue_s: float = QUEUE_S
@@ -63,20 +66,20 @@ class OwnerPool:
         self._warm_up = Backoff(WARM_AGAIN_S, WARM_AGAIN_MOST_S)
         self._taking = 0
         self._coming = (
-            0  # owners that the host was asked for and that do not answer yet: it may not count them yet
+            0  # owners that were requested and do not answer yet; the host's capacity may not include them
         )
         self._waiters: deque[_Waiter] = deque()
-        self._queue = asyncio.Lock()  # sessions that wait for room get it in the order of asking
+        self._queue = asyncio.Lock()  # sessions that wait for room get it in the order in which they asked
         self._starts: asyncio.Semaphore | None = None
 
     async def take(self, session: Session, environment: Environment) -> Owner | None:
-        """Gets an owner that answers.
+        """Returns an owner that answers, after waiting for room if necessary.
 
         Returns:
             The owner; None when the session no longer needs one.
 
         Raises:
-            CannotStart: None can be started.
+            CannotStart: No owner can be started.
         """
         self._taking += 1
         try:
@@ -85,7 +88,7 @@ class OwnerPool:
             self._taking -= 1
 
     async def give_back(self, owner: Owner, key_id: str) -> None:
-        """Takes an owner whose session of `key_id` has parked: the next session gets it, or it becomes a spare, or ends."""
+        """Takes back an owner whose session of `key_id` parked: the next session gets it, or it becomes a spare or ends."""
         await self._keep(replace(owner, key_id=key_id, driven=owner.driven + 1))
 
     async def _keep(self, owner: Owner) -> None:
@@ -100,7 +103,7 @@ class OwnerPool:
         await self._host.end(owner.name)
 
     def tend_spares(self) -> None:
-        """Starts one spare at a time, and none while a session starts: it would take the CPU that the session needs."""
+        """Starts a missing spare; one at a time, and none while a session starts, which needs the CPU."""
         wanted = len(self._spares) < self._settings.spare_owners and not self._warm_up.left_s
         busy = self._taking > 0 or (self._warming is not None and not self._warming.done())
         if wanted and not busy:
@@ -108,7 +111,7 @@ class OwnerPool:
             self._warming.add_done_callback(self._warmed)
 
     async def close(self) -> None:
-        """Ends the start of a spare that is under way; spares that are ready stay."""
+        """Cancels the start of a spare; spares that are ready stay."""
         if self._warming is not None:
             self._warming.cancel()
             await asyncio.wait({self._warming})
@@ -144,7 +147,7 @@ class OwnerPool:
 
     def _warmed(self, warming: asyncio.Task[None]) -> None:
         error = None if warming.cancelled() else warming.exception()
-        if error is not None:  # a defect; it may come again
+        if error is not None:  # a defect; it may occur again
             self._warm_up.failed()
             log.error("no spare owner", exc_info=error)
 
@@ -155,7 +158,7 @@ class OwnerPool:
     # -- starting
 
     async def _next(self, session: Session, environment: Environment) -> Owner | None:
-        """Starts an owner in turn and where there is room, or takes one that is given back before that."""
+        """Starts an owner when it is the session's turn and there is room, or takes one that is given back before that."""
         turns, waiter = await self._turns(), _Waiter(session.key_id, environment, asyncio.Future())
         turn = asyncio.create_task(turns.acquire())
         try:
@@ -178,7 +181,7 @@ class OwnerPool:
                 turns.release()
 
     async def _may_start(self, session: Session, turn: asyncio.Task[Any], waiter: _Waiter) -> bool:
-        """Waits for a turn and for room, or for an owner. Returns False when the session needs none any more."""
+        """Waits for a turn and for room, or for an owner. Returns False if the session no longer needs one."""
         self._waiters.append(waiter)
         try:
             if not await self._turn_comes(session, turn, waiter):
@@ -191,7 +194,7 @@ class OwnerPool:
             self._waiters.remove(waiter)  # from here on it is given none
 
     async def _turn_comes(self, session: Session, turn: asyncio.Task[Any], waiter: _Waiter) -> bool:
-        """Waits for either, and says so after QUEUE_S. Returns False when the session no longer needs an owner."""
+        """Waits for either, and reports that after QUEUE_S. Returns False if the session no longer needs an owner."""
         done, _ = await asyncio.wait(
             {turn, waiter.given}, timeout=self._queue_s, return_when=asyncio.FIRST_COMPLETED
         )
@@ -204,14 +207,14 @@ class OwnerPool:
         return True
 
     async def _turns(self) -> asyncio.Semaphore:
-        """More starts at once than there are CPUs would only make each start slower, and in the end too slow."""
+        """Limits concurrent starts to the number of CPUs; more would slow each other down until they time out."""
         if self._starts is None:
             at_once = max(2, int((await self._host.capacity()).cpus))
             self._starts = self._starts or asyncio.Semaphore(at_once)  # another session may have been faster
         return self._starts
 
     async def _create(self, name: str, environment: Environment) -> Owner:
-        """Raises CannotStart, or TimeoutError when it does not answer in time."""
+        """Starts an owner. Raises CannotStart, or TimeoutError if it does not answer in time."""
         self._coming += 1
         try:
             await self._host.start(name, environment, self.share)
@@ -224,7 +227,7 @@ class OwnerPool:
     # -- room
 
     async def _room_for(self, session: Session, waiter: _Waiter) -> bool:
-        """Waits until there is room, or an owner; returns False when the session needs none any more. Raises CannotStart."""
+        """Waits for room, or an owner; returns False if the session no longer needs one. Raises CannotStart."""
         async with self._queue:
             while not waiter.given.done() and (lack := await self._lacks_room()) is not None:
                 self._check_possible(await self._host.capacity())
@@ -235,7 +238,7 @@ class OwnerPool:
         return True
 
     async def _lacks_room(self) -> str | None:
-        """What there is too little of; None when there is room for one more owner."""
+        """Describes which resource is short; None if there is room for one more owner."""
         found, more = await self._host.capacity(), self._coming + 1
         if found.free_cpus < more * self.share.cpus:
             return f"{found.free_cpus:g} CPUs are free, and it needs {self.share.cpus:g}"
@@ -253,5 +256,5 @@ class OwnerPool:
 
 
 def _new_name() -> str:
-    """Never that of a session: an owner may drive several, one after another."""
+    """A random name, not derived from a session: an owner may drive several, one after another."""
     return f"claude-session-{new_id('own').removeprefix('own_')}"

@@ -1,4 +1,4 @@
-"""Owners as Ray actors: the OwnerHost of production. Those of an environment with an image run in containers of it."""
+"""The OwnerHost of production: owners are Ray actors, in a container if their environment has an image."""
 
 import asyncio
 import contextlib
@@ -18,11 +18,11 @@ from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.image import tools
 
 log = structlog.get_logger()
-ANSWER_S = 10.0  # an actor that is alive answers a question within this
+ANSWER_S = 10.0  # an actor that is alive answers within this
 
 
 class RayOwnerHost:
-    """Actors are found by their name, in whichever process started them."""
+    """Finds actors by their names, so it also finds those that another process started."""
 
     def __init__(self, settings: Settings, preflight: Preflight) -> None:
         self._settings, self._preflight = settings, preflight
@@ -46,7 +46,7 @@ class RayOwnerHost:
             await self._start_again(name, environment, share)
 
     async def _start_again(self, name: str, environment: Environment, share: Share) -> None:
-        """For a moment Ray reports the failure of an earlier start again, whatever was fixed since."""
+        """For a moment Ray reports the failure of an earlier start again, even if its cause was fixed."""
         self._preflight.forget(str(environment.image))
         await self.check(environment)
         await self.end(name)
@@ -105,7 +105,7 @@ class RayOwnerHost:
         return set(await asyncio.to_thread(actor.list_actors))
 
     async def capacity(self) -> Capacity:
-        """A second old at times."""
+        """The cluster's capacity, which may be a second old."""
         free, whole = await asyncio.to_thread(_resources)
         return Capacity(
             free.get("CPU", 0.0),
@@ -115,16 +115,16 @@ class RayOwnerHost:
         )
 
     async def tidy(self) -> None:
-        """Containers that Ray left behind count against podman's locks; those that `./hitl up` started leave nothing."""
+        """Removes containers that Ray left behind, which use up podman's locks. A cluster of `./hitl up` leaves none."""
         if self._settings.images:
-            with contextlib.suppress(ConfigError):  # without podman, each start says what is wrong
+            with contextlib.suppress(ConfigError):  # without podman, each start reports the problem
                 await asyncio.to_thread(tools.prune)
 
     async def _find(self, name: str) -> Any | None:
         return await asyncio.to_thread(actor.get_actor, name)
 
     async def _ask(self, name: str, method: str) -> Any:
-        """None where the actor is gone, does not answer within ANSWER_S, or runs code without that method."""
+        """Calls a method of the actor; None if it ended, does not answer within ANSWER_S, or has no such method."""
         found = await self._find(name)
         if found is None:
             return None

@@ -1,6 +1,6 @@
-"""The supervisor: compares what the store says with what runs, and acts. Level-triggered: a lost signal costs a tick.
+"""The supervisor compares the sessions in the store with the owners that run, and starts or ends owners.
 
-Knows no Ray: `OwnerHost` says where owners run.
+It is level-triggered: a lost signal delays it by one tick. It does not use Ray; owners run on an `OwnerHost`.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from claude_hitl_template.workspace.sync import WorkspaceLocation
 log = structlog.get_logger()
 TICK_S = 1.0
 TIDY_S = 600.0
-LEFT_S = 20.0  # a deleted session has nothing left on this machine after twice this
+LEFT_S = 20.0  # everything of a deleted session is removed from this machine within twice this
 RUN_DIR = Path("/tmp/claude-hitl")  # noqa: S108 - in a container, which is one session's alone
 RETIRE_S = 3600.0
 HOLD_S = 30.0
@@ -46,18 +46,20 @@ SLOW_STORE_S = 10.0  # a store that takes longer could not take the renewal of a
 
 
 class Supervisor:
-    """One of it works at a time. It finds the owners of an earlier one by their leases, and ends the rest.
+    """Gives each session that should run an owner. Only one supervisor works at a time.
+
+    It finds the owners of an earlier supervisor by their leases, and ends the others.
 
     Args:
-        settings: Limits, folders and addresses that sessions are given.
-        store: The ledger as the supervisor may use it.
+        settings: Limits, folders and addresses for sessions.
+        store: The ledger's methods for the supervisor.
         host: Where owners run.
-        signing_key: Signs the tokens and capabilities that owners are given.
+        signing_key: Signs the owners' tokens and capabilities.
         environments: By id, as they are configured now.
-        floor: Holds whatever an agent's policy says.
-        steady_s: How long the wall clock must not have jumped before anything expires or is deleted.
-        lease_s: How long a lease lasts that is not renewed.
-        left_s: Between two looks for what deleted sessions left on this machine.
+        floor: The operator's rules, which an agent's policy cannot loosen.
+        steady_s: Seconds without a jump of the wall clock after which sessions may expire or be deleted.
+        lease_s: Seconds after which a lease that is not renewed ends.
+        left_s: Seconds between two removals of what deleted sessions left on this machine.
     """
 
     def __init__(
@@ -92,10 +94,10 @@ class Supervisor:
         self._loops = [asyncio.create_task(loop) for loop in loops]
 
     async def close(self) -> None:
-        """Ends its loops and all that it does for sessions, the owners that it waits for included.
+        """Ends its loops and its tasks for sessions.
 
         Raises:
-            BaseExceptionGroup: What ended badly: a defect.
+            BaseExceptionGroup: The errors of those that failed, which are defects.
         """
         tasks = [*self._loops, *self._attending.values()]
         for task in tasks:
@@ -107,7 +109,7 @@ class Supervisor:
             raise BaseExceptionGroup("the supervisor failed", defects)
 
     def check_health(self) -> None:
-        """Raises RuntimeError when a loop has stopped, which is a defect."""
+        """Raises RuntimeError if a loop has stopped, which is a defect."""
         for loop in self._loops:
             if loop.done():
                 raise RuntimeError(f"the supervisor stopped: {loop.exception()}")
@@ -115,15 +117,15 @@ class Supervisor:
     # -- draining
 
     async def drain(self, grace_s: float) -> int:
-        """Starts nothing more, and waits for running sessions to come to rest.
+        """Stops starting owners, and waits until no session runs or `grace_s` has passed.
 
-        The service goes on by itself unless it ends within HOLD_S after that: the process that asked may be gone.
+        The supervisor resumes by itself HOLD_S after that, because the process that requested the drain may have died.
 
         Args:
-            grace_s: How long to wait, in seconds.
+            grace_s: Seconds to wait at most.
 
         Returns:
-            How many sessions still run.
+            The number of sessions that still run.
         """
         self._pause.begin(grace_s + HOLD_S)
         deadline = time.monotonic() + grace_s
@@ -134,11 +136,11 @@ class Supervisor:
         return sum(s.status == "running" for s in await self._store.supervised())
 
     async def undrain(self) -> None:
-        """Goes on as before `drain`."""
+        """Ends the effect of `drain`."""
         self._pause.end()
 
     async def drained_s(self) -> float:
-        """Seconds for which nothing will be started unless `undrain` is called; 0 when nothing is held back."""
+        """Returns the seconds until the effect of `drain` ends by itself; 0 if the supervisor is not draining."""
         return self._pause.left_s
 
     @property
@@ -165,12 +167,12 @@ class Supervisor:
                 await asyncio.sleep(TICK_S)
 
     async def _sweep(self, holders: set[str]) -> None:
-        """Ends the owners that drive nothing: the spares of an earlier supervisor."""
+        """Ends idle owners: the spares of an earlier supervisor."""
         for name in await self._host.names() - holders:
             await self._host.end(name)
 
     async def _expire(self) -> None:
-        """Expiry is final and the clock may be wrong: after a jump of the clock, nothing expires for a while."""
+        """Expires approvals, except after a jump of the clock: expiry is final, and the clock may be wrong."""
         clock = self._clocks[0]
         while True:
             with contextlib.suppress(HitlError):  # logged by the other loop, which uses the same store
@@ -185,14 +187,14 @@ class Supervisor:
                 await self._remove_left()
 
     async def _remove_left(self) -> None:
-        """Removes what deleted sessions have on this machine.
+        """Removes the folders of deleted sessions from this machine.
 
         The folder of a session that this supervisor never saw in the store stays: it may belong to another store, which
         was configured before.
         """
         leased = {f"{s.id}-{s.lease.epoch}" for s in await self._store.supervised() if s.lease}
         found = await asyncio.to_thread(self._leftovers.sessions)
-        seen, self._seen = self._seen, set()  # filled meanwhile by `_attend`
+        seen, self._seen = self._seen, set()  # `_attend` fills it meanwhile
         existing: set[str] = set()
         for some in batched(sorted(found | seen), EXISTING):
             existing.update(await self._store.existing(some))
@@ -206,7 +208,7 @@ class Supervisor:
             await self._host.tidy()
 
     async def _retire(self) -> None:
-        """Deletes sessions older than the settings keep, if they say so. As careful about the clock as `_expire`."""
+        """Deletes sessions older than HITL_RETENTION_DAYS, if it is set, and only while the clock can be trusted."""
         clock, days, next_at = self._clocks[1], self._settings.retention_days, 0.0
         while days is not None:
             if clock.steady() and time.monotonic() >= next_at:
@@ -220,7 +222,7 @@ class Supervisor:
         await asyncio.Event().wait()
 
     def _attend(self, session: Supervised) -> None:
-        """One task a session: it starts an owner or finds the one there is, and stays until it ends."""
+        """Starts the session's task, which starts or finds its owner and runs until the owner ends."""
         self._seen.add(session.id)
         if session.id in self._attending or (self._draining and session.lease is None):
             return
@@ -231,7 +233,7 @@ class Supervisor:
     def _attended(self, session_id: str, ended: asyncio.Task[None]) -> None:
         self._attending.pop(session_id, None)
         error = None if ended.cancelled() else ended.exception()
-        if error is not None:  # the next tick looks after the session again
+        if error is not None:  # the next tick starts a new task for the session
             log.error("session not looked after", session=session_id, exc_info=error)
 
     async def _look_after(self, found: Supervised) -> None:
@@ -251,7 +253,7 @@ class Supervisor:
         except HitlError as error:
             log.warning("session not looked after; trying again", session=session.id, why=str(error))
             await asyncio.sleep(TICK_S)
-        except Exception as error:  # a defect: without a report it would come again each second, unseen
+        except Exception as error:  # a defect: without a report it would repeat each second, unseen
             log.exception("session not looked after", session=session.id)
             await self._report(session.id, error)
 
@@ -280,7 +282,7 @@ class Supervisor:
             await self._drive(session, owner)
 
     async def _watch(self, session: Session, holder: str) -> None:
-        """Returns once an owner that another supervisor started is gone, drives something else, or has lost its lease."""
+        """Waits until an owner that another supervisor started ends, drives another session, or loses its lease."""
         watch = LeaseWatch(self._lease_s)
         if await self._host.driving(holder) is not None:
             await self._replace_code(holder)
@@ -291,14 +293,14 @@ class Supervisor:
             await asyncio.sleep(min(TICK_S, self._look_s))
 
     async def _replace_code(self, holder: str) -> None:
-        """An owner from before a deploy finishes what runs, and parks: later decisions run with the new code."""
+        """Asks an owner from before a deploy to park once no call runs, so that later decisions run with the new code."""
         if await self._host.code(holder) != self._code:
             await self._host.make_room(holder)
 
     # -- owners
 
     async def _drive(self, session: Session, owner: Owner) -> None:
-        """Gives the session to the owner, and waits for its end. An owner whose session parked drives others after it."""
+        """Assigns the session to the owner, and waits until it ends. An owner whose session parked can drive others."""
         acquired, parked = None, False
         try:
             await fault_points.reach("own.before")
@@ -311,7 +313,8 @@ class Supervisor:
             await self._let_go(owner, acquired, parked=parked)
 
     async def _let_go(self, owner: Owner, session: Session | None, *, parked: bool) -> None:
-        """One that parked is given back once it has no lease: an owner must never drive a session without holding it."""
+        """Gives a parked owner back to the pool once it has no lease, and ends any other: an owner must never drive a
+        session whose lease it does not hold."""
         kept = False
         try:
             if not parked:
@@ -327,7 +330,7 @@ class Supervisor:
                 await self._host.end(owner.name)
 
     async def _ended(self, session: Session, owner: Owner) -> str:
-        """Waits for the owner's end. One that lives but lets its lease run out counts as ended."""
+        """Waits for the owner's end. An owner that lives but whose lease expired counts as ended."""
         driving = asyncio.create_task(
             self._host.drive(owner.name, self._assignment(session, owner.environment))
         )
@@ -348,11 +351,11 @@ class Supervisor:
         asked_at = time.monotonic()
         lease = (await self._store.get_session(session.id)).lease
         took_s = time.monotonic() - asked_at
-        away_s = took_s if took_s > SLOW_STORE_S else 0.0  # then the owner could not renew it either
+        away_s = took_s if took_s > SLOW_STORE_S else 0.0  # the owner could not renew the lease either
         return lease is None or lease.epoch != session.epoch or watch.lapsed(lease, away_s=away_s)
 
     async def _owner(self, session: Session) -> Owner | None:
-        """A started owner. None when none could be started; the session's log says why."""
+        """Returns a started owner; None if none could be started, which the session's log explains."""
         try:
             return await self._pool.take(session, self._environment(session))
         except CannotStart as error:
@@ -360,11 +363,12 @@ class Supervisor:
             return None
 
     def _environment(self, session: Session) -> Environment:
-        """As it is configured now, because a session may have been parked for weeks; a removed one as it was."""
+        """The session's environment as configured now, because a session may have been parked for weeks; if it was
+        removed from the configuration, as it was then."""
         return self._environments.get(session.environment.id, session.environment)
 
     async def _on_wait(self, session: Session, reason: str, lacks_room: bool) -> bool:
-        """Says in the session's log that it waits, once; for lack of room, has the session that rests longest make room.
+        """Records once in the session's log that it waits; without room, parks the session that has been idle longest.
 
         Returns:
             False when the session no longer needs an owner.
@@ -426,7 +430,7 @@ class Supervisor:
         )
 
     def _credentials(self) -> tuple[Credential, ...]:
-        """As the file says now; none where it was made invalid after `./hitl up` checked it."""
+        """The credentials in the file; none if the file became invalid after `./hitl up` checked it."""
         try:
             return read_credentials(self._settings.credentials)
         except ConfigError as error:
