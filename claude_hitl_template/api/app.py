@@ -1,4 +1,4 @@
-"""The application under /v1: the routers, put together with the service they serve."""
+"""Builds the application under /v1 from the routers and the service."""
 
 import json
 
@@ -25,8 +25,8 @@ def build_app(service: Service) -> FastAPI:
 
 
 def application(version: str) -> FastAPI:
-    """The routes and their document, without a service: no request can be answered."""
-    # No pages of documentation: they would be open to everyone, and load their scripts from elsewhere.
+    """Builds the routes and their API document without a service, so it cannot answer requests."""
+    # No documentation pages: they would need no key, and load scripts from other hosts.
     app = FastAPI(
         title="claude-hitl",
         version=version,

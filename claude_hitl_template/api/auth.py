@@ -1,4 +1,4 @@
-"""Who calls: an API key in `x-api-key` or as a bearer token, on every route but `GET /v1/health`."""
+"""Authenticates callers by an API key in `x-api-key` or a bearer token, on every route but `GET /v1/health`."""
 
 import hmac
 import math

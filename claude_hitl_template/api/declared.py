@@ -1,6 +1,6 @@
-"""Refuses what a request has and its route does not declare: a parameter that is ignored changes what is meant.
+"""Refuses headers and parameters that a route does not declare: ignoring one would change the request's meaning.
 
-What a route declares is read from its own signature, through FastAPI's `Dependant`.
+The declarations are read from the route's signature, through FastAPI's `Dependant`.
 """
 
 import difflib
@@ -19,9 +19,9 @@ MAX_ID_CHARS = 256
 NO_BODY_BYTES = 64  # more than "{}" with its spaces
 PROTOCOL_BETA = "managed-agents-2026-04-01"
 _PROTOCOL_BETAS = "managed-agents-"
-# Headers of the protocol that choose nothing. Any other that begins with `anthropic-` would: a workspace, a user profile.
+# Headers of the protocol that do not change the meaning. Any other `anthropic-` header would: a workspace, a user profile.
 _HARMLESS = frozenset({"anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access"})
-# Conditions and methods: a server that does not know them does what the client meant to prevent.
+# Conditions and method overrides: a server that ignores them does what the client meant to prevent.
 _CONDITIONS = frozenset({"if-match", "if-unmodified-since", "x-http-method-override"})
 _OF_SOME_ROUTES = frozenset({"last-event-id", "idempotency-key"})
 _SINGLE = frozenset({"x-api-key", "authorization", "content-type"})
@@ -89,7 +89,7 @@ class Declared:
 
 
 def check_path(request: Request) -> None:
-    """Raises NotFound for an id that no id can look like."""
+    """Raises NotFound for an id that is not well-formed."""
     for value in request.path_params.values():
         if "\x00" in value or len(value) > MAX_ID_CHARS:
             raise NotFound("not found, or not visible to this key")

@@ -62,5 +62,5 @@ def single_page(data: Sequence[dict[str, Any]], page: str | None) -> JSONRespons
 
 
 def each_once[T: str](values: Sequence[T] | None) -> list[T]:
-    """Sorted, so that the same filter is the same however it is written."""
+    """Sorts and deduplicates a filter's values, so that equal filters have the same digest."""
     return sorted(set(values or ()))

@@ -1,5 +1,5 @@
-"""What the routes answer, for the API document. Nothing is validated against these models when it is sent: wire.py and
-agents.py build the responses, and tests compare them with the document."""
+"""Models of the responses, for the API document only. wire.py and agents.py build the responses, which are not validated
+against these models when they are sent; tests compare them with the document."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal

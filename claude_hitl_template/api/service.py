@@ -1,4 +1,4 @@
-"""What the routes need from the rest of the program, and how a route asks for it."""
+"""The routes' dependencies on the rest of the program, and the FastAPI dependency that provides them."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class Service:
     """The dependencies of the routes.
 
     Attributes:
-        floor: The operator's policy; it applies whatever an agent's policy says.
-        environments: What a session may name as its `environment_id`.
-        image_facts: What is known of an image reference now; None for an image that is not here (yet). Never raises,
-            and answers at once.
-        facts: What `GET /v1/version` shows, ready for JSON.
+        floor: The operator's policy, which an agent's policy cannot loosen.
+        environments: By the `environment_id` that a session may name.
+        image_facts: Returns the facts of an image reference that are known now, without waiting; None if the image is not
+            on this machine (yet). Never raises.
+        facts: The fields of `GET /v1/version`, ready for JSON.
         drain: Stops starting turns and waits up to the given seconds; returns how many sessions still run.
         drained_s: For how many more seconds nothing is started.
         operator_key: Opens the internal routes.

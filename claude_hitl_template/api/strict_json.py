@@ -1,4 +1,4 @@
-"""JSON bodies that every reader understands in the same way, and that can be stored as text."""
+"""Parses JSON bodies strictly: every reader understands them in the same way, and they can be stored as text."""
 
 import json
 import math
@@ -67,7 +67,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Parsers differ in which of two equal names they take: what is shown and what is stored must not differ."""
+    """Refuses duplicate names: parsers differ in which one they take, so an approver could see another value than runs."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

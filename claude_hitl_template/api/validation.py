@@ -27,7 +27,7 @@ def parse[T](kind: type[T] | TypeAdapter[T], value: Any, at: str = "") -> T:
 
 
 def invalid_request(error: RequestValidationError) -> InvalidInput:
-    """What FastAPI found wrong first, as our error: `limit: ...`, `events.0.content: ...`."""
+    """Converts the first error that FastAPI found: `limit: ...`, `events.0.content: ...`."""
     first = error.errors()[0]
     where, *loc = first["loc"]
     if where != "body":  # a list may be sent with and without brackets

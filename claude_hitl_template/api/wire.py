@@ -46,7 +46,8 @@ def session_wire(session: Session) -> dict[str, Any]:
 
 
 def _networking_wire(networking: Networking) -> dict[str, Any]:
-    """What sessions reach without asking. `private_hosts` extends the protocol. Package registries are ordinary hosts."""
+    """The hosts that sessions reach without asking. `private_hosts` extends the protocol. Package registries are ordinary
+    hosts."""
     if networking.type == "unrestricted":
         return {"type": "unrestricted", "private_hosts": networking.private_hosts}
     return {**networking.model_dump(mode="json"), "allow_package_managers": False}
@@ -87,6 +88,6 @@ def environment_wire(
 
 
 def approval_wire(approval: Approval) -> dict[str, Any]:
-    """What an approver needs: what would run, where, for whom, and what became of it."""
+    """An approval as an approver needs it: the call, its folder, its requester, and its outcome."""
     shown = approval.model_dump(mode="json", exclude=set(_INTERNAL))
     return {"type": "approval", **shown, "batch": list(approval.batch)}
