@@ -65,7 +65,7 @@ async def _check_files(request: PanelRequest) -> None:
 
 
 async def _uploaded(request: PanelRequest) -> list[tuple[str, str, str | None]]:
-    """What a body names: the flow or batch, the upload, and the name for its file."""
+    """The flow or batch, the upload, and the name for its file, as named in the body."""
     if request.method != "POST" or request.url.path.rstrip("/").endswith("/init_batch"):
         return []
     if request.content_type[0] == "multipart/form-data":

@@ -42,7 +42,7 @@ _MAX_ROWS = 20  # of the text area in which an input is edited
 
 @dataclass(frozen=True)
 class Filled:
-    """What was typed before, and what is wrong with it: messages by field name; "" is the form itself."""
+    """The values typed before, and the errors in them: messages by field name; "" is the form itself."""
 
     typed: Mapping[str, Any] = field(default_factory=dict[str, Any])
     errors: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -105,7 +105,7 @@ def _page(
 
 
 def message(said: str) -> Elements:
-    """A page that says one thing."""
+    """A page with one message."""
     return _page("message.html.j2", said=said)
 
 
@@ -172,7 +172,7 @@ def message_form(
 
     Args:
         session: The session that the message is for.
-        last_message: What the agent said last, as Markdown; "" for nothing.
+        last_message: The agent's last message, as Markdown; "" if there is none.
         hidden: Hidden fields. `back` is the flow that the form belongs to.
         action: As in `_page`.
         filled: What was typed before.
@@ -241,7 +241,7 @@ def decision_form(
     action: str = "",
     filled: Filled = Filled(),
 ) -> Elements:
-    """Exactly what would run, and the choices for each call. For a call that is decided already: by whom.
+    """The form that shows exactly what would run, with the choices for each call, or who decided it already.
 
     Args:
         group: The calls.
@@ -310,7 +310,7 @@ def _question_fields(approval: Approval) -> list[_QuestionField]:
 
 
 def fate(approval: Approval) -> str:
-    """What became of a call, and who decided."""
+    """The outcome of a call, and who decided on it."""
     decision = approval.decision
     if decision is None:
         return {

@@ -25,7 +25,7 @@ PUBLIC_PATH = "/openapi.json"  # the panel reads it without a login; it lists th
 
 
 class Gateway(ServeAPI):
-    """Kodosumi's routes behind the guard, and our API beside them.
+    """Kodosumi's routes behind the guard, next to our API.
 
     Kodosumi's middleware buffers streams and shows tracebacks, so requests to /v1 and /model never reach it.
     """
@@ -109,7 +109,7 @@ def _headers_with(scope: Scope, trusted: Mapping[str, str]) -> list[tuple[bytes,
 
 
 def _error_response(error: HitlError) -> PlainTextResponse:
-    """Escaped, because the panel puts the response into its page unescaped."""
+    """Escapes the error, because the panel puts the response into its page unescaped."""
     status = 401 if isinstance(error, Unauthorized) else 503 if isinstance(error, Unavailable) else 400
     headers = {"retry-after": f"{error.retry_after_s:.0f}"} if isinstance(error, Unavailable) else None
     return PlainTextResponse(escape(str(error)), status, headers)

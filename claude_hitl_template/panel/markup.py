@@ -1,4 +1,4 @@
-"""HTML from templates. Kodosumi escapes nothing, so everything that the panel shows passes through here.
+"""Renders HTML from templates. Kodosumi escapes nothing, so everything that the panel shows is rendered here.
 
 The templates are in `templates/`, style and script in `static/`. In a template `{{ value }}` is text for a reader:
 nothing in it becomes markup, and characters that hide or act stand out as escapes. `{{ value|e }}` is the exact value,

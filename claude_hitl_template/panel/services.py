@@ -1,4 +1,4 @@
-"""What the panel's entries and flows use. `query.py` provides it."""
+"""The dependencies of the panel's entries and flows, which `cluster/deployments.py` provides."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Locks(Protocol):
 
 @dataclass(frozen=True)
 class WindowServices:
-    """What a flow uses.
+    """The dependencies of a flow.
 
     Attributes:
         store: Gives access to the flow's session only.
@@ -48,7 +48,7 @@ class WindowServices:
 
 @dataclass(frozen=True)
 class PanelServices:
-    """What the entries use.
+    """The dependencies of the entries.
 
     Attributes:
         store: The sessions of all keys.
@@ -56,8 +56,8 @@ class PanelServices:
         environments: By id; the first is the default.
         max_upload_bytes: The most that one form uploads.
         panel_url: The address of the panel.
-        window: Returns, for a session's id, what Kodosumi runs as the flow that shows the session.
-        is_open: Whether a flow, by its id, lives and belongs to the user with an id.
+        window: Returns, for a session's id, the function that Kodosumi runs as the flow that shows the session.
+        is_open: Whether a flow is alive and belongs to a user; takes both ids.
         sandbox: "on", "off" or "none".
     """
 

@@ -12,18 +12,18 @@ from claude_hitl_template.presentation.text import summary
 
 
 def event_html(event: Mapping[str, Any]) -> str | None:
-    """One event of a session's log, in wire format; None for an event that tells a reader nothing."""
+    """The entry of an event in wire format; None for an event with nothing for a reader."""
     view = event_view(event)
     return None if view is None else str(render("event.html.j2", view=view))
 
 
 def header(session: Session, uploaded: Sequence[str], image: ImageFacts | None = None) -> str:
-    """What is in force: agent, environment, image, plugins, tools and policy.
+    """The first entry of a timeline: the session's agent, environment, image, plugins, tools and policy.
 
     Args:
         session: The session that the window shows.
         uploaded: Names of the files that were uploaded with the first message.
-        image: What is known about the environment's image; None without an image, or if nothing is known.
+        image: The facts of the environment's image; None without an image, or if they are unknown.
     """
     agent, environment = session.agent, session.environment
     pairs = [

@@ -27,7 +27,7 @@ TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class Uploads:
-    """What the browser uploaded to the panel.
+    """The files that a browser uploaded to the panel.
 
     Attributes:
         batch: Identifies the upload in the panel.
@@ -140,7 +140,7 @@ async def _copy(client: httpx.AsyncClient, address: str, target: Path) -> None:
                 file.write(chunk)
 
 
-# -- what a turn produced
+# -- files that a turn changed
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ Level = Literal["ok", "warning", "wrong"]
 
 @dataclass(frozen=True)
 class Check:
-    """What was checked, what was found and, unless it is ok, how to fix it (`mend`)."""
+    """The name of a check, its result and, unless it is ok, how to fix the problem."""
 
     name: str
     level: Level

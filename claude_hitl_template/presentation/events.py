@@ -1,4 +1,4 @@
-"""One function per type of event makes its view."""
+"""Builds the views of events, with one function per type of event."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,7 +22,7 @@ type WireEvent = Mapping[str, Any]
 
 
 def event_view(event: WireEvent) -> EventView | None:
-    """The view of one event of a session's log, in wire format; None for an event that tells a reader nothing."""
+    """Returns the view of an event in wire format; None for an event with nothing for a reader."""
     make = _VIEWS.get(event["type"])
     return make(event) if make else None
 

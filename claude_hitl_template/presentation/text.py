@@ -1,6 +1,6 @@
 """Texts for people, independent of the medium: hidden characters as escapes, sizes, ages, summaries of calls.
 
-What is shown is what runs: no character of a text from a model, a tool or a user is left out.
+Approvers see exactly what runs: no character of a text from a model, a tool or a user is left out.
 """
 
 import difflib

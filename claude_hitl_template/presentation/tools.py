@@ -1,8 +1,8 @@
-"""One function per tool makes the view of its calls.
+"""Builds the views of tool calls, with one function per tool.
 
 To show another tool, add a function and register it under the tool's full name (`NotebookEdit`, `mcp__server__tool`):
-the terminal, the panel and every later page show it. A function takes out of its copy of the input what it shows in a
-form of its own. The fields that remain follow as they are, so that no field of an input is ever left out.
+the terminal and the panel then show it. A function removes the fields that it shows in a special form from its copy of
+the input. The remaining fields are shown after them as they are, so that no field of an input is ever left out.
 """
 
 import json
@@ -63,7 +63,7 @@ def pretty_json(value: Any) -> str:
 
 
 def _shows(name: str) -> Callable[[Parts], Parts]:
-    """Registers a function that takes what it shows out of the input; None if the input does not fit the tool."""
+    """Registers a function that removes the fields it shows from the input, or returns None if the input does not fit."""
 
     def register(make: Parts) -> Parts:
         _PARTS[name] = make
@@ -73,7 +73,7 @@ def _shows(name: str) -> Callable[[Parts], Parts]:
 
 
 def _taken(rest: Input, *names: str) -> list[Part]:
-    """The fields of these names that are texts, taken out of the input."""
+    """Removes the fields with these names that are texts from the input, and returns them."""
     found = tuple(Field(name, rest.pop(name)) for name in names if isinstance(rest.get(name), str))
     return [Fields(found)] if found else []
 
@@ -171,7 +171,7 @@ _JSON_TYPES: Mapping[type, str] = {
 
 
 def _mcp(server: str, tool: str) -> Parts:
-    """A tool of which only its name is known: its arguments, with their types, for `5` and `"5"` are not the same."""
+    """The view of a tool that has no function here: its arguments with their types, because `5` and `"5"` differ."""
 
     def parts(rest: Input) -> list[Part]:
         head = Fields((Field("server", server), Field("tool", tool)))

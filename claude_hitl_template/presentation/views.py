@@ -143,7 +143,7 @@ class Thinking:
 
 @dataclass(frozen=True)
 class Call:
-    """The agent calls a tool. `permission` is what the policy says about it; None if the event does not tell."""
+    """The agent calls a tool. `permission` is the policy's verdict; None if the event has none."""
 
     kind: ClassVar = "call"
     tool: ToolView
@@ -166,8 +166,8 @@ class Decision:
     """A person decided on a call.
 
     Attributes:
-        allowed: False for a denial, whose `reason` the agent is told.
-        by: Who decided; "" if the event does not tell.
+        allowed: False for a denial, whose `reason` the agent receives.
+        by: Who decided; "" if the event does not say.
         answers: To a question, by its text; None for other calls.
         edited_input: What runs instead of the proposed input; None if it runs as proposed.
         rule: What was remembered for later calls; "" if nothing was.
