@@ -1,1 +1,1 @@
-"""What tests and the benchmark stand on. Never imported by production code."""
+"""Test doubles for tests and the benchmark. Never imported by production code."""

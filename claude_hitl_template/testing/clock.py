@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 
 class FakeClock:
-    """Stands still at `now` until a test moves it; it starts at the time of day it is made."""
+    """Always returns `now` until a test moves it. It starts at the current time by default."""
 
     def __init__(self, now: datetime | None = None) -> None:
         self.now = now or datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""Owners as tasks of one process: the OwnerHost of tests and of the benchmark. There is always room, and no container."""
+"""The OwnerHost of tests and the benchmark: owners are tasks of one process, in any number and without containers."""
 
 import asyncio
 import sys
@@ -18,7 +18,7 @@ class _Hosted:
 
 @dataclass
 class LocalOwnerHost:
-    """`failures` has what owners failed with unexpectedly: defects."""
+    """Runs owners as tasks. `failures` collects their unexpected exceptions, which are defects."""
 
     open_store: OpenStore
     failures: list[Exception] = field(default_factory=list[Exception])
@@ -28,7 +28,7 @@ class LocalOwnerHost:
         return False
 
     async def check(self, environment: Environment) -> None:
-        """Nothing can be missing."""
+        """Does nothing: there is no image that could be missing."""
 
     async def start(self, name: str, environment: Environment, share: Share) -> None:
         self._hosted[name] = _Hosted(SessionOwner(self.open_store))

@@ -1,4 +1,4 @@
-"""The service in one process, without Ray: the real API, store, CLI and offline model, for tests and the benchmark.
+"""Runs the service in one process without Ray, with the real API, store, CLI and offline model.
 
     async with serve_in_process(folder, keys={"alice": "a secret"}) as service:
         anthropic.AsyncAnthropic(base_url=service.url, api_key="a secret")
@@ -50,9 +50,13 @@ Backing = Literal["sqlite", "memory"]
 
 @dataclass(frozen=True)
 class LocalService:
-    """A service that runs. `url` is what the SDK takes as its base_url; `folder` holds the database and workspaces.
+    """A running service.
 
-    `keys` has the secret of each API key by its name; `app` is the API that is mounted at `url`.
+    Attributes:
+        url: The SDK's `base_url`.
+        folder: Contains the database and workspaces.
+        keys: The secret of each API key, by name.
+        app: The API that is mounted at `url`.
     """
 
     url: str
@@ -85,10 +89,20 @@ async def serve_in_process(
 ) -> AsyncGenerator[LocalService]:
     """Serves on a free port of 127.0.0.1 until the context is left; no task and no CLI is left behind then.
 
-    `folder` exists; nothing is written outside of it, but in the Postgres of `database_url`. `keys` maps names to the
-    secrets of API keys, `images` references
-    to what is known of them; sessions are local processes all the same. Unless it is `driving`, no session gets an
-    owner: what is asked to run waits. Raises, on leaving, what an owner failed with unexpectedly.
+    Arguments that are not listed here are those of `Settings`.
+
+    Args:
+        folder: An existing folder. Nothing is written outside of it, except to the Postgres of `database_url`.
+        keys: The secret of each API key, by name.
+        backing: The store's backend.
+        database_url: A Postgres to use instead of SQLite.
+        environments: By id; one without an image if None.
+        images: Facts by image reference; sessions are local processes even in an environment with an image.
+        driving: If False, no session gets an owner, so sessions wait.
+        floor: The operator's policy.
+
+    Raises:
+        BaseExceptionGroup: On exit: the unexpected exceptions of owners.
     """
     async with _store(folder, backing, database_url) as store:
         for name, secret in keys.items():
@@ -143,7 +157,7 @@ def _facts_of(images: Mapping[str, ImageFacts] | None) -> Callable[[str], Awaita
 
 
 class LocalLedger:
-    """The ledger's check in front of a store of this process; nothing of Ray's transport."""
+    """A store of this process behind the ledger's capability check, without Ray's transport."""
 
     def __init__(self, store: CoreStore) -> None:
         self.signing_key = SigningKey(secrets.token_bytes(32))
@@ -159,7 +173,7 @@ class LocalLedger:
         return client(protocol, send)
 
     async def running(self, _grace_s: float) -> int:
-        """How many sessions run. Tests drain the service at any time, and nothing is held back for it."""
+        """The number of running sessions, for `drain`, which does not stop the service from starting turns here."""
         return sum(s.status == "running" for s in await self._store.supervised())
 
 
@@ -175,7 +189,7 @@ async def _never() -> float:
 async def _supervising(
     ledger: LocalLedger, settings: Settings, environments: Mapping[str, Environment], floor: Floor
 ) -> AsyncGenerator[None]:
-    """Supervises as the cluster does, over owners that are tasks. Raises, on leaving, what failed unexpectedly."""
+    """Runs the cluster's supervisor with owners as tasks. On exit, raises the unexpected exceptions of owners."""
     host = LocalOwnerHost(lambda capability: ledger.reach(Owners, capability))
     supervisor = Supervisor(
         settings,
@@ -212,12 +226,12 @@ async def _store(folder: Path, backing: Backing, database_url: str | None) -> As
 def _listener() -> socket.socket:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    listener.listen()  # who connects before the server runs waits for it
+    listener.listen()  # a client that connects before the server runs waits for it
     return listener
 
 
 def _mounted(api: FastAPI, store: Clients, signing_key: SigningKey) -> ASGIApp:
-    """The applications where the cluster has them: the model endpoint and the API under ROUTE."""
+    """Mounts the model endpoint and the API under ROUTE, as in the cluster."""
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     problems.install(outer)
     outer.mount(f"{ROUTE}/model", build_model_app(OfflineUpstream(Scenarios.load()), store, signing_key))

@@ -1,4 +1,4 @@
-"""The Store's backend in memory: for unit tests, and to hold the SQL one to the same contract."""
+"""The Store's backend in memory, for unit tests; the contract tests run on it and on the SQL backend."""
 
 import asyncio
 import copy

@@ -1,4 +1,4 @@
-"""The in-process service in a thread of its own, so that blocking clients can be used as their users use them."""
+"""Runs the in-process service in its own thread, so that tests can use blocking clients."""
 
 import asyncio
 import threading
@@ -14,19 +14,19 @@ from claude_hitl_template.testing.local_service import LocalService, serve_in_pr
 
 @dataclass(frozen=True)
 class Threaded:
-    """The service, and the loop it runs in."""
+    """The service, and the event loop that it runs in."""
 
     service: LocalService
     loop: asyncio.AbstractEventLoop
 
     def run[T](self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, done in the service's loop: its store belongs there."""
+        """Runs `work` in the service's loop, to which its store belongs, and returns the result."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
 
 @contextmanager
 def serve_in_thread(folder: Path, **options: Any) -> Generator[Threaded]:
-    """`serve_in_process` with the same options, for code without a loop. Raises what it raises."""
+    """`serve_in_process` for code without an event loop, with the same options and errors."""
     started: Future[Threaded] = Future()
     ended = threading.Event()
 
