@@ -1,4 +1,4 @@
-"""What `./hitl chaos` runs: one run, its table, its report; exit status 1 when a promise was broken."""
+"""Entry point of `./hitl chaos`: makes one run, prints its table and writes its report. Exits with 1 if a promise broke."""
 
 import argparse
 import shutil

@@ -1,4 +1,4 @@
-"""What the tests of chaos share."""
+"""Fixtures of the chaos tests."""
 
 import multiprocessing
 from multiprocessing.context import ForkServerContext
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def processes() -> ForkServerContext:
-    """Forked from one that has imported everything: they start at once."""
+    """Starts processes by forking one that has imported everything, so that they start at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.chaos.crash_runs", "tests.chaos.decisions"])
     return context

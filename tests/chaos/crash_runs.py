@@ -1,6 +1,6 @@
-"""One conversation in a process that may die anywhere: whoever lives next takes it up where the store has it.
+"""One conversation in a process that may die at any fault point; the next process continues it from the store.
 
-There is no Ray in it: the process is client, supervisor, owner and model endpoint at once, over the real store and CLI.
+It does not use Ray: the process is client, supervisor, owner and model endpoint at once, over the real store and CLI.
 """
 
 import asyncio
@@ -37,19 +37,19 @@ from tests.serving import model_app, serving
 
 KEY = "key_lives"
 UPLOADED = "brief.txt"
-LIFE_S = 120.0  # a life takes some seconds
+LIFE_S = 120.0  # timeout of a life (the run of one process), which usually takes some seconds
 
 
 @dataclass(frozen=True)
 class Home:
-    """What outlives a process: the database, and in `root` workspace, journal, and what was acknowledged."""
+    """The data that outlives a process: the database, and below `root` the workspace, journal and acknowledged requests."""
 
     url: str
     root: Path
 
     @property
     def journal(self) -> Path:
-        """Its folder is made with `make_journal`."""
+        """The journal, whose folder `make_journal` creates."""
         return self.root / "journal" / "runs.txt"
 
     def note(self, name: str, **what: Any) -> None:
@@ -70,13 +70,13 @@ class Home:
 
 
 def live(home: Home, number: int) -> None:
-    """A process's life: it holds the conversation of that number to its end, unless a planned fault ends it."""
+    """Runs conversation `number` to its end, unless a planned fault kills the process."""
     faults.install(home.root / "faults")
     asyncio.run(asyncio.wait_for(_live(home, Planner(0, home.journal).plan(number)), LIFE_S))
 
 
 def write_all(home: Home, number: int) -> None:
-    """A life without a CLI: every write that the Store has."""
+    """Calls every write method of the Store, without a CLI."""
     faults.install(home.root / "faults")
 
     async def write() -> None:
@@ -128,7 +128,7 @@ async def _note_saved(home: Home, store: CoreStore, session_id: str) -> None:
 
 
 async def _go_on(home: Home, plan: Plan, store: CoreStore, session: Session, model_url: str) -> bool:
-    """The next thing that client or supervisor have to do; False at the conversation's end."""
+    """Takes the next step of the client or the supervisor; returns False at the conversation's end."""
     if session.lease is not None:
         await store.drop_lease(session.id, session.lease.epoch)
     if session.status in ("running", "rescheduling"):
@@ -151,7 +151,7 @@ async def _decide(home: Home, plan: Plan, store: CoreStore, session: Session, ca
 
 
 async def _repeat(home: Home, store: CoreStore) -> None:
-    """What got no answer in an earlier life is sent again, with the same key."""
+    """Sends requests that an earlier process got no answer to again, with the same idempotency key."""
     answered = [said.asked for said in home.acknowledged()]
     for request in home.noted("asked"):
         if request["asked"] not in answered:

@@ -1,4 +1,4 @@
-"""What can be done to the databases of a chaos run, and what is read from one whose service is dead."""
+"""Faults of the databases of a chaos run, and reads of a database while its service is down."""
 
 import json
 import sqlite3
@@ -33,13 +33,13 @@ class Sqlite:
 
 
 class Postgres:
-    """A server of the run's own. `settings` are the server's, for starting it again."""
+    """The run's own Postgres server. `settings` are used to start it again."""
 
     def __init__(self, local: LocalPostgres, settings: dict[str, str]) -> None:
         self._local, self._settings = local, settings
 
     def cut(self) -> int:
-        """Ends all sessions of the database; how many there were."""
+        """Ends all sessions of the database, and returns their number."""
         ours = "select count(pg_terminate_backend(pid)) from pg_stat_activity where pid <> pg_backend_pid()"
         with psycopg.connect(self._local.url, autocommit=True) as connection:
             row: Any = connection.execute(f"{ours} and datname = current_database()").fetchone()

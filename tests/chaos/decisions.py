@@ -1,4 +1,4 @@
-"""A ledger in a process of its own, and the people who decide through it while its database comes and goes."""
+"""A ledger in its own process, and people who decide through it while its database fails and recovers."""
 
 import asyncio
 import random
@@ -57,7 +57,7 @@ async def _person(
 
 
 async def _decide(store: CoreStore, session_id: str, name: str, asked: dict[str, Any]) -> Event:
-    """As a good client does: what was not answered is sent again, with the same key."""
+    """Sends a decision, and again with the same key until it is answered, as a good client does."""
     inbound, key = (
         [said(asked["tool_use_id"], **_opinion(asked))],
         f"{name} {session_id} {asked['tool_use_id']}",

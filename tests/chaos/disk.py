@@ -1,4 +1,4 @@
-"""A data folder on a disk of its own, a small one, which can be filled to its last byte."""
+"""A data folder on its own small disk, which a chaos run can fill to the last byte."""
 
 import errno
 import io
@@ -19,7 +19,7 @@ class Disk:
         self._folder, self._size = folder, size
 
     def mount(self) -> bool:
-        """False where we may not."""
+        """Mounts the disk; returns False without the permission to do so."""
         if os.geteuid() != 0:
             return False
         self._folder.mkdir()
@@ -27,7 +27,7 @@ class Disk:
         return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
     def fill(self, for_s: float, enough: threading.Event | None = None) -> None:
-        """Blocking; takes all the room there is, also what is given back meanwhile. `enough` ends it earlier."""
+        """Keeps the disk full for `for_s` seconds, also if space is freed meanwhile. Blocking; `enough` ends it earlier."""
         enough = enough or threading.Event()
         path, until = self._folder / FILLER, time.monotonic() + for_s
         try:
@@ -38,7 +38,8 @@ class Disk:
             path.unlink(missing_ok=True)
 
     def unmount(self) -> None:
-        """What is on it stays in the folder, but for what belongs to processes. Lazily: one that still ends may hold it."""
+        """Copies the files into the folder, except those of processes, and unmounts the disk. The unmount is lazy, because
+        a process that is ending may still use the disk."""
         kept = self._folder.with_name("kept")
         shutil.copytree(self._folder, kept, symlinks=True, ignore=shutil.ignore_patterns("run", FILLER))
         subprocess.run(["umount", "--lazy", str(self._folder)], check=True)

@@ -1,4 +1,4 @@
-"""The store of a chaos run, read from a backup: what is judged is what a restore would bring back."""
+"""Reads the store of a chaos run from a backup, so that the data that a restore would bring back is judged."""
 
 import json
 import zipfile
@@ -13,7 +13,7 @@ from tests.chaos.oracle import Record, Run
 
 
 def read_dump(backup: Path, **more: Any) -> Record:
-    """Sessions, approvals and events of a backup; `more` is what else is on record."""
+    """Returns the record with the sessions, approvals and events of a backup; `more` are its other fields."""
     with zipfile.ZipFile(backup) as archive:
         events: dict[str, list[Event]] = defaultdict(list)
         for row in _rows(archive, "events"):
@@ -28,7 +28,7 @@ def read_dump(backup: Path, **more: Any) -> Record:
 
 
 def make_journal(root: Path) -> Path:
-    """Where calls that run are written down: a file in a folder of its own, into which sandboxes let them write."""
+    """Creates the folder of the journal, into which calls write when they run, and returns the journal's path."""
     folder = root / "journal"
     folder.mkdir()
     folder.chmod(0o777)  # the agent is another user where the service is root
@@ -36,7 +36,8 @@ def make_journal(root: Path) -> Path:
 
 
 def read_journal(path: Path) -> list[Run]:
-    """Its lines: a token, seconds since 1970, and a folder below `<session>-<epoch>`. An unreadable one is an error."""
+    """Parses the journal's lines: a token, seconds since 1970, and a folder below `<session>-<epoch>`. Raises for a line
+    of another form."""
     return [_run(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

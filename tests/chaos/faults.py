@@ -1,8 +1,8 @@
-"""Faults from a seed: what is struck, when, and how long it takes until the service answers again.
+"""Injects faults (strikes) chosen by a seed, and measures how long the service takes to answer again.
 
-Three rows of strikes run beside each other. Light ones go on whatever happens: they meet single sessions, or the database
-for some seconds. Hidden ones wait for whoever comes to the model, to a step of his work, or to a commit. Heavy ones take
-a part of the service away, and each waits until it answers.
+Three rows of strikes run concurrently. Light strikes go on during all others, and hit single sessions, or the database
+for some seconds. Hidden strikes are prepared, and hit the next process that calls the model, reaches a fault point, or
+commits. Heavy strikes kill or stop a part of the service, and each waits until the service answers.
 """
 
 import random
@@ -36,14 +36,14 @@ from tests.integration.harness import Service
 PAST_LEASE_S = (LEASE_S + 1, LEASE_S + 5)
 HEALTH_S = 120.0  # a service that does not answer for so long is started again, as an operator would
 UP_S = 600.0  # how long starting is tried again: a busy machine takes minutes for one try
-LIGHT_PAUSE_S, HIDDEN_PAUSE_S, HEAVY_PAUSE_S = 0.5, 0.8, 12.0  # between two strikes, in the mean
-DATABASE_REST_S = 6.0  # of the database too, or what has to start anew would never get through to it
-BEFORE_S, AFTER_S = 2.0, 8.0  # nothing else is struck around a kill whose recovery is measured
-CALM_S = 10.0  # how long such a kill waits for what was struck before it
+LIGHT_PAUSE_S, HIDDEN_PAUSE_S, HEAVY_PAUSE_S = 0.5, 0.8, 12.0  # mean times between two strikes
+DATABASE_REST_S = 6.0  # without strikes on the database, so that restarted processes can connect to it
+BEFORE_S, AFTER_S = 2.0, 8.0  # without other strikes, around a kill whose recovery is measured
+CALM_S = 10.0  # how long such a kill waits for the effects of earlier strikes to end
 
 QUIET = ", all else quiet"
 MACHINE = "lose the machine"
-# How often each is chosen, beside the others of its row.
+# The weight of each kind within its row.
 LIGHT = {
     "kill the CLI": 10,
     "kill the owner": 9,
@@ -88,8 +88,12 @@ HEAVY_ON_POSTGRES = {"stop the database": 1.5}
 
 @dataclass(frozen=True)
 class Strike:
-    """A fault that happened. `session_id`: whose process it was; `lasted_s`: until it was over, and for a heavy one until
-    the service answered again."""
+    """A fault that happened.
+
+    Attributes:
+        session_id: The session of the process that was hit.
+        lasted_s: How long it lasted; for a heavy one, until the service answered again.
+    """
 
     kind: str
     at: datetime
@@ -112,8 +116,8 @@ class Struck:
 
 @dataclass(frozen=True)
 class Targets:
-    """What there is to be struck. `database` is a file, or a server with the line to it; `met` grows by what was prepared
-    for model or line, and somebody met."""
+    """The targets of strikes. `database` is a file, or a server with the proxy in front of it. `met` collects the faults
+    prepared for the model or the proxy that a request has hit."""
 
     service: Service
     victims: Victims
@@ -125,7 +129,7 @@ class Targets:
 
 
 class Row:
-    """Kinds from a seed: first one of each, in some order, and then by weight."""
+    """Chooses kinds of strikes by a seed: first each one once, in random order, and then by weight."""
 
     def __init__(self, seed: str, weights: Mapping[str, float], pause_s: float) -> None:
         self.chance = random.Random(seed)
@@ -145,13 +149,13 @@ class Row:
         return kind
 
     def missed(self, kind: str) -> None:
-        """There was nobody to strike: it comes again, after another one."""
+        """Records that the strike had no target: its kind is chosen again after another one."""
         self._missed = True
         self._due.append(kind)
 
 
 class Striker:
-    """`rows` run until `end`, each in a thread of its own; see `done` afterwards."""
+    """Runs `rows`, each in its own thread, until `end` is called. `done` then returns the strikes."""
 
     def __init__(self, targets: Targets, seed: int) -> None:
         self._targets, self._service, self._victims = targets, targets.service, targets.victims
@@ -162,17 +166,17 @@ class Striker:
         self._light = Row(f"{seed} light strikes", light, LIGHT_PAUSE_S)
         self._hidden = Row(f"{seed} hidden strikes", hidden, HIDDEN_PAUSE_S)
         self._heavy = Row(f"{seed} heavy strikes", heavy, HEAVY_PAUSE_S)
-        self._whom = random.Random(f"{seed} victims")  # how many there are must not change what comes next
-        self._fire = threading.Lock()  # who strikes has it, so that others can be kept from it
-        self._whole = threading.Event()  # not while the service is being started
+        self._whom = random.Random(f"{seed} victims")  # its use depends on the number of targets
+        self._fire = threading.Lock()  # held during a strike, so that a quiet one can exclude all others
+        self._whole = threading.Event()  # cleared while the service is being started
         self._whole.set()
-        self._answers = threading.Event()  # not while a heavy strike's end is waited for
+        self._answers = threading.Event()  # cleared until the service answers after a heavy strike
         self._answers.set()
-        self._effects: list[float] = []  # until when what was struck lightly lasts
+        self._effects: list[float] = []  # when the effects of light strikes end
         self._database_rests_until = 0.0
         self._ending = threading.Event()
         self._began = time.monotonic()
-        self.struck_s = 0.0  # how long, when it has ended
+        self.struck_s = 0.0  # duration of the strikes, set at their end
         self._done: list[Strike] = []
         self._at_points: list[Strike] = []
         self.lost: list[Lost] = []
@@ -190,7 +194,7 @@ class Striker:
             self._victims.go_on()
             self._whole.wait()
             kind = row.next()
-            with self._fire:  # whoever wants quiet has it while he strikes, others only for a moment
+            with self._fire:  # a quiet strike holds the lock until its end, others only for a moment
                 struck = self._strike(kind, row) if kind.endswith(QUIET) else None
             if not kind.endswith(QUIET):
                 struck = self._strike(kind, row)
@@ -198,7 +202,7 @@ class Striker:
                 row.missed(kind)
                 continue
             self._effects.append(time.monotonic() + struck.lasts_s)
-            if row is self._light:  # what is hidden is counted when somebody has met it
+            if row is self._light:  # hidden strikes are counted when a process has hit them
                 self._done.append(Strike(kind, struck.at, struck.victim, struck.session_id, struck.lasts_s))
 
     def _strike_heavily(self) -> None:
@@ -221,13 +225,13 @@ class Striker:
         self._ending.set()
 
     def come_to_an_end(self) -> None:
-        """Nothing is held back any more, once both rows have ended; and the service answers."""
+        """Ends all effects once the rows have ended, and waits until the service answers."""
         self._targets.points.clear()
         self._victims.go_on(all_of_them=True)
         self._recover()
 
     def done(self) -> list[Strike]:
-        """All that happened so far, oldest first."""
+        """Returns all strikes so far, oldest first."""
         self._at_points += [
             Strike(f"at a fault point: {hit.did}", hit.at, hit.point) for hit in self._targets.points.hits()
         ]
@@ -236,9 +240,10 @@ class Striker:
     # -- striking
 
     def _strike(self, kind: str, row: Row) -> Struck | None:
-        """None when there was nobody to strike. All chances are taken before it is known who is there."""
+        """Strikes; returns None if there was no target. Draws all random numbers first, so that the number of targets does
+        not change the sequence."""
         part, times = row.chance.random(), row.chance.randint(1, 3)
-        with suppress(psutil.Error, sqlite3.Error, psycopg.Error, ConfigError):  # it is struck already
+        with suppress(psutil.Error, sqlite3.Error, psycopg.Error, ConfigError):  # the target is down already
             return self._strike_now(kind, part, times)
         return None
 
@@ -280,7 +285,7 @@ class Striker:
         return struck
 
     def _wait_for_calm(self) -> None:
-        """Nobody else strikes meanwhile; what was struck is over after it, as far as anybody can say."""
+        """Waits until the known effects of earlier strikes have ended. The caller's lock keeps other rows from striking."""
         deadline = time.monotonic() + CALM_S
         while self._restless() and time.monotonic() < deadline and not self._ending.is_set():
             self._victims.go_on()
@@ -300,7 +305,7 @@ class Striker:
         return struck
 
     def _strike_database(self, kind: str, part: float, times: int) -> Struck | None:
-        if kind in HIDDEN_ON_POSTGRES:  # it waits for whoever commits next
+        if kind in HIDDEN_ON_POSTGRES:  # it hits the next commit
             return self._strike_database_now(kind, part, times)
         began = time.monotonic()
         if began < self._database_rests_until and kind not in HEAVY_ON_POSTGRES:
@@ -337,7 +342,7 @@ class Striker:
                 raise AssertionError(kind)
 
     def _lose_machine(self) -> Struck:
-        """All processes, and what Ray and the agents have on the disk; what the store and the file area have is kept."""
+        """Kills all processes, and deletes the files of Ray and the agents; those of the store and the file area stay."""
         self._service.kill_everything()
         database = self._targets.database
         sessions = (database if isinstance(database, Sqlite) else database[0]).sessions()
@@ -352,7 +357,7 @@ class Striker:
     # -- recovery
 
     def _recover(self) -> None:
-        """Waits until the service answers and its store can be written. A cluster that is gone is started again."""
+        """Waits until the service answers and its store can be written. Starts a dead cluster again."""
         began = time.monotonic()
         while not self._healthy():
             self._victims.go_on()
@@ -394,7 +399,7 @@ def _between(bounds: tuple[float, float], part: float) -> float:
 
 
 def bring_up(service: Service) -> None:
-    """As an operator of a busy machine would: `./hitl up` says itself that it may be tried again. Raises ConfigError."""
+    """Runs `./hitl up` until it succeeds, as an operator of a busy machine would. Raises ConfigError after UP_S."""
     deadline = time.monotonic() + UP_S
     while (done := service.hitl("up")).returncode != 0:
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The model's service of a chaos run: the offline model over HTTP, which fails as often as it is told to."""
+"""The model's service of a chaos run: the offline model over HTTP, with the failures that the run requests."""
 
 import asyncio
 import json
@@ -17,13 +17,13 @@ STATUSES = {
 }
 SILENT, CUT, MALFORMED = "is silent", "cuts its answer off", "answers with garbage"
 ANSWERED = (
-    3  # requests between two failures: else a busy machine, on which few come, would see nothing but failures
+    3  # requests between two failures, so that not every request fails on a busy machine, which makes few
 )
 MISFORTUNES = (*STATUSES, SILENT, CUT, MALFORMED)
 
 
 class UnluckyModel:
-    """An Upstream. `fail` says what the next requests meet; `met` is called with the name of what one met."""
+    """An Upstream. `fail` sets the failure of the next requests; `met` is called with its name when a request meets it."""
 
     def __init__(self, met: Callable[[str], None]) -> None:
         self._offline, self._met = OfflineUpstream(Scenarios.load()), met
@@ -31,7 +31,8 @@ class UnluckyModel:
         self._answered = ANSWERED
 
     def fail(self, misfortune: str, times: int) -> bool:
-        """From any thread. False, and nothing is changed, while too few requests were answered since the last failure."""
+        """Sets the failure of the next requests; may be called from any thread. Returns False and changes nothing if too few
+        requests were answered since the last failure."""
         if self._due or self._answered < ANSWERED:
             return False
         self._answered = 0
@@ -50,7 +51,7 @@ class UnluckyModel:
         if misfortune in STATUSES:
             yield _refusal(*STATUSES[misfortune])
         elif misfortune == SILENT:
-            await asyncio.Event().wait()  # until the client has had enough, and this call is cancelled
+            await asyncio.Event().wait()  # until the client gives up, and this call is cancelled
         else:
             async with self._offline.call(call) as answer:
                 yield Answer(answer.status, answer.headers, _broken(answer.chunks, misfortune))
@@ -67,7 +68,7 @@ def _refusal(status: int, kind: str) -> Answer:
 
 
 async def _broken(chunks: AsyncIterator[bytes], misfortune: str) -> AsyncIterator[bytes]:
-    """The answer up to its second piece of text, and then what is wrong with it."""
+    """Yields the answer up to its second piece of text, and then the failure."""
     sent = 0
     async for chunk in chunks:
         yield chunk
@@ -80,6 +81,6 @@ async def _broken(chunks: AsyncIterator[bytes], misfortune: str) -> AsyncIterato
 
 
 async def verify(token: str) -> None:
-    """The model's service takes one key."""
+    """Accepts one key only."""
     if token != KEY:
         raise AssertionError("the service sent another key than the one it was given")

@@ -1,8 +1,9 @@
-"""The judge of a chaos run: pure functions from what is on record to the promises of the README that were broken.
+"""The oracle of a chaos run: pure functions that find the broken promises of the README in the run's record.
 
-On record are the store as it rests, what the service acknowledged, what clients saw in their streams, and what ran:
-each gated command writes its token, the time and its owner's epoch into a journal. A token is in one input only: an
-edit brings a token of its own. So a line of the journal says which input ran. No message is said twice in a session.
+The record contains the store at rest, the requests that the service acknowledged, the events that clients received in
+their streams, and the runs: each gated command writes its token, the time and its owner's epoch into a journal. A token
+is in one input only, and an edited input has another token, so a line of the journal identifies the input that ran. No
+message is sent twice in a session.
 """
 
 import json
@@ -24,7 +25,7 @@ SHOWN = 12  # entries of a violation's history; its middle is left out
 
 @dataclass(frozen=True)
 class Acknowledged:
-    """A request that got a 2xx: what was asked, and the event that the answer said was committed."""
+    """A request that was answered with 2xx, and the committed event in the answer."""
 
     at: datetime
     client: str
@@ -45,7 +46,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Stream:
-    """What one client saw of a session's log from its beginning, over however many connections: (cursor, event id)."""
+    """A session's log as one client received it, over one or more connections: pairs of cursor and event id."""
 
     client: str
     session_id: str
@@ -54,7 +55,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Lost:
-    """The machine was lost, workspaces and all. `over` are the sessions whose turn had ended: all of theirs was saved."""
+    """The machine was lost with all workspaces. `over` are the sessions whose turn had ended, so all files were saved."""
 
     at: datetime
     over: frozenset[str]
@@ -62,7 +63,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Violation:
-    """A promise that was broken, and the shortest history that shows it, oldest first."""
+    """A broken promise, and the shortest history that shows it, oldest first."""
 
     promise: int
     session_id: str
@@ -76,8 +77,12 @@ class Violation:
 
 @dataclass(frozen=True)
 class Record:
-    """All that is judged. `files` has by session what was saved of the file that its commands write their tokens to,
-    `processes` the processes that are left of sessions at rest."""
+    """The data that is judged.
+
+    Attributes:
+        files: By session, the saved content of the file into which its commands write their tokens.
+        processes: By session at rest, the ids of its remaining processes.
+    """
 
     sessions: Sequence[Session]
     approvals: Sequence[Approval]
@@ -100,7 +105,7 @@ class Record:
 
     @cached_property
     def asking(self) -> Mapping[str, Sequence[Approval]]:
-        """By token, the approvals in whose proposed or allowed input it is."""
+        """By token, the approvals whose proposed or allowed input contains it."""
         found: dict[str, list[Approval]] = defaultdict(list)
         for approval in self.approvals:
             for token in tokens(approval.input) | tokens(approval.run_input):
@@ -112,7 +117,7 @@ class Record:
 
 
 def _ran_as(approval: Approval) -> set[str]:
-    """The tokens that the call writes when it runs; a question has one too, and runs nothing."""
+    """The tokens that the call writes when it runs. A question has a token, too, but runs nothing."""
     return tokens(approval.run_input) if approval.kind == "tool" else set()
 
 
@@ -121,7 +126,7 @@ def tokens(given: Any) -> set[str]:
 
 
 def judge(record: Record) -> list[Violation]:
-    """Every promise that was broken; [] when all were kept."""
+    """Returns the broken promises; [] if all were kept."""
     return [violation for check in CHECKS for violation in check(record)]
 
 
@@ -165,7 +170,7 @@ def _says(approval: Approval, asked: Mapping[str, Any]) -> bool:
 
 
 def _done_once(record: Record) -> Iterator[Violation]:
-    """What was asked once, and repeated because no answer came, had its effect once; what was allowed was tried."""
+    """Requests that were repeated for lack of an answer had one effect, and allowed calls were tried."""
     made = Counter(s.metadata.get("conversation") for s in record.sessions if "conversation" in s.metadata)
     for name, count in made.items():
         if count > 1:
@@ -218,7 +223,7 @@ def _why_not(
     run: Run, asked: Sequence[Approval], claims: Sequence[Approval], owned: Sequence[Approval]
 ) -> tuple[int, str]:
     if not asked:
-        return 2, f"{run.token} ran, and nobody was asked"
+        return 2, f"{run.token} ran, and no approval was requested"
     if owned:
         return 2, f"{run.token} ran again after {owned[0].event_id} had been used up"
     if claims:
@@ -247,7 +252,7 @@ def _wrong_with(record: Record, approval: Approval, ran: bool) -> tuple[int, str
     if approval.state in CLAIMED | {ApprovalState.ALLOWED} and (
         decision is None or decision.result != "allow"
     ):
-        return 3, f"{call} is {approval.state.value}, and nobody allowed it"
+        return 3, f"{call} is {approval.state.value}, and no decision allowed it"
     by_human = decision is not None and not decision.decided_by.startswith("rule:")
     if by_human and f"sevt_decision_{approval.id}" not in record.log(approval.session_id):
         return 3, f"{call} was decided, and no decision is in the log"
@@ -329,7 +334,7 @@ def work_is_kept(record: Record) -> Iterator[Violation]:
 
 
 def _may_be_lost(record: Record, approval: Approval) -> bool:
-    """A machine was lost in the middle of the turn that wrote it; or the log told later that it could not be saved."""
+    """Whether the machine was lost during the turn that wrote the file, or the log reports that it could not be saved."""
     wrote_at = approval.closed_at or approval.created_at
     if any(lost.at >= wrote_at and approval.session_id not in lost.over for lost in record.lost):
         return True
@@ -362,7 +367,7 @@ def _around(
     *approvals: Approval | None,
     token: str = "",
 ) -> Violation:
-    """The violation, with what happened to these approvals and in the session's life; nothing else."""
+    """Builds the violation, with the history of these approvals and of the session's status only."""
     known = [a for a in approvals if a]
     names = {name for a in known for name in (a.event_id, a.call_id, a.id)} | ({token} if token else set())
     names |= {t for a in known for t in tokens(a.input) | tokens(a.run_input)}
@@ -374,7 +379,7 @@ def _around(
         if event.type.startswith("session.status") or _mentions(event.model_dump_json(), names)
     ]
     lines += [
-        (a.at, f"{a.client} was told: {a.event['id']} for {json.dumps(a.asked)[:200]}")
+        (a.at, f"{a.client} received: {a.event['id']} for {json.dumps(a.asked)[:200]}")
         for a in record.acknowledged
         if a.session_id == session_id and _mentions(json.dumps([a.asked, a.event]), names)
     ]

@@ -28,8 +28,12 @@ WORK = "work.txt"  # in each workspace: the tokens of what ran there
 
 @dataclass(frozen=True)
 class Plan:
-    """One conversation. `decisions` has, by the token in a call's input, what each who decides on it says, all at once;
-    `steps` are the calls of each of the model's answers."""
+    """One conversation.
+
+    Attributes:
+        decisions: By the token in a call's input, the decisions that are sent on it concurrently.
+        steps: The calls in each of the model's answers.
+    """
 
     number: int
     kind: str
@@ -42,7 +46,7 @@ class Plan:
 
 
 class Planner:
-    """The same seed and number are the same conversation."""
+    """Makes conversations; the same seed and number give the same one."""
 
     def __init__(self, seed: int, journal: Path) -> None:
         self._seed, self._journal = seed, journal
@@ -78,7 +82,7 @@ class Planner:
         return {"name": "Agent", "input": {**handed, "run_in_background": False}}
 
     def _command(self, token: str, more: str = "") -> str:
-        """Writes down that it runs, when, and under which owner, whose folder for its CLI names the lease epoch."""
+        """A command that records its token, the time, and its owner's folder for the CLI, which names the lease epoch."""
         line = f"printf '%s %s %s\\n' {token} $(date +%s.%N) \"$CLAUDE_CONFIG_DIR\" >> {self._journal}"
         return f"{line}; echo {token} >> {WORK}{more}"
 

@@ -1,4 +1,4 @@
-"""The fault points of a service that runs: what happens at the next hit of one, and what has happened."""
+"""Plans faults at the fault points of a running service, and reads those that happened."""
 
 import fcntl
 import json
@@ -13,7 +13,7 @@ from tests import faults
 
 @dataclass(frozen=True)
 class Hit:
-    """A point at which something was done to a process."""
+    """A fault that happened to a process at a fault point."""
 
     point: str
     did: str
@@ -21,7 +21,7 @@ class Hit:
 
 
 class Points:
-    """`folder` is made, and belongs to one service; see tests/faults.py."""
+    """The fault points of one service. `folder` is created for it; see tests/faults.py."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -33,11 +33,11 @@ class Points:
         return faults.environment(self._folder)
 
     def plan(self, which: float, action: str) -> str | None:
-        """Plans `action` for the next hit of one of the points that were reached so far, chosen by `which` in [0, 1)."""
+        """Plans `action` for the next hit of a point that was reached before, chosen by `which` in [0, 1)."""
         return self._plan(lambda reached: reached[int(which * len(reached))] if reached else None, action)
 
     def plan_at(self, point: str, action: str) -> None:
-        """Plans `action` for the next hit of a point that was reached already, and nothing else."""
+        """Plans `action` for the next hit of this point, which was reached before, and cancels all other plans."""
         self.clear()
         self._plan(lambda _: point, action)
 
@@ -55,7 +55,7 @@ class Points:
         self._write({})
 
     def hits(self) -> list[Hit]:
-        """Those since the last look, oldest first."""
+        """Returns the hits since the last call, oldest first."""
         path = self._folder / "hits.jsonl"
         if not path.exists():
             return []

@@ -1,4 +1,4 @@
-"""What a chaos run says at its end: figures for people and for a file."""
+"""The report of a chaos run, as a table for people and as a file."""
 
 import json
 import statistics
@@ -28,7 +28,7 @@ SESSION_KILLS = {f"kill the {what}{how}" for what in ("CLI", "owner") for how in
 
 @dataclass(frozen=True)
 class Report:
-    """`facts` are the run's choices and counts; `unanswered` what kept people from ending their conversations."""
+    """The result of a run. `facts` are its choices and counts; `unanswered`, errors that kept conversations from ending."""
 
     facts: Mapping[str, Any]
     strikes: Sequence[Strike]
@@ -105,7 +105,7 @@ class Report:
             "counts": self.counts(),
             "broken": self.broken(),
             "faults": self.faults(),
-            "faults beside cut streams": len(self.strikes),
+            "faults without cut streams": len(self.strikes),
             "kills": sum(strike.kills for strike in self.strikes),
             "recovery_s": self.recovery(),
             "violations": [{**vars(v), "history": list(v.history)} for v in self.violations],
@@ -118,7 +118,7 @@ class Report:
         table = Table("what", "figure", box=None)
         for name, count in {**self.counts(), **self.broken()}.items():
             table.add_row(name, str(count))
-        table.add_row("faults beside cut streams", str(len(self.strikes)))
+        table.add_row("faults without cut streams", str(len(self.strikes)))
         for name, count in self.faults().items():
             table.add_row(f"fault: {name}", str(count))
         for name, found in self.recovery().items():

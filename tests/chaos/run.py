@@ -1,4 +1,4 @@
-"""A chaos run: a service of its own, people at work in it, strikes from all sides, and then the judge."""
+"""A chaos run: starts a service, holds conversations in it, injects faults meanwhile, and judges the result."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ from tests.integration.harness import KEY, Service
 from tests.serving import model_app, serving
 
 PEOPLE = 6
-REST_S = 300.0  # sessions rest well within this, once nothing is struck any more
+REST_S = 300.0  # sessions are parked well within this after the last strike
 # Short times, so that there is much to strike: sessions park, resume and start all the time.
 SETTINGS = {
     "HITL_HOT_WINDOW_S": "1.5",
@@ -48,9 +48,10 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What a run is made of: it ends after so many minutes or so many `kill -9`, whichever comes first.
+    """The parameters of a run. It ends after `minutes` or after `kills` of `kill -9`, whichever comes first.
 
-    The same seed makes the same conversations and the same rows of strikes."""
+    The same seed gives the same conversations and the same rows of strikes.
+    """
 
     minutes: float | None
     kills: int | None
@@ -59,10 +60,11 @@ class Choice:
 
 
 def run(choice: Choice, folder: Path) -> Report:
-    """Blocking. `folder` is empty, and keeps the backup that was judged, and the journal. Raises ConfigError."""
+    """Makes a run. Blocking. `folder` is empty before, and contains the judged backup and the journal afterwards. Raises
+    ConfigError."""
     service, journal = Service(folder), make_journal(folder)
     service.environment["HITL_SANDBOX_WRITE"] = str(journal.parent)
-    # A shell that is killed while it starts leaves no lock in the home of whoever runs this.
+    # A shell that is killed while it starts would otherwise leave a lock in the user's home folder.
     home = folder / "home"
     home.mkdir()
     service.environment |= {**SETTINGS, "HOME": str(home)}
@@ -91,11 +93,11 @@ def kills(striker: Striker) -> int:
 
 @asynccontextmanager
 async def _targets(choice: Choice, service: Service, load: Workload) -> AsyncGenerator[Targets]:
-    """A service that runs, with a model, and with a database, or a disk, of its own."""
+    """Starts a service with its own model and its own database or disk."""
     met: list[Strike] = []
 
     def meet(kind: str) -> None:
-        met.append(Strike(kind, datetime.now(UTC), "whoever came"))
+        met.append(Strike(kind, datetime.now(UTC), "the next request"))
 
     model = UnluckyModel(lambda misfortune: meet(f"the model {misfortune}"))
     points = Points(service.root / "faults")
@@ -131,7 +133,8 @@ async def _database(
 
 
 async def _struggle(load: Workload, striker: Striker, go_on: Callable[[], bool]) -> list[str]:
-    """Works and strikes at once; when the time is over, the strikes end, and the people end what they began."""
+    """Holds conversations and strikes concurrently. At the end of the time the strikes stop first, and then conversations
+    are brought to their ends."""
     striking = [asyncio.create_task(asyncio.to_thread(row)) for row in striker.rows]
     working = asyncio.create_task(load.work(PEOPLE, go_on))
     while go_on() and not any(task.done() for task in (*striking, working)):
@@ -151,7 +154,7 @@ def _told(error: BaseException) -> list[str]:
 
 
 async def _come_to_rest(client: httpx.AsyncClient) -> list[str]:
-    """Waits until every session is parked. What still runs then is in what comes back."""
+    """Waits until every session is parked, and returns a message for each that still runs after REST_S."""
     deadline = time.monotonic() + REST_S
     awake: list[str] = []
     while time.monotonic() < deadline:
@@ -181,7 +184,7 @@ async def _saved(client: httpx.AsyncClient, session_id: str) -> str:
 
 
 def _left(victims: Victims) -> dict[str, list[int]]:
-    """By session, the processes that work for it now."""
+    """Returns, by session, the ids of its running processes."""
     found: dict[str, list[int]] = {}
     for process, session_id in victims.clis():
         found.setdefault(str(session_id), []).append(process.pid)

@@ -1,4 +1,4 @@
-"""The line between service and Postgres: a TCP proxy that is slow, silent, breaks off, or loses the answer to a commit."""
+"""A TCP proxy between service and Postgres that can be slow or silent, reset connections, or lose the answer to a commit."""
 
 import asyncio
 import contextlib
@@ -13,9 +13,9 @@ RESET = "reset the database's connections"
 
 
 class Line:
-    """What is sent goes on to `port` of loopback. `met` is called when a commit's answer was lost.
+    """Forwards connections to `port` of loopback. `met` is called when a commit's answer was lost.
 
-    Its methods may be called from any thread; what they say holds for all connections, old and new.
+    Its methods may be called from any thread, and apply to all connections, existing and new.
     """
 
     def __init__(self, port: int, met: Callable[[str], None]) -> None:
@@ -27,19 +27,20 @@ class Line:
         self._loop = asyncio.get_running_loop()
 
     def slow(self, delay_s: float, for_s: float) -> None:
-        """Each answer comes later by `delay_s`."""
+        """Delays each answer by `delay_s` for a while."""
         self._delay_s, self._slow_until = delay_s, time.monotonic() + for_s
 
     def silent(self, for_s: float) -> None:
-        """Nothing passes, and nobody is told."""
+        """Forwards nothing for a while, without closing connections."""
         self._silent_until = time.monotonic() + for_s
 
     def lose_answers(self, times: int) -> None:
-        """The server does the next commits, and who asked for them sees a connection that broke. Does not add up."""
+        """Forwards the next commits to the server, but resets the connection instead of sending the answer. A second call
+        does not add to the first."""
         self._to_lose = max(self._to_lose, times)
 
     def reset(self) -> int:
-        """Breaks all connections off; how many there were."""
+        """Resets all connections, and returns their number."""
         found = list(self._open)
         for writer in found:
             self._loop.call_soon_threadsafe(writer.transport.abort)
@@ -49,7 +50,7 @@ class Line:
         return max(self._slow_until, self._silent_until) > time.monotonic() or self._to_lose > 0
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until one of its ends is gone."""
+        """Forwards one connection until one of its ends closes it."""
         try:
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
         except OSError:
@@ -108,7 +109,7 @@ async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 @asynccontextmanager
 async def serving(port: int, met: Callable[[str], None]) -> AsyncGenerator[tuple[Line, int]]:
-    """A line to that port of loopback, and the port at which it is entered."""
+    """Yields a proxy for that port of loopback, and the port on which the proxy listens."""
     line = Line(port, met)
     server = await asyncio.start_server(line.carry, "127.0.0.1", 0)
     try:

@@ -1,6 +1,6 @@
-"""A process dies at each fault point of a conversation; whoever takes it up breaks no promise.
+"""A process dies at each fault point of a conversation, and the process that continues it breaks no promise.
 
-All cases are played two at a time, and each test judges its own.
+All cases run in the background, two at a time; each test waits for its own case and judges it.
 """
 
 import json
@@ -36,24 +36,24 @@ POINTS = [
     *(f"{write}.{when}_commit" for write in WRITES for when in ("before", "after")),
     *(f"{step}.{when}" for step in STEPS for when in ("before", "after")),
 ]
-# Reached before the approval is durable: the transcript may have a call then that nobody was asked about, and the CLI
-# tells the model that it was interrupted. The model may go on without it.
+# Points before the approval is durable: the transcript may contain a call without an approval, and the CLI reports to the
+# model that the call was interrupted. The model may go on without it.
 UNASKED = ("open_calls.before_commit", "append_transcript.before_commit", "append_transcript.after_commit")
-# Not on a conversation's way; struck in lives without a CLI.
+# Not reached in a conversation; struck in lives (runs of a process) without a CLI.
 STORE_POINTS = [
     point for point in fault_points.POINTS if point not in POINTS and point not in ("own.before", "own.after")
 ]
 ONLY_ALLOWED = ("claim.", "run.")  # a call that is refused is not claimed
 KILLED = -9
-LANES = 2  # cases at a time: as many as CI has CPUs
-# To start a process looks whether others have ended: of two threads that look at one at once, one would see no exit code.
+LANES = 2  # concurrent cases: as many as CI has CPUs
+# Starting a process also reaps ended ones: if two threads did so at once, one of them would see no exit code.
 _one_at_a_time = Lock()
 BACKINGS = ("sqlite", "postgres")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A point at which a process dies. Without a decision it is a life without a CLI: the Store's writes, one by one."""
+    """A point at which a process dies. Without a decision, the process only calls the Store's writes, one by one."""
 
     backing: str
     point: str
@@ -64,19 +64,19 @@ class Case:
 
     @property
     def plans(self) -> list[dict[str, dict[str, str]]]:
-        """The faults of each life but the last one."""
+        """The faults of each life except the last one."""
         strike = {self.point: {"1": "kill"}}
         if self.decision is not None and self.point.startswith("drop_lease"):
             return [
                 {"flush.after": {"1": "kill"}},
                 strike,
-            ]  # it is the next life that says that the owner is gone
+            ]  # the next life reports that the owner is gone
         return [strike]
 
 
 @dataclass(frozen=True)
 class Played:
-    """What is left of a case, and how each of its lives ended."""
+    """A case that has run: its data, and how each of its lives ended."""
 
     home: Home
     exits: list[int | None]
@@ -91,7 +91,7 @@ class Played:
 
 
 def conversations() -> list[Case]:
-    """Each point with each decision."""
+    """All cases: each point with each decision."""
     return [
         Case(backing, point, decision)
         for backing in BACKINGS
@@ -102,7 +102,7 @@ def conversations() -> list[Case]:
 
 
 def writes() -> list[Case]:
-    """SQLite has one process, and nobody to notify."""
+    """The cases without a CLI. On SQLite there is one process, so there is no other to notify."""
     return [
         Case(backing, point)
         for backing in BACKINGS
@@ -112,7 +112,7 @@ def writes() -> list[Case]:
 
 
 def sampled(cases: list[Case]) -> list[Any]:
-    """Each point once in the fast tier, the backing and the decision in turn; the other cases are slow."""
+    """Marks cases: each point is in the fast tier once, with alternating backings and decisions; the others are slow."""
     by_point: dict[str, list[Case]] = {}
     for case in cases:
         by_point.setdefault(case.point, []).append(case)
@@ -140,7 +140,7 @@ def start(
     lanes: ThreadPoolExecutor,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, Databases], Playing]:
-    """Begins to play all cases of one backing that this run of pytest has."""
+    """Starts all selected cases of one backing in the background."""
     tests = [item for item in request.session.items if "played" in getattr(item, "fixturenames", ())]
     cases: list[Case] = [test.callspec.params["case"] for test in tests]  # type: ignore[attr-defined]
 
@@ -185,7 +185,7 @@ def played(request: pytest.FixtureRequest, case: Case) -> Played:
 
 
 def play(case: Case, processes: ForkServerContext, root: Path, databases: Databases) -> Played:
-    """Lives that end at the planned faults, one that does not, and a backup of what they left."""
+    """Runs lives that end at the planned faults, and one that does not, and makes a backup of their store."""
     with databases(root) as url:
         home, plan = Home(url, root), root / "faults" / "plan.json"
         plan.parent.mkdir()
@@ -199,7 +199,7 @@ def play(case: Case, processes: ForkServerContext, root: Path, databases: Databa
 
 
 def lived(processes: ForkServerContext, home: Home, case: Case, number: int) -> int | None:
-    """How a process that lives one of the case's lives ended."""
+    """Runs one life of the case in a process, and returns its exit code."""
     if case.decision is None:
         process = processes.Process(target=write_all, args=(home, number))
     else:
@@ -246,5 +246,5 @@ def test_a_write_whose_process_died_is_done_or_is_not_and_others_go_on(case: Cas
 
 
 def test_every_point_of_the_product_is_struck_but_those_that_need_ray():
-    """These are the supervisor's: tests/integration/test_handing_over.py."""
+    """The other points are the supervisor's: tests/integration/test_handing_over.py."""
     assert set(fault_points.POINTS) - set(POINTS) - set(STORE_POINTS) == {"own.before", "own.after"}

@@ -1,6 +1,6 @@
 """Decisions while Postgres is stopped, its connections are cut, and answers to commits are lost.
 
-`--scale N` says on how many calls is decided, 50 at least: at two ledgers, each a process, by people who differ.
+`--scale N` is the number of calls, at least 50. People who decide differently use two ledgers, each in its own process.
 """
 
 import json
@@ -39,7 +39,7 @@ SHARE = 0.05  # of the writes that meet each of them
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """It keeps what it acknowledged."""
+    """A Postgres with its default settings, so that acknowledged writes survive a crash."""
     with serving({}) as one:
         yield one
 
@@ -55,7 +55,7 @@ async def waiting_calls(url: str, count: int) -> Waiting:
 
 
 def plan(folder: Path, writes: int, chance: random.Random) -> None:
-    """Which writes meet a fault, of so many and as many again for repeats."""
+    """Plans which of the writes meet a fault, including as many again for repeats."""
     hits = {
         point: {str(n): what for n in range(1, 2 * writes) if chance.random() < SHARE}
         for point, what in FAULTS.items()
@@ -79,7 +79,7 @@ def strike(server: Server, how: str, seconds: float) -> None:
 def strike_at(
     server: Server, answers: Any, working: Sequence[BaseProcess], chance: random.Random
 ) -> Counter[str]:
-    """Strikes each time that so many answers were given, until nobody works any more."""
+    """Strikes after every EVERY answers, until all people have finished."""
     done = Counter[str]()
     for how in cycle(STRIKES):
         while answers.value < EVERY * done.total():

@@ -1,4 +1,4 @@
-"""The processes of a service, by the part that they play in it, and what is done to them."""
+"""Finds the processes of a service by their role, and kills or stops them."""
 
 import signal
 import time
@@ -20,11 +20,11 @@ PROCESSES = {
     "raylet": "raylet/raylet",
     "GCS": "gcs/gcs_server",
 }
-REST_S = 45.0  # a session's processes are not struck more often, or on a busy machine none would get to work
+REST_S = 45.0  # between two strikes on a session, so that it makes progress on a busy machine, too
 
 
 class Victims:
-    """`sessions` tells the ids of those that people work in."""
+    """The processes of `service`. `sessions` returns the ids of the sessions in use."""
 
     def __init__(self, service: Service, sessions: Callable[[], Sequence[str]]) -> None:
         self._service, self._sessions = service, sessions
@@ -32,7 +32,7 @@ class Victims:
         self._stopped: list[tuple[float, psutil.Process]] = []
 
     def find(self, what: str) -> list[tuple[psutil.Process, str | None]]:
-        """The processes of that name, each with the session that it works for."""
+        """Returns the processes with this role, each with the session that it works for."""
         if what not in ("CLI", "owner"):
             return [(process, None) for process in self._named(what)]
         fit = [(cli, session_id) for cli, session_id in self.clis() if self._may_be_struck(session_id)]
@@ -48,7 +48,7 @@ class Victims:
         return [p for p in self._family() if PROCESSES[what] in command_line(p)]
 
     def _may_be_struck(self, session_id: str | None) -> bool:
-        """Not again before it can have done something: on a busy machine nothing would ever be done."""
+        """Whether the last strike on this session is REST_S ago, so that it could make progress."""
         return time.monotonic() - self._struck_at.get(str(session_id), -REST_S) >= REST_S
 
     def clis(self) -> list[tuple[psutil.Process, str | None]]:
@@ -62,7 +62,7 @@ class Victims:
         return found
 
     def hit(self, process: psutil.Process, session_id: str | None, stop_s: float | None) -> bool:
-        """Kills it, or stops it for so long. False when it was gone."""
+        """Kills the process, or stops it for `stop_s`. Returns False if it had ended."""
         try:
             process.send_signal(signal.SIGKILL if stop_s is None else signal.SIGSTOP)
         except psutil.Error:
@@ -74,7 +74,7 @@ class Victims:
         return True
 
     def go_on(self, *, all_of_them: bool = False) -> None:
-        """Continues those whose time is over."""
+        """Continues stopped processes whose time is over."""
         for due, process in list(self._stopped):
             if all_of_them or due <= time.monotonic():
                 self._stopped.remove((due, process))

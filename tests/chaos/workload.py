@@ -1,7 +1,7 @@
-"""People at work during a chaos run: conversations over REST, and a record of all that the service acknowledged.
+"""The workload of a chaos run: conversations over REST, and a record of all that the service acknowledged.
 
-They do what good clients do: ask again, with the same Idempotency-Key, while no answer comes, and go on with a
-stream from its last event.
+The clients behave well: they repeat unanswered requests with the same Idempotency-Key, and resume a stream after its
+last event.
 """
 
 import asyncio
@@ -19,24 +19,24 @@ from tests.chaos.oracle import Acknowledged, Stream, tokens
 from tests.chaos.plans import Plan, Planner
 
 PATIENCE_S = (
-    900.0  # what is not answered by then counts as lost; a cluster is started anew within it on any machine
+    900.0  # a request that is not answered by then counts as lost; any machine restarts a cluster within it
 )
 PAUSE_S = 0.2
-LOOK_S = 2.0  # how soon somebody looks who heard nothing
+LOOK_S = 2.0  # how soon a client without new events reads the session
 PARKED_S = 10.0  # a call that waits is parked by then, unless something is struck
 DONE, AGAIN = (200,), (429, 500, 502, 503, 504)
 
 
 @dataclass
 class Heard:
-    """What one client saw of a session, and a bell for whoever waits for news."""
+    """The events that a client received of a session; `news` is set by each."""
 
     seen: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Workload:
-    """`people` conversations at a time, from a planner; see `acknowledged`, `created`, `streams`, `cuts` afterwards."""
+    """Holds conversations from a planner. `acknowledged`, `created`, `streams` and `cuts` are its record."""
 
     def __init__(self, base: str, key: str, planner: Planner, seed: int) -> None:
         self._base, self._key, self._planner, self._seed = base, key, planner, seed
@@ -49,7 +49,8 @@ class Workload:
         self.by_kind: dict[str, int] = {}
 
     async def work(self, people: int, go_on: Callable[[], bool]) -> None:
-        """Starts conversations while `go_on` says so, and ends each. Raises TimeoutError when one is never answered."""
+        """Holds `people` conversations at a time while `go_on` returns True, and ends each. Raises TimeoutError if a
+        request is never answered."""
         async with (
             httpx.AsyncClient(
                 base_url=self._base, headers={"x-api-key": self._key}, timeout=httpx.Timeout(30, read=100)
@@ -115,7 +116,7 @@ class Conversation:
             await asyncio.wait_for(self._heard.news.wait(), LOOK_S)
 
     async def _answer(self) -> None:
-        """What the plan says to all that waits now."""
+        """Sends the plan's decisions on all calls that wait now."""
         kind = self._plan.kind
         if kind == "interrupt":
             await self._send({"type": "user.interrupt"}, "ann", f"interrupt {self._said}")
@@ -166,7 +167,7 @@ class Conversation:
     async def _ask(
         self, method: str, path: str, body: Any = None, key: str = "", wanted: tuple[int, ...] = DONE
     ) -> tuple[int, Any]:
-        """Status and JSON. Raises TimeoutError when the service does not answer for PATIENCE_S."""
+        """Returns the status and the JSON. Raises TimeoutError if the service does not answer for PATIENCE_S."""
         headers = {"idempotency-key": key} if key else {}
         async with asyncio.timeout(PATIENCE_S):
             while True:
@@ -181,14 +182,14 @@ class Conversation:
     # -- the stream
 
     async def _follow(self) -> None:
-        """Reads the log as it grows; breaks the connection off now and then, and goes on behind the last event."""
+        """Reads the log as it grows, cuts the connection at random times, and resumes after the last event."""
         while True:
             with contextlib.suppress(httpx.TransportError):
                 await self._read(self._chance.randint(1, 40))
             await asyncio.sleep(PAUSE_S)
 
     async def _read(self, lines: int) -> None:
-        """So many lines: an event has several, so that it breaks off in the middle of one as well."""
+        """Reads some lines. An event has several, so the cut may be in the middle of one, too."""
         headers = {"last-event-id": str(self._heard.seen[-1][0] if self._heard.seen else 0)}
         path, cursor = f"/v1/sessions/{self._id}/events/stream", 0
         async with self._client.stream("GET", path, headers=headers) as answer:

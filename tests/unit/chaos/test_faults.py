@@ -13,13 +13,13 @@ def test_the_first_strikes_are_one_of_each_kind_in_an_order_of_the_seed():
 
 
 def test_what_met_nobody_comes_again_and_keeps_no_other_from_coming():
-    row = Row("seed", {"somebody": 1, "nobody": 0}, 1.0)
+    row = Row("seed", {"present": 1, "absent": 0}, 1.0)
     found: list[str] = []
     for _ in range(9):
         found.append(row.next())
-        if found[-1] == "nobody":
-            row.missed("nobody")
-    assert 3 <= found.count("nobody") <= 6
+        if found[-1] == "absent":
+            row.missed("absent")
+    assert 3 <= found.count("absent") <= 6
 
 
 def test_afterwards_kinds_come_as_often_as_they_weigh():

@@ -1,4 +1,4 @@
-"""The model of a chaos run answers as the offline model does, and fails just as often as it is told to."""
+"""The model of a chaos run answers like the offline model, except for the failures that the run requests."""
 
 from collections.abc import AsyncIterator
 

@@ -92,7 +92,7 @@ def broken(name: str) -> tuple[int, Record]:
             return 1, replace(record, sessions=[*record.sessions, twin])
         case "it was never tried":
             return 1, replace(with_approval(record, state=ApprovalState.ALLOWED, claimed_epoch=None), runs=[])
-        case "nobody was asked":
+        case "no approval was requested":
             return 2, replace(record, runs=[run, Run("run-" + "c" * 12, at(4), SID, 2)])
         case "ran again":
             return 2, replace(record, runs=[run, replace(run, at=at(4))])
@@ -114,7 +114,7 @@ def broken(name: str) -> tuple[int, Record]:
             return 3, replace(with_approval(record, **gone), acknowledged=[])
         case "ran before it was allowed":
             return 3, replace(record, runs=[replace(run, at=at(2.5))])
-        case "nobody allowed it":
+        case "no decision allowed it":
             return 3, replace(with_approval(record, decision=DENIED), acknowledged=[])
         case "no decision is in the log":
             log[2] = event(3, "user.message", "sevt_3", content=events.text_blocks("yes, do it"))
@@ -156,9 +156,9 @@ def test_a_clean_history_breaks_nothing():
     "what",
     [
         "a session that was acknowledged is not there", "was acknowledged and is not in the log",
-        "another one or none is kept", "was created 2 times", "it was never tried", "nobody was asked", "ran again",
+        "another one or none is kept", "was created 2 times", "it was never tried", "no approval was requested", "ran again",
         "another input was allowed", "had the claim", "its call is denied", "its call is expired",
-        "its call is pending", "ran before it was allowed", "nobody allowed it", "no decision is in the log",
+        "its call is pending", "ran before it was allowed", "no decision allowed it", "no decision is in the log",
         "is said to have run, and it did not", "neither told nor called unknown", "the log does not say so",
         "the one of its digest", "and the session is in 1", "where 4 is due", "the session counted 5",
         "is in the log twice", "was due", "it does not rest", "processes [7] are left", "not among the saved files",
@@ -201,7 +201,7 @@ def test_the_history_of_a_violation_tells_of_its_call_and_of_no_other():
     text = str(found)
     assert "promise 2" in text
     assert text.count(f"ran: {TOKEN} in epoch 2") == 2
-    assert "ann was told" in text
+    assert "ann received" in text
     assert "ends as succeeded" in text
     assert "nothing to do with it" not in text
 

@@ -1,4 +1,4 @@
-"""Fault points of a running service: the next hit of one that it reaches is planned, and what happened is told once."""
+"""Fault points of a running service: a fault can be planned for the next hit of one, and each hit is reported once."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The line to the database carries what is said, and is slow, silent, cut, or without an answer, as it is told."""
+"""The proxy in front of the database forwards data; on request it is slow or silent, resets connections or loses answers."""
 
 import asyncio
 import contextlib
