@@ -31,7 +31,7 @@ def test_the_demo_that_allows_ends_well_and_the_file_is_there(service: Service):
 def test_the_demo_that_denies_tells_the_model_and_leaves_no_file(service: Service):
     done = service.hitl("demo", "--answer", "deny", "--deny-message", "not in this house")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "I was told: Denied by a human: not in this house" in done.stdout.replace("\n", " ")
+    assert "The result was: Denied by a human: not in this house" in done.stdout.replace("\n", " ")
     assert not (workspaces(service)[-1] / "hello.txt").exists()
 
 

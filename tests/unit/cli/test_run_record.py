@@ -151,7 +151,7 @@ def test_a_change_of_the_clock_hides_no_head(make_settings: Make) -> None:
 
 
 def hold(settings: Settings, checkout: Path) -> subprocess.Popen[bytes]:
-    """Another ./hitl of `checkout` that is at work on the data folder until it is told to end."""
+    """Starts another ./hitl of `checkout`, which holds the data folder until the test ends it."""
     code = (
         "import pathlib\n"
         "from claude_hitl_template.cli.host import run_record\n"
@@ -285,12 +285,12 @@ def test_a_checkout_that_was_moved_or_copied_makes_its_venv_anew(
         else f"#!{venv_bin}/python\n"
     )
     (venv_bin / "ray").write_text(first)
-    assert "anew" not in run(old).stderr
+    assert "Making" not in run(old).stderr
     if copied:
         shutil.copytree(old, new, symlinks=True)
     else:
         old.rename(new)
-    assert f"Making {new}/.venv anew" in run(new).stderr
-    assert "anew" not in run(new).stderr
+    assert f"Making {new}/.venv again" in run(new).stderr
+    assert "Making" not in run(new).stderr
     if copied:
-        assert "anew" not in run(old).stderr
+        assert "Making" not in run(old).stderr
