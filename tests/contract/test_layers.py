@@ -1,5 +1,5 @@
-"""The settings layers of an image on the real CLI: what the model is told, before parking and after, and that none of
-them lets a call past the gate."""
+"""The settings layers of an image on the real CLI: the model receives them before and after parking, and none of them
+lets a call bypass the gate."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ class Recorder:
             yield answer
 
     def told(self) -> str:
-        """All that the model was told in the requests that offered it tools, since the last look."""
+        """Returns the requests with tools that the model received since the last call, as text."""
         seen, self.requests = self.requests, []
         return "\n".join(json.dumps(body, ensure_ascii=False) for body in seen if body.get("tools"))
 
@@ -92,7 +92,7 @@ def lay_out(root: Path) -> None:
         {
             "env": {"FROM_USER": "user", "FROM_BOTH": "user"},
             "enabledPlugins": {"lint@tools": True},
-            "extraKnownMarketplaces": {"tools": {"source": {"source": "github", "repo": "nobody/nothing"}}},
+            "extraKnownMarketplaces": {"tools": {"source": {"source": "github", "repo": "nowhere/nothing"}}},
         },
     )
     write(workspace / "CLAUDE.md", PROJECT_MEMORY)
@@ -367,7 +367,7 @@ async def test_a_missing_tool_is_reported_without_asking_anybody(
         assert use.payload["evaluated_permission"] == "allow"
     results = await h.log("agent.mcp_tool_result")
     assert [r.payload["is_error"] for r in results] == [False, False]
-    assert "A human was told that jq is missing" in str(results[0].payload["content"])
+    assert "A human was informed that jq is missing" in str(results[0].payload["content"])
     assert (await h.store.list_approvals("key_test", limit=1)).data == []
 
 
