@@ -65,13 +65,13 @@ async def _act(point: str, number: int, what: str, *given: str) -> None:
     match what:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        case "stop":  # until somebody sends SIGCONT
+        case "stop":  # until a test sends SIGCONT
             os.kill(os.getpid(), signal.SIGSTOP)
         case "delay":
             await asyncio.sleep(float(given[0]))
         case "fail":
             raise Unavailable(f"a fault was planned at {point}, hit {number}")
-        case "lose":  # what was done is done, and nobody is told
+        case "lose":  # the work is done, but its caller gets an error
             raise StoreUnreachable(f"the answer at {point}, hit {number}, is lost as planned")
         case _:
             raise AssertionError(f"no such fault: {what}")

@@ -83,7 +83,7 @@ MUTANTS = {
         yes = UserToolConfirmation(
             type="user.tool_confirmation", tool_use_id=approval.event_id, result="allow"
         )
-        await confirm(unit, yes, "nobody")
+        await confirm(unit, yes, "mutant")
     if not (waits and await unit.holds_up()):""",
         ),
     ),
@@ -161,7 +161,8 @@ MUTANTS = {
 
 
 def changed_code(change: Change, module: ModuleType) -> tuple[FunctionType, CodeType]:
-    """The function whose source is changed, and its code with the change: set, it counts for whoever has the function."""
+    """Returns the function whose source is changed, and its changed code. Setting the code changes the function for every
+    module that imported it."""
     found: Any = module
     for name in change.name.split("."):
         found = getattr(found, name)

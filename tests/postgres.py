@@ -37,7 +37,7 @@ class Server:
 
     @contextmanager
     def database(self, *, migrated: bool = True) -> Iterator[str]:
-        """The URL of a database that nobody else has."""
+        """Yields the URL of a new database, which is dropped afterwards."""
         name = f"test_{next(_numbers)}"
         self.run(f"create database {name} template {SCHEMA if migrated else 'template0'}")
         try:

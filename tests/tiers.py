@@ -18,10 +18,10 @@ import pytest
 type Tier = Literal["fast", "slow", "all"]
 
 LIMIT_S = 5.0
-SLOWEST = 20  # so many are named at the end
-WORTH_TELLING_S = 30.0  # of a shorter run nothing is told
-CROWDED = 2.0  # so many times as long on a CPU that others use, too
-LAG_S = 2.0  # so much later the kernel may count what waited
+SLOWEST = 20  # number of tests that the summary names
+WORTH_TELLING_S = 30.0  # a shorter run has no summary
+CROWDED = 2.0  # how many times as long a test may take on a CPU that other processes use, too
+LAG_S = 2.0  # the kernel may count waiting time this much later
 _PRESSURE = [Path(f"/proc/pressure/{resource}") for resource in ("cpu", "io")]
 
 

@@ -27,7 +27,7 @@ CLONE_NEWNET = 0x40000000
 
 
 def require_namespaces() -> None:
-    """Skips where this machine lets nobody make network namespaces; in CI that is a failure."""
+    """Skips a test if this machine does not permit network namespaces; in CI it fails instead."""
     missing = "" if shutil.which("ip") else "the command ip (apt-get install iproute2)"
     if sys.platform != "linux" or os.getuid() != 0:
         missing = "root on Linux"
@@ -98,7 +98,7 @@ class Hosts:
 
     @contextmanager
     def cut_off(self, name: str) -> Iterator[None]:
-        """Nothing reaches that host meanwhile, and nothing comes from it; nobody is told."""
+        """Drops all packets to and from that host meanwhile, without an error to either side."""
         self.ip("vm", "link", "set", f"to-{name}", "down")
         try:
             yield
@@ -165,7 +165,7 @@ async def _serve(namespace: str, ports: list[int]) -> None:
         async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 other_reader, other_writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:  # nobody listens in the VM: the connection is closed without a word
+            except OSError:  # no process listens in the VM: the connection is closed without an answer
                 writer.close()
                 return
             await asyncio.gather(_copy(reader, other_writer), _copy(other_reader, writer))

@@ -1,10 +1,9 @@
-"""What an approved command may try: run inside of a sandbox, it says of each attempt whether it came to something.
+"""Tries to leave a sandbox: run as an approved command inside of it, it reports which of its attempts would succeed.
 
     python3 probe.py TARGETS.json
 
-The targets are of whoever runs the test, and nothing else is tried but what every machine has. An attempt looks whether a
-way is open, and never uses it: nothing is written, killed or changed, also where there is no sandbox. Needs the
-standard library alone.
+It tries only the test's own targets, and those that every machine has. An attempt checks whether a way is open and never
+uses it: nothing is written, killed or changed, even without a sandbox. Needs the standard library only.
 
 TARGETS: {"addresses": [..], "ports": {name: port}, "unix": {name: path}, "abstract": {name: name}, "files": {name: path},
 "secrets": [..], "pids": {name: pid}}

@@ -1,4 +1,4 @@
-"""Every session in a rootless container of its own: the conversation as elsewhere, and what containers promise besides."""
+"""Sessions in rootless containers: conversations work as without containers, and the additional promises hold."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from tests.integration.harness import KEY, Conversation, command_line, kill, scr
 pytestmark = pytest.mark.slow
 
 MIB = 1024**2
-# A project level of another team's: on top of the image's own, which nobody but the build may write.
+# Another team's project layer, which is built on top of the image's own; only the build can write there.
 LAYERS = (
     'RUN printf \'%s\' \'{"env": {"TEAM": "other"}}\' > /app/workspace/.claude/settings.json',
     "RUN echo 'Call everyone Ada.' > /app/workspace/CLAUDE.md",
@@ -38,7 +38,7 @@ BROKEN = "broken"  # while this file is there, podman does not work for Ray's us
 def image() -> str:
     """The image as `./hitl image build` makes it on this machine, in the storage of Ray's user."""
     require_containers()
-    given = os.environ.get("HITL_TEST_IMAGE")  # one that is there already, for whoever works on these tests
+    given = os.environ.get("HITL_TEST_IMAGE")  # an existing image, to save time during work on these tests
     if given:
         return given
     done = as_root(
@@ -318,7 +318,7 @@ STRIKES: dict[str, Callable[[Worker, Conversation], None]] = {
 
 @pytest.mark.parametrize("struck", STRIKES)
 def test_a_call_runs_and_something_is_killed(service: Worker, struck: str):
-    """The call is not repeated, a human is told when its outcome is unknown, and the session goes on."""
+    """The call is not repeated, an unknown outcome is shown to a person, and the session goes on."""
     session = service.start_session("Hello")
     session.until_idle()
     place = service.shared(session)
@@ -510,7 +510,7 @@ def test_no_secret_and_no_text_of_a_user_is_where_others_look(service: Worker, i
             assert not [secret for secret in hidden if secret in text], path
     for process in service.processes(""):
         command = " ".join(process.cmdline())
-        # The agent's own shell shows the command that a human allowed, as any shell does; nobody's secret may be there.
+        # The agent's shell shows the command that a human allowed, as any shell does; it must contain no secret.
         of_the_agent = "claude" in command or "sleep" in command
         assert not [secret for secret in (secrets if of_the_agent else hidden) if secret in command]
         assert not [secret for secret in secrets if secret in " ".join(_environment(process))], command

@@ -355,7 +355,7 @@ def fill(vm: Vm, mac: Mac, join: Callable[[], None]) -> Callable[[], None]:
 def test_once_others_may_join_what_is_parked_goes_on_on_another_node_workspace_included(
     vm: Vm, fill: Callable[[], None]
 ):
-    """After those above, for the VM starts anew, with an address that others reach."""
+    """Runs after the tests above, because it restarts the VM with an address that other hosts reach."""
     session = vm.start_session(script(f"{vm.where} > before.txt", f"cat before.txt; {vm.where}"))
     session.decide(session.until_asked())
     session.until_parked()
@@ -386,7 +386,7 @@ class Far:
 
 @pytest.fixture
 def far(vm: Vm, mac: Mac, fill: Callable[[], None]) -> Far:
-    """Whoever takes the session over has room on the VM."""
+    """A session on the second node; the VM has room for the owner that takes it over."""
     journal = Path(tempfile.mkdtemp(dir=vm.shared)) / "journal"
     journal.parent.chmod(0o777)
     command = f"{vm.where} >> {journal}; until [ -e {journal.parent}/go ]; do sleep 0.1; done; echo ran >> {journal}"

@@ -88,7 +88,7 @@ def run(*command: str, libraries: Path | None = None) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """By links where the two are on one disk: it is more than a gigabyte, and nobody writes to it."""
+    """Copies a folder, with hard links if both are on one disk: it is larger than a gigabyte, and never written to."""
     target.mkdir(parents=True, exist_ok=True)
     how = "-al" if source.stat().st_dev == target.stat().st_dev else "-a"
     run("cp", how, f"{source}/.", str(target))
@@ -104,7 +104,7 @@ class Worker(Service):
         return json.loads(as_user("podman", "ps", "--all", "--format", "json") or "[]") or []
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """Those in containers are children of nobody here: all that the user runs counts."""
+        """Returns the user's processes: those in containers are not children of the service's processes."""
         uid = pwd.getpwnam(USER).pw_uid
         found: list[psutil.Process] = []
         for process in psutil.process_iter():

@@ -1,4 +1,4 @@
-"""A host that nobody named is asked for: from a command in the sandbox, on the real CLI, to the decision and back."""
+"""A request to an unlisted host becomes an approval: from a command in the sandbox, on the real CLI, to its decision."""
 
 import asyncio
 import functools
@@ -67,7 +67,7 @@ async def results(h: House) -> list[str]:
 async def test_a_host_that_is_not_listed_is_asked_for_and_reached_once_it_is_allowed(
     tmp_path: Path, model_url: str, site: tuple[Files, int]
 ):
-    """Decided after the owner ended: another one goes on, and the model is told."""
+    """The decision comes after the owner ended: another owner continues, and the model is reminded of the decision."""
     files, port = site
     steps = script({"tools": [fetch(port)]}, {"text": "It waits."}, {"tools": [fetch(port)]})
     h = await house(tmp_path, model_url, steps, **BASH)

@@ -153,7 +153,7 @@ def routes(served: Threaded) -> list[tuple[str, str]]:
 
 
 def test_the_table_of_routes_has_all_of_them(parking: Threaded):
-    """Nothing is mounted or hidden beside the routes that the next test goes through."""
+    """The application has no mounted or hidden routes in addition to those that the next test requests."""
     hidden = [r for r in parking.service.app.routes if getattr(r, "path", None) is not None]
     assert hidden == []
     assert {path for _, path in routes(parking)} >= {
@@ -356,7 +356,7 @@ def test_a_broken_chunked_body_ends_in_no_change(alice: Api, idle: str, body: by
     assert alice.state(idle) == before
 
 
-# (body of POST /v1/sessions beside what is needed, the field that the error names)
+# (fields of POST /v1/sessions in addition to the required ones, the field that the error names)
 WRONG_SESSIONS: list[tuple[dict[str, Any], str]] = [
     ({"agent": None}, "agent"),
     ({"agent": 7}, "agent"),

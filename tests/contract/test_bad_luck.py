@@ -1,4 +1,4 @@
-"""Bad luck: whatever fails under a session, it says what is wrong and how to mend it, loses nothing, and goes on after."""
+"""Failures below a session: each is reported with its fix, loses nothing, and the session continues afterwards."""
 
 import asyncio
 import contextlib
@@ -80,7 +80,7 @@ async def overloaded(_request: Request) -> Response:
 
 async def silent(_request: Request) -> Response:
     await asyncio.Event().wait()
-    raise AssertionError("nobody sets it")
+    raise AssertionError("the event is never set")
 
 
 def stream_that_ends(how: str) -> Misfortune:

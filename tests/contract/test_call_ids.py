@@ -23,7 +23,7 @@ __all__ = ["model_url"]
 
 
 class Scripted:
-    """A model that gives one answer after the other, whatever it is told, with the ids that the script has."""
+    """A model that gives the answers of a script in order, with the script's ids, regardless of the requests."""
 
     def __init__(self, answers: Sequence[Reply], message_id: str | None) -> None:
         self._answers, self._message_id = [*answers, Reply((Text("That is all."),))], message_id

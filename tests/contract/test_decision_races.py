@@ -1,6 +1,6 @@
-"""Eight people decide on the same call at the same moment, thousands of times: one of them wins, and all are told who.
+"""Eight people decide on the same call concurrently, thousands of times: one of them wins, and each answer says who.
 
-`--scale N` says how many races are run.
+`--scale N` is the number of races.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ async def ledgers(
 
 
 async def race(ledgers: list[CoreStore], session_id: str, call: str, chance: random.Random) -> Event:
-    """The winner's event, as each who decided the same was told it; all others are told that they were too late."""
+    """Returns the winner's event, which all equal decisions must have received; all others must be refused as too late."""
     opinions = [said(call, **opinion) for opinion in chance.sample(OPINIONS, len(OPINIONS))]
     people = chance.sample(range(len(opinions)), len(opinions))
     answers = await asyncio.gather(

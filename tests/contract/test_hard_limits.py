@@ -102,7 +102,7 @@ def test_a_command_makes_no_namespaces_in_which_it_has_capabilities(tmp_path: Pa
 
 
 def test_folders_in_memory_are_small(tmp_path: Path):
-    """What is in there is no process's: no watch of processes sees it."""
+    """Files in memory belong to no process, so the owner's watch of processes does not count them."""
     look = "df --block-size=1M --output=target,size,fstype | grep tmpfs"
     fill = "dd if=/dev/zero of=$at/x bs=1M count=200 2>/dev/null; stat -c %s $at/x"
     into = f"for at in /dev /dev/shm /run /run/hitl /sys; do {fill}; done"

@@ -1,4 +1,4 @@
-"""What an owner, a window or a stranger gets from the ledger by its interface, whatever it calls and names."""
+"""The ledger gives an owner, a window or a stranger only what its capability permits, for every method and id."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from inspect import signature
@@ -29,7 +29,7 @@ NAMES = (
 
 
 class House:
-    """A ledger with two sessions of two keys, each of which an owner drives. Whoever calls says with what."""
+    """A ledger with two sessions of two keys, each driven by an owner. Each call passes its capability explicitly."""
 
     def __init__(self) -> None:
         self.store = CoreStore(MemoryBackend())
@@ -122,7 +122,7 @@ async def opened(house: House, capability: Any, name: str = OWN) -> set[str]:
     for method in sorted(EVERY):
         fresh = House()
         await fresh.fill()
-        # The ids are new in each house; a capability is made anew for the session that it was for.
+        # Each house has new ids, so the capability is created again for the corresponding session.
         mine = capability(fresh) if callable(capability) else capability
         if await passes(lambda m=method, f=fresh, c=mine: f.call(c, m, f.arguments(m, name))):
             found.add(method)

@@ -154,7 +154,7 @@ async def test_a_remembered_command_is_asked_about_in_another_folder(
     await h.confirm(first, remember=True)
     await h.drive()
     assert (h.workspace / "ran").exists()
-    # A command that was judged for the workspace is told to come again, and is asked about for where it would run.
+    # A command that was judged for the workspace is refused; when the model issues it again, its real folder is shown.
     assert not (h.workspace / "sub" / "ran").exists()
     assert "would run in the folder ./sub" in " ".join(await results(h))
 

@@ -22,7 +22,7 @@ async def test_of_a_deleted_session_the_decisions_are_kept_and_nothing_that_anyb
         session_id, KEY, [said("c2", updated_input={"command": "ls -l"})], decided_by="bob"
     )
     assert (await store.list_kept_decisions(limit=10)).data == []
-    await store.archive_session(session_id, KEY)  # nobody decided on c3
+    await store.archive_session(session_id, KEY)  # c3 has no decision
     await store.delete_session(session_id, KEY)
     page = await store.list_kept_decisions(limit=1)
     rest = await store.list_kept_decisions(limit=10, page=page.next_page)

@@ -1,4 +1,4 @@
-"""Ways out of a sandbox that the kernel has besides files, processes and networks. In real sandboxes."""
+"""The kernel's ways out of a sandbox other than files, processes and networks, tried in real sandboxes."""
 
 import ctypes
 import os

@@ -93,7 +93,7 @@ def test_a_postgres_of_ones_own_and_one_of_ours_are_not_mixed(settings: Settings
     assert "hunter2" not in check.found
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs it as somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs it as another user")
 def test_a_folder_that_the_servers_user_cannot_reach_is_named_with_what_mends_it(settings: Settings):
     settings.data_dir.parent.chmod(0o700)
     with pytest.raises(ConfigError, match="cannot reach") as raised:

@@ -17,7 +17,7 @@ SERVER = "notes"
 
 @dataclass
 class Notes:
-    """A real MCP server with two tools, which writes down what it was told to do."""
+    """A real MCP server with two tools, which records its calls."""
 
     url: str = ""
     added: list[str] = field(default_factory=list[str])

@@ -1,4 +1,4 @@
-"""What is asked each second, or by every client, reads no more rows for thousands of parked sessions than for a few."""
+"""Frequent queries read no more rows with thousands of parked sessions than with a few."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ PENDING = [ApprovalState.PENDING]
 
 @contextmanager
 def statements(path: Path) -> Iterator[list[tuple[str, Any]]]:
-    """What is said to this database meanwhile: (SQL, parameters). Other services of the process have theirs."""
+    """Yields a list that collects the statements sent to this database meanwhile: (SQL, parameters)."""
     found: list[tuple[str, Any]] = []
 
     def note(connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:

@@ -239,9 +239,9 @@ async def test_what_a_lost_manifest_may_have_named_stays_and_what_came_later_is_
     files_clock.now += timedelta(hours=25)
     assert await store.sweep_blobs() == 0
     assert await store.get_blobs([blob_name(b"precious")]) == [b"precious"]
-    later = await put(store, Manifest.of([a_file("d", b"of nobody")]), b"of nobody")
+    later = await put(store, Manifest.of([a_file("d", b"without a session")]), b"without a session")
     written = (files_clock.now + timedelta(days=2)).timestamp()
-    for blob in (later, blob_name(b"of nobody")):
+    for blob in (later, blob_name(b"without a session")):
         os.utime(tmp_path / "files" / blob[:2] / blob, (written, written))
     files_clock.now += timedelta(days=4)
     assert await store.sweep_blobs() == 2
@@ -251,7 +251,7 @@ async def test_what_a_lost_manifest_may_have_named_stays_and_what_came_later_is_
 async def test_what_somebody_else_put_into_the_file_area_does_not_stop_the_sweep(
     store: CoreStore, files_clock: FakeClock, tmp_path: Any
 ) -> None:
-    await put(store, Manifest.of([a_file("a", b"of nobody")]), b"of nobody")
+    await put(store, Manifest.of([a_file("a", b"without a session")]), b"without a session")
     stray = tmp_path / "files" / "README.txt"
     stray.write_text("not ours")
     os.utime(stray, (0, 0))

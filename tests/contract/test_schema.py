@@ -1,6 +1,6 @@
-"""Requests made from the OpenAPI document, right ones and wrong ones: what comes back is what the document says.
+"""Valid and invalid requests generated from the OpenAPI document are answered as the document says.
 
-`--scale 2000` makes 20,000 of them. What is refused without a key, and how, is in test_bad_input.py, for each route.
+`--scale 2000` makes 20,000 of them. test_bad_input.py tests each route without a key.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ CHECKS = {
 
 @pytest.fixture(scope="module")
 def parked_sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Threaded, list[Waiting]]]:
-    """A service in which nobody drives sessions, and sessions in it that wait for decisions."""
+    """A service that drives no sessions, and sessions in it that wait for decisions."""
     folder = tmp_path_factory.mktemp("schema")
     at = Settings.load().model_copy(update={"data_dir": folder, "database_url": None})
     made = asyncio.run(make_parked_load(at, hash_api_key(KEY), CROWD))
@@ -94,7 +94,7 @@ def cases(operation: APIOperation, known: dict[str, list[str]]) -> st.SearchStra
 
 
 def _varies(route: str) -> bool:
-    """Whether a request has anything that can be wrong, besides an id."""
+    """Whether a request has any part other than an id that can be invalid."""
     return "requestBody" in OPERATIONS[route] or bool(parameters(route) + parameters(route, "header"))
 
 

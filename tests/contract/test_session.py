@@ -240,7 +240,7 @@ async def test_an_allow_comes_to_something_though_the_store_was_away_when_it_was
     assert (await h.until_idle())["type"] == "end_turn"
     (approval,) = (await store.list_approvals(KEY, limit=10)).data
     (result,) = await h.log("agent.tool_result")
-    if committed:  # nobody can know that it did not run
+    if committed:  # whether it ran cannot be known
         assert (approval.state.value, result.payload.get("outcome")) == ("unknown", "unknown")
     else:
         assert approval.state.value == "succeeded"

@@ -239,7 +239,7 @@ async def test_new_work_at_one_ledger_wakes_the_supervisor_at_another_and_it_the
 
 
 async def agreed(ledgers: list[CoreStore], version: int) -> int:
-    """The version that all ledgers name, so that whoever asks them in turn waits."""
+    """Waits until all ledgers return the same version, and returns it, so that a client that asks them in turn waits."""
     same = 0
     async with asyncio.timeout(10):
         while same < len(ledgers):

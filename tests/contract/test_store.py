@@ -883,7 +883,7 @@ async def test_a_denied_call_is_never_claimed(store: CoreStore):
         await claim(store, session_id)
     with pytest.raises(AlreadyDecided):
         await send(store, session_id, said("t1"))
-    [again] = await ask(store, session_id, a_call("t2"))  # the model may ask again: a human answers anew
+    [again] = await ask(store, session_id, a_call("t2"))  # the model may ask again: a human decides again
     assert again.state is S.PENDING
 
 

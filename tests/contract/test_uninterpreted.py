@@ -1,4 +1,4 @@
-"""What is said to the CLI reaches the model as it was said: on the real CLI, with a model that records what it is told."""
+"""Messages reach the model through the real CLI unchanged; the model records what it receives."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A service of the tests' own: real Ray, real CLI, SQLite; its ports and data folder are nobody else's."""
+"""Starts a service for tests, with real Ray, the real CLI and SQLite, on its own ports and in its own data folder."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def wait_for[T](what: str, look: Callable[[], T | None]) -> T:
         if found:
             return found
         time.sleep(0.05)
-    raise AssertionError(f"waited {PATIENCE_S} s in vain for {what}")
+    raise AssertionError(f"{what} did not happen within {PATIENCE_S} s")
 
 
 @dataclass
@@ -197,7 +197,7 @@ class Conversation:
         return self.service.call("GET", f"/v1/approvals?session_id={self.id}&limit=100{states}")["data"]
 
     def until_idle(self) -> Any:
-        """The stop reason, once the session waits for somebody."""
+        """Waits until the session is idle, and returns its stop reason."""
 
         def look() -> Any:
             found = self.get()

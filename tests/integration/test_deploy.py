@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 CUT_BYTES = 200_000  # less than a package
 SECRET = "sk-ant-sent-by-the-test"
-# Begins, works until it is told to go on, and ends; a second run of it would be seen.
+# Begins, waits for the file `go`, and ends; its files show if it ran twice.
 WORKS = "echo x >> begun; while [ ! -e go ]; do sleep 0.1; done; echo x >> done; echo worked"
 DEFECT = """
 
@@ -193,13 +193,13 @@ def test_deploys_that_fail_one_after_the_other_are_each_taken_back(cluster: Serv
 
 
 def test_a_wrong_address_is_named_with_what_mends_it(cluster: Service, tree: Tree) -> None:
-    (nobody,) = free_ports(1)
+    (unused,) = free_ports(1)
     right = addresses(cluster)
-    tree.profile("nobody", **{**right, "HITL_DASHBOARD_URL": f"http://127.0.0.1:{nobody}"})
+    tree.profile("no-dashboard", **{**right, "HITL_DASHBOARD_URL": f"http://127.0.0.1:{unused}"})
     tree.profile("another", **{**right, "HITL_DASHBOARD_URL": right["HITL_SERVE_URL"]})
-    tree.profile("no-service", **{**right, "HITL_SERVE_URL": f"http://127.0.0.1:{nobody}"})
+    tree.profile("no-service", **{**right, "HITL_SERVE_URL": f"http://127.0.0.1:{unused}"})
     with unchanged(cluster):
-        assert f"does not answer at http://127.0.0.1:{nobody}" in tree.fails_to_deploy("nobody")
+        assert f"does not answer at http://127.0.0.1:{unused}" in tree.fails_to_deploy("no-dashboard")
         assert "is not Ray's dashboard" in tree.fails_to_deploy("another")
         assert "there is no profile 'missing'" in tree.fails_to_deploy("missing")
         said = tree.fails_to_deploy("no-service")

@@ -26,7 +26,7 @@ COMMAND = """```scenario
 
 @contextmanager
 def database(backing: str) -> Generator[dict[str, str]]:
-    """What the service is told of it."""
+    """Yields the service's environment variables for this database."""
     if backing == "sqlite":
         yield {}
     else:

@@ -1,7 +1,7 @@
-"""Every call of the Store gets through to the ledger, and back, at the largest size that it may have.
+"""Every call of the Store reaches the ledger, and its answer the caller, at the largest permitted size.
 
-The ledger is behind Ray Serve here, with gRPC's limit as Ray has it (4 MiB) on both sides: that is less than what the
-service itself sets, and holds wherever somebody else starts the processes.
+The ledger runs on Ray Serve with Ray's default gRPC limit (4 MiB) on both sides. The service sets a higher limit, but
+only in processes that it starts itself.
 """
 
 import functools
@@ -124,7 +124,7 @@ def start_ray(settings: dict[str, str]) -> None:
                 runtime_env={"env_vars": settings},
             )
         except Exception as error:  # what Ray raises is nothing more
-            ray.shutdown()  # which leaves what was started in vain
+            ray.shutdown()  # it does not end the processes of the failed start
             end([process for process in psutil.Process().children(recursive=True) if process not in before])
             if not left or "timed out" not in str(error).lower():
                 raise
@@ -268,7 +268,7 @@ async def the_end(store: Any, sid: str, epoch: int, key_id: str) -> None:
     await store.end_turn(sid, epoch, drafts, **ended)
     assert (await store.get_session(sid)).agent.system == BIG
     await store.drop_lease(sid, epoch)
-    await store.give_up(sid, "nobody drives it")
+    await store.give_up(sid, "no owner drives it")
     for _ in range(5):  # one for each message
         await store.send_events(sid, key_id, [UserInterrupt(type="user.interrupt")], decided_by="ann")
     assert await store.release(sid, (await store.acquire(sid, "two", lease_s=LEASE_S)).epoch)

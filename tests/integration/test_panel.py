@@ -1,4 +1,4 @@
-"""The panel beside the service: what it costs to lose it (nothing), what it is told (no secret), whom it lets in."""
+"""The panel next to the service: losing it affects no session, it receives no secret, and it admits only known users."""
 
 import re
 from collections.abc import Iterator

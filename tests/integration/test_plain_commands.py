@@ -1,4 +1,4 @@
-"""Kodosumi's own three commands, on a Ray that nobody prepared, lead to the same panel as `hitl up`."""
+"""Kodosumi's own three commands, on a plain Ray cluster, start the same panel as `hitl up`."""
 
 import os
 import shutil
@@ -48,7 +48,7 @@ class Plain:
             "HITL_PANEL_PORT": str(self.ports["panel"]),
             "RAY_DASHBOARD_ADDRESS": f"http://localhost:{self.ports['dashboard']}",
             "KODO_RAY_SERVER": f"localhost:{self.ports['ray']}",
-            "KODO_SECRET_KEY": "a secret of these tests",  # with Kodosumi's own the service lets nobody in
+            "KODO_SECRET_KEY": "a secret of these tests",  # with Kodosumi's public one the service admits no user
             "KODO_ADMIN_PASSWORD": PASSWORD,
             **self.more,
             "KODO_APP_SERVER": f"http://localhost:{self.ports['panel']}",

@@ -21,7 +21,7 @@ RUNS = """```scenario
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Room for two awake sessions, which keep it for an hour when nobody needs it."""
+    """A service with room for two awake sessions, which stay awake for an hour unless another session needs the room."""
     one = Service(tmp_path_factory.mktemp("small"))
     try:
         one.up(

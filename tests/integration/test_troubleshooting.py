@@ -1,6 +1,6 @@
-"""Each entry of docs/troubleshooting.md: the trouble is made, the real `doctor` tells it, and both name the same mend.
+"""Each problem in docs/troubleshooting.md is caused, the real `doctor` reports it, and both name the same fix.
 
-A scene is a machine, or a cluster, on which several of them are made at once, and one run of `doctor` there.
+A scene is a machine or a cluster with several problems at once, and one run of `doctor` on it.
 """
 
 import json
@@ -42,10 +42,10 @@ ENTRIES = {
     title: " ".join(text.split())
     for title, text in re.findall(r"^### (.*)\n((?:(?!#).*\n?)*)", GUIDE.read_text(), re.MULTILINE)
 }
-SAME = 9  # characters in a row that doctor's mend and the guide's have in common: a command, a variable
+SAME = 9  # consecutive characters that doctor's fix and the guide's have in common: a command, a variable
 OLD_RAY, OLD_PYTHON, BEHIND_S = "2.1.0", "3.9", 90.0
 SHORT_KIB = 300_000
-USER = "hitl-nobody"
+USER = "hitl-unprivileged"
 CONTAINERS = "Sessions in containers do not start: "
 NEEDED = ("podman", "unshare", "setpriv", "useradd")
 
@@ -150,11 +150,11 @@ def answering(bodies: Mapping[str, object], status: int, *, seconds_behind: floa
 
 
 class Machine:
-    """What the scenes on this machine share: a folder, where nobody listens, and settings that are all well."""
+    """The scenes on this machine: a folder, a port on which no process listens, and settings without a problem."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.nobody = free_ports(1)[0]
+        self.unused = free_ports(1)[0]
         names = ("RAY", "RAY_CLIENT", "DASHBOARD", "SERVE", "PANEL")
         ports = {f"HITL_{name}_PORT": str(port) for name, port in zip(names, free_ports(5), strict=True)}
         self.well = {
@@ -203,7 +203,7 @@ class Machine:
                 "HITL_RAY_PORT": str(holder.getsockname()[1]),
                 "HITL_RAY_TEMP_DIR": f"/tmp/{'x' * 60}",
                 "ANTHROPIC_API_KEY": '"sk-ant-quoted"',
-                "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{self.nobody}",
+                "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{self.unused}",
                 "CONTAINER_IMAGE_URI": "localhost/nowhere:1",
                 "HITL_ENVIRONMENTS": json.dumps({"old": {"image": image}, "own": own}),
                 "CONTAINERS_REGISTRIES_CONF": str(registries),
@@ -212,7 +212,7 @@ class Machine:
             return checks(doctor(env={**self.well, **env}, prepare=prepare))
 
     def of_a_user_without_rights(self) -> Checks:
-        """A new one, whom only this doctor knows; it may read all, for nobody else's Python is where it could."""
+        """Runs `doctor` as a new user, who exists in its namespace only, and may read all files to find Python."""
         home, etc = self.make("home"), self.make("etc")
         theirs = tempfile.mkdtemp(prefix="hitl-", dir="/tmp")
         may_read = "--inh-caps=+dac_read_search --ambient-caps=+dac_read_search"
@@ -245,12 +245,12 @@ class Machine:
         return checks(doctor(env={**self.well, **env}, prepare=hidden))
 
     def elsewhere(self, **urls: str) -> Checks:
-        """Seen from here, where nobody listens but at these addresses."""
-        nobody = f"127.0.0.1:{self.nobody}"
+        """Runs `doctor --remote` on this machine; no process listens except at these addresses."""
+        unused = f"127.0.0.1:{self.unused}"
         away = {
-            "HITL_DASHBOARD_URL": f"http://{nobody}",
-            "HITL_SERVE_URL": f"http://{nobody}",
-            "HITL_RAY_ADDRESS": f"ray://{nobody}",
+            "HITL_DASHBOARD_URL": f"http://{unused}",
+            "HITL_SERVE_URL": f"http://{unused}",
+            "HITL_RAY_ADDRESS": f"ray://{unused}",
         }
         return checks(doctor("--remote", env={**self.well, **away, **urls}))
 
@@ -364,7 +364,7 @@ def clusters(
 
 
 def restart_panel(cluster: Service) -> "subprocess.Popen[bytes]":
-    """Ends it as it is told to, which makes it forget its entries, and starts it as it was started."""
+    """Ends the panel with SIGTERM, so that it forgets its entries, and starts it again with the same command."""
     (before,) = [p for p in psutil.process_iter() if is_panel(cluster, p)]
     command, folder, environment = before.cmdline(), before.cwd(), before.environ()
     before.terminate()
@@ -433,7 +433,7 @@ def test_on_a_cluster_doctor_tells_it_with_the_check_and_the_mend_of_the_guide(
 
 
 def agree(begin: str, said: Checks) -> None:
-    """One check that is not ok says it; the entry names that check, and its mend."""
+    """Asserts that a check reports the problem, and that the guide's entry names the check and its fix."""
     (text,) = [text for title, text in ENTRIES.items() if title.startswith(begin)]
     named = re.findall(r"\[([^\]]+)\](?!\()", text)
     found = [

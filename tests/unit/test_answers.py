@@ -1,4 +1,4 @@
-"""What every answer says besides its body: an id that the log has, too, and whether asking again is right."""
+"""Headers of every answer: an id that is in the log, too, and whether the request may be repeated."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -42,7 +42,7 @@ GIVEN = {"command": "ls"}
 
 
 class Watched:
-    """A store that notes what it is asked, and fails as it is told to."""
+    """A store that records its calls, and fails as the test requests."""
 
     def __init__(self) -> None:
         self.store, self.asked = CoreStore(MemoryBackend()), list[str]()

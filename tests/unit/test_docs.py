@@ -77,7 +77,7 @@ NOT_RUN = {
     "./hitl image build --name HOST/NAME && ./hitl image push HOST/NAME:latest": "needs a registry",
     "./hitl image verify": "needs an image of this machine's own",
     "./hitl image prune": "removes what others on this machine left",
-    "DATABASE_URL=postgresql://USER:PASSWORD@HOST:PORT/DATABASE ./hitl up": "needs a server of somebody's",
+    "DATABASE_URL=postgresql://USER:PASSWORD@HOST:PORT/DATABASE ./hitl up": "needs an existing server",
 }
 
 

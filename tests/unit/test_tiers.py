@@ -102,7 +102,7 @@ BEFORE = Clock(wall=100.0, cpu=10.0, pressure=50.0)
             Clock(112.0, 10.1, 55.0),
             5.0,
         ),  # others had the machine, and the last two seconds of it may not be counted yet
-        (Clock(115.0, 21.0, 65.0), 5.5),  # it worked, beside others
+        (Clock(115.0, 21.0, 65.0), 5.5),  # it used the CPU while others did, too
         (Clock(106.0, 15.5, 50.1), 5.8),  # it worked alone
         (Clock(106.0, 10.2, None), 0.1),  # nothing is known of the machine
     ],

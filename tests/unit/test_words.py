@@ -22,7 +22,6 @@ ROOT = Path(__file__).parents[2]
 # Folders whose prose is not revised yet. A folder that is done is removed here.
 NOT_YET = (
     "claude_hitl_template/cli/terminal/",
-    "tests/",
     "CHANGELOG.md",
 )
 

@@ -40,7 +40,7 @@ NOTHING_LISTED = Networking()
 
 
 class Unasked(HostGate):
-    """Nothing is listed, and nobody can be asked."""
+    """A gate with no listed hosts, and without a way to ask a human."""
 
     def __init__(self) -> None: ...
 
@@ -628,7 +628,7 @@ async def test_a_denied_host_stays_refused_in_its_turn_and_the_agent_is_told_why
         assert len(await a.approvals()) == 1
         assert (
             await a.store.get_session(a.session_id)
-        ).unreported_refusals == ()  # the model was told by the refusal
+        ).unreported_refusals == ()  # the refusal itself informed the model
 
 
 @pytest.mark.parametrize("remember", [True, False])

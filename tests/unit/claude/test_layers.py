@@ -1,4 +1,4 @@
-"""What is read of an image's layers before its CLI starts."""
+"""The parts of an image's layers that the service reads before the CLI starts."""
 
 import json
 from pathlib import Path

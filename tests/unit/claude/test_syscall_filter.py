@@ -46,7 +46,7 @@ def test_what_reaches_past_the_namespaces_is_absent_and_all_else_is_there(
     families = {family: decided(program, architecture, socket, family) for family in range(46)}
     assert {family for family, result in families.items() if result == ALLOW} == {1, 2, 10, 16}
     assert set(families.values()) == {ALLOW, NO_FAMILY}
-    # The kernel takes the first argument for an int: what is above 32 bits does not make it another family.
+    # The kernel reads the first argument as an int, so bits above 32 do not make it another family.
     assert decided(program, architecture, socket, (1 << 32) | 40) == NO_FAMILY
 
 

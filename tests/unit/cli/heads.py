@@ -33,7 +33,7 @@ def started(settings: Settings) -> Generator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def in_checkout(place: Path) -> Generator[None]:
-    """What is done within is done by a checkout at `place`, which is made where it is not there."""
+    """Makes the code inside of the context run as a checkout at `place`, which is created if it does not exist."""
     (place / "claude_hitl_template").mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_record, "CHECKOUT", place)

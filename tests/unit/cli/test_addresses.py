@@ -1,4 +1,4 @@
-"""A value of HITL_HOST, or of a port, has one clear outcome in every command: it works, or what mends it is said."""
+"""A value of HITL_HOST or of a port has one clear outcome in every command: it works, or the error names the fix."""
 
 import sys
 from collections.abc import Callable

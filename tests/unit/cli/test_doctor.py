@@ -1,4 +1,4 @@
-"""Each check says what is wrong and what mends it, and never shows a secret."""
+"""Each check reports its problem with the fix, and never shows a secret."""
 
 import socket
 from collections.abc import Callable
@@ -16,7 +16,7 @@ GIB = 1024**3
 
 
 def mended(check: Check) -> bool:
-    """What is not ok has a mend, and what is ok has none."""
+    """Whether the check has a fix exactly if it is not ok."""
     return (check.level == "ok") != bool(check.fix)
 
 

@@ -1,4 +1,4 @@
-"""`hitl image` as it is run: what is wrong is said before anything is built or run."""
+"""`hitl image` reports problems before it builds or runs anything."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is uploaded: the working tree as git sees it, no secret, the same name for the same content only."""
+"""A package contains the working tree as git sees it and no secret; its name depends on its content only."""
 
 import io
 import subprocess

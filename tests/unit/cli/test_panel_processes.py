@@ -1,4 +1,4 @@
-"""What is said of the panel is what mends it, and its secrets are in a file of their owner's only."""
+"""Each problem of the panel is reported with its fix, and only the user can read the file with its secrets."""
 
 import json
 import os
@@ -190,7 +190,7 @@ def test_a_panel_of_an_earlier_version_that_nothing_protects_is_replaced(
 
 
 def test_the_panel_has_the_names_that_lead_to_it_and_no_other(make_settings: Make) -> None:
-    """Under another one, which somebody else may have chosen, it does not answer."""
+    """It does not answer under any other name, which an attacker may have chosen."""
 
     def origins(**values: object) -> list[str]:
         settings = make_settings(panel_port=3370, **values)

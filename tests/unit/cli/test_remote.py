@@ -1,4 +1,4 @@
-"""From the development machine, each thing that can be wrong with a cluster is told with what mends it."""
+"""On the development machine, each problem of a cluster is reported with its fix."""
 
 import socket
 import sys

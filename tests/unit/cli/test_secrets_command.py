@@ -1,4 +1,4 @@
-"""A secret leaves this machine on a way that nobody can read along, and by no argument."""
+"""A secret leaves this machine only over a connection that others cannot read, and is never a command's argument."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""Serve ignores what it does not know; what is deployed has nothing of that, and no secret."""
+"""Serve ignores unknown keys of a config, so a deployed config must not have any; nor does it contain a secret."""
 
 import json
 from collections.abc import Callable

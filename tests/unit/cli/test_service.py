@@ -1,4 +1,4 @@
-"""Starting says what is in its way and what mends it; nothing of another cluster is touched."""
+"""`hitl up` reports obstacles with their fixes, and changes nothing of another cluster."""
 
 import os
 import socket

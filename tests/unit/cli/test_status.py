@@ -1,4 +1,4 @@
-"""Status says what is wrong, what mends it, and what the sessions do."""
+"""`hitl status` reports problems with their fixes, and the sessions' states."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is shown is what runs: nothing that a terminal would hide or act on gets through."""
+"""The terminal shows exactly what runs: characters that a terminal would hide or act on are escaped."""
 
 import unicodedata
 

@@ -1,4 +1,4 @@
-"""What sessions in containers need is found before Ray is asked, and each thing that lacks is told with its mend."""
+"""The needs of sessions in containers are checked before Ray starts one, and each missing one is reported with its fix."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def image(said: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
 
 
 def found(name: str, reference: str = IMAGE) -> tuple[str, str, str]:
-    """(level, what was found, mend) of the named check."""
+    """Returns level, finding and fix of the named check."""
     (check,) = [check for check in containers.examine(reference) if check.name == name]
     return check.level, check.found, check.fix
 
@@ -156,7 +156,7 @@ def test_a_tag_that_may_move_is_warned_about_and_a_digest_is_not(podman: Podman)
 def test_ids_are_looked_up_by_name_and_by_number(tmp_path: Path):
     has, has_not = tmp_path / "subuid", tmp_path / "subgid"
     has.write_text("other:1:2\n4242:100000:65536\n")
-    has_not.write_text("somebody:100000:65536\nada:\n")
+    has_not.write_text("another:100000:65536\nada:\n")
     for files, level in (((has, has), "ok"), ((has, has_not), "wrong"), ((tmp_path / "none",), "wrong")):
         check = containers.ids_check("ada", 4242, files)
         assert check.level == level

@@ -1,4 +1,4 @@
-"""The Store as it is reached through Ray: what is repeated, what goes the other way, and what is told of a defect."""
+"""Calls of the ledger over Ray: which are repeated, which use the object store, and the error that a defect becomes."""
 
 import warnings
 from collections.abc import Callable, Sequence

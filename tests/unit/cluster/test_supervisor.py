@@ -458,7 +458,7 @@ async def _waits(_session: Session, _why: str, _lacks_room: bool) -> bool:
 
 @dataclass
 class Park(Fake):
-    """Its owners park when they are told to, and their sessions rest as if a turn had ended."""
+    """A host whose owners park when `rest` is set, and leave their sessions idle as after a turn."""
 
     store: CoreStore | None = None
     rest: asyncio.Event = field(default_factory=asyncio.Event)

@@ -144,7 +144,7 @@ def test_what_is_remembered_answers_an_ask_only_for_exactly_this_call():
     for floor in (Floor(rules=asks), Floor(default="always_ask")):
         found = [floor.evaluate(agent, *CALLS[1], HERE, remembered=[r]) for r in (exact, wide)]
         assert [f.verdict.value for f in found] == ["allow", "ask"]
-        assert found[0].source == str(exact)  # the ledger is told which rule it was
+        assert found[0].source == str(exact)  # the ledger receives the rule
     unheard = Floor(rules=asks, remember=False)
     assert unheard.evaluate(agent, *CALLS[1], HERE, remembered=[exact]).verdict is Verdict.ask
     denied = Floor(rules=(Rule(rule="Bash(git push:*)", policy="always_deny"),))

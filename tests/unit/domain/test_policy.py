@@ -47,7 +47,7 @@ def bash(command: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """outside/ beside ws/, which holds src/, secrets/, deep/er/est/, with links out, in and nowhere."""
+    """outside/ next to ws/, which has src/, secrets/, deep/er/est/, with links out, in and to nothing."""
     ws = tmp_path / "ws"
     for folder in ("src/sub", "secrets", "deep/er/est"):
         (ws / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What the permission policy promises for every input, not only for the ones somebody thought of."""
+"""Properties of the permission policy that hold for generated inputs, not only for hand-written examples."""
 
 import os.path
 import string

@@ -1,4 +1,4 @@
-"""What is opened below a folder is there, and nothing that a link leads to."""
+"""Files opened below a folder are in that folder: links are not followed."""
 
 import os
 from pathlib import Path

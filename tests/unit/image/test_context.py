@@ -1,4 +1,4 @@
-"""The build context: what is staged, what the image says of itself, what the Dockerfile assumes."""
+"""The build context: the staged files, the image's labels, and the assumptions of the Dockerfile."""
 
 import json
 import re

@@ -43,8 +43,8 @@ def test_a_name_with_a_tag_or_that_is_none_builds_nothing(checkout: Path, name: 
 
 
 def test_a_user_who_is_not_there_is_said_before_anything_is_built(checkout: Path):
-    with pytest.raises(ConfigError, match="no user nobody-of-this-name"):
-        build(checkout, NOTHING, name="worker", for_user="nobody-of-this-name", say=print)
+    with pytest.raises(ConfigError, match="no user unknown-user-name"):
+        build(checkout, NOTHING, name="worker", for_user="unknown-user-name", say=print)
 
 
 def test_a_layer_that_is_refused_is_said_before_anything_is_built(checkout: Path):

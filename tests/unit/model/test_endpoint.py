@@ -43,7 +43,7 @@ def anthropic(transport: httpx.AsyncBaseTransport, base_url: str = "https://upst
 
 
 class FakeAnthropic:
-    """An upstream application that remembers the last request and answers as it is told."""
+    """An upstream application that records the last request and gives the test's answer."""
 
     def __init__(self, status: int = 200, content: Any = None, headers: dict[str, str] | None = None) -> None:
         self.url = ""

@@ -325,10 +325,10 @@ def test_a_scenario_in_the_prompt_comes_before_those_that_would_fit():
 
 def test_placeholders_are_filled_once_in_texts_and_inputs_and_unknown_ones_stay():
     given = "{a: ['{tool_result}', 1], b: {c: '{x}'}}"
-    prompt = f"```scenario\n- {{text: '{{prompt}}|{{nobody}}', tools: [{{name: T, input: {given}}}]}}\n```"
+    prompt = f"```scenario\n- {{text: '{{prompt}}|{{unknown}}', tools: [{{name: T, input: {given}}}]}}\n```"
     reply = ask(said(prompt))
 
-    assert text_of(reply) == f"{prompt}|{{nobody}}"
+    assert text_of(reply) == f"{prompt}|{{unknown}}"
     assert calls_of(reply) == [("T", {"a": ["", 1], "b": {"c": "{x}"}})]
 
 

@@ -1,4 +1,4 @@
-"""Kodosumi, imported once: it makes folders where it is told to, and what it imports warns of what it uses itself."""
+"""Imports Kodosumi once: it creates its folders in a temporary one, and its dependencies' warnings are ignored."""
 
 import os
 import tempfile

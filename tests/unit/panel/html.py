@@ -14,7 +14,7 @@ ELEMENTS, ATTRIBUTES = frozenset(_ELEMENTS.split()), frozenset(_ATTRIBUTES.split
 
 
 class Reader(HTMLParser):
-    """`texts`: what is shown; `values`: what stands in the form's fields, by name."""
+    """Parses a page. `texts` are its visible texts; `values`, the values of the form's fields by name."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)

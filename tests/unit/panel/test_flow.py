@@ -126,9 +126,9 @@ async def test_a_decision_made_elsewhere_closes_the_lock_and_says_whose_it_was(
     await ask(store, session, "toolu_1")
     task = window(store, runner, session.id)
     await runner.until(runner.open_locks)
-    await decide(store, session, "toolu_1", "somebody <b>")
+    await decide(store, session, "toolu_1", "ann <b>")
     await runner.until(lambda: not runner.open_locks())
-    assert runner.saw("Allowed by somebody &lt;b&gt;")
+    assert runner.saw("Allowed by ann &lt;b&gt;")
     assert len(runner.answerable) == 1  # a form that comes late is answered still
     task.cancel()
 

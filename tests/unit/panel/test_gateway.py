@@ -107,7 +107,7 @@ async def test_a_stream_of_v1_does_not_pass_kodosumis_middleware() -> None:
         received.append(receive)
 
     async def receive() -> Any:
-        raise AssertionError("nobody asks")
+        raise AssertionError("no caller may receive")
 
     made = front_of(remember, remember)
     for path in ("/v1/sessions/x/events/stream", "/model/v1/messages", "/elsewhere"):

@@ -17,7 +17,7 @@ from tests.unit.panel.kodosumis import HOST, PASSWORD, URL, Answer, RealPanel, r
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 FOREIGN = {
     "another site": "https://evil.example",
-    "no origin that is told": "null",
+    "no known origin": "null",
     "another port of this host": "http://panel.test:8080",
     "the host without its port": "http://panel.test",
     "a subdomain": "http://sub.panel.test:3370",
@@ -500,16 +500,16 @@ WAYS = (
 
 def test_ten_logins_may_fail_in_five_minutes_from_an_address_whatever_they_name(panel: RealPanel) -> None:
     for number in range(10):
-        assert wrong(panel, f"nobody-{number}", way=WAYS[number % len(WAYS)]).status == 401
+        assert wrong(panel, f"unknown-{number}", way=WAYS[number % len(WAYS)]).status == 401
     for way in WAYS:
-        refused = wrong(panel, "somebody", way=way)
+        refused = wrong(panel, "another", way=way)
         assert refused.status == 429
         assert int(refused.headers["retry-after"]) == 30
     assert panel.log_in("admin", PASSWORD).status == 429
     assert panel.log_in("admin", PASSWORD, source="127.0.0.9").status == 200
     panel.clock.now += 30
-    assert wrong(panel, "nobody").status == 401
-    assert wrong(panel, "nobody").status == 429
+    assert wrong(panel, "unknown").status == 401
+    assert wrong(panel, "unknown").status == 429
 
 
 def test_ten_may_fail_for_a_name_from_wherever_they_come(panel: RealPanel) -> None:
@@ -525,7 +525,7 @@ def test_ten_may_fail_for_a_name_from_wherever_they_come(panel: RealPanel) -> No
 
 def test_logins_that_succeed_are_not_counted(panel: RealPanel) -> None:
     for _ in range(12):
-        assert panel.ask("GET", "/login?name=nobody&name=nobody&password=x", source="127.0.3.1").status in (
+        assert panel.ask("GET", "/login?name=unknown&name=unknown&password=x", source="127.0.3.1").status in (
             400,
             401,
             429,

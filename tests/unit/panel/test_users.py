@@ -1,4 +1,4 @@
-"""Nobody gets past the guard but a user whom the panel itself logged in, and knows."""
+"""The guard admits only users whom the panel itself logged in, and still knows."""
 
 import base64
 import json

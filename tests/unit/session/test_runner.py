@@ -211,7 +211,7 @@ async def test_an_engine_that_is_not_listened_to_is_not_read_without_end(tmp_pat
 
     h = await house(tmp_path, play)
     session = await h.store.acquire(h.session.id, "own", lease_s=60)
-    runner = h.runner(session, idle_timeout_s=3600)  # the process is kept, and nobody listens
+    runner = h.runner(session, idle_timeout_s=3600)  # the process is kept, and no consumer reads events
     driving = asyncio.create_task(runner.run())
     while given <= HEARD_AT_ONCE:
         await asyncio.sleep(0)
@@ -227,7 +227,7 @@ async def test_an_engine_that_is_not_listened_to_is_not_read_without_end(tmp_pat
 async def test_an_owner_that_gives_its_lease_up_is_not_told_that_it_was_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Whoever keeps the lease hears that it is gone before the one that gave it up hears that it is done."""
+    """The task that renews the lease learns that it is gone before the task that released it gets its answer."""
 
     async def play(_engine: Scripted, _number: int) -> AsyncIterator[EngineEvent]:
         yield TurnEnd()
@@ -237,7 +237,7 @@ async def test_an_owner_that_gives_its_lease_up_is_not_told_that_it_was_taken_ov
 
     async def slowly_released(*args: Any) -> bool:
         released = await release(*args)
-        await h.send(user("wakes whoever waits"))
+        await h.send(user("wakes waiting tasks"))
         await heard.wait()
         await asyncio.sleep(0)
         return released
