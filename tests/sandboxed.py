@@ -21,7 +21,7 @@ def sandboxed(folder: Path, command: str, config: SandboxConfig) -> "Generator[s
     workspace, groups = folder / "workspace", ControlGroups()
     workspace.mkdir(parents=True, exist_ok=True)
     sandbox.give(workspace)
-    places = sandbox.make_places(folder / "run", workspace, SHELL)
+    places = sandbox.make_sandbox_paths(folder / "run", workspace, SHELL)
     Injector(config.credentials, places.run).make()
     (folder / "config").mkdir()
     inside = sandbox.environment_of(config)

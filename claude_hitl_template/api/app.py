@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from claude_hitl_template import __version__
 from claude_hitl_template.api import openapi, problems
 from claude_hitl_template.api.auth import Authenticator, WrongKeys
+from claude_hitl_template.api.followers import Followers
 from claude_hitl_template.api.routers import ROUTERS
 from claude_hitl_template.api.service import Service
 
@@ -15,6 +16,7 @@ def build_app(service: Service) -> FastAPI:
     """The API of `service`. Every failure is JSON in the protocol's shape, so mount it; do not merge it into another."""
     app = application(str(service.facts().get("version", "")))
     app.state.service = service
+    app.state.followers = Followers(service.store.wait_events)
     app.state.authenticator = Authenticator(
         service.store,
         operator_key=service.operator_key,

@@ -1,5 +1,6 @@
 """Authenticates callers by an API key in `x-api-key` or a bearer token, on every route but `GET /v1/health`."""
 
+import asyncio
 import hmac
 import math
 import time
@@ -46,6 +47,7 @@ class Authenticator:
         self._store, self._per_minute, self._wrong_keys = store, requests_per_minute, wrong_keys
         self._operator_key = operator_key.encode()
         self._known: OrderedDict[str, tuple[ApiKey, float]] = OrderedDict()
+        self._looking: dict[str, asyncio.Future[ApiKey | None]] = {}
         self._requests = Throttle(requests_per_minute, 60.0)
 
     async def api_key(self, request: Request) -> ApiKey:
@@ -81,11 +83,18 @@ class Authenticator:
         known = self._known.get(secret_hash)
         if known is not None and known[1] > now:
             return known[0]
+        looking = self._looking.get(secret_hash)
+        if looking is None:  # hundreds of streams ask at once: one question to the ledger answers them all
+            looking = self._looking[secret_hash] = asyncio.ensure_future(self._find(secret_hash))
+            looking.add_done_callback(lambda _: self._looking.pop(secret_hash, None))
+        return await asyncio.shield(looking)
+
+    async def _find(self, secret_hash: str) -> ApiKey | None:
         key = await self._store.find_key(secret_hash)
         if key is None:
             self._known.pop(secret_hash, None)
             return None
-        self._known[secret_hash] = (key, now + REMEMBER_S)
+        self._known[secret_hash] = (key, time.monotonic() + REMEMBER_S)
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return key

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from claude_hitl_template.api.auth import WRONG_KEYS
+from claude_hitl_template.api.followers import Followers
 from claude_hitl_template.config.secret_files import SecretFiles
 from claude_hitl_template.domain.models import Agent, Environment, ImageFacts
 from claude_hitl_template.domain.policy.floor import Floor
@@ -50,3 +51,10 @@ async def _service(request: Request) -> Service:
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
+
+
+async def _followers(request: Request) -> Followers:
+    return request.app.state.followers
+
+
+FollowersDep = Annotated[Followers, Depends(_followers)]

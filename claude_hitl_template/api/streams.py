@@ -1,15 +1,14 @@
 """Server-sent events of one session: committed events in order, previews between them, and pings."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from claude_hitl_template.api.auth import Authenticator
+from claude_hitl_template.api.followers import Followers, Message
 from claude_hitl_template.domain.models import new_id, utcnow
 from claude_hitl_template.errors import NotFound, Unauthorized
-from claude_hitl_template.store.protocol import NOW, Clients
 
 KEEP_ALIVE_S = 10.0
 CHECK_KEY_S = 2.0  # how often a stream checks that its key was not revoked
@@ -27,7 +26,7 @@ class EventStream:
         previews: The types of events to preview.
     """
 
-    store: Clients
+    followers: Followers
     authenticator: Authenticator
     session_id: str
     key_id: str
@@ -38,30 +37,26 @@ class EventStream:
     async def messages(self) -> AsyncIterator[str]:
         """Yields messages until the session is terminated or deleted, or the key is revoked."""
         yield CONNECTED
-        after, previewed = self.after, set[str]()
-        position = NOW if self.previews else None
-        while await self.authenticator.find(self.secret_hash):
-            try:
-                waiting = self.store.wait_events(
-                    self.session_id, self.key_id, after, timeout_s=KEEP_ALIVE_S, previews=position
-                )
-                found, previews, newest = await self._while_authorized(waiting)
-            except Unauthorized:
-                return
-            except NotFound:
-                yield _message(_deleted())
-                return
-            position = newest if self.previews else None
-            for preview in previews:
-                if self._wants(preview, previewed):
-                    yield _message(preview)
-            for event in found:
-                yield _message(event.wire(), event.seq)
-                after = event.seq
-            if not found and not previews:
-                yield PING
-            if found and found[-1].type == "session.status_terminated":
-                return
+        opened = set[str]()
+        subscription = self.followers.subscribe(
+            self.session_id, self.key_id, self.after, previews=bool(self.previews)
+        )
+        try:
+            while await self.authenticator.find(self.secret_hash):
+                found = await self._while_authorized(subscription.next(KEEP_ALIVE_S))
+                for message in found:
+                    if message.event is not None or self._wants(message.body, opened):
+                        yield message.frame
+                    if message.event is not None and message.event.type == "session.status_terminated":
+                        return
+                if not found:
+                    yield PING
+        except Unauthorized:
+            return
+        except NotFound:
+            yield Message(_deleted()).frame
+        finally:
+            subscription.close()
 
     async def _while_authorized[T](self, waiting: Coroutine[Any, Any, T]) -> T:
         """Awaits `waiting`. Raises Unauthorized within a few seconds if the key is revoked meanwhile."""
@@ -91,8 +86,3 @@ async def ended() -> AsyncIterator[str]:
 
 def _deleted() -> dict[str, Any]:
     return {"type": "session.deleted", "id": new_id("sevt"), "processed_at": utcnow().isoformat()}
-
-
-def _message(event: dict[str, Any], seq: int | None = None) -> str:
-    cursor = f"id: {seq}\n" if seq is not None else ""
-    return f"{cursor}event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n"

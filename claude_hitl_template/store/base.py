@@ -1,5 +1,6 @@
 """Shared base of the Store's rules: transactions, time, notifications and cursors."""
 
+import asyncio
 import base64
 import binascii
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -60,10 +61,9 @@ class StoreBase:
                 before = unit.session
                 yield unit
                 after = unit.session if unit.session is before else await unit.save()
-        except StoreUnreachable:
-            if (
-                before and after
-            ):  # the write may have been kept; a repeated one would change and announce nothing
+        except (StoreUnreachable, asyncio.CancelledError):
+            # The write may have been kept; a repeated one would change and announce nothing.
+            if before and after:
                 self._announce(before, after)
             raise
         self._announce(before, after)

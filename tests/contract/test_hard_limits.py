@@ -19,7 +19,8 @@ from tests.contract.test_session import House, house, model_url, user
 from tests.sandboxed import run_in_sandbox, sandboxed
 
 with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # Ray Serve's own
-    from claude_hitl_template.cluster.actor import Share, first_of, watch
+    from claude_hitl_template.cluster.actor import Share, watch
+    from claude_hitl_template.cluster.owner import first_of
 
 __all__ = ["model_url"]
 

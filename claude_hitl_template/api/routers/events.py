@@ -21,7 +21,7 @@ from claude_hitl_template.api.parameters import (
     SessionId,
 )
 from claude_hitl_template.api.routing import api_router, content, errors
-from claude_hitl_template.api.service import ServiceDep
+from claude_hitl_template.api.service import FollowersDep, ServiceDep
 from claude_hitl_template.api.streams import EventStream, ended
 from claude_hitl_template.config.secret_files import hash_api_key
 from claude_hitl_template.domain.models import Event
@@ -83,6 +83,7 @@ async def stream_events(
     caller: Caller,
     service: ServiceDep,
     authenticator: AuthenticatorDep,
+    followers: FollowersDep,
     last_event_id: LastEventId = None,
     event_deltas: Previews = None,
 ) -> StreamingResponse:
@@ -95,7 +96,7 @@ async def stream_events(
             "not the id of an event of this stream; 0 starts at the beginning", "Last-Event-ID"
         )
     stream = EventStream(
-        service.store,
+        followers,
         authenticator,
         session_id,
         caller.id,
