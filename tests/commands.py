@@ -1,4 +1,4 @@
-"""`hitl` as `./hitl` runs it, in this process: a Python of its own for each command would take a second to start."""
+"""Runs `hitl` commands in this process, as `./hitl` does, because starting a Python for each command takes a second."""
 
 import io
 import subprocess

@@ -1,4 +1,4 @@
-"""Options of the test run."""
+"""Options of pytest for this repository."""
 
 import pytest
 from hypothesis import settings

@@ -1,4 +1,4 @@
-"""A disk that fails under SQLite: the errors that its file system layer (VFS) gets from one, at writing and at `fsync`.
+"""A failing disk below SQLite: its file system layer (VFS) returns errors at writing and at `fsync`.
 
 The layer is the real one, with two of its methods replaced; what was written before an `fsync` that fails is in the file.
 """

@@ -1,4 +1,4 @@
-"""Safeguards of the Store, each taken away by a change of its source, to see that a test notices.
+"""Removes safeguards of the Store by changing their source, to check that a test fails without each.
 
 A process takes one away where `injected` is on its path and HITL_TEST_BUGS names it.
 """

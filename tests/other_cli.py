@@ -1,4 +1,4 @@
-"""Claude Code CLIs of other versions than the pinned one: those inside other releases of the SDK."""
+"""Finds Claude Code CLIs of other versions than the pinned one, in other releases of the SDK."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Postgres for tests: a server of their own, and a fresh database for each test."""
+"""A Postgres server for tests, with a new database for each test."""
 
 import os
 import shutil

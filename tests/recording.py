@@ -1,4 +1,4 @@
-"""A proxy on loopback that writes down what it is asked for, and refuses all of it, in HTTP and in SOCKS 5."""
+"""A proxy on loopback that records and refuses all requests, over HTTP and SOCKS 5."""
 
 import socketserver
 import threading

@@ -1,4 +1,4 @@
-"""One command in a real sandbox, in the scope of a shell command, without the CLI: for what the sandbox itself promises."""
+"""Runs one command in a real sandbox, in the scope of a shell command and without the CLI, to test the sandbox itself."""
 
 import os
 import socket

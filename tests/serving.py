@@ -1,4 +1,4 @@
-"""Applications of the tests on free ports of 127.0.0.1: in the test's own event loop, or in a thread."""
+"""Serves test applications on free ports of 127.0.0.1, in the test's own event loop or in a thread."""
 
 import asyncio
 import socket

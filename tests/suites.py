@@ -1,8 +1,8 @@
-"""The slow tier, suite by suite, within a budget: `./hitl test --slow --budget MINUTES` runs this.
+"""Runs the slow tier suite by suite within a budget, for `./hitl test --slow --budget MINUTES`.
 
-What the change touches comes first, then the others; both in an order that the commit's hash rotates, so that every
-suite has its turn after some commits. A suite is started if its known cost fits into what is left of the budget.
-`tests/green.json` has the commit at which each suite was last seen to pass; `--record` writes it, to be committed.
+Suites that the change touches come first, then the others. The commit's hash rotates the order within both groups, so
+that every suite has its turn after some commits. A suite is started if its known cost fits into the rest of the budget.
+`tests/green.json` has the last commit at which each suite passed; `--record` writes it, to be committed.
 """
 
 import argparse

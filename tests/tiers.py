@@ -1,4 +1,4 @@
-"""Which tests a run has, by tier, and what they cost (docs/contributing.md).
+"""Selects the tests of a run by tier, and reports their cost (docs/contributing.md).
 
 A test marked `slow` is slow, every other one is fast. A fast test whose call takes more than LIMIT_S fails, unless it is
 marked `takes_long` with a reason.

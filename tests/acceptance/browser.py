@@ -1,4 +1,4 @@
-"""A browser in front of the real panel, and what a person does in it."""
+"""Drives a browser in front of the real panel, and does in it what a person would."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The real panel, spooler and Serve, with a browser in front."""
+"""Starts the real panel, spooler and Serve, and a browser in front of them."""
 
 import os
 from collections.abc import Callable, Iterator

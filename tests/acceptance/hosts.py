@@ -1,4 +1,4 @@
-"""Hosts of their own on this machine: network namespaces at one bridge, as a laptop, a virtual machine and a second node.
+"""Simulates hosts on this machine: network namespaces on one bridge, as a laptop, a virtual machine and a second node.
 
 `mac` is only a client: each port of the VM's loopback is forwarded to its own, as OrbStack and `ssh -L` do. What the test
 process does while it is `inside` a host, and what it starts there, has that host's network.

@@ -1,4 +1,4 @@
-"""What a person does in the panel: start, decide, answer, continue, and what goes wrong meanwhile."""
+"""A person's actions in the panel: start, decide, answer and continue, and the errors that may occur meanwhile."""
 
 import json
 import sqlite3

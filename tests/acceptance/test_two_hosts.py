@@ -1,4 +1,4 @@
-"""A laptop, a virtual machine with the cluster, and a second node: three hosts, made of network namespaces."""
+"""A laptop, a virtual machine with the cluster, and a second node, simulated by network namespaces."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A service whose sessions run in containers, of a user that is not root: with a checkout and a Python of its own."""
+"""A service with sessions in containers, run by a user other than root with its own checkout and Python."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Sessions of a Store that wait for a human, and what the human may say."""
+"""Sessions of a Store that wait for a human, and the decisions that a human may send."""
 
 from typing import Any
 

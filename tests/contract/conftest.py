@@ -1,4 +1,4 @@
-"""The Store over each of its backends, at a time that tests move."""
+"""Fixtures: the Store over each of its backends, with a clock that tests move."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""Run by test_fault_points.py in a process of its own: lives in which every fault point but the supervisor's is reached.
+"""Reaches every fault point except the supervisor's; test_fault_points.py runs it in its own process.
 
 Those of the Store are struck one by one in tests/chaos/test_crash_runs.py.
 """

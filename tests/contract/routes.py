@@ -1,4 +1,4 @@
-"""Every route of the API, as its own document has it."""
+"""The routes of the API, from its own OpenAPI document."""
 
 from typing import Any
 

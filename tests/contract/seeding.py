@@ -1,4 +1,4 @@
-"""A pytest plugin: each test of mutants.py is run with every safeguard there, and without the one that it would miss.
+"""A pytest plugin that runs each test named in mutants.py with all safeguards, and without the one that it should miss.
 
 The environment names a file for the results, as JSON: by bug and test how it ended.
 """

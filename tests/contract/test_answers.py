@@ -1,4 +1,4 @@
-"""The official SDK, curl and the CLI's model endpoint, as they meet ids, refusals and a service under load."""
+"""Request ids, refusals and a service under load, seen through the official SDK, curl and the CLI's model endpoint."""
 
 import sqlite3
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The official SDK, unmodified and strict, is a client of the service: PyPI package `anthropic`, client.beta.sessions."""
+"""The official SDK (PyPI `anthropic`, client.beta.sessions), unmodified and strict, works as a client of the service."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A backup is the store at one moment, of either database into either; a restore is all of it, or nothing."""
+"""A backup is a snapshot of either database and can be restored into either; a restore is complete or has no effect."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A disk that fails: what it did not keep is not acknowledged, the service says what is wrong, and goes on afterwards."""
+"""A failing disk: lost writes are not acknowledged, the service reports the problem, and continues afterwards."""
 
 import asyncio
 import shutil

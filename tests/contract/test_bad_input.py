@@ -1,4 +1,4 @@
-"""Whatever comes in over REST is answered with the right 4xx in the protocol's shape, and changes nothing."""
+"""Invalid REST input is answered with the right 4xx in the protocol's shape, and changes nothing."""
 
 import copy
 import gzip

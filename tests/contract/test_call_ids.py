@@ -1,4 +1,4 @@
-"""Ids that a model's server gives are data: each call has an id, a decision and a result of its own."""
+"""Ids from a model's server are only data: each call has its own id, decision and result."""
 
 import asyncio
 import json

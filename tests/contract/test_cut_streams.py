@@ -1,5 +1,5 @@
-"""Event streams that are cut anywhere, by either end, while events are committed: who goes on behind the last event that
-arrived whole hears each one once, in order.
+"""Event streams that either end cuts anywhere while events are committed: a client that resumes after the last complete
+event receives each event once, in order.
 
 `--scale N` says how many cuts there are, shared by followers of raw bytes and of the official SDK.
 """

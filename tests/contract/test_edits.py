@@ -1,4 +1,5 @@
-"""An edit is judged as a call is: what the policy denies or the tool would refuse is no decision, and the call waits."""
+"""An edit is judged like a call: one that the policy denies or the tool would refuse is not a decision, and the call
+waits."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Environments over REST: what runs where is chosen at creation, and an image says what is in it."""
+"""Environments over REST: a session's environment is chosen at creation, and an image's facts are shown."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Fault points are on the way of the work they are named for."""
+"""Fault points are reached by the work that they are named after."""
 
 import json
 import os

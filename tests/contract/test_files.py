@@ -1,4 +1,4 @@
-"""What the file area promises, held against a local disk and against another file system of fsspec's."""
+"""The promises of the file area, on a local disk and on another file system of fsspec."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The operator's floor, as a client with the official SDK meets it."""
+"""The operator's floor, as a client with the official SDK sees it."""
 
 from collections.abc import Iterator
 from typing import Any

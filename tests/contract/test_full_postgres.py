@@ -1,4 +1,4 @@
-"""Postgres on a disk that is full: what it did not keep is not acknowledged, and all goes on once there is room."""
+"""Postgres on a full disk: lost writes are not acknowledged, and everything continues once there is space."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What an approved command uses up is its own session's: a fork bomb, open files, memory. In real sandboxes."""
+"""An approved command can exhaust only its own session's resources: a fork bomb, open files, memory. In real sandboxes."""
 
 import resource
 import subprocess

@@ -1,4 +1,4 @@
-"""A credential is in the request that leaves, and nowhere in the sandbox: on the real CLI, with TLS."""
+"""A credential is in the outgoing request and nowhere in the sandbox: on the real CLI, with TLS."""
 
 import functools
 import json

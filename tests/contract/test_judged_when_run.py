@@ -1,4 +1,4 @@
-"""What was shown is what runs: the folder, the links and the plan are those of the moment at which a call runs.
+"""A call runs as shown: its folder, links and plan are judged again at the moment at which it runs.
 
 On the real CLI; the offline model issues what a test scripts.
 """

@@ -1,4 +1,4 @@
-"""Of a deleted session stays who decided what and when, and nothing else."""
+"""The decisions of a deleted session are kept (who, what, when), and nothing else of it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""API keys are made, listed, replaced and revoked; what was revoked or replaced opens nothing, and its sessions stay."""
+"""API keys are created, listed, replaced and revoked; a revoked or replaced key is refused, and its sessions stay."""
 
 import re
 import time

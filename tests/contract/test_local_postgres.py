@@ -1,4 +1,4 @@
-"""The Postgres that `./hitl up --postgres` makes: reached with a password only, and there again after a kill."""
+"""The Postgres of `./hitl up --postgres` requires a password, and is available again after a kill."""
 
 import os
 import shutil

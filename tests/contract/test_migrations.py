@@ -1,4 +1,4 @@
-"""What the migrations build is what the tables say, on either database; they run while the service does, one at a time."""
+"""Migrations produce the tables as declared, on either database; they run while the service does, one at a time."""
 
 import ast
 import asyncio

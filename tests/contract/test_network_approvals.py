@@ -1,4 +1,4 @@
-"""The Store's rules for hosts that a session asks for: what waits, what wakes, what closes."""
+"""The Store's rules for approvals of hosts: when they wait, wake a session and close."""
 
 from datetime import timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where no sandbox can be made no session starts, and it is said why; where none is wanted, everything says so."""
+"""Without the means for a sandbox no session starts, and the error says why; disabled sandboxes are shown everywhere."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every call that waits is shown once, under one id, and has one result, after its decision."""
+"""Every waiting call is shown once, under one id, and has one result, after its decision."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""pip and npm through the proxy: refused with a reason at first, and served once their registry's host was allowed."""
+"""pip and npm through the proxy: refused with a reason at first, and served once the registry's host was allowed."""
 
 import base64
 import functools

@@ -1,4 +1,4 @@
-"""What an approved command reaches from inside of a session's sandbox: nothing of the machine, nothing of the service."""
+"""An approved command in a session's sandbox reaches nothing of the machine and nothing of the service."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Every write may be repeated: when the answer to its commit was lost, the second try changes nothing more."""
+"""Every write is idempotent: if the answer to its commit was lost, repeating it changes nothing more."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

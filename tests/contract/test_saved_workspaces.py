@@ -1,4 +1,4 @@
-"""What the Store promises of saved workspaces, held against both backends."""
+"""The Store's promises about saved workspaces, on both backends."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Every safeguard of the Store that is taken away is missed by a test: one that no test misses would not be tested.
+"""Without any one of the Store's safeguards a test fails: a safeguard that no test misses would not be tested.
 
 All of them are taken away in one process of pytest, one after the other, in tests of the fast tier: see seeding.py.
 """

@@ -1,4 +1,4 @@
-"""A secret is sent to a running service by its owner, is kept for its owner only, and is never told."""
+"""A running service accepts a secret from its operator, stores it readable by its user only, and never returns it."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A session over the real CLI and the offline model: the runner as the actor drives it, without Ray."""
+"""A session over the real CLI and the offline model; the runner is driven as by the actor, without Ray."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""A session's files outlast its process and its folder: over the real CLI and the offline model, without Ray."""
+"""A session's files survive its process and its folder: over the real CLI and the offline model, without Ray."""
 
 import asyncio
 import contextlib

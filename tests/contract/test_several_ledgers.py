@@ -1,4 +1,4 @@
-"""Several ledgers on one Postgres keep what one keeps; a database that goes and comes back costs time, and nothing else."""
+"""Several ledgers on one Postgres keep the promises of one; an outage of the database only delays calls."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What the Store promises its callers, held against both backends."""
+"""The promises of the Store, on both backends."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""The CLI's transcripts in our Store keep every promise the SDK asks of a SessionStore."""
+"""The CLI's transcripts in the Store satisfy the SDK's requirements of a SessionStore."""
 
 import uuid
 

@@ -1,4 +1,4 @@
-"""How a turn ends on the real CLI: by an interrupt, after /clear, and with calls that the CLI refuses by itself."""
+"""The end of a turn on the real CLI: by an interrupt, after /clear, and with calls that the CLI refuses by itself."""
 
 import asyncio
 from dataclasses import dataclass, field

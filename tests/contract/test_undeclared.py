@@ -1,4 +1,4 @@
-"""What a route does not take is refused by name, on every route there is: nothing is accepted and then ignored."""
+"""Every route refuses undeclared input by name, and ignores none of it."""
 
 import copy
 import re

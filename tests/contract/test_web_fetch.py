@@ -1,4 +1,4 @@
-"""WebFetch from a sandbox, on the real CLI: the page of an allowed call comes, and its host is open for that call alone."""
+"""WebFetch from a sandbox, on the real CLI: an allowed call gets its page, and the host is open for that call only."""
 
 import asyncio
 import functools

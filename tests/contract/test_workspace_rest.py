@@ -1,4 +1,4 @@
-"""The saved files of a session over REST: listed, streamed, and nothing else of the machine."""
+"""The saved files of a session over REST: they are listed and streamed, and no other file of the machine is reachable."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Python imports this at its start where this folder is on its path: what faults.py and mutants.py plan then happens.
+"""Python imports this at startup if this folder is on its path; it activates the plans of faults.py and mutants.py.
 
 They count in the product's modules as these are imported, wherever from: a deployed copy may be another one than here.
 """

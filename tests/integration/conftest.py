@@ -1,4 +1,4 @@
-"""One service for all tests that need calls to wait hot."""
+"""Fixture: one service for all tests with calls that wait in the hot window."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""A changed working tree goes live on a cluster that runs; whatever is wrong with it leaves what ran before.
+"""A changed working tree goes live on a running cluster; if it has an error, the previous code keeps running.
 
 Each deploy takes half a minute, so tests look at what one of them did from several sides, in the order they stand in.
 """

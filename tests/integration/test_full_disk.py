@@ -1,4 +1,4 @@
-"""A disk that is full: what could not be kept is not acknowledged, and nothing that was is lost."""
+"""A full disk: lost writes are not acknowledged, and acknowledged ones are not lost."""
 
 import errno
 import io

@@ -1,4 +1,5 @@
-"""The supervisor dies at the two fault points that need Ray: before a session has its new epoch, and before its owner knows.
+"""The supervisor dies at the two fault points that need Ray: before a session has its new epoch, and before its owner
+has it.
 
 All others are struck in tests/chaos/test_crash_runs.py.
 """

@@ -1,4 +1,4 @@
-"""kill -9 at named points: the decision stands, the call ran at most once, the log has no gap, the session goes on."""
+"""kill -9 at named points: the decision is kept, the call ran at most once, the log has no gap, the session continues."""
 
 from collections.abc import Callable
 from pathlib import Path

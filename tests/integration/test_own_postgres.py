@@ -1,4 +1,4 @@
-"""`./hitl up --postgres`: a whole service on a Postgres of its own, which comes back with it after everything was killed."""
+"""`./hitl up --postgres` starts the service with its own Postgres, and starts both again after everything was killed."""
 
 import json
 import shutil

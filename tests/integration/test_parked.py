@@ -1,4 +1,4 @@
-"""Sessions that wait without a process: they cost rows, and go on after anything."""
+"""Parked sessions have no process, cost only rows, and continue after any failure."""
 
 import os
 from collections.abc import Iterator

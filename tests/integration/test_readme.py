@@ -1,4 +1,4 @@
-"""The commands of README and quickstart, and the README's example, on a service as a user has it."""
+"""The commands of README and quickstart, and the README's example, on a service as a user starts it."""
 
 import json
 import os

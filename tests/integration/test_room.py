@@ -1,4 +1,4 @@
-"""Sessions share the cluster: one that has no room says so, and starts when there is some."""
+"""Sessions share the cluster: one without room reports it, and starts when there is room."""
 
 from collections.abc import Iterator
 

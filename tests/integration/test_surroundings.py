@@ -1,4 +1,4 @@
-"""The service where the user's shell and home are full of what concerns others: proxies, and another Ray's token."""
+"""The service with a shell and a home folder set up for other things: proxies, and the token of another Ray cluster."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A session's files outlast its folder, over the real cluster: through the ledger, and back over REST."""
+"""A session's files survive its folder on the real cluster: saved through the ledger, and read over REST."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What this repository gives Claude Code: commands that exist, no blanket permission, nothing that decides or leaks."""
+"""The `.claude` folder of this repository: its commands exist, and it grants no blanket permission and leaks nothing."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What the documents say can be followed: links lead somewhere, and commands exist."""
+"""The documents can be followed: links resolve, and commands exist."""
 
 import re
 import shlex

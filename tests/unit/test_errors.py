@@ -1,4 +1,4 @@
-"""Errors cross processes whole."""
+"""Errors can be pickled without loss."""
 
 import inspect
 import pickle

@@ -1,4 +1,4 @@
-"""Fault points do what is planned when they are switched on, and nothing otherwise; every listed one is in the code."""
+"""Fault points do what is planned when they are activated, and nothing otherwise; every listed one is in the code."""
 
 import ast
 import json

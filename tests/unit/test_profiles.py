@@ -1,4 +1,4 @@
-"""A profile wins over .env and loses to the environment; one that is wrong is named."""
+"""A profile overrides .env and is overridden by the environment; an invalid one is named."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every slow test is in one suite, a change starts those that it touches first, and each has its turn."""
+"""Every slow test is in one suite, suites that a change touches start first, and each has its turn."""
 
 import re
 from collections import Counter

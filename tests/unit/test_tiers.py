@@ -1,4 +1,4 @@
-"""Tiers: what a run has is what it was asked for, and a fast test that takes long fails the run."""
+"""Tiers: a run has the requested tests, and a fast test that takes long fails the run."""
 
 import os
 import subprocess

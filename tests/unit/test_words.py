@@ -20,9 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Folders whose prose is not revised yet. A folder that is done is removed here.
-NOT_YET = (
-    "claude_hitl_template/cli/terminal/",
-)
+NOT_YET = ("claude_hitl_template/cli/terminal/",)
 
 # Pattern (case is ignored) and what to write instead.
 ODD_WORDS = {

@@ -1,4 +1,4 @@
-"""What a session's agent shows of its tools is what the gate does with them, whatever was left out."""
+"""The tools of a session's agent are shown with the policy that the gate applies, also for fields that were left out."""
 
 import json
 from typing import Any

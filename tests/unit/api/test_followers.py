@@ -1,4 +1,4 @@
-"""Streams of one session share a reader: each gets every event behind its place once and in order, however slow it reads."""
+"""Streams of one session share a reader: each receives every event after its cursor once and in order, even a slow one."""
 
 import asyncio
 import random

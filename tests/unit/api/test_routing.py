@@ -1,4 +1,4 @@
-"""What a route's signature declares is all that it takes, without anything else to be kept up to date."""
+"""A route accepts only the parameters in its signature, without a second list to maintain."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""An error of a body names the field as its sender knows it, without the names that pydantic puts in between."""
+"""An error of a body names the field by the sender's path, without the type names that pydantic inserts."""
 
 from typing import Any
 

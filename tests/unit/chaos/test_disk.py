@@ -1,4 +1,4 @@
-"""A disk of a run's own is full to its last byte while it is struck, and what was on it is kept."""
+"""The run's own disk can be filled to its last byte, and its files are kept afterwards."""
 
 import errno
 import threading

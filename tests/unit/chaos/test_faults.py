@@ -1,4 +1,4 @@
-"""Strikes come from a seed: each kind once, and then by weight; what was missed comes again."""
+"""Strikes are chosen by a seed: each kind once, and then by weight; one without a target is repeated later."""
 
 from collections import Counter
 

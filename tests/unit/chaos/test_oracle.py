@@ -1,4 +1,4 @@
-"""The judge of chaos runs finds each broken promise in a history made by hand, and nothing in a clean one."""
+"""The oracle of chaos runs finds each broken promise in a hand-made history, and none in a clean one."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

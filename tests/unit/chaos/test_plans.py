@@ -1,4 +1,4 @@
-"""A chaos run can be made again: the seed says what is said and decided in it, and the journal what ran."""
+"""A chaos run is reproducible: its seed determines messages and decisions, and its journal shows what ran."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A chaos run's report says what was struck, how soon it went on, and what broke."""
+"""The report of a chaos run contains the strikes, the recovery times and the broken promises."""
 
 import json
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Who is struck in a chaos run."""
+"""The choice of the processes that a chaos run strikes."""
 
 import subprocess
 from types import SimpleNamespace

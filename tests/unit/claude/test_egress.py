@@ -1,4 +1,4 @@
-"""The proxy of a sandbox: whom it lets through, and that no name, spelling or address leads round that."""
+"""The proxy of a sandbox permits listed hosts only; no spelling of a name or address bypasses it."""
 
 import asyncio
 import socket

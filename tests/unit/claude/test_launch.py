@@ -1,4 +1,4 @@
-"""launch.sh and launch.py: what reaches the agent's process."""
+"""launch.sh and launch.py: the environment and arguments that reach the agent's process."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Hard limits: which ones hold on which kernel, and where a control group can be made."""
+"""Hard limits: which ones are set on which kernel, and where a control group can be created."""
 
 import os
 import resource

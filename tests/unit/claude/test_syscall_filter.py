@@ -1,4 +1,4 @@
-"""The seccomp filter, carried out as the kernel does, for both kinds of machine."""
+"""The seccomp filter, interpreted as the kernel does, for both architectures."""
 
 import errno
 import struct

@@ -1,4 +1,4 @@
-"""A small service on loopback that says what a test tells it to, and settings of a folder of one's own."""
+"""Fixtures: a small service on loopback that gives the test's answers, and settings with their own folder."""
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""A process that looks like the Ray head of a data folder, and the record of it that a checkout left."""
+"""A process that looks like the Ray head of a data folder, and a checkout's record of it."""
 
 import os
 import subprocess

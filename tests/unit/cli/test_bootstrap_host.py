@@ -1,4 +1,4 @@
-"""What makes a host fit says plainly where it cannot; .ci/run runs it for real."""
+"""The script that prepares a host reports clearly where it cannot; .ci/run runs it for real."""
 
 import subprocess
 from pathlib import Path

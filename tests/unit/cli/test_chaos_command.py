@@ -1,4 +1,4 @@
-"""`hitl chaos` as it is run: wrong usage is said before anything is started."""
+"""`hitl chaos` reports wrong usage before it starts anything."""
 
 from pathlib import Path
 

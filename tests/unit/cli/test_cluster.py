@@ -1,4 +1,4 @@
-"""The dashboard's answers, and everything that can answer instead of it."""
+"""Answers of Ray's dashboard, and of any other server that may answer at its address."""
 
 from collections.abc import Callable
 from contextlib import closing

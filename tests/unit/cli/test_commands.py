@@ -1,4 +1,4 @@
-"""The command line as it is run: exit statuses, messages without tracebacks, nothing slow imported."""
+"""The command line: exit statuses, messages without tracebacks, and no slow imports."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A turn followed in a terminal, over the real service, CLI and offline model: decisions, races, and how it ends."""
+"""A turn followed in a terminal, over the real service, CLI and offline model: decisions, races, and its end."""
 
 from collections.abc import Callable, Iterator, Mapping
 from io import StringIO

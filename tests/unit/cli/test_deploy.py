@@ -1,4 +1,5 @@
-"""A deploy stops before it changes anything, and says which side to change; what Serve says is read to its end."""
+"""A deploy with a problem stops before it changes anything, and says which side to change; Serve's report is read
+completely."""
 
 from importlib.metadata import version
 from typing import Any

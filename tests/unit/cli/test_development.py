@@ -1,4 +1,4 @@
-"""`hitl test` and `hitl check`: which tests they run, and how that ended."""
+"""`hitl test` and `hitl check`: which tests they run, and their exit status."""
 
 import json
 from pathlib import Path

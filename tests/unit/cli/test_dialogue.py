@@ -1,4 +1,4 @@
-"""What a human types becomes exactly the decision that was meant, and nothing else does."""
+"""A person's input becomes exactly the intended decision, and anything else becomes none."""
 
 from typing import Any
 

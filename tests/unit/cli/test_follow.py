@@ -1,4 +1,4 @@
-"""A stream that breaks is continued without a gap and without a repeat; what does not answer is asked again."""
+"""A broken stream is resumed without a gap or a repeat; unanswered requests are repeated."""
 
 import json
 from collections.abc import Iterator

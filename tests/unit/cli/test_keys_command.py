@@ -1,4 +1,4 @@
-"""`hitl keys` speaks to the service of this machine only, and shows a key once."""
+"""`hitl keys` uses the service of this machine only, and shows a key once."""
 
 import re
 from collections.abc import Callable, Iterator

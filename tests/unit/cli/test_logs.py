@@ -1,4 +1,4 @@
-"""Logs come in order of time, whole, about one session if wanted, and never with a secret."""
+"""Logs are shown in order of time, complete, for one session if requested, and never with a secret."""
 
 import shutil
 from collections.abc import Callable, Iterator

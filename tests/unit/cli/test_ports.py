@@ -1,4 +1,4 @@
-"""Ports that are chosen by chance stay free until they are used."""
+"""Randomly chosen ports stay free until they are used."""
 
 import socket
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Ray lets in only who has the token of its data folder, whatever the user's shell and home say of another Ray."""
+"""Ray admits only holders of the token in its data folder, even if the user's shell or home has another Ray's token."""
 
 import json
 import os

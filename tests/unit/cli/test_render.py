@@ -1,4 +1,4 @@
-"""An approver sees exactly what would run: every field of every kind of call, and no trick in it."""
+"""An approver sees exactly what would run: every field of every kind of call, with all tricks made visible."""
 
 from typing import Any
 

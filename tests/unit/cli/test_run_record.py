@@ -1,4 +1,4 @@
-"""Nothing that another checkout runs on a data folder is stopped or changed, and no stale record is believed."""
+"""Processes of another checkout on a data folder are not stopped or changed, and stale records are not believed."""
 
 import json
 import os

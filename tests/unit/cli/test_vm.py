@@ -1,4 +1,4 @@
-"""The steps that make and run the VM, with a program `orb` that only writes down what it is asked: no Mac is needed."""
+"""The steps that create and run the VM, with a program `orb` that only records its calls, so no Mac is needed."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What must not be decided by a clock that jumps."""
+"""Decisions that must not depend on a clock that jumps."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,5 +1,5 @@
-"""What the supervisor does for sessions, whatever happens to their owners. It runs as on a cluster; the owners' host is a
-fake that starts, fails, hangs, lies and dies as a test tells it to."""
+"""The supervisor keeps its promises for sessions, whatever happens to their owners. It runs as on a cluster, over a
+fake host whose owners start, fail, hang, lie and die as a test requests."""
 
 import asyncio
 import os

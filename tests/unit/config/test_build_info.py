@@ -1,4 +1,4 @@
-"""A deployed package says where it is from, and what this machine lacks for it."""
+"""A deployed package says where it came from, and which of its requirements this machine lacks."""
 
 import json
 from importlib.metadata import version

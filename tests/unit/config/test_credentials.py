@@ -1,4 +1,4 @@
-"""The file with credentials, and which requests get which of them."""
+"""The file of credentials, and which requests get which of them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where workspaces are saved, and what is left out, as an operator says it."""
+"""The settings of the file area and of excluded files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A line of the log is one line, and does nothing to the terminal that shows it."""
+"""A log entry is one line, and has no effect on the terminal that shows it."""
 
 import pytest
 import structlog

@@ -1,4 +1,4 @@
-"""No proxy is asked for an address of our own; the model's service is reached through the one that is named."""
+"""Requests to the service's own addresses bypass proxies; requests to the model's service use the configured one."""
 
 import ast
 import asyncio

@@ -1,4 +1,4 @@
-"""The one JSON text of a value."""
+"""The canonical JSON text of a value."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""The operator's floor: no agent's policy and nothing remembered loosens it; a wrong file is named with its place."""
+"""The operator's floor: no agent's policy and no remembered rule loosens it; an error in the file is reported with its
+place."""
 
 from pathlib import Path
 from typing import Any, get_args

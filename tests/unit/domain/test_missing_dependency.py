@@ -1,4 +1,4 @@
-"""What an agent may report as missing: a package's name, and nothing that a human would copy somewhere to their harm."""
+"""An agent may report a missing package by its name only, never a text that would harm a human who copies it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Identifiers sort, and no state changes but as the tables say."""
+"""Identifiers sort by time, and states change only by the tables of transitions."""
 
 import re
 import uuid

@@ -1,4 +1,4 @@
-"""What the permission policy promises, as tables."""
+"""The promises of the permission policy, as tables."""
 
 import json
 import math

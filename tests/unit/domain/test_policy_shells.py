@@ -1,4 +1,4 @@
-"""What an ask or deny rule for Bash catches, compared with what real shells run."""
+"""The commands that an ask or deny rule for Bash covers, compared with what real shells run."""
 
 import random
 import shlex

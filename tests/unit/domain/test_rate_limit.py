@@ -1,4 +1,4 @@
-"""Tries are counted for each key, come back with time, and take no more memory than was set aside."""
+"""Attempts are counted per key, become available again with time, and use bounded memory."""
 
 import pytest
 

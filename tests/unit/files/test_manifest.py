@@ -1,4 +1,4 @@
-"""A manifest is what it says, or is refused: nothing in it may lead out of the workspace."""
+"""A manifest is valid or refused; no path in it may lead out of the workspace."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Git repositories that tests make, and how they write a checkout's files."""
+"""Creates Git repositories for tests, and writes the files of a checkout."""
 
 import os
 import subprocess

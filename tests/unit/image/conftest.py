@@ -1,4 +1,4 @@
-"""A checkout of our own to build from, and a marketplace to take plugins from."""
+"""Fixtures: a checkout to build from, and a marketplace with plugins."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which image the build stands on: by digest, recorded, and said where a name may be moved."""
+"""The base of an image is used by digest and recorded, with a warning if it is named by a tag that may move."""
 
 from pathlib import Path
 from typing import Any

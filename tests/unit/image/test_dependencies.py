@@ -1,4 +1,4 @@
-"""What the two levels declare, merged: the project wins, conflicts name both sides, only names and versions pass."""
+"""The dependencies of both levels are merged: the project wins, conflicts name both sides, only names and versions pass."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What can be said about an image of this machine without making one."""
+"""The checks of an image of this machine that need no build."""
 
 import os
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""Declared packages are resolved once, and taken by hash from then on: from an index that is a folder here."""
+"""Declared packages are resolved once and then installed by hash, here from an index in a folder."""
 
 import base64
 import sys

@@ -1,4 +1,4 @@
-"""Plugins come from where the settings say, pinned; one that is missing or points elsewhere fails with its name."""
+"""Plugins are pinned and come from the configured sources; one that is missing or points elsewhere fails with its name."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Which settings may be baked into an image, and what no one in it can override."""
+"""The settings that an image may contain, and those that none of its layers can override."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What reaches docker, podman and buildah: a program of ours stands on PATH in their place and notes what it is given."""
+"""The calls of docker, podman and buildah, recorded by a fake program on PATH."""
 
 import json
 import stat

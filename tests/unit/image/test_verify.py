@@ -1,4 +1,4 @@
-"""What a look inside an image is judged by: each thing that can be wrong with it is a check of its own."""
+"""The verification of an image: each possible problem in it is a check with its own name."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Ids of calls are unique for the CLI, and the model's server gets its own back."""
+"""The endpoint makes ids of calls unique for the CLI, and sends the model's server its own ids."""
 
 import json
 from collections.abc import AsyncIterator

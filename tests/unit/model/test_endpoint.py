@@ -1,4 +1,4 @@
-"""The model endpoint: who may call, what passes through, and that the key never comes out."""
+"""The model endpoint: who may call it, which requests pass, and that the key never leaks."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The way to the model out of a sandbox: what passes, and that nothing else does."""
+"""The socket from a sandbox to the model: only requests to the model pass."""
 
 import asyncio
 import contextlib

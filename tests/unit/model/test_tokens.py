@@ -1,4 +1,4 @@
-"""A session token says which session and epoch calls, and cannot be made or changed without the secret."""
+"""A session token identifies session and epoch, and cannot be created or changed without the secret."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The pieces that templates are made of, as functions from text to HTML."""
+"""The macros of the templates, as functions from text to HTML."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Reads produced HTML as a browser would, to see what of a payload became markup."""
+"""Parses HTML as a browser would, to find out which parts of a payload became markup."""
 
 from html.parser import HTMLParser
 

@@ -1,4 +1,4 @@
-"""Texts that would like to be more than text."""
+"""Texts that try to become markup or hide their content."""
 
 from hypothesis import strategies as st
 

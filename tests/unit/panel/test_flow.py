@@ -1,4 +1,4 @@
-"""A window shows what the store says, asks while something waits, and ends as a page, never as an error."""
+"""A window shows the store's events, asks while a call waits, and ends with a page, never with an error."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A form shows exactly what would run, and hands back exactly what was in it."""
+"""A form shows exactly what would run, and returns its content unchanged."""
 
 import html
 import json

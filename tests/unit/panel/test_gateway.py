@@ -1,4 +1,4 @@
-"""On the Serve port everything is what it was, and what is Kodosumi's is behind the guard and shows no traceback."""
+"""On the Serve port the API is unchanged, and Kodosumi's routes are behind the guard and show no traceback."""
 
 from collections.abc import AsyncIterator
 from typing import Any

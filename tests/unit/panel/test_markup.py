@@ -1,4 +1,4 @@
-"""What comes from outside is text, whatever it looks like."""
+"""Text from others is never markup."""
 
 import pytest
 from hypothesis import given

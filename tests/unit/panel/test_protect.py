@@ -1,4 +1,4 @@
-"""Whatever a role, or a page elsewhere, sends to Kodosumi's real panel: it does what that role may do, and nothing else."""
+"""Requests of a role or of a foreign page to Kodosumi's real panel do what the role may do, and nothing else."""
 
 import re
 import uuid

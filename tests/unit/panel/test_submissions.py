@@ -1,4 +1,4 @@
-"""What was filled in becomes the decision it stands for, or an error that names the field."""
+"""A submitted form becomes the intended decision, or an error that names the field."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Templates escape by themselves, hold all of the panel's HTML, and go wherever the code goes."""
+"""Templates escape by default, contain all of the panel's HTML, and are packaged with the code."""
 
 import ast
 import re

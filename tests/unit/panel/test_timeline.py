@@ -1,4 +1,4 @@
-"""The timeline says what happened, and nothing in it is more than text."""
+"""The timeline shows what happened, and nothing in it is markup from others."""
 
 from typing import Any
 

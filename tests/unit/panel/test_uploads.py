@@ -1,4 +1,4 @@
-"""Files keep to their folder, whatever they are called and wherever they lead."""
+"""Files stay in their folder, whatever their names and links."""
 
 import json
 import uuid

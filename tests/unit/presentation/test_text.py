@@ -1,4 +1,4 @@
-"""A path that leads elsewhere than it says is shown with its end."""
+"""A path that leads elsewhere through links is shown with its target."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One view of a call and of an event, which the terminal and the panel both show whole."""
+"""Calls and events have one view, which terminal and panel both show completely."""
 
 import os
 from collections.abc import Callable

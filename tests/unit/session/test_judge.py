@@ -1,4 +1,4 @@
-"""Judging a call: whatever a model sends is judged and can be kept, and a folder is the same folder wherever it lies."""
+"""Judging a call: any input from a model is judged and can be stored, and paths are judged from the right folder."""
 
 from pathlib import Path
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""The owner of a session over an engine that plays a script: whatever the engine does, a turn ends and says why."""
+"""The owner of a session over a scripted engine: whatever the engine does, the turn ends with a reason."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Which database is used, what is said when it cannot be, and that its password is not in it."""
+"""The choice of the database, and the errors if it cannot be used, which do not contain its password."""
 
 import traceback
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A session's row keeps the keys that earlier releases wrote, although the fields have other names in the code."""
+"""A session's row keeps the keys of earlier releases, although the fields have other names in the code."""
 
 from pathlib import Path
 

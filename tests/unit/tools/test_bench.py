@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, its table and its JSON, from made-up samples; and that the bare side can be asked."""
+"""The benchmark's arithmetic, table and JSON, from made-up samples; and its workplaces, parked load and errors."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A marker says what is certain, or nothing."""
+"""A marker records a state that is certain, or none."""
 
 from pathlib import Path
 

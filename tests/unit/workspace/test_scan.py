@@ -1,4 +1,4 @@
-"""What a folder holds is found without following or changing anything, whatever an agent left in it."""
+"""A folder is scanned without following links or changing anything, whatever an agent left in it."""
 
 import os
 import shutil

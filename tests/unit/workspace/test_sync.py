@@ -1,4 +1,4 @@
-"""What an agent left in its workspace is there again; what cannot be saved is said and costs nothing else."""
+"""An agent's files are restored; a file that cannot be saved is reported and affects no other."""
 
 import asyncio
 import os

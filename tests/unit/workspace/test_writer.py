@@ -1,4 +1,4 @@
-"""Writing what was saved goes nowhere but into the folder."""
+"""Restoring saved files writes only into the folder."""
 
 import os
 from pathlib import Path
