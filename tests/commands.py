@@ -12,7 +12,8 @@ from claude_hitl_template.cli.common import run
 
 
 def hitl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Exit status and output, with this process's environment and folder, and nothing to read from standard input."""
+    """Runs a command with this process's environment and folder and an empty standard input; returns exit status and
+    output."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["hitl", *arguments])

@@ -46,7 +46,7 @@ _SYNC = CFUNCTYPE(c_int, c_void_p, c_int)
 
 
 class FailingDisk:
-    """Fails at what is in `faults`, for files whose name ends with `suffix`; `met` says how often it did."""
+    """Fails the operations in `faults` for files whose name ends with `suffix`; `met` counts the failures."""
 
     def __init__(self, suffix: str) -> None:
         self.faults: set[Fault] = set()
@@ -103,7 +103,7 @@ class FailingDisk:
 
 @contextmanager
 def failing_disk(suffix: str) -> Generator[FailingDisk]:
-    """What SQLite opens from now on, in this process, is on it."""
+    """Puts all files that SQLite opens in this process from now on on the failing disk."""
     disk = FailingDisk(suffix)
     disk.register()
     try:

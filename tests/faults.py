@@ -24,7 +24,7 @@ INJECTED = str(Path(__file__).parent / "injected")
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """For processes in which what `folder` plans happens."""
+    """Returns the environment variables of processes in which the plan in `folder` applies."""
     return {VARIABLE: str(folder), "PYTHONPATH": INJECTED}
 
 
@@ -78,5 +78,5 @@ async def _act(point: str, number: int, what: str, *given: str) -> None:
 
 
 def install(folder: Path) -> None:
-    """In this process, from now on, what `folder` plans."""
+    """Activates the plan in `folder` in this process."""
     fault_points.install(Faults(folder).reach)

@@ -17,7 +17,8 @@ PACKAGE = "claude_hitl_template"
 
 @dataclass(frozen=True)
 class Change:
-    """In the source of a function, or of a class's method ("Class.method"), of a module below claude_hitl_template."""
+    """Replaces `old` by `new` in the source of a function or method ("Class.method") of a module below
+    claude_hitl_template."""
 
     module: str
     name: str
@@ -27,7 +28,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Mutant:
-    """`missed_by`: a test of tests/contract/test_store.py that must fail."""
+    """A removed safeguard. `missed_by` is a test of tests/contract/test_store.py that must fail without it."""
 
     missed_by: str
     changes: tuple[Change, ...]
@@ -176,7 +177,7 @@ def changed_code(change: Change, module: ModuleType) -> tuple[FunctionType, Code
 
 
 def code_changes(name: str) -> list[tuple[FunctionType, CodeType]]:
-    """The functions that a mutant changes, and their changed code. Imports their modules."""
+    """Returns the functions that a mutant changes, with their changed code. Imports their modules."""
     return [
         changed_code(change, importlib.import_module(f"{PACKAGE}.{change.module}"))
         for change in MUTANTS[name].changes
@@ -184,7 +185,7 @@ def code_changes(name: str) -> list[tuple[FunctionType, CodeType]]:
 
 
 def install(names: Iterable[str], module: ModuleType) -> None:
-    """Takes away, in this process, what these mutants take away in a module that was just imported."""
+    """Applies those changes of these mutants that concern a module which was just imported, in this process."""
     for change in (change for name in names for change in MUTANTS[name].changes):
         if f"{PACKAGE}.{change.module}" == module.__name__:
             function, function.__code__ = changed_code(change, module)

@@ -14,7 +14,8 @@ MEMBER = "claude_agent_sdk/_bundled/claude"
 
 
 def other_cli(release: str) -> Path:
-    """The program of that release, kept outside of the working tree. Skips where it cannot be had; CI must have it."""
+    """Returns the CLI of that release, downloaded outside of the working tree. Skips the test if it is unavailable;
+    in CI it fails."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "claude-hitl-tests"
     program = folder / release / "claude"
     if not program.exists():

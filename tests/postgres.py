@@ -26,7 +26,7 @@ def named(url: str, database: str) -> str:
 
 
 class Server:
-    """A server, and databases in it. `url` names none of them."""
+    """A server with databases. `url` names none of them."""
 
     def __init__(self, local: LocalPostgres) -> None:
         self.local = local
@@ -47,7 +47,7 @@ class Server:
 
 
 def require() -> None:
-    """Skips, and says why, where Postgres is not installed; CI has it."""
+    """Skips a test without Postgres, with the reason; CI has it."""
     try:
         find_program("initdb")
     except ConfigError as error:

@@ -29,7 +29,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
 @contextmanager
 def refusing_proxy() -> Generator[tuple[int, list[str]]]:
-    """Its port, and the first line of each request so far."""
+    """Yields its port, and a list of the first line of each request so far."""
     with _Server() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -17,7 +17,8 @@ SHELL = Path("/bin/sh")
 
 @contextmanager
 def sandboxed(folder: Path, command: str, config: SandboxConfig) -> "Generator[subprocess.Popen[str]]":
-    """The running sandbox, ended afterwards. `folder` gets all that it needs; its workspace is `folder / "workspace"`."""
+    """Yields the running sandbox, and ends it afterwards. All its files are in `folder`; its workspace is `folder /
+    "workspace"`."""
     workspace, groups = folder / "workspace", ControlGroups()
     workspace.mkdir(parents=True, exist_ok=True)
     sandbox.give(workspace)
@@ -51,6 +52,6 @@ def sandboxed(folder: Path, command: str, config: SandboxConfig) -> "Generator[s
 
 
 def run_in_sandbox(folder: Path, command: str, config: SandboxConfig | None = None) -> str:
-    """All that it printed."""
+    """Runs a command and returns its output."""
     with sandboxed(folder, command, config or SandboxConfig()) as running:
         return running.communicate(timeout=60)[0]

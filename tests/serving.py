@@ -15,7 +15,7 @@ from claude_hitl_template.model.endpoint import Upstream, build_router
 
 @asynccontextmanager
 async def serving(app: Any) -> AsyncGenerator[str]:
-    """The address of an ASGI application, which ends with the context."""
+    """Serves an ASGI application during the context, and yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = _server(app)
         task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -30,7 +30,7 @@ async def serving(app: Any) -> AsyncGenerator[str]:
 
 @contextmanager
 def loopback(app: Any, **options: bool) -> Generator[str]:
-    """The same for tests without an event loop; leaves no thread behind. `options`: uvicorn's."""
+    """As `serving`, for tests without an event loop; leaves no thread behind. `options` are uvicorn's."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = _server(app, **options)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -43,11 +43,11 @@ def loopback(app: Any, **options: bool) -> Generator[str]:
 
 
 async def _anyone(_token: str) -> None:
-    """Any token will do."""
+    """Accepts any token."""
 
 
 def model_app(upstream: Upstream, verify: Callable[[str], Awaitable[None]] = _anyone) -> FastAPI:
-    """The model endpoint alone."""
+    """Builds the model endpoint without the rest of the service."""
     app = FastAPI()
     app.include_router(build_router(upstream, verify))
     return app

@@ -127,19 +127,19 @@ SUITES = (
 
 
 def suite_of(path: str) -> Suite | None:
-    """The one that has a test file."""
+    """Returns the suite that contains a test file."""
     having = [(len(own), suite) for suite in SUITES for own in suite.paths if path.startswith(own)]
     return max(having, key=lambda pair: pair[0])[1] if having else None
 
 
 def arguments(suite: Suite) -> list[str]:
-    """What pytest is to run: the suite's paths without those that another suite has."""
+    """Returns pytest's arguments: the suite's paths without those of other suites."""
     others = [path for other in SUITES if other != suite for path in other.paths]
     return [*suite.paths, *(f"--ignore={path}" for path in others if path.startswith(suite.paths))]
 
 
 def touched_by(suites: Iterable[Suite], changed: Iterable[str]) -> list[Suite]:
-    """Those that a change touches. A part of the product that none of them names touches all."""
+    """Returns the suites that a change touches. A changed part of the product that no suite names touches all."""
     suites, changed = list(suites), list(changed)
     product = [path for path in changed if path.startswith(PACKAGE)]
     if not all(any(suite.is_touched([path]) for suite in suites) for path in product):
@@ -148,7 +148,7 @@ def touched_by(suites: Iterable[Suite], changed: Iterable[str]) -> list[Suite]:
 
 
 def in_order(suites: Sequence[Suite], changed: Iterable[str], turn: int) -> list[Suite]:
-    """First those that the change touches, then the others, each group begun at `turn`."""
+    """Returns the suites that the change touches and then the others, each group rotated to start at `turn`."""
     touched = touched_by(suites, changed)
     others = [suite for suite in suites if suite not in touched]
     return [*_rotated(touched, turn), *_rotated(others, turn)]
@@ -169,7 +169,7 @@ class Ran:
 def within(
     budget_s: float, suites: Iterable[Suite], run: Callable[[Suite], bool], clock: Callable[[], float]
 ) -> list[Ran]:
-    """Runs those whose cost fits into what is left of the budget, one by one. One that is running is let finish."""
+    """Runs suites whose cost fits into the rest of the budget, one by one. A running suite is not interrupted."""
     began, ran = clock(), list[Ran]()
     for suite in suites:
         before = clock()
@@ -180,7 +180,7 @@ def within(
 
 
 def every(suites: Sequence[Suite], run: Callable[[Suite], bool], clock: Callable[[], float]) -> list[Ran]:
-    """Runs all: those that keep every CPU busy one by one, then the others, which mostly wait, side by side."""
+    """Runs all suites: those that keep every CPU busy one by one, then the others, which mostly wait, concurrently."""
 
     def timed(suite: Suite) -> Ran:
         before = clock()
@@ -193,7 +193,7 @@ def every(suites: Sequence[Suite], run: Callable[[Suite], bool], clock: Callable
 
 
 def _ends_well(command: Sequence[str], limit_s: float) -> bool:
-    """Whether it passes. One that hangs is ended, and has failed."""
+    """Returns whether it passes. A suite that hangs is ended, and has failed."""
     running = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         return running.wait(limit_s) == 0
@@ -205,7 +205,7 @@ def _ends_well(command: Sequence[str], limit_s: float) -> bool:
 
 
 def run_suite(suite: Suite, *, at_once: bool) -> bool:
-    """`at_once`: what it prints is shown while it runs, else when it has ended."""
+    """Runs a suite. With `at_once`, its output is shown while it runs, otherwise when it has ended."""
     command = [sys.executable, "-m", "pytest", "--tier=slow", "-q", *arguments(suite)]
     title = f"\n== slow: {suite.name} (about {suite.seconds} s)"
     if at_once:
@@ -222,13 +222,14 @@ def run_suite(suite: Suite, *, at_once: bool) -> bool:
 
 
 def git(*words: str) -> str | None:
-    """What it says; None where it fails: outside of a clone, or for a commit that a shallow clone has not."""
+    """Runs git and returns its output; None if it fails, as outside of a clone or for a commit that a shallow clone
+    lacks."""
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def changed_files() -> list[str] | None:
-    """What differs from the base commit, what is not committed included."""
+    """Returns the files that differ from the base commit, including uncommitted ones."""
     told = git("diff", "--name-only", os.environ.get(BASE_VARIABLE) or "HEAD^1")
     return None if told is None else told.splitlines()
 
@@ -243,14 +244,14 @@ def read_green(path: Path = GREEN) -> Green:
 
 
 def record(ran: Iterable[Ran], commit: str, day: str, path: Path = GREEN) -> None:
-    """Writes down those that passed."""
+    """Records the suites that passed."""
     known = read_green(path)
     known |= {one.suite.name: {"commit": commit, "day": day} for one in ran if one.passed}
     path.write_text(json.dumps(dict(sorted(known.items())), indent=2) + "\n")
 
 
 def told(suites: Sequence[Suite], ran: Iterable[Ran], green: Green) -> list[str]:
-    """A line for each suite: how it ended, or when it was last seen to pass."""
+    """Returns a line for each suite: its result, or when it last passed."""
     by_suite = {one.suite: one for one in ran}
     lines = list[str]()
     for suite in suites:

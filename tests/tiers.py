@@ -26,7 +26,7 @@ _PRESSURE = [Path(f"/proc/pressure/{resource}") for resource in ("cpu", "io")]
 
 
 def chosen(config: pytest.Config) -> Tier:
-    """The tier of `--tier`; without it, all of what is named on the command line, else the fast one."""
+    """Returns the tier of `--tier`; by default, all tests that the command line names, otherwise the fast tier."""
     asked: Tier | None = config.getoption("--tier")
     if asked is not None:
         return asked

@@ -18,7 +18,7 @@ MISSING = "no Chromium on this machine: apt-get install chromium"
 
 
 def launch(playwright: Playwright) -> Browser:
-    """The machine's own Chromium. Without one the tests are skipped, in CI they fail."""
+    """Starts the machine's Chromium. Without one the tests are skipped; in CI they fail."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None and os.environ.get("CI") == "true":
         pytest.fail(MISSING)
@@ -42,7 +42,8 @@ class Panel:
         self.page.on("dialog", lambda dialog: self.problems.append(dialog.message))
 
     def _note_refused(self, message: ConsoleMessage) -> None:
-        """The panel's own pages do nothing that its policy refuses, but for a font elsewhere, for want of its own."""
+        """Records violations of the page's content security policy, except for a foreign font that Kodosumi's pages
+        request."""
         if "Content Security Policy" in message.text and "cdn.jsdelivr.net" not in message.text:
             self.problems.append(message.text)
 
@@ -61,7 +62,7 @@ class Panel:
         self.page.wait_for_url("**/admin/flow")
 
     def picture(self, name: str) -> None:
-        """The page as it reads on a laptop and on a phone; neither may be wider than its screen."""
+        """Takes pictures of the page as on a laptop and on a phone; asserts that neither is wider than its screen."""
         for size, (width, height) in SIZES.items():
             self.page.set_viewport_size({"width": width, "height": height})
             assert self.page.evaluate("document.documentElement.scrollWidth") <= width, (
@@ -109,7 +110,7 @@ class Panel:
         return self.page.locator("#output")
 
     def sees(self, text: str) -> None:
-        """The window shows `text`, sooner or later."""
+        """Waits until the window shows `text`."""
         self.window().get_by_text(text).first.wait_for()
 
     def open_form(self, label: str = "Decide on") -> None:
@@ -120,10 +121,10 @@ class Panel:
         self.page.get_by_role("button", name=name, exact=True).click()
 
     def decide(self, name: str) -> None:
-        """Presses a button of an open form, and is back in the window."""
+        """Presses a button of an open form, and waits until the window is shown again."""
         self.press(name)
         self.page.wait_for_url("**/admin/status/view/*")
 
     def rests(self) -> None:
-        """Until the window asks for the next message."""
+        """Waits until the window asks for the next message."""
         self.window().get_by_role("link", name="Go on, or end the conversation").last.wait_for()

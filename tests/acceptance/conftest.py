@@ -23,7 +23,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def service(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Calls are parked as soon as they wait, as most are in life."""
+    """A service that parks calls as soon as they wait, as most calls do in practice."""
     one = Service(
         tmp_path_factory.mktemp("acceptance"),
         {
@@ -42,7 +42,7 @@ def service(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def new_panel(browser: Browser, service: Service) -> Iterator[Callable[[], Panel]]:
-    """Windows of people who are not logged in yet. Nothing that came from outside may ever have run in one."""
+    """Opens windows of users who are not logged in yet. Asserts that no text from outside was ever executed in one."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     opened: list[Panel] = []
 

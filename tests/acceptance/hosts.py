@@ -45,7 +45,7 @@ def require_namespaces() -> None:
 
 @dataclass
 class Hosts:
-    """The namespaces, from `open` to `close`; nothing of them is left then."""
+    """The namespaces; `open` creates them, and `close` removes them completely."""
 
     mark: str = field(default_factory=lambda: f"hitl-{uuid.uuid4().hex[:6]}")
     forwarders: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]])
@@ -71,7 +71,7 @@ class Hosts:
         self.unforward()
 
     def end(self, name: str) -> None:
-        """Ends all that runs on a host, as switching it off would."""
+        """Ends all processes on a host, as if it were switched off."""
         found = [psutil.Process(pid) for pid in self.processes(name) if pid != os.getpid()]
         for process in found:
             with suppress(psutil.NoSuchProcess):
@@ -79,7 +79,7 @@ class Hosts:
         psutil.wait_procs(found, timeout=30)
 
     def processes(self, name: str) -> list[int]:
-        """Those in that host's network, and what they started: a sandbox has a network of its own."""
+        """Returns the processes in that host's network, and those that they started: a sandbox has its own network."""
         said = _ip("netns", "pids", self.namespace(name), check=False).stdout
         found = {int(line) for line in said.split()}
         for pid in found - {os.getpid()}:
@@ -88,7 +88,7 @@ class Hosts:
         return sorted(found)
 
     def running(self, name: str, words: str) -> list[int]:
-        """The processes on that host whose command line holds `words`."""
+        """Returns the processes on that host whose command line contains `words`."""
         found: list[int] = []
         for pid in self.processes(name):
             with suppress(psutil.Error):
@@ -112,12 +112,12 @@ class Hosts:
         _ip("-n", self.namespace(name), *args)
 
     def on(self, name: str, *command: str) -> tuple[str, ...]:
-        """The command line that runs `command` on that host."""
+        """Returns the command line that runs `command` on that host."""
         return ("ip", "netns", "exec", self.namespace(name), *command)
 
     @contextmanager
     def inside(self, name: str) -> Iterator[None]:
-        """This thread, and what it starts, is on that host."""
+        """Moves this thread, and the processes that it starts, to that host."""
         with Path("/proc/thread-self/ns/net").open() as before:
             with (NAMESPACES / self.namespace(name)).open() as there:
                 os.setns(there.fileno(), CLONE_NEWNET)
@@ -127,7 +127,7 @@ class Hosts:
                 os.setns(before.fileno(), CLONE_NEWNET)
 
     def forward(self, ports: Sequence[int]) -> None:
-        """Ports of the VM's loopback are ports of the mac's own, until `unforward`."""
+        """Forwards the same ports of the mac to the VM's loopback, until `unforward`."""
         there = str(NAMESPACES / self.namespace("vm"))
         command = (sys.executable, "-m", "tests.acceptance.hosts", there, *map(str, ports))
         forwarder = subprocess.Popen(self.on("mac", *command), cwd=ROOT, stdout=subprocess.PIPE)
@@ -137,7 +137,7 @@ class Hosts:
             assert said.readline() == b"ready\n"
 
     def unforward(self) -> None:
-        """The VM is switched off, as far as the mac can see."""
+        """Ends forwarding, so that the VM looks switched off from the mac."""
         while self.forwarders:
             forwarder = self.forwarders.pop()
             forwarder.kill()
@@ -159,7 +159,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def _serve(namespace: str, ports: list[int]) -> None:
-    """Listens where it was started, and connects in another network."""
+    """Listens in the network in which it was started, and connects in another one."""
 
     def connected(port: int):
         async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -126,7 +126,7 @@ CALLS = {
 
 
 def called(name: str) -> bool:
-    """Whether the kernel knows the call here; what it says of arguments that make no sense does not count."""
+    """Whether the kernel knows the system call. Errors about the invalid arguments do not count."""
     libc = ctypes.CDLL(None, use_errno=True)
     result = libc.syscall(CALLS[name][os.uname().machine], 0, 0, 0, 0, 0)
     return result >= 0 or ctypes.get_errno() != errno.ENOSYS
@@ -170,7 +170,7 @@ def readable(path: str) -> bool:
 
 
 def writable(path: str) -> bool:
-    """Whether it could be opened to be written, or made; it is neither."""
+    """Whether the file could be opened for writing, or created; does neither."""
     if os.path.isdir(path):
         return os.access(path, os.W_OK)
     if os.path.exists(path):
@@ -189,7 +189,7 @@ def holds(path: str, secrets: list) -> bool:
 
 
 def signalled(pid: int, secrets: list) -> bool:
-    """A process of this number may be one of this command's own."""
+    """Whether a signal could be sent to the target, which holds the secrets; another process may have its number here."""
     os.kill(pid, 0)
     return holds(f"/proc/{pid}/environ", secrets)
 

@@ -34,7 +34,7 @@ def command(text: str, description: str) -> str:
 
 
 def log_of(panel: Panel, session: str, kind: str) -> list[Any]:
-    """Events of a session that REST does not show, for it is a panel user's: from the database."""
+    """Returns events of a panel user's session, which REST does not show, from the database."""
     query = "select payload from events where session_id = ? and type = ? order by seq"
     with closing(sqlite3.connect(panel.service.root / "data" / "hitl.sqlite3")) as database:
         return [json.loads(payload) for (payload,) in database.execute(query, (session, kind))]

@@ -62,7 +62,7 @@ def as_root(*args: str) -> str:
 
 
 def derived(image: str, name: str, *lines: str) -> str:
-    """An image on top of another one, made by Ray's user."""
+    """Builds an image on top of another one, as Ray's user."""
     with tempfile.TemporaryDirectory(dir=home()) as folder:
         (Path(folder) / "Dockerfile").write_text("\n".join([f"FROM {image}", *lines]))
         shutil.chown(folder, USER, USER)
@@ -131,12 +131,12 @@ def service(image: str) -> Iterator[Worker]:
 
 
 def said(session: Conversation) -> str:
-    """The last that the model said."""
+    """Returns the model's last message."""
     return session.events("agent.message")[-1]["content"][0]["text"]
 
 
 def decide_all(session: Conversation, result: str = "allow") -> None:
-    """Decides on whatever is asked, until nothing is asked any more."""
+    """Decides on all calls until none waits any more."""
     while (stop := session.until_idle())["type"] == "requires_action":
         for event_id in stop["event_ids"]:
             session.decide(event_id, result)
@@ -262,7 +262,7 @@ def test_the_project_level_of_the_image_applies_and_can_not_be_changed_from_insi
 
 
 def test_the_user_level_of_the_image_is_there_after_parking_in_a_new_container(service: Worker):
-    """What it tells the model is tested with a model that notes what it is asked: tests/contract/test_layers.py."""
+    """tests/contract/test_layers.py tests what the model receives of it."""
     skill = {"name": "Skill", "input": {"skill": "save-the-work"}}
     steps = [
         {"text": "A command.", "tools": [{"name": "Bash", "input": {"command": "echo first"}}]},
@@ -281,7 +281,7 @@ def test_the_user_level_of_the_image_is_there_after_parking_in_a_new_container(s
 
 
 def test_what_a_command_leaves_in_the_background_ends_with_the_command(service: Worker):
-    """Also what left its process group, its session and its environment: it does not wait for the container's end."""
+    """This includes processes that left its process group, session and environment. It happens before the container ends."""
     left = "env -i setsid nohup sh -c 'touch began; sleep 7001' > /dev/null 2>&1 &"
     session = service.start_session(script(f"{left} until [ -e began ]; do sleep 0.1; done; echo left"))
     decide_all(session)
@@ -449,7 +449,7 @@ def results_of(session: Conversation, event_id: str) -> list[Any]:
 
 
 def targets_of(service: Worker, victim: Conversation) -> dict[str, Any]:
-    """What this service really is: its ports, sockets, files and processes, and its secrets."""
+    """Returns this service's real ports, sockets, files, processes and secrets."""
     data, ray = service.root / "data", service.raylet_folder / "session_latest"
     secrets = {path.name: path for path in (data / "secrets").iterdir()}
     owner = service.owner_of(victim)

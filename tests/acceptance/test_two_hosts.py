@@ -60,7 +60,7 @@ SHORT_S = 4.0  # such a link is not missed: a lease lasts longer
 
 @dataclass
 class Vm(Service):
-    """The service as `./hitl up` starts it in the VM, at the ports that are promised; seen from wherever a test is."""
+    """The service as `./hitl up` starts it in the VM, on the documented ports; reachable from the host of the test."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,29 +75,29 @@ class Vm(Service):
 
     @property
     def where(self) -> str:
-        """A command that says on which host it runs: of what sandboxes have, one file differs."""
+        """A command that prints on which host it runs, by the one file visible in sandboxes that differs."""
         return f"cat {self.root}/where/host"
 
     @property
     def shared(self) -> Path:
-        """A folder that sandboxes on each host may write, for what a test must know of a call that ran."""
+        """A folder that sandboxes on each host can write to, through which a test observes a running call."""
         return self.root / "shared"
 
     @property
     def base(self) -> str:
-        """As the mac reaches it: by its own localhost, unless the VM listens for others."""
+        """The service's address for the mac: its own localhost, unless the VM listens for other hosts."""
         return f"http://{self.environment.get('HITL_HOST', '127.0.0.1')}:{PORTS['SERVE']}/claude-hitl"
 
 
 @dataclass
 class Mac:
-    """The development machine: a working tree of its own, its commands, and nothing of the VM's settings."""
+    """The development machine: its own working tree and commands, without the VM's settings."""
 
     folder: Path
     vm: Vm
 
     def check_out(self) -> None:
-        """Makes the working tree, with the profile that its user would make from the example."""
+        """Creates the working tree, with a profile made from the example, as a user would."""
         names = _git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
         # A deploy refuses files that hold a secret, and the tests hold the VM's key.
         for name in (name for name in names if name and not name.startswith("tests/")):
@@ -136,7 +136,8 @@ class Mac:
         )  # fmt: skip
 
     def client(self, code: str, *args: str, host: str = "localhost") -> Any:
-        """What `code`, given Ray Client's address, prints as JSON. Its first connection fails now and then."""
+        """Returns what `code` prints as JSON, given Ray Client's address. Retries, because the first connection
+        sometimes fails."""
         said: list[str] = []
 
         def once() -> list[str] | None:
@@ -154,7 +155,7 @@ def _git(folder: Path, *args: str) -> str:
 
 
 class MacPanel(browser.Panel):
-    """The panel as the laptop's browser has it: at its own localhost, with the entries' addresses being the VM's."""
+    """The panel in the laptop's browser: on the laptop's localhost, with the entries at the VM's addresses."""
 
     @property
     def base(self) -> str:
@@ -178,7 +179,8 @@ def hosts() -> Iterator[Hosts]:
 
 @pytest.fixture(scope="module")
 def vm(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
-    """Runs, listens on its loopback only, and its ports are the mac's; calls are parked as soon as they wait."""
+    """A running VM that listens on its loopback only, with its ports forwarded to the mac. Calls are parked as soon
+    as they wait."""
     one = Vm(
         tmp_path_factory.mktemp("vm"),
         {
@@ -200,7 +202,7 @@ def vm(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
 
 @pytest.fixture(scope="module", autouse=True)
 def mac(hosts: Hosts, vm: Vm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mac]:
-    """All tests are on the mac."""
+    """Runs all tests on the mac."""
     one = Mac(tmp_path_factory.mktemp("mac"), vm)
     one.check_out()
     with hosts.inside("mac"):
@@ -240,7 +242,7 @@ def test_the_panel_opens_in_the_macs_browser_and_a_decision_counts(vm: Vm):
 
 
 def lines_of_the_guide(where: str) -> list[str]:
-    """The commands of docs/orbstack-setup.md that are marked with where they are for; "" for any machine."""
+    """Returns the commands of docs/orbstack-setup.md that are marked for a machine; "" for any machine."""
     blocks = re.findall(rf"^```sh{where}\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
     return [line for block in blocks for line in block.splitlines()]
 
@@ -316,7 +318,7 @@ def test_koco_alone_deploys_from_the_mac_what_lies_on_the_cluster(vm: Vm, mac: M
 
 @pytest.fixture
 def join(hosts: Hosts, vm: Vm, mac: Mac) -> Iterator[Callable[[], None]]:
-    """Has a second node join as the guide says; it has nothing of the first one's data folder and Ray's folder."""
+    """Joins a second node as the guide says; it has no access to the first one's data folder and Ray's folder."""
     joined: list[subprocess.Popen[bytes]] = []
 
     def begin() -> None:
@@ -342,7 +344,7 @@ def join(hosts: Hosts, vm: Vm, mac: Mac) -> Iterator[Callable[[], None]]:
 
 @pytest.fixture
 def fill(vm: Vm, mac: Mac, join: Callable[[], None]) -> Callable[[], None]:
-    """Has the node join, and then all room on the VM be taken."""
+    """Joins the second node, and then occupies all room on the VM."""
 
     def begin() -> None:
         vm.up(HITL_HOST=ADDRESSES["vm"], HITL_PANEL="false")
@@ -367,7 +369,7 @@ def test_once_others_may_join_what_is_parked_goes_on_on_another_node_workspace_i
 
 @dataclass
 class Far:
-    """A session whose call runs on the node, until `let_it_end`."""
+    """A session whose call runs on the second node until `let_it_end`."""
 
     session: Conversation
     journal: Path

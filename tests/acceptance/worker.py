@@ -22,7 +22,7 @@ MAKE_FIT = "run ./hitl bootstrap-host as root on a Debian machine"
 
 
 def require_containers() -> None:
-    """Skips where this machine is not made for it; in CI that is a failure."""
+    """Skips a test if this machine is not prepared for containers; in CI it fails instead."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if sys.platform != "linux" or os.getuid() != 0:
         missing.append("root on Linux")
@@ -36,7 +36,7 @@ def require_containers() -> None:
 
 
 def as_user(*command: str, timeout_s: float = 300, check: bool = True) -> str:
-    """What a command of the other user prints."""
+    """Runs a command as the other user, and returns its output."""
     done = subprocess.run(
         ["runuser", "-u", USER, "--", "env", f"HOME={home()}", *command],
         cwd="/",
@@ -54,7 +54,7 @@ def home() -> Path:
 
 
 def settle(folder: Path) -> Path:
-    """The other user's own checkout and Python, which reads this one's packages. Returns the Python."""
+    """Gives the other user its own checkout and Python, which reads this one's packages. Returns the Python."""
     base, packages = folder / "python", Path(sys.prefix) / "lib/python3.12/site-packages"
     _copy(Path(sys.base_prefix), base)
     run(str(base / "bin/python3.12"), "-m", "venv", "--without-pip", str(folder / "venv"), libraries=base)
@@ -96,7 +96,7 @@ def _copy(source: Path, target: Path) -> None:
 
 @dataclass
 class Worker(Service):
-    """Started as the other user; its containers are that user's."""
+    """A service that runs as the other user, as do its containers."""
 
     raylet_folder: Path = Path()
 
@@ -116,13 +116,13 @@ class Worker(Service):
         return found
 
     def container_of(self, session: Conversation) -> str:
-        """The id of the container that the session's CLI runs in."""
+        """Returns the id of the container in which the session's CLI runs."""
         mounts = Path(f"/proc/{self.cli_of(session).pid}/mountinfo").read_text()
         (mount,) = [line for line in mounts.splitlines() if "/run/.containerenv " in line]
         return mount.split("/overlay-containers/")[1].split("/")[0]
 
     def shared(self, session: Conversation) -> Path:
-        """A folder of the host that containers see, for what a test must know of a call that ran."""
+        """A folder of the host that containers can access, through which a test observes a running call."""
         folder = self.raylet_folder / "shared" / f"test-{session.id}"
         folder.mkdir(exist_ok=True, parents=True)
         folder.chmod(0o777)

@@ -38,7 +38,7 @@ async def create(store: CoreStore, *, once: str | None = None, first: str | None
 
 
 async def asking(store: CoreStore, *call_ids: str) -> str:
-    """A session whose owner has epoch 1, and waits for these calls."""
+    """Creates a session that waits for these calls; its owner has epoch 1."""
     session = await create(store)
     await store.acquire(session.id, "owner", lease_s=15)
     calls = [ask_for(call_id) for call_id in call_ids]

@@ -31,7 +31,7 @@ def clock() -> FakeClock:
 
 @pytest_asyncio.fixture(scope="session")
 async def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database with the newest schema, to be copied."""
+    """An empty database with the newest schema, from which tests get copies."""
     path = tmp_path_factory.mktemp("schema") / "empty.db"
     await asyncio.to_thread(migrate, sqlite_url(path))
     return path
@@ -45,13 +45,14 @@ def postgres_server() -> Iterator[Server]:
 
 @pytest.fixture
 def database(postgres_server: Server) -> Iterator[str]:
-    """On Postgres."""
+    """A new database of the Postgres server."""
     with postgres_server.database() as url:
         yield url
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test of the Store is one for each backend. On Postgres, those that a taken safeguard is missed by are fast."""
+    """Runs each test of the Store on each backend. On Postgres, tests that detect a removed safeguard are in the
+    fast tier."""
     if "backend" in metafunc.fixturenames:
         missing = {mutant.missed_by for mutant in MUTANTS.values()}
         on_postgres = [] if metafunc.function.__name__ in missing else [pytest.mark.slow]
@@ -84,7 +85,7 @@ def store(backend: MemoryBackend | SqliteBackend | PostgresBackend, clock: FakeC
 
 @pytest.fixture(scope="session")
 def parking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
-    """The service on loopback; it parks at once whatever waits for a human."""
+    """The service on loopback; it parks calls that wait for a human at once."""
     folder = tmp_path_factory.mktemp("parking")
     with serve_in_thread(folder, keys=KEYS, hot_window_s=0.0, idle_timeout_s=0.0) as served:
         yield served
@@ -92,7 +93,7 @@ def parking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
 
 @pytest.fixture(scope="session")
 def permitting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
-    """As `parking`, where the operator lets an agent's policy say what runs unasked."""
+    """As `parking`, but the operator lets an agent's policy allow calls without asking."""
     folder, floor = tmp_path_factory.mktemp("permitting"), Floor(default="always_allow")
     with serve_in_thread(folder, keys=KEYS, hot_window_s=0.0, idle_timeout_s=0.0, floor=floor) as served:
         yield served
@@ -100,7 +101,7 @@ def permitting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
 
 @pytest.fixture(scope="session")
 def hot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
-    """The service on loopback; it keeps the CLI of whatever waits for a human."""
+    """The service on loopback; it keeps the CLI running while calls wait for a human."""
     folder = tmp_path_factory.mktemp("hot")
     with serve_in_thread(folder, keys=KEYS, hot_window_s=600.0, idle_timeout_s=0.0) as served:
         yield served

@@ -23,7 +23,8 @@ from tests.contract.test_repeated_writes import live
 
 
 async def every_write(backend: SqliteBackend | PostgresBackend, once: str = "") -> None:
-    """Lives of three sessions; `once` tells them from those of another call."""
+    """Calls every write method, over three sessions. `once` makes their ids differ from those of other calls of this
+    function."""
     clock = FakeClock()
     store = CoreStore(backend, clock)
     await store.add_key("first", f"hash {once}")

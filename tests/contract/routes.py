@@ -13,11 +13,11 @@ OPERATIONS: dict[str, dict[str, Any]] = {
 
 
 def parameters(route: str, where: str = "query") -> list[dict[str, Any]]:
-    """What a route takes in its query or headers."""
+    """Returns a route's parameters in its query or headers."""
     return [p for p in OPERATIONS[route].get("parameters", ()) if p["in"] == where]
 
 
 def takes_empty(parameter: dict[str, Any]) -> bool:
-    """Whether an empty value is one of the parameter's own."""
+    """Whether an empty value is valid for the parameter."""
     schema = parameter["schema"]
     return schema.get("type") == "string" and not {"minLength", "enum", "format"} & set(schema)

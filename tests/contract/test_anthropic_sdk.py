@@ -46,7 +46,7 @@ DENIED = "not in this folder, please"
 
 
 class Client:
-    """The SDK's client, and the few things that every test does with it."""
+    """The SDK's client with the steps that all tests share."""
 
     def __init__(self, served: Threaded, key: str = "alice") -> None:
         secret = served.service.keys[key]
@@ -78,7 +78,7 @@ class Client:
         return self.send(session_id, confirmation(event_id, result, **more))
 
     def settled(self, session_id: str) -> Any:
-        """The stop reason, once the session does not run: what starts it to run says so before it answers."""
+        """Returns the stop reason once the session does not run. A request that starts it is answered only after it runs."""
         deadline = time.monotonic() + WAIT_S
         while self.sessions.retrieve(session_id).status in ("running", "rescheduling"):
             assert time.monotonic() < deadline, self.types(session_id)
@@ -87,7 +87,7 @@ class Client:
         return newest.data[0].stop_reason
 
     def asked(self, session_id: str) -> list[str]:
-        """The events that a human is asked about, once there are any."""
+        """Waits until a human is asked about events, and returns them."""
         reason = self.settled(session_id)
         assert reason.type == "requires_action", self.types(session_id)
         return reason.event_ids
@@ -127,7 +127,7 @@ def scripted(*steps: dict[str, Any]) -> str:
 
 
 def strictly(model: type[BaseModel], raw: Any) -> None:
-    """Raises unless `raw` is what the SDK declares, without any conversion but that of JSON's strings to times."""
+    """Raises unless `raw` is valid for the SDK's type, with no conversions except of JSON's strings to times."""
     model.model_validate_json(json.dumps(raw), strict=True)
 
 
@@ -414,7 +414,7 @@ def test_a_cut_stream_is_continued_without_gap_or_repeat(parked: Client):
 
 
 def _read(stream: httpx.Response, count: int, cursor: str) -> tuple[list[str], str]:
-    """The ids of the next `count` events at most, and the cursor behind the last; each is parsed strictly."""
+    """Reads at most `count` events, parsed strictly. Returns their ids, and the cursor after the last one."""
     ids: list[str] = []
     for line in stream.iter_lines():
         name, _, value = line.partition(": ")

@@ -24,7 +24,7 @@ BASH: Any = {"policy": PermissionPolicy(rules=UNASKED), "floor": Floor(rules=UNA
 
 
 class Files:
-    """A site of the internet, as far as the session knows; it is the test's own, on loopback."""
+    """A site that the session considers to be on the internet; it is the test's own, on loopback."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -39,7 +39,7 @@ class Files:
 
 @pytest.fixture
 async def site(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Files, int]]:
-    """All names lead to it, and its address counts as one of the internet's."""
+    """Resolves all names to the site, whose address counts as public."""
 
     async def resolve(_name: str, _port: int) -> list[str]:
         return ["127.0.0.1"]
@@ -160,7 +160,7 @@ async def test_two_hosts_at_once_are_two_questions_and_a_hundred_requests_to_one
 async def test_a_decision_while_the_turn_goes_on_opens_the_host_for_the_same_turn(
     tmp_path: Path, model_url: str, site: tuple[Files, int]
 ):
-    """The command tries again until it is let through; nothing else tells the model."""
+    """The command retries until it is allowed; the model receives no other notice."""
     files, port = site
     until = f"until curl -sSf http://files.example.org:{port}/year.csv; do sleep 0.1; done"
     h = await house(tmp_path, model_url, script({"tools": [bash(until)]}), hot_s=30, **BASH)
@@ -184,7 +184,7 @@ def user_script(*steps: dict[str, Any]) -> Any:
 async def test_the_model_is_told_that_a_human_was_asked_though_the_program_shows_nothing_of_it(
     tmp_path: Path, model: Model, site: tuple[Files, int], fails: bool
 ):
-    """As curl does with what a CONNECT is answered with."""
+    """Some programs, such as curl, do not show the body of an answer to CONNECT."""
     command = f"curl -s https://files.example.org/{'' if fails else ' || true'}"
     h = await house(tmp_path, model.url, script({"tools": [bash(command)]}), **BASH)
     await h.drive()

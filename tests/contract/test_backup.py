@@ -31,7 +31,7 @@ MAIN = {"project_key": "-", "session_id": "s", "subpath": ""}
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[object]:
-    """Makes URLs of empty databases: `place("sqlite")`, `place("postgres")`."""
+    """Returns a function that creates empty databases: `place("sqlite")`, `place("postgres")`."""
     with ExitStack() as stack:
 
         def make(kind: str) -> str:

@@ -21,7 +21,7 @@ DATABASE = "hitl.sqlite3"
 
 
 class Caller:
-    """A client of the service that takes its errors as they are."""
+    """A client of the service that returns its errors unchanged."""
 
     def __init__(self, service: LocalService) -> None:
         self.service = service
@@ -31,7 +31,7 @@ class Caller:
         return await self._http.post(f"{self.service.url}{path}", json=body)
 
     async def parked(self) -> tuple[str, str]:
-        """A session in which a call waits, and the call."""
+        """Returns a session in which a call waits, and the call."""
         said = {
             "type": "user.message",
             "content": [{"type": "text", "text": "Write hello.txt with a greeting"}],
@@ -64,7 +64,7 @@ async def calling(folder: Path) -> AsyncIterator[Caller]:
 
 
 async def kept_by_a_crash(folder: Path, session_id: str, into: Path) -> list[str]:
-    """The texts of the session's messages that are there if the service and its machine end now."""
+    """Returns the texts of the session's messages that would survive a crash of the service and the machine now."""
     into.mkdir()
     for name in (DATABASE, f"{DATABASE}-wal"):
         shutil.copy(folder / name, into / name)

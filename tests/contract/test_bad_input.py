@@ -41,7 +41,7 @@ UNREADABLE = [
 
 
 class Api:
-    """A client of the raw HTTP."""
+    """A client for raw HTTP."""
 
     def __init__(self, served: Threaded, key: str) -> None:
         self.served = served
@@ -63,7 +63,7 @@ class Api:
         return self.send(session_id, confirmation(event_id, result, **more))
 
     def waiting(self, prompt: str = "Write hello.txt with a greeting") -> tuple[str, str]:
-        """A session with a call that waits for a human, parked: (session id, event id)."""
+        """A session with a call that waits for a human, parked; returned as (session id, event id)."""
         session_id = self.create(prompt)
         with self.http.stream(
             "GET", f"/v1/sessions/{session_id}/events/stream", headers={"last-event-id": "0"}
@@ -78,7 +78,7 @@ class Api:
         return session_id, session["stop_reason"]["event_ids"][0]
 
     def state(self, session_id: str) -> Any:
-        """All that a refused request may not have changed."""
+        """Everything that a refused request must not have changed."""
         session = self.http.get(f"/v1/sessions/{session_id}").raise_for_status().json()
         for clock in ("stats", "usage", "parked"):  # these move by themselves
             session.pop(clock)
@@ -92,7 +92,7 @@ class Api:
         return found
 
     def approvals(self, session_id: str) -> dict[str, Any]:
-        """In whatever state."""
+        """Returns approvals in any state."""
         params = {"session_id": session_id, "states[]": [state.value for state in ApprovalState]}
         return self.http.get("/v1/approvals", params=params).json()
 
@@ -106,7 +106,7 @@ def confirmation(event_id: str, result: str, **more: Any) -> dict[str, Any]:
 
 
 def refused(answer: httpx.Response, *statuses: int) -> str:
-    """The message of an error in the protocol's shape."""
+    """Asserts an error in the protocol's shape, and returns its message."""
     assert answer.status_code in (statuses or range(400, 500)), answer.text
     body = answer.json()
     assert set(body) == {"type", "error", "request_id"}
@@ -133,13 +133,13 @@ def bob(parking: Threaded) -> Iterator[Api]:
 
 @pytest.fixture(scope="module")
 def idle(alice: Api) -> str:
-    """A session that nothing happens in."""
+    """A session in which nothing happens."""
     return alice.create()
 
 
 @pytest.fixture(scope="module")
 def asked(alice: Api) -> tuple[str, str]:
-    """A session with a call that waits, which no test may decide."""
+    """A session with a waiting call, on which no test decides."""
     return alice.waiting()
 
 
@@ -147,7 +147,7 @@ def asked(alice: Api) -> tuple[str, str]:
 
 
 def routes(served: Threaded) -> list[tuple[str, str]]:
-    """(method, path) of every route there is."""
+    """Returns (method, path) of every route."""
     paths = served.service.app.openapi()["paths"]
     return [(method.upper(), path) for path, methods in paths.items() for method in methods]
 
@@ -704,7 +704,7 @@ GOOD: dict[str, Any] = {
 
 @st.composite
 def mutated(draw: st.DrawFn) -> tuple[str, Any]:
-    """A path and a body for it, with something in it replaced by anything."""
+    """Returns a path and a body in which one part was replaced by an arbitrary value."""
     path = draw(st.sampled_from(sorted(GOOD)))
     body = copy.deepcopy(GOOD[path])
     at, key = {"root": body}, "root"

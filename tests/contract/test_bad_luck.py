@@ -45,7 +45,7 @@ type Misfortune = Callable[[Request], Awaitable[Response]]
 
 
 class FakeAnthropic:
-    """Anthropic's service as the endpoint sees it: knows one key, meets its `misfortunes` first, then answers."""
+    """Anthropic's service for the endpoint: accepts one key, first fails as `misfortunes` say, and then answers."""
 
     def __init__(self, *misfortunes: Misfortune) -> None:
         self.misfortunes = list(misfortunes)
@@ -84,7 +84,7 @@ async def silent(_request: Request) -> Response:
 
 
 def stream_that_ends(how: str) -> Misfortune:
-    """A stream that is cut in the middle of its text, or goes on with a line that is no JSON."""
+    """A stream that is cut in the middle of its text, or continues with a line that is not JSON."""
 
     async def answer(request: Request) -> Response:
         reply = respond(await request.json(), Scenarios.load())
@@ -113,7 +113,7 @@ async def no_api_at_all(_request: Request) -> Response:
 async def endpoint(
     upstream: str, *, key: str = THE_KEY, timeout: httpx.Timeout = UPSTREAM_TIMEOUT
 ) -> AsyncIterator[str]:
-    """The model endpoint over an upstream at that address."""
+    """Serves the model endpoint over an upstream at that address."""
     async with (
         upstream_client(timeout) as client,
         serving(model_app(AnthropicUpstream(upstream, SecretStr(key), client))) as url,
@@ -132,7 +132,7 @@ async def model(fake: FakeAnthropic, **more: Any) -> AsyncIterator[str]:
 
 @dataclass
 class Rig(House):
-    """A House with the patience that the CLI's retries need, whose owner may die."""
+    """A House with the timeouts that the CLI's retries need, whose owner may die."""
 
     patience_s: float = PATIENCE_S
 
@@ -145,7 +145,7 @@ class Rig(House):
                 await self.store.drop_lease(self.session.id, left.epoch)
 
     async def turn(self) -> dict[str, Any]:
-        """Drives the session to its parking; returns the stop reason."""
+        """Drives the session until it is parked, and returns the stop reason."""
         await self.drive()
         return await self.until_idle()
 
@@ -156,7 +156,8 @@ class Rig(House):
         return [e["type"] for e in await self.errors() if e["retry_status"]["type"] == "retrying"]
 
     async def checked_log(self) -> list[Event]:
-        """The whole log, which has no gap, repeats nothing, and is what the official SDK declares."""
+        """Returns the whole log. Asserts that it has no gaps and repeats, and that each event has the official SDK's
+        type."""
         log = await self.log()
         assert [e.seq for e in log] == list(range(1, len(log) + 1))
         assert len({e.id for e in log}) == len(log)

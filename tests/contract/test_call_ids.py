@@ -43,7 +43,7 @@ class Scripted:
 
 
 def straight_app(model: Scripted) -> FastAPI:
-    """The model without the endpoint: the CLI gets its ids as they are."""
+    """Serves the model without the endpoint, so that the CLI gets the script's ids unchanged."""
     app = FastAPI()
 
     @app.post("/v1/messages")
@@ -72,7 +72,7 @@ def read(identity: str, path: str) -> ToolUse:
 
 
 async def decided(h: House, decisions: dict[str, str]) -> None:
-    """Parked at each question; each is answered by the command that it is about."""
+    """Parks at each question, and decides by the command that it asks about."""
     for _ in range(12):
         await h.drive()
         stop = await h.until_idle()
@@ -194,7 +194,8 @@ async def test_answers_that_share_one_message_id_are_all_in_the_log(tmp_path: Pa
 async def test_what_is_heard_late_is_the_call_that_was_asked_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notices: bool
 ):
-    """The store takes longer than the gate waits for a message: the CLI asks about calls that were not heard of yet."""
+    """The store takes longer than the gate waits for a message, so the CLI asks about calls that the gate does not
+    know yet."""
     answers = [
         Reply((read("call_0", "a.txt"),)),
         Reply(tuple(bash(f"call_{n}", f"echo {n} >> ran") for n in range(3))),
@@ -233,7 +234,7 @@ async def test_a_plan_whose_draft_is_heard_late_is_asked_about_alone(
 
 
 async def check_log_of_waiting(h: House, event_id: str) -> None:
-    """Nothing but what waits has no result, and nothing that waits has one."""
+    """Asserts that exactly the waiting calls have no result."""
     uses = {e.id for e in await h.log("agent.tool_use")}
     assert uses - {e.payload["tool_use_id"] for e in await h.log("agent.tool_result")} == {event_id}
 

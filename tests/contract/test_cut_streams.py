@@ -35,7 +35,7 @@ WAIT_S = 60
 
 
 class Cutter:
-    """Stands between client and service, and ends each connection after a number of bytes of the answer."""
+    """A proxy between client and service that closes each connection after a number of bytes of the answer."""
 
     def __init__(self, service_url: str, chance: random.Random) -> None:
         self._to, self._chance = httpx.URL(service_url), chance
@@ -77,7 +77,8 @@ async def _pass_on(client: asyncio.StreamReader, service: asyncio.StreamWriter) 
 
 @dataclass
 class Follower:
-    """`heard`: (seq, id) of each event that arrived whole. `torn`: cuts in the middle of an event."""
+    """A client that follows the log. `heard` are (seq, id) of each complete event; `torn` counts cuts in the middle
+    of an event."""
 
     session_id: str
     chance: random.Random
@@ -90,7 +91,7 @@ class Follower:
         return str(self.heard[-1][0] if self.heard else 0)
 
     def leaves(self) -> bool:
-        """Whether the next cut is the client's own."""
+        """Whether the client makes the next cut."""
         found = self.chance.random() < 0.3
         self.cuts["the client left" if found else "the connection ended"] += 1
         return found
@@ -112,7 +113,7 @@ async def follow_raw(follower: Follower, service: LocalService, cutter: Cutter, 
 async def _read(
     follower: Follower, http: httpx.AsyncClient, url: str, most: int | None, until: int = 0
 ) -> None:
-    """Reads until the stream ends, `most` bytes were read, or event `until` was heard."""
+    """Reads until the stream ends, `most` bytes were read, or event `until` arrived."""
     buffer, read = b"", 0
     headers = {"last-event-id": follower.cursor}
     async with http.stream("GET", url + follower.path, headers=headers) as answer:
@@ -137,7 +138,7 @@ def _hear(follower: Follower, frame: bytes) -> None:
 
 
 async def follow_with_the_sdk(follower: Follower, service: LocalService, cutter: Cutter, cuts: int) -> None:
-    """The SDK does not show the ids of messages: its users count, for a log has no gaps."""
+    """Follows with the SDK, which does not show the ids of messages. Its users count events, because a log has no gaps."""
     async with (
         anthropic.AsyncAnthropic(base_url=service.url, api_key=SECRET, max_retries=0) as straight,
         anthropic.AsyncAnthropic(base_url=cutter.url, api_key=SECRET, max_retries=0) as through,
@@ -164,7 +165,7 @@ async def _read_with_the_sdk(follower: Follower, sdk: Any, most: int | None) -> 
 
 
 async def commit(service: LocalService, session_id: str, key_id: str) -> None:
-    """One event after the other, until it is cancelled."""
+    """Commits events one by one until it is cancelled."""
     number = 0
     while True:
         number += 1
@@ -231,7 +232,7 @@ async def _session(service: LocalService, key_id: str) -> str:
 
 
 async def _check(follower: Follower, service: LocalService, key_id: str) -> None:
-    """Hears the rest without a cut; then it has heard the log."""
+    """Reads the rest without a cut, and asserts that all events together are the log."""
     newest = await service.store.last_seq(follower.session_id, key_id)
     async with httpx.AsyncClient(headers={"x-api-key": SECRET}, timeout=WAIT_S) as http:
         if int(follower.cursor) < newest:

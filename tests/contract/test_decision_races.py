@@ -40,7 +40,7 @@ OPINIONS: Sequence[dict[str, Any]] = (
 async def ledgers(
     request: pytest.FixtureRequest, migrated: Path, tmp_path: Path
 ) -> AsyncIterator[list[CoreStore]]:
-    """Two on one database. (A service on SQLite has one; the other one makes it a race.)"""
+    """Two ledgers on one database. (A service on SQLite has one, but races need two.)"""
     backends: list[SqliteBackend | PostgresBackend]
     if request.param == "sqlite":
         shutil.copy(migrated, tmp_path / "store.db")
@@ -85,7 +85,7 @@ async def race(ledgers: list[CoreStore], session_id: str, call: str, chance: ran
 
 
 def is_told_by(opinion: UserToolConfirmation, event: Event) -> bool:
-    """Whether the event has this decision in it."""
+    """Whether the event contains this decision."""
     fields = ("tool_use_id", "result", "deny_message", "updated_input")
     return [getattr(opinion, name) for name in fields] == [event.payload.get(name) for name in fields]
 

@@ -189,7 +189,7 @@ async def test_a_call_in_another_folder_than_the_sessions_is_not_remembered():
 
 
 async def test_an_approval_of_an_earlier_release_is_decided_and_runs_with_the_digest_that_it_has():
-    """It has a digest of the input alone, and no folder."""
+    """Its digest covers the input only, and it has no folder."""
     store = CoreStore(MemoryBackend())
     session_id = await asking(store, "toolu_1")
     [approval] = (await store.list_approvals(KEY, limit=10)).data

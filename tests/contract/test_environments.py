@@ -61,7 +61,7 @@ def test_all_environments_are_listed_and_the_sdk_understands_each(client: Client
 
 
 def test_an_environment_that_the_service_runs_is_no_self_hosted_one(client: Client):
-    """In a self_hosted one the client runs the tools, with a worker of its own."""
+    """In a self_hosted one the client would run the tools, with its own worker."""
     for environment in client.sdk.beta.environments.list():
         config = environment.config
         assert config.type == "cloud"

@@ -107,7 +107,8 @@ async def test_many_put_the_same_at_once(area: FileArea) -> None:
 
 
 async def test_a_sweep_beside_a_put_never_loses_what_was_put(area: FileArea, clock: FakeClock) -> None:
-    """The blob is old each time, and is put while it is dropped: afterwards it is there, or was asked for again."""
+    """The blob is old each time, and is stored while the sweep drops it. Afterwards it exists, or the client was
+    asked to send it again."""
     name = blob_name(b"contended")
     for _ in range(50):
         await area.put([b"contended"])

@@ -103,7 +103,7 @@ def test_where_the_operator_permits_it_a_whole_toolset_may_run_unasked(permittin
 
 
 async def _begun(served: Threaded) -> str:
-    """A session as the release before may have left it: all of its tools run unasked."""
+    """Creates a session of a previous release, all of whose tools run without asking."""
     store, key = served.service.store, await served.service.store.find_key(hash_api_key(KEYS["alice"]))
     assert key is not None
     session = await store.create_session(

@@ -28,7 +28,7 @@ SMALL = {"max_wal_size": "32MB", "min_wal_size": "32MB", "shared_buffers": "4MB"
 
 
 class Cramped(LocalPostgres):
-    """A server that stays at its port. Either all it has, or its log (WAL) alone, is on `disk`, a small one."""
+    """A server that keeps its port. Either all its data or only its log (WAL) is on the small disk `disk`."""
 
     def __init__(self, folder: Path, what: str) -> None:
         super().__init__(folder / "postgres", folder / "password")
@@ -74,7 +74,7 @@ def cramped(request: pytest.FixtureRequest) -> Iterator[Cramped]:
 
 
 def fill(folder: Path) -> Path:
-    """Takes the room there is but a little, and returns what to delete for it."""
+    """Fills the disk almost completely, and returns the file to delete to free it."""
     filler = folder / "filler"
     left = shutil.disk_usage(folder).free - ROOM_BYTES
     with filler.open("wb") as file:
@@ -83,7 +83,7 @@ def fill(folder: Path) -> Path:
 
 
 async def until_refused(store: CoreStore, session_id: str) -> tuple[list[str], Unavailable]:
-    """The ids of the messages that were acknowledged, and why the one after them was not."""
+    """Sends messages until one is refused; returns the ids of the acknowledged ones, and the error."""
     acknowledged: list[str] = []
     while True:
         text = f"{len(acknowledged)} {os.urandom(100_000).hex()}"
@@ -95,7 +95,7 @@ async def until_refused(store: CoreStore, session_id: str) -> tuple[list[str], U
 
 
 async def until_back(server: Cramped, store: CoreStore) -> None:
-    """As an operator does who made room: starts the server, should it have given up."""
+    """Starts the server again if it stopped, as an operator would who freed space."""
     async with asyncio.timeout(60):
         while True:
             if server.pid() is None:

@@ -102,7 +102,7 @@ done
 
 @dataclass(frozen=True)
 class Plan:
-    """One cell of the matrix."""
+    """One combination of a kind of call, settings and a decision."""
 
     kind: str
     settings: str
@@ -137,7 +137,7 @@ MATRIX = [
 
 
 def _covering(plans: Sequence[Plan]) -> list[Plan]:
-    """Few of them, which together have every kind of call, all settings and every decision."""
+    """Chooses few plans that together contain every kind of call, all settings and every decision."""
 
     def parts(plan: Plan) -> set[tuple[str, str]]:
         return set(asdict(plan).items())
@@ -154,7 +154,7 @@ SAMPLE = [*_covering(MATRIX), *MATRIX[::5]]
 
 @dataclass
 class Bench:
-    """What all cases share."""
+    """The resources that all cases share."""
 
     root: Path
     store: CoreStore
@@ -170,7 +170,7 @@ class Bench:
 
 
 class OddModel:
-    """The offline model; it gives one id to all calls that a prompt of the kind "ids" asks for."""
+    """The offline model, except that it gives all calls of a prompt of the kind "ids" the same id."""
 
     def __init__(self) -> None:
         self._offline = OfflineUpstream(Scenarios.load())
@@ -196,7 +196,7 @@ async def _with_one_id(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 @dataclass
 class Case:
-    """One session under the hammer. `expected` are the lines that its allowed calls leave in its journal."""
+    """One session of the stress test. `expected` are the lines that its allowed calls write into its journal."""
 
     bench: Bench
     plan: Plan
@@ -218,7 +218,7 @@ class Case:
     # -- driving
 
     async def drive(self) -> None:
-        """One owner, from its lease to its parking, with a CLI of its own."""
+        """Runs one owner with its own CLI, from its lease to its parking."""
         store = self.bench.store
         session = await store.acquire(self.session.id, new_id("own"), lease_s=60)
         cli_path = next(self.clis)
@@ -249,12 +249,12 @@ class Case:
         assert not self._processes(), "a CLI outlived its owner"
 
     def _sandbox(self) -> SandboxConfig:
-        """With the journal, and what the careless operator and the git of these tests are."""
+        """The sandbox's configuration, with access to the journal and to the settings of these tests."""
         root = self.bench.root
         return SandboxConfig(readable=(root / "bin", bundled_cli()), writable=(self.bench.journal,))
 
     def _processes(self) -> list[int]:
-        """The processes that work in this case's folder."""
+        """Returns the processes that work in this case's folder."""
         found: list[int] = []
         for process in psutil.Process().children(recursive=True):
             try:
@@ -298,7 +298,7 @@ class Case:
         return self.folder / "workspace" / "elsewhere"
 
     def _lead_elsewhere(self) -> None:
-        """The folder that a call was shown to write to becomes a link, while nothing runs."""
+        """Replaces the folder that an approval showed by a link, while nothing runs."""
         docs = self.folder / "workspace" / "docs"
         if docs.is_dir() and not docs.is_symlink():
             self.outside.mkdir(exist_ok=True)
@@ -346,7 +346,7 @@ class Case:
     # -- judging
 
     def check_parked(self) -> None:
-        """Nothing runs but what was allowed before, and that once."""
+        """Asserts that only calls allowed before have run, each once."""
         assert not Counter(self.lines) - Counter(self.expected), f"ran ungated or twice: {self.lines}"
 
     async def check_end(self) -> None:
@@ -375,7 +375,7 @@ class Case:
             )
 
     def _check_shown(self, approvals: Sequence[Approval]) -> None:
-        """What ran did so in the folder that was shown, wrote where it was shown to write, and was the plan shown."""
+        """Asserts that calls ran in the folder shown, wrote to the paths shown, and that the plan was the one shown."""
         place = self.bench.journal / f"{self.name}.folders"
         ran_in = set(place.read_text().split("\n")) - {""} if place.exists() else set[str]()
         assert ran_in <= {a.cwd for a in approvals}, f"ran in {ran_in}"
@@ -391,7 +391,7 @@ class Case:
         return page.data
 
     async def _check_one_result(self) -> None:
-        """Each call that waited was shown once, and has one result, under the id that was decided."""
+        """Asserts that each waiting call was shown once, and has one result under the id that was decided."""
         uses = Counter(e.id for e in await self._log("agent.tool_use"))
         results = Counter(e.payload["tool_use_id"] for e in await self._log("agent.tool_result"))
         for approval in await self.approvals():
@@ -432,7 +432,7 @@ def _write_settings(flavour: str, config: CliConfig) -> None:
 
 
 def _lay_out(root: Path, config: CliConfig) -> Layers:
-    """The folder of an image whose layers allow all there is, in a workspace that the CLI trusts."""
+    """Creates the folder of an image whose layers allow everything, in a workspace that the CLI trusts."""
     user, project = root / "template_user" / ".claude", config.workspace / ".claude"
     trusted = {"projects": {str(config.workspace): {"hasTrustDialogAccepted": True}}}
     for path, text in {
@@ -582,13 +582,14 @@ async def _play(case: Case) -> None:
 
 
 async def _adopt_echo(case: Case) -> None:
-    """A bare `echo` writes no file: what it printed stands for its line in the journal."""
+    """Writes the journal's line for a bare `echo`, which prints instead of writing a file."""
     if case.plan.kind == "echo" and case.expected:
         (case.bench.journal / case.name).write_text("\n".join(case.expected))
 
 
 async def _work(bench: Bench, plans: Iterator[Plan], cycles: int, *clis: Path | None) -> None:
-    """The last of `clis` drives whatever comes after the others; without any, the pinned one does."""
+    """Plays plans until there are enough cycles. A case's owners use `clis` in turn, then always the last one;
+    without any, the pinned CLI."""
     while bench.cycles.total() + len(bench.failures) < cycles:
         rest = itertools.repeat(clis[-1] if clis else None)
         case = await _open(bench, next(plans), itertools.chain(clis, rest))
@@ -599,7 +600,7 @@ async def _work(bench: Bench, plans: Iterator[Plan], cycles: int, *clis: Path | 
 
 
 async def _hammer(bench: Bench, plans: Sequence[Plan], cycles: int, *clis: Path | None) -> str:
-    """Plays the plans, again and again, until there were so many cycles. Returns the figures."""
+    """Runs the plans repeatedly until the number of cycles is reached, and returns the figures."""
     in_turn = itertools.cycle(plans)
     async with asyncio.TaskGroup() as workers:
         for _ in range(AT_ONCE):
@@ -651,7 +652,7 @@ async def test_no_gated_call_runs_but_once_and_as_decided_however_often(
 async def _hold(
     bench: Bench, plans: Sequence[Plan], cycles: int, capsys: pytest.CaptureFixture[str]
 ) -> Counter[str]:
-    """How many cycles of each kind there were."""
+    """Runs the plans, asserts that none failed, and returns the number of cycles of each kind."""
     own = replace(bench, cycles=Counter(), failures=[], started=0)
     told = await _hammer(own, plans, cycles)
     with capsys.disabled():

@@ -95,7 +95,7 @@ def test_no_command_raises_its_limits_or_leaves_a_core(tmp_path: Path):
 
 
 def test_a_command_makes_no_namespaces_in_which_it_has_capabilities(tmp_path: Path):
-    """There it could mount folders in memory, of any size, and try the kernel's calls that are for root alone."""
+    """In such a namespace it could mount folders in memory of any size, and try system calls that only root may use."""
     assert (
         run_in_sandbox(tmp_path, "unshare --user --map-root-user true 2>/dev/null || echo none").strip()
         == "none"
@@ -128,7 +128,7 @@ def test_memory_that_no_process_has_mapped_is_limited_where_control_groups_can_b
 
 
 async def approved(root: Path, model_url: str, command: str, limits: HardLimits) -> House:
-    """A session that ran the command, which a rule allows, under the watch that an owner has."""
+    """Runs a session with the command, which a rule allows, under an owner's watch."""
     rules = (Rule(rule="Bash", policy="always_allow"),)
     steps = script({"tools": [bash(command)]})
     h = await house(root, model_url, steps, policy=PermissionPolicy(rules=rules), floor=Floor(rules=rules))

@@ -75,7 +75,7 @@ class House:
         return await self.desk.call(capability, method, (), arguments)
 
     def arguments(self, method: str, name: str = OWN) -> dict[str, Any]:
-        """What a method takes, of this session."""
+        """Returns valid arguments of a method, for this session."""
         session = self.sessions[name]
         blob = self.blobs[name]
         given: dict[str, Any] = {
@@ -105,7 +105,7 @@ async def house() -> AsyncIterator[House]:
 
 
 async def passes(work: Callable[[], Awaitable[Any]]) -> bool:
-    """Whether a call gets behind the check, whatever the store then says of it. A stale owner does not."""
+    """Whether a call passes the ledger's check, regardless of the store's answer. A stale owner's call does not."""
     try:
         await work()
     except (Unauthorized, StaleOwner):
@@ -116,7 +116,7 @@ async def passes(work: Callable[[], Awaitable[Any]]) -> bool:
 
 
 async def opened(house: House, capability: Any, name: str = OWN) -> set[str]:
-    """What passes of all that the store has, on behalf of a session."""
+    """Returns the store's methods that pass the check on behalf of a session."""
     before = {OWN: house.sessions[OWN], OTHER: house.sessions[OTHER]}
     found: set[str] = set()
     for method in sorted(EVERY):

@@ -131,7 +131,7 @@ async def test_the_programs_of_the_sandbox_trust_its_authority(
 def test_the_authority_is_in_the_sandbox_of_a_container_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contained: bool
 ):
-    """There /run is hidden: the file is laid over that, for the agent to read and not to change."""
+    """In a container /run is hidden, so the file is mounted over it, read-only for the agent."""
     (tmp_path / "mountinfo").touch()  # as in a container into which nothing is mounted
     monkeypatch.setattr(sandbox, "MOUNTINFO", tmp_path / "mountinfo")
     one = Credential(host=NAME, header="Authorization", value=SecretStr(CANARY))

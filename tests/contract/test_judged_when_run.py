@@ -48,7 +48,7 @@ async def results(h: House) -> list[str]:
 
 
 async def until_asked(h: House) -> list[Approval]:
-    """What waits, as soon as something does."""
+    """Waits until calls wait, and returns their ids."""
     while True:
         stop = await h.until_idle()
         assert stop["type"] == "requires_action", stop
@@ -58,7 +58,7 @@ async def until_asked(h: House) -> list[Approval]:
 
 
 async def until_asked_for(h: House, tool: str) -> Approval:
-    """The call of this tool that waits, as soon as one does."""
+    """Waits until a call of this tool waits, and returns it."""
     after = 0
     while True:
         for approval in await approvals(h):
@@ -69,7 +69,7 @@ async def until_asked_for(h: House, tool: str) -> Approval:
 
 
 def unpinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CLI as it is by itself: a `cd` outlasts its command."""
+    """Removes the CLI's pinned folder, so that a `cd` persists after its command."""
     monkeypatch.setattr(cli_engine, "FIXED", cli_engine.MENTIONS_OFF)
 
 

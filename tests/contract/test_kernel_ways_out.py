@@ -28,7 +28,7 @@ def syscall(name: str, *arguments: object) -> int:
 
 
 def test_keys_of_the_services_session_are_not_in_the_sandbox(tmp_path: Path):
-    """The session keyring goes to every child of a process, whatever its namespaces."""
+    """Every child of a process inherits the session keyring, whatever its namespaces."""
     if (
         syscall("keyctl", JOIN, b"hitl-test") < 0
         or syscall("add_key", b"user", KEY, b"secret", 6, SESSION) < 0

@@ -147,7 +147,7 @@ def test_a_replaced_secret_stops_working_and_the_keys_sessions_stay(
 def test_the_first_key_is_replaced_and_kept_for_the_command_line(
     served: Threaded, operator: httpx.Client
 ) -> None:
-    """Last of those that use it."""
+    """Runs last of the tests that use this key."""
     (first,) = [k for k in operator.get("/v1/internal/keys").json()["data"] if k["first"]]
     refused = operator.delete(f"/v1/internal/keys/{first['id']}")
     assert refused.status_code == 409

@@ -31,7 +31,7 @@ PLUGIN_COMMAND, PLUGIN_SKILL = "the plugin looks at", "comes with the plugin"
 
 
 class Recorder:
-    """The offline model, which keeps what it was asked."""
+    """The offline model, which records the requests."""
 
     def __init__(self) -> None:
         self._offline = OfflineUpstream(Scenarios.load())
@@ -127,14 +127,14 @@ def bash(command: str) -> dict[str, Any]:
 
 
 async def next_turn(h: House, said: UserMessage | str) -> dict[str, Any]:
-    """Another message, and an owner of its own for it: the transcript is resumed."""
+    """Sends another message, and drives it with a new owner, which resumes the transcript."""
     await h.send(user(said) if isinstance(said, str) else said)
     await h.drive()
     return await h.until_idle()
 
 
 async def allow_all(h: House) -> None:
-    """Decides whatever waits until the turn ends, each time while nothing runs."""
+    """Allows all waiting calls until the turn ends, each time while nothing runs."""
     for _ in range(8):
         stop = await h.until_idle()
         if stop["type"] != "requires_action":
@@ -264,7 +264,7 @@ def hooks(mark: Path) -> dict[str, Any]:
 
 
 async def test_no_hook_runs_but_the_gate(tmp_path: Path, model: Model):
-    """Not those of a layer, nor of a plugin, nor what an agent may have written into a skill of a subfolder."""
+    """Neither hooks of a layer or a plugin, nor those that an agent may have written into a skill of a subfolder."""
     mark, ran = tmp_path / "workspace/hook-ran", tmp_path / "workspace/ran"
     in_skill = (
         f"hooks:\n  PreToolUse:\n    - hooks:\n        - type: command\n          command: touch {mark}\n"

@@ -62,7 +62,7 @@ def agent(notes: Notes, toolset: dict[str, Any] | None = None, **more: Any) -> d
 
 
 def calls(*given: tuple[str, dict[str, Any]]) -> str:
-    """A prompt at which the offline model makes these calls, one after the other."""
+    """Returns a prompt with which the offline model makes these calls, one by one."""
     steps = [{"tools": [{"name": f"mcp__{SERVER}__{tool}", "input": body}]} for tool, body in given]
     return scripted(*steps, {"text": "Done."})
 

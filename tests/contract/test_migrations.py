@@ -39,7 +39,7 @@ def _schema(path: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of a database with nothing in it."""
+    """Returns the URL of an empty database."""
     if request.param == "sqlite":
         yield sqlite_url(tmp_path / "store.db")
         return
@@ -171,7 +171,7 @@ EXPANDING = {"create_table", "create_index", "add_column", "batch_alter_table", 
 
 
 def test_migrations_only_expand():
-    """What an older version reads and writes stays: it serves while, and for some time after, a newer one migrates."""
+    """The schema that an older version uses must stay: it serves during a migration and for some time after it."""
     for path in sorted((Path(sql.__file__).parent / "migrations" / "versions").glob("*.py")):
         [upgrade] = [
             node

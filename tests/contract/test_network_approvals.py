@@ -227,7 +227,7 @@ async def test_one_question_for_each_host_and_port_and_no_more_than_twenty(store
 
 
 async def test_a_call_that_looks_like_a_host_opens_none(store: CoreStore):
-    """The model may invent a tool of this name: it takes no decision over, and is no host."""
+    """The model may invent a tool of this name: its call gets no host's decision, and opens no host."""
     sid = await begun(store)
     asked = await ask(store, sid)
     call = ask_for("t1").model_copy(update={"tool_name": "Network", "input": HOST, "digest": asked.digest, "cwd": "/w", "folder": "."})  # fmt: skip  # noqa: E501

@@ -26,7 +26,7 @@ def no_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_namespaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """bubblewrap as it is on a machine whose kernel refuses."""
+    """Makes bubblewrap fail as on a machine whose kernel refuses namespaces."""
     program = tmp_path / "bwrap"
     program.write_text(f"#!/bin/sh\necho '{DENIED}' >&2\nexit 1\n")
     program.chmod(0o755)
@@ -70,7 +70,7 @@ def test_a_machine_that_refuses_is_found_before_any_session(no_namespaces: None)
 
 @pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # Ray Serve's own
 def test_what_v1_version_says_of_sandboxes_is_what_is_set():
-    """It is one of the facts that /v1/version shows as they are."""
+    """It is one of the facts that /v1/version shows unchanged."""
     from claude_hitl_template.cluster.deployments import sandbox_fact  # noqa: PLC0415
 
     assert sandbox_fact(Settings(sandbox="off")) == "off"

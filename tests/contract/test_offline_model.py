@@ -41,7 +41,7 @@ Decide = Callable[[str, dict[str, Any]], PermissionResultAllow | PermissionResul
 
 
 def allow(tool: str, given: dict[str, Any]) -> PermissionResultAllow:
-    """Allows everything, and picks the first option of each question."""
+    """Allows all calls, and chooses the first option of each question."""
     if tool == "AskUserQuestion":
         answers = {question["question"]: question["options"][0]["label"] for question in given["questions"]}
         return PermissionResultAllow(updated_input={**given, "answers": answers})
@@ -54,7 +54,7 @@ def deny(tool: str, given: dict[str, Any]) -> PermissionResultDeny:
 
 @dataclass
 class Turn:
-    """What came out of one turn, subagents included."""
+    """The output of one turn, including that of subagents."""
 
     asked: list[str] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
@@ -97,7 +97,7 @@ async def url() -> AsyncIterator[str]:
 
 
 class Cli:
-    """The real CLI in a folder of its own."""
+    """The real CLI, in its own folder."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self._url = url
@@ -107,7 +107,7 @@ class Cli:
     async def turn(
         self, prompt: str = "", decide: Decide = allow, env: dict[str, str] | None = None, **more: Any
     ) -> Turn:
-        """Runs one turn in a new process; without a prompt, goes on where the resumed session stands."""
+        """Runs one turn in a new process. Without a prompt, continues the resumed session."""
         turn = Turn()
 
         async def can_use_tool(tool: str, given: dict[str, Any], _: object) -> Any:
@@ -197,7 +197,7 @@ async def test_every_shipped_scenario_runs_to_its_end_when_all_is_allowed(cli: C
 
 
 async def test_a_held_call_is_made_again_after_parking_and_the_scenario_ends_once(cli: Cli):
-    """The second call of three is held, the first parks the session; then another process takes over."""
+    """Of three calls, the second is held and the first parks the session; then another process continues it."""
     decisions = iter(["defer"])
 
     async def park(*_: object) -> Any:
@@ -271,7 +271,7 @@ async def test_a_call_that_was_cut_off_is_made_again_and_runs_once(cli: Cli, sta
 
 
 async def test_of_a_batch_that_was_cut_off_the_cli_runs_the_finished_calls_and_forgets_the_last(cli: Cli):
-    """A fact about the CLI that the gate relies on: a call counts only once its block is finished."""
+    """The gate relies on this behaviour of the CLI: a call counts only once its block is complete."""
     turn = await cli.turn(
         "```scenario\n"
         "- text: I run both.\n"

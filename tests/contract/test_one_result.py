@@ -21,7 +21,7 @@ async def model_url() -> AsyncIterator[str]:
 
 
 def task(*commands: str) -> dict[str, object]:
-    """A call of a subagent that makes these calls, one after the other."""
+    """Returns a call of a subagent that makes these calls, one by one."""
     given = {
         "description": "Leave a mark",
         "prompt": script(*({"tools": [bash(command)]} for command in commands)),
@@ -32,7 +32,7 @@ def task(*commands: str) -> dict[str, object]:
 
 
 async def decide_all(h: House, *results: str) -> None:
-    """What waits is answered by `results`, in turn, until the turn is over."""
+    """Answers waiting calls by `results`, in turn, until the turn ends."""
     said = list(results)
     for _ in range(12):
         stop = await h.until_idle()

@@ -28,7 +28,7 @@ PYPI, NPM = "pypi.example.org", "npm.example.org"
 
 
 class Registry:
-    """An index of Python packages and a registry of npm's, with one small package each."""
+    """An index of Python packages and an npm registry, with one small package each."""
 
     def __init__(self, folder: Path) -> None:
         self._wheel = wheel(folder, "hitltiny", "1.0", "answer = 42\n")
@@ -82,7 +82,7 @@ def _tarball() -> bytes:
 
 @pytest.fixture
 async def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Registry, int]]:
-    """All names lead to it, and its address counts as one of the internet's."""
+    """Resolves all names to the registry, whose address counts as public."""
 
     async def resolve(_name: str, _port: int) -> list[str]:
         return ["127.0.0.1"]

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are sandb
 
 @dataclass
 class Victims:
-    """What this test started, for the probes to look for: listeners, sockets, files and a process with a secret."""
+    """Targets that this test started for the probes: listeners, sockets, files and a process with a secret."""
 
     targets: dict[str, Any]
 
@@ -80,7 +80,7 @@ def probe_of(path: str) -> Path:
 
 
 def outer_address() -> str:
-    """An address of this machine that is not loopback, where it has one. Nothing is sent."""
+    """Returns an address of this machine other than loopback, if there is one. Sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         try:
             one.connect(("192.0.2.1", 9))
@@ -90,7 +90,7 @@ def outer_address() -> str:
 
 
 def test_the_probes_find_what_there_is_where_there_is_no_sandbox(victims: Victims):
-    """Else they would find nothing inside of one for another reason."""
+    """Otherwise they could fail in a sandbox for another reason."""
     tried = dict(probe.attempts(victims.targets))
     assert len(tried) >= 60
     there = [

@@ -18,7 +18,7 @@ from tests.contract.asking import INPUT, KEY, ask_for, message, said
 
 
 class Forgetful:
-    """A backend that commits a write, and then loses the connection before it can say so."""
+    """A backend that commits a write and then loses the connection before it answers."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend, self.relay = backend, backend.relay
@@ -36,7 +36,7 @@ class Forgetful:
 
 
 class Repeating:
-    """Calls a Store whose first answer is lost, and calls again as the ledger's callers do."""
+    """Calls a Store whose first answer is lost, and repeats the call as the ledger's callers do."""
 
     def __init__(self, store: CoreStore, backend: Forgetful) -> None:
         self._store, self._backend = store, backend
@@ -55,7 +55,7 @@ class Repeating:
 
 
 async def live(store: Any, clock: Any, *, until: str, once: str = "") -> str:
-    """A session's life with every kind of write in it. Returns its id."""
+    """Makes every kind of write for a session, and returns its id."""
     session = await store.create_session(
         KEY, agent=Agent(), environment=Environment(), title="t", metadata={}, initial=[message("go")],
         idempotency_key=f"create {once}",

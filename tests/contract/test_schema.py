@@ -58,14 +58,14 @@ def parked_sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
 
 @pytest.fixture(scope="module")
 def document(parked_sessions: tuple[Threaded, list[Waiting]]) -> BaseSchema:
-    """The document as the service hands it out."""
+    """The document that the service returns."""
     url = f"{parked_sessions[0].service.url}/v1/openapi.json"
     raw = requests.get(url, headers={"x-api-key": KEY}, timeout=WAIT_S).json()
     return schemathesis.openapi.from_dict(raw, config=SchemathesisConfig.from_dict({"checks": CHECKS}))
 
 
 def ids(served: Threaded, made: list[Waiting]) -> dict[str, list[str]]:
-    """Of each path parameter, values that name something."""
+    """By path parameter, values that exist."""
     url = f"{served.service.url}/v1/approvals"
     found = requests.get(url, headers={"x-api-key": KEY}, params={"limit": 1000}, timeout=WAIT_S).json()
     return {
@@ -78,7 +78,7 @@ def ids(served: Threaded, made: list[Waiting]) -> dict[str, list[str]]:
 
 
 def cases(operation: APIOperation, known: dict[str, list[str]]) -> st.SearchStrategy[Any]:
-    """Right and wrong requests; half of those for something of an id are for something there is."""
+    """Generates valid and invalid requests. Half of those with ids in the path use existing ones."""
     modes = [GenerationMode.POSITIVE]
     if _varies(operation.label):
         modes.append(GenerationMode.NEGATIVE)

@@ -21,7 +21,7 @@ type Results = dict[str, dict[str, str]]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """By seeded bug how each test ended that ran with it."""
+    """By seeded bug, the outcome of each test that ran with it."""
     path = tmp_path_factory.mktemp("seeded") / "results.json"
     done = subprocess.run(
         [

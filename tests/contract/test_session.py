@@ -52,7 +52,7 @@ async def model_url() -> AsyncIterator[str]:
 
 @dataclass
 class House:
-    """One session, its store, and the folders it lives in."""
+    """One session with its store and its folders."""
 
     store: CoreStore
     session: Session
@@ -75,7 +75,7 @@ class House:
         return WorkspaceLocation(self.workspace, self.root / "saved")
 
     async def drive(self) -> None:
-        """One owner, from its lease to its parking."""
+        """Runs one owner, from its lease to its parking."""
         session = await self.store.acquire(self.session.id, new_id("own"), lease_s=self.patience_s)
         config = CliConfig(
             workspace=self.workspace,
@@ -108,7 +108,7 @@ class House:
         await self.send(said)
 
     async def until_idle(self) -> dict[str, Any]:
-        """The stop reason, once the session is idle again."""
+        """Waits until the session is idle again, and returns the stop reason."""
         while True:
             session = await self.store.get_session(self.session.id)
             if session.status == "idle" and session.stop_reason:
@@ -209,7 +209,7 @@ async def test_a_parked_call_runs_though_its_owner_died_before_the_store_had_the
 
 
 class WithoutClaims:
-    """A store that is away whenever a call is claimed: before it was committed, or after."""
+    """A store that is unreachable whenever a call is claimed: before the commit, or after it."""
 
     def __init__(self, store: CoreStore, *, committed: bool) -> None:
         self._store, self._committed = store, committed
@@ -400,7 +400,7 @@ async def test_a_call_that_nobody_decided_on_in_time_never_runs(tmp_path: Path, 
 
 
 async def let_days_pass(h: House, clock: FakeClock, days: int) -> None:
-    """The store's clock goes on, and what the CLI wrote with its time is as old as that."""
+    """Moves the store's clock, and makes the CLI's own timestamps older by the same time."""
     clock.move(days * DAY_S)
     key: TranscriptKey = {
         "scope": h.session.id, "project_key": "-", "session_id": h.session.transcript_id, "subpath": ""
@@ -496,7 +496,7 @@ async def test_calls_of_an_answer_that_was_cut_off_wait_for_a_human_too(tmp_path
 
 
 async def kill(h: House, driving: "asyncio.Task[None]") -> None:
-    """kill -9 of the session's CLI, as an operator or the kernel does it; its owner ends of that."""
+    """Kills the session's CLI with SIGKILL, as an operator or the kernel would; its owner ends because of that."""
     found = [
         child
         for child in psutil.Process().children(recursive=True)
@@ -530,7 +530,7 @@ async def test_a_batch_whose_process_was_killed_is_asked_about_once(tmp_path: Pa
 
 
 async def refuse_the_rest(h: House) -> None:
-    """A CLI that was killed may have said less to the store than it did: then the model asks for that again."""
+    """Denies the calls that the model asks for again, because a killed CLI may not have sent everything to the store."""
     while (stop := await h.until_idle())["type"] == "requires_action":
         for event_id in stop["event_ids"]:
             await h.confirm(event_id, "deny")

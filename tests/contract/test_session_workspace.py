@@ -27,7 +27,7 @@ ALLOWED = PermissionPolicy(default="always_allow", rules=(Rule(rule="Bash(cat:*)
 
 
 def wipe(h: House) -> None:
-    """As in a new container, or on another machine."""
+    """Deletes the local files, as in a new container or on another machine."""
     shutil.rmtree(h.workspace)
     h.place.marker.unlink(missing_ok=True)
 
@@ -106,7 +106,7 @@ async def test_a_cli_that_is_killed_loses_nothing_of_the_folder(tmp_path: Path, 
 
 
 class Counted:
-    """A store that notes what it is asked."""
+    """A store that records its calls."""
 
     def __init__(self, store: CoreStore) -> None:
         self._store, self.calls = store, list[str]()
@@ -135,7 +135,7 @@ async def test_a_turn_of_text_in_an_unchanged_folder_asks_nothing_of_the_store_f
 
 
 async def cramped_house(tmp_path: Path, model_url: str, prompt: str) -> tuple[House, Path]:
-    """A house whose file area cannot be written, until the file that is in its place is removed."""
+    """A house whose file area cannot be written to until the file in its place is removed."""
     blocking = tmp_path / "files"
     blocking.write_text("in the folder's place")
     store = CoreStore(MemoryBackend(), files=FileArea(blocking.as_uri()))
@@ -170,7 +170,7 @@ async def test_a_save_that_fails_is_told_and_the_turn_goes_on_and_the_next_one_h
 
 
 class Container(House):
-    """A folder that goes with its owner."""
+    """A folder that is deleted with its owner."""
 
     @property
     def place(self) -> WorkspaceLocation:

@@ -253,7 +253,7 @@ async def agreed(ledgers: list[CoreStore], version: int) -> int:
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[Server]:
-    """A server that a test may stop if it starts it again, and that keeps what it acknowledged."""
+    """A server with its default settings, so that acknowledged writes survive; a test that stops it must start it again."""
     with serving({}) as server:
         yield server
 
@@ -268,7 +268,7 @@ async def fragile(own_server: Server) -> AsyncIterator[CoreStore]:
 
 
 async def patiently[T](work: Callable[[], Awaitable[T]]) -> T:
-    """As the ledger's callers do: what the database did not answer is asked again, with the same ids."""
+    """Repeats a request with the same ids until the database answers, as the ledger's callers do."""
     async with asyncio.timeout(600):
         while True:
             try:

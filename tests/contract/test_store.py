@@ -76,7 +76,7 @@ async def log(store: CoreStore, session_id: str, *types: str) -> list[Event]:
 
 
 async def begun(store: CoreStore) -> str:
-    """A session whose first turn was begun by the owner with epoch 1."""
+    """Creates a session whose first turn was begun by the owner with epoch 1."""
     session = await create(store, message())
     await store.acquire(session.id, "owner", lease_s=15)
     [queued] = await log(store, session.id, "user.message")
@@ -85,7 +85,7 @@ async def begun(store: CoreStore) -> str:
 
 
 def waits_for(stop_reason: Mapping[str, Any] | None, *event_ids: str) -> bool:
-    """Whether it says that just these calls wait, in any order."""
+    """Whether the session waits for exactly these calls, in any order."""
     found = dict(stop_reason or {})
     return sorted(found.pop("event_ids", [])) == sorted(event_ids) and found == {"type": "requires_action"}
 
@@ -917,7 +917,7 @@ async def test_of_decisions_at_once_the_first_wins(store: CoreStore, backend: An
 
 
 async def held(store: CoreStore, *said_: UserToolConfirmation) -> str:
-    """A session whose call t1 was held at a turn's end, and decided after it."""
+    """Creates a session whose call t1 was held at a turn's end, and decided after it."""
     session_id = await asking(store)
     await store.hold(session_id, 1, "t1")
     await end(store, session_id)
@@ -1321,7 +1321,7 @@ async def test_an_owner_that_is_replaced_hears_of_it(store: CoreStore):
 
 
 async def quiet(store: CoreStore) -> int:
-    """The version of what is supervised, once no news of it is under way any more."""
+    """Returns the version of the supervised sessions, once no notification of it is pending."""
     version = await store.wait_supervised(-1, timeout_s=0.01)
     while (newer := await store.wait_supervised(version, timeout_s=0.2)) != version:
         version = newer
@@ -1367,7 +1367,7 @@ async def test_an_error_undoes_the_whole_write(store: CoreStore, backend: Any):
 
 
 async def rested(store: CoreStore) -> str:
-    """A session that is parked at the end of its turn."""
+    """Creates a session that is parked at the end of its turn."""
     session_id = await begun(store)
     await end(store, session_id)
     assert await store.release(session_id, 1)

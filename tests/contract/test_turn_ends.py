@@ -22,7 +22,7 @@ SLOW = "echo begun > ran; sleep 60"
 
 
 async def interrupt_running(h: House) -> dict[str, Any]:
-    """The stop reason after an interrupt that comes while the command SLOW runs."""
+    """Interrupts while the command SLOW runs, and returns the stop reason."""
     while not (h.workspace / "ran").exists():
         await asyncio.sleep(0.05)
     await h.send(UserInterrupt(type="user.interrupt"))
@@ -73,7 +73,7 @@ async def test_an_interrupt_that_the_sdk_fails_to_deliver_ends_the_turn_and_the_
 
 @dataclass
 class Broken:
-    """Tool input that is no JSON."""
+    """Replaces the deltas of a tool's input by text that is not JSON."""
 
     pieces: list[str] = field(default_factory=lambda: ['{"command": "echo'])
 

@@ -90,7 +90,7 @@ def sessions(http: httpx.Client) -> list[str]:
 
 
 def ask(http: httpx.Client, route: str, session_id: str, **options: Any) -> httpx.Response:
-    """A request for `route`, with something there for each id in it, and a key that opens it."""
+    """Sends a request for `route`, with existing ids and a valid key."""
     method, path = route.split()
     known = {"session_id": session_id, "name": "ANTHROPIC_API_KEY"}
     url = re.sub(r"\{(\w+)\}", lambda found: known.get(found[1], "default"), path)
@@ -279,7 +279,7 @@ def test_an_empty_body_is_none(http: httpx.Client, body: bytes):
 
 
 def objects(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object in a body, by its dotted path."""
+    """Yields every object in a body, with its dotted path."""
     if isinstance(value, dict):
         yield path, value
     for key, item in (

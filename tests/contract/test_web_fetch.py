@@ -25,7 +25,7 @@ PAGE = b"<html><body><h1>Opening hours</h1><p>Closed on Mondays.</p></body></htm
 
 @dataclass
 class Pages:
-    """A site with TLS. `asked` has the first line of each request, `heads` the rest of its head."""
+    """A site with TLS. `asked` has the first line of each request, `heads` the rest of its header."""
 
     port: int
     asked: list[str] = field(default_factory=list[str])

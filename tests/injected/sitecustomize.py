@@ -18,7 +18,7 @@ STORE = "claude_hitl_template.store."
 
 
 def beside(name: str) -> Any:
-    """A module of the tests, which need not be on the path."""
+    """Imports a module of the tests, which need not be on the path."""
     spec = importlib.util.spec_from_file_location(f"hitl_injected_{name}", TESTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -29,7 +29,7 @@ def beside(name: str) -> Any:
 
 
 def imported(module: ModuleType) -> None:
-    """Called when one of the product's modules was imported."""
+    """Called after one of the product's modules was imported."""
     folder, bugs = os.environ.get("HITL_TEST_FAULTS"), os.environ.get("HITL_TEST_BUGS")
     if module.__name__ == FAULT_POINTS and folder:
         beside("faults").install(Path(folder))

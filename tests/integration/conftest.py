@@ -9,7 +9,7 @@ from tests.integration.harness import Service
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Running, with calls that wait hot for as long as a test needs."""
+    """A running service that keeps the CLI running while calls wait."""
     one = Service(tmp_path_factory.mktemp("service"))
     try:
         one.up(HITL_HOT_WINDOW_S="3600")

@@ -27,7 +27,7 @@ KEY = "key-of-the-integration-tests"
 
 
 def wait_for[T](what: str, look: Callable[[], T | None]) -> T:
-    """The first thing `look` finds."""
+    """Waits until `look` finds something, and returns it."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         found = look()
@@ -39,7 +39,7 @@ def wait_for[T](what: str, look: Callable[[], T | None]) -> T:
 
 @dataclass
 class Service:
-    """`hitl` with an environment of its own."""
+    """Runs `hitl` with its own environment."""
 
     root: Path
     environment: dict[str, str] = field(default_factory=dict[str, str])
@@ -66,7 +66,7 @@ class Service:
         )
 
     def python(self, code: str) -> Any:
-        """What `code` prints as JSON; its argument is the address of this service's Ray."""
+        """Returns what `code` prints as JSON; its argument is the address of this service's Ray."""
         address = f"127.0.0.2:{self.environment['HITL_RAY_PORT']}"
         command = [sys.executable, "-c", code, address]
         env = {**os.environ, **self.ray_login}
@@ -82,7 +82,7 @@ class Service:
 
     @property
     def ray_login(self) -> dict[str, str]:
-        """What a process of Ray's needs in its environment to be let in."""
+        """The environment variables with which a process can connect to Ray."""
         path = self.root / "data" / "secrets" / "ray-token"
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
 
@@ -109,7 +109,7 @@ class Service:
         return psutil.Process(known["pid"])
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """Those of this service's cluster whose command line holds `name`."""
+        """Returns the processes of this service's cluster whose command line contains `name`."""
         return [p for p in self.head().children(recursive=True) if name in command_line(p)]
 
     def cli_of(self, session: "Conversation") -> psutil.Process:
@@ -137,7 +137,7 @@ class Service:
         return f"http://127.0.0.1:{self.environment['HITL_SERVE_PORT']}/claude-hitl"
 
     def call(self, method: str, path: str, body: Any = None, key: str = "") -> Any:
-        """The answer's JSON. A service that is not there is asked again: that is what its clients do."""
+        """Sends a request and returns the answer's JSON. Repeats it while the service is unreachable, as its clients do."""
 
         def once() -> httpx.Response | None:
             try:
@@ -152,7 +152,7 @@ class Service:
         return answer.json()
 
     def drain(self) -> None:
-        """The first half of `down`: no session is started any more."""
+        """Does the first half of `down`: no session is started any more."""
         settings = Settings.model_construct(data_dir=self.root / "data")
         headers = {"x-api-key": operator_key(settings)}
         answer = httpx.post(
@@ -187,12 +187,12 @@ class Conversation:
         return self.service.call("GET", f"/v1/sessions/{self.id}")
 
     def events(self, *types: str) -> list[Any]:
-        """The whole log, oldest first; asserts that it has no gap."""
+        """Returns the whole log, oldest first; asserts that it has no gap."""
         wanted = "".join(f"&types[]={t}" for t in types)
         return self.service.call("GET", f"/v1/sessions/{self.id}/events?limit=1000{wanted}")["data"]
 
     def approvals(self) -> list[Any]:
-        """In whatever state."""
+        """Returns the session's approvals in all states."""
         states = "".join(f"&states[]={state.value}" for state in ApprovalState)
         return self.service.call("GET", f"/v1/approvals?session_id={self.id}&limit=100{states}")["data"]
 
@@ -206,7 +206,7 @@ class Conversation:
         return wait_for(f"session {self.id} to come to rest", look)
 
     def until_asked(self) -> str:
-        """The event id of the one call that waits."""
+        """Waits for a call that waits, and returns its event id."""
         stop = self.until_idle()
         assert stop["type"] == "requires_action", stop
         (event_id,) = stop["event_ids"]
@@ -229,7 +229,7 @@ class Conversation:
         self.service.call("POST", f"/v1/sessions/{self.id}/events", {"events": [{"type": "user.interrupt"}]})
 
     def stream(self, after: int = 0) -> list[tuple[int, Any]]:
-        """(cursor, event) of what the log holds behind `after`, as the event stream tells it."""
+        """Returns (cursor, event) of the log after `after`, read from the event stream."""
         newest = self.events()[-1]["id"]
         headers = {"x-api-key": KEY, "last-event-id": str(after)}
         url = f"{self.service.base}/v1/sessions/{self.id}/events/stream"
@@ -248,7 +248,7 @@ class Conversation:
 
 
 def script(*commands: str, last: str = "Done: {tool_result}") -> str:
-    """A prompt that makes the offline model issue these commands, one after the other."""
+    """Returns a prompt with which the offline model issues these commands, one by one."""
     steps = [
         {"text": f"Step {number}.", "tools": [{"name": "Bash", "input": {"command": command}}]}
         for number, command in enumerate(commands)

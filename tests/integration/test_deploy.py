@@ -42,7 +42,7 @@ Supervisor.__init__ = _defect
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Calls wait hot."""
+    """A service that keeps the CLI running while calls wait."""
     one = Service(tmp_path_factory.mktemp("cluster"), {"HITL_SPARE_OWNERS": "0"})
     try:
         one.up(HITL_HOT_WINDOW_S="3600")
@@ -65,7 +65,7 @@ def serving(cluster: Service) -> dict[str, Any]:
 
 @contextmanager
 def unchanged(cluster: Service) -> Generator[None]:
-    """What serves before serves afterwards, and Serve has nothing half done."""
+    """Asserts that the same code serves before and after, and that no deploy in Serve is unfinished."""
     before = serving(cluster)
     yield
     assert serving(cluster) == before
@@ -89,7 +89,8 @@ def test_a_first_deploy_that_fails_leaves_an_empty_cluster_empty_and_the_next_on
 
 @dataclass(frozen=True)
 class Second:
-    """A deploy on which one session waited for a decision on `asked`, and another one was at work."""
+    """The cluster after a second deploy, during which one session waited for a decision on `asked` and another one
+    worked."""
 
     said: str
     waiting: Conversation
@@ -112,7 +113,7 @@ def second(cluster: Service, tree: Tree) -> Second:
 
 
 def code_of(process: psutil.Process) -> str:
-    """Names the package that a worker of Ray's runs."""
+    """Returns the package whose code a worker of Ray runs."""
     return process.environ().get("PYTHONPATH", "")
 
 
@@ -135,7 +136,7 @@ def test_a_changed_tree_is_live_and_every_side_says_which_it_is(
 def test_a_turn_that_runs_while_a_deploy_comes_ends_and_its_call_ran_once_or_is_told_as_unknown(
     second: Second,
 ) -> None:
-    """Unknown where the new ledger came later than the owner's lease lasts, as on a machine that is very busy."""
+    """The outcome is unknown if the new ledger starts after the owner's lease ended, as on a very busy machine."""
     session = second.working
     (session.workspace / "go").touch()
     assert session.until_idle()["type"] == "end_turn"
@@ -180,7 +181,7 @@ def test_a_key_that_serve_would_ignore_is_named(cluster: Service, tree: Tree) ->
 
 
 def test_deploys_that_fail_one_after_the_other_are_each_taken_back(cluster: Service, tree: Tree) -> None:
-    """One where the machine lacks something, and one that is imported and does not start."""
+    """In the first, the machine lacks a package; the second is imported but does not start."""
     with unchanged(cluster), tree.spoilt("requirements.lock", "not-on-this-cluster==1.0\n"):
         said = tree.fails_to_deploy()
     assert "not-on-this-cluster 1.0 (missing)" in said
@@ -208,7 +209,7 @@ def test_a_wrong_address_is_named_with_what_mends_it(cluster: Service, tree: Tre
 
 
 def test_koco_that_ends_with_0_though_it_failed_is_told(tree: Tree) -> None:
-    """The real koco, at a dashboard that refuses what it is given."""
+    """The real koco, with a dashboard that refuses its request."""
     app = FastAPI()
     versions = {"version": "4", "ray_version": version("ray"), "ray_commit": ""}
     told = {
@@ -233,7 +234,7 @@ def test_koco_that_ends_with_0_though_it_failed_is_told(tree: Tree) -> None:
 
 
 class Cutting(socketserver.ThreadingTCPServer):
-    """Forwards to a port, and cuts the first connection that has sent CUT_BYTES."""
+    """Forwards to a port, and cuts the first connection that sent CUT_BYTES."""
 
     def __init__(self, port: int) -> None:
         super().__init__(("127.0.0.1", 0), Forward)

@@ -21,7 +21,7 @@ DISK = "48m"
 
 @pytest.fixture(scope="module")
 def cramped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose data folder is a disk of its own, and a small one."""
+    """A service whose data folder is its own small disk."""
     if os.geteuid() != 0:
         pytest.skip("a disk of its own can only be mounted by root")
     one = Service(tmp_path_factory.mktemp("cramped"))
@@ -42,7 +42,7 @@ def _write_without_end(file: io.RawIOBase) -> None:
 
 
 def fill(folder: Path) -> Path:
-    """Takes all the room there is, and returns what to delete for it."""
+    """Fills the disk, and returns the file to delete to free it."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         _write_without_end(file)

@@ -39,7 +39,7 @@ def database(backing: str) -> Generator[dict[str, str]]:
 def parking(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Service, Points]]:
-    """A service that parks at once whatever waits, so that what is decided is handed to a new owner."""
+    """A service that parks waiting calls at once, so that a decided call goes to a new owner."""
     root = tmp_path_factory.mktemp("handing-over")
     points = Points(root / "faults")
     with database(request.param) as told:

@@ -29,7 +29,7 @@ def journal(session: Conversation) -> list[str]:
 
 
 def let_go(session: Conversation) -> None:
-    """Commands that wait may end."""
+    """Lets waiting commands end."""
     session.workspace.mkdir(parents=True, exist_ok=True)
     (session.workspace / "go").touch()
 

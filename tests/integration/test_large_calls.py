@@ -52,8 +52,8 @@ METHODS = frozenset().union(*OPENED.values())
 
 
 class Weighed:
-    """What the four kinds of caller call, each with its capability; notes how large each method's largest call was,
-    request or answer, in bytes."""
+    """Calls the ledger with each caller's capability, and records the size in bytes of each method's largest request
+    or answer."""
 
     def __init__(self, authority: Authority, reached: Callable[..., Any]) -> None:
         self._authority, self._reached = authority, reached
@@ -109,7 +109,7 @@ async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Weigh
 
 
 def start_ray(settings: dict[str, str]) -> None:
-    """Ray gives its own start 30 s, which a machine that is busy may not keep."""
+    """Starts Ray, whose own timeout of 30 s a busy machine may exceed."""
     import ray  # noqa: PLC0415
 
     before = psutil.Process().children()
@@ -151,7 +151,7 @@ async def make(store: Any, key_id: str, *first: str) -> str:
 
 
 async def a_life(store: Any) -> None:
-    """Calls every method of the Store, and checks that what went in comes out."""
+    """Calls every method of the Store, and checks that the data written is the data read."""
     await store.ping()
     key = await store.add_key("someone", "hash")
     assert (await store.find_key("hash"), await store.get_key(key.id)) == (key, key)
@@ -293,7 +293,7 @@ async def keys_and_what_is_kept(store: Any) -> None:
 
 
 async def test_every_call_of_the_store_gets_through_at_its_largest_size(store: Weighed) -> None:
-    """A method that is new must be called here, at its largest size, or stand among the small ones."""
+    """A new method must be called here at its largest size, or be listed as a small one."""
     await a_life(store)
     assert set(store.largest) == METHODS
     assert {name for name, size in store.largest.items() if size > LIMIT} == METHODS - SMALL

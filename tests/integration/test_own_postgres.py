@@ -29,7 +29,7 @@ def service() -> Iterator[Service]:
 
 
 def server(service: Service) -> psutil.Process:
-    """The Postgres that `status` tells of."""
+    """The Postgres that `status` shows."""
     database = json.loads(service.hitl("status", "--json").stdout)["database"]
     assert database["place"].startswith("Postgres at 127.0.0.1:")
     return psutil.Process(database["pid"])

@@ -19,7 +19,7 @@ PROMPT = "Write hello.txt with a greeting"
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """With a panel; a key for the model that must turn up nowhere; calls wait hot."""
+    """A service with a panel and hot calls, and with a key for the model that must not appear anywhere."""
     one = Service(tmp_path_factory.mktemp("panel"), {"HITL_PANEL": "true", "HITL_HOT_WINDOW_S": "3600"})
     try:
         one.up()
@@ -38,7 +38,7 @@ def panel_url(service: Service) -> str:
 
 @pytest.fixture
 def browser(service: Service) -> Iterator[httpx.Client]:
-    """Logged in to the panel as its admin."""
+    """A client that is logged in to the panel as its admin."""
     own = {"origin": panel_url(service)}
     with httpx.Client(base_url=panel_url(service), headers=own, timeout=PATIENCE_S) as client:
         body = {"name": "admin", "password": secret(service, "panel-password")}
@@ -47,7 +47,7 @@ def browser(service: Service) -> Iterator[httpx.Client]:
 
 
 def kodosumi(service: Service) -> dict[str, psutil.Process]:
-    """Spooler and panel, by name."""
+    """Returns the processes of spooler and panel, by name."""
     found: dict[str, psutil.Process] = {}
     for process in psutil.process_iter():
         try:
@@ -166,7 +166,7 @@ def test_the_rest_api_streams_beside_kodosumis_routes(service: Service) -> None:
 
 
 def started(service: Service, browser: httpx.Client) -> tuple[str, str, list[str]]:
-    """A conversation that the panel started, as a program does it: its flow, the lock that waits there, and its call."""
+    """A conversation started over the panel's API, as a program would: its flow, the waiting lock, and its call."""
     (start,) = [e["url"] for e in entries(browser) if e["url"].rstrip("/").endswith("/start")]
     begun = browser.post(start, json={"prompt": PROMPT}).json()
     assert "result" in begun, begun.get("errors", begun)

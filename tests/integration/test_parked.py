@@ -17,7 +17,7 @@ MANY = int(os.environ.get("HITL_TEST_PARKED", "50"))
 
 @pytest.fixture(scope="module")
 def parking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose calls are parked at once."""
+    """A service that parks calls at once."""
     one = Service(tmp_path_factory.mktemp("parking"))
     try:
         one.up(HITL_HOT_WINDOW_S="0")
@@ -72,7 +72,7 @@ def test_after_down_and_up_everything_goes_on(parking: Service):
 
 
 def test_a_decision_given_while_nothing_drives_sessions_is_carried_out_later(parking: Service):
-    """The service is drained: it takes decisions, and starts nothing."""
+    """The service is drained: it accepts decisions, and starts no session."""
     session = parking.start_session(WRITE)
     asked = session.until_asked()
     session.until_parked()
@@ -92,7 +92,7 @@ def owners(service: Service) -> list[psutil.Process]:
 
 
 def actors(service: Service) -> list[str]:
-    """The names of the session owners that Ray knows, alive."""
+    """Returns the names of the session owners that are alive in Ray."""
     return service.python(
         "import ray, json, sys\n"
         "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='error')\n"
@@ -102,7 +102,7 @@ def actors(service: Service) -> list[str]:
 
 
 def _left(root: Path) -> list[str]:
-    """Processes that name the service's folder."""
+    """Returns processes whose command line contains the service's folder."""
     found: list[str] = []
     for process in psutil.process_iter():
         try:

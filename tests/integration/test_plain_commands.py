@@ -29,7 +29,7 @@ PASSWORD = "password-of-these-tests"
 
 @dataclass
 class Plain:
-    """A folder with the shipped config, at ports of its own, and the commands in it."""
+    """A folder with the shipped config and its own ports, in which commands run."""
 
     folder: Path
     temp: Path
@@ -77,7 +77,7 @@ class Plain:
             )
 
     def family(self) -> list[psutil.Process]:
-        """What runs in the folder, or names Ray's."""
+        """Returns the processes that run in the folder, or whose command line contains Ray's folder."""
         found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             try:
@@ -92,7 +92,7 @@ class Plain:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plain]:
-    """After the three commands, each as it stands in the guide."""
+    """The state after the three commands, each as in the guide."""
     ports = dict(zip(("ray", "client", "dashboard", "serve", "panel"), free_ports(5), strict=True))
     folder = tmp_path_factory.mktemp("plain")
     one = Plain(folder, Path(f"/tmp/hitl-plain-{os.getpid()}"), ports)
@@ -187,7 +187,7 @@ def test_the_serve_port_knows_users_by_the_panels_login_here_too(plain: Plain, b
 
 
 def test_a_deploy_onto_this_ray_keeps_its_data_folder(plain: Plain, tmp_path: Path) -> None:
-    """After the others, for it brings this working tree as a package."""
+    """Runs after the others, because it deploys this working tree as a package."""
     key = (plain.folder / ".hitl" / "secrets" / "api-key").read_text()
     done = subprocess.run(
         [sys.executable, "-m", "claude_hitl_template.cli", "deploy"],

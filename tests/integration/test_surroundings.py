@@ -25,7 +25,7 @@ MODEL = "http://model.test"
 
 @dataclass
 class Surrounded:
-    """A service; what its proxies were asked for so far, by HTTP and by SOCKS."""
+    """A service, and the requests that its HTTP and SOCKS proxies received so far."""
 
     service: Service
     http: list[str]
@@ -108,12 +108,12 @@ def test_the_token_is_in_no_command_line_environment_or_log(one: Surrounded) -> 
 
 
 def test_no_proxy_was_asked_for_anything_of_ours(one: Surrounded) -> None:
-    """After the others. Ray's own reports to its makers are off, too."""
+    """Runs after the others. Ray's usage reports are off, too."""
     assert one.asked() == []
 
 
 def test_the_model_is_reached_by_the_proxy(one: Surrounded, tmp_path: Path) -> None:
-    """Last, for it takes the offline model away."""
+    """Runs last, because it disables the offline model."""
     key = {"ANTHROPIC_API_KEY": "sk-ant-test", "ANTHROPIC_BASE_URL": MODEL}
     one.service.up(**key)
     session = one.service.start_session("Hello")
@@ -125,7 +125,7 @@ def test_the_model_is_reached_by_the_proxy(one: Surrounded, tmp_path: Path) -> N
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One that the user of Postgres can reach."""
+    """A folder that the user of Postgres can access."""
     made = Path(tempfile.mkdtemp(prefix="hitl-failing-"))
     made.chmod(0o711)
     yield made
@@ -133,7 +133,7 @@ def folder() -> Iterator[Path]:
 
 
 def test_a_start_that_fails_leaves_nothing_running(folder: Path) -> None:
-    """What cannot be a key is noticed by the service itself, after Ray and Postgres were started."""
+    """The service itself detects an invalid key, after Ray and Postgres were started."""
     one = Service(folder, {"ANTHROPIC_API_KEY": "no key at all", "HITL_PANEL": "true"})
     done = one.hitl("up", "--postgres")
     assert done.returncode == 1

@@ -54,7 +54,8 @@ type Checks = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Trouble:
-    """`says`: what only this trouble makes doctor say. `told`: why it was not made, but doctor told that it is so."""
+    """A problem of the guide. `says` is in doctor's report of this problem only. `told` is why the problem is faked
+    instead of caused."""
 
     scene: str
     says: str
@@ -110,8 +111,8 @@ TROUBLES = {
 def doctor(
     *args: str, env: Mapping[str, str], prepare: str = "exec", cwd: Path | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """`./hitl doctor` with these settings only. `prepare`: shell that is run first, as root, and ends with how to go on;
-    what it mounts, only that doctor sees."""
+    """Runs `./hitl doctor` with these settings only. `prepare` is shell code that runs before it as root, in
+    doctor's own mount namespace."""
     ours = ("HITL_", "ANTHROPIC_", "RAY_", "CONTAINER")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     command = [sys.executable, "-m", f"{CODE}.cli", "doctor", "--json", *args]
@@ -169,7 +170,7 @@ class Machine:
         return self.folder / name
 
     def _storage(self) -> Path:
-        """Images of the test's own, and none of this machine's."""
+        """Configures podman with the test's own images, and none of this machine's."""
         file = self.folder / "storage.conf"
         places = f'graphroot = "{self.folder}/images"\nrunroot = "{self.folder}/run"\n'
         file.write_text(f'[storage]\ndriver = "vfs"\n{places}')
@@ -182,7 +183,8 @@ class Machine:
         return done.stdout.strip()
 
     def old_image(self) -> tuple[str, str]:
-        """An image for an old Ray: its name, and its id here, which looks like a digest, and no registry knows."""
+        """Builds an image for an old Ray. Returns its name, and its local id, which looks like a digest but is in no
+        registry."""
         context = self.make("context")
         (context / "Dockerfile").write_text(f"FROM scratch\nLABEL {labels.RAY}={OLD_RAY}\n")
         self.podman("build", "--quiet", "--tag", "localhost/old:1", context)
@@ -289,7 +291,7 @@ SCENES = {
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "Future[Checks]"]]:
-    """By scene what doctor said. Some wait for who never answers, so two are looked at at a time."""
+    """By scene, doctor's report. Two run at a time, because some wait for servers that never answer."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if sys.platform != "linux" or os.getuid() != 0:
         missing.append("root on Linux")
@@ -313,7 +315,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 
 @pytest.fixture(scope="module")
 def cluster(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Runs the code of `tree`, with a panel."""
+    """A service with a panel that runs the code of `tree`."""
     environment = {"HITL_PANEL": "true", "HITL_SPARE_OWNERS": "0", "PYTHONPATH": str(tree.root)}
     one = Service(tmp_path_factory.mktemp("cluster"), environment)
     port = one.environment["HITL_SERVE_PORT"]
@@ -338,7 +340,7 @@ def from_elsewhere(cluster: Service, **more: str) -> Checks:
 def clusters(
     cluster: Service, tree: Tree, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Checks]]:
-    """By scene what doctor said; the last one leaves a panel that lists no entry."""
+    """By scene, doctor's report; the last scene leaves a panel without entries."""
     said: dict[str, Checks] = {}
     installed = tmp_path_factory.mktemp("installed")
     (installed / f"ray-{OLD_RAY}.dist-info").mkdir()
@@ -395,7 +397,7 @@ def answers(url: str) -> bool:
 
 
 def koco(cluster: Service, tree: Tree) -> None:
-    """Ends with 0, whatever comes of it."""
+    """Ends with status 0, whatever its result."""
     url = addresses(cluster)["HITL_DASHBOARD_URL"]
     done = tree.koco("deploy", "-r", dashboard=url, **cluster.ray_login)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -20,7 +20,7 @@ SIZE = 7_000_000  # several messages between owner and ledger
 
 @pytest.fixture(scope="module")
 def small_area(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file area on a disk of its own, and a small one."""
+    """A service whose file area is its own small disk."""
     if os.geteuid() != 0:
         pytest.skip("a disk of its own can only be mounted by root")
     disk = tmp_path_factory.mktemp("files")
@@ -40,7 +40,7 @@ def parking(tmp_path_factory: pytest.TempPathFactory, small_area: Path) -> Itera
 
 
 def wipe(session: Conversation) -> None:
-    """As on another machine."""
+    """Deletes the local files, as on another machine."""
     session.until_parked()
     shutil.rmtree(session.workspace)
     (session.service.root / "data" / "saved" / session.id).unlink()

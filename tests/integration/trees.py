@@ -25,7 +25,7 @@ class Tree:
 
     @classmethod
     def check_out(cls, root: Path) -> "Tree":
-        """This project as it is here, as a repository with one commit; without tests, one of which holds KEY."""
+        """Copies this project into a repository with one commit; without tests, because one of them contains KEY."""
         for name in listed_files(ROOT):
             if not name.startswith("tests/"):
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class Tree:
         return self.run(sys.executable, "-m", f"{CODE}.cli", *args, stdin=stdin)
 
     def koco(self, *args: str, dashboard: str, **login: str) -> "subprocess.CompletedProcess[str]":
-        """`login`: `Service.ray_login` of a cluster of ours."""
+        """Runs koco. `login` is `Service.ray_login` of a test cluster."""
         return self.run(BIN / "koco", *args, RAY_DASHBOARD_ADDRESS=dashboard, **login)
 
     def profile(self, name: str, **variables: str) -> None:
@@ -63,7 +63,7 @@ class Tree:
         (self.root / "profiles" / f"{name}.env").write_text(text)
 
     def deploy(self, profile: str = "vm") -> str:
-        """What it said. It must have gone well."""
+        """Deploys, asserts success, and returns the output."""
         done = self.hitl("deploy", "--profile", profile)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -85,7 +85,7 @@ class Tree:
 
     @contextmanager
     def spoilt(self, path: str, text: str) -> Generator[None]:
-        """With `text` at the end of a file."""
+        """Appends `text` to a file for the duration of the context."""
         file = self.root / path
         before = file.read_text()
         file.write_text(before + text)
@@ -96,7 +96,7 @@ class Tree:
 
 
 def addresses(cluster: Service) -> dict[str, str]:
-    """What a profile says of a cluster."""
+    """Returns a profile's settings for a cluster."""
     port = cluster.environment
     return {
         "HITL_DASHBOARD_URL": f"http://127.0.0.1:{port['HITL_DASHBOARD_PORT']}",
@@ -109,16 +109,16 @@ def addresses(cluster: Service) -> dict[str, str]:
 
 
 def applications(cluster: Service) -> dict[str, Any]:
-    """What Serve says of each, by name."""
+    """Returns Serve's status of each application, by name."""
     return cluster.dashboard("/api/serve/applications/").json()["applications"]
 
 
 def status(cluster: Service) -> str | None:
-    """Of our application; None: Serve has none."""
+    """Returns the status of our application; None if Serve has none."""
     return applications(cluster).get("claude-hitl", {}).get("status")
 
 
 def empty(cluster: Service) -> None:
-    """Ends Serve and what runs in it, as `serve shutdown` does; Ray runs on."""
+    """Deletes Serve's applications, and waits until their processes have ended; Ray keeps running."""
     assert cluster.dashboard("/api/serve/applications/", "DELETE").is_success
     wait_for("Serve to end", lambda: not cluster.processes("ServeReplica:") or None)

@@ -99,7 +99,7 @@ async def http(watched: Watched, tmp_path: Path) -> AsyncIterator[httpx.AsyncCli
 
 
 async def asked(watched: Watched) -> str:
-    """The id of an approval that waits."""
+    """Returns the id of an approval that waits."""
     store = watched.store
     key = await store.add_key("alice", hash_api_key(KEY))
     first = UserMessage.model_validate({"type": "user.message", "content": [{"type": "text", "text": "go"}]})

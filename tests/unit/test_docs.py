@@ -82,12 +82,12 @@ NOT_RUN = {
 
 
 def blocks(document: Path) -> list[tuple[str, str]]:
-    """The shell commands of a document, each block with where it is for."""
+    """Returns the shell commands of a document: each block, with the machine that it is for."""
     return re.findall(r"^```sh ?(\w*)\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def commands(document: Path) -> list[tuple[str, str]]:
-    """Line by line, without comments; those that are only indented, too, but for settings of a .env."""
+    """Returns the lines without comments, including indented ones, but not settings of a .env."""
     fenced = [(where, line) for where, block in blocks(document) for line in block.splitlines()]
     rest = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
     indented = [("", line.strip()) for line in re.findall(r"^    \S.*$", rest, re.MULTILINE)]
@@ -96,7 +96,7 @@ def commands(document: Path) -> list[tuple[str, str]]:
 
 
 def check_usage(line: str) -> None:
-    """Each `./hitl` in it has a command, options and values that exist. Nothing is run."""
+    """Asserts that each `./hitl` in the block has an existing command, options and values. Runs nothing."""
     for part in re.split(r"&&|[|;<>]", line):
         words = shlex.split(part)
         if "./hitl" not in words:

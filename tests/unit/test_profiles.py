@@ -12,7 +12,7 @@ SHIPPED = Path(__file__).parents[2] / "profiles"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a .env and a profile."""
+    """A folder with a .env file and a profile."""
     for name in Settings.model_fields:
         monkeypatch.delenv(variable(name), raising=False)
     monkeypatch.setenv("HITL_HOME", str(tmp_path))

@@ -58,7 +58,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ended(project: Path, *arguments: str) -> dict[str, str]:
-    """How each test of the project ended."""
+    """Returns the outcome of each test of the project."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *arguments]
     alone = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # others' plugins take seconds to start
     done = subprocess.run(command, cwd=project, env=alone, capture_output=True, text=True, check=False)

@@ -20,7 +20,7 @@ READING = {"read", "glob", "grep"}
 
 
 def shown(number: int = 0, **overrides: Any) -> dict[str, str]:
-    """For each tool, and for "" (the others): allow, ask, or off."""
+    """By tool, and "" for all others: allow, ask, or off."""
     body = parse(AgentBody, {"type": "agent_with_overrides", "id": "default", **overrides}, "agent")
     toolset = agent_wire(build_agent(body, Agent(), Floor(default="always_allow")))["tools"][number]
     default = _state(toolset["default_config"])

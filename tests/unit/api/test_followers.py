@@ -79,7 +79,7 @@ async def followers(log: Log) -> AsyncIterator[Followers]:
 
 
 async def read(one: Subscription, until: int, chance: random.Random | None = None) -> list[int]:
-    """The seqs that a stream gets, up to this one."""
+    """Returns the seqs that a stream receives, up to this one."""
     found: list[int] = []
     while not found or found[-1] < until:
         found += [m.event.seq for m in await one.next(10.0) if m.event is not None]

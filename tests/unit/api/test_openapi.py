@@ -24,7 +24,7 @@ def operations(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def parts(found: dict[str, Any]) -> dict[str, Any]:
-    """What a change may concern, by a name that says where to look."""
+    """Splits the document into named parts, so that a difference says where to look."""
     return (
         dict(operations(found))
         | found["components"]["schemas"]

@@ -45,13 +45,13 @@ async def get_note(
     kinds: Annotated[list[str] | Omitted, Query(alias="kinds[]")] = None,
     idempotency_key: Annotated[str | Omitted, Header(alias="Idempotency-Key")] = None,
 ) -> dict[str, Any]:
-    """Answers what arrived."""
+    """Returns the arguments that arrived."""
     return {"id": note_id, "loud": loud, "limit": limit, "kinds": kinds, "key": idempotency_key}
 
 
 @router.post("/notes", responses=errors(413))
 async def post_note(body: Note) -> dict[str, Any]:
-    """Answers what arrived."""
+    """Returns the arguments that arrived."""
     return body.model_dump()
 
 

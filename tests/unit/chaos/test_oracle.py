@@ -26,7 +26,7 @@ def event(seq: int, type_: str, id_: str, **payload: Any) -> Event:
 
 
 def clean() -> Record:
-    """One call, allowed as it was proposed, run once in epoch 2."""
+    """Returns the record of one call, allowed as proposed and run once in epoch 2."""
     approval = Approval(
         id="appr_1", session_id=SID, key_id="key_1", event_id=CALL, call_id=CALL, batch=(CALL,), tool_name="Bash",
         input=PROPOSED, digest=digest(PROPOSED), cwd="/w", state=ApprovalState.SUCCEEDED, created_at=at(2),
@@ -75,7 +75,7 @@ REFUSED = {"decision": DENIED, "state": ApprovalState.DENIED, "run_input": None,
 
 
 def broken(name: str) -> tuple[int, Record]:
-    """The promise that is broken, and the record that shows it."""
+    """Returns the broken promise, and a record that shows it."""
     record = clean()
     log = list(record.events[SID])
     [run], [said] = record.runs, record.acknowledged

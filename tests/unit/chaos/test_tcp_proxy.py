@@ -19,7 +19,7 @@ def met() -> list[str]:
 
 @pytest.fixture
 async def ends(met: list[str]) -> AsyncIterator[Ends]:
-    """A line to a server that repeats what it hears, the port, and what it heard."""
+    """Yields a proxy in front of an echo server, its port, and the data that the server received."""
     heard: list[bytes] = []
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -35,7 +35,7 @@ async def ends(met: list[str]) -> AsyncIterator[Ends]:
 
 
 async def ask(port: int, what: bytes) -> bytes:
-    """The answer; b"" when the connection breaks off without one."""
+    """Sends data and returns the answer; b"" if the connection is reset without one."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(what)
     try:

@@ -62,7 +62,7 @@ def made(
 
 
 class Site:
-    """An ASGI application that says what it was asked for."""
+    """An ASGI application that records requests and returns their bodies."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -109,7 +109,7 @@ async def ask(proxy: str, url: str, content: bytes = b"hi") -> httpx.Response:
 
 
 async def connect(proxy: str, target: str) -> bytes:
-    """The first line of what a CONNECT is answered with."""
+    """Sends CONNECT, and returns the first line of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.rpartition(":")[2]))
     writer.write(f"CONNECT {target} HTTP/1.1\r\nhost: {target}\r\n\r\n".encode())
     line = await reader.readline()
@@ -162,7 +162,7 @@ async def test_another_port_of_a_declared_server_is_another_server(site: Site, a
 
 
 async def test_the_host_of_an_allowed_call_is_open_until_the_call_has_its_result(site: Site, address: str):
-    """The name is one of the internet's; here it leads to a server of the test's own."""
+    """The name counts as public; here it resolves to the test's own server."""
     port = int(address.rpartition(":")[2])
 
     async def resolve(name: str, _port: int) -> list[str]:
@@ -195,7 +195,7 @@ async def test_a_name_that_leads_into_a_private_network_is_refused_though_it_was
 
 
 async def test_every_connection_asks_for_the_name_once_and_goes_where_it_was_told(site: Site, address: str):
-    """A name server that answers another address the second time leads nowhere else."""
+    """A name server that returns another address the second time cannot redirect the connection."""
     port, answers = int(address.rpartition(":")[2]), [["127.0.0.1"], ["127.0.0.2"]]
 
     async def resolve(_name: str, _port: int) -> list[str]:
@@ -250,7 +250,7 @@ def test_only_addresses_of_the_internet_are_public(address: str, public: bool):
 
 
 def test_this_machines_own_addresses_are_known():
-    """A public one, too: the service and Ray may listen there."""
+    """This includes public ones, on which the service and Ray may listen."""
     assert is_own("127.0.0.1")
     assert not is_own("192.0.2.1")
 
@@ -280,7 +280,7 @@ asyncio.run(main())
 
 
 async def test_a_request_with_two_lengths_reaches_the_server_with_one():
-    """Servers differ on which of them counts, and what follows could be taken for a request of its own."""
+    """Servers differ in which length they use, and could take the rest for another request."""
     got = asyncio.Queue[bytes]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -397,7 +397,7 @@ def test_whom_a_url_is_for(url: str, host: tuple[str, int] | None):
 
 @dataclass
 class Asking:
-    """A session in a turn, and the proxy of its sandbox, to which every name is the test's own site."""
+    """A session in a turn with the proxy of its sandbox, which resolves every name to the test's own site."""
 
     store: CoreStore
     session_id: str
@@ -420,7 +420,7 @@ class Asking:
         await self.look()
 
     async def look(self) -> None:
-        """As the owner does when it is woken."""
+        """Processes decisions, as the owner does when it is notified."""
         now = await self.store.snapshot(self.session_id, 1)
         self.hosts.update(now.session, now.approvals)
 
@@ -529,7 +529,7 @@ async def test_no_default_of_an_agent_opens_the_network(address: str, default: A
 
 
 async def test_nothing_is_looked_up_before_it_may_be_reached(address: str):
-    """A name server is a way out, too."""
+    """A DNS request can carry data out, too."""
     async with asking(address) as a:
         await a.get("secret-in-a-name.example.org")
         assert a.looked_up == []
@@ -568,7 +568,7 @@ async def test_a_name_that_leads_into_a_private_network_is_refused_after_an_allo
 
 
 async def test_a_redirect_into_a_private_network_leads_nowhere(address: str):
-    """The proxy follows none; who follows it asks for the other host."""
+    """The proxy follows no redirect; a client that does requests the other host from the proxy."""
 
     async def app(scope: Any, _receive: Any, send: Any) -> None:
         headers = [(b"location", b"http://169.254.169.254/latest/meta-data/")]
@@ -680,7 +680,7 @@ async def test_a_store_that_is_away_opens_nothing(address: str):
 
 
 async def test_what_a_connect_is_refused_for_is_in_the_first_line(address: str):
-    """The one line that programs show of it."""
+    """Programs show only this line."""
     async with asking(address) as a:
         line = await connect(a.proxy, "one.example.org:443")
     assert line.startswith(
@@ -705,7 +705,7 @@ async def test_a_tunnel_to_what_can_be_read_in_two_ways_is_refused(address: str,
 
 
 async def test_a_large_body_goes_through_a_tunnel_both_ways(address: str):
-    """As pip and npm fetch packages: CONNECT, several requests on one connection, bodies of some MiB."""
+    """pip and npm fetch packages like this: CONNECT, several requests on one connection, bodies of some MiB."""
     size = 8 * 1024 * 1024
     async with asking(address, networking=Networking(type="unrestricted")) as a:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(a.proxy.rpartition(":")[2]))

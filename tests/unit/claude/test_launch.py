@@ -37,7 +37,8 @@ OF_THE_OPERATOR = {
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 def test_the_agent_s_environment_is_a_closed_list(tmp_path: Path, shell: str):
-    """Nothing of the operator's shell that another CLI would heed is there; what we say of the same name is."""
+    """No variable of the operator's shell that the CLI would use is in it; where the service sets the same name, its
+    value is."""
     config = CliConfig(tmp_path, tmp_path / "config", "http://model", "a token", cli_path=ENV, sandbox=None)
     ours = launch_environment(config)
     said_before = dict.fromkeys(ours, "of the operator")
@@ -54,7 +55,7 @@ def test_what_is_asked_for_its_version_gets_nothing_of_the_operator_either():
 
 
 def test_commands_are_not_taken_for_a_remote_shells():
-    """bash reads ~/.bashrc before each command when SHLVL is missing and its input is a socket, as the CLI's is."""
+    """bash reads ~/.bashrc before each command if SHLVL is missing and its input is a socket, as with the CLI."""
     assert "SHLVL" in launched(plan())
 
 

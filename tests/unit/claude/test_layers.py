@@ -90,7 +90,7 @@ def test_a_folder_in_a_settings_files_place_is_named(layers: Layers, tmp_path: P
 
 
 def test_managed_settings_in_other_files_only_are_refused(layers: Layers, tmp_path: Path) -> None:
-    """They would take the place of ours, and may let hooks run."""
+    """They would replace the service's own, and may permit hooks."""
     write(layers.managed.parent / "managed-settings.d/10-more.json", {"allowManagedHooksOnly": False})
     with pytest.raises(EngineError, match="hooks"):
         layers.settle(tmp_path / "config")

@@ -14,7 +14,7 @@ LIMITS = HardLimits(processes=10, memory_bytes=1000, open_files=100)
 def machine(
     root: Path, lines: list[str], mounts: list[tuple[str, str, str]], release: str = "5.10.0"
 ) -> ControlGroups:
-    """What the kernel says of this process: its groups, and the mounted hierarchies as place, kind and options."""
+    """The kernel's description of this process: its groups, and the mounted hierarchies with path, type and options."""
     (root / "cgroup").write_text("".join(f"{line}\n" for line in lines))
     described = [
         f"31 24 0:27 / {root / place} rw - {kind} cgroup {options}\n" for place, kind, options in mounts
@@ -31,7 +31,7 @@ def group(folder: Path, enabled: str = "", *, procs: bool = True) -> None:
 
 
 def test_tasks_are_limited_only_where_the_kernel_counts_them_for_each_sandbox():
-    """Elsewhere all processes of the service's user would count, Ray's too."""
+    """Otherwise all processes of the service's user would count, including Ray's."""
     names = {
         release: {kind for kind, _ in LIMITS.resources(release)} for release in ("5.13.9", "5.14.0", "6.1")
     }
@@ -66,7 +66,7 @@ def test_in_version_1_each_controller_has_a_group_of_its_own(tmp_path: Path):
 
 
 def test_tasks_have_no_group_where_the_kernel_counts_them_for_each_sandbox(tmp_path: Path):
-    """To join one takes 10 ms of each start."""
+    """Joining a group takes 10 ms of each start."""
     group(tmp_path / "pids")
     group(tmp_path / "memory")
     mounts = [("pids", "cgroup", "rw,pids"), ("memory", "cgroup", "rw,memory")]
@@ -75,7 +75,7 @@ def test_tasks_have_no_group_where_the_kernel_counts_them_for_each_sandbox(tmp_p
 
 
 def test_in_version_2_the_nearest_group_that_limits_what_is_below_it_is_taken(tmp_path: Path):
-    """The service's own group has processes, so that it cannot limit groups below it."""
+    """The service's own group contains processes, so it cannot limit groups below it."""
     group(tmp_path / "unified/user/app", "memory pids")
     group(tmp_path / "unified/user/app/hitl.service")
     groups = machine(tmp_path, ["0::/user/app/hitl.service"], [("unified", "cgroup2", "rw,nsdelegate")])

@@ -12,7 +12,8 @@ X86_64, AARCH64, I386 = 0xC000003E, 0xC00000B7, 0x40000003
 
 
 def decided(program: bytes, architecture: int, number: int, argument: int = 0) -> int:
-    """What the filter says of a call; the kernel's `struct seccomp_data` is number, architecture, address, arguments."""
+    """Returns the filter's result for a call; the kernel's `struct seccomp_data` is number, architecture, address,
+    arguments."""
     data = struct.pack("=IIQ6Q", number, architecture, 0, argument, *[0] * 5)
     steps, at, loaded = list(struct.iter_unpack("=HBBI", program)), 0, 0
     while True:
@@ -39,7 +40,7 @@ def decided(program: bytes, architecture: int, number: int, argument: int = 0) -
 def test_what_reaches_past_the_namespaces_is_absent_and_all_else_is_there(
     machine: str, architecture: int, absent: list[int], allowed: list[int], socket: int
 ):
-    """Allowed ones: read, write, execve, clone, unshare, mount, which the scope of a command is made with."""
+    """Allowed: read, write, execve, clone, unshare, and mount, which create the scope of a command."""
     program = syscall_filter(machine) or b""
     assert {decided(program, architecture, number) for number in absent} == {ABSENT}
     assert {decided(program, architecture, number) for number in allowed} == {ALLOW}

@@ -15,7 +15,7 @@ from tests.serving import loopback
 
 @pytest.fixture
 def answering() -> Generator[Callable[..., str]]:
-    """Makes services that answer every request with a status and what they know of its path; gives their addresses."""
+    """Starts services that answer every request with a status and the content for its path; returns their addresses."""
     with ExitStack() as open_ones:
 
         def make(status: int, bodies: Mapping[str, object] | None = None) -> str:
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
-    """Settings as `hitl` reads them, with these values in the environment and nothing else of ours."""
+    """Builds settings as `hitl` reads them, with only these values in the environment."""
     monkeypatch.chdir(tmp_path)
     for name in Settings.model_fields:
         monkeypatch.delenv(variable(name), raising=False)

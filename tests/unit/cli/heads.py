@@ -16,7 +16,7 @@ from claude_hitl_template.config.settings import Settings
 
 @contextmanager
 def started(settings: Settings) -> Generator[subprocess.Popen[bytes]]:
-    """It was started with these settings by the checkout that `run_record.CHECKOUT` names; its keys are made."""
+    """Starts a process that looks like a head with these settings, recorded by the checkout in `run_record.CHECKOUT`."""
     options = ["--head", f"--temp-dir={temp_dir(settings)}"]
     marks = {"HITL_CLUSTER": str(temp_dir(settings)), "HITL_DATA_DIR": str(settings.data_dir)}
     head = subprocess.Popen(

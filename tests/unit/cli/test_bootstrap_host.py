@@ -9,7 +9,7 @@ SCRIPT = Path(__file__).parents[3] / "claude_hitl_template" / "bin" / "bootstrap
 
 
 def run(tools: Path, **programs: str) -> "subprocess.CompletedProcess[str]":
-    """On a host whose only programs are these, by name with what each does."""
+    """Runs the script on a host that has only these programs, given by name with their code."""
     for name, script in programs.items():
         (tools / name).write_text(f"#!/bin/sh\n{script}\n")
         (tools / name).chmod(0o755)

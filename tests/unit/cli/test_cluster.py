@@ -23,7 +23,7 @@ def cluster(handler: Handler, said: list[str] | None = None) -> Cluster:
 
 
 class Store:
-    """Ray's package store: a body that broke off is not stored. `broken` uploads break off first."""
+    """Ray's package store. It does not store an incomplete body. The first `broken` uploads are cut off."""
 
     def __init__(self, broken: int = 0) -> None:
         self.broken, self.puts, self.packages = broken, 0, dict[str, bytes]()

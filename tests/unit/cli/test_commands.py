@@ -110,7 +110,7 @@ def test_a_data_folder_that_cannot_be_written_stops_up(make_settings: Make, tmp_
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder of one's own, so that no other run loses its caches."""
+    """The test's own project folder, so that no other run loses its caches."""
     (tmp_path / "project" / ".ruff_cache").mkdir(parents=True)
     monkeypatch.setattr(development, "ROOT", tmp_path / "project")
     return tmp_path / "project"

@@ -32,7 +32,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(project: Path, *arguments: str) -> tuple[int, list[list[str]]]:
-    """The exit status of `hitl test`, and what it ran."""
+    """Runs `hitl test`; returns its exit status and the commands that it ran."""
     done = CliRunner().invoke(app, ["test", *arguments])
     calls = project / "calls"
     return done.exit_code, [

@@ -19,7 +19,8 @@ QUESTIONS = [
 
 
 class Typist:
-    """A human who types these lines, then leaves; the editor replaces the input by `edits`, one after the other."""
+    """A person who types these lines and then leaves; in the editor, the person replaces the input by each of
+    `edits` in turn."""
 
     def __init__(self, *lines: str, edits: tuple[str | None, ...] = ()) -> None:
         self.lines, self.edits = list(lines), list(edits)

@@ -30,7 +30,7 @@ END = {"id": "e8", "type": "session.status_terminated"}
 
 
 class Script:
-    """A service whose stream breaks after every second event, and which answers as `failures` say first."""
+    """A service whose stream breaks after every second event, and which fails first as `failures` say."""
 
     def __init__(self, *failures: int) -> None:
         self.failures, self.cursors, self.keys = list(failures), list[str](), list[str | None]()

@@ -28,7 +28,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
 
 @pytest.fixture
 def here(served: Threaded, make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """The settings of the machine on which `served` runs."""
+    """Settings of the machine on which `served` runs."""
     settings = make_settings(serve_port=served.service.url.rpartition(":")[2].partition("/")[0])
     prepare(settings)
 
@@ -40,7 +40,7 @@ def here(served: Threaded, make_settings: Make, monkeypatch: pytest.MonkeyPatch)
 
 
 def run(*arguments: str) -> str:
-    """What a command prints. Raises what it raises."""
+    """Runs a command and returns its output. Raises the command's errors."""
     result = CliRunner().invoke(app, ["keys", *arguments])
     if isinstance(result.exception, HitlError):
         raise result.exception

@@ -21,7 +21,7 @@ def git(root: Path, *arguments: str) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A small checkout that is committed."""
+    """A small committed checkout."""
     root = tmp_path / "tree"
     (root / package.CODE / "bin").mkdir(parents=True)
     (root / package.CODE / "query.py").write_text("x = 1\n")

@@ -30,7 +30,7 @@ type Make = Callable[..., Settings]
 def stand_in(
     settings: Settings, *arguments: str, module: str = "kodosumi.cli"
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is called like the spooler or the panel, of our cluster."""
+    """Starts a process with the name of the spooler or the panel of our cluster."""
     code = ["-c", "input()", "-m", module, *arguments]
     ours = {"HITL_CLUSTER": str(temp_dir(settings)), "HITL_DATA_DIR": str(settings.data_dir)}
     marked = {**os.environ, **ours}
@@ -42,7 +42,7 @@ def stand_in(
 
 
 def kodosumi(*, spooler: int | None, entries: list[str], password: str) -> FastAPI:
-    """A panel, as far as `hitl` asks it."""
+    """A panel with the routes that `hitl` uses."""
     app = FastAPI()
     listed = [{"url": f"/-/{base}/start", "base_url": f"{base}/start"} for base in entries]
 
@@ -87,7 +87,7 @@ def password_of(settings: Settings) -> str:
 
 @contextmanager
 def answering(settings: Settings, make: Make, **told: object) -> Iterator[Settings]:
-    """`settings` with the port of a panel that answers as told."""
+    """`settings` with the port of a panel that gives this answer."""
     said = {"spooler": None, "entries": [settings.base_url], "password": password_of(settings), **told}
     with loopback(kodosumi(**said)) as url:  # pyright: ignore[reportArgumentType]
         yield make(panel_port=url.rpartition(":")[2])
@@ -130,7 +130,7 @@ def test_kodosumi_reads_its_settings_from_the_file_and_keeps_its_files_below_our
 def test_where_others_reach_it_the_panel_answers_to_localhost_too(
     make_settings: Make, host: str, listens: str
 ) -> None:
-    """It calls itself by the name in the browser's address, and forwarded ports are the browser's localhost."""
+    """It uses the name in the browser's address as its own, and forwarded ports are the browser's localhost."""
     settings = make_settings(host=host)
     prepare(settings)
     prepare_panel(settings)

@@ -26,7 +26,7 @@ type Make = Callable[..., Settings]
 
 @pytest.fixture(autouse=True)
 def _another_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What a user has who works with another Ray, too."""
+    """Sets up a user's environment for another Ray cluster."""
     (tmp_path / "home" / ".ray").mkdir(parents=True)
     (tmp_path / "home" / ".ray" / "auth_token").write_text("of-the-home")
     (tmp_path / "path").write_text("of-the-path")

@@ -117,7 +117,7 @@ def test_one_folder_by_two_names_is_one_data_folder(make_settings: Make, tmp_pat
 
 @pytest.mark.parametrize("line", [[], ["--head"], ["--head", "--temp-dir=/tmp/of-another"]])
 def test_a_record_that_outlived_its_head_is_not_believed(make_settings: Make, line: list[str]) -> None:
-    """After a restart of the machine, its number is another process's."""
+    """After a restart of the machine, its process id may belong to another process."""
     settings = make_settings()
     prepare(settings)
     other = subprocess.Popen([sys.executable, "-c", "input()", *line], stdin=subprocess.PIPE)
@@ -204,7 +204,7 @@ def test_two_commands_of_one_checkout_take_turns_or_the_second_says_who_is_at_wo
 
 
 def test_rays_folder_of_another_data_folder_is_not_taken(make_settings: Make, tmp_path: Path) -> None:
-    """Two data folders, and one HITL_RAY_TEMP_DIR in both files."""
+    """Two data folders have the same HITL_RAY_TEMP_DIR in their settings."""
     shared = tmp_path / "ray"
     first = make_settings(ray_temp_dir=shared)
     prepare(first)
@@ -270,7 +270,7 @@ def test_a_checkout_that_was_moved_or_copied_makes_its_venv_anew(
     shutil.copy2(run_record.CHECKOUT / "hitl", old / "hitl")
 
     def run(checkout: Path) -> subprocess.CompletedProcess[str]:
-        """From within another checkout, this one."""
+        """Runs this checkout's command from another checkout's folder."""
         done = subprocess.run(
             [checkout / "hitl"], cwd=run_record.CHECKOUT, capture_output=True, text=True, check=False
         )

@@ -22,7 +22,7 @@ type Make = Callable[..., Settings]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The shipped files, to be spoilt."""
+    """Copies of the shipped files, which tests change."""
     made = tmp_path / "config"
     made.mkdir()
     for path in SHIPPED.glob("*.yaml"):

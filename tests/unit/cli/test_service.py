@@ -112,7 +112,7 @@ def test_a_model_key_that_is_gone_is_forgotten(make_settings: Make, monkeypatch:
 
 @pytest.fixture
 def running(make_settings: Make) -> Iterator[Settings]:
-    """Settings that a head was started with."""
+    """Settings with which a head was started."""
     settings = make_settings(api_key="one")
     prepare(settings)
     with started(settings):

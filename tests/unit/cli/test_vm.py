@@ -26,7 +26,7 @@ type Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """`./hitl vm` with the given words; `orb=False`: on a machine without OrbStack."""
+    """Runs `./hitl vm` with these arguments; `orb=False`, on a machine without OrbStack."""
     tools, home = tmp_path / "tools", tmp_path / "home"
     tools.mkdir()
     home.mkdir()

@@ -12,7 +12,7 @@ HOUR_S, DAYS_S = 3600.0, 35 * 86400.0
 
 
 class Clocks:
-    """A wall clock and a monotonic one. Both go; the wall clock jumps, too."""
+    """A wall clock and a monotonic clock. Both advance; only the wall clock jumps."""
 
     def __init__(self) -> None:
         self.wall_s, self.monotonic_s = 1_900_000_000.0, 1000.0
@@ -34,7 +34,7 @@ def clocks() -> Clocks:
 
 
 def lease(clocks: Clocks) -> Lease:
-    """As the store gives it at this time."""
+    """Returns the lease that the store would grant at this time."""
     ends = datetime.fromtimestamp(clocks.wall(), UTC) + timedelta(seconds=LEASE_S)
     return Lease(epoch=1, holder="owner", expires_at=ends)
 

@@ -22,7 +22,7 @@ type Podman = Callable[..., Path]
 
 @pytest.fixture
 def podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Podman:
-    """Puts a program that answers as given in podman's place."""
+    """Replaces podman by a program that gives these answers."""
 
     def make(
         inspected: Any = None,
@@ -190,7 +190,7 @@ def test_the_reason_of_a_container_that_did_not_start_names_what_is_wrong_now(po
 
 
 def test_a_container_does_not_show_the_machines_name(podman: Podman, tmp_path: Path):
-    """It has the host's network, and podman would take the host's name with it."""
+    """It shares the host's network, for which podman would also use the host's name."""
     podman(image())
     added = containers.raylet_environment(tmp_path / "hooks", tmp_path, IMAGE, 1024**3, 64)[
         "HITL_PODMAN_RUN"

@@ -31,7 +31,8 @@ type Answer = Callable[[], Any]
 
 
 class Handle:
-    """Answers, or fails, as told, one call after the other; `calls` has the way and the arguments of each."""
+    """A Serve handle that gives these answers or errors, one per call; `calls` records how each was sent, and its
+    arguments."""
 
     def __init__(self, answers: Sequence[Any], *, by_reference: bool = False) -> None:
         self._answers, self._by_reference = answers, by_reference

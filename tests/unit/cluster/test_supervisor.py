@@ -40,7 +40,7 @@ TICKS = 50
 
 @dataclass
 class Fake:
-    """A host of owners. Each `drive` awaits what `ends` has next, or goes on until it is ended."""
+    """A host of owners. Each `drive` awaits the next of `ends`, or runs until it is ended."""
 
     room: Capacity = ROOM
     alive: dict[str, tuple[str, int] | None] = field(default_factory=dict[str, tuple[str, int] | None])
@@ -107,7 +107,7 @@ class Fake:
 
 
 class Flaky(CoreStore):
-    """A store that cannot be reached for some looks; `looked` counts those for sessions that have folders."""
+    """A store that is unreachable for some calls; `looked` counts the queries for sessions that have folders."""
 
     failures = looked = 0
 
@@ -298,7 +298,7 @@ async def test_an_owner_whose_epoch_was_raised_is_ended(store: Flaky, host: Fake
 
 
 async def taken(store: CoreStore, host: Fake, name: str = "earlier") -> Session:
-    """A session that the owner `name` of an earlier supervisor drives."""
+    """Creates a session that the owner `name` of an earlier supervisor drives."""
     session = await store.acquire((await create(store)).id, name, lease_s=600)
     host.alive[name] = session.id, session.epoch
     return session
@@ -690,7 +690,7 @@ def test_the_supervisor_and_the_local_service_know_no_ray() -> None:
 
 @pytest.fixture
 def pulls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How often a podman that has no image, and reaches no registry, was asked to pull one."""
+    """Replaces podman by a program without images or a registry; returns a function that counts its pulls."""
     log = tmp_path / "pulls"
     log.touch()
     program = tmp_path / "podman"

@@ -153,7 +153,7 @@ def test_what_reaches_only_us_has_no_proxies() -> None:
 
 
 def test_no_other_module_makes_an_http_client() -> None:
-    """One that was made elsewhere would send what is ours through the proxy of the environment."""
+    """A client created elsewhere would send the service's own requests through the environment's proxy."""
     found: list[str] = []
     for path in CODE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

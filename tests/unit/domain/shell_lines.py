@@ -78,7 +78,7 @@ _END_OF_WORD = "\x1f"
 
 
 class Shells:
-    """Runs lines one after another; not for several threads at once."""
+    """Runs lines one by one. Not thread-safe."""
 
     def __init__(self, folder: Path, patience: float = 60) -> None:
         self.patience = patience  # seconds after which a line that goes on for ever is ended
@@ -101,7 +101,7 @@ class Shells:
             stand_in.chmod(0o755)
 
     def run(self, shell: str, line: str) -> list[list[str]]:
-        """How the stand-ins were called; returns when all that the line started has ended."""
+        """Returns the calls of the stand-in programs, once all processes that the line started have ended."""
         shutil.rmtree(self.work)
         self.work.mkdir()
         self.record.write_bytes(b"")
@@ -129,7 +129,7 @@ class Shells:
 
 @dataclass(frozen=True)
 class Guarded:
-    """A rule's pattern, and a command that it names."""
+    """A rule's pattern, and a command that it covers."""
 
     pattern: str
     words: tuple[str, ...]
@@ -138,7 +138,7 @@ class Guarded:
         return any(self._is(call) for call in calls)
 
     def _is(self, call: Sequence[str]) -> bool:
-        """Whether the program was given the pattern's words, with nothing before the last but options and their values."""
+        """Whether the program received the pattern's words, preceded by nothing except options and their values."""
         program, *wanted = self.pattern.split()
         words = list(call)
         for option in ("-C", "-c"):  # what follows them is their value
@@ -259,7 +259,7 @@ class Lines:
         return text
 
     def mutated(self, guarded: Guarded) -> str:
-        """A line with a few characters more, fewer or elsewhere."""
+        """Returns a line with a few characters added, removed or replaced."""
         text = list(self.line(guarded))
         for _ in range(self.random.randint(1, 3)):
             at = self.random.randrange(len(text) + 1)
@@ -487,7 +487,7 @@ class Lines:
         return f"{noise}{joint}{text}" if self.random.random() < 0.7 else f"{text}\n{noise}"
 
     def _pass(self, text: str) -> str:
-        """Through variables, parameters and functions."""
+        """Passes the program through variables, parameters and functions."""
         words = text.split(" ")
         first, rest = words[0], " ".join(words[1:])
         ways = [

@@ -86,7 +86,7 @@ def _as_policy(floor: Floor) -> PermissionPolicy:
 def test_with_a_default_of_its_own_the_floor_holds_whatever_the_agents_policy_names(
     floor: Floor, policy: PermissionPolicy, call: tuple[str, dict[str, Any]]
 ):
-    """Nothing is remembered: then the verdict is just the stricter of the two."""
+    """Without remembered rules, the verdict is the stricter of the two."""
     floor = floor.model_copy(update={"default": floor.default or "always_ask"})
     two = evaluate(policy, *call, HERE), evaluate(_as_policy(floor), *call, HERE)
     assert strictness(floor.evaluate(policy, *call, HERE)) == max(map(strictness, two))

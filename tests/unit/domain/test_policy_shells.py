@@ -26,7 +26,7 @@ def verdict(command: str, pattern: str, name: PolicyName = "always_ask") -> Verd
 def compare(
     shells: Shells, seed: int, count: int, *, mutated: bool = False, in_each: bool = True
 ) -> Counter[str]:
-    """Fails with every line in which a shell runs a guarded program that the rule does not ask for."""
+    """Fails with all lines in which a shell runs a guarded program without the rule asking."""
     lines, seen = Lines(seed), Counter[str]()
     missed: list[tuple[str, str]] = []
     for i in range(count):
@@ -61,7 +61,7 @@ def test_whatever_a_shell_runs_of_broken_lines_was_asked_for(tmp_path: Path) -> 
 
 
 def allowed_runs(shells: Shells, seed: int, count: int) -> Counter[str]:
-    """Where an allow rule covers a line, that one program runs, once, and nothing else."""
+    """Asserts that a line which an allow rule covers runs that one program, once, and nothing else."""
     lines, seen = Lines(seed), Counter[str]()
     rand = random.Random(seed)
     for i in range(count):
@@ -81,7 +81,7 @@ def allowed_runs(shells: Shells, seed: int, count: int) -> Counter[str]:
 
 
 def plain(rand: random.Random, pattern: str) -> str:
-    """The program with arguments of every kind that has some meaning to a shell."""
+    """Returns the program with arguments that contain every kind of character that is special to a shell."""
     words = [
         "-a",
         "b",

@@ -23,7 +23,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def committed(folder: Path) -> str:
-    """Commits all there is in a folder, as a git repository; returns the commit."""
+    """Makes a folder a git repository, and commits all files in it; returns the commit."""
     if not (folder / ".git").exists():
         git(folder, "init", "--quiet", "--initial-branch=main")
     git(folder, "add", "--all")

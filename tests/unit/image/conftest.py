@@ -23,7 +23,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def write(checkout: Path) -> Write:
-    """Writes a file of the checkout: text as it is, all else as JSON."""
+    """Writes a file of the checkout: a text as it is, other values as JSON."""
 
     def put(name: str, value: Any) -> Path:
         path = checkout / name
@@ -36,7 +36,7 @@ def write(checkout: Path) -> Write:
 
 @pytest.fixture
 def marketplace(tmp_path: Path) -> Path:
-    """A marketplace with one plugin, `formatter`, in a folder that is no repository yet."""
+    """A marketplace with one plugin, `formatter`, in a folder that is not a repository yet."""
     folder = tmp_path / "marketplace"
     listed = {"name": "acme", "plugins": [{"name": "formatter", "source": "./plugins/formatter"}]}
     for name, text in {

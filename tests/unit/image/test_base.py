@@ -15,7 +15,7 @@ DIGEST = "sha256:" + "ab" * 32
 
 
 class Storage(Tool):
-    """A tool whose registry has one image."""
+    """A fake container tool whose registry has one image."""
 
     def __init__(self, *here: str, digest: str | None = DIGEST) -> None:
         super().__init__("podman", "/nonexistent/podman")
@@ -66,7 +66,7 @@ def test_a_base_made_here_moves_with_no_registry():
 
 @pytest.mark.parametrize("digest", [DIGEST, None])
 def test_the_image_records_it_and_verify_shows_it(checkout: Path, tmp_path: Path, digest: str | None):
-    """Empty where it is not known: the base may have the label, of its own base."""
+    """The label is empty if the digest is unknown, because the base may have the label of its own base."""
     folder = tmp_path / "context"
     folder.mkdir()
     found = stage(read_checkout(checkout), folder, base="base:1", base_digest=digest, offline=True)

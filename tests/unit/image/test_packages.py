@@ -76,7 +76,7 @@ def test_without_declared_packages_there_is_nothing_to_install(index: Path, decl
 
 
 def test_a_package_that_was_exchanged_since_is_refused(index: Path, declared: Path, tmp_path: Path):
-    """As the Dockerfile installs them, and as they are fetched for a build without an index."""
+    """Both as the Dockerfile installs them, and as they are fetched for a build without an index."""
     wheel(index, "hitlone", "1.0")
     pin_python(("hitlone",), {}, declared)
     wheel(index, "hitlone", "1.0", content="evil = True")

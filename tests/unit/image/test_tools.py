@@ -33,7 +33,7 @@ type Install = Callable[..., Callable[[], list[list[str]]]]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Puts a program there, alone on PATH, which notes its arguments and prints `says`, or fails with `status`."""
+    """Returns a function that puts a program alone on PATH, which records its arguments and prints `says`, or fails."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))

@@ -80,7 +80,7 @@ def test_a_wrong_ray_is_named_first_and_a_long_list_is_cut():
 
 @pytest.fixture
 def public() -> Generator[Path]:
-    """A folder that others can look into, as they cannot into pytest's."""
+    """A folder that other users can read, unlike pytest's."""
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o755)
         yield Path(made)

@@ -33,7 +33,7 @@ def app_for(upstream: Upstream) -> FastAPI:
 
 
 def client_of(upstream: Upstream) -> httpx.AsyncClient:
-    """A client of the endpoint, with a valid token."""
+    """Returns a client of the endpoint with a valid token."""
     transport = httpx.ASGITransport(app_for(upstream))
     return httpx.AsyncClient(transport=transport, base_url="http://endpoint", headers={"x-api-key": TOKEN})
 
@@ -63,7 +63,7 @@ class FakeAnthropic:
 
 
 class ScriptedTransport(httpx.AsyncBaseTransport):
-    """An upstream connection whose answer, and end, a test holds in its hands."""
+    """An upstream connection whose answer and end the test controls."""
 
     def __init__(
         self, chunks: Callable[[], AsyncIterator[bytes]] | None = None, error: Exception | None = None
@@ -105,7 +105,7 @@ class ScriptedTransport(httpx.AsyncBaseTransport):
 
 
 class Caller:
-    """One request to the endpoint, spoken in ASGI: a body in pieces, a client that may hang up."""
+    """One ASGI request to the endpoint, with a body in pieces and a client that may disconnect."""
 
     def __init__(self, upstream: Upstream, *body: bytes) -> None:
         self._app = app_for(upstream)

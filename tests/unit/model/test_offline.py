@@ -45,7 +45,7 @@ def answered(reply: Reply) -> dict[str, Any]:
 
 
 def results(reply: Reply, *outcomes: str | None, after: str = "") -> dict[str, Any]:
-    """The results of the reply's calls; an outcome that starts with "!" is an error."""
+    """Returns results for the reply's calls; an outcome that starts with "!" is an error."""
     calls = [block for block in reply.blocks if isinstance(block, ToolUse)]
     blocks: list[dict[str, Any]] = [
         {
@@ -440,7 +440,7 @@ EVERY_BLOCK = Reply(
 
 
 def events_of(reply: Reply) -> list[RawMessageStreamEvent | dict[str, Any]]:
-    """The events of its stream, checked against the types of the official SDK."""
+    """Returns the events of its stream, checked against the types of the official SDK."""
     adapter: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
     events: list[Any] = []
     for chunk in sse(reply, "claude-x"):

@@ -21,7 +21,7 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
 
 class Endpoint:
-    """An ASGI application in place of the service's model endpoint."""
+    """An ASGI application that replaces the service's model endpoint."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []

@@ -57,7 +57,7 @@ class Reader(HTMLParser):
         return "".join(self.texts)
 
     def check(self, ours: int = 0) -> None:
-        """Nothing is there but what we write ourselves; `ours` scripts at most."""
+        """Asserts that a page contains only our own elements, and at most `ours` scripts."""
         for tag, attributes in self.elements:
             assert tag in ELEMENTS, tag
             assert set(attributes) <= ATTRIBUTES, attributes

@@ -49,7 +49,7 @@ class Clock:
 
 @dataclass
 class RealPanel:
-    """A panel that listens at `address`, with a role of each kind; `logins`: of each role's name."""
+    """A panel at `address` with one user of each role; `logins` has each role's name."""
 
     address: str
     folder: Path
@@ -68,7 +68,7 @@ class RealPanel:
         content_type: str | None = "application/json",
         source: str = "127.0.0.1",
     ) -> Answer:
-        """One request as a page of the panel sends it, `path` as it stands; a header that is None is left out."""
+        """Sends one request like a page of the panel, with `path` unchanged; a header that is None is left out."""
         sent: dict[str, str | None] = {"Host": HOST, "Origin": URL}
         if role is not None:
             sent["Cookie"] = f"kodosumi_jwt={self.logins[role]}"
@@ -94,7 +94,7 @@ class RealPanel:
         return self.ask("POST", "/api/login", {"name": name, "password": password}, **more)
 
     def role(self, name: str) -> dict[str, Any]:
-        """What the panel says of a role to its operator."""
+        """Returns the panel's description of a role, as an operator sees it."""
         return self.ask("GET", f"/role/{name}", role="admin").json()
 
     def is_operator(self, name: str) -> bool:
@@ -105,7 +105,7 @@ class RealPanel:
         return jwt.get_unverified_claims(self.logins[name])["sub"]
 
     def flow_of(self, name: str, kind: str = "out") -> tuple[str, Path]:
-        """A new flow of that role's: its id, and its folder of files."""
+        """Creates a flow of that role; returns its id and its folder of files."""
         flow = uuid.uuid4().hex
         folder = Path(self.settings.EXEC_DIR) / self.id_of(name) / flow / kind
         folder.mkdir(parents=True)

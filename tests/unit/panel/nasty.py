@@ -37,7 +37,7 @@ tools = st.one_of(
 
 @st.composite
 def inputs(draw: st.DrawFn) -> dict[str, object]:
-    """Inputs of the tools that have a view of their own, with any of their fields missing or of another kind."""
+    """Generates inputs of the tools with their own view, in which any field may be missing or of another type."""
     option = st.fixed_dictionaries({"label": texts, "description": texts})
     question = st.fixed_dictionaries(
         {"question": texts, "options": st.lists(st.one_of(texts, option), max_size=3)},

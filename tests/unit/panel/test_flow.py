@@ -24,7 +24,7 @@ KEY = "key_1"
 
 
 class Runner:
-    """Kodosumi's runner as a window sees it: its tracer, and its locks."""
+    """Kodosumi's runner as seen by a window: its tracer and its locks."""
 
     fid = "f" * 24
 
@@ -215,7 +215,7 @@ async def test_a_deleted_conversation_ends_its_window_too(store: CoreStore, runn
 
 
 class _Away:
-    """A store that cannot be reached at first, or never."""
+    """A store that is unreachable at first, or always."""
 
     def __init__(self, store: CoreStore, error: Exception, times: int) -> None:
         self._store, self._error, self._left = store, error, times

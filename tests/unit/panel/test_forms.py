@@ -19,7 +19,7 @@ from tests.unit.panel.nasty import inputs, texts, tools
 
 
 def rendered(elements: Elements, typed: dict[str, Any] | None = None) -> Reader:
-    """As Kodosumi's panel renders a form, after an error too: then it puts back what was typed."""
+    """Renders a form as Kodosumi's panel does, also after an error, when it fills in the previous values."""
     model = Model.model_validate(
         [dict(e) for e in elements], errors={"_global_": ["<b>raw</b>"]} if typed else None
     )

@@ -20,7 +20,7 @@ ANN = PanelUser("role-of-ann", "ann", operator=False, approver=False, key_id="ke
 
 
 class OnlyAnn:
-    """Lets in who says that it is Ann."""
+    """Admits only requests that claim to be from Ann."""
 
     async def authenticate(self, connection: HTTPConnection) -> None:
         if connection.headers.get("login") != "ann":
@@ -100,7 +100,7 @@ async def test_v1_and_model_ask_for_no_panel_login(client: httpx.AsyncClient) ->
 
 
 async def test_a_stream_of_v1_does_not_pass_kodosumis_middleware() -> None:
-    """The middleware runs an application in a task of its own, so that what it receives from is another function."""
+    """The middleware runs an application in its own task, with another receive function."""
     received: list[Any] = []
 
     async def remember(scope: Any, receive: Any, send: Any) -> None:

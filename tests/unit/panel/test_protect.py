@@ -38,12 +38,12 @@ def panel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPanel]:
 
 @pytest.fixture(autouse=True)
 def later(panel: RealPanel) -> None:
-    """What other tests tried is forgotten."""
+    """Moves the clock, so that attempts of other tests do not count."""
     panel.clock.now += 3600
 
 
 def promoted(panel: RealPanel) -> tuple[str, str]:
-    """The request that makes `user` an operator."""
+    """Returns the request that makes `user` an operator."""
     return "PUT", f"/role/{panel.id_of('user')}"
 
 
@@ -251,7 +251,7 @@ ENCODINGS = (
 
 
 def outside(panel: RealPanel, *, in_flow: Path) -> tuple[Path, str]:
-    """A file that is no role's, and how many folders up it is reached from a flow's files."""
+    """A secret file outside of all roles' folders, and the relative path to it from a flow's files."""
     secret = panel.folder / "admin.key"
     secret.write_text("a secret of the service")
     up = len(in_flow.relative_to(panel.folder).parts)
@@ -300,7 +300,7 @@ def test_no_absolute_path_and_no_link_leads_out_either(panel: RealPanel, role: s
 
 
 def uploaded(panel: RealPanel, role: str, content: bytes = b"from a browser") -> str:
-    """The id of an upload whose only chunk is there."""
+    """Returns the id of an upload whose only chunk has arrived."""
     made = panel.ask("POST", "/files/init", {"filename": "x", "total_chunks": 1}, role=role)
     upload = made.json()["upload_id"]
     assert chunk(panel, role, upload, content).json()["status"] == "chunk received"

@@ -17,7 +17,7 @@ from tests.unit.panel.made import QUESTIONS, approval
 
 
 def said_about(call: Any, **fields: Any) -> dict[str, Any]:
-    """The decision as a client of REST would send it. Fields are named without the approval's id."""
+    """Returns the decision as a REST client would send it. Fields are named without the approval's id."""
     inputs = {f"{call.id}.{name.replace('_', '.')}": value for name, value in fields.items()}
     (found,) = confirmations([call], inputs)
     return found.model_dump(exclude={"type", "tool_use_id"}, exclude_defaults=True)

@@ -52,7 +52,7 @@ def test_no_html_is_in_the_python_code_of_the_panel() -> None:
 
 
 def test_every_attribute_holds_the_exact_value() -> None:
-    """`{{ value }}` alone would put the marks of hidden characters, which are elements, into it."""
+    """`{{ value }}` alone would add the marks of hidden characters, which are elements."""
     written = [value for path in SHIPPED for value in ATTRIBUTE.findall(path.read_text())]
     assert [value for value in written if not value.endswith("|e }}")] == []
     assert len(written) > 20

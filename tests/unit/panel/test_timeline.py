@@ -17,7 +17,7 @@ from tests.unit.panel.nasty import inputs, texts, tools, values
 
 
 def shown(draft: Draft) -> str:
-    """What a reader sees of an event."""
+    """Returns the text of an event that a reader sees."""
     html = render.event_html({"id": draft.id, "type": draft.type, **draft.payload})
     assert html is not None
     reader = Reader(html)

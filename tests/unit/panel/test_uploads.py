@@ -81,7 +81,7 @@ def test_what_is_no_list_of_files_is_refused(text: str) -> None:
 
 
 class Saved:
-    """Files of a saved workspace, and where their content is."""
+    """Files of a saved workspace, with their content."""
 
     def __init__(self) -> None:
         self.files: list[SavedFile] = []

@@ -26,7 +26,7 @@ OPERATOR, ANN = str(uuid.uuid4()), str(uuid.uuid4())
 
 @dataclass
 class KnownRoles:
-    """A panel, as far as the guard asks it: it shows roles to operators only, and lets its admin in."""
+    """A panel with the routes that the guard uses: it shows roles to operators only, and its admin can log in."""
 
     roles: dict[str, dict[str, object]] = field(default_factory=dict[str, dict[str, object]])
     asked: list[str] = field(default_factory=list[str])

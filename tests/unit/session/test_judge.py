@@ -145,7 +145,7 @@ def test_paths_are_judged_from_the_folder_they_are_relative_to(tmp_path: Path):
 
 
 def test_a_plan_is_read_only_where_plans_are_and_through_no_link(tmp_path: Path):
-    """The CLI says where the file is, and what it says may be the agent's."""
+    """The CLI names the file, and the agent may control that name."""
     secrets, plans = tmp_path / "secrets", tmp_path / "config" / "plans"
     for folder in (secrets, plans):
         folder.mkdir(parents=True)

@@ -25,7 +25,7 @@ type Play = Callable[["Scripted", int], AsyncIterator[EngineEvent]]
 
 @dataclass
 class Scripted:
-    """Plays `play` for each thing that is said to it, which are counted from 1."""
+    """An engine that calls `play` for each message, with its number, counted from 1."""
 
     play: Play
     gate: Gate

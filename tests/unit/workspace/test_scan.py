@@ -135,7 +135,7 @@ def test_what_changes_while_it_is_read_is_no_error(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_swapped_for_a_link_lets_nothing_of_elsewhere_in(tmp_path: Path) -> None:
-    """While an agent swaps it as fast as it can, what is listed and read is only ever the workspace's own."""
+    """An agent swaps it as fast as it can; only files of the workspace are ever listed and read."""
     secrets, workspace = tmp_path / "secrets", tmp_path / "workspace"
     for folder, text in ((secrets, "the service's"), (workspace / "folder", "the agent's")):
         folder.mkdir(parents=True)

@@ -24,7 +24,7 @@ KEY = "key_1"
 
 
 class Counted:
-    """A store that counts what it is asked, and can be made to fail."""
+    """A store that counts its calls, and can be made to fail."""
 
     def __init__(self, store: CoreStore) -> None:
         self.store, self.calls, self.failing = store, list[str](), dict[str, Exception]()
@@ -48,7 +48,7 @@ class Bench:
     place: WorkspaceLocation
 
     async def owner(self) -> Workspace:
-        """A new one, which has not looked at its folder yet."""
+        """Returns a new owner, which has not scanned its folder yet."""
         self.session = await self.store.store.acquire(self.session.id, "owner", lease_s=15)
         return Workspace(self.place, cast(Store, self.store), self.session)
 
@@ -62,7 +62,7 @@ class Bench:
         return (await self.store.store.get_session(self.session.id)).workspace
 
     def wipe(self) -> None:
-        """As on another machine."""
+        """Deletes the local files, as on another machine."""
         shutil.rmtree(self.place.folder, ignore_errors=True)
         self.place.marker.unlink(missing_ok=True)
 
@@ -84,7 +84,7 @@ type TreeWriter = dict[str, Any]
 
 
 def tree_of(folder: Path) -> TreeWriter:
-    """Everything about a folder that must come back."""
+    """Returns everything about a folder that must be restored."""
     found: TreeWriter = {}
     for path in sorted(folder.rglob("*")):
         name, facts = str(path.relative_to(folder)), path.lstat()
@@ -213,7 +213,7 @@ async def test_only_what_is_new_travels(bench: Bench) -> None:
 
 
 async def test_a_change_within_a_clocks_tick_is_seen(bench: Bench) -> None:
-    """Same size, same times: only reading it again tells."""
+    """Size and times are equal, so only reading the file again shows the change."""
     workspace = await bench.ready()
     path = bench.place.folder / "a"
     for content in ("one", "two", "six", "ten"):
@@ -476,7 +476,7 @@ async def test_a_part_that_is_missing_ends_the_turn_with_what_to_mend(bench: Ben
 
 
 def replace_files(store: CoreStore) -> CoreStore:
-    """The same database with an empty file area."""
+    """Returns the same database with an empty file area."""
     return CoreStore(cast(Any, store)._backend)
 
 
