@@ -8,7 +8,7 @@ from tests.tiers import Tiers, chosen
 SCALE = 200
 FAST_SCALE = 40
 
-settings.register_profile("ours", deadline=None)  # a slow machine is no failure
+settings.register_profile("ours", deadline=None)  # a slow machine is not a failure
 settings.load_profile("ours")
 
 

@@ -295,7 +295,7 @@ def main(given: Sequence[str] | None = None) -> int:
     print("\n== the slow tier", *told(suites, ran, read_green()), sep="\n", flush=True)
     if options.record:
         if commit is None or git("status", "--porcelain"):
-            print("nothing is recorded: what ran is no commit")
+            print("nothing is recorded: what ran is not a commit")
         else:
             record(ran, commit[:12], datetime.now(UTC).date().isoformat())
     return int(bool(failures(ran, read_green(), in_budget=options.budget is not None)))

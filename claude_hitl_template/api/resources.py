@@ -141,7 +141,7 @@ class SentEvents(_Resource):
 
 
 class Approval(_Resource):
-    """A call that waits, or waited, for a decision: what would run, where, and what became of it."""
+    """A call that waits, or waited, for a decision: what would run, where, and its outcome."""
 
     type: Literal["approval"]
     id: str

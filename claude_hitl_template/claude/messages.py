@@ -134,7 +134,7 @@ class Reader:
 
 def _error(message: ResultMessage) -> tuple[str, str]:
     text = "; ".join(message.errors or ()) or message.result or message.subtype
-    status = message.api_error_status  # None: the connection broke, or it was no matter of the model
+    status = message.api_error_status  # None: the connection broke, or the error is not from the model
     of_the_model = status is not None or message.terminal_reason == "api_error"
     return ERROR_KINDS.get(
         status or 0, "model_request_failed_error" if of_the_model else "unknown_error"

@@ -383,7 +383,7 @@ def _podman(*args: str, timeout_s: float = ASK_S) -> "subprocess.CompletedProces
 
 def _words(done: "subprocess.CompletedProcess[str]") -> str:
     """The last line of podman's error output."""
-    return last_line(done.stderr) or "podman failed without a word"
+    return last_line(done.stderr) or "podman failed without an error message"
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ NEVER = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1", "169.254.169.254", "met
 # gRPC reads `grpc_proxy` first; empty, it reaches everything directly. All of Ray's connections lead into the cluster.
 GRPC = {"grpc_proxy": "", "RAY_grpc_enable_http_proxy": "0"}
 _LAST_PORT = 65535
-_NO_ADDRESS = "it is no proxy's address"
+_NO_ADDRESS = "it is not a proxy's address"
 _SUFFIX = "_proxy"
 _BYPASS = ("no_proxy", "NO_PROXY")  # programs read one of the two
 
@@ -68,7 +68,7 @@ def check_proxies() -> None:
     except (ValueError, httpx.InvalidURL):
         name = next(name for name in _BYPASS if os.environ.get(name))
         raise ConfigError(
-            f"{name} holds something that is no host, domain or address",
+            f"{name} holds something that is not a host, domain or address",
             f"correct {name}: names and addresses with commas between them",
         ) from None
 

@@ -58,7 +58,7 @@ def _address(schemes: tuple[str, ...]) -> AfterValidator:
 
     def check(url: str) -> str:
         found = urlsplit(_without_credentials(url))
-        _ = found.port  # raises ValueError for one that is no number
+        _ = found.port  # raises ValueError for one that is not a number
         if found.scheme not in schemes or not found.hostname or found.path.strip("/") or found.query:
             raise ValueError(f"must be {schemes[0]}://HOST:PORT")
         return url.rstrip("/")
@@ -77,7 +77,7 @@ def _listening_address(host: str) -> str:
     try:
         found = ip_address(host.removeprefix("[").removesuffix("]"))
     except ValueError:
-        raise ValueError(f"{host!r} is no IPv4 address; set it to {choice}") from None
+        raise ValueError(f"{host!r} is not an IPv4 address; set it to {choice}") from None
     if found.version != 4:
         raise ValueError(f"{host!r} is an IPv6 address, which Ray cannot listen on here; set it to {choice}")
     if found.is_multicast or found.is_reserved or (found in _NO_HOST and not found.is_unspecified):

@@ -43,7 +43,7 @@ def problem(given: Mapping[str, Any]) -> str | None:
     if not isinstance(kind, str) or kind not in KINDS:
         return f"kind must be one of {', '.join(KINDS)}"
     if not isinstance(name, str) or not KINDS[kind].names.fullmatch(name):
-        return f"name must be that of one {KINDS[kind].noun}, as it would stand in {KINDS[kind].file}"
+        return f"name must be that of one {KINDS[kind].noun}, as it would be written in {KINDS[kind].file}"
     if not isinstance(why, str) or not 1 <= len(why.strip()) <= MAX_WHY_CHARS:
         return f"why must say in 1 to {MAX_WHY_CHARS} characters what it is needed for"
     return None

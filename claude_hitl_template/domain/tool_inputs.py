@@ -21,7 +21,7 @@ type _Number = float  # strict: a whole number is one, a text is none
 
 
 class _Input(BaseModel):
-    """A field that is left out is None here; None itself is no value of it."""
+    """A field that is left out is None here; None itself is not a value of it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -63,7 +63,7 @@ class SavedLink:
 class Manifest:
     """Everything sorted by path, so that equal workspaces have equal manifests. `folders` are the empty ones.
 
-    Names that are no UTF-8 hold lone surrogates, as Python has them from the file system.
+    Names that are not UTF-8 hold lone surrogates, as Python has them from the file system.
     """
 
     files: tuple[SavedFile, ...] = ()
@@ -148,7 +148,7 @@ async def load_with_parts(name: str, get: GetBlobs) -> tuple[Manifest, list[str]
     if parts is None:
         return await asyncio.to_thread(_manifest, found), [name]
     if not isinstance(parts, list) or not all(isinstance(p, str) for p in cast(list[Any], parts)):
-        raise _wrong("its parts are no list of names")
+        raise _wrong("its parts are not a list of names")
     names = [check_blob_name(part) for part in cast(list[str], parts)]
     content = [(await get([part]))[0] for part in names]
     whole = await asyncio.to_thread(_parse, b"".join(content))
@@ -171,7 +171,7 @@ def _dump(value: Any) -> bytes:
 
 
 def _wrong(why: str) -> InvalidInput:
-    return InvalidInput(f"this is no saved workspace: {why}", "manifest")
+    return InvalidInput(f"this is not a saved workspace: {why}", "manifest")
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
@@ -202,9 +202,9 @@ def _file(path: Any, mode: Any, size: Any, mtime_ns: Any, chunks: Any) -> SavedF
         (mtime_ns, -_MAX_NUMBER, _MAX_NUMBER),
     ):
         if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= most:
-            raise _wrong(f"{number!r:.40} is no number that fits there")
+            raise _wrong(f"{number!r:.40} is not a valid number there")
     if not isinstance(chunks, list):
-        raise _wrong("the content of a file is no list of blobs")
+        raise _wrong("the content of a file is not a list of blobs")
     return SavedFile(
         check_path(path),
         mode,

@@ -75,7 +75,7 @@ def stage(
     checkout: Checkout, folder: Path, *, base: str, offline: bool, base_digest: str | None = None
 ) -> Staged:
     """Fills `folder`, which is there and empty. `offline`: with all declared packages in it, so that nothing is
-    fetched while the image is built. `base_digest`: what the name `base` stands for now. Raises ConfigError."""
+    fetched while the image is built. `base_digest`: the digest that the name `base` has now. Raises ConfigError."""
     app, declared = folder / "app", folder / "declared"
     (declared / "wheels").mkdir(parents=True)
     _stage_levels(checkout.root, app)

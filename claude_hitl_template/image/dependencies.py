@@ -152,7 +152,7 @@ def _npm_entries(path: Path) -> list[Entry]:
         return []
     declared: Any = read_object(path).get("dependencies", {})
     if not isinstance(declared, dict):
-        raise ConfigError(f"{path}: `dependencies` is no JSON object", "write it as npm has it")
+        raise ConfigError(f"{path}: `dependencies` is not a JSON object", "write it as npm has it")
     for name, wanted in declared.items():
         if not (_NPM_NAME.fullmatch(name) and isinstance(wanted, str) and _NPM_RANGE.fullmatch(wanted)):
             raise ConfigError(

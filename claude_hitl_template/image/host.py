@@ -1,6 +1,6 @@
 """A base image made from this machine, for use without a registry: Debian, this Python and the locked packages.
 
-It stands in for the RAY_BASE of the Dockerfile. Nothing that pip installs comes from the network: the packages of the
+It replaces the RAY_BASE of the Dockerfile. Nothing that pip installs comes from the network: the packages of the
 running .venv are copied, those that requirements.lock names and no others.
 """
 
@@ -87,7 +87,7 @@ def _suite() -> str:
     is_debian = "debian" in (release.get("ID", ""), *release.get("ID_LIKE", "").split())
     if not is_debian or not release.get("VERSION_CODENAME"):
         raise ConfigError(
-            "--from-host makes the image from Debian packages, and this machine is no Debian or Ubuntu",
+            "--from-host makes the image from Debian packages, and this machine is not Debian or Ubuntu",
             "build without --from-host where the base image can be pulled, or name one with --base",
         )
     return release["VERSION_CODENAME"]

@@ -21,7 +21,7 @@ from claude_hitl_template.image.trees import copy_tree, digest_tree
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9_.-]+")
-# No user or password: settings are no place for either, and an image would carry them.
+# No user or password: settings must not contain secrets, and an image would carry them.
 _URL = re.compile(
     r"(https|file)://[^\s@'\"$`\\]+|(ssh://)?[A-Za-z0-9._-]+@[A-Za-z0-9][A-Za-z0-9.-]*[:/][^\s@'\"$`\\]+"
 )
@@ -214,9 +214,9 @@ def _clone(source: Mapping[str, Any], target: Path) -> tuple[Path, str]:
     url, wanted = _address(source), source.get("commit", source.get("sha"))
     ref = source.get("ref", "HEAD")
     if wanted is not None and not (isinstance(wanted, str) and _COMMIT.fullmatch(wanted)):
-        raise ConfigError(f"{wanted!r} is no full commit hash", "name all of its hexadecimal characters")
+        raise ConfigError(f"{wanted!r} is not a full commit hash", "name all of its hexadecimal characters")
     if not (isinstance(ref, str) and _REF.fullmatch(ref)):
-        raise ConfigError(f"{ref!r} is no branch or tag", "correct `ref`")
+        raise ConfigError(f"{ref!r} is not a branch or tag", "correct `ref`")
     fix = f"check that `git ls-remote {url}` works here and has {wanted or ref}"
     target.mkdir(parents=True)
     _git(["init", "--quiet", "."], target, fix)

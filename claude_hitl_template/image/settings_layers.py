@@ -48,7 +48,7 @@ class SettingsFile:
         value = self.values.get(key, {})
         if not isinstance(value, dict):
             raise ConfigError(
-                f"{self.path}: `{key}` is no JSON object", f"make `{key}` an object, or remove it"
+                f"{self.path}: `{key}` is not a JSON object", f"make `{key}` an object, or remove it"
             )
         return value
 
@@ -76,7 +76,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no JSON: {error}", f"correct {path.name}") from error
+        raise ConfigError(f"{path} is not JSON: {error}", f"correct {path.name}") from error
     if not isinstance(value, dict):
         raise ConfigError(
             f"{path} holds no JSON object",
@@ -106,7 +106,8 @@ def managed_settings(
         for event, matchers in source.items():
             if not isinstance(matchers, list):
                 raise ConfigError(
-                    f"the hooks for {event} are no list", "write them as Claude Code's documentation has it"
+                    f"the hooks for {event} are not a list",
+                    "write them as Claude Code's documentation has it",
                 )
             hooks.setdefault(event, []).extend(matchers)
     return {

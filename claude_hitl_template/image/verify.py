@@ -116,7 +116,7 @@ def label_checks(config: Mapping[str, Any]) -> Iterator[Check]:
 
 
 def _base_check(told: Mapping[str, str]) -> Check:
-    """Which image it was built on: a name alone may stand for another one by now."""
+    """Checks which base it was built on: without a digest, the base's name may mean another image by now."""
     name, digest = told.get(labels.BASE_NAME) or "a base", told.get(labels.BASE_DIGEST)
     if digest:
         return Check("Base image", "ok", f"{name}, {digest}")

@@ -1,7 +1,7 @@
 """Makes a server's tool call ids unique on the way to the CLI, and restores them on the way to the server.
 
 Some servers restart their ids with each answer, or send none. The CLI (2.1.330) runs such calls, but the next request
-to the model has only the first call of an id, so the model would issue the others for ever. Therefore an id that does
+to the model has only the first call of an id, so the model would issue the others endlessly. Therefore an id that does
 not look like Anthropic's, or that the conversation has already, gets a random mark in front. No state is kept: the mark
 is removed from requests wherever it occurs, and blanks at the end of the body keep its length.
 """

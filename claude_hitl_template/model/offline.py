@@ -184,7 +184,7 @@ def sse(reply: Reply, model: str) -> Iterator[bytes]:
     """`reply` as server-sent events, one per item.
 
     With the failure "cut" the stream stops short, and its consumer must break the connection off; with
-    "malformed" it stops after a line that is no JSON. Failures with a status have no stream.
+    "malformed" it stops after a line that is not JSON. Failures with a status have no stream.
     """
     broken = reply.failure.status if reply.failure else None
     yield _event("message_start", message=_envelope(reply, model))

@@ -23,7 +23,7 @@ OPEN = (
     ApprovalState.PENDING,
     ApprovalState.ALLOWED,
     ApprovalState.CLAIMED,
-)  # approvals that something may still come of
+)  # approvals that may still lead to a run
 
 
 @dataclass(frozen=True)

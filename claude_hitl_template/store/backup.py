@@ -67,7 +67,7 @@ def back_up(url: str, path: Path) -> Copied:
 def restore(url: str, path: Path, *, force: bool = False) -> Copied:
     """Makes the store what it was when the backup was made: all of it, or nothing changes.
 
-    Raises InvalidInput for a file that is no backup of this or an older version, ConfigError when the database is in
+    Raises InvalidInput for a file that is not a backup of this or an older version, ConfigError when the database is in
     use or, without `force`, not empty; StoreUnreachable.
     """
     try:
@@ -83,7 +83,9 @@ def restore(url: str, path: Path, *, force: bool = False) -> Copied:
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, TypeError) as error:
         if isinstance(error, HitlError):
             raise
-        raise InvalidInput(f"{path} is no backup, or a damaged one ({error}); nothing was changed") from error
+        raise InvalidInput(
+            f"{path} is not a backup, or a damaged one ({error}); nothing was changed"
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}", "name a file that ./hitl backup made"

@@ -155,7 +155,7 @@ def decode_cursor(kind: str, page: str | None, count: int) -> list[str] | None:
     try:
         found, *parts = base64.urlsafe_b64decode(page + "=" * (-len(page) % 4)).decode().split("\x1f")
     except (binascii.Error, UnicodeError, ValueError) as error:
-        raise InvalidInput("this is no cursor; use next_page of an earlier answer", "page") from error
+        raise InvalidInput("this is not a cursor; use next_page of an earlier answer", "page") from error
     if found != kind or len(parts) != count:
         raise InvalidInput("this cursor belongs to another listing", "page")
     return parts
@@ -168,10 +168,10 @@ def decode_time_cursor(kind: str, page: str | None) -> tuple[datetime, str] | No
     try:
         at = datetime.fromisoformat(parts[0])
         if at.tzinfo is None:
-            raise InvalidInput("this is no cursor; use next_page of an earlier answer", "page")
+            raise InvalidInput("this is not a cursor; use next_page of an earlier answer", "page")
         return at.astimezone(UTC), parts[1]
     except (ValueError, OverflowError) as error:
-        raise InvalidInput("this is no cursor; use next_page of an earlier answer", "page") from error
+        raise InvalidInput("this is not a cursor; use next_page of an earlier answer", "page") from error
 
 
 def decode_seq_cursor(kind: str, page: str | None) -> int | None:
@@ -179,5 +179,5 @@ def decode_seq_cursor(kind: str, page: str | None) -> int | None:
     if parts is None:
         return None
     if not parts[0].isdecimal() or len(parts[0]) > 18:
-        raise InvalidInput("this is no cursor; use next_page of an earlier answer", "page")
+        raise InvalidInput("this is not a cursor; use next_page of an earlier answer", "page")
     return int(parts[0])

@@ -59,7 +59,7 @@ def check_database(settings: Settings) -> DatabaseStatus:
 
 
 def check_replicas(settings: Settings) -> None:
-    """Raises ConfigError when there shall be more ledgers than the database takes."""
+    """Raises ConfigError if the settings ask for more ledgers than the database supports."""
     if settings.ledger_replicas > 1 and store_url(settings).startswith("sqlite"):
         raise ConfigError(
             "HITL_LEDGER_REPLICAS is more than 1, and SQLite takes one process only",
@@ -75,7 +75,7 @@ def open_backend(settings: Settings, *, patience_s: float) -> SqliteBackend | Po
 
 
 def prepare_schema(url: str, *, patience_s: float) -> None:
-    """Migrates, and waits for a database that is away. Raises ConfigError."""
+    """Migrates the database, and waits for one that is unreachable. Raises ConfigError."""
     patiently = Retrying(
         retry=retry_if_exception_type(StoreUnreachable),
         stop=stop_after_delay(patience_s),

@@ -21,7 +21,7 @@ from claude_hitl_template.store.signals import Note
 log = structlog.get_logger()
 CHANNEL = "claude_hitl"
 PAYLOAD_BYTES = 7_900  # Postgres takes less than 8,000
-KEPT = 10_000  # notes that wait to be sent; a database that is away costs no more memory than this
+KEPT = 10_000  # notes that wait to be sent: bounds the memory while the database is unreachable
 AGAIN_S = 0.5
 # Every ledger holds it shared, so that a restore, which wants it alone, does not pull the database away under one.
 IN_USE = 0x636C61756465

@@ -29,7 +29,7 @@ OPTIONS = {
     "timezone": "UTC",
     "lock_timeout": "10s",
     "statement_timeout": "15s",
-    # A ledger that stands still in the middle of a transaction must not hold a session's lock for ever.
+    # A ledger that stands still in the middle of a transaction must not hold a session's lock indefinitely.
     "idle_in_transaction_session_timeout": "15s",
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "3",
@@ -117,7 +117,7 @@ def _explained(error: DBAPIError | PoolTimeout) -> Unavailable:
     state = str(getattr(error.orig, "sqlstate", None) or "")
     reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
     if passes(error):
-        return StoreUnreachable(f"the database is away ({reason}); the same request may be repeated")
+        return StoreUnreachable(f"the database is unreachable ({reason}); the same request may be repeated")
     return Unavailable(
         f"the store cannot be used now ({reason}{f', SQLSTATE {state}' if state else ''}); nothing was changed. "
         "If it goes on, look at the database server's log and its disk"

@@ -104,7 +104,9 @@ class SqliteBackend:
                     self._fail(group, failed)
         try:
             await asyncio.shield(group)
-        except asyncio.CancelledError:  # a caller that is cancelled may look at once what became of its write
+        except (
+            asyncio.CancelledError
+        ):  # a caller that is cancelled may check the outcome of its write at once
             await asyncio.wait({group})
             raise
         except sqlite3.Error:

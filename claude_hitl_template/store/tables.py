@@ -126,7 +126,7 @@ Index(
     postgresql_where=_expiring,
 )
 
-# Of the sessions that were deleted: who said what of which call, and nothing that anybody wrote.
+# Of the sessions that were deleted: who decided what on which call, without any text of users.
 kept_decisions = Table(
     "kept_decisions",
     metadata,

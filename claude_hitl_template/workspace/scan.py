@@ -184,7 +184,7 @@ def read(folder: Path, files: Iterable[Found], known: Container[str]) -> Iterato
         try:
             with open_file(folder, found.path) as file:
                 stamp = Stamp.of(os.fstat(file.fileno()))
-                while size < stamp.size:  # of a file that grows for ever, what it had when it was opened
+                while size < stamp.size:  # of a file that keeps growing, its size when it was opened
                     data = file.read(min(CHUNK_BYTES, stamp.size - size))
                     if not data:
                         break

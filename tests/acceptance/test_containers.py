@@ -113,7 +113,7 @@ def service(image: str) -> Iterator[Worker]:
             "HITL_SESSION_MEMORY_BYTES": str(700 * MIB),
             "HITL_SESSION_PROCESSES": "60",
             "HITL_PANEL": "true",
-            "HITL_START_TIMEOUT_S": "110",  # a busy machine is no failure
+            "HITL_START_TIMEOUT_S": "110",  # a busy machine is not a failure
         },
         ("runuser", "-u", USER, "--", str(python), "-m", "claude_hitl_template.cli"),
         raylet_folder,

@@ -282,7 +282,7 @@ def test_code_that_cannot_run_is_told_and_what_ran_goes_on(vm: Vm, mac: Mac):
     broken = mac.folder / "claude_hitl_template/cluster/supervisor.py"
     text = broken.read_text()
     try:
-        broken.write_text(text + "\nthis is no Python\n")
+        broken.write_text(text + "\nthis is invalid Python\n")
         done = mac.hitl("deploy", "--profile", "vm")
     finally:
         broken.write_text(text)

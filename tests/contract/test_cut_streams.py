@@ -18,7 +18,7 @@ from typing import Any
 
 import anthropic
 import httpx
-import httpx2  # what the SDK stands on: it passes on how a stream broke
+import httpx2  # the SDK's HTTP client, whose errors say how a stream broke
 import pytest
 
 from claude_hitl_template.config.secret_files import hash_api_key

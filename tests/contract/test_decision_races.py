@@ -115,4 +115,4 @@ async def test_of_eight_decisions_at_once_one_wins_and_all_are_told(ledgers: lis
     for some in batched(calls, LANES):
         sessions = [await asking(ledgers[0], *its) for its in some]
         await asyncio.gather(*(run(session_id, its) for session_id, its in zip(sessions, some, strict=True)))
-    assert len(winners) > 1, "it was no race: the same one was always first"
+    assert len(winners) > 1, "it was not a race: the same one was always first"

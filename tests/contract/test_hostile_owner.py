@@ -21,7 +21,7 @@ from tests.contract.asking import message, said
 
 EVERY = methods_of(Store)
 OWN, OTHER = "own", "other"
-# What is no method of the Store by name.
+# Names that are not methods of the Store.
 NAMES = (
     "_changing", "_writing", "_files", "_backend", "_check_driver", "__init__", "__class__", "__getattribute__", "__dict__",
     "__reduce__", "call", "Call", "claim ", "claim\0", "Claim", "claim.__func__", "store.decide", "", "\u0441laim",
@@ -140,7 +140,7 @@ TABLE: dict[str, tuple[Callable[[House], Any], str, frozenset[str]]] = {
     "a forged capability": (lambda h: Authority(SigningKey(b"x" * 32)).ingress(), OWN, PING),
     "a capability with another role written in": (lambda h: h.owner().replace("owner", "ingress"), OWN, PING),
     "no capability": (lambda h: None, OWN, PING),
-    "something that is no text": (lambda h: b"hitl-ledger-ingress", OWN, PING),
+    "something that is not text": (lambda h: b"hitl-ledger-ingress", OWN, PING),
     "a window on its session": (lambda h: h.authority.window(h.sessions[OWN].id), OWN, OPENED["window"]),
     "a window on another session": (lambda h: h.authority.window(h.sessions[OWN].id), OTHER, PING),
     "the ingress": (lambda h: h.authority.ingress(), OWN, OPENED["ingress"]),

@@ -133,7 +133,7 @@ def test_a_toolset_says_for_each_tool_whether_it_asks(permitted: Client, notes: 
 )
 def test_a_tool_that_is_switched_off_never_runs(client: Client, notes: Notes, toolset: Any, runs: bool):
     session_id = client.create(calls(("clear", {}), ("add", {"text": "x"})), agent=agent(notes, toolset))
-    if "configs" in toolset and not runs:  # nothing was said of `clear`, which asks
+    if "configs" in toolset and not runs:  # no rule names `clear`, so it asks
         [event_id] = client.asked(session_id)
         client.confirm(session_id, event_id, "deny")
     if runs:

@@ -220,7 +220,7 @@ class WithoutClaims:
     async def claim(self, *args: Any, **kwargs: Any) -> Any:
         if self._committed:
             await self._store.claim(*args, **kwargs)
-        raise Unavailable("the store is away")
+        raise Unavailable("the store is unreachable")
 
 
 @pytest.mark.parametrize("committed", [False, True])

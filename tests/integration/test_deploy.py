@@ -1,6 +1,6 @@
 """A changed working tree goes live on a running cluster; if it has an error, the previous code keeps running.
 
-Each deploy takes half a minute, so tests look at what one of them did from several sides, in the order they stand in.
+Each deploy takes half a minute, so several tests check one of them, and run in the order of this file.
 """
 
 import socket
@@ -177,7 +177,7 @@ def test_what_cannot_be_read_stops_at_the_development_machine(cluster: Service, 
 def test_a_key_that_serve_would_ignore_is_named(cluster: Service, tree: Tree) -> None:
     with unchanged(cluster), tree.spoilt("data/config/claude_hitl_template.yaml", "\nnum_replica: 2\n"):
         said = tree.fails_to_deploy()
-    assert "claude_hitl_template.yaml: num_replica is no key that Serve knows" in said
+    assert "claude_hitl_template.yaml: num_replica is not a key that Serve knows" in said
 
 
 def test_deploys_that_fail_one_after_the_other_are_each_taken_back(cluster: Service, tree: Tree) -> None:

@@ -352,7 +352,7 @@ def clusters(
     panel = restart_panel(cluster)
     said["an empty cluster"] = here(cluster)
     said["an empty cluster, from elsewhere"] = from_elsewhere(cluster)
-    with tree.spoilt(f"{CODE}/cluster/supervisor.py", "\nthis is no Python\n"):
+    with tree.spoilt(f"{CODE}/cluster/supervisor.py", "\nthis is invalid Python\n"):
         koco(cluster, tree)
         wait_for("the failure", lambda: status(cluster) == "DEPLOY_FAILED" or None)
     said["a failed deploy, from elsewhere"] = from_elsewhere(cluster)

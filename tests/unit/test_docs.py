@@ -22,7 +22,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").
 
 COMMANDS = set(get_command(app).commands)  # type: ignore[attr-defined]
 PLACES = ("", "macos", "elsewhere")  # anywhere; on a Mac only; on another host
-# Who runs each command, as it stands in the documents; the quickstart's are taken from there by the test that runs them.
+# The test that runs each command, as written in the documents; that of the quickstart reads its commands from there.
 RUN = {
     "./hitl demo": "tests/integration/test_readme.py::test_the_demo_that_allows_ends_well_and_the_file_is_there",
     "./hitl test": "tests/unit/test_docs.py::test_the_readmes_command_runs_the_tests_that_it_is_given",
@@ -121,7 +121,7 @@ def test_links_lead_somewhere_and_commands_exist(document: Path):
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("http") or (document.parent / target).exists(), target
     for command in re.findall(r"`([^`\n]*\./hitl [^`\n]*)`", text):
-        check_usage(re.sub(r"[\[\]]", "", command))  # what stands in brackets may be left away
+        check_usage(re.sub(r"[\[\]]", "", command))  # the parts in brackets are optional
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

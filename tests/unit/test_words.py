@@ -38,6 +38,22 @@ ODD_WORDS = {
     r"(?:(?<=^)|(?<=[.:;!?] )|(?<=\"\"\"))what is(?= [a-z])(?![^.?]*\?)": "name it: 'Deleted files', not 'What is deleted'",
     r"of use": "useful, usable",
     r"as far as it goes": "say how far",
+    r"whereof": "of which",
+    r"goes by": "uses, follows, is called",
+    r"(?:comes?|came) of": "results from, leads to",
+    r"bec[ao]mes? of": "the outcome of, happens to",
+    r"(?:tells?|told|said) of": "reports, describes",
+    r"as told": "as requested",
+    r"by chance": "randomly, accidentally",
+    r"for ever": "indefinitely, endlessly",
+    r"shall": "will, must, should",
+    r"(?:any|every)body": "name who: any user, each caller",
+    r"(?:is|are) well": "works, is healthy",
+    r"(?:is|are) away": "is unreachable, does not answer",
+    r"(?:is|are) at work": "is running, is using",
+    r"stands? (?:in|under|behind|on)": "is in, is listed in, follows",
+    r"without a word": "silently, without an error message",
+    r"(?<!here )\b(?:is|are|was|were) no (?!longer\b|more\b|one\b|different\b|better\b)\w": "is not a",
 }
 
 # File, word as it stands there, and why it is right.
@@ -81,7 +97,7 @@ def odd_words(path: str, text: str) -> Iterator[Found]:
     for number, line in prose(path, text):
         for pattern, advice in ODD_WORDS.items():
             for match in re.finditer(
-                rf"\b{pattern}\b" if pattern[0] != "(" else pattern, line, re.IGNORECASE
+                pattern if pattern.startswith(("(?<", "(?:(?<")) else rf"\b{pattern}\b", line, re.IGNORECASE
             ):
                 if (path, match[0].lower()) not in ALLOWED:
                     yield Found(path, number, match[0], advice)

@@ -38,7 +38,7 @@ def bench(
     """Compares turns, decisions and parking with the plain SDK, and many parked sessions with few; measures restarts and
     sandboxes.
 
-    Takes some minutes. Uses a service of its own, and leaves nothing behind. A target that is not met is no failure.
+    Takes some minutes. Uses a service of its own, and leaves nothing behind. A target that is not met is not a failure.
     """
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise ConfigError(

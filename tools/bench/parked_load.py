@@ -67,7 +67,7 @@ async def make_parked_load(settings: Settings, key_hash: str, count: int) -> lis
 
 
 async def _make(tx: Tx, key_id: str, number: int) -> Waiting:
-    """A parked session: the rules run in memory, and what became of it is written at once."""
+    """A parked session: the rules run in memory, and the result is written at once."""
     memory = MemoryBackend()
     waiting = await _park(CoreStore(memory), key_id, number)
     async with memory.begin(write=False) as made:

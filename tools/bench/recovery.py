@@ -68,7 +68,7 @@ def _drain(one: BenchService) -> None:
 
 
 def _kill(one: BenchService) -> None:
-    """Every process of the cluster, without a word; a database that is no part of it stays."""
+    """Kills every process of the cluster with SIGKILL; a database that is not part of it stays."""
     head = service.ray_process(one.settings)
     family: list[psutil.Process] = [head, *head.children(recursive=True)] if head else []
     end([*family, *strays(one.settings)])

@@ -335,7 +335,7 @@ def _model_key(settings: Settings) -> str | None:
 def _oddities(key: str) -> Iterator[tuple[str, bool]]:
     yield "white space", any(char.isspace() for char in key)
     yield "quotes", any(char in "'\"`" for char in key)
-    yield "characters that are no ASCII", not key.isascii()
+    yield "characters that are not ASCII", not key.isascii()
 
 
 def _script_folder(script: Path) -> Path | None:

@@ -17,7 +17,7 @@ from claude_hitl_template.errors import ConfigError, HitlError, Unavailable
 from claude_hitl_template.presentation.text import last_line
 
 ASK_S = 30.0
-UPLOAD_S = 600.0  # between two pieces: a slow line is no failure, a dead one is
+UPLOAD_S = 600.0  # between two pieces: a slow line is not a failure, a dead one is
 ATTEMPTS = 3
 POLL_S = 0.5
 _NOT_FOUND = 404

@@ -35,7 +35,7 @@ SECRET_NAMES = (
     ".npmrc",
 )
 SECRET_FOLDERS = ("secrets", ".ssh", ".aws")
-SHORTEST_SECRET = 8  # shorter values occur by chance and protect nothing
+SHORTEST_SECRET = 8  # shorter values also match unrelated text, and protect nothing
 PROFILES = "profiles"
 EXAMPLE = ".example"
 CODE = "claude_hitl_template"
@@ -74,7 +74,7 @@ def build(root: Path, *, data_dir: Path, secrets: Sequence[str]) -> Package:
     left_out = tuple(path for path in listed if is_secret(path) or _within(root / path, data_dir))
     wanted = [path for path in listed if path not in (*left_out, build_info.FILE, FIRST)]
     if f"{CODE}/query.py" not in wanted:
-        raise ConfigError(f"{root} is no checkout of this project", "run ./hitl deploy in one")
+        raise ConfigError(f"{root} is not a checkout of this project", "run ./hitl deploy in one")
     _check_size(root, wanted)
     files = {path: (root / path).read_bytes() for path in wanted} | {FIRST: FIRST_CODE.encode()}
     _check_content(files, [value for value in secrets if len(value) >= SHORTEST_SECRET])

@@ -152,7 +152,7 @@ def key_check(settings: Settings) -> Check:
         url, headers = f"{settings.service_url}/v1/sessions?limit=1", {"x-api-key": key}
         status = network.request("GET", url, headers=headers, timeout=ASK_S).status_code
     except UnicodeEncodeError:
-        return Check("API key", "wrong", "it holds characters that are no ASCII", fix)
+        return Check("API key", "wrong", "it holds characters that are not ASCII", fix)
     except httpx.HTTPError as error:
         return Check("API key", "wrong", f"not checked: {error}", "try again")
     if status == 401:

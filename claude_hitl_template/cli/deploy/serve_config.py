@@ -131,7 +131,7 @@ def _parse(path: Path) -> dict[str, Any]:
 def _check(path: Path, model: type[BaseModel], document: dict[str, Any]) -> None:
     unknown = next(_unknown(model, document), None)
     if unknown:
-        raise ConfigError(f"{path}: {unknown} is no key that Serve knows; it would ignore it", _FIX)
+        raise ConfigError(f"{path}: {unknown} is not a key that Serve knows; it would ignore it", _FIX)
     try:
         model.model_validate(document)
     except ValidationError as error:
@@ -175,7 +175,7 @@ def _check_environments(path: Path, document: Mapping[str, Any]) -> None:
         env = holder.get("runtime_env") or {}
         unknown = sorted(set(env) - RuntimeEnv.known_fields)
         if unknown:
-            raise ConfigError(f"{path}: runtime_env.{unknown[0]} is no key that Ray knows", _FIX)
+            raise ConfigError(f"{path}: runtime_env.{unknown[0]} is not a key that Ray knows", _FIX)
         secret = sorted(name for name in env.get("env_vars") or {} if names_secret(str(name)))
         if secret:
             raise ConfigError(

@@ -180,7 +180,7 @@ def start_missing(settings: Settings, *, make: bool) -> list[str]:
 
 
 def check(settings: Settings, *, patience_s: float) -> None:
-    """Brings the database's schema up to date, and waits for one that is away. Raises ConfigError."""
+    """Brings the database's schema up to date, and waits for one that is unreachable. Raises ConfigError."""
     from claude_hitl_template.store import connect  # noqa: PLC0415  (slow to import)
 
     connect.check_replicas(settings)
@@ -188,7 +188,7 @@ def check(settings: Settings, *, patience_s: float) -> None:
 
 
 def check_database(settings: Settings) -> "DatabaseStatus":
-    """Asks the database where it is, and whether it is well. Raises ConfigError for a URL that is not usable."""
+    """Queries the database's location and health. Raises ConfigError for a URL that is not usable."""
     from claude_hitl_template.store import connect  # noqa: PLC0415  (slow to import)
 
     return connect.check_database(settings)

@@ -1,7 +1,7 @@
-"""Who uses a data folder: which checkout started the cluster that runs on it, and which command is at work in it now.
+"""Records which checkout started the cluster of a data folder, and which command uses the folder now.
 
-`run.json` describes the cluster that was started last, `up.lock` is locked by a command for as long as it works. A record
-outlives what it describes (a crash, a restart of the machine): it counts only while the process it names is that head.
+`run.json` describes the cluster that was started last; a command holds the lock of `up.lock` while it runs. A record may
+outlive its cluster (a crash, a restart of the machine), so it is valid only while the process it names is that head.
 """
 
 import fcntl
@@ -107,7 +107,7 @@ def check_ours(settings: Settings) -> None:
         raise _in_use(settings, other, run.pid, "started the service that runs on it")
     holder = _holder(settings)
     if holder is not None and (other := _other(holder.checkout)) is not None:
-        raise _in_use(settings, other, holder.pid, "is at work in it")
+        raise _in_use(settings, other, holder.pid, "is using it")
 
 
 def check_idle(settings: Settings, consequence: str) -> None:
@@ -150,10 +150,10 @@ def _wait(settings: Settings, lock: int, step: Step | None) -> None:
     who = f"process {holder.pid}" if holder else "another process"
     if step is None:
         raise ConfigError(
-            f"another ./hitl ({who}) is at work in {settings.data_dir}; nothing was done",
+            f"another ./hitl ({who}) is using {settings.data_dir}; nothing was done",
             "wait until it has ended, then try again",
         )
-    with step(f"Another ./hitl ({who}) is at work in {settings.data_dir}: waiting for it"):
+    with step(f"Another ./hitl ({who}) is using {settings.data_dir}: waiting for it"):
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 

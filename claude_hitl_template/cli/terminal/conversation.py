@@ -59,7 +59,7 @@ class Terminal:
 
 
 def ask_user(terminal: Terminal) -> Decider:
-    """Decides by asking at the terminal. The decider raises UserLeft if input is no terminal, or the user leaves."""
+    """Decides by asking at the terminal. The decider raises UserLeft if input is not a terminal, or the user leaves."""
 
     def decide(approval: Mapping[str, Any]) -> Body:
         if not sys.stdin.isatty():

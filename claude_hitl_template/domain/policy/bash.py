@@ -470,7 +470,7 @@ def _subcommand(name: str, words: Sequence[str]) -> int:
 
 
 def _shell_operand(words: Sequence[str]) -> tuple[int, bool]:
-    """Where a shell's first operand stands, and whether it reads its input all the same (`-s`)."""
+    """The index of a shell's first operand, and whether the shell also reads its input (`-s`)."""
     i, reads_input = 1, False
     while i < len(words) and words[i][:1] in ("-", "+") and len(words[i]) > 1:
         word = words[i]

@@ -197,7 +197,7 @@ def compile_settings(
 ) -> dict[str, Any]:
     """`{"permissions": {"ask": [...], "deny": [...]}}` for the CLI's `--settings`.
 
-    Every tool stands under `ask`, so that the CLI runs none on its own authority, not even while it replays a
+    Every tool is under `ask`, so that the CLI runs none on its own authority, not even while it replays a
     deferred call before the hooks are registered: the gate decides. There is never an allow list.
     """
     # The CLI spells server names in tool names like this.

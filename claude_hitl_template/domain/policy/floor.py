@@ -123,7 +123,7 @@ def read_floor(path: Path | None) -> Floor:
         text = path.read_text(encoding="utf-8")
         found, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"HITL_POLICY: {path} cannot be read: {why}", _FIX) from error
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)

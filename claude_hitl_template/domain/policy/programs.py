@@ -1,7 +1,7 @@
 """Table of programs: which of them run their arguments, and how.
 
-Everything that stands in no table may run its arguments. A program that does not run them and is missing here
-costs an unnecessary question; one that does and stands under `INERT` would hide what it runs.
+A program that is in no table may run its arguments. One that does not run them and is missing here costs an
+unnecessary question; one that runs them and is listed in `INERT` would hide them.
 """
 
 import re
@@ -426,7 +426,7 @@ DECLARES = frozenset({"export", "declare", "typeset", "local", "readonly"})
 # They only compare, so that what they read is not run.
 QUIET_TOOLS = frozenset({"[[", "[", "test", "find", "less", "more", "man", "zip", "open"})
 
-# What needs a value among the options that stand before a subcommand; the value is no subcommand.
+# What needs a value among the options that stand before a subcommand; the value is not a subcommand.
 VALUES: dict[str, frozenset[str]] = {
     "git": frozenset(
         {"-C", "-c", "--git-dir", "--work-tree", "--namespace", "--config-env", "--attr-source"}

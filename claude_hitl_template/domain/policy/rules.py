@@ -82,7 +82,7 @@ def parse_rule(text: str) -> tuple[str, str | None]:
     if tool.startswith("mcp__") and (spec is not None or not _MCP_RULE.fullmatch(tool)):
         raise ValueError(f"`{text}`: write `mcp__server`, `mcp__server__tool` or `mcp__server__*`")
     if not tool.startswith("mcp__") and not _TOOL.fullmatch(tool):
-        raise ValueError(f"`{text}` is no rule: write `Tool`, `Tool(pattern)` or `mcp__server__tool`")
+        raise ValueError(f"`{text}` is not a rule: write `Tool`, `Tool(pattern)` or `mcp__server__tool`")
     _check_spelling(tool)
     return tool, None if tool == "Bash" and spec == "*" else spec
 

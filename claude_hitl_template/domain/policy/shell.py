@@ -134,7 +134,7 @@ class _Token:
 
 
 def read(text: str) -> Script:
-    """Raises NotUnderstood if the text is too long or too intricate, is no text, or may be read in several ways."""
+    """Raises NotUnderstood if the text is too long or too intricate, is not text, or may be read in several ways."""
     try:
         source = text.encode()
     except UnicodeEncodeError as error:
@@ -213,7 +213,7 @@ class _Reader:
             at = next(i for i, child in enumerate(children) if child.type == "word")
             tokens += [_Token("skip", child.start_byte, child.end_byte) for child in children[: at + 1]]
             return children[at + 1 :]
-        if node.type == "case_item":  # its pattern is no command
+        if node.type == "case_item":  # its pattern is not a command
             tokens.append(_Token("keyword", node.start_byte, node.start_byte, "case"))
             return children
         if node.type == "c_style_for_statement":

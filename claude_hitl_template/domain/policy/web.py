@@ -25,7 +25,7 @@ def clear_host(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").rstrip(".")
-        parts.port  # noqa: B018 - raises for a port that is no number
+        parts.port  # noqa: B018 - raises for a port that is not a number
     except ValueError:
         return None
     is_clear = parts.scheme in ("http", "https") and "@" not in parts.netloc and HOST.fullmatch(host)

@@ -672,7 +672,7 @@ async def test_a_stale_owner_opens_nothing(address: str):
 async def test_a_store_that_is_away_opens_nothing(address: str):
     class StoreUnreachable(CoreStore):
         async def ask_network(self, *_: Any, **__: Any) -> Approval:
-            raise Unavailable("the store is away")
+            raise Unavailable("the store is unreachable")
 
     async with asking(address, store=StoreUnreachable(MemoryBackend())) as a:
         answer = await a.get("one.example.org")

@@ -20,7 +20,7 @@ def run(tools: Path, **programs: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.parametrize(
     ("uid", "why", "fix"),
-    [("1000", "only root can", "sudo ./hitl bootstrap-host"), ("0", "no Debian or Ubuntu", "./hitl doctor")],
+    [("1000", "only root can", "sudo ./hitl bootstrap-host"), ("0", "not Debian or Ubuntu", "./hitl doctor")],
 )
 def test_where_it_cannot_work_it_says_so_and_does_nothing(
     tmp_path: Path, uid: str, why: str, fix: str

@@ -158,7 +158,7 @@ def test_a_link_that_leads_out_is_refused_and_one_inside_becomes_its_file(tree: 
 
 def test_another_folder_is_no_checkout(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text("")
-    with pytest.raises(ConfigError, match="is no checkout"):
+    with pytest.raises(ConfigError, match="is not a checkout"):
         build(tmp_path)
 
 

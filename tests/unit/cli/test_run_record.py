@@ -197,7 +197,7 @@ def test_two_commands_of_one_checkout_take_turns_or_the_second_says_who_is_at_wo
         holder.communicate(b"\n")
         return nullcontext()
 
-    with pytest.raises(ConfigError, match=f"process {holder.pid}.* is at work"):
+    with pytest.raises(ConfigError, match=f"process {holder.pid}.* is using"):
         development.clean(yes=True)
     with run_record.alone(settings, step):
         assert f"process {holder.pid}" in said[0]

@@ -56,7 +56,7 @@ def test_a_key_that_would_be_ignored_is_named_with_its_file(
     change(folder / file, **said)
     with pytest.raises(ConfigError) as raised:
         serve_config.read(folder)
-    assert f"{folder / file}: {place} is no key" in str(raised.value)
+    assert f"{folder / file}: {place} is not a key" in str(raised.value)
 
 
 @pytest.mark.parametrize(

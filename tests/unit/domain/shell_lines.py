@@ -81,7 +81,7 @@ class Shells:
     """Runs lines one by one. Not thread-safe."""
 
     def __init__(self, folder: Path, patience: float = 60) -> None:
-        self.patience = patience  # seconds after which a line that goes on for ever is ended
+        self.patience = patience  # seconds after which a line that does not end is killed
         self.record = folder / "record"
         self.bin = folder / "bin"
         self.work = folder / "work"

@@ -390,12 +390,12 @@ async def test_a_body_that_is_no_request_is_a_400(offline: httpx.AsyncClient, bo
 async def test_a_simulated_failure_has_its_status_and_type(
     offline: httpx.AsyncClient, status: int, kind: str, stream: bool
 ):
-    body = prompt(f"- error: {{status: {status}, retry_after_s: 3, message: as told}}")
+    body = prompt(f"- error: {{status: {status}, retry_after_s: 3, message: as scripted}}")
     response = await offline.post("/v1/messages", json={**body, "stream": stream})
 
     assert response.status_code == status
     told = response.json()
-    assert (told["type"], told["error"]) == ("error", {"type": kind, "message": "as told"})
+    assert (told["type"], told["error"]) == ("error", {"type": kind, "message": "as scripted"})
     assert response.headers["retry-after"] == "3"
 
 
