@@ -1,7 +1,7 @@
 """Asks the user about one approval, and builds the body of `POST /v1/approvals/{id}/decide` from the answer."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rich.console import RenderableType
@@ -89,6 +89,9 @@ def edit_input(
     except InvalidInput as error:
         prompter.show(shown(f"{error}; nothing was changed", "red"))
         changed = given
+    else:
+        if changed == given:
+            prompter.show(shown("the input is unchanged", "yellow"))
     prompter.show(approval_view(approval, changed))
     return None if changed == approval["input"] else changed
 
@@ -146,8 +149,22 @@ def _ask_question(prompter: Prompter, given: Mapping[str, Any]) -> Body:
             if line.split(" ")[0] == "/deny":
                 return denial(line.removeprefix("/deny").strip())
             answer = choose(line, labels, several=several)
+            if answer is None:
+                prompter.show(shown(_why_not(line, labels), "yellow"))
         answers[question] = answer
     return {"result": "allow", "answers": answers}
+
+
+def _why_not(line: str, labels: Sequence[str]) -> str:
+    """Why `choose` found no answer in a line."""
+    if not line:
+        return "the question needs an answer"
+    if not labels:
+        return "there is nothing to choose from: answer in your own words"
+    numbers = line.replace(",", " ").split()
+    wrong = [n for n in numbers if not 1 <= int(n) <= len(labels)]
+    offered = f"the choices are 1 to {len(labels)}"
+    return f"there is no {', '.join(wrong)}; {offered}" if wrong else f"choose one; {offered}"
 
 
 def choose(line: str, labels: list[str], *, several: bool) -> str | list[str] | None:

@@ -1,5 +1,7 @@
 """The command line as it is run: exit statuses, messages without tracebacks, nothing slow imported."""
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from claude_hitl_template import __version__, code_version
 from claude_hitl_template.cli import common
 from claude_hitl_template.cli.commands import development
 from claude_hitl_template.config.settings import Settings
@@ -152,6 +155,52 @@ def test_help_lists_the_exit_statuses_of_a_conversation(make_settings: Make) -> 
     make_settings()
     for command in ("demo", "chat"):
         assert "calls still wait" in " ".join(hitl(command, "--help").stdout.split())
+
+
+def test_help_is_asked_for_by_h_too_and_lists_commands_by_what_they_are_for(make_settings: Make) -> None:
+    make_settings()
+    text = hitl("-h").stdout
+    places = [
+        text.index(name) for name in ("Every day", " demo ", "Operating", " doctor ", "Working on", " test ")
+    ]
+    assert places == sorted(places)
+    for command in ("demo", "approvals", "test"):
+        assert hitl(command, "-h").stdout == hitl(command, "--help").stdout
+    assert "Usage: ./hitl approvals deny" in hitl("approvals", "deny", "-h").stdout
+
+
+def test_the_version_is_shown(make_settings: Make) -> None:
+    make_settings()
+    assert hitl("--version").stdout == f"claude-hitl {__version__}, code {code_version()}\n"
+
+
+def test_completion_is_installed_and_completes_commands(
+    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_settings()
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = f"{sys.executable} -m claude_hitl_template.cli"
+    said = subprocess.run(
+        ["bash", "-c", f"{command} --install-completion; true"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "completion for bash is installed" in said
+    (tmp_path / "hitl").write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    (tmp_path / "hitl").chmod(0o755)
+    script = (
+        "source .bash_completions/hitl.sh; COMP_WORDS=(./hitl app); COMP_CWORD=1; "
+        "_hitl_completion ./hitl; echo ${COMPREPLY[@]}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "approvals\n"
 
 
 def test_commands_do_not_import_what_is_slow(make_settings: Make) -> None:
