@@ -62,7 +62,7 @@ def main(
     """Human-approved Claude sessions on your own Ray cluster."""
 
 
-app.command(epilog=chat.STATUSES, rich_help_panel=_DAILY)(chat.demo)
+app.command(epilog=f"{chat.OFFLINE_PROMPTS}\n\n{chat.STATUSES}", rich_help_panel=_DAILY)(chat.demo)
 app.command(epilog=chat.STATUSES, rich_help_panel=_DAILY)(chat.chat)
 app.add_typer(approvals.app, name="approvals", rich_help_panel=_DAILY)
 app.add_typer(sessions.app, name="sessions", rich_help_panel=_DAILY)
@@ -84,10 +84,8 @@ def up(
     made = chat.ensure_up(settings, make_postgres=postgres)
     facts = service.healthy(settings) or {}
     typer.echo(f"REST       {settings.base_url}/v1   (model: {facts.get('model')})")
-    if settings.panel:
-        typer.echo(
-            f"Panel      {settings.panel_url}   (admin; ./hitl status --show-secrets shows the password)"
-        )
+    if panel := chat.panel_line(settings):
+        typer.echo(panel)
     typer.echo(
         f"Dashboard  {settings.own_dashboard}   (asks for Ray's token; ./hitl status --show-secrets shows it)"
     )
@@ -96,6 +94,7 @@ def up(
         typer.echo(f"API key    {made}   (shown this once; kept in {settings.secrets_dir / 'api-key'})")
     else:
         typer.echo(f"API key    in {settings.secrets_dir / 'api-key'}")
+    typer.echo(chat.export_line(settings))
     typer.echo("Next       ./hitl demo")
 
 

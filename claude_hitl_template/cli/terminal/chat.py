@@ -1,5 +1,6 @@
 """`hitl demo` and `hitl chat`: a session in this terminal."""
 
+import shlex
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from rich.text import Text
 from claude_hitl_template import code_version
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import INTERRUPTED, console, say, service_client, step
-from claude_hitl_template.cli.host import run_record, service
+from claude_hitl_template.cli.host import panel, run_record, service
 from claude_hitl_template.cli.terminal import ids
 from claude_hitl_template.cli.terminal.conversation import (
     MAX_LISTED_FILES,
@@ -25,6 +26,7 @@ from claude_hitl_template.cli.terminal.conversation import (
 from claude_hitl_template.cli.terminal.dialogue import Body, Decider, scripted
 from claude_hitl_template.cli.terminal.render import approval_view, event_lines
 from claude_hitl_template.config.secret_files import (
+    API_KEY,
     Shelf,
     forget_model_key,
     prepare,
@@ -47,6 +49,19 @@ Everything else goes to the agent as it is typed."""
 STATUSES = (
     "Exit status: 0 the turn ended, with or without denials; 3 it ended with an error; 4 calls still wait; "
     "1 the service cannot be started or reached; 2 wrong usage; 130 Ctrl-C while the agent works."
+)
+
+PROMPTS = (
+    "Write hello.txt with a greeting",
+    "Read hello.txt",
+    "Run a command",
+    "Do three things at once",
+    "Ask me a question",
+    "Make a plan first",
+    "Let a subagent do it",
+)
+OFFLINE_PROMPTS = "Without a model's key a script answers. It has something to do for: " + "; ".join(
+    f'"{prompt}"' for prompt in PROMPTS
 )
 
 
@@ -77,7 +92,10 @@ def demo(
     client = Client.open(settings, patience_s=RECONNECT_S, say=say)
     conversation = Conversation(client, _create(client, prompt), terminal, decide, seen=0)
     _introduce(terminal, client, conversation.id)
-    raise typer.Exit(_run_turn(settings, client, conversation, terminal))
+    end = _run_turn(settings, client, conversation, terminal)
+    if settings.serve_url is None:
+        typer.echo("\n".join(line for line in (panel_line(settings), export_line(settings)) if line))
+    raise typer.Exit(end)
 
 
 def chat(
@@ -121,6 +139,18 @@ def chat(
                 terminal.show(view)
         asked = begin is not None and continued is None
         raise typer.Exit(converse(settings, client, conversation, terminal, asked=asked))
+
+
+def panel_line(settings: Settings) -> str:
+    """Where the panel is, and how to sign in; "" where there is none."""
+    how = f"sign in as {panel.ADMIN}; ./hitl status --show-secrets shows the password"
+    return f"Panel      {settings.panel_url}   ({how})" if settings.panel else ""
+
+
+def export_line(settings: Settings) -> str:
+    """A line to copy into a shell in which a client of the service is to run. The key stays in its file."""
+    key = shlex.quote(str(settings.secrets_dir / API_KEY))
+    return f'Clients    export HITL_URL={settings.base_url} HITL_API_KEY="$(cat {key})"'
 
 
 def ensure_up(settings: Settings, *, make_postgres: bool = False) -> str | None:

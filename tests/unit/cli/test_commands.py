@@ -12,8 +12,11 @@ import pytest
 from claude_hitl_template import __version__, code_version
 from claude_hitl_template.cli import common
 from claude_hitl_template.cli.commands import development
+from claude_hitl_template.cli.terminal import chat
+from claude_hitl_template.config.secret_files import prepare, read_api_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.model.scenario import Scenarios
 from tests.commands import hitl
 from tests.unit.cli.heads import started
 
@@ -203,14 +206,48 @@ def test_completion_is_installed_and_completes_commands(
     assert done.stdout == "approvals\n"
 
 
-def test_commands_do_not_import_what_is_slow(make_settings: Make) -> None:
+def test_the_demo_names_what_the_offline_model_has_a_script_for(make_settings: Make) -> None:
     make_settings()
+    text = " ".join(hitl("demo", "--help").stdout.split())
+    prompts = [scenario.prompt for scenario in Scenarios.load().known]
+    assert sorted(prompts) == sorted(chat.PROMPTS)
+    for prompt in prompts:
+        assert f'"{prompt}"' in text
+
+
+def test_the_line_for_clients_is_shell_and_gives_address_and_key(make_settings: Make, tmp_path: Path) -> None:
+    settings = make_settings(data_dir=tmp_path / "a folder's name")
+    prepare(settings)
+    line = chat.export_line(settings).removeprefix("Clients").strip()
+    script = f"{line}; echo $HITL_URL $HITL_API_KEY"
+    said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert said == [settings.base_url, read_api_key(settings)]
+    assert not settings.base_url.endswith("/v1")
+    assert read_api_key(settings) not in line
+
+
+SLOW = (
+    "ray",
+    "claude_agent_sdk",
+    "sqlalchemy",
+    "fastapi",
+    "fsspec",
+    "grpc",
+    "yaml",
+    "claude_hitl_template.image.build",
+)
+
+
+@pytest.mark.parametrize("command", ["--help", "status", "approvals", "sessions"])
+def test_commands_do_not_import_what_is_slow(make_settings: Make, free_port: int, command: str) -> None:
+    make_settings(serve_port=free_port, api_key="a-key")
     code = (
-        "import sys, claude_hitl_template.cli.app; "
-        "print([m for m in ('ray', 'claude_agent_sdk', 'sqlalchemy', 'fastapi') if m in sys.modules])"
+        "import sys; from claude_hitl_template.cli import app, common; "
+        f"sys.argv[1:] = [{command!r}]; common.run(app.app); "
+        f"print([m for m in {SLOW} if m in sys.modules], file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "[]\n"
+    assert result.stderr.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(
