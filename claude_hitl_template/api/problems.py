@@ -96,6 +96,8 @@ def _http(request: Request, error: Exception) -> JSONResponse:
     message = str(error.detail) if isinstance(error, HTTPException) else "error"
     if status == 404:
         message = "there is nothing at this address; GET /v1/openapi.json lists what there is"
+        if "/v1/v1/" in f"{request.url.path}/":
+            message = "the address has /v1 twice: clients add it themselves, so give them the base address without it"
     if status == 405:
         # Starlette's own list is that of one route, and a path has several.
         headers["allow"] = _methods(request.scope.get("route")) or headers.get("allow", "")
