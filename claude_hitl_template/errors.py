@@ -1,7 +1,7 @@
-"""Everything that can go wrong and that a caller may want to tell apart.
+"""The package's errors, by what a caller can do about them.
 
     HitlError
-    |-- ConfigError            the service is set up wrongly; `mend` says what to change
+    |-- ConfigError            the service is set up wrongly; `fix` says what to change
     |-- InvalidInput           a value from outside is unusable; `field` names it
     |   `-- TooLarge           ... because of its size
     |-- NotFound               no such thing, or not visible to this caller
@@ -16,15 +16,15 @@
     |-- EngineError            the Claude Code CLI, or what it talks to, failed
     |-- InternalError          a defect of the service; its log has the traceback
     `-- Unavailable            a part of the service does not answer; trying again is right
-        `-- Away               ... because the database is away; it may have done what it was asked before it went
+        `-- StoreUnreachable   ... because the database does not answer; a write may or may not have been kept
 
-These cross Ray, so every argument goes through `super().__init__` and each class survives pickling.
-They know nothing of HTTP; `api/problems.py` maps them.
+Errors cross Ray, so each class passes all arguments to `super().__init__` and can be pickled.
+They are independent of HTTP; `api/problems.py` maps them.
 """
 
 
 class HitlError(Exception):
-    """Base of all errors of this package. `str(error)` is fit for a user: it says what and how to mend it."""
+    """Base of all errors of this package. `str(error)` is a message for users: the problem and, if known, the fix."""
 
     @property
     def message(self) -> str:
@@ -37,12 +37,12 @@ class HitlError(Exception):
 class ConfigError(HitlError):
     """A setting or the machine is not as the service needs it."""
 
-    def __init__(self, message: str, mend: str = "") -> None:
-        super().__init__(message, mend)
-        self.mend = mend
+    def __init__(self, message: str, fix: str = "") -> None:
+        super().__init__(message, fix)
+        self.fix = fix
 
     def __str__(self) -> str:
-        return f"{self.message}\n  Fix: {self.mend}" if self.mend else self.message
+        return f"{self.message}\n  Fix: {self.fix}" if self.fix else self.message
 
 
 class InvalidInput(HitlError):
@@ -61,7 +61,7 @@ class TooLarge(InvalidInput):
 
 
 class NotFound(HitlError):
-    """There is no such thing, or the caller may not see it: the two are not told apart."""
+    """Not found, or not visible to the caller; the two are not distinguished."""
 
 
 class Conflict(HitlError):
@@ -114,7 +114,7 @@ class EngineError(HitlError):
 
 
 class InternalError(HitlError):
-    """A part of the service failed as it never should: a defect, which comes again. Its log has the traceback."""
+    """A defect of the service: repeating the request does not help. The service's log has the traceback."""
 
 
 class Unavailable(HitlError):
@@ -123,5 +123,5 @@ class Unavailable(HitlError):
     retry_after_s = 5.0
 
 
-class Away(Unavailable):
-    """The database does not answer, or broke off. Whether a write was kept is not known: repeat it."""
+class StoreUnreachable(Unavailable):
+    """The database did not answer, or the connection broke. Whether a write was kept is unknown: repeat it."""

@@ -37,7 +37,7 @@ WRITES = (
     "save_workspace",
     "add_files",
 )
-# What is done outside of the Store: reached before it and after it.
+# Steps outside of the Store: reached before and after each.
 STEPS = (
     "notify",  # a message to the other ledgers
     "spawn",  # the CLI, in its owner

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from claude_hitl_template import fault_points
-from claude_hitl_template.errors import Away, Unavailable
+from claude_hitl_template.errors import StoreUnreachable, Unavailable
 
 VARIABLE = "HITL_TEST_FAULTS"
 INJECTED = str(Path(__file__).parent / "injected")
@@ -72,7 +72,7 @@ async def _act(point: str, number: int, what: str, *given: str) -> None:
         case "fail":
             raise Unavailable(f"a fault was planned at {point}, hit {number}")
         case "lose":  # what was done is done, and nobody is told
-            raise Away(f"the answer at {point}, hit {number}, is lost as planned")
+            raise StoreUnreachable(f"the answer at {point}, hit {number}, is lost as planned")
         case _:
             raise AssertionError(f"no such fault: {what}")
 

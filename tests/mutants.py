@@ -42,7 +42,7 @@ MUTANTS = {
         "test_a_stale_owner_writes_nothing",
         (
             "store.session_aggregate",
-            "SessionUnit.check_owner",
+            "SessionAggregate.check_owner",
             "lease is None or lease.epoch != epoch",
             "False",
         ),
@@ -100,7 +100,7 @@ MUTANTS = {
         "test_a_claimed_call_without_a_result_becomes_unknown_once",
         (
             "store.session_aggregate",
-            "SessionUnit.close_unknown",
+            "SessionAggregate.close_unknown",
             "await self.tx.put_approval(approval.to(ApprovalState.UNKNOWN, closed_at=self.now))",
             "await self.tx.put_approval(approval.but(state=ApprovalState.ALLOWED, claim_id=None))\n"
             "            continue",
@@ -108,7 +108,7 @@ MUTANTS = {
     ),
     "events_repeat": _mutant(
         "test_the_same_event_id_is_committed_once",
-        ("store.session_aggregate", "SessionUnit.append", "if draft.id in known:", "if False:"),
+        ("store.session_aggregate", "SessionAggregate.append", "if draft.id in known:", "if False:"),
     ),
     "nobody_is_told": _mutant(
         "test_a_decision_wakes_the_owner",
@@ -155,7 +155,7 @@ MUTANTS = {
     ),
     "epochs_are_not_raised": _mutant(
         "test_an_owner_that_is_replaced_hears_of_it",
-        ("store.session_aggregate", "SessionUnit.lease", "self.session.epoch + 1", "self.session.epoch"),
+        ("store.session_aggregate", "SessionAggregate.lease", "self.session.epoch + 1", "self.session.epoch"),
     ),
 }
 

@@ -1,1 +1,1 @@
-"""What is run on the project, and is no part of the package: the benchmark."""
+"""Tools for the project that are not part of the package: the benchmark."""

@@ -1,4 +1,4 @@
-"""Agents on the wire: what a caller may override of the built-in one, and how a session's agent is shown."""
+"""Agents on the wire: what a caller may override of the built-in agent, and how a session's agent is shown."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -16,7 +16,8 @@ from pydantic import (
     field_validator,
 )
 
-from claude_hitl_template.api.strict_json import Body, parse
+from claude_hitl_template.api.strict_json import Body
+from claude_hitl_template.api.validation import parse
 from claude_hitl_template.domain import missing_dependency
 from claude_hitl_template.domain.models import Agent
 from claude_hitl_template.domain.policy import (
@@ -37,20 +38,20 @@ _CLI_NAMES: Mapping[str, str] = {
     "web_fetch": "WebFetch",
     "web_search": "WebSearch",
 }
-# A call of each tool, inside the workspace, that no pattern of a rule has in mind.
-_NOBODYS = "claude-hitl-any"
+# A call of each tool, inside the workspace, that no pattern of a rule is written for.
+_ANY = "claude-hitl-any"
 _NOWHERE = Path("/nonexistent/claude-hitl")
 _CALLS: Mapping[str, Mapping[str, str]] = {
-    "bash": {"command": _NOBODYS},
-    "read": {"file_path": _NOBODYS},
-    "write": {"file_path": _NOBODYS, "content": ""},
-    "edit": {"file_path": _NOBODYS, "old_string": "", "new_string": ""},
-    "glob": {"pattern": "*", "path": _NOBODYS},
-    "grep": {"pattern": "x", "path": _NOBODYS},
-    "web_fetch": {"url": f"https://{_NOBODYS}.invalid/", "prompt": "x"},
+    "bash": {"command": _ANY},
+    "read": {"file_path": _ANY},
+    "write": {"file_path": _ANY, "content": ""},
+    "edit": {"file_path": _ANY, "old_string": "", "new_string": ""},
+    "glob": {"pattern": "*", "path": _ANY},
+    "grep": {"pattern": "x", "path": _ANY},
+    "web_fetch": {"url": f"https://{_ANY}.invalid/", "prompt": "x"},
     "web_search": {"query": "x"},
 }
-# The CLI makes tool names of it, mcp__<server>__<tool>, and turns other characters into "_".
+# The CLI builds tool names from it, mcp__<server>__<tool>, and replaces other characters by "_".
 ServerName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*$", max_length=64)]
 McpToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$", max_length=128)]
 
@@ -59,14 +60,14 @@ class PolicyBody(Body):
     type: PolicyName
 
 
-class _ConfigBody(Body):
-    """`enabled` and `permission_policy` left out, or null: as the default_config has them."""
+class DefaultConfigBody(Body):
+    """How a tool is configured. A field that is left out or null is as in the default_config."""
 
     enabled: bool | None = None
     permission_policy: PolicyBody | None = None
 
 
-class ToolConfigBody(_ConfigBody):
+class ToolConfigBody(DefaultConfigBody):
     name: ToolName
     type: ToolName = Field(default_factory=lambda known: known.get("name", "bash"))
 
@@ -74,48 +75,44 @@ class ToolConfigBody(_ConfigBody):
     @classmethod
     def _is_the_name(cls, given: str, known: ValidationInfo) -> str:
         if given != known.data.get("name", given):
-            raise ValueError(f"{known.data['name']!r}, as the name is, or nothing")
+            raise ValueError(f"must be the name, {known.data['name']!r}, or left out")
         return given
 
 
-class McpToolConfigBody(_ConfigBody):
+class McpToolConfigBody(DefaultConfigBody):
     name: McpToolName
 
 
 class ToolsetBody(Body):
     type: Literal["agent_toolset_20260401"]
     configs: list[ToolConfigBody] = Field(default_factory=list[ToolConfigBody], max_length=8)
-    default_config: _ConfigBody | None = None
+    default_config: DefaultConfigBody | None = None
 
 
 class McpToolsetBody(Body):
-    """A server without one offers all its tools, and they ask."""
+    """The tools of an MCP server. A server without a toolset offers all its tools, and they ask."""
 
     type: Literal["mcp_toolset"]
     mcp_server_name: ServerName
     configs: list[McpToolConfigBody] = Field(default_factory=list[McpToolConfigBody], max_length=100)
-    default_config: _ConfigBody | None = None
+    default_config: DefaultConfigBody | None = None
 
 
-_NO_TOOLS = ToolsetBody(type="agent_toolset_20260401", default_config=_ConfigBody(enabled=False))
+_NO_TOOLS = ToolsetBody(type="agent_toolset_20260401", default_config=DefaultConfigBody(enabled=False))
 
 
 def _is_mcp_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
-        raise ValueError("an address that begins with http:// or https://")
+        raise ValueError("must be a URL that begins with http:// or https://")
     if parts.username is not None or parts.password is not None:
-        raise ValueError(
-            "an address without a user and password in it: everyone who sees the session sees it"
-        )
+        raise ValueError("must not contain a user or password: everyone who can read the session sees it")
     return url
 
 
 def _is_not_ours(name: str) -> str:
     if name.lower() == missing_dependency.SERVER:
-        raise ValueError(
-            f"the service has a server {missing_dependency.SERVER!r} of its own; choose another name"
-        )
+        raise ValueError(f"{missing_dependency.SERVER!r} is reserved for the service; choose another name")
     return name
 
 
@@ -131,13 +128,13 @@ class RuleBody(Body):
 
 
 class ModelBody(Body):
-    """A model by its id; how it is to be run (effort, speed) is the Claude Code CLI's own choice."""
+    """A model by its id. The Claude Code CLI chooses how to run it (effort, speed)."""
 
     id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 def by_id(kind: str) -> BeforeValidator:
-    """The short form of the protocol: an id, for an object that has nothing else."""
+    """Accepts the protocol's short form: an id instead of an object that has only an id."""
     extra = {"type": kind} if kind else {}
     return BeforeValidator(lambda given: {"id": given, **extra} if isinstance(given, str) else given)
 
@@ -149,9 +146,10 @@ _REFERENCE = ("type", "id", "version")
 
 
 class AgentBody(Body):
-    """`agent` or `agent_with_overrides`. Ours: `permission_rules` (rules as Claude Code writes them), `permission_mode`.
+    """A reference to an agent, as type `agent`, or as `agent_with_overrides` with fields that replace the agent's own.
 
-    What is overridden is what `model_fields_set` has: null is no way to leave a field out.
+    `permission_rules` (in Claude Code's own syntax) and `permission_mode` extend the protocol. A field that is null is not
+    left out.
     """
 
     model_config = ConfigDict(
@@ -178,10 +176,14 @@ class AgentBody(Body):
 
 
 def build_agent(body: AgentBody, default: Agent, floor: Floor) -> Agent:
-    """The agent a session will run: the built-in one, with what the caller overrides. Raises NotFound, InvalidInput; the
-    latter also for what would run unasked, and must not by the operator's floor."""
+    """Builds a session's agent: the built-in `default` with the caller's overrides.
+
+    Raises:
+        NotFound: There is no agent of this id.
+        InvalidInput: The overrides contradict each other, or let something run unasked that the operator's floor forbids.
+    """
     if body.id != default.id:
-        raise NotFound(f"there is no agent {body.id!r}; the built-in one is {default.id!r}")
+        raise NotFound(f"agent: no agent {body.id!r}; the built-in agent is {default.id!r}")
     changed: dict[str, Any] = {}
     if "permission_mode" in body.model_fields_set:
         changed["permission_mode"] = body.permission_mode
@@ -204,12 +206,15 @@ def build_agent(body: AgentBody, default: Agent, floor: Floor) -> Agent:
         _refuse_unasked(body, changed["policy"], floor)
     overrides = sorted(body.model_fields_set.difference(_REFERENCE))
     if body.type == "agent" and overrides:
-        raise InvalidInput("goes with the type agent_with_overrides only", f"agent.{overrides[0]}")
+        raise InvalidInput("needs the type agent_with_overrides", f"agent.{overrides[0]}")
     return default.but(**changed)
 
 
 def _toolsets(body: AgentBody) -> tuple[ToolsetBody | None, dict[str, McpToolsetBody]]:
-    """The built-in tools' set and those of the servers. `tools` without a set of built-in tools switches them off."""
+    """The toolset of the built-in tools, and those of MCP servers by name.
+
+    `tools` without a toolset of built-in tools disables them. Raises InvalidInput.
+    """
     servers = [server.name for server in body.mcp_servers]
     _refuse_repeated(servers, "agent.mcp_servers")
     own = _NO_TOOLS if "tools" in body.model_fields_set else None
@@ -218,14 +223,14 @@ def _toolsets(body: AgentBody) -> tuple[ToolsetBody | None, dict[str, McpToolset
         _refuse_repeated([config.name for config in toolset.configs], f"agent.tools.{index}.configs")
         if isinstance(toolset, ToolsetBody):
             if own not in (None, _NO_TOOLS):
-                raise InvalidInput("there is another toolset of this type", f"agent.tools.{index}.type")
+                raise InvalidInput("is a second toolset of this type", f"agent.tools.{index}.type")
             own = toolset
             continue
         name, field = toolset.mcp_server_name, f"agent.tools.{index}.mcp_server_name"
         if name not in servers:
-            raise InvalidInput("no server in agent.mcp_servers has this name", field)
+            raise InvalidInput("not the name of a server in agent.mcp_servers", field)
         if name in of_servers:
-            raise InvalidInput("this server has another toolset", field)
+            raise InvalidInput("is a second toolset of this server", field)
         of_servers[name] = toolset
     for name in servers:
         of_servers.setdefault(name, McpToolsetBody(type="mcp_toolset", mcp_server_name=name))
@@ -235,7 +240,7 @@ def _toolsets(body: AgentBody) -> tuple[ToolsetBody | None, dict[str, McpToolset
 def _refuse_repeated(names: Sequence[str], at: str) -> None:
     for index, name in enumerate(names):
         if name in names[:index]:
-            raise InvalidInput("another one has this name", f"{at}.{index}.name")
+            raise InvalidInput("is not unique", f"{at}.{index}.name")
 
 
 def _policy(
@@ -258,7 +263,7 @@ def _policy(
 
 
 def _refuse_unasked(body: AgentBody, policy: PermissionPolicy, floor: Floor) -> None:
-    """What asks, or is denied, by the floor alone is not refused: it asks, or is denied."""
+    """Raises InvalidInput for a tool that the policy allows and the floor does not. Other calls ask, or are denied."""
     calls = {_CLI_NAMES[name]: call for name, call in _CALLS.items()}
     for name, field in _permitted(body):
         given = calls.get(name, {})
@@ -267,19 +272,19 @@ def _refuse_unasked(body: AgentBody, policy: PermissionPolicy, floor: Floor) -> 
         held = floor.evaluate(policy, name, given, _NOWHERE)
         if held.verdict is not Verdict.allow:
             raise InvalidInput(
-                f"{name.replace(_NOBODYS, '*')} may not run unasked here ({held.source}). Leave it to always_ask, or name "
-                "what may run in agent.permission_rules, as `Bash(git status:*)`; the operator of this service may permit "
-                "more in the file of HITL_POLICY",
+                f"{name.replace(_ANY, '*')} may not run unasked here ({held.source}). Use always_ask, or name what "
+                "may run in agent.permission_rules, such as `Bash(git status:*)`; the operator of this service can permit "
+                "more in the file that HITL_POLICY names",
                 field,
             )
 
 
 def _permitted(body: AgentBody) -> Iterator[tuple[str, str]]:
-    """The tools that the body may permit, as the CLI names them, each with the field that does."""
+    """The tools that the body may permit, by the CLI's name, each with the field that does so."""
     for place, rule in enumerate(body.permission_rules):
         tool = rule.rule.partition("(")[0].removesuffix("__*")
         is_server = tool.startswith("mcp__") and "__" not in tool.removeprefix("mcp__")
-        yield f"{tool}__{_NOBODYS}" if is_server else tool, f"agent.permission_rules.{place}.policy"
+        yield f"{tool}__{_ANY}" if is_server else tool, f"agent.permission_rules.{place}.policy"
     for place, toolset in enumerate(body.tools):
         field = f"agent.tools.{place}"
         for config, number in _offered(toolset):
@@ -289,10 +294,10 @@ def _permitted(body: AgentBody) -> Iterator[tuple[str, str]]:
 
 
 def _offered(toolset: AnyToolset) -> Iterator[tuple[str, int | None]]:
-    """Each tool of a set that is not switched off, with the place of its config; one for those without, at the end."""
+    """Each enabled tool of a set with the index of its config, then one that stands for tools without a config."""
     rest = toolset.default_config is None or toolset.default_config.enabled is not False
     places: dict[str, int] = {config.name: place for place, config in enumerate(toolset.configs)}
-    named = _CALLS if isinstance(toolset, ToolsetBody) else [*places, _NOBODYS]
+    named = _CALLS if isinstance(toolset, ToolsetBody) else [*places, _ANY]
     for name in sorted(named, key=lambda name: name not in places):
         place = places.get(name)
         enabled = None if place is None else toolset.configs[place].enabled
@@ -307,8 +312,8 @@ def _mcp_rules(server: str, toolset: McpToolsetBody) -> Iterator[Rule]:
 
 
 def _mcp_policy(toolset: McpToolsetBody, config: McpToolConfigBody | None) -> PolicyName:
-    """What holds for a tool of a server, or for those without a config. One that is switched off is denied."""
-    fallback = toolset.default_config or _ConfigBody()
+    """The policy of an MCP server's tool, or of its tools without a config. A disabled tool is denied."""
+    fallback = toolset.default_config or DefaultConfigBody()
     enabled = fallback.enabled if config is None or config.enabled is None else config.enabled
     if enabled is False:
         return "always_deny"
@@ -317,9 +322,9 @@ def _mcp_policy(toolset: McpToolsetBody, config: McpToolConfigBody | None) -> Po
 
 
 def agent_wire(agent: Agent) -> dict[str, Any]:
-    """A BetaManagedAgentsSessionAgent with fields of this service: `permission_rules`, `permission_mode`.
+    """An agent as a BetaManagedAgentsSessionAgent, extended by `permission_rules` and `permission_mode`.
 
-    The toolsets show what holds, whatever was left out: the default, what is configured, and where rules differ.
+    The toolsets show the effective policy also where fields were left out: the default, and each tool that differs.
     """
     of_servers = [_mcp_toolset_wire(name, agent) for name in agent.mcp_servers]
     return {
@@ -354,7 +359,7 @@ def _toolset_wire(agent: Agent) -> dict[str, Any]:
 def _mcp_toolset_wire(name: str, agent: Agent) -> dict[str, Any]:
     policy, toolset = agent.policy, agent.mcp_servers[name].get("toolset") or {}
     tools = [config["name"] for config in toolset.get("configs") or ()]
-    called = tuple(f"mcp__{name}__{tool}" for tool in (*tools, _NOBODYS))
+    called = tuple(f"mcp__{name}__{tool}" for tool in (*tools, _ANY))
     *held, rest = _verdicts(policy.rules, policy.default, policy.servers.get(name), called)
     configs, default = _configs_wire(toolset, dict(zip(tools, held, strict=True)), rest)
     return {"type": "mcp_toolset", "mcp_server_name": name, "configs": configs, "default_config": default}
@@ -363,7 +368,7 @@ def _mcp_toolset_wire(name: str, agent: Agent) -> dict[str, Any]:
 def _configs_wire(
     toolset: Mapping[str, Any], held: Mapping[str, Verdict], rest: Verdict
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(configs, default_config): what was configured, and whatever else differs from the default."""
+    """(configs, default_config) with each tool that was configured or differs from the default."""
     on = bool((toolset.get("default_config") or {}).get("enabled", True))
     switched = {c["name"]: bool(c.get("enabled", on)) for c in toolset.get("configs") or ()}
     default = _config_wire(on, rest)
@@ -377,7 +382,7 @@ def _configs_wire(
 
 
 def _config_wire(on: bool, verdict: Verdict) -> dict[str, Any]:
-    """The protocol knows always_allow and always_ask; a denied tool is shown as switched off."""
+    """The protocol has only always_allow and always_ask; a denied tool is shown as disabled."""
     policy = "always_allow" if verdict is Verdict.allow else "always_ask"
     return {"enabled": on and verdict is not Verdict.deny, "permission_policy": {"type": policy}}
 
@@ -386,8 +391,7 @@ def _config_wire(on: bool, verdict: Verdict) -> dict[str, Any]:
 def _verdicts(
     rules: tuple[Rule, ...], default: PolicyName | None, of_server: PolicyName | None, tools: tuple[str, ...]
 ) -> tuple[Verdict, ...]:
-    """What the gate itself says of a call of each tool that no rule has in particular; a listing asks for the same ones
-    again and again."""
+    """The gate's own verdict on an ordinary call of each tool. Cached, because a listing shows the same agent many times."""
     servers: dict[str, PolicyName] = {mcp_parts(tool)[0]: of_server for tool in tools if of_server}
     policy = PermissionPolicy(rules=rules, default=default, servers=servers)
     calls = {_CLI_NAMES[name]: call for name, call in _CALLS.items()}

@@ -1,4 +1,4 @@
-"""What a session saved of its workspace, over REST: a listing, and one file's content."""
+"""Saved files of a session on the wire, and the download of one."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from claude_hitl_template.store.protocol import Clients
 
 
 def file_wire(file: SavedFile) -> dict[str, Any]:
-    """`mode` in octal; `modified_at` is None for a time that no calendar has."""
+    """A saved file. `mode` is octal; `modified_at` is None for a time outside of the calendar."""
     try:
         modified_at = datetime.fromtimestamp(file.mtime_ns / 1e9, UTC).isoformat()
     except (OverflowError, ValueError, OSError):
@@ -27,7 +27,7 @@ def file_wire(file: SavedFile) -> dict[str, Any]:
 
 
 async def download(store: Clients, file: SavedFile) -> StreamingResponse:
-    """Raises NotFound, Unavailable while nothing was sent yet."""
+    """Streams a file's content. Raises NotFound or Unavailable before anything is sent."""
     pieces = contents(file, store.get_blobs)
     first = await anext(pieces, b"")
 
@@ -40,7 +40,7 @@ async def download(store: Clients, file: SavedFile) -> StreamingResponse:
     headers = {
         "content-length": str(file.size),
         "content-disposition": f"attachment; filename*=utf-8''{name}",
-        "x-content-type-options": "nosniff",  # an agent wrote it: no browser may take it for a page
+        "x-content-type-options": "nosniff",  # an agent wrote it: a browser must not render it
         "content-security-policy": "sandbox",
     }
     return StreamingResponse(stream(), media_type="application/octet-stream", headers=headers)

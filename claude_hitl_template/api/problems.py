@@ -1,4 +1,4 @@
-"""Errors as the wire protocol shows them: {"type": "error", "error": {"type", "message"}, "request_id"}."""
+"""Errors in the wire protocol's shape: {"type": "error", "error": {"type", "message"}, "request_id"}."""
 
 from collections.abc import Mapping
 
@@ -6,9 +6,10 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 
-from claude_hitl_template.api.schema import OPERATIONS
+from claude_hitl_template.api.validation import invalid_request
 from claude_hitl_template.config import logs
 from claude_hitl_template.errors import (
     Conflict,
@@ -23,9 +24,9 @@ from claude_hitl_template.errors import (
 )
 
 log = structlog.get_logger()
-MAX_MESSAGE_CHARS = 2000  # an error may quote what the caller sent
+MAX_MESSAGE_CHARS = 2000  # an error may quote the request
 
-# The first class that fits decides.
+# The first matching class applies.
 _STATUS: tuple[tuple[type[HitlError], int, str], ...] = (
     (TooLarge, 413, "request_too_large"),
     (InvalidInput, 400, "invalid_request_error"),
@@ -42,8 +43,8 @@ _TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
 }
-# The official SDK repeats 408, 409, 429 and all from 500 on, unless a header forbids it. A conflict stays one, and a defect
-# may have done what it was asked: the same again would do it twice.
+# The official SDK retries 408, 409, 429 and 5xx unless a header forbids it. A conflict does not go away, and a request that
+# failed with a defect may have taken effect: a retry could do it twice.
 _NOT_REPEATED = {408, 409, 500}
 
 
@@ -59,14 +60,14 @@ def problem(status: int, kind: str, message: str, headers: Mapping[str, str] | N
 
 
 def install(app: FastAPI) -> None:
-    """Makes every failure of `app` answer in the protocol's shape, with no traceback in it."""
+    """Makes `app` answer every failure in the protocol's shape, without a traceback."""
     app.add_exception_handler(HitlError, _ours)
     app.add_exception_handler(RequestValidationError, _validation)
     install_bare(app)
 
 
 def install_bare(app: FastAPI) -> None:
-    """The same for an application that answers our errors by itself: unknown addresses and methods, and defects."""
+    """The same for an application that handles HitlError itself: unknown addresses, wrong methods, defects."""
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
 
@@ -77,39 +78,37 @@ def _ours(request: Request, error: Exception) -> JSONResponse:
             waits = isinstance(error, RateLimited | Unavailable)
             headers = {"retry-after": f"{error.retry_after_s:.0f}"} if waits else None
             if status >= 500:
-                log.warning("request cannot be answered now", path=request.url.path, why=str(error))
+                log.warning("request failed for now", path=request.url.path, why=str(error))
             return problem(status, name, str(error), headers)
     return _unexpected(request, error)
 
 
-def _validation(_request: Request, error: Exception) -> JSONResponse:
-    first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": str(error)}
-    field = ".".join(str(part) for part in first["loc"][1:])
-    return problem(400, "invalid_request_error", f"{field}: {first['msg']}")
+def _validation(request: Request, error: Exception) -> JSONResponse:
+    return _ours(request, invalid_request(error) if isinstance(error, RequestValidationError) else error)
 
 
 def _http(request: Request, error: Exception) -> JSONResponse:
-    """What Starlette refuses by itself: an address or a method that no route has."""
+    """An address or a method that no route has, which Starlette refuses."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     given = (error.headers or {}) if isinstance(error, HTTPException) else {}
     headers = {name.lower(): value for name, value in given.items()}
     message = str(error.detail) if isinstance(error, HTTPException) else "error"
     if status == 404:
-        message = "there is nothing at this address; GET /v1/openapi.json lists what there is"
+        message = "no such address; GET /v1/openapi.json lists all of them"
         if "/v1/v1/" in f"{request.url.path}/":
             message = "the address has /v1 twice: clients add it themselves, so give them the base address without it"
     if status == 405:
-        # Starlette's own list is that of one route, and a path has several.
-        headers["allow"] = _methods(request.scope.get("route")) or headers.get("allow", "")
-        message = f"{request.method} is not taken at this address; {headers['allow']} is"
+        headers["allow"] = _methods(request) or headers.get("allow", "")
+        message = f"{request.method} is not allowed here; {headers['allow']} is"
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     return problem(status, kind, message, headers)
 
 
-def _methods(route: object) -> str:
-    """Those that the routes of one path take."""
-    path = getattr(route, "path_format", "")
-    return ", ".join(sorted(known.split()[0] for known in OPERATIONS if known.split()[1] == path))
+def _methods(request: Request) -> str:
+    """Those of all routes with the path that was asked for: Starlette's own list is that of one route."""
+    path = getattr(request.scope.get("route"), "path_format", None)
+    routes = [route for route in iter_route_contexts(request.app.routes) if route.path_format == path]
+    return ", ".join(sorted({method for route in routes for method in route.methods or ()}))
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -117,6 +116,8 @@ def _unexpected(request: Request, error: Exception) -> JSONResponse:
 
 
 def unexpected(path: str, error: Exception) -> JSONResponse:
-    """A defect: the traceback is in the log, and not in the answer."""
+    """Answers a defect. The traceback goes to the log, not into the response."""
     log.error("request failed", path=path, exc_info=error)
-    return problem(500, "api_error", "the service failed on this request; its log says why")
+    return problem(
+        500, "api_error", "internal error; the service's log has the traceback under this request_id"
+    )

@@ -1,4 +1,4 @@
-"""Every answer has a `request-id`, and the log names it: on the line of the request, and on every line that came of it."""
+"""Gives every response a `request-id` header, which every log line about the request has, too."""
 
 import time
 from urllib.parse import quote
@@ -15,27 +15,27 @@ _HEADER = b"request-id"
 
 
 def with_request_ids(app: ASGIApp) -> ASGIApp:
-    """`app` with an id for each request; to be put around everything that is served. A failure of `app` is a 500 that
-    has one, too."""
+    """Wraps an application so that each request has an id. Use it around everything that is served: a failure of `app`
+    becomes a 500 with an id."""
 
     async def identified(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
         with structlog.contextvars.bound_contextvars(**{logs.REQUEST_ID: new_id("req")}):
-            answer = _Answer(scope, send)
+            response = _Response(scope, send)
             try:
-                await app(scope, receive, answer)
+                await app(scope, receive, response)
             except Exception as error:
-                if answer.begun:
-                    raise  # the server breaks the connection off: what was sent is not whole
-                await unexpected(scope["path"], error)(scope, receive, answer)
+                if response.begun:
+                    raise  # the server closes the connection, so that the client sees an incomplete response
+                await unexpected(scope["path"], error)(scope, receive, response)
 
     return identified
 
 
-class _Answer:
-    """Sends on, with the header. One that is there already is of the model's service: the log has both ids."""
+class _Response:
+    """Sends the response with the header. A header that is already there is the model service's; the log has both ids."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope, self._send, self._started = scope, send, time.monotonic()
@@ -48,12 +48,12 @@ class _Answer:
             theirs = [value.decode("latin-1") for name, value in headers if name.lower() == _HEADER]
             if not theirs:
                 headers.append((_HEADER, logs.request_id().encode()))
-            self._tell(message["status"], theirs)
+            self._log(message["status"], theirs)
             message = {**message, "headers": headers}
         await self._send(message)
 
-    def _tell(self, status: int, theirs: list[str]) -> None:
-        """When the answer begins: a stream may take hours. Without the query, which is not always fit for a log."""
+    def _log(self, status: int, theirs: list[str]) -> None:
+        """Logs when the response begins, because a stream may take hours; without the query, which may hold secrets."""
         log.info(
             "request",
             method=self._scope["method"],

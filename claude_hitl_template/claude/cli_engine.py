@@ -57,24 +57,25 @@ TOOLS = (
 )  # fmt: skip
 HOOK_TIMEOUT_S = 400 * 86400  # the gate decides how long a call waits, not the hook
 STDERR_LINES = 20
-SET_BY_SDK = ("CLAUDE_AGENT_SDK_VERSION",)  # always, whatever the environment holds
+WATCH_S = 1.0
+SET_BY_SDK = ("CLAUDE_AGENT_SDK_VERSION",)  # always set, independent of the environment
 # The CLI asks the model again after 0.5, 1, 2, 4, 8, 16 and 32 s, or when a `retry-after` of up to a minute says:
 # a model that cannot be reached ends the turn after 65 to 80 s, and one that limits the rate after 7 minutes at most.
 MODEL_RETRIES = 7
-START_TIMEOUT_S = 45.0  # it takes a third of a second, and a few on a machine that is busy
+START_TIMEOUT_S = 45.0  # it takes a third of a second, or a few seconds on a busy machine
 VERSION_TIMEOUT_S = 15.0
-LEAST_CLI = "2.1.317"  # older ones let a call pass when the hook that shall ask fails; measured on 2.1.316 and 2.1.317
+LEAST_CLI = "2.1.317"  # older versions let a call pass if the hook that must ask fails; measured on 2.1.316 and 2.1.317
 # Set in `--settings` as well: the environment that a layer's settings file sets would replace the process's own.
 FIXED = {
     **MENTIONS_OFF,
-    "CLAUDE_BASH_MAINTAIN_PROJECT_WORKING_DIR": "1",  # every command starts in the workspace, whatever an earlier `cd`
+    "CLAUDE_BASH_MAINTAIN_PROJECT_WORKING_DIR": "1",  # every command starts in the workspace, independent of an earlier `cd`
 }
 SIGNALLED = 128  # exit statuses from here on mean that a signal ended the process
 MEND_UNREADABLE = (
-    "Make the program that HITL_CLI_PATH names readable and executable for everybody (chmod a+rx), then send your "
+    "Make the program that HITL_CLI_PATH names readable and executable for all users (chmod a+rx), then send your "
     "message again"
 )
-MEND_CLI = (
+FIX_CLI = (
     "set HITL_CLI_PATH to a Claude Code CLI that works, or leave it empty for the one that comes with the dependencies "
     "(./hitl up installs them), start the service again, and send your message again"
 )
@@ -82,10 +83,10 @@ MEND_CLI = (
 
 @dataclass(frozen=True)
 class CliConfig:
-    """Where the engine works. `token` opens the model endpoint at `model_url` and nothing else.
+    """Configuration of the CLI. `token` is valid for the model endpoint at `model_url` only.
 
     With `layers`, the image's settings, commands, skills and plugins are in force; without, no settings file is read.
-    Without a `sandbox`, the agent can do all that this process can.
+    Without a `sandbox`, the agent has all permissions of this process.
     """
 
     workspace: Path
@@ -102,7 +103,7 @@ class CliConfig:
 
 
 def is_plan_folder(config_dir: Path) -> Callable[[Path], bool]:
-    """Where plan mode keeps drafts: in the CLI's config folder, which a store-backed resume makes anew under TMPDIR."""
+    """Whether plan mode keeps drafts there: in the CLI's config folder, which a resume recreates under TMPDIR."""
     temporary = Path(tempfile.gettempdir()).resolve()
 
     def check(folder: Path) -> bool:
@@ -118,9 +119,9 @@ def bundled_cli() -> Path:
 
 
 def check_cli(path: Path) -> None:
-    """Raises EngineError, which says what to mend, unless `path` is a CLI that the SDK can drive. Blocking."""
+    """Raises EngineError with the fix unless `path` is a CLI that the SDK can drive. Blocking."""
     if not path.is_file() or not os.access(path, os.X_OK):
-        raise EngineError(f"there is no program at {path}; {MEND_CLI}", retryable=False)
+        raise EngineError(f"there is no program at {path}; {FIX_CLI}", retryable=False)
     if path != bundled_cli():  # that one was built for the SDK
         changed = path.stat()
         _check_version(path, changed.st_mtime_ns, changed.st_size)
@@ -128,13 +129,15 @@ def check_cli(path: Path) -> None:
 
 @lru_cache(maxsize=8)
 def _check_version(path: Path, _changed_ns: int, _size_bytes: int) -> None:
-    said = _version(path)
-    found = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})\b", said)
+    version = _version(path)
+    found = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})\b", version)
     if found is None:
-        raise EngineError(f"{path} does not tell its version but {said[:200]!r}; {MEND_CLI}", retryable=False)
+        raise EngineError(
+            f"{path} does not print its version but {version[:200]!r}; {FIX_CLI}", retryable=False
+        )
     if [int(part) for part in found.groups()] < [int(part) for part in LEAST_CLI.split(".")]:
         raise EngineError(
-            f"the Claude Code CLI at {path} is {found[0]}, and {LEAST_CLI} is the oldest that can be used; {MEND_CLI}",
+            f"the Claude Code CLI at {path} is {found[0]}, and {LEAST_CLI} is the oldest that can be used; {FIX_CLI}",
             retryable=False,
         )
     if found[0] != PINNED_CLI:
@@ -144,7 +147,7 @@ def _check_version(path: Path, _changed_ns: int, _size_bytes: int) -> None:
 
 
 def _version(path: Path) -> str:
-    """What it prints when asked. In a file, for what it may have started could keep a pipe open for ever."""
+    """The output of `--version`. Written to a file, because a child process of the CLI could keep a pipe open."""
     with tempfile.TemporaryFile() as output:
         asked = subprocess.Popen(  # noqa: S603 - the operator's own setting
             [LAUNCHER, "--version"],
@@ -176,8 +179,8 @@ def _make_workspace(folder: Path) -> None:
 
 
 def launch_environment(config: CliConfig, outlets: Outlets | None = None) -> dict[str, str]:
-    """What LAUNCHER is started with. Of what the service's own process was started with, only variables of the operating
-    system go on to the CLI."""
+    """The environment of LAUNCHER. Of the service's own environment, only variables of the operating system are passed on
+    to the CLI."""
     own = {
         "ANTHROPIC_BASE_URL": config.model_url,
         "ANTHROPIC_API_KEY": config.token,
@@ -210,7 +213,8 @@ class CliEngine:
         self._commands = COMMANDS
         self._outlets = self._make_outlets()
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
-        self._gate_failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watching: asyncio.Task[None] | None = None
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self, *, resume: bool, plan_mode: bool) -> None:
         await asyncio.to_thread(_make_workspace, self._config.workspace)
@@ -230,7 +234,7 @@ class CliEngine:
             await asyncio.wait_for(client.connect(), START_TIMEOUT_S)
         except TimeoutError as error:
             raise EngineError(
-                f"the Claude Code CLI said nothing for {START_TIMEOUT_S:g} s after its start; {MEND_CLI}"
+                f"the Claude Code CLI said nothing for {START_TIMEOUT_S:g} s after its start; {FIX_CLI}"
                 f"{self._last_words()}",
                 retryable=False,
             ) from error
@@ -254,8 +258,8 @@ class CliEngine:
     async def say(self, message_uuid: str, content: list[dict[str, Any]]) -> None:
         async def one() -> AsyncIterator[dict[str, Any]]:
             servers = (*self._session.agent.mcp_servers, missing_dependency.SERVER)
-            said = as_said(content, self._commands, servers)
-            message = {"role": "user", "content": said}
+            literal = as_said(content, self._commands, servers)
+            message = {"role": "user", "content": literal}
             yield {"type": "user", "uuid": message_uuid, "message": message, "parent_tool_use_id": None}
 
         if self._outlets is not None:
@@ -263,23 +267,25 @@ class CliEngine:
         try:
             await self._connected().query(one())
         except (ClaudeSDKError, OSError) as error:
-            raise EngineError(f"the Claude Code CLI is gone: {error}{self._last_words()}") from error
+            raise EngineError(f"the Claude Code CLI has ended: {error}{self._last_words()}") from error
 
     async def events(self) -> AsyncIterator[EngineEvent]:
         reader = Reader(self._session.transcript_id)
         try:
-            async for message in _until(self._connected().receive_messages(), self._gate_failed):
+            async for message in _until(self._connected().receive_messages(), self._failed):
                 for event in reader.read(message):
                     if isinstance(event, ToolResult) and self._outlets is not None:
                         self._outlets.egress.shut(event.call_id)
                     yield event
-        except (MessageParseError, CLIJSONDecodeError) as error:  # another process would be told the same
+        except (MessageParseError, CLIJSONDecodeError) as error:  # a new process would get the same message
             raise EngineError(
                 f"a message of the Claude Code CLI is not understood: {error}", retryable=False
             ) from error
         except (ClaudeSDKError, OSError) as error:
+            if why := self._outlets.over_memory() if self._outlets else None:
+                raise EngineError(why, retryable=False) from error
             raise EngineError(f"the Claude Code CLI ended: {error}{self._last_words()}") from error
-        raise EngineError(f"the Claude Code CLI ended without a word{self._last_words()}")
+        raise EngineError(f"the Claude Code CLI ended without a message{self._last_words()}")
 
     async def interrupt(self) -> None:
         client = self._connected()
@@ -302,7 +308,7 @@ class CliEngine:
     async def _end(self, client: ClaudeSDKClient) -> None:
         try:
             await client.disconnect()
-        except (ClaudeSDKError, OSError) as error:  # it is gone already, which is what was wanted
+        except (ClaudeSDKError, OSError) as error:  # it has ended already
             log.info("cli ended before it was stopped", session=self._session.id, why=str(error))
         await self._close_outlets()
         await asyncio.to_thread(shutil.rmtree, self._config.config_dir, True)
@@ -337,12 +343,24 @@ class CliEngine:
         try:
             await asyncio.to_thread(sandbox.give, self._config.workspace)
             await self._outlets.open()
+            self._watching = asyncio.create_task(self._watch_memory(self._outlets))
         except OSError as error:
             raise EngineError(
                 f"the session's sandbox cannot be prepared: {error}", retryable=False
             ) from error
 
+    async def _watch_memory(self, outlets: Outlets) -> None:
+        """The kernel ends a process of its own choice: the turn must not go on as if its command had only failed."""
+        while (why := outlets.over_memory()) is None:  # noqa: ASYNC110 - the kernel counts, without a callback
+            await asyncio.sleep(WATCH_S)
+        log.warning("over its memory limit", session=self._session.id, why=why)
+        if not self._failed.done():
+            self._failed.set_exception(EngineError(why, retryable=False))
+
     async def _close_outlets(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         if self._outlets is not None:
             await self._outlets.close()
 
@@ -367,7 +385,7 @@ class CliEngine:
             **compile_settings(self._denying(), [*tools, "Task"], list(agent.mcp_servers)),
             "env": FIXED | (self._outlets.fixed() if self._outlets else {}),
             "disableSkillShellExecution": True,
-            "skipWebFetchPreflight": True,  # it asks a service of Anthropic's about each domain, which no sandbox reaches
+            "skipWebFetchPreflight": True,  # it asks a service of Anthropic about each domain, which sandboxes cannot reach
         }
         transcript_id = self._session.transcript_id
         return ClaudeAgentOptions(
@@ -426,12 +444,14 @@ class CliEngine:
         }
 
     async def _after(self, given: Any, _tool_use_id: str | None, _context: Any) -> Any:
-        """Tells the model what the proxy refused while the call ran: the call's own output may not say it."""
+        """Adds the proxy's refusals during the call for the model: the call's own output may not mention them."""
         refused = self._outlets.egress.refusals() if self._outlets is not None else []
         if not refused:
             return {}
-        told = "\n".join(["The proxy of this sandbox:", *refused])
-        return {"hookSpecificOutput": {"hookEventName": given["hook_event_name"], "additionalContext": told}}
+        notice = "\n".join(["The proxy of this sandbox:", *refused])
+        return {
+            "hookSpecificOutput": {"hookEventName": given["hook_event_name"], "additionalContext": notice}
+        }
 
     async def _can_use_tool(
         self, name: str, given: dict[str, Any], context: ToolPermissionContext
@@ -446,21 +466,21 @@ class CliEngine:
         return PermissionResultDeny(message=answer.message)
 
     async def _ask(self, asking: Any, use: ToolUse) -> Answer:
-        """A gate that fails says nothing, and the call does not run: whoever takes the session up asks it again. A no
-        would stand in the transcript, and a human's allow would come to nothing."""
+        """A failing gate gives no answer and the call does not run; the next owner of the session asks again. A denial
+        would stay in the transcript, and a human's later allow would have no effect."""
         try:
             return await asking
         except HitlError as error:
             log.warning("gate failed", session=self._session.id, call=use.call_id, why=str(error))
-            if not self._gate_failed.done():
+            if not self._failed.done():
                 why = f"the service could not check whether {use.call_id} may run: {error}"
-                self._gate_failed.set_exception(EngineError(why))
+                self._failed.set_exception(EngineError(why))
             await asyncio.Event().wait()  # until the CLI is ended
             raise
 
 
 def _moment(given: Mapping[str, Any]) -> Moment:
-    """What a hook's input says of the CLI itself. Plans are beside its transcripts."""
+    """The CLI's state in a hook's input. Plans are next to its transcripts."""
     transcript = Path(given.get("transcript_path") or "")
     known = len(transcript.parents) > 2 and transcript.parents[1].name == "projects"
     return Moment(
@@ -487,7 +507,7 @@ async def _until[T](messages: AsyncIterator[T], failed: "asyncio.Future[None]") 
 
 
 def enabled_tools(toolset: dict[str, Any] | None) -> list[str]:
-    """The CLI's tools that an agent_toolset_20260401 leaves switched on; all of them without one."""
+    """The CLI's tools that an agent_toolset_20260401 enables; all of them without one."""
     if toolset is None:
         return list(TOOLS)
     default = bool((toolset.get("default_config") or {}).get("enabled", True))

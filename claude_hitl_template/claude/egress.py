@@ -1,8 +1,8 @@
-"""The proxy on a sandbox's loopback interface, served by the session's owner: the only way out but the model's socket.
+"""The proxy on a sandbox's loopback interface, served by the session's owner: the only way out except the model's socket.
 
-What it lets through was declared or decided: the servers that the agent's `mcp_servers` name, while it runs the host of a
-WebFetch call that was allowed, and what the environment, a rule or a human allows (`session/hosts.py`). Everything else is
-refused with a reason that the agent can read. Names are resolved here, once for each connection, so that no answer of a name
+It permits the servers in the agent's `mcp_servers`, the host of an allowed WebFetch call while it runs, and the hosts that
+the environment, a rule or a human allows (`session/hosts.py`). Everything else is refused with a reason that the agent
+can read. Names are resolved here, once for each connection, so that no answer of a name
 server can lead elsewhere after it was checked; and only for hosts that may be reached: a lookup discloses the name.
 """
 
@@ -42,6 +42,21 @@ PORTS = {"http": 80, "https": 443}
 
 REFUSALS_TOLD = 20
 NEVER_PUBLIC = ("localhost", "local", "internal", "home.arpa")
+# What Python's list of addresses that are not global lacks.
+NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # Azure's service for its machines, from inside of them alone
+        "192.0.0.0/24",  # of protocols, not of hosts
+        "192.88.99.0/24",  # relays of 6to4, which led into other networks
+        "64:ff9b:1::/48",  # NAT64 of one's own network, whatever lies behind
+        "3fff::/20",  # for documentation
+        "5f00::/16",  # segments of one's own network
+        "fec0::/10",  # site-local
+    )
+)
+# Their last 32 bits are an IPv4 address: NAT64, IPv4-compatible, IPv4-translated.
+EMBEDDING = tuple(ipaddress.ip_network(network) for network in ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96"))
 _TARGET = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):[0-9]+")
 PRIVATE = "{name} is an address of this machine or of a private network, which no session may reach"
 
@@ -49,7 +64,7 @@ type Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 class Refused(Exception):
-    """The status and the words for a client that may not have what it asked for."""
+    """A refused request: the status and the message for the client."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(status, text)
@@ -63,20 +78,37 @@ async def resolve(name: str, port: int) -> list[str]:
 
 
 def is_public(address: str) -> bool:
-    """Not of this machine, its networks or its cloud: loopback, private, link-local (metadata), reserved, multicast, nor one
-    of those written as another kind of address."""
+    """Whether an address is public: not loopback, private, link-local (metadata), reserved or multicast, and not an embedded
+    form of one of those."""
     found = ipaddress.ip_address(address.partition("%")[0])
+    if any(found in network for network in NOT_PUBLIC if network.version == found.version):
+        return False
     if isinstance(found, ipaddress.IPv6Address):
         inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
         if inner is not None:
             return is_public(str(inner))
-        if found in ipaddress.ip_network("64:ff9b::/96"):
+        if any(found in network for network in EMBEDDING):
             return is_public(str(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)))
     return found.is_global and not found.is_multicast
 
 
+def is_own(address: str) -> bool:
+    """Whether it is one of this machine's addresses, public ones too: its services listen there. Nothing is sent."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as one:
+        try:
+            one.connect((address, 9))
+        except OSError:  # no route leads there
+            return False
+        return bool(one.getsockname()[0] == address)  # the kernel answers an address of its own from itself
+
+
+def may_reach(address: str) -> bool:
+    return is_public(address) and not is_own(address)
+
+
 def host_of(url: str) -> Host | None:
-    """Whom a URL is for; None for one that is not http or https, or whose host can be read in two ways."""
+    """Host and port of a URL; None if it is not http or https, or its host is ambiguous."""
     try:
         found = urlsplit(url)
         port = PORTS[found.scheme] if found.port is None else found.port
@@ -87,7 +119,7 @@ def host_of(url: str) -> Host | None:
 
 
 def is_private_name(name: str) -> bool:
-    """Whether it is known that a name leads to no public address, without asking any name server."""
+    """Whether a name certainly has no public address, without a DNS query."""
     return "." not in name or name.endswith(tuple(f".{top}" for top in NEVER_PUBLIC))
 
 
@@ -100,7 +132,7 @@ def is_address(name: str) -> bool:
 
 
 class Egress:
-    """Serves one sandbox until `close`. `declared` are let through wherever they are, loopback included."""
+    """The proxy of one sandbox, until `close`. Hosts in `declared` are permitted at any address, including loopback."""
 
     def __init__(
         self,
@@ -109,7 +141,7 @@ class Egress:
         injector: Injector | None = None,
         *,
         resolve: Resolve = resolve,
-        allows_address: Callable[[str], bool] = is_public,
+        allows_address: Callable[[str], bool] = may_reach,
     ) -> None:
         self._declared = {host for url in declared if (host := host_of(url)) is not None}
         self._hosts = hosts
@@ -123,17 +155,17 @@ class Egress:
         self._connections.serve(await asyncio.start_server(self._connections.accept, sock=listening))
 
     def open(self, call_id: str, url: str) -> None:
-        """Lets the host of a call that was allowed through, until `shut`. WebFetch asks for https where http is said."""
+        """Opens the host of an allowed WebFetch call until `shut`. WebFetch uses https even for an http URL."""
         host = host_of(url)
         if host is not None:
             self._opened[call_id] = {host, (host[0], PORTS["https"])}
 
     def shut(self, call_id: str) -> None:
-        """The call has its result."""
+        """Closes the host of a call that has its result."""
         self._opened.pop(call_id, None)
 
     def refusals(self) -> list[str]:
-        """What was refused since the last look, and why: programs show little of what a proxy says."""
+        """The refusals since the last call, with reasons: programs show little of a proxy's answer."""
         found, self._refusals = list(self._refusals), {}
         return found
 
@@ -156,11 +188,12 @@ class Egress:
                 return
 
     async def _refuse(self, client: ClientConnection, refused: Refused, target: str) -> None:
-        log.info("egress refused", target=target, why=refused.text)
-        if len(self._refusals) < REFUSALS_TOLD:
+        # A command may ask as often as it likes; the log is on the service's disk.
+        if refused.text not in self._refusals and len(self._refusals) < REFUSALS_TOLD:
+            log.info("egress refused", target=target, why=refused.text)
             self._refusals[refused.text] = None
         text = json.dumps({"error": refused.text}).encode()
-        # Of what a CONNECT is answered with, programs show the first line at most.
+        # Of the answer to a CONNECT, programs show the first line at most.
         reason = refused.text if refused.text.isascii() and refused.text.isprintable() else ""
         await client.answer(refused.status, "application/json", text, reason)
 
@@ -182,7 +215,7 @@ class Egress:
             writer.close()
 
     async def _intercept(self, client: ClientConnection, host: Host) -> None:
-        """Ends the client's TLS here, so that credentials are added where no one in the sandbox sees them."""
+        """Terminates the client's TLS here, to add credentials outside of the sandbox."""
         name = host[0]
         (await self._reach(host))[1].close()  # before the client gets its 200
         context = await asyncio.to_thread(self._injector.context, name)
@@ -226,7 +259,7 @@ class Egress:
             writer.close()
 
     def _outgoing(self, request: h11.Request, url: str, host: Host) -> h11.Request:
-        """What the server gets."""
+        """The request as it is sent to the server."""
         found, given = urlsplit(url), text_headers(request)
         target = (found.path or "/") + (f"?{found.query}" if found.query else "")
         method = request.method.decode("latin-1")
@@ -234,6 +267,8 @@ class Egress:
         headers = self._injector.headers(host, method, target, headers, tls=found.scheme == "https")
         headers = [("host", found.netloc.rpartition("@")[2]), *headers, ("connection", "close")]
         if any(n == "transfer-encoding" for n, _ in given):
+            # With a length in addition, servers differ on where the request ends.
+            headers = [(n, v) for n, v in headers if n != "content-length"]
             headers.append(("transfer-encoding", "chunked"))
         return h11.Request(method=request.method, target=target, headers=_raw(headers))
 
@@ -345,7 +380,7 @@ async def _both_ways(*ways: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -
 
 
 async def _quietly(copying: Awaitable[None]) -> None:
-    """A connection that breaks off is an end like any other."""
+    """Ignores the error of a broken connection: it is a normal end."""
     with contextlib.suppress(OSError):
         await copying
 

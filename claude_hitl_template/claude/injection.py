@@ -1,5 +1,5 @@
-"""Puts credentials into a sandbox's requests, outside of it: into plain ones, and into those with TLS to the hosts that have
-a credential, for which a certificate of this sandbox's own authority stands. No other host is ever intercepted."""
+"""Adds credentials to a sandbox's requests outside of it. TLS to a host with a credential is intercepted, with a certificate
+of this sandbox's own authority; no other host is intercepted."""
 
 import ssl
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ PEM, NO_PASSWORD = serialization.Encoding.PEM, serialization.NoEncryption()
 
 
 class Injector:
-    """Of one sandbox. `folder` is the owner's own; nothing of it but `bundle` is in the sandbox."""
+    """Credentials of one sandbox. `folder` belongs to the owner; only `bundle` is visible in the sandbox."""
 
     def __init__(self, credentials: Iterable[Credential], folder: Path) -> None:
         self._credentials, self._folder = tuple(credentials), folder
@@ -40,7 +40,7 @@ class Injector:
     def headers(
         self, host: tuple[str, int], method: str, target: str, given: Headers, *, tls: bool
     ) -> Headers:
-        """What the server gets: with the credentials of this request, and without what the agent had in their place."""
+        """The headers for the server: with this request's credentials, and without the agent's values for them."""
         here = [one for one in self._credentials if one.is_for(*host)]
         ours = {one.header.lower() for one in here}
         kept = [(name, value) for name, value in given if name.lower() not in ours]
@@ -53,7 +53,7 @@ class Injector:
     # -- certificates
 
     def make(self) -> None:
-        """Writes the bundle: what programs trust anyway, and this sandbox's authority. Blocking."""
+        """Writes the bundle: the usual trusted certificates and this sandbox's authority. Blocking."""
         if self._credentials:
             usual = ssl.get_default_verify_paths().cafile or certifi.where()
             own = self._authority.public_bytes(PEM)
@@ -61,7 +61,7 @@ class Injector:
             self.bundle.chmod(0o644)
 
     def context(self, host: str) -> ssl.SSLContext:
-        """To stand for a host. Blocking, a few milliseconds for each host once."""
+        """A TLS context that presents a certificate for this host. Blocking for a few milliseconds, once per host."""
         if host not in self._contexts:
             self._contexts[host] = self._make_context(host)
         return self._contexts[host]

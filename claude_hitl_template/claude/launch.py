@@ -1,7 +1,7 @@
-"""Starts the Claude Code CLI of one session, with nothing of the service's own process but what a plan names.
+"""Starts the Claude Code CLI of one session, with only those parts of the service's environment that a plan names.
 
-Its start is part of each session's, so that it imports next to nothing: a fifth of a session's start went into `json` and
-`socket`. $HITL_LAUNCH holds the plan that `sandbox.launch_plan` makes, marshalled by the same Python, in hexadecimal digits:
+It is part of every session's start, so it imports almost nothing: `json` and `socket` took a fifth of that time.
+$HITL_LAUNCH holds the plan that `sandbox.launch_plan` makes, marshalled by the same Python, in hexadecimal digits:
 
 - `cli`: the program; its arguments are this program's own
 - `before`: what starts it where there is no sandbox, as the first words of a command
@@ -11,13 +11,17 @@ Its start is part of each session's, so that it imports next to nothing: a fifth
   - `program`, `libraries`: bubblewrap, and the folder of libraries that came with it, or null
   - `arguments`: its arguments
   - `user`, `group`: who it runs as on this machine, when this runs as root; `inside`: the same as the sandbox sees it
+  - `groups`: files of control groups that are joined, as far as they can be
+  - `limits`: resource limits, as `setrlimit` takes them; soft and hard ones are the same
+  - `filter`: the program of a seccomp filter, or null
   - `hand_over`: a unix socket to which a listening socket on the sandbox's loopback interface is sent, `port` is its port
 """
 
-import _socket  # what `socket` imports besides takes its time
+import _socket  # `socket` imports more modules, which takes longer
 import fcntl
 import marshal
 import os
+import resource
 import sys
 
 TYPE_CHECKING = False  # as typing has it, which takes long to import
@@ -28,7 +32,7 @@ CONFIG_DIR = "CLAUDE_CONFIG_DIR"
 BINDS = ("--bind", "--ro-bind")
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x1000, 0x4000, 0x40000
-STAGE = "/tmp"  # noqa: S108 - it is there on every machine; nobody else sees what is mounted on it here
+STAGE = "/tmp"  # noqa: S108 - it exists on every machine; mounts on it are private to this namespace
 OPEN_TO_ALL = ("/usr", "/etc/", "/bin", "/lib", "/sbin", "/dev/")
 NO_SANDBOX = "claude-hitl: no sandbox: {}"
 
@@ -48,7 +52,7 @@ def main() -> None:
 
 
 def lay_over(layer: str, config_dir: str) -> None:
-    """Links, for the agent can write in its config folder, and not in the layer. What is there already stays."""
+    """Links the layer's entries: the agent can write in its config folder, not in the layer. Existing entries stay."""
     for name in os.listdir(layer):
         link = os.path.join(config_dir, name)
         if not name.startswith(".") and not os.path.lexists(link):
@@ -56,23 +60,27 @@ def lay_over(layer: str, config_dir: str) -> None:
 
 
 def enclose(sandbox: "dict[str, Any]", command: list[str], environment: dict[str, str]) -> None:
-    """Becomes the CLI in its sandbox. Whatever fails ends this process with a line that says so."""
+    """Executes the CLI in its sandbox in place of this process. A failure ends the process with an error line."""
     try:
         config_dir = environment[CONFIG_DIR]
         os.makedirs(config_dir, mode=0o700, exist_ok=True)
         owner = os.open(sandbox["hand_over"], os.O_PATH)
         program, libraries = sandbox["program"], sandbox["libraries"]
-        # Whatever is not bound is a folder in memory; nobody may add to those, for the CLI looks for settings in /etc.
+        # Folders that are not bound are in memory and read-only, because the CLI looks for settings in /etc.
         arguments = [*sandbox["arguments"], "--bind", config_dir, config_dir, "--remount-ro", "/"]
         if os.getuid() == 0:
             give(config_dir, sandbox["user"], sandbox["group"])
             staged = stage([program, libraries or "/usr", *sources(arguments)])
             program, libraries = staged[program], libraries and staged[libraries]
             arguments = [*staged_sources(arguments, staged)]
+        if sandbox["filter"]:
+            arguments += ["--seccomp", str(in_memory(sandbox["filter"]))]
         if libraries:
             environment["LD_LIBRARY_PATH"] = libraries
             arguments += ["--unsetenv", "LD_LIBRARY_PATH"]
+        join(sandbox["groups"])
         become_nobody(sandbox["user"], sandbox["group"])
+        limit(sandbox["limits"])
         hand_over(loopback(sandbox["port"]), f"/proc/self/fd/{owner}")
         os.execve(program, ["bwrap", *arguments, "--", *command], environment)  # noqa: S606
     except OSError as error:
@@ -80,7 +88,7 @@ def enclose(sandbox: "dict[str, Any]", command: list[str], environment: dict[str
 
 
 def give(folder: str, user: int, group: int) -> None:
-    """The folder and all below it, to the sandbox's user."""
+    """Makes the sandbox's user the owner of the folder and everything below it."""
     for base, _, names in os.walk(folder):
         for name in (".", *names):
             os.chown(os.path.join(base, name), user, group, follow_symlinks=False)
@@ -130,7 +138,7 @@ def stage(paths: list[str]) -> dict[str, str]:
 def become_nobody(user: int, group: int) -> None:
     """A user namespace, in which this is root, and a network namespace; on this machine it is `user`, who is not root."""
     me, is_root = os.getpid(), os.getuid() == 0
-    unshared, told = os.pipe()
+    unshared, unshared_done = os.pipe()
     helper = 0
     if is_root:
         os.setgroups([])
@@ -141,7 +149,7 @@ def become_nobody(user: int, group: int) -> None:
             os._exit(0)
     os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)
     if is_root:
-        os.write(told, b".")
+        os.write(unshared_done, b".")
         if os.waitpid(helper, 0)[1] != 0:
             raise OSError("its user could not be mapped")
         os.setresgid(0, 0, 0)
@@ -149,6 +157,31 @@ def become_nobody(user: int, group: int) -> None:
     else:
         write("/proc/self/setgroups", "deny")
         map_to("/proc/self", user, group)
+
+
+def in_memory(content: bytes) -> int:
+    """An open file for the program that this process becomes."""
+    descriptor = os.memfd_create("filter", 0)
+    os.write(descriptor, content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def join(groups: list[str]) -> None:
+    """One that this process may not join is left out: the resource limits hold anyway."""
+    for path in groups:
+        try:
+            write(path, "0")
+        except OSError:
+            continue
+
+
+def limit(limits: list[tuple[int, int]]) -> None:
+    """After `become_nobody`: the kernel counts tasks for each user namespace, and for those that are made in it."""
+    for kind, value in limits:
+        most = resource.getrlimit(kind)[1]
+        value = value if most == resource.RLIM_INFINITY else min(value, most)  # noqa: PLW2901
+        resource.setrlimit(kind, (value, value))
 
 
 def map_to(process: str, user: int, group: int) -> None:
@@ -172,7 +205,7 @@ def loopback(port: int) -> int:
 
 
 def hand_over(descriptor: int, path: str) -> None:
-    """Sends an open file to whoever listens there, and closes it."""
+    """Sends an open file to the listener on that socket, and closes it."""
     owner = _socket.socket(_socket.AF_UNIX)
     owner.connect(path)
     rights = descriptor.to_bytes(4, sys.byteorder)

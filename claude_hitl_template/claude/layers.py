@@ -1,4 +1,4 @@
-"""The settings layers of an image, as the CLI is given them.
+"""The settings layers of an image, and how the CLI gets them.
 
 The user level is in the image's HOME, the project level and the local one are in the workspace, plugins in a folder of
 their own; none of them can be written by the agent. The CLI looks for the user level in its config folder, of which the
@@ -19,11 +19,11 @@ from claude_hitl_template.image.settings_layers import read_object
 
 # The build has resolved them; the CLI would look for them in its own, empty, folder and on the network.
 _PLUGIN_DECLARATIONS = ("enabledPlugins", "extraKnownMarketplaces")
-_MEND = "correct it in the checkout that the image is made of, and make it anew: ./hitl image build"
+_FIX = "correct it in the checkout that the image is built from, then rebuild it: ./hitl image build"
 
-# Hooks run unasked, and an agent may write some: into a skill of a subfolder, or into the CLI's config folder. So none
-# run but those that the image's managed settings hold, and the SDK's own, which are the gate. Ours are in force where
-# an image has no managed settings; where it has some, they replace ours, and must say the same.
+# Hooks run without a question, and an agent could write one into a skill of a subfolder or the CLI's config folder. So only
+# hooks of the image's managed settings run, and the SDK's own, which are the gate. POLICY applies if an image has no
+# managed settings; an image's own replace it and must contain the same.
 POLICY: dict[str, Any] = {"allowManagedHooksOnly": True, "disableSkillShellExecution": True}
 
 
@@ -43,16 +43,16 @@ class Layers:
     def settle(self, config_dir: Path) -> list[Rule]:
         """Makes the CLI's config folder, with the user level's settings in it: the SDK takes them along. Blocking.
 
-        Returns what the layers deny, which the CLI refuses by itself: nobody is to be asked about that; and that the
-        image's own manifest, skills and plugins may be read. Raises EngineError that names the file and its mend for
+        Returns the layers' deny rules, which the CLI enforces itself without asking a human, and rules that let the
+        image's own manifest, skills and plugins be read. Raises EngineError that names the file and the fix for
         settings that the CLI could not read: it would go on without them.
         """
         user = _read(self.user / "settings.json")
         project, local, managed = map(_read, (*self._of_project(), self.managed))
-        # Files beside it may be settings as well (managed-settings.d): they alone would replace ours.
+        # Files next to it may be settings as well (managed-settings.d) and would replace ours.
         if self.managed.parent.exists() and managed.get("allowManagedHooksOnly") is not True:
             raise EngineError(
-                f"{self.managed} lets hooks run that the image was not built with; {_MEND}", retryable=False
+                f"{self.managed} lets hooks run that the image was not built with; {_FIX}", retryable=False
             )
         config_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         kept = {name: value for name, value in user.items() if name not in _PLUGIN_DECLARATIONS}
@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return read_object(path)
     except ConfigError as error:
-        raise EngineError(f"{error.message}; {_MEND}", retryable=False) from error
+        raise EngineError(f"{error.message}; {_FIX}", retryable=False) from error
 
 
 def _denied(settings: Mapping[str, Any]) -> list[Any]:

@@ -49,7 +49,7 @@ class Reader:
             case StreamEvent(parent_tool_use_id=None):
                 yield from self._stream(message.event)
             case AssistantMessage(model=model) if model == CLI_ITSELF and message.error is not None:
-                return  # how the CLI words a failure of the model; the turn's end tells it as what it is
+                return  # the CLI's text for a failure of the model; the turn's end reports it as an error
             case AssistantMessage():
                 yield from self._assistant(message)
             case UserMessage(content=list()):
@@ -96,7 +96,7 @@ class Reader:
         return self._ours[self._streamed]
 
     def _servers(self, data: Mapping[str, Any]) -> Iterator[engine.ServerDown]:
-        """Each turn begins with the state of all servers; it is told when it changes for the worse."""
+        """Each turn begins with the state of all MCP servers; a server that goes down is reported once."""
         down = {s["name"] for s in data.get("mcp_servers") or () if s["status"] in SERVER_DOWN}
         yield from map(engine.ServerDown, sorted(down - self._down))
         self._down = down
@@ -158,7 +158,7 @@ def _results(message: UserMessage) -> Iterator[engine.EngineEvent]:
 
 
 def _input(given: object) -> dict[str, Any]:
-    """What is no object is refused by the CLI, and is shown as it came."""
+    """The CLI refuses an input that is not an object; it is shown unchanged."""
     return given if isinstance(given, dict) else {"__unparsedToolInput": given}
 
 

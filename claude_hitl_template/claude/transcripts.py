@@ -19,7 +19,7 @@ class TranscriptStore(SessionStore):
     """Transcripts of one scope (a session id). Writes of a stale owner raise StaleOwner.
 
     The SDK names projects after the working folder's path. With `any_folder` that name is not kept, so that a
-    transcript is found again when the workspace lies elsewhere (another node, a moved data folder).
+    transcript is found again when the workspace is stored elsewhere (another node, a moved data folder).
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""What the CLI interprets in a message instead of passing it on, and how much of that is left to it.
+"""Escapes the parts of a message that the CLI would interpret instead of passing on.
 
 Measured on the CLI 2.1.330: `@path` becomes the file's content (a setting turns that off: MENTIONS_OFF), `@server:uri`
-becomes what the MCP server answers, and a last block of text that begins with `/` is a command. All of it happens
-without the gate. So a path stays text, which the model may read by a call; a server is not asked; and the commands are
-those of the image, and of the CLI's own those that change nothing but the conversation. `/heapdump`, for instance,
+becomes what the MCP server answers, and a last block of text that begins with `/` is a command. All of it
+bypasses the gate. So a path stays text, which the model may read with a call; a server is not asked; and the only commands
+are those of the image, and those of the CLI's own that change only the conversation. `/heapdump`, for instance,
 writes a file into the home folder.
 """
 
@@ -20,9 +20,9 @@ _WORD_JOINER = "\u2060"  # invisible
 _COMMAND = re.compile(r"/(\S*)")
 
 
-def usable_commands(told: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+def usable_commands(announced: Iterable[Mapping[str, Any]]) -> frozenset[str]:
     """The names a message may begin with, from the `commands` of the CLI's answer to `initialize`: it marks its own."""
-    found = list(told)
+    found = list(announced)
     if not any(command.get("builtin") for command in found):  # an older CLI does not say which are its own
         return COMMANDS
     layers = [command for command in found if not command.get("builtin")]

@@ -138,6 +138,7 @@ def shell(profile: rollout.Profile = None) -> None:
 
 app.command("test", context_settings=_PASS_ON, rich_help_panel=_DEVELOP)(development.run_tests)
 app.command(rich_help_panel=_DEVELOP)(development.check)
+app.command(hidden=True)(development.openapi)
 app.command(context_settings=_PASS_ON | {"help_option_names": []}, rich_help_panel=_DEVELOP)(bench.bench)
 app.command(rich_help_panel=_DEVELOP)(chaos.chaos)
 app.command(rich_help_panel=_DEVELOP)(development.clean)

@@ -47,7 +47,7 @@ class ServiceFailed(HitlError):
 class Client:
     """Requests with the key. Each raises the HitlError that fits the answer; Unavailable when there is none.
 
-    What does not answer, or answers 429 or 503, is asked again for `patience_s` seconds; `say` is told so each time.
+    Requests without an answer, or with 429 or 503, are repeated for `patience_s` seconds; each is reported to `say`.
     Requests that change something carry an idempotency key, so asking again does nothing twice.
     """
 
@@ -201,7 +201,7 @@ def _json(answer: httpx.Response) -> Any:
 def said_to_a_key(url: str, settings: Settings) -> dict[str, Any]:
     """GET /v1/version of the service at `url`, without /v1; {} where no key from here is known.
 
-    Raises httpx.HTTPError, and ValueError for what is no JSON.
+    Raises httpx.HTTPError, and ValueError for invalid JSON.
     """
     for key in _known_keys(settings):
         answer = network.request("GET", f"{url}/v1/version", headers={"x-api-key": key}, timeout=TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""What all commands share: the console, progress, ages, errors as exit statuses."""
+"""Shared parts of all commands: console, progress, errors as exit statuses."""
 
 import json
 import os
@@ -38,13 +38,13 @@ def table_width() -> int | None:
 
 
 def say(message: str) -> None:
-    """One remark, where it does not mix with a command's output."""
+    """Prints a remark to standard error, apart from a command's output."""
     Console(stderr=True, highlight=False).print(shown(message, "yellow"), soft_wrap=True)
 
 
 @contextmanager
 def step(message: str) -> Generator[None]:
-    """Shows what takes a while: as a spinner on a terminal, else as a line."""
+    """Shows a long step: as a spinner on a terminal, else as a line."""
     errors = Console(stderr=True, highlight=False)
     if errors.is_terminal:
         with errors.status(Text(message)):

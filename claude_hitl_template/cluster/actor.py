@@ -13,6 +13,7 @@ import structlog
 from ray.util import list_named_actors
 
 from claude_hitl_template import code_version
+from claude_hitl_template.claude.limits import over_memory
 from claude_hitl_template.cluster.containers import runtime_env
 from claude_hitl_template.cluster.ledger import handle, reach
 from claude_hitl_template.cluster.owner import SessionOwner, home_of
@@ -20,7 +21,6 @@ from claude_hitl_template.cluster.owner_host import Assignment, Share
 from claude_hitl_template.config import logs
 from claude_hitl_template.domain.models import Environment
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.presentation.text import size
 from claude_hitl_template.session.runner import SessionRunner
 from claude_hitl_template.store.protocol import Owners, Reachable
 
@@ -60,21 +60,17 @@ class ClaudeSessionActor:
         # The SDK keeps a resumed transcript in the temporary folder: it lasts no longer than the owner.
         tempfile.tempdir = str(home_of(assignment))
         try:
-            return await self._owner.run(assignment, watch=partial(_watch, share=assignment.share))
+            return await self._owner.run(assignment, watch=partial(watch, share=assignment.share))
         finally:
             await asyncio.to_thread(_end_children)  # the next session of this process starts with none
 
 
-async def _watch(runner: SessionRunner, share: Share) -> None:
+async def watch(runner: SessionRunner, share: Share) -> None:
     """Stops a session that uses more than its share, before the machine's other sessions have to pay for it."""
     while True:
         memory_bytes, processes = await asyncio.to_thread(_used)
         if memory_bytes > share.memory_bytes:
-            await _stop_for(
-                runner,
-                f"the session's processes used {size(memory_bytes)} of memory, and {size(share.memory_bytes)} are its "
-                "share (HITL_SESSION_MEMORY_BYTES): they were stopped. Send a message to go on, with work in smaller pieces",
-            )
+            await _stop_for(runner, over_memory(memory_bytes, share.memory_bytes))
         elif processes > share.processes:
             await _stop_for(
                 runner,

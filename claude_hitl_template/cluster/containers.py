@@ -34,6 +34,7 @@ UNKNOWN_IMAGE = ("no such image", "image not known")
 COPYING_DRIVERS = ("vfs",)
 # A sandbox in a container has a /proc of its own, which the kernel grants only where nothing of the container's is masked.
 UNMASK = "--security-opt=unmask=ALL"
+NAME = "sandbox"  # as sandboxes without a container are called
 CLUSTER_LABEL = "org.claude-hitl.cluster"
 SHIM = Path(__file__).parents[1] / "bin"
 # The owner's own process is in the container too: memory, and the threads of Ray's worker.
@@ -81,6 +82,8 @@ def _run_flags(cluster: Path, image: str, memory_bytes: int, processes: int) -> 
     always = [
         "--rm",
         f"--label={_label(cluster)}",
+        f"--hostname={NAME}",  # with the host's network, podman would take this machine's
+        f"--add-host={NAME}:127.0.0.1",
         "--security-opt=no-new-privileges",
         "--cap-drop=all",
         UNMASK,
@@ -126,7 +129,7 @@ def preflight(image: str, pull: Pull = pull) -> ImageFacts:
     """The image as it is on this machine, pulled if it was not there. Blocking. Raises ConfigError: what to mend."""
     for check in examine(image, pull):
         if check.level == "wrong":
-            raise ConfigError(f"sessions cannot run in {image}: {check.name}: {check.found}", check.mend)
+            raise ConfigError(f"sessions cannot run in {image}: {check.name}: {check.found}", check.fix)
     return facts(image, _inspect(image) or {})
 
 
@@ -255,8 +258,8 @@ def _storage_check() -> Check:
     done = _podman("info", "--format", "json")
     driver = str((_json_object(done.stdout).get("store") or {}).get("graphDriverName") or "")
     if not driver:
-        mend = "run `podman info` as the service's user, and correct what it says"
-        return Check("podman storage", "wrong", _words(done), mend)
+        fix = "run `podman info` as the service's user, and correct what it says"
+        return Check("podman storage", "wrong", _words(done), fix)
     if driver in COPYING_DRIVERS:
         return Check(
             "podman storage",
@@ -272,7 +275,7 @@ def _image_checks(image: str, pull: Pull) -> Iterator[Check]:
     try:
         yield from _checks_of(image, pull)
     except ConfigError as error:
-        yield Check("image", "wrong", error.message, error.mend)
+        yield Check("image", "wrong", error.message, error.fix)
 
 
 def _checks_of(image: str, pull: Pull) -> Iterator[Check]:
@@ -295,8 +298,8 @@ def _checks_of(image: str, pull: Pull) -> Iterator[Check]:
     yield _versions_check(image, said)
     yield _entrypoint_check((found.get("Config") or {}).get("Entrypoint"))
     if "@sha256:" not in image and not image.startswith("localhost/"):
-        mend = "name it by the digest that ./hitl image push prints"
-        yield Check("image name", "warning", f"{image} is a tag, which may be moved to another image", mend)
+        fix = "name it by the digest that ./hitl image push prints"
+        yield Check("image name", "warning", f"{image} is a tag, which may be moved to another image", fix)
 
 
 def _own_name(digest: str) -> str | None:
@@ -327,9 +330,9 @@ def _versions_check(image: str, said: dict[str, str]) -> Check:
 
 def _entrypoint_check(entrypoint: Any) -> Check:
     if entrypoint:
-        mend = "remove ENTRYPOINT from the Dockerfile; ./hitl image build makes one without"
+        fix = "remove ENTRYPOINT from the Dockerfile; ./hitl image build makes one without"
         return Check(
-            "image entry point", "wrong", f"the image has one ({entrypoint}), and Ray's own must run", mend
+            "image entry point", "wrong", f"the image has one ({entrypoint}), and Ray's own must run", fix
         )
     return Check("image entry point", "ok", "none")
 
@@ -345,8 +348,8 @@ def _inspect(image: str) -> dict[str, Any] | None:
         return found[0]
     if any(words in done.stderr for words in UNKNOWN_IMAGE):
         return None
-    mend = f"run `podman image inspect {image}` as the service's user, and correct what it says; it may only be busy"
-    raise ConfigError(f"podman could not look for {image}: {_words(done)}", mend)
+    fix = f"run `podman image inspect {image}` as the service's user, and correct what it says; it may only be busy"
+    raise ConfigError(f"podman could not look for {image}: {_words(done)}", fix)
 
 
 def _podman(*args: str, timeout_s: float = ASK_S) -> "subprocess.CompletedProcess[str]":

@@ -27,7 +27,7 @@ from claude_hitl_template.cluster.ray_host import RayOwnerHost
 from claude_hitl_template.cluster.supervisor import Supervisor
 from claude_hitl_template.config import build_info, logs
 from claude_hitl_template.config.secret_files import (
-    Shelf,
+    SecretFiles,
     hash_api_key,
     operator_key,
     public_prefix,
@@ -207,7 +207,7 @@ def _service(settings: Settings, store: Clients, supervisor: Any, upstream: "Cur
         undrain=undrain,
         drained_s=drained_s,
         operator_key=operator_key(settings),
-        shelf=Shelf(settings.secrets_dir),
+        shelf=SecretFiles(settings.secrets_dir),
         max_request_bytes=settings.max_request_bytes,
         requests_per_minute=settings.requests_per_minute,
     )

@@ -15,9 +15,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 from claude_hitl_template.config import logs
 from claude_hitl_template.config.secret_files import read_signing_key
 from claude_hitl_template.config.settings import Settings
-from claude_hitl_template.errors import Away, HitlError, InternalError, Unavailable
+from claude_hitl_template.errors import HitlError, InternalError, StoreUnreachable, Unavailable
 from claude_hitl_template.files.blob_store import FileArea
-from claude_hitl_template.store.access import Authority, Desk, client, methods_of
+from claude_hitl_template.store.access import Authority, Dispatcher, client, methods_of
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import Store, own_key
 
@@ -54,7 +54,7 @@ class LedgerService:
         logs.configure(settings.log_level)
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         store = CoreStore(open_backend(settings, patience_s=AWAY_S), files=FileArea(settings.files_at))
-        self._desk = Desk(store, Authority(read_signing_key(settings)))
+        self._desk = Dispatcher(store, Authority(read_signing_key(settings)))
         self._tasks = asyncio.create_task(_sweep(store)), asyncio.create_task(_forget(store))
 
     async def call(
@@ -75,7 +75,7 @@ class LedgerService:
         for task in self._tasks:
             if task.done():
                 raise RuntimeError(f"a task of the ledger stopped: {task.exception()}")
-        with contextlib.suppress(Away):
+        with contextlib.suppress(StoreUnreachable):
             await self._desk.call(None, "ping", (), {})
 
 
@@ -119,7 +119,7 @@ class _Line:
             kwargs["idempotency_key"] = own_key()  # so that it may be repeated
         try:
             ok, result = await _retrying()(self._once, method, args, kwargs)
-        except (*_TRANSPORT, Away) as error:
+        except (*_TRANSPORT, StoreUnreachable) as error:
             raise _failure(method, error) from error
         if not ok:
             raise result
@@ -132,7 +132,7 @@ class _Line:
             if _code(error) is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                 raise
             ok, result = await self._by_reference.call.remote(self._capability, method, *args, **kwargs)
-        if isinstance(result, Away) and not ok:
+        if isinstance(result, StoreUnreachable) and not ok:
             raise result
         return ok, result
 
@@ -152,7 +152,7 @@ def _may_pass(error: BaseException) -> bool:
         return False
     if isinstance(error, grpc.RpcError) and _code(error) in _COMES_AGAIN:
         return False
-    return isinstance(error, (*_TRANSPORT, Away))
+    return isinstance(error, (*_TRANSPORT, StoreUnreachable))
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode | None:
@@ -161,7 +161,7 @@ def _code(error: grpc.RpcError) -> grpc.StatusCode | None:
 
 def _failure(method: str, error: Exception) -> HitlError:
     """What the caller is told of a call that failed on the way, or in a way that Ray reports."""
-    if isinstance(error, Away):
+    if isinstance(error, StoreUnreachable):
         return error
     if isinstance(error, (ObjectStoreFullError, OutOfDiskError)):
         return InternalError(
@@ -174,7 +174,7 @@ def _failure(method: str, error: Exception) -> HitlError:
 
 
 def _enough(tries: RetryCallState) -> bool:
-    away = tries.outcome is not None and isinstance(tries.outcome.exception(), Away)
+    away = tries.outcome is not None and isinstance(tries.outcome.exception(), StoreUnreachable)
     return (tries.seconds_since_start or 0) >= (AWAY_S if away else RETRY_S)
 
 

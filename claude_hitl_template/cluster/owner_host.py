@@ -10,14 +10,15 @@ from claude_hitl_template.domain.models import Environment, Session
 from claude_hitl_template.domain.policy.floor import Floor
 from claude_hitl_template.errors import HitlError
 from claude_hitl_template.session.runner import Limits
-from claude_hitl_template.workspace.sync import Place
+from claude_hitl_template.workspace.sync import WorkspaceLocation
 
 PARKED = "parked"  # how an owner says that its session rests, and that it can drive another
 
 
 @dataclass(frozen=True)
 class Share:
-    """What an awake session may use. The host reserves CPUs and memory; memory and processes are watched."""
+    """What an awake session may use. The host reserves CPUs and memory; memory and processes are watched, and the session's
+    sandbox has hard limits above them (`claude/limits.py`)."""
 
     cpus: float
     memory_bytes: int
@@ -44,7 +45,7 @@ class Assignment:
     """
 
     session: Session
-    workspace: Place
+    workspace: WorkspaceLocation
     run_dir: Path
     model_url: str
     token: str = field(repr=False)

@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from claude_hitl_template import code_version, fault_points
+from claude_hitl_template.claude.limits import HardLimits
 from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.cluster.clocks import STEADY_S, LeaseWatch, Pause, SteadyClock
 from claude_hitl_template.cluster.leftovers import Leftovers
@@ -32,7 +33,7 @@ from claude_hitl_template.store.access import Authority
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.protocol import Supervision
 from claude_hitl_template.store.supervision import EXISTING
-from claude_hitl_template.workspace.sync import Place
+from claude_hitl_template.workspace.sync import WorkspaceLocation
 
 log = structlog.get_logger()
 TICK_S = 1.0
@@ -416,6 +417,12 @@ class Supervisor:
             requests=settings.turn_requests,
             model_bytes=settings.turn_model_bytes,
             credentials=self._credentials(),
+            limits=HardLimits(
+                settings.session_processes,
+                settings.session_memory_bytes,
+                settings.session_open_files,
+                settings.session_file_bytes,
+            ),
         )
 
     def _credentials(self) -> tuple[Credential, ...]:
@@ -426,12 +433,12 @@ class Supervisor:
             log.warning("sessions start without credentials", why=str(error))
             return ()
 
-    def _workspace(self, session: Session, *, contained: bool) -> Place:
+    def _workspace(self, session: Session, *, contained: bool) -> WorkspaceLocation:
         settings = self._settings
         folder, marker = settings.workspaces / session.id, settings.markers / session.id
         if contained:
             folder, marker = Path(labels.WORKSPACE), RUN_DIR / "saved"
-        return Place(
+        return WorkspaceLocation(
             folder,
             marker,
             lasts=not contained,

@@ -1,4 +1,4 @@
-"""What `./hitl deploy` writes into the package it uploads: where its code is from, and what it needs of the cluster."""
+"""The facts that `./hitl deploy` writes into its package: the origin of the code, and its requirements of the cluster."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from claude_hitl_template.errors import ConfigError
 
 FILE = "code.json"
-# Of these, the cluster must have the very version: what is on two sides of a wire, and what the gate was tested with.
+# The cluster must have exactly this version: both ends of a protocol, and what the gate was tested with.
 EXACTLY = ("ray", "claude-agent-sdk", "kodosumi")
 NAMED = 5
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ class Origin:
 
 
 def origin(root: Path = ROOT) -> Origin | None:
-    """What the package says in which this code lies; None: it was not deployed, but lies where it is run.
+    """The origin that the deployed package records; None if the code runs from a checkout.
 
     Raises ConfigError for one that no `./hitl deploy` wrote.
     """
@@ -74,12 +74,12 @@ def started_in() -> Path:
 
 
 def python_minor() -> str:
-    """Of the Python that runs, for instance "3.12": development machine, cluster and image must share it."""
+    """The minor version of this Python, for instance "3.12": development machine, cluster and image must have the same."""
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def check_machine(found: Origin) -> None:
-    """Raises ConfigError, which names what is missing, where this machine cannot run the package."""
+    """Raises ConfigError with the missing dependencies if this machine cannot run the package."""
     if found.python != python_minor():
         raise ConfigError(
             f"the code was deployed from Python {found.python}, and the cluster runs {python_minor()}",
@@ -95,7 +95,7 @@ def check_machine(found: Origin) -> None:
 
 
 def missing(locked: Mapping[str, str]) -> list[str]:
-    """What is not installed here, or, of EXACTLY, in another version."""
+    """Dependencies that are missing here or, for those of EXACTLY, have another version."""
     return [lack for name, wanted in locked.items() if (lack := _lack(canonicalize_name(name), wanted))]
 
 

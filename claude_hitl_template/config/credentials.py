@@ -1,4 +1,4 @@
-"""Credentials that the owner puts into requests of a sandbox, outside of it: HITL_CREDENTIALS, a JSON file.
+"""Credentials that the owner adds to requests of a sandbox, outside of it: HITL_CREDENTIALS, a JSON file.
 
 [{"host": "api.example.org", "path_prefix": "/v1/", "methods": ["GET"], "header": "Authorization",
   "value_file": "/etc/hitl/example-token"}]
@@ -20,7 +20,7 @@ FIX = "correct the file that HITL_CREDENTIALS names; docs/security.md has an exa
 
 def _one_host(entry: str) -> str:
     if entry.startswith("*"):
-        raise ValueError("one host, without `*`: a credential is for nobody else")
+        raise ValueError("name one host, without `*`")
     return check_entry(entry)
 
 
@@ -54,7 +54,7 @@ class Credential(Frozen):
         return covers(self.host, host, port)
 
     def fits(self, method: str, target: str, *, tls: bool) -> bool:
-        """Whether a request gets it. A path that a server may read in another way gets none."""
+        """Whether a request gets the credential. An ambiguous path gets none."""
         if not tls and not self.plain_http:
             return False
         path = unquote(target.partition("?")[0])

@@ -36,5 +36,5 @@ def configure(level: str) -> None:
 
 
 def _without_controls(_logger: object, _method: str, line: Any) -> str:
-    """What a model or a client said may be in it: it neither moves a terminal's cursor nor begins a line of its own."""
+    """Escapes control characters: text of a model or a client must not move a terminal's cursor or begin a line."""
     return visible(line)

@@ -1,7 +1,7 @@
-"""Which of our connections may go through a proxy that the environment names: those to the model's service, and no other.
+"""HTTP clients of this package. Only connections to the model's service use a proxy from the environment.
 
-Addresses of this machine and of the cluster are reached directly: a proxy is elsewhere, and does not know them. Every HTTP
-client of this package is made here.
+Addresses of this machine and the cluster are reached directly, because a proxy cannot reach them. Every HTTP client of
+this package is created here.
 """
 
 import os
@@ -16,9 +16,9 @@ from socksio.exceptions import SOCKSError
 
 from claude_hitl_template.errors import ConfigError
 
-# What a request raises that got no answer; a proxy that speaks no SOCKS is told by the library under httpx.
+# What a request raises that got no answer; the library under httpx reports a proxy that is not SOCKS.
 UNREACHABLE: tuple[type[Exception], ...] = (httpx.TransportError, SOCKSError)
-# What no process may send through a proxy, whatever else it reaches: loopback, and where a cloud hands out credentials.
+# Addresses that no process may reach through a proxy: loopback, and a cloud's metadata service.
 NEVER = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1", "169.254.169.254", "metadata.google.internal")
 # gRPC reads `grpc_proxy` first; empty, it reaches everything directly. All of Ray's connections lead into the cluster.
 GRPC = {"grpc_proxy": "", "RAY_grpc_enable_http_proxy": "0"}
@@ -29,7 +29,7 @@ _BYPASS = ("no_proxy", "NO_PROXY")  # programs read one of the two
 
 
 def direct(**options: Any) -> httpx.Client:
-    """A client for addresses of our own; options as httpx.Client has them."""
+    """A client for the service's own addresses; options as for httpx.Client."""
     return httpx.Client(trust_env=False, verify=_trusted(), **options)
 
 
@@ -41,12 +41,12 @@ def direct_async(**options: Any) -> httpx.AsyncClient:
 
 
 def request(method: str, url: str, **options: Any) -> httpx.Response:
-    """One request to an address of our own; options as httpx.request has them."""
+    """One request to an address of the service; options as for httpx.request."""
     return httpx.request(method, url, trust_env=False, verify=_trusted(), **options)
 
 
 def outward(**options: Any) -> httpx.Client:
-    """A client for the model's service, by the proxy that the environment names. Raises ConfigError for one of no use."""
+    """A client for the model's service, through the environment's proxy. Raises ConfigError for an unusable proxy."""
     check_proxies()
     return httpx.Client(verify=_trusted(), **options)
 
@@ -80,21 +80,21 @@ def _trusted() -> ssl.SSLContext:
 
 
 def with_proxies(environment: Mapping[str, str], own: Iterable[str]) -> dict[str, str]:
-    """An environment for what may reach the outside: `own` addresses and loopback are reached without a proxy."""
+    """An environment with proxies for a child process; `own` addresses and loopback bypass them."""
     kept = {name: value for name, value in environment.items() if name not in GRPC}
-    said = [entry.strip() for name in _BYPASS for entry in environment.get(name, "").split(",")]
-    bypass = ",".join(dict.fromkeys(entry for entry in [*said, *NEVER, *own] if entry))
+    listed = [entry.strip() for name in _BYPASS for entry in environment.get(name, "").split(",")]
+    bypass = ",".join(dict.fromkeys(entry for entry in [*listed, *NEVER, *own] if entry))
     return {**kept, **dict.fromkeys(_BYPASS, bypass), **GRPC}
 
 
 def without_proxies(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for what reaches only addresses of our own."""
+    """An environment without proxies for a child process that reaches only the service."""
     kept = {name: value for name, value in environment.items() if not name.lower().endswith(_SUFFIX)}
     return {**kept, **dict.fromkeys(_BYPASS, "*"), **GRPC}
 
 
 def keep_grpc_direct() -> None:
-    """For this process, and those that it starts."""
+    """Makes gRPC bypass proxies in this process and its children."""
     os.environ.update(GRPC)
 
 

@@ -38,7 +38,7 @@ MAX_SECRET_CHARACTERS = 4096
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` did: the first API key if it was made just now; whether HITL_API_KEY replaced the one before."""
+    """Result of `prepare`: the first API key if it was created now; whether HITL_API_KEY replaced the previous one."""
 
     made_key: str | None = None
     replaced_key: bool = False
@@ -47,7 +47,7 @@ class Prepared:
 def prepare(settings: Settings) -> Prepared:
     """Makes the data folder and its secrets. Raises ConfigError."""
     make_data_folder(settings)
-    read_credentials(settings.credentials)  # what no session could use is told at once
+    read_credentials(settings.credentials)  # reports an unusable file at start, not in a session
     try:
         for folder in (settings.secrets_dir, settings.logs_dir):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -96,7 +96,7 @@ def prepare_panel(settings: Settings) -> None:
 
 
 class SigningKey:
-    """What tokens and capabilities are signed with. It stays in the processes that read it: it cannot be pickled."""
+    """The key that signs tokens and capabilities. It cannot be pickled, so it stays in the processes that read it."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -106,14 +106,14 @@ class SigningKey:
         return self._secret
 
     def mac(self, purpose: bytes, claim: str) -> str:
-        """HMAC-SHA256 in hexadecimal, with a key of its own for each purpose."""
+        """HMAC-SHA256 in hexadecimal, with a separate key for each purpose."""
         return hmac.digest(hmac.digest(self._secret, purpose, "sha256"), claim.encode(), "sha256").hex()
 
     def __repr__(self) -> str:
         return "SigningKey(...)"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("the signing key stays in its process")
+        raise TypeError("the signing key cannot be sent to another process")
 
 
 def read_signing_key(settings: Settings) -> SigningKey:
@@ -130,7 +130,7 @@ def read_model_key(settings: Settings) -> SecretStr | None:
     return None
 
 
-class Shelf:
+class SecretFiles:
     """The secrets that were sent to the service, in files of `folder`. Every method raises NotFound for another name."""
 
     def __init__(self, folder: Path) -> None:
@@ -141,7 +141,7 @@ class Shelf:
         return [name for name, file in SENT.items() if (self._folder / file).exists()]
 
     def put(self, name: str, value: str) -> None:
-        """Raises InvalidInput for what no secret looks like, Unavailable where it cannot be written."""
+        """Raises InvalidInput for a malformed secret, and Unavailable if it cannot be written."""
         path = self.path(name)
         fits = value.isascii() and value.isprintable() and " " not in value
         if not fits or not 1 <= len(value) <= MAX_SECRET_CHARACTERS:
@@ -176,12 +176,12 @@ class Shelf:
 
 
 def ray_token_file(settings: Settings) -> Path:
-    """Where the token is kept that the Ray which `hitl up` starts asks for; it is there after `prepare`."""
+    """The file of the token that our Ray requires; it exists after `prepare`."""
     return settings.secrets_dir / RAY_TOKEN
 
 
 def read_ray_token(settings: Settings) -> str | None:
-    """The token for the Ray that these settings lead to; None: none is known. That of our own is sent nowhere else."""
+    """The token for the Ray of these settings; None if unknown. Our own Ray's token is never sent to another one."""
     if settings.ray_token is not None:
         return settings.ray_token.get_secret_value()
     elsewhere = settings.dashboard_url or settings.ray_address
@@ -190,7 +190,7 @@ def read_ray_token(settings: Settings) -> str | None:
 
 
 def read_database_url(settings: Settings) -> SecretStr | None:
-    """The Postgres that everything is kept in; None: SQLite. The service, whose environment has no secret, has a file."""
+    """The URL of the Postgres database; None for SQLite. The service reads it from a file, not from its environment."""
     path = settings.secrets_dir / DATABASE_URL
     return settings.database_url or (SecretStr(_read(path)) if path.exists() else None)
 
@@ -201,12 +201,12 @@ def read_api_key(settings: Settings) -> str:
 
 
 def operator_key(settings: Settings) -> str:
-    """What `./hitl` on this machine shows when it steers the service, which no API key may. Raises ConfigError."""
+    """The key with which `./hitl` on this machine operates the service; no API key permits that. Raises ConfigError."""
     return hmac.new(read_signing_key(settings).secret, b"operator", "sha256").hexdigest()
 
 
 def read_panel_login(settings: Settings) -> tuple[str, str] | None:
-    """What the panel signs its logins with, and its admin's password; None: `hitl up` never started a panel here."""
+    """The panel's signing secret and its admin's password; None if `hitl up` never started a panel here."""
     if not (settings.secrets_dir / PANEL_SECRET).exists():
         return None
     return _read(settings.secrets_dir / PANEL_SECRET), _read(settings.secrets_dir / PANEL_PASSWORD)
@@ -218,24 +218,24 @@ def panel_proof(secret: str) -> str:
 
 
 def new_api_key() -> str:
-    """A secret that nobody guesses."""
+    """A new random secret."""
     return f"{KEY_BEGINS}{secrets.token_urlsafe(32)}"
 
 
 def api_key_for(request: str, operator_key: str) -> str:
-    """The same for one request that may be repeated: whoever has not the operator's key does not guess it."""
+    """The same secret for the same request, so that it may be repeated. Derived from the operator's key."""
     made = hmac.new(operator_key.encode(), f"api key\n{request}".encode("utf-8", "surrogatepass"), "sha256")
     return f"{KEY_BEGINS}{base64.urlsafe_b64encode(made.digest()).decode().rstrip('=')}"
 
 
 def public_prefix(secret: str) -> str:
-    """By which the holder of a key of ours recognises it; "" for a secret that somebody chose, and that may be short."""
+    """The part of a generated key that is shown to recognise it; "" for a chosen secret, which may be short."""
     made_here = secret.startswith(KEY_BEGINS) and len(secret) >= KEY_CHARS
     return secret[: len(KEY_BEGINS) + PREFIX_CHARS] if made_here else ""
 
 
 def hash_api_key(secret: str) -> str:
-    """What the store keeps of an API key. Keys are long and random, so a plain SHA-256 does."""
+    """The stored form of an API key. Keys are long and random, so a plain SHA-256 is enough."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -54,7 +54,7 @@ def _without_credentials(url: str) -> str:
 
 
 def _address(schemes: tuple[str, ...]) -> AfterValidator:
-    """SCHEME://HOST[:PORT] and nothing else: what is below it is ours to say, and credentials would be in logs."""
+    """SCHEME://HOST[:PORT] and nothing else: we add the path, and credentials would be logged."""
 
     def check(url: str) -> str:
         found = urlsplit(_without_credentials(url))
@@ -67,7 +67,7 @@ def _address(schemes: tuple[str, ...]) -> AfterValidator:
 
 
 def _listening_address(host: str) -> str:
-    """An IPv4 address to listen on: neither Ray nor what we start beside it listens on IPv6 in all its parts."""
+    """An IPv4 address to listen on: neither Ray nor our other processes fully support IPv6."""
     host = host.strip()
     if host.lower() == "localhost":
         return LOOPBACK
@@ -115,32 +115,35 @@ class Settings(BaseSettings):
 
     home: Path = Field(
         Path(),
-        description="Folder of .env, and what a relative HITL_DATA_DIR starts from. ./hitl: its own; else the current one, "
-        "or, for deployed code, the one in which Ray was started.",
+        description="Folder of .env, and the base of a relative HITL_DATA_DIR. Default: the folder of ./hitl; without "
+        "it the current folder, for deployed code the one in which Ray was started.",
     )
     data_dir: Path = Field(
-        Path(".hitl"), description="Folder of everything that lasts: database, workspaces, keys, logs."
+        Path(".hitl"), description="Folder of all persistent data: database, workspaces, keys, logs."
     )
     database_url: SecretStr | None = Field(
         None,
         validation_alias=AliasChoices("DATABASE_URL"),
-        description="Postgres to keep everything in, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE. Default: SQLite in "
+        description="Postgres database for all data, as postgresql://USER:PASSWORD@HOST:PORT/DATABASE. Default: SQLite in "
         "the data folder.",
     )
     ledger_replicas: int = Field(
-        1, ge=1, le=64, description="Processes that speak to the database; more than one needs Postgres."
+        1,
+        ge=1,
+        le=64,
+        description="Number of ledger processes, which use the database; more than one needs Postgres.",
     )
     retention_days: float | None = Field(
         None,
         gt=0,
         le=36500,
-        description="Sessions that are archived, or at rest with nothing waiting, are deleted this many days after their "
-        "last change. Default: never.",
+        description="Archived sessions, and idle ones with nothing pending, are deleted this many days after their last "
+        "change. Default: never.",
     )
     host: ListeningAddress = Field(
         LOOPBACK,
-        description="IPv4 address that the ports below listen on. Other hosts can join Ray if it is one that they reach "
-        "this one at, and neither a loopback address nor 0.0.0.0.",
+        description="IPv4 address that the ports below listen on. Other hosts can join Ray if they reach this host at "
+        "it and it is neither a loopback address nor 0.0.0.0.",
     )
     ray_port: Port = Field(6379, description="Ray's GCS.")
     ray_client_port: Port = Field(10001, description="Ray Client.")
@@ -149,10 +152,10 @@ class Settings(BaseSettings):
     panel_port: Port = Field(3370, description="Kodosumi's panel: conversations and approvals in a browser.")
     ray_temp_dir: Path | None = Field(
         None,
-        description="Ray's own temporary files. Default: a folder under /tmp named after the data folder.",
+        description="Folder of Ray's temporary files. Default: a folder under /tmp named after the data folder.",
     )
     ray_num_cpus: int | None = Field(
-        None, ge=1, description="CPUs that Ray may plan with. Default: all of the machine's."
+        None, ge=1, description="CPUs that Ray may schedule. Default: all of the machine's."
     )
 
     dashboard_url: HttpAddress | None = Field(
@@ -173,12 +176,12 @@ class Settings(BaseSettings):
 
     ray_token: RayToken | None = Field(
         None,
-        description="Token that Ray's ports ask for. Default: one is made at the first start and kept in the data folder; "
+        description="Token that Ray's ports require. Default: generated at the first start and kept in the data folder; "
         "for a cluster elsewhere, ./hitl status --show-secrets there shows it.",
     )
 
     api_key: SecretStr | None = Field(
-        None, description="The first API key. Default: one is made, and shown once."
+        None, description="The first API key. Default: one is generated and shown once."
     )
     anthropic_api_key: SecretStr | None = Field(
         None,
@@ -188,7 +191,7 @@ class Settings(BaseSettings):
     anthropic_base_url: str = Field(
         "https://api.anthropic.com",
         validation_alias=AliasChoices("ANTHROPIC_BASE_URL"),
-        description="Where the model is.",
+        description="URL of the model's API.",
     )
     model: str = Field(
         "default", description='Model of the default agent; "default" leaves the choice to the CLI.'
@@ -202,27 +205,33 @@ class Settings(BaseSettings):
         None, description="After this time an undecided call is denied. Default: never."
     )
     max_recoveries: int = Field(
-        5, ge=0, description="How often in a row a turn is taken up again after its process died."
+        5, ge=0, description="How often in a row a turn is resumed after its process died."
     )
     session_cpus: float = Field(
-        0.25, gt=0, le=64, description="Share of a CPU that Ray sets aside for an awake session."
+        0.25, gt=0, le=64, description="Share of a CPU that Ray reserves for an awake session."
     )
     session_memory_bytes: int = Field(
         1024**3,
         ge=256 * 1024**2,
-        description="Memory that Ray sets aside for an awake session. One that uses more is stopped, with a reason.",
+        description="Memory that Ray reserves for an awake session. One that uses more is stopped with a reason.",
     )
     session_processes: int = Field(
         256,
         ge=8,
-        description="Processes that an awake session may have. One that has more is stopped, with a reason.",
+        description="Processes that an awake session may have. One that has more is stopped with a reason.",
+    )
+    session_open_files: int = Field(
+        4096, ge=256, description="Files that each process of a sandbox may have open at once."
+    )
+    session_file_bytes: int | None = Field(
+        None, ge=1024**2, description="Largest file that a sandbox may write. Default: any size."
     )
     spare_owners: int = Field(
         1,
         ge=0,
         le=64,
-        description="Processes kept started for the next session that wakes (about 100 MB each); it then takes a "
-        "second instead of four.",
+        description="Idle owner processes kept ready for the next session that wakes (about 100 MB each); a start "
+        "then takes one second instead of four.",
     )
     start_timeout_s: Seconds = Field(
         60.0,
@@ -234,86 +243,86 @@ class Settings(BaseSettings):
 
     policy: Path | None = Field(
         None,
-        description="File of YAML or JSON with the rules that hold whatever an agent's policy says (docs/security.md). "
-        "Default: what writes, runs or leaves the machine asks. Read when the service starts.",
+        description="YAML or JSON file with rules that apply in addition to every agent's policy (docs/security.md). "
+        "Default: calls that write, run or reach other machines ask. Read when the service starts.",
     )
     sandbox: Literal["on", "off"] = Field(
         "on",
-        description="off: sessions run without a sandbox, and an agent's commands can do all that the service can. For "
-        "trying alone.",
+        description="off: sessions run without a sandbox, and an agent's commands have all permissions of the service. For "
+        "experiments only.",
     )
     sandbox_read: str = Field(
         "",
-        description="Folders and files that sandboxes may read besides the system's, with colons between: a toolchain of "
-        "yours, for instance. No secrets may lie there.",
+        description="Folders and files that sandboxes may read in addition to the system's, separated by colons: your "
+        "own toolchain, for instance. They must not hold secrets.",
     )
     sandbox_write: str = Field(
-        "", description="The same for what they may write, all of them: a folder that sessions share."
+        "", description="Folders and files that all sandboxes may write: a folder that sessions share."
     )
     credentials: Path | None = Field(
         None,
-        description="JSON file, mode 0600, with credentials that are put into requests of sandboxes outside of them. See "
+        description="JSON file, mode 0600, with credentials that the proxy adds to requests of sandboxes. See "
         "docs/security.md.",
     )
     turn_requests: int = Field(2000, ge=1, description="Requests to the model that one turn may make.")
     turn_model_bytes: int = Field(
         4 * 1024**3,
         ge=1024**2,
-        description="Bytes that one turn may exchange with the model, there and back together.",
+        description="Bytes that one turn may exchange with the model, requests and responses together.",
     )
 
     container_image_uri: ImageReference | None = Field(
         None,
         validation_alias=AliasChoices("CONTAINER_IMAGE_URI"),
-        description="Image of the default environment, best by its digest (./hitl image build prints it): every session in "
-        "a container of its own. Default: sessions are local processes.",
+        description="Image of the default environment, preferably with its digest (./hitl image build prints it): each "
+        "session gets its own container. Default: sessions are local processes.",
     )
     environments: dict[EnvironmentId, EnvironmentChoice] = Field(
         default_factory=dict[str, EnvironmentChoice],
-        description="More environments, as JSON by id, each with image, name, description and networking as far as you "
-        'want: {"data": {"image": "localhost/claude-hitl-worker:data", "networking": {"type": "limited", "allowed_hosts": '
+        description="Further environments, as JSON by id, each with optional image, name, description and networking: "
+        '{"data": {"image": "localhost/claude-hitl-worker:data", "networking": {"type": "limited", "allowed_hosts": '
         '["*.example.org"]}}}. See docs/security.md.',
     )
 
     files_url: Annotated[str, AfterValidator(_without_credentials)] | None = Field(
         None,
-        description="Where saved workspaces are kept: any URL that fsspec reads, without credentials in it. Default: the "
+        description="URL of saved workspaces: any that fsspec supports, without credentials. Default: the "
         "folder files in the data folder.",
     )
     max_workspace_bytes: int = Field(
         2 * 1024**3,
         ge=1024,
-        description="Largest workspace that is saved. One that is larger is told, and stays only where it is.",
+        description="Largest workspace that is saved. A larger one is reported and stays only on its host.",
     )
     workspace_exclude: str = Field(
         "__pycache__/,.cache/",
-        description="Globs of what is not saved with a workspace, with commas between them: for names, or with a / inside "
+        description="Globs of files that are not saved with a workspace, separated by commas: for names, or with a / inside "
         "for paths; ending in / for folders only.",
     )
 
     panel: bool = Field(
         True,
-        description="Whether ./hitl up starts the panel too: spooler and panel, about 400 MB together.",
+        description="Whether ./hitl up also starts the panel: spooler and panel, about 400 MB together.",
     )
     panel_hosts: str = Field(
         "",
-        description="Names by which browsers reach the panel besides this machine's own name and addresses and localhost, "
-        "with commas between them; with :PORT where the port is not HITL_PANEL_PORT.",
+        description="Further names by which browsers reach the panel, next to this machine's name, addresses and localhost, "
+        "separated by commas; with :PORT if the port is not HITL_PANEL_PORT.",
     )
     panel_approvers: str = Field(
         "",
-        description="Names of panel roles, with commas between them, that may decide in every session, as operators may; "
-        "others may in their own.",
+        description="Names of panel roles, separated by commas, that may decide in every session, as operators may; others "
+        "may decide in their own.",
     )
     panel_wait_s: Seconds = Field(
-        1800.0, description="How long a conversation in the panel stays open with nothing new in it."
+        1800.0, description="How long a conversation in the panel stays open without news."
     )
 
     max_upload_bytes: int = Field(
         20 * 1024 * 1024,
         ge=1024,
-        description="Largest size, together, of files uploaded to a conversation in the panel, and of those that a turn "
-        "offers there.",
+        description="Largest total size of the files uploaded to a conversation in the panel, and of those that a "
+        "turn offers there.",
     )
 
     ingress_replicas: int = Field(1, ge=1, le=64, description="Processes that answer REST requests.")
@@ -322,7 +331,7 @@ class Settings(BaseSettings):
         1200, ge=1, description="Requests that one API key may make in a minute, per replica."
     )
     log_level: str = Field(
-        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="How much the service writes to its log."
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Level of the service's log."
     )
 
     @model_validator(mode="after")
@@ -341,7 +350,7 @@ class Settings(BaseSettings):
     def load(cls, profile: str | None = None) -> "Settings":
         """With a profile, `profiles/NAME.env` in HITL_HOME wins over `.env`.
 
-        Raises ConfigError that names the variable and what is wrong with it, never its value if it is a secret.
+        Raises ConfigError that names the variable and the problem, never the value of a secret.
         """
         home = Path(os.environ.get("HITL_HOME") or build_info.started_in()).expanduser().absolute()
         files = [home / ".env", *([profile_file(home, profile)] if profile is not None else [])]
@@ -356,16 +365,16 @@ class Settings(BaseSettings):
         return settings.model_copy(update={"home": home, "data_dir": data_dir})
 
     def text(self, name: str) -> str | None:
-        """A field's value as its variable would have it; None for one that is not set."""
+        """A field's value as text of its variable; None if it is not set."""
         value = self.model_dump(mode="json")[name]
         return value if value is None else json.dumps(value) if isinstance(value, dict) else str(value)
 
     def floor(self) -> Floor:
-        """What holds under every agent's policy. Raises ConfigError."""
+        """The policy that applies under every agent's own. Raises ConfigError."""
         return read_floor(self.policy and self.home / self.policy.expanduser())
 
     def all_environments(self) -> dict[str, Environment]:
-        """What a session may name, by id; the first is the default."""
+        """The environments that a session may name, by id; the first is the default."""
         found = {"default": _environment("default", EnvironmentChoice(image=self.container_image_uri))}
         return found | {id_: _environment(id_, choice) for id_, choice in self.environments.items()}
 
@@ -392,7 +401,7 @@ class Settings(BaseSettings):
 
     @property
     def markers(self) -> Path:
-        """What is known of each folder in `workspaces`: it must not lie in them."""
+        """The base state of each folder in `workspaces`, kept outside of them."""
         return self.data_dir / "saved"
 
     @property
@@ -515,7 +524,7 @@ def _explain_json(error: SettingsError) -> tuple[str, str]:
     name = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), "")
     shown = variable(name) if name else "a setting"
     return (
-        f"{shown} is not usable: it is no JSON",
+        f"{shown} is not usable: it is not JSON",
         f"correct {shown} in the environment or in .env (see .env.example)",
     )
 

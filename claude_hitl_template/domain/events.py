@@ -1,4 +1,4 @@
-"""The wire protocol's events: building those the service emits, parsing those a client sends.
+"""The wire protocol's events: builds those that the service emits and parses those that a client sends.
 
 Shapes follow the Managed Agents protocol as the PyPI package `anthropic` types it (types/beta/sessions). Fields of
 our own (`decided_by`, `updated_input`, `answers`, `remember`, `outcome`) are additions that its clients ignore.
@@ -48,7 +48,7 @@ def draft(type_: str, id_: str | None = None, *, queued: bool = False, **payload
     return Draft(id=id_ or new_id("sevt"), type=type_, payload=payload, queued=queued)
 
 
-# What the service itself says to the model; the offline model knows these texts
+# Messages of the service to the model; the offline model recognises these texts
 
 CONTINUE = (
     "The process that ran this session ended unexpectedly and was started again. Continue from where you left off. "
@@ -95,7 +95,7 @@ class InboundImage(_Inbound):
 
 
 class UserMessage(_Inbound):
-    """`user.message`: queued, and worked on in order."""
+    """`user.message`: queued and processed in order."""
 
     type: Literal["user.message"]
     content: Annotated[
@@ -166,7 +166,7 @@ def tool_result(
     mcp: bool = False,
     outcome: str | None = None,
 ) -> Draft:
-    """agent.tool_result of one call. `outcome` "unknown" says that nobody knows whether the call took effect."""
+    """agent.tool_result of one call. `outcome` "unknown": whether the call took effect is not known."""
     extra: dict[str, Any] = {"outcome": outcome} if outcome else {}
     kind, field = (
         ("agent.mcp_tool_result", "mcp_tool_use_id") if mcp else ("agent.tool_result", "tool_use_id")
@@ -185,7 +185,7 @@ def tool_result_id(tool_use_id: str) -> str:
 
 
 def session_error(message: str, kind: str = "unknown_error", retry: str = "exhausted", **more: str) -> Draft:
-    """`retry` is retrying | exhausted | terminal, as the protocol's retry_status; `more` what this kind has besides."""
+    """`retry` is retrying | exhausted | terminal, as the protocol's retry_status; `more`: further fields of this kind."""
     error = {"type": kind, "message": message, "retry_status": {"type": retry}, **more}
     return draft("session.error", error=error)
 
@@ -194,7 +194,7 @@ def server_down(name: str, url: str) -> Draft:
     """An MCP server that could not be connected to."""
     message = (
         f"the MCP server {name!r} at {url} cannot be used: the session goes on without its tools, and tries again when "
-        "its process is started anew. Check the address, and that the server runs"
+        "its process restarts. Check the address, and that the server runs"
     )
     return session_error(message, "mcp_connection_failed_error", mcp_server_name=name)
 
@@ -205,7 +205,7 @@ def workspace_unsaved(message: str) -> Draft:
 
 
 def workspace_progress(doing: str, done_bytes: int, of_bytes: int) -> Draft:
-    """How far saving or restoring a large workspace is: ours, in an event that says that something of a session changed."""
+    """Progress of saving or restoring a large workspace: our addition to an event about a changed session."""
     return draft("session.updated", workspace={"doing": doing, "bytes": done_bytes, "of_bytes": of_bytes})
 
 
@@ -251,7 +251,7 @@ def _thread(thread: str | None) -> dict[str, Any]:
 
 
 def reminder(allowed: Sequence[Approval], refused: Sequence[Approval]) -> str:
-    """Of held calls, and hosts, that were decided, for the model."""
+    """The message that reminds the model of decided held calls and hosts."""
     calls = [a for a in allowed if a.kind != "network"], [a for a in refused if a.kind != "network"]
     hosts = [a for a in (*allowed, *refused) if a.kind == "network"]
     parts = [_calls_decided(*calls)] if any(calls) else []
@@ -269,7 +269,7 @@ def _host_decided(approval: Approval) -> str:
 
 
 def _unexpanded(body: Mapping[str, Any]) -> str:
-    """JSON in which nothing is left that the CLI expands."""
+    """JSON in which the CLI expands nothing: `@` is escaped."""
     return json.dumps(body, ensure_ascii=False).replace("@", r"\u0040")
 
 
@@ -277,11 +277,11 @@ def _calls_decided(allowed: Sequence[Approval], refused: Sequence[Approval]) -> 
     def line(approval: Approval, **more: str) -> str:
         return _unexpanded({"name": approval.tool_name, "input": approval.input, **more})
 
-    told = [
+    refusals = [
         line(a, refused=(a.decision and a.decision.deny_message) or "no reason was given") for a in refused
     ]
     return "\n".join((
         DECIDED,
         *(map(line, allowed)),
-        *([REFUSED, *told] if told else []),
+        *([REFUSED, *refusals] if refusals else []),
     ))  # fmt: skip

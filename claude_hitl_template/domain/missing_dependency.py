@@ -38,7 +38,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 def problem(given: Mapping[str, Any]) -> str | None:
-    """What is wrong with a report, for the model that made it; None for one that can be passed on."""
+    """The problem with a report, in words for the model that made it; None if it can be passed on."""
     kind, name, why = (given.get(field) for field in ("kind", "name", "why"))
     if not isinstance(kind, str) or kind not in KINDS:
         return f"kind must be one of {', '.join(KINDS)}"

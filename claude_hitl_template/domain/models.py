@@ -1,4 +1,5 @@
-"""The nouns: Session, Agent, Environment, Approval, Decision. All frozen; legal state changes are stated once, here.
+"""The domain's records: Session, Agent, Environment, Approval, Decision. All are frozen; this module also has the tables
+of legal state changes.
 
 Times are timezone-aware UTC datetimes. Identifiers sort by creation time.
 """
@@ -44,7 +45,7 @@ def utcnow() -> datetime:
 
 
 class Frozen(BaseModel):
-    """A value: immutable, and no field that was not declared."""
+    """Base of all records: immutable, without undeclared fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,7 +58,7 @@ PermissionMode = Literal["default", "plan"]
 
 
 class Agent(Frozen):
-    """What a session's model is told and may use: a snapshot, taken when the session is created."""
+    """Instructions and permissions of a session's model: a snapshot, taken when the session is created."""
 
     id: str = "default"
     version: int = 1
@@ -82,10 +83,10 @@ IMAGE_REFERENCE = (
 
 
 def check_image_reference(text: str) -> str:
-    """Raises ValueError unless it names an image, and can be nothing but a name."""
+    """Returns the text. Raises ValueError unless it is an image reference and nothing else."""
     if not re.fullmatch(IMAGE_REFERENCE, text):
         raise ValueError(
-            "it names no image: [host[:port]/]name[:tag][@sha256:digest] is what an image is called, "
+            "not an image reference: write [host[:port]/]name[:tag][@sha256:digest], "
             "for instance localhost/claude-hitl-worker:latest"
         )
     return text
@@ -99,7 +100,8 @@ Hosts = Annotated[tuple[HostEntry, ...], Field(max_length=1000)]
 
 
 class Networking(Frozen):
-    """What sandboxes of an environment reach unasked. The names are the wire protocol's, but for `private_hosts`.
+    """Hosts that sandboxes of an environment reach without a question. Field names follow the wire protocol; `private_hosts`
+    is ours.
 
     `limited`: the hosts of `allowed_hosts`; `unrestricted`: every host. Both at public addresses only. `private_hosts`
     are reached wherever they are, on this machine or in a private network. Every other host is asked for.
@@ -111,11 +113,11 @@ class Networking(Frozen):
     allow_mcp_servers: bool = True
 
     def allows(self, host: str, port: int) -> bool:
-        """At its public addresses."""
+        """Whether the host may be reached at its public addresses."""
         return self.type == "unrestricted" or any(covers(e, host, port) for e in self.allowed_hosts)
 
     def declares(self, host: str, port: int) -> bool:
-        """Wherever it is."""
+        """Whether the host may be reached at any address."""
         return any(covers(entry, host, port) for entry in self.private_hosts)
 
 
@@ -162,7 +164,7 @@ class Usage(Frozen):
 
 
 class Lease(Frozen):
-    """Who drives a session now. A write that carries another epoch is refused."""
+    """The current owner of a session. A write with another epoch is refused."""
 
     epoch: int
     holder: str
@@ -173,9 +175,12 @@ class Session(Frozen):
     """One conversation.
 
     `turn` is the id of the user.message being worked on; `deferred` the tool_use_id that the CLI will ask for again
-    when the transcript is resumed; `recoveries` how often in a row an owner died without finishing a turn; `wakes`
-    counts the changes that came from outside, which an owner wants to hear of.
+    when the transcript is resumed; `recoveries` how often in a row an owner died without finishing a turn; `revision`
+    counts the changes from outside that an owner must see; `unreported_refusals` lists the refused approvals that the
+    model has not been informed of. Both keep the keys of earlier releases in the stored document.
     """
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
     id: str
     key_id: str
@@ -195,12 +200,14 @@ class Session(Frozen):
     deferred: str | None = None
     interrupted: bool = False
     recoveries: int = 0
-    waits_for_room: bool = False  # until an owner takes it up, or it does not want to run any more
+    waits_for_room: bool = False  # until an owner starts, or the session no longer needs one
     first_words: str | None = (
         None  # the beginning of what was said first; None: nothing, or before this was kept
     )
-    wakes: int = 0
-    untold: tuple[str, ...] = ()  # ids of held approvals that were refused, which the model was not told yet
+    revision: int = Field(default=0, alias="wakes")  # stored as "wakes"
+    unreported_refusals: tuple[str, ...] = Field(
+        default=(), alias="untold"
+    )  # held approvals that were refused; stored as "untold"
     refused_hosts: tuple[
         str, ...
     ] = ()  # ids of approvals of hosts that were refused, and stay so in this turn
@@ -263,7 +270,7 @@ KINDS: Mapping[str, ApprovalKind] = {"AskUserQuestion": "question", "ExitPlanMod
 
 
 class Decision(Frozen):
-    """What a human said about one approval, and who and when.
+    """A human's decision on one approval.
 
     `updated_input` is the whole input to run instead of the one that was proposed. For a question it carries the
     answers: `{"answers": {question: label or text}}` merged into the proposed input.
@@ -286,9 +293,9 @@ class Approval(Frozen):
     canonical JSON of `{"cwd": cwd, "input": input}`, `run_digest` the same of `run_input`, the input that may run.
     `batch` lists the event ids that were asked together.
 
-    One of the kind `network` is no call: the session wants to reach a host. Its input is `host`, `port` and `because`, what
-    ran when it was tried. While it is allowed the host is open; it is held from the start, for the model repeats what
-    needed it, and has succeeded when that is over.
+    An approval of kind `network` is for a host that the session wants to reach. Its input is `host`, `port` and `because`
+    (the calls that ran then). The host is open while the approval is allowed. It is held from the start, because the
+    model repeats the request, and becomes succeeded when the host is closed.
 
     `folder` is `cwd` as seen from the workspace, whose own path may differ on another machine: `.`, `./sub` or, outside,
     an absolute path; None for an approval of an earlier release, which ran in the workspace, and whose digests are of
@@ -383,7 +390,7 @@ class ApiKey(Frozen):
 
 
 class KeptDecision(Frozen):
-    """What is kept of a decision when its session is deleted: who said what and when, of which call by its digest.
+    """The part of a decision that outlives its session: who decided what and when, and the call's digest.
 
     `id` is the approval's; `digest` is of what was shown, `run_digest` of what was allowed to run.
     """
@@ -400,16 +407,16 @@ class KeptDecision(Frozen):
 
     @classmethod
     def of(cls, approval: Approval) -> "KeptDecision | None":
-        """None where nobody decided."""
-        said = approval.decision
-        if said is None:
+        """None if there is no decision."""
+        recorded = approval.decision
+        if recorded is None:
             return None
         same = ("id", "session_id", "key_id", "tool_name", "digest", "run_digest")
         return cls(
             **{name: getattr(approval, name) for name in same},
-            result=said.result,
-            decided_by=said.decided_by,
-            decided_at=said.decided_at,
+            result=recorded.result,
+            decided_by=recorded.decided_by,
+            decided_at=recorded.decided_at,
         )
 
 
@@ -421,18 +428,18 @@ class Page[T](BaseModel):
 
 
 class Snapshot(Frozen):
-    """All that a session's owner needs to know to go on: its session, what is queued, which calls are open.
+    """What a session's owner needs to continue: the session, its queued messages and its open calls.
 
-    `turn_event` is the user.message of a turn that was begun; `untold` the refused calls of `session.untold`.
-
-    `session.wakes` is its version: hand it to `wait_session` to be woken by the next change. `at` is the ledger's time.
+    `turn_event` is the user.message of a turn that has begun. `unreported_refusals` holds the approvals of
+    `session.unreported_refusals`. Pass `session.revision` to `wait_session` to wait for the next change. `at` is the
+    ledger's time.
     """
 
     session: Session
     turn_event: "Event | None"
     queued: tuple["Event", ...]
     approvals: tuple[Approval, ...]
-    untold: tuple[Approval, ...]
+    unreported_refusals: tuple[Approval, ...]
     at: datetime
 
 

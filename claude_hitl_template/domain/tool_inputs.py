@@ -151,7 +151,7 @@ def known_fields(tool_name: str) -> dict[str, bool] | None:
 
 
 def check_edit(tool_name: str, proposed: Mapping[str, Any], edited: Mapping[str, Any]) -> None:
-    """Refuses an edit that the tool itself would refuse. What the model's own call had besides, it may keep.
+    """Refuses an edit that the tool itself would refuse. Extra fields of the model's own call may stay.
 
     Raises InvalidInput, whose field begins with `updated_input`.
     """
@@ -171,8 +171,8 @@ def check_edit(tool_name: str, proposed: Mapping[str, Any], edited: Mapping[str,
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(["updated_input", *(str(part) for part in first["loc"])])
-        said = f"{tool_name} takes no such field" if first["type"] == "extra_forbidden" else first["msg"]
-        raise InvalidInput(said, where) from error
+        reason = f"{tool_name} takes no such field" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InvalidInput(reason, where) from error
 
 
 def flaw(tool_name: str, given: object) -> str | None:

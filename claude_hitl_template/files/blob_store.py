@@ -1,4 +1,4 @@
-"""The file area: blobs named by the SHA-256 of their content, on any file system that fsspec knows.
+"""The file area: blobs named by the SHA-256 of their content, on any file system that fsspec supports.
 
 On a local disk a blob is whole or not there, and once it was put it survives a power cut. Everywhere it is verified
 when it is read.
@@ -29,7 +29,7 @@ _THREADS = 16  # a disk takes several flushes together for little more than one
 
 
 class FileArea:
-    """Blobs below `url`. `clock` tells the time; file systems have their own, which must agree within hours.
+    """Blobs below `url`. `clock` returns the time; the file system's clock must agree within hours.
 
     Raises ConfigError when the URL is of no file system that can be used here, Unavailable when it cannot be read or
     written now.
@@ -49,14 +49,14 @@ class FileArea:
         self._names = _Names()
 
     async def missing(self, names: Sequence[str]) -> list[str]:
-        """Those to be put: not there, or there for so long that they might be swept before anything names them."""
+        """The names to put: missing ones, and old ones that could be swept before a manifest names them."""
         oldest = self._clock() - _FRESH
         async with _usable():
             times = await self._each(self._written, names)
         return [name for name, at in zip(names, times, strict=True) if at is None or at < oldest]
 
     async def put(self, blobs: Sequence[bytes]) -> None:
-        """Keeps them, each under its own name; a blob that is there is written anew. Durable when this returns."""
+        """Stores each blob under its name, replacing an existing one. Durable when this returns."""
         async with _usable():
             if self._local:
                 folders = await self._each(self._write_locally, blobs)
@@ -153,7 +153,7 @@ class FileArea:
             if name.startswith("."):  # of a ledger that died while it wrote
                 self._remove_unfinished(str(path), before)
                 continue
-            if not is_blob_name(name):  # somebody else's: it is left alone
+            if not is_blob_name(name):  # not a blob of ours: leave it
                 continue
             with contextlib.suppress(FileNotFoundError):
                 if (self._written(name) or before) < before:
@@ -175,7 +175,7 @@ class FileArea:
 
 
 class _Names:
-    """What is written and removed now, in this process: nothing is removed between being put and being there."""
+    """Names that this process is writing or removing, so that no blob is removed while it is being put."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -222,6 +222,6 @@ async def _usable() -> AsyncGenerator[None]:
         yield
     except OSError as error:
         raise Unavailable(
-            f"the file area cannot be used now ({error.strerror or error}); nothing was changed. Try again; if it goes "
-            "on, check its disk's free space and permissions (HITL_FILES_URL)"
+            f"the file area cannot be used now ({error.strerror or error}); nothing was changed. Try again; if it "
+            "persists, check its disk's free space and permissions (HITL_FILES_URL)"
         ) from error

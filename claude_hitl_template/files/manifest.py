@@ -97,7 +97,7 @@ class Manifest:
         )
 
     def without(self, names: frozenset[str]) -> "Manifest":
-        """Without what is, or lies in, these names at the top."""
+        """Without these top-level names and everything below them."""
 
         def stays(path: str) -> bool:
             return path.partition("/")[0] not in names
@@ -128,7 +128,7 @@ class Manifest:
 
     @classmethod
     def read(cls, text: bytes) -> "Manifest":
-        """Raises InvalidInput for what is none."""
+        """Raises InvalidInput unless it is a blob's name."""
         return _manifest(_parse(text))
 
 
@@ -136,7 +136,7 @@ EMPTY = Manifest()
 
 
 async def load(name: str | None, get: GetBlobs) -> Manifest:
-    """The manifest of that name; the empty one for None. Raises what `get` does, and InvalidInput for what is none."""
+    """The manifest of that name; the empty one for None. Raises InvalidInput if the blob is not a manifest."""
     return EMPTY if name is None else (await load_with_parts(name, get))[0]
 
 
@@ -162,7 +162,7 @@ async def contents(file: SavedFile, get: GetBlobs) -> AsyncIterator[bytes]:
 
 
 def shown(path: str) -> str:
-    """A path as text: what is no UTF-8 in it is written out."""
+    """A path as printable text: bytes that are not UTF-8 are escaped."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -243,11 +243,11 @@ def _check_places(files: list[str], links: list[str], folders: list[str]) -> Non
     for path in (*files, *links, *folders):
         for parent in parents(path):
             if parent in taken:
-                raise _wrong(f"{shown(path[:200])!r} lies below {shown(parent[:200])!r}, which is no folder")
+                raise _wrong(f"{shown(path[:200])!r} is below {shown(parent[:200])!r}, which is not a folder")
 
 
 def parents(path: str) -> Iterator[str]:
-    """The folders that a path lies in, the innermost first."""
+    """The parent folders of a path, innermost first."""
     while "/" in path:
         path = path.rpartition("/")[0]
         yield path

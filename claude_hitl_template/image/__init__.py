@@ -1,1 +1,1 @@
-"""The image `claude-hitl-worker`: what goes into it, how it is built, what it says of itself. Knows no Ray."""
+"""The image `claude-hitl-worker`: its content, build and labels. Independent of Ray."""

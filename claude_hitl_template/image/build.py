@@ -1,4 +1,4 @@
-"""Builds the image: reads and checks the checkout, makes a base where none can be pulled, stages, builds, tags."""
+"""Builds the image: checks the checkout, makes a base image if none can be pulled, stages, builds and tags."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ DEFAULT_UID = 1000
 
 @dataclass(frozen=True)
 class Built:
-    """What was built. `tags` are all its names, the one that says version and commit first; `size_bytes` unpacked."""
+    """A built image. `tags`: its names, the one with version and commit first; `size_bytes`: unpacked."""
 
     tags: list[str]
     size_bytes: int | None
@@ -37,7 +37,7 @@ def build(
     for_user: str | None = None,
     say: Callable[[str], None],
 ) -> Built:
-    """Raises ConfigError for what is wrong in the checkout or on this machine, before anything is built if it can.
+    """Raises ConfigError for a problem of the checkout or this machine, where possible before the build starts.
 
     `name` has no tag. `for_user` copies the image into that user's storage, too.
     """
@@ -56,14 +56,33 @@ def build(
     base = check_reference(
         base or f"rayproject/ray:{checkout.lock['ray']}-py{python_minor().replace('.', '')}"
     )
+    pinned = pin_base(tool, base, say)
+    digest = pinned.partition("@")[2] or None
     with tempfile.TemporaryDirectory(prefix="hitl-image-") as folder:
-        staged = stage(checkout, Path(folder), base=base, offline=from_host)
+        staged = stage(checkout, Path(folder), base=base, base_digest=digest, offline=from_host)
         for plugin in staged.manifest["plugins"]:
             say(f"plugin {plugin['name']}@{plugin['marketplace']}: {plugin['commit']}")
-        arguments = {"RAY_BASE": base, "RAY_UID": str(uid)}
+        arguments = {"RAY_BASE": base if from_host else pinned, "RAY_UID": str(uid)}
         tool.build(staged.folder, tags=tags, build_args=arguments, image_labels=staged.labels)
     if account:
         say(f"Copying it to {account.pw_name}")
         load_for(tool, tags, account)
     size = tool.inspect(tags[0]).get("Size")
     return Built(tags, size, time.monotonic() - began, staged.manifest)
+
+
+def pin_base(tool: Tool, base: str, say: Callable[[str], None]) -> str:
+    """The base image by its digest, pulled if it is not here; just its name where no digest is known. Says so of a name
+    that a registry may give to another image. Raises ConfigError where it cannot be pulled."""
+    if "@sha256:" in base:
+        return base
+    if not tool.has(base):
+        tool.pull(base)
+    pinned = tool.pinned(base)
+    if not base.startswith("localhost/"):
+        taken = f"This build takes {pinned}" if pinned else "Which one this build takes cannot be told"
+        say(
+            f"Warning: {base} has no digest, and its registry may give that name to another image. {taken}. "
+            "Name it by digest (--base NAME@sha256:..., or RAY_BASE) to build on the same one again"
+        )
+    return pinned or base

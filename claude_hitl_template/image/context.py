@@ -1,4 +1,4 @@
-"""Stages what an image is built from in a folder: checked, resolved, and nothing else."""
+"""Stages an image's build context in a folder: only checked and resolved files."""
 
 import json
 import tempfile
@@ -30,7 +30,7 @@ _INGREDIENTS = (PACKAGE, USER_LEVEL, PROJECT_LEVEL, "Dockerfile", "requirements.
 
 @dataclass(frozen=True)
 class Checkout:
-    """A checkout, read and found good: everything that can be said before anything is built."""
+    """A checkout after all checks that are possible before the build."""
 
     root: Path
     files: list[SettingsFile]
@@ -71,9 +71,11 @@ def read_checkout(root: Path) -> Checkout:
     )
 
 
-def stage(checkout: Checkout, folder: Path, *, base: str, offline: bool) -> Staged:
+def stage(
+    checkout: Checkout, folder: Path, *, base: str, offline: bool, base_digest: str | None = None
+) -> Staged:
     """Fills `folder`, which is there and empty. `offline`: with all declared packages in it, so that nothing is
-    fetched while the image is built. Raises ConfigError."""
+    fetched while the image is built. `base_digest`: what the name `base` stands for now. Raises ConfigError."""
     app, declared = folder / "app", folder / "declared"
     (declared / "wheels").mkdir(parents=True)
     _stage_levels(checkout.root, app)
@@ -91,7 +93,7 @@ def stage(checkout: Checkout, folder: Path, *, base: str, offline: bool) -> Stag
     copy_tree(checkout.root / PACKAGE, folder / "code" / PACKAGE)
     copy_file(checkout.root / "requirements.lock", folder / "requirements.lock")
     copy_file(checkout.root / "Dockerfile", folder / "Dockerfile")
-    manifest = _manifest(checkout, plugins, python, npm, base)
+    manifest = {**_manifest(checkout, plugins, python, npm, base), "base_digest": base_digest}
     _write_json(app / Path(labels.MANIFEST_PATH).name, manifest)
     for path in (folder / "app").rglob("*"):
         if path.is_dir() and not path.is_symlink():
@@ -135,6 +137,8 @@ def _labels(checkout: Checkout, manifest: dict[str, Any]) -> dict[str, str]:
         labels.RAY: checkout.lock["ray"],
         labels.PYTHON: python_minor(),
         labels.LOCK: sha256((checkout.root / "requirements.lock").read_bytes()).hexdigest(),
+        labels.BASE_NAME: manifest["base"],
+        labels.BASE_DIGEST: manifest["base_digest"] or "",
         labels.MANIFEST: json.dumps(manifest, separators=(",", ":")),
     }
 
@@ -142,9 +146,9 @@ def _labels(checkout: Checkout, manifest: dict[str, Any]) -> dict[str, str]:
 def _commit(root: Path) -> str:
     if not (root / ".git").exists():
         return "unknown"
-    mend = "install git, or build from an exported tree without .git"
-    commit = run(["git", "rev-parse", "HEAD"], mend, cwd=root).strip()
-    changed = run(["git", "status", "--porcelain", "--", *_INGREDIENTS], mend, cwd=root).strip()
+    fix = "install git, or build from an exported tree without .git"
+    commit = run(["git", "rev-parse", "HEAD"], fix, cwd=root).strip()
+    changed = run(["git", "status", "--porcelain", "--", *_INGREDIENTS], fix, cwd=root).strip()
     return f"{commit}-dirty" if changed else commit
 
 

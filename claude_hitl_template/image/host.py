@@ -1,4 +1,4 @@
-"""A base image from this machine, where none can be pulled: a Debian root, the Python that runs this, what is locked.
+"""A base image made from this machine, for use without a registry: Debian, this Python and the locked packages.
 
 It stands in for the RAY_BASE of the Dockerfile. Nothing that pip installs comes from the network: the packages of the
 running .venv are copied, those that requirements.lock names and no others.
@@ -47,7 +47,7 @@ MEND_VENV = "delete .venv and run ./hitl again, which installs requirements.lock
 
 
 def build_base(checkout: Checkout, tool: Tool) -> str:
-    """Makes the base image unless it is there; returns its name. Raises ConfigError that says what is missing here."""
+    """Builds the base image unless it exists; returns its name. Raises ConfigError if a tool is missing here."""
     suite, mmdebstrap = _suite(), _mmdebstrap()
     prefix = _python_prefix()
     packages = sorted({*_PACKAGES, *_library_packages(prefix), *checkout.dependencies.system})
@@ -65,11 +65,11 @@ def build_base(checkout: Checkout, tool: Tool) -> str:
             f"--customize-hook={_FORGET}",
             *excluded,
         ]
-        mend = "read what it said above; apt update tells whether the packages can be had"
+        fix = "read what it said above; apt update tells whether the packages can be had"
         sources = folder / "sources"
         sources.mkdir()
         mirrors = [str(path) for path in _write_sources(suite, sources)]
-        show([mmdebstrap, *options, f"--include={','.join(packages)}", suite, debian, *mirrors], mend)
+        show([mmdebstrap, *options, f"--include={','.join(packages)}", suite, debian, *mirrors], fix)
         shutil.rmtree(sources)
         _copy_python(prefix, folder / _PYTHON)
         _copy_packages(checkout, folder / _PYTHON)
@@ -113,8 +113,8 @@ def _python_prefix() -> Path:
 def _recipe(checkout: Checkout, suite: str, packages: list[str]) -> str:
     """What a base image depends on, as 12 hexadecimal characters."""
     lock = (checkout.root / "requirements.lock").read_bytes()
-    told = "\n".join([suite, *packages, sys.version, platform.machine()]).encode()
-    return sha256(Path(__file__).read_bytes() + lock + told).hexdigest()[:12]
+    inputs = "\n".join([suite, *packages, sys.version, platform.machine()]).encode()
+    return sha256(Path(__file__).read_bytes() + lock + inputs).hexdigest()[:12]
 
 
 # -- Debian
@@ -240,7 +240,7 @@ def _copy_script(source: Path, target: Path) -> None:
 
 
 def _compile(folder: Path) -> None:
-    """Compiles all modules: whoever runs the image cannot write beside them, and each start would do it anew."""
+    """Compiles all modules: the image's user cannot write `__pycache__`, so each start would compile them again."""
     command = [
         sys.executable,
         "-m",
@@ -289,7 +289,9 @@ def load_for(tool: Tool, tags: list[str], account: pwd.struct_passwd) -> None:
             extra_groups=[],
             check=False,
         )
-        said = saving.communicate()[1].decode(errors="replace")
+        save_errors = saving.communicate()[1].decode(errors="replace")
     if loaded.returncode != 0 or saving.returncode != 0:
-        mend = f"`runuser -u {user} -- podman info` must work, with room for the image in {account.pw_dir}"
-        raise ConfigError(f"{user} could not load {tags[0]}: {loaded.stderr.strip()} {said.strip()}", mend)
+        fix = f"`runuser -u {user} -- podman info` must work, with room for the image in {account.pw_dir}"
+        raise ConfigError(
+            f"{user} could not load {tags[0]}: {loaded.stderr.strip()} {save_errors.strip()}", fix
+        )

@@ -1,4 +1,4 @@
-"""What an image says of itself, and where things are in it. Whoever starts sessions in one reads it from here."""
+"""Labels of an image and the paths inside it. The code that starts sessions in images reads both."""
 
 IMAGE_NAME = "claude-hitl-worker"
 
@@ -9,6 +9,9 @@ CODE = "org.claude-hitl.code"  # code_version() of the package in it
 RAY = "org.claude-hitl.ray"  # "2.60.0"
 PYTHON = "org.claude-hitl.python"  # minor version, "3.12"
 LOCK = "org.claude-hitl.lock"  # SHA-256 (hex) of requirements.lock
+# As the OCI names them. The image's own base may have said them of its base, so that they are always set; empty: not known.
+BASE_NAME = "org.opencontainers.image.base.name"
+BASE_DIGEST = "org.opencontainers.image.base.digest"  # "sha256:..."
 MANIFEST = "org.claude-hitl.manifest"  # the file at MANIFEST_PATH, as compact JSON
 
 # Places in the image.

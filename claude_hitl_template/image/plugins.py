@@ -1,7 +1,7 @@
 """Plugins, from `extraKnownMarketplaces` and `enabledPlugins` to folders of the build context.
 
 A marketplace is a git repository (`github`, `git`) or a folder (`directory`) with `.claude-plugin/marketplace.json`; a
-plugin is a folder in it, or a git repository that it names. `ref` and `commit` of a source say what is taken; what was
+plugin is a folder in it, or a git repository that it names. `ref` and `commit` of a source choose the version; what was
 taken is recorded.
 """
 
@@ -80,7 +80,7 @@ def resolve_plugins(files: list[SettingsFile], target: Path, scratch: Path) -> l
             found.append(_take(plugin, opened[marketplace], target, scratch))
         except ConfigError as error:
             raise ConfigError(
-                f"the plugin {name}, enabled in {file.path}: {error.message}", error.mend
+                f"the plugin {name}, enabled in {file.path}: {error.message}", error.fix
             ) from error
     return found
 
@@ -167,8 +167,8 @@ def _manifest(placed: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     path = placed / ".claude-plugin" / "plugin.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = {key: entry[key] for key in _DESCRIBED_BY_MARKETPLACE if key in entry}
-        path.write_text(json.dumps(told, indent=2))
+        fields = {key: entry[key] for key in _DESCRIBED_BY_MARKETPLACE if key in entry}
+        path.write_text(json.dumps(fields, indent=2))
     manifest = read_object(path)
     for key in ("commands", "agents", "skills", "hooks", "mcpServers", "lspServers", "outputStyles"):
         named = manifest.get(key)
@@ -217,14 +217,14 @@ def _clone(source: Mapping[str, Any], target: Path) -> tuple[Path, str]:
         raise ConfigError(f"{wanted!r} is no full commit hash", "name all of its hexadecimal characters")
     if not (isinstance(ref, str) and _REF.fullmatch(ref)):
         raise ConfigError(f"{ref!r} is no branch or tag", "correct `ref`")
-    mend = f"check that `git ls-remote {url}` works here and has {wanted or ref}"
+    fix = f"check that `git ls-remote {url}` works here and has {wanted or ref}"
     target.mkdir(parents=True)
-    _git(["init", "--quiet", "."], target, mend)
-    _git(["fetch", "--quiet", "--depth=1", "--no-tags", "--", url, wanted or ref], target, mend)
-    _git(["checkout", "--quiet", "--detach", "FETCH_HEAD"], target, mend)
-    commit = _git(["rev-parse", "HEAD"], target, mend).strip()
+    _git(["init", "--quiet", "."], target, fix)
+    _git(["fetch", "--quiet", "--depth=1", "--no-tags", "--", url, wanted or ref], target, fix)
+    _git(["checkout", "--quiet", "--detach", "FETCH_HEAD"], target, fix)
+    commit = _git(["rev-parse", "HEAD"], target, fix).strip()
     if wanted not in (None, commit):
-        raise ConfigError(f"{url} gave {commit} instead of {wanted}", mend)
+        raise ConfigError(f"{url} gave {commit} instead of {wanted}", fix)
     return target, commit
 
 
@@ -241,9 +241,9 @@ def _address(source: Mapping[str, Any]) -> str:
     )
 
 
-def _git(arguments: list[str], folder: Path, mend: str) -> str:
+def _git(arguments: list[str], folder: Path, fix: str) -> str:
     safe = ["-c", "protocol.ext.allow=never", "-c", "core.hooksPath=/dev/null"]
     # Git's own variables would name another repository where this runs from one of its hooks.
     kept = {name: value for name, value in os.environ.items() if name not in _OTHER_REPOSITORY}
     environment = {**kept, "GIT_TERMINAL_PROMPT": "0"}
-    return run(["git", *safe, *arguments], mend, cwd=folder, env=environment)
+    return run(["git", *safe, *arguments], fix, cwd=folder, env=environment)

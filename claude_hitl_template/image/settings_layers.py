@@ -1,7 +1,7 @@
 """The settings that are baked into the image: read, checked, merged; and the settings that no one in it can override.
 
 The user level is `template_user/.claude/settings.json`, the project level `template_project/.claude/settings.json`, the
-local level `settings.local.json` beside it; a later one wins. What may run without a human is said by an agent's
+local level `settings.local.json` next to it; a later one wins. What may run without a human is said by an agent's
 permission policy alone, so the layers may not.
 """
 
@@ -28,7 +28,7 @@ _REFUSED_KEYS = (
     "proxyAuthHelper",
     "disableAllHooks",
 )
-# Where the model is and who may ask it belongs to the service; and what is baked into an image is no secret any more.
+# The model's URL and key belong to the service; a secret in an image is readable by everyone who has the image.
 _REFUSED_VARIABLES = re.compile(
     r"(ANTHROPIC|HITL|RAY)_.*|CLAUDE_CONFIG_DIR|CLAUDE_CODE_USE_.*|(.*_)?(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)(_.*)?",
     re.IGNORECASE,
@@ -93,7 +93,7 @@ def merged(files: list[SettingsFile], key: str) -> dict[str, tuple[SettingsFile,
 def managed_settings(
     files: list[SettingsFile], plugin_hooks: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Settings that the CLI in the image takes from nobody else.
+    """Managed settings of the image: no other level can override them.
 
     An agent may write files, so no hook may come from where it writes: only the hooks of the levels and plugins that
     the image was built with run, from here. `plugin_hooks` are those of each plugin, by its folder in the image.

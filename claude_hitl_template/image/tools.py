@@ -1,4 +1,4 @@
-"""docker, podman or buildah, whichever is there: build, inspect, push, and what else an image needs of them."""
+"""Runs docker, podman or buildah, whichever is installed: build, inspect, push and prune."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from claude_hitl_template.image.run import run, show
 
 # Ray starts containers with podman, whose images buildah shares; docker's are its own.
 ToolName = Literal["podman", "buildah", "docker"]
-MEND_BUILD = (
+FIX_BUILD = (
     "read what it said above; where the base image cannot be pulled, name another with --base, or make one of this "
     "machine with --from-host"
 )
@@ -43,7 +43,7 @@ class Tool:
         command += [f"--tag={check_reference(tag)}" for tag in tags]
         command += [f"--build-arg={name}={value}" for name, value in build_args.items()]
         command += [f"--label={name}={value}" for name, value in image_labels.items()]
-        show([*command, "."], MEND_BUILD, cwd=folder)
+        show([*command, "."], FIX_BUILD, cwd=folder)
 
     def has(self, image: str) -> bool:
         try:
@@ -53,30 +53,41 @@ class Tool:
         return True
 
     def inspect(self, image: str) -> dict[str, Any]:
-        """What is known of a local image, as docker shows it (`Config`, `Size`, `RepoDigests`). Raises ConfigError."""
+        """A local image's facts as docker reports them (`Config`, `Size`, `RepoDigests`). Raises ConfigError."""
         name = check_reference(image)
         if self.name == "buildah":
-            found = json.loads(run([self.program, "inspect", "--type=image", name], MEND_NO_IMAGE))
-            return {"Config": found["Docker"]["config"], "RepoDigests": [], "Id": found["FromImageID"]}
-        return dict(json.loads(run([self.program, "image", "inspect", name], MEND_NO_IMAGE))[0])
+            found = json.loads(run([self.program, "inspect", "--type=image", name], FIX_NO_IMAGE))
+            digest = found.get("FromImageDigest")
+            digests = [f"{_repository(name)}@{digest}"] if digest else []
+            return {"Config": found["Docker"]["config"], "RepoDigests": digests, "Id": found["FromImageID"]}
+        return dict(json.loads(run([self.program, "image", "inspect", name], FIX_NO_IMAGE))[0])
+
+    def pull(self, image: str) -> None:
+        """Its output goes to the user. Raises ConfigError."""
+        show([self.program, "pull", check_reference(image)], FIX_BUILD)
+
+    def pinned(self, image: str) -> str | None:
+        """A local image as name@digest; None where its digest is not known."""
+        digests = [str(digest) for digest in self.inspect(image).get("RepoDigests") or []]
+        return next((digest for digest in digests if "@sha256:" in digest), None)
 
     def push(self, image: str) -> str:
         """Pushes an image; returns its name with the digest that the registry knows it by. Raises ConfigError."""
         name = check_reference(image)
         self.inspect(name)
-        mend = f"log in where it is pushed to ({self.name} login), and name the registry: --name HOST/NAME"
+        fix = f"log in where it is pushed to ({self.name} login), and name the registry: --name HOST/NAME"
         if self.name == "docker":
-            show([self.program, "push", name], mend)
+            show([self.program, "push", name], fix)
             digests = self.inspect(name).get("RepoDigests") or []
             repository = _repository(name)
             return next((str(d) for d in digests if str(d).startswith(f"{repository}@")), name)
         with tempfile.NamedTemporaryFile() as digest:
-            # What is in local storage is not compressed and has another digest than what the registry gets.
-            show([self.program, "push", f"--digestfile={digest.name}", name], mend)
+            # Local storage is uncompressed: its digest differs from the registry's.
+            show([self.program, "push", f"--digestfile={digest.name}", name], fix)
             return f"{_repository(name)}@{Path(digest.name).read_text().strip()}"
 
 
-MEND_NO_IMAGE = "build it with ./hitl image build, or pull it; `podman images` lists what is there"
+FIX_NO_IMAGE = "build it with ./hitl image build, or pull it; `podman images` lists local ones"
 
 
 def find_tool(chosen: ToolName | None = None, among: tuple[ToolName, ...] = get_args(ToolName)) -> Tool:
@@ -107,10 +118,10 @@ def prune() -> int:
     """
     podman = find_tool("podman").program
     filters = ["--filter=status=exited", f"--filter=label={labels.VERSION}"]
-    mend = "`podman ps --all` says what is wrong"
-    exited = run([podman, "ps", "--all", "--quiet", "--no-trunc", *filters], mend).split()
+    fix = "`podman ps --all` shows the problem"
+    exited = run([podman, "ps", "--all", "--quiet", "--no-trunc", *filters], fix).split()
     if exited:
-        run([podman, "rm", "--ignore", "--", *exited], mend)
+        run([podman, "rm", "--ignore", "--", *exited], fix)
     return len(exited)
 
 

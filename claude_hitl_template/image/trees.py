@@ -1,4 +1,4 @@
-"""Copies folders into the build context: no link leads out of what is copied, and everything is readable for all."""
+"""Copies folders into the build context: no link leads out of the copied tree, and everything is readable for all."""
 
 import hashlib
 import os
@@ -44,7 +44,7 @@ def digest_tree(folder: Path) -> str:
 def _copy_one(source: Path, target: Path, root: Path) -> None:
     if source.is_symlink():
         link = os.readlink(source)
-        # As it is written, too: what is copied will stand under another name.
+        # Check the text of the link as well: the copy has another path.
         written = os.path.normpath(os.path.join(source.parent.resolve().relative_to(root), link))
         if written.startswith(("/", "..")) or not source.resolve().is_relative_to(root):
             raise ConfigError(

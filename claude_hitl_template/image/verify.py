@@ -1,4 +1,4 @@
-"""Runs an image and says whether sessions of this checkout can run in it: a check a line, each with what mends it."""
+"""Runs an image and checks whether sessions of this checkout can run in it; each failed check names its fix."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from claude_hitl_template.image.tools import Tool, check_reference
 from claude_hitl_template.presentation.checks import Check
 
 REBUILD = "./hitl image build"
-ANY_UID = 12345  # who nobody is: whatever is writable must be so for everyone
+ANY_UID = 12345  # a uid without an account: writable folders must be writable for everyone
 _PROBE = Path(__file__).with_name("probe.py")
 _WRITABLE = (labels.HOME, labels.WORKSPACE, "/tmp")  # noqa: S108
 _LAYERS = (f"{labels.HOME}/.claude", f"{labels.WORKSPACE}/.claude", labels.PLUGINS, labels.MANAGED_SETTINGS)
@@ -33,15 +33,15 @@ def verify(image: str, tool: Tool, root: Path) -> list[Check]:
     try:
         found = _look_inside(image, tool)
     except ConfigError as error:
-        return [*_label_checks(config), Check("Start", "wrong", error.message, error.mend)]
-    return [*_label_checks(config), *inside_checks(found, config, lock)]
+        return [*label_checks(config), Check("Start", "wrong", error.message, error.fix)]
+    return [*label_checks(config), *inside_checks(found, config, lock)]
 
 
 def inside_checks(
     found: Mapping[str, Any], config: Mapping[str, Any], lock: Mapping[str, str]
 ) -> Iterator[Check]:
-    """What a look inside says, against the lock and the image's own description."""
-    told: Mapping[str, str] = config.get("Labels") or {}
+    """Compares the probe's findings with the lock and the image's manifest."""
+    found_labels: Mapping[str, str] = config.get("Labels") or {}
     yield _same("Python", found["python"], python_minor(), "Ray needs the minor version of the cluster")
     yield package_check({canonicalize_name(n): str(v) for n, v in found["versions"].items()}, lock)
     yield _code_check(found["code"])
@@ -55,7 +55,7 @@ def inside_checks(
     yield _places(
         "Fixed places", found["changeable"], "can be changed by a session", "a session cannot change them"
     )
-    yield _manifest_check(found["manifest"], told.get(labels.MANIFEST))
+    yield _manifest_check(found["manifest"], found_labels.get(labels.MANIFEST))
 
 
 def package_check(found: Mapping[str, str], lock: Mapping[str, str]) -> Check:
@@ -80,7 +80,7 @@ def _look_inside(image: str, tool: Tool) -> dict[str, Any]:
         "owned": _OWNED,
         "manifest": labels.MANIFEST_PATH,
     }
-    # As Ray runs it, which root cannot; and then as somebody whom the image does not know.
+    # First as Ray runs it, which root cannot do; then as a uid without an account.
     who = (
         "--userns=keep-id"
         if tool.name == "podman" and os.getuid() != 0
@@ -96,8 +96,8 @@ def _look_inside(image: str, tool: Tool) -> dict[str, Any]:
     return dict(json.loads(output.strip().splitlines()[-1]))
 
 
-def _label_checks(config: Mapping[str, Any]) -> Iterator[Check]:
-    told: Mapping[str, str] = config.get("Labels") or {}
+def label_checks(config: Mapping[str, Any]) -> Iterator[Check]:
+    found_labels: Mapping[str, str] = config.get("Labels") or {}
     names = (
         labels.VERSION,
         labels.COMMIT,
@@ -107,11 +107,20 @@ def _label_checks(config: Mapping[str, Any]) -> Iterator[Check]:
         labels.LOCK,
         labels.MANIFEST,
     )
-    missing = [name for name in names if name not in told]
-    shown = f"{told.get(labels.VERSION)} of {told.get(labels.COMMIT)}"
+    missing = [name for name in names if name not in found_labels]
+    shown = f"{found_labels.get(labels.VERSION)} of {found_labels.get(labels.COMMIT)}"
     yield _places("Labels", missing, "missing", shown)
+    yield _base_check(found_labels)
     entry = config.get("Entrypoint")
     yield Check("No ENTRYPOINT", "wrong" if entry else "ok", f"{entry or 'none'}", REBUILD if entry else "")
+
+
+def _base_check(told: Mapping[str, str]) -> Check:
+    """Which image it was built on: a name alone may stand for another one by now."""
+    name, digest = told.get(labels.BASE_NAME) or "a base", told.get(labels.BASE_DIGEST)
+    if digest:
+        return Check("Base image", "ok", f"{name}, {digest}")
+    return Check("Base image", "warning", f"{name}, whose digest was not recorded", REBUILD)
 
 
 def _same(name: str, found: str, wanted: str, why: str) -> Check:

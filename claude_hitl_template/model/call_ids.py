@@ -1,9 +1,9 @@
-"""Ids that a model's server gives to tool calls, made unique on their way to the CLI and put back on the way to the server.
+"""Makes a server's tool call ids unique on the way to the CLI, and restores them on the way to the server.
 
-Some servers count ids anew in each answer, or give none. The CLI (2.1.330) runs such calls, and leaves all but the first of
-an id, with their results, out of what it tells the model next: the model would issue them for ever. So an id that is not
-of Anthropic's own kind, or that the conversation has already, gets a mark of chance before it. Nothing is kept: the mark
-is taken out of requests, wherever it stands, and blanks at the end of the body keep its length.
+Some servers restart their ids with each answer, or send none. The CLI (2.1.330) runs such calls, but the next request
+to the model has only the first call of an id, so the model would issue the others for ever. Therefore an id that does
+not look like Anthropic's, or that the conversation has already, gets a random mark in front. No state is kept: the mark
+is removed from requests wherever it occurs, and blanks at the end of the body keep its length.
 """
 
 import json
@@ -23,7 +23,7 @@ _USE = re.compile(rb'"type"\s*:\s*"(server_)?tool_use"')
 
 
 class UniqueCallIds:
-    """An upstream whose answers have no id of a call twice. Compressed bodies are passed on as they are."""
+    """An upstream whose answers have unique call ids. Compressed bodies are passed on unchanged."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
@@ -44,7 +44,7 @@ class UniqueCallIds:
 
 
 class _Request:
-    """What is told to the model: without marks. `known` ids are in it, or in the answer so far."""
+    """The id as the model sees it: without marks. `known` ids are in it, or in the answer so far."""
 
     def __init__(self, body: AsyncIterator[bytes]) -> None:
         self._body = body
@@ -66,7 +66,7 @@ class _Request:
             yield left + b" " * removed
 
     def renamed(self, block: Mapping[str, Any]) -> dict[str, Any]:
-        """The block of a call, under an id that no other has."""
+        """The block of a call, with a unique id."""
         given = str(block.get("id") or "")
         fresh = bool(_OWN_KIND.fullmatch(given)) and given not in self._given and not self._has(given)
         self._given.add(given)
@@ -77,7 +77,7 @@ class _Request:
 
 
 def _undecided(data: bytes) -> int:
-    """Where a mark may begin that is not here to its end; the length of `data` if none does."""
+    """Start of a mark that may continue in the next chunk; the length of `data` if there is none."""
     for start in range(max(len(data) - _MARK_BYTES + 1, 0), len(data)):
         tail = data[start:]
         if _MARK.fullmatch(tail + b"hitl_0000000000000000_"[len(tail) :]):
@@ -105,7 +105,7 @@ def _line(line: bytes, request: _Request) -> bytes:
     try:
         event = json.loads(line.removeprefix(b"data:"))
         event["content_block"] = request.renamed(event["content_block"])
-    except (ValueError, KeyError, TypeError):  # somebody else's protocol
+    except (ValueError, KeyError, TypeError):  # not the Messages protocol: pass it on unchanged
         return line
     return b"data: " + json.dumps(event).encode()
 
@@ -121,7 +121,12 @@ async def _whole(answer: Answer, request: _Request) -> Answer:
                 for b in message["content"]
             ]
             raw = json.dumps(message).encode()
-        except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's protocol
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ):  # not the Messages protocol: pass it on unchanged
             pass
         headers.pop("content-length", None)
 

@@ -1,9 +1,9 @@
-"""Where a conversation stands, read from the `messages` of one Messages API request.
+"""Reads the state of a conversation from the `messages` of one Messages API request.
 
-What the Claude Code CLI (2.1.330) mixes into a conversation, as measured:
+The Claude Code CLI (2.1.330) adds to a conversation, as measured:
 messages of role `system` stand between the others; a user's text shares its message with `<system-reminder>`
 blocks, and after an interruption also with tool results; a resumed session gets "Continue from where you left
-off." beside them; what a user sends while the model works arrives in a `system` message. When a stream breaks
+off." next to them; what a user sends while the model works arrives in a `system` message. When a stream breaks
 off after a finished block of text, the CLI keeps that block and asks for the rest in a user message.
 """
 
@@ -110,11 +110,11 @@ def read(messages: Iterable[dict[str, Any]]) -> Conversation:
             *results,
             *(_result(block, calls) for block in blocks if block.get("type") == "tool_result"),
         ]
-        said = _said(role, blocks)
-        if said.startswith(DECIDED):
-            results += _decided(said)
-        elif said and not said.startswith((CONTINUE, HOSTS_DECIDED)):
-            prompt, step, cut_off = said, 0, False
+        message_text = _said(role, blocks)
+        if message_text.startswith(DECIDED):
+            results += _decided(message_text)
+        elif message_text and not message_text.startswith((CONTINUE, HOSTS_DECIDED)):
+            prompt, step, cut_off = message_text, 0, False
             # A prompt ends what came before; one sent while the model works leaves held calls standing.
             results = results if role == "system" else []
         plan_file = next(reversed(_PLAN_FILE.findall(_text(blocks))), plan_file)
@@ -155,10 +155,10 @@ def _result(block: dict[str, Any], calls: dict[str, ToolUse]) -> ToolResult:
     return ToolResult(call, _without_reminders(_text(block.get("content"))), bool(block.get("is_error")))
 
 
-def _decided(said: str) -> list[ToolResult]:
-    """What a reminder says of held calls, one JSON object a line: to be issued again, or refused."""
+def _decided(message_text: str) -> list[ToolResult]:
+    """Results from a reminder of held calls, one JSON object a line: to be issued again, or refused."""
     try:
-        of_calls, _, _ = said.partition(HOSTS_DECIDED)
+        of_calls, _, _ = message_text.partition(HOSTS_DECIDED)
         named = [json.loads(line) for line in of_calls.splitlines()[1:] if line != REFUSED]
         return [
             ToolResult(
@@ -168,12 +168,12 @@ def _decided(said: str) -> list[ToolResult]:
             )
             for call in named
         ]
-    except (ValueError, TypeError, KeyError, AttributeError):  # somebody else's words that begin alike
+    except (ValueError, TypeError, KeyError, AttributeError):  # other text with the same beginning
         return []
 
 
 def _said(role: str, blocks: list[dict[str, Any]]) -> str:
-    """What the user says in this message, "" if it is only the CLI that speaks."""
+    """The user's text in this message; "" if only the CLI added text."""
     if role == "system":
         meanwhile = _SAID_MEANWHILE.search(_text(blocks))
         return meanwhile[1].strip() if meanwhile else ""

@@ -1,8 +1,8 @@
-"""The endpoint that sessions talk to instead of Anthropic: it knows the key, they do not.
+"""The model endpoint of sessions in place of Anthropic's: it has the key, sessions do not.
 
 A session's process sends a session token as its API key. The endpoint checks it and relays the call to an
 upstream: Anthropic, with the real key put in, or the offline model. Bodies are streamed through both ways
-as they come, and the upstream's call is cancelled as soon as the client is gone.
+as they arrive, and the upstream's call is cancelled as soon as the client disconnects.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ __all__ = [
 MESSAGES = "/v1/messages"
 COUNT_TOKENS = "/v1/messages/count_tokens"
 
-# Only these leave the service: whatever else a client sends, its key above all, is nothing to Anthropic.
+# Only these leave the service; everything else that a client sends stays here, above all its key.
 SENT_ON = {
     "accept",
     "accept-encoding",
@@ -130,7 +130,7 @@ async def _paced(reply: Reply, model: str) -> AsyncIterator[bytes]:
 
 
 def upstream_client(timeout: httpx.Timeout = UPSTREAM_TIMEOUT) -> httpx.AsyncClient:
-    """For an AnthropicUpstream. Any number of streams at once: httpx would allow 100, and sessions are more.
+    """A client for AnthropicUpstream, without httpx's limit of 100 connections: there may be more sessions.
 
     Raises ConfigError for a proxy in the environment that cannot be used.
     """
@@ -142,10 +142,10 @@ class AnthropicUpstream:
     """Anthropic's service, or any that speaks its protocol, at `base_url` without "/v1".
 
     Answers come back as they are, but for a refused key (401): the CLI would try it again for minutes, so it is
-    told 403, and what to mend. A service that takes a session's request and stays silent is asked once more, and
-    then no more: the CLI would go on for as long as its retries last.
+    answered with 403 and the fix. A request that gets no answer is repeated once only: the CLI would
+    repeat it for as long as its retries last.
 
-    `client` brings the timeouts, and is closed by whoever made it. Raises ConfigError if the key cannot be
+    `client` brings the timeouts, and the caller closes it. Raises ConfigError if the key cannot be
     sent in a header.
     """
 
@@ -153,7 +153,7 @@ class AnthropicUpstream:
         key = api_key.get_secret_value()
         # A header that httpx refuses is quoted in its error.
         if not (key and key.isascii() and key.isprintable() and " " not in key):
-            raise ConfigError("The Anthropic API key is empty or has characters no key has.", "Set it anew.")
+            raise ConfigError("The Anthropic API key is empty or has characters no key has.", "Set it again.")
         self._base_url = base_url.rstrip("/")
         self._api_key = api_key
         self._client = client
@@ -260,7 +260,7 @@ def _token(request: Request) -> str:
 
 
 class _Relay(Response):
-    """A response that is the upstream's, and whose upstream ends with the client."""
+    """Relays the upstream's response, and ends the upstream's call when the client disconnects."""
 
     def __init__(self, upstream: Upstream, path: str, request: Request) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection of a client inside a sandbox, parsed by h11: requests in, answers out, both as they come."""
+"""One HTTP/1.1 connection of a client inside a sandbox, parsed by h11: it reads requests and sends answers as streams."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ Headers = list[tuple[str, str]]
 
 
 class ClientGone(Exception):
-    """The client closed its connection, or sent what is not HTTP."""
+    """The client closed its connection, or sent something other than HTTP."""
 
 
 class ClientConnection:
@@ -38,7 +38,7 @@ class ClientConnection:
         return event if isinstance(event, h11.Request) else None
 
     async def body(self) -> AsyncIterator[bytes]:
-        """Of the request; what is longer or shorter than it was said to be is an error."""
+        """The request's body; an error if its length differs from the declared one."""
         while isinstance(event := await self._event(), h11.Data):
             yield bytes(event.data)
 
@@ -55,7 +55,7 @@ class ClientConnection:
         await self._send(h11.EndOfMessage())
 
     async def answer(self, status: int, content_type: str, body: bytes, reason: str = "") -> None:
-        """A whole answer, after which the connection is closed: what is left of the request is not read."""
+        """Sends a whole answer and closes the connection; the rest of the request is not read."""
         headers = [
             ("content-type", content_type),
             ("content-length", str(len(body))),
@@ -141,7 +141,7 @@ class Connections:
 
 
 async def while_there(client: ClientConnection, answering: Coroutine[Any, Any, None]) -> None:
-    """Until the answer is complete. Raises ClientGone when its reader is gone before."""
+    """Runs until the answer is complete. Raises ClientGone if the client disconnects earlier."""
     task = asyncio.create_task(answering)
     leaving = asyncio.create_task(client.gone())
     try:
@@ -156,7 +156,7 @@ async def while_there(client: ClientConnection, answering: Coroutine[Any, Any, N
 
 
 def end_to_end(headers: Iterable[tuple[str, str]]) -> Headers:
-    """Without those that concern one connection, also the ones that `connection` names. Names are in lower case."""
+    """Headers without hop-by-hop ones, including those that `connection` names. Names are in lower case."""
     given = [(name.lower(), value) for name, value in headers]
     named = {one.strip().lower() for name, value in given if name == "connection" for one in value.split(",")}
     return [(name, value) for name, value in given if name not in _HOP_BY_HOP | named]
@@ -167,7 +167,7 @@ def text_headers(request: h11.Request) -> Headers:
 
 
 def one_length(headers: Headers) -> bool:
-    """Whether the body's length is said, once, and in no other way."""
+    """Whether the body's length is declared exactly once, in one way."""
     return sum(name == "content-length" for name, _ in headers) == 1 and not any(
         name == "transfer-encoding" for name, _ in headers
     )

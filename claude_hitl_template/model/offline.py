@@ -41,14 +41,14 @@ _SUMMARY_REQUEST = "CRITICAL: Respond with TEXT ONLY"
 
 @dataclass(frozen=True)
 class Text:
-    """What the model says."""
+    """Text of the model."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Thinking:
-    """What it thinks before; the signature, which only Anthropic could check, is made up."""
+    """Thinking before the text. The signature is invented; only Anthropic could check it."""
 
     text: str
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from claude_hitl_template.errors import InvalidInput
 
 LABEL = "[offline model]"
-"""Begins what the offline model says, so that nobody takes it for an AI."""
+"""Prefix of the offline model's answers, so that it is not mistaken for an AI."""
 
 Outcome = Literal["ok", "denied", "answered"]
 
@@ -124,7 +124,7 @@ def _parse(text: str) -> tuple[Step, ...]:
 
 
 def _yaml(text: str) -> Any:
-    """Through JSON, because a tool's input is JSON: YAML knows dates and circles besides."""
+    """Through JSON, because a tool's input is JSON: YAML also has dates and cycles."""
     return json.loads(json.dumps(yaml.safe_load(text), default=str))
 
 

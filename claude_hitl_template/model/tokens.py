@@ -2,7 +2,7 @@
 
     hitl-session-<session id>.<lease epoch>.<HMAC-SHA256 of what precedes it, hex>
 
-Nothing is stored: whoever holds the secret can check one. The caller compares the epoch with the session's,
+Nothing is stored: the secret is enough to check a token. The caller compares the epoch with the session's,
 so that a stale owner is refused.
 """
 

@@ -15,11 +15,11 @@ class Check:
     name: str
     level: Level
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def lines(check: Check) -> list[str]:
     """The lines of a check, with hidden characters escaped."""
     sign = {"ok": "ok      ", "warning": "warning ", "wrong": "WRONG   "}[check.level]
-    mend = [f"         Fix: {check.mend}"] if check.mend else []
-    return [visible(line) for line in [f"{sign} {check.name}: {check.found}", *mend]]
+    fix = [f"         Fix: {check.fix}"] if check.fix else []
+    return [visible(line) for line in [f"{sign} {check.name}: {check.found}", *fix]]

@@ -1,7 +1,7 @@
-"""Which call is meant when the CLI names one by the id that the model's server gave it.
+"""Finds the call that the CLI means when it uses an id of the model's server.
 
-Those ids are data: some servers count them anew in each answer, give one twice in an answer, or make them 949 characters
-long. Each call gets an id of ours when the model issues it. The CLI's questions name the tool and its input besides, so
+Those ids are data: some servers restart them with each answer, give one twice in an answer, or make them 949 characters
+long. Each call gets an id of ours when the model issues it. The CLI's questions also name the tool and its input, so
 that each is answered for exactly the call that it is about.
 """
 
@@ -41,8 +41,8 @@ class IssuedCalls:
         self._issued.clear()
 
     def issue(self, use: ToolUse, *, unheard: bool = False) -> ToolUse | None:
-        """`use` under an id of ours; None for one that was issued unheard, whose message came now. Of calls that wait
-        under one id at once, the CLI keeps one result only: none of them is to run."""
+        """`use` with an id of ours; None if the call got one before its message arrived. If several calls wait under one
+        id, the CLI keeps one result only, so none of them may run."""
         model_id = use.call_id
         for issued in self._named(use):
             if issued.unheard and self._same_input(use.input, issued.use.input):
@@ -61,7 +61,7 @@ class IssuedCalls:
         self._issued.setdefault(use.call_id, Issued(use))
 
     def find(self, asked: ToolUse, step: Step) -> Issued | None:
-        """The call that the CLI asks about, at a step that it has not taken yet; None if there is none, or no telling."""
+        """The call that the CLI asks about, at a step not taken yet; None if there is none or several fit."""
         fitting = [i for i in self._named(asked) if not getattr(i, step) and not i.ended]
         same = [i for i in fitting if self._same_input(i.use.input, asked.input)]
         if same:

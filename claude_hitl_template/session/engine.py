@@ -1,6 +1,6 @@
-"""What a session needs of the thing that runs Claude: start it, speak to it, hear what it does. No SDK in here.
+"""The Engine protocol: a session starts Claude through it, sends messages and receives events. Independent of the SDK.
 
-`claude.cli` drives the real CLI; `testing.scripted` plays a script for unit tests.
+`claude.cli_engine` implements it with the real CLI.
 """
 
 from collections.abc import AsyncIterator
@@ -50,7 +50,7 @@ class Thinking:
 
 @dataclass(frozen=True)
 class Moment:
-    """How things are in the CLI when it asks for a call: its folder, and where it keeps the drafts of plans."""
+    """The CLI's state when it asks for a call: its folder, its mode, and its folder for drafts of plans."""
 
     cwd: str
     plan_mode: bool = False
@@ -61,9 +61,9 @@ class Moment:
 class ToolUse:
     """A call the model issued. `thread` is the tool_use_id of the subagent's spawning call, None for the main one.
 
-    `input` is what the model sent: nothing vouches for its being an object. `moment` comes with the CLI's own question.
+    `input` is unchecked: the model may send something other than an object. `moment` comes with the CLI's question.
     An engine knows a call by the id that the model's server gave it; the session gives it a `call_id` of its own, and
-    keeps the server's as `model_id`. See claude/calls.py.
+    keeps the server's as `model_id`. See session/calls.py.
     """
 
     call_id: str
@@ -104,7 +104,7 @@ class ServerDown:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said before is cleared: the transcript to resume is this one."""
+    """The conversation was cleared: this is the transcript to resume from now on."""
 
     transcript_id: str
 
@@ -136,19 +136,19 @@ type EngineEvent = (
 
 class Engine(Protocol):
     async def start(self, *, resume: bool, plan_mode: bool) -> None:
-        """Raises EngineError with a message that says what to mend. With `resume`, a deferred call is asked for again."""
+        """Raises EngineError with the fix in its message. With `resume`, a deferred call is asked for again."""
         ...
 
     async def say(self, message_uuid: str, content: list[dict[str, Any]]) -> None:
-        """Begins a turn. A message whose uuid the transcript holds already is not taken in twice."""
+        """Sends a message, which begins a turn. One whose UUID the transcript has already is ignored."""
         ...
 
     def events(self) -> AsyncIterator[EngineEvent]:
-        """What happens, in order. Raises EngineError when the process is gone."""
+        """The engine's events, in order. Raises EngineError if the process has ended."""
         ...
 
     async def interrupt(self) -> None:
-        """Ends the turn; its TurnEnd still comes."""
+        """Interrupts the turn; its TurnEnd still follows."""
         ...
 
     async def stop(self) -> None:

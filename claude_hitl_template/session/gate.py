@@ -1,13 +1,13 @@
-"""Where every tool call of a session ends up before it runs: the CLI's hook and its permission callback both ask here.
+"""The gate that every tool call of a session passes: the CLI's hook and its permission callback both ask it.
 
-The life of a gated call is told in docs/architecture.md. What this module adds to the Store's rules:
+docs/architecture.md describes the life of a gated call. This module adds to the Store's rules:
 
-- A call is answered only when its whole batch is committed (`register`), so humans see all of it at once.
+- A call is answered only after its whole batch is committed (`register`), so that humans see the batch at once.
 - A waiting call keeps the CLI for the hot window; then the first of a batch is deferred (the CLI will ask again when the
   transcript is resumed), its siblings are held (denied, with the advice to issue them again): the CLI loses all but one of
   several deferred calls.
-- A subagent's call cannot be deferred, it would vanish with the subagent: it is held.
-- Only `permit` says yes, and only after the claim: one claim, one run.
+- A subagent's call is held: deferred, it would be lost with the subagent.
+- Only `permit` allows a call, and only after the claim: one claim, one run.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ REGISTER_TIMEOUT_S = (
 
 @dataclass(frozen=True)
 class Answer:
-    """To the CLI's question whether a call may run. `run_input` None: as the CLI has it."""
+    """The answer to the CLI's question whether a call may run. `run_input` None: with the CLI's own input."""
 
     behavior: Literal["allow", "ask", "deny", "defer"]
     message: str = ""
@@ -65,9 +65,11 @@ class Answer:
 class Gate:
     """One engine's gate.
 
-    `on_overdue` is called when a call was asked about whose message does not end, with the call if it was not heard of at
-    all, or was postponed; `on_changed` when one that was not to be asked about is classified otherwise now. While
-    `is_behind` says so, what the engine said before is still being worked on, and no message is late.
+    Args:
+        on_overdue: called if the CLI asks about a call whose message has not ended; with the call if its message was
+            never seen or the call was postponed.
+        on_changed: called if a call that needed no human needs one now.
+        is_behind: whether earlier events of the engine are still being processed; then no message is overdue.
     """
 
     def __init__(
@@ -107,29 +109,29 @@ class Gate:
     # -- what the engine and the session tell the gate
 
     def hold_to(self, rules: Sequence[Rule]) -> None:
-        """What holds in an image besides the agent's policy: denials always, the rest where that has no default."""
+        """Adds an image's rules to the agent's policy: deny rules always, the others if the policy has no default."""
         self._judge.hold_to(rules)
 
     def enter(self, mode: PermissionMode) -> None:
-        """The mode that the CLI is in from now on."""
+        """Sets the CLI's new permission mode."""
         self._judge.plan_mode = mode == "plan"
 
     def received(self, use: ToolUse) -> ToolUse:
-        """The call as it is recorded and shown: with an input that can be kept, whatever the model sent, and the plan."""
+        """The call as it is recorded and shown: with an input that is valid JSON, and with the text of a plan."""
         if wrong := flaw(use.name, use.input):
             self._flaws[use.call_id] = wrong
         return self._judge.with_plan(use.with_input(recordable(use.input)))
 
     def issue(self, use: ToolUse, *, unheard: bool = False) -> ToolUse | None:
-        """The call under an id of ours: all else of this class but `before` and `permit` takes no other. None for one that
-        was issued unheard, when the CLI asked about it, and whose message came now."""
+        """The call with an id of ours, which all methods but `before` and `permit` expect. None if the call got its id
+        earlier, when the CLI asked about it before its message arrived."""
         issued = self._calls.issue(use, unheard=unheard)
         self._wake()
         return issued
 
     def ended(self, result: ToolResult) -> ToolResult | None:
-        """The result of a call, by the id of the event that showed it. None for what the CLI says of a held one, which
-        has its result once it was issued again, and for a call that was never seen."""
+        """The result of a call under our id. None for the CLI's result of a held call, which gets its result after it is
+        issued again, and for an unknown call."""
         issued = self._calls.end(result)
         if issued is None:
             log.warning("result of no call", session=self._session.id)
@@ -138,7 +140,7 @@ class Gate:
         return replace(result, call_id=issued.use.call_id)
 
     def began(self, call_id: str) -> bool:
-        """Whether the call was let run."""
+        """Whether the call was allowed to run."""
         issued, approval = self._calls.get(call_id), self._approvals.get(call_id)
         if approval is not None:
             return approval.state is ApprovalState.CLAIMED
@@ -148,7 +150,7 @@ class Gate:
         )
 
     def _running(self) -> str:
-        """What runs now, in words for a human; "" for nothing."""
+        """The running calls, described for a human; "" if there are none."""
         return "\n".join(
             self._words(issued.use) for issued in self._calls.permitted() if self.began(issued.use.call_id)
         )
@@ -165,13 +167,13 @@ class Gate:
         return approval.event_id if approval else call_id
 
     def thread(self, model_id: str | None) -> str | None:
-        """Our name of a subagent's thread: the event that showed the call which began it."""
+        """A subagent's thread as we name it: the event of the call that started it."""
         call_id = self._calls.spawned_by(model_id) if model_id else None
         return self.event_id(call_id) if call_id else model_id
 
     def classify(self, use: ToolUse, *, refused: bool = False) -> Call:
-        """The policy's word on a call: a remembered rule counts as the human's recorded decision. `refused`: the CLI has
-        refused it by itself."""
+        """Evaluates the policy for a call; a remembered rule counts as a human's decision. `refused`: the CLI itself
+        refused the call."""
         folder = self._judge.folder(use.thread)
         own, effective = self._judge.evaluate(self._session, use.name, use.input, folder)
         if wrong := self._flaws.get(use.call_id):
@@ -200,12 +202,12 @@ class Gate:
         )
 
     def postpone(self, call_id: str) -> None:
-        """What this call will do is known when the CLI asks for it, and not before: it is committed then."""
+        """Delays the registration of a call until the CLI asks for it, because its effect is not known before."""
         self._postponed.add(call_id)
         self._wake()
 
     def register(self, approvals: Iterable[Approval], calls: Iterable[Call] = ()) -> None:
-        """These calls are committed, with their approvals, and may be answered: not before."""
+        """Adds committed calls and their approvals; from now on the gate answers for them."""
         now = time.monotonic()
         self._committed.update(call.call_id for call in calls)
         for approval in approvals:
@@ -216,7 +218,7 @@ class Gate:
         self._wake()
 
     def update(self, session: Session, approvals: Sequence[Approval]) -> None:
-        """What the store says now. An approval that is no longer open was denied, expired, superseded or closed."""
+        """Takes over the store's state. An approval that is no longer open was denied, expired, superseded or closed."""
         self._session = session
         self._interrupted = self._interrupted or session.interrupted
         self.hosts.update(session, approvals)
@@ -234,7 +236,7 @@ class Gate:
         return approval.tool_name if approval else ""
 
     def waiting(self) -> list[Approval]:
-        """Those that had not begun when last looked at."""
+        """Approvals of calls that had not begun at the last update."""
         return [
             a for a in self._approvals.values() if a.state in (ApprovalState.PENDING, ApprovalState.ALLOWED)
         ]
@@ -245,14 +247,14 @@ class Gate:
         self.hosts.new_turn()
 
     def end_hot_window(self) -> None:
-        """What waits, and what will be asked from now on, does not keep the process."""
+        """Ends the hot window: pending and future calls no longer keep the process."""
         self._hot_window_s = 0.0
         self._wake()
 
     # -- what the CLI asks the gate
 
     async def before(self, use: ToolUse) -> Answer:
-        """The hook: never a final yes. `ask` sends the CLI on to `permit`."""
+        """Answers the hook. It never allows a call: `ask` sends the CLI to `permit`."""
         use = await self._registered(use, "asked")
         self._judge.see(use, self._thread(use))
         if use.call_id not in self._approvals and self._is_plan_file(use):
@@ -292,21 +294,21 @@ class Gate:
         return self._judge.is_plan_file(use.name, use.input, folder)
 
     def _thread(self, use: ToolUse) -> str | None:
-        """As the message has it: the CLI names the subagent in another way when it asks."""
+        """The thread of the call's message: the CLI's question names the subagent differently."""
         issued = self._issued.get(use.call_id)
         return issued.thread if issued else use.thread
 
     async def _judged_again(self, use: ToolUse) -> Answer | None:
-        """One that nobody was asked about, and that must be asked for now, is asked for."""
+        """Asks a human about a call that was allowed without one and now needs one."""
         if self._refusal(use) and use.call_id not in self._approvals:
             await self._on_changed(self._issued[use.call_id])
         return self._refusal(use)
 
     def _refusal(self, use: ToolUse) -> Answer | None:
-        """A no to a call that would not do what it was judged for, or None. What waited for it is closed by its result."""
+        """A denial if the call would now do something else than was judged, else None. Its result closes the approval."""
         folder, approval = self._judge.folder(self._thread(use)), self._approvals.get(use.call_id)
         if approval is not None:
-            # Anything but these has its answer already.
+            # Calls in any other state have been answered.
             judged = approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED)
             why = self._judge.differs(self._session, approval, use, folder) if judged else None
         else:
@@ -318,7 +320,7 @@ class Gate:
         return Answer("deny", CHANGED.format(why=why))
 
     async def _registered(self, use: ToolUse, step: Step) -> ToolUse:
-        """The call under our id, once its message is committed; a message that does not end is committed as it is."""
+        """The call under our id, after its message is committed; an unfinished message is committed as it is."""
         deadline = time.monotonic() + REGISTER_TIMEOUT_S
         while True:
             issued = self._calls.find(use, step)
@@ -348,7 +350,7 @@ class Gate:
         return issued is not None and issued.ambiguous
 
     async def _decided(self, approval: Approval) -> bool:
-        """True as soon as nothing of the call's batch is pending; False when the hot window is over."""
+        """Waits for the batch. True once no call of it is pending; False at the end of the hot window."""
         while self._batch_pending(approval) and not self._interrupted:
             if not await self._change_before(self._asked_at[approval.call_id] + self._hot_window_s):
                 return not self._batch_pending(approval)

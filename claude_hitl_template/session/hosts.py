@@ -1,7 +1,7 @@
 """Which hosts a session's sandbox may reach, and how a human is asked about the others.
 
 A host that neither the environment nor a rule names becomes an approval of its own kind. Nothing waits for it: the proxy
-refuses the connection, the turn goes on, and the model repeats what needed the host after it hears the decision.
+refuses the connection, the turn continues, and the model repeats the request after it is informed of the decision.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ ASKED = (
 
 
 class HostGate:
-    """One engine's. `running` says what runs now, "" for nothing; `expiry` when a question that is asked now is over."""
+    """The hosts of one engine. `running` describes the running calls; `expiry` returns the expiry of a new approval."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class HostGate:
         self._asking = asyncio.Lock()
 
     def update(self, session: Session, approvals: Sequence[Approval]) -> None:
-        """What the store says now. One that waited and is not among them is looked up when it is tried again."""
+        """Takes over the store's state. An approval that is missing in it is looked up at the next request to its host."""
         self._session = session
         still = {_host(a): a for a in approvals if a.kind == "network"}
         self._known = {host: a for host, a in self._known.items() if _is_refused(a)} | still
@@ -65,7 +65,7 @@ class HostGate:
         self._known = {host: a for host, a in self._known.items() if not _is_refused(a)}
 
     def denied(self, host: Host) -> str | None:
-        """Why no one may open this host; None: it may be opened."""
+        """Why this host cannot be opened; None if it can."""
         found = self._evaluate(host)
         by_rule = found.verdict is Verdict.deny and found.source != "default"
         return (
@@ -75,7 +75,7 @@ class HostGate:
         )
 
     def standing(self, host: Host) -> Access | None:
-        """How it may be reached without asking."""
+        """How the host may be reached without a question; None if it must be asked for."""
         networking = self._session.environment.networking
         if networking.declares(*host):
             return "anywhere"
@@ -88,7 +88,7 @@ class HostGate:
         return self._session.environment.networking.allow_mcp_servers
 
     async def ask(self, host: Host) -> str | None:
-        """Asks a human, unless one was asked. None when it is allowed, else the words for the agent."""
+        """Asks a human unless the host was asked for already. None if it is allowed, else a message for the agent."""
         where = shown_host(*host)
         if self._evaluate(host).verdict is Verdict.deny:
             return MAY_NOT.format(where=where, why="no rule allows it")
@@ -112,7 +112,7 @@ class HostGate:
         )
 
     async def used(self, host: Host) -> None:
-        """It was reached by a rule: if that was remembered with a decision, the model need not be told of it."""
+        """Notes that a rule opened the host. If the rule was remembered with a decision, the model needs no reminder."""
         approval = self._known.get(host)
         if approval is not None and approval.state is ApprovalState.ALLOWED:
             with contextlib.suppress(HitlError):  # then the model is reminded as usual
@@ -133,7 +133,7 @@ class HostGate:
         return approval
 
     async def _tell(self, approval: Approval) -> None:
-        """The model sees what was decided: it need not be reminded of it. Raises StaleOwner."""
+        """Records that the model saw the decision and needs no reminder. Raises StaleOwner."""
         if approval.reminded or approval.id in self._told:
             return
         self._told.add(approval.id)

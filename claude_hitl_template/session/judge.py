@@ -1,8 +1,8 @@
-"""What holds for a call at this moment: in the folder that it will run in, with the links as they lead now.
+"""Evaluates a call with the present state: the folder it will run in, and the present targets of links.
 
 A call is judged when its message is committed, when the CLI asks for it, and again immediately before it runs; in
-between, a sibling may have changed a link, the shell's folder, or the file of the plan that a human looks at. A hard link
-cannot be told from the file itself, and nothing here sees what a process in the background does after the last look.
+between, a sibling may have changed a link, the shell's folder, or the file of the plan that a human reads. A hard link
+cannot be told from the file itself, and nothing here sees what a background process does after the last check.
 """
 
 import math
@@ -26,8 +26,8 @@ _MAX_DEPTH = 100
 
 
 class Judge:
-    """One engine's. `workspace` is where the CLI starts, and where it is as long as it says nothing else. `floor` holds
-    whatever the agent's policy says."""
+    """Judges the calls of one engine. `workspace` is the CLI's folder until it reports another. `floor` applies in
+    addition to the agent's policy."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Judge:
     # -- the folder
 
     def see(self, use: ToolUse, thread: str | None) -> None:
-        """What the CLI says of itself when it asks for a call."""
+        """Takes over the folder that the CLI reports with its question."""
         if use.moment is None:
             return
         self._folders[thread] = Path(use.moment.cwd)
@@ -61,7 +61,7 @@ class Judge:
             self._plan_file = Path(path)
 
     def folder(self, thread: str | None) -> Path:
-        """Where a call of this thread runs."""
+        """The folder that a call of this thread runs in."""
         return self._folders.get(thread) or self._folders.get(None) or self._workspace
 
     def portable(self, folder: Path) -> str:
@@ -80,7 +80,7 @@ class Judge:
     def evaluate(
         self, session: Session, name: str, given: Mapping[str, Any], folder: Path
     ) -> tuple[Evaluation, Evaluation]:
-        """By the agent's policy and the floor alone, and with what humans asked to be remembered."""
+        """Two evaluations: by the agent's policy and the floor alone, and with the remembered rules."""
         if self.is_plan_file(name, given, folder):
             draft = Evaluation(Verdict.allow, "the draft of a plan")
             return draft, draft
@@ -104,9 +104,9 @@ class Judge:
     def stricter(
         self, session: Session, issued: ToolUse, asked: ToolUse, folder: Path, before: Evaluation
     ) -> str | None:
-        """Why a call that nobody was asked about is not to run, though it was allowed; None: it may still run.
+        """Why a call that was allowed without a human must not run now; None if it may.
 
-        The CLI has its own reading of the paths in it (`asked`): it counts as well.
+        The CLI's own reading of the paths (`asked`) is checked as well.
         """
         for use in (issued, asked):
             _, now = self.evaluate(session, use.name, _mapping(use.input), folder)
@@ -117,7 +117,7 @@ class Judge:
         return None
 
     def differs(self, session: Session, approval: Approval, asked: ToolUse, folder: Path) -> str | None:
-        """In what the call that would run now differs from what a human was shown, or None."""
+        """How the call that would run now differs from the one shown to a human; None if it does not."""
         name, given = approval.tool_name, approval.input if approval.run_input is None else approval.run_input
         if (there := self.portable(folder)) != (approval.folder or "."):
             return f"would run in the folder {there}, and was judged for {approval.folder or '.'}"
@@ -168,8 +168,8 @@ class Judge:
         return True
 
     def with_plan(self, use: ToolUse) -> ToolUse:
-        """ExitPlanMode names no plan: it is in the file the model wrote, and a human must see it. The file's name is the
-        CLI's own, and another one after a resume."""
+        """Adds the plan's text to ExitPlanMode, which does not name it: a human must see the file that the model wrote.
+        The CLI chooses the file's name, and another one after a resume."""
         if use.name != "ExitPlanMode":
             return use
         given = {name: value for name, value in use.input.items() if name != "planFilePath"}
@@ -177,7 +177,7 @@ class Judge:
         return use.with_input({**given, "plan": text} if text else given)
 
     def _plan(self) -> str | None:
-        """As the file has it. Where that is, the CLI says, so it is read only where plans are, and through no link."""
+        """The text of the plan's file. The CLI reports the path, so only plan folders are read, and no links followed."""
         if self._plan_file is None or not self._is_plan_folder(self._plan_file.parent):
             return None
         folder = self._plan_file.parent
@@ -189,7 +189,7 @@ class Judge:
             return None
 
     def _other_plan(self, approval: Approval, asked: ToolUse) -> str | None:
-        """The plan's file is what it was when a human saw its text, or it is not there: then the text alone counts."""
+        """Why ExitPlanMode would now approve another plan than the one shown; None if it would not, or there is no file."""
         if approval.tool_name != "ExitPlanMode":
             return None
         texts = {_field(asked.input, "plan"), self._plan()} - {None, ""}  # as the CLI read it, and as it is
@@ -203,7 +203,7 @@ class Judge:
 
 
 def recordable(given: object) -> dict[str, Any]:
-    """The input as it can be kept and shown: an object of JSON, with U+FFFD where there was no character."""
+    """The input as it can be stored and shown: a JSON object, with U+FFFD for invalid characters."""
     found = _clean(given, _MAX_DEPTH)
     return found if isinstance(found, dict) else {"input": found}
 

@@ -1,8 +1,8 @@
-"""Calls that were waiting when their CLI died: how its transcript is made to ask for them again.
+"""Edits a transcript so that the CLI asks again for a call that waited when the CLI died.
 
 A call that the CLI defers leaves an attachment in the transcript, and is asked for again on resume. A CLI that was
-killed left none, and on resume it tells the model that the outcome is unknown, though nothing ran. So the attachment
-is written in its place. Shape: CLI 2.1.330; tests/contract/test_session.py holds the pinned CLI to it.
+killed left none, and on resume it tells the model that the outcome is unknown, though nothing ran. This module adds
+the attachment. Its shape is that of CLI 2.1.330; tests/contract/test_session.py checks it against the pinned CLI.
 """
 
 import uuid

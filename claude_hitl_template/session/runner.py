@@ -1,15 +1,14 @@
-"""One conversation as its owner drives it: a state machine over a Store and an Engine. No Ray in here.
+"""Drives one session: a state machine over a Store and an Engine, independent of Ray.
 
-The owner asks the store what there is to do, makes the engine do it, and commits what the engine says. When there is
-nothing to do it gives the lease up and ends: the session is parked, and costs rows.
+The runner reads the session's state from the store, gives the engine its work and commits the engine's events. When no
+work is left it releases the lease and returns: the session is parked.
 """
 
 import asyncio
 import contextlib
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from claude_hitl_template.domain.models import (
 )
 from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.errors import EngineError, HitlError, StaleOwner
+from claude_hitl_template.session.autosave import Autosave
 from claude_hitl_template.session.engine import (
     Conversation,
     Engine,
@@ -46,24 +46,20 @@ from claude_hitl_template.session.engine import (
 )
 from claude_hitl_template.session.gate import Gate
 from claude_hitl_template.session.lost_calls import deferral, is_deferred, unanswered
+from claude_hitl_template.session.previews import PreviewSender
+from claude_hitl_template.session.tasks import cancel
+from claude_hitl_template.session.turn import Turn, message_uuid, request_end, request_start, result_draft
 from claude_hitl_template.store.protocol import Owners, TranscriptKey, TurnEnding
-from claude_hitl_template.workspace.sync import Place, Progress, Workspace, silent
+from claude_hitl_template.workspace.sync import Workspace, WorkspaceLocation
 
 log = structlog.get_logger()
 
-RENEW_S = (
-    4.0  # how long one look at the store may wait; it renews the lease, so it must be well under LEASE_S
-)
-FLUSH_S = 0.02
+RENEW_S = 4.0  # timeout of one wait for changes; each wait renews the lease, so it must be well under LEASE_S
 REPLAY_TIMEOUT_S = 20.0  # a resumed CLI asks for its deferred call within half a second, or not at all
-INTERRUPT_S = 30.0  # a CLI ends an interrupted turn within a second; it waits that long for what it runs
-HEARD_AT_ONCE = 10_000  # events that nobody has taken in: then the CLI is not read any further
-PREVIEWS_AT_ONCE = 10_000
+INTERRUPT_S = 30.0  # a CLI ends an interrupted turn within a second, unless a running tool delays it
+HEARD_AT_ONCE = 10_000  # events not processed yet; the CLI's output is not read beyond this
 UNAVAILABLE_PAUSE_S = 0.5
-SAVE_EVERY_S = 3.0  # how often the workspace is saved during a turn at most, so that an owner that is killed loses little
-SAVE_SHARE = 10  # ... and how much longer it rests than a save takes
-SAVE_AGAIN_S = 30.0  # how soon one that could not be saved is tried again, when only that keeps the owner
-CLI_REJECTED = "The user doesn't want to proceed with this tool use."
+SAVE_AGAIN_S = 30.0  # pause between attempts to save, if only the unsaved workspace keeps the owner
 PLAN_MODES: dict[str, PermissionMode] = {"EnterPlanMode": "plan", "ExitPlanMode": "default"}
 
 
@@ -80,25 +76,11 @@ type EngineFactory = Callable[[Session, Gate], Engine]
 type _Heard = asyncio.Queue[EngineEvent | EngineError]
 
 
-@dataclass
-class _Turn:
-    """What was heard in this turn and is not committed yet."""
-
-    drafts: list[Draft] = field(default_factory=list[Draft])
-    drafted_at: float | None = None
-    batch: list[ToolUse] = field(default_factory=list[ToolUse])
-    early_results: list[ToolResult] = field(default_factory=list[ToolResult])
-    names: dict[str, str] = field(default_factory=dict[str, str])
-    postponed: dict[str, ToolUse] = field(default_factory=dict[str, ToolUse])
-    interrupted: bool = False
-    stuck: bool = False  # the interrupt did not reach the engine
-
-
 class SessionRunner:
     """Drives one session under one lease. `run` returns when the session is parked.
 
-    Raises StaleOwner when the lease was taken over, EngineError when the engine died: whoever started the runner
-    lets the supervisor decide what comes next.
+    Raises StaleOwner if the lease was taken over, and EngineError if the engine died; the supervisor then decides
+    how to continue.
     """
 
     def __init__(
@@ -107,7 +89,7 @@ class SessionRunner:
         session: Session,
         *,
         make_engine: EngineFactory,
-        workspace: Place,
+        workspace: WorkspaceLocation,
         is_plan_folder: Callable[[Path], bool] = lambda _folder: False,
         limits: Limits = Limits(),
         floor: Floor = BUILT_IN,
@@ -115,22 +97,20 @@ class SessionRunner:
         self._store, self._id, self._epoch = store, session.id, session.epoch
         self._make_engine, self._limits, self._floor = make_engine, limits, floor
         self._workspace = Workspace(workspace, store, session)
-        self._saving: asyncio.Task[None] | None = None
-        self._save_at = 0.0
+        self._autosave = Autosave(self._workspace, session.id, self._in_background, self._note_unsaved)
         self._is_plan_folder = is_plan_folder
         self._snapshot: Snapshot | None = None
         self._behind = timedelta()  # how far this host's clock is behind the ledger's
         self._woken = asyncio.Event()
         self._engine: Engine | None = None
         self._heard = _queue()
-        self._works = False  # on what was heard
+        self._works = False  # whether an event is being processed
         self._releasing = False
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._hearing: asyncio.Task[None] | None = None
-        self._turn = _Turn()
+        self._turn = Turn()
         self._registering = asyncio.Lock()
-        self._previews: list[dict[str, Any]] = []
-        self._previewing: asyncio.Task[None] | None = None
+        self._previews = PreviewSender(store, session.id, session.epoch, self._in_background)
         self._gate = self._new_gate(session)
 
     async def run(self) -> None:
@@ -144,33 +124,33 @@ class SessionRunner:
                 if task.done():
                     task.result()
         finally:
-            for task in (driving, watching, self._saving):
-                if task is not None:
-                    await _cancel(task)
+            for task in (driving, watching):
+                await cancel(task)
+            await self._autosave.stop()
             await self._stop_engine()
 
     def make_room(self) -> None:
-        """Others need the room: parks as soon as nothing runs, instead of keeping the process for a while."""
+        """Parks as soon as nothing runs, without hot window or idle time: other sessions need the capacity."""
         self._limits = replace(self._limits, hot_window_s=0.0, idle_timeout_s=0.0)
         self._gate.end_hot_window()
         self._woken.set()
 
     def stop_for(self, reason: str) -> None:
-        """Breaks the turn off, and says why; nothing of it is lost. The process is not fit to go on."""
+        """Breaks the turn off with this reason and loses none of its events. The process must not be used again."""
         self.make_room()
         self._hear_of(EngineError(reason, retryable=False))
 
     # -- what the store says
 
     async def _watch(self) -> None:
-        """Keeps the lease, and hears of what comes from outside: messages, decisions, interrupts, expiry."""
+        """Renews the lease and receives changes from outside: messages, decisions, interrupts, expiry."""
         while True:
             try:
                 found = await self._store.wait_session(
-                    self._id, self._epoch, self._now.session.wakes, timeout_s=RENEW_S
+                    self._id, self._epoch, self._now.session.revision, timeout_s=RENEW_S
                 )
             except StaleOwner:
-                if self._releasing:  # by ourselves: what `release` says counts
+                if self._releasing:  # we released it ourselves: the result of `release` counts
                     await asyncio.Event().wait()
                 raise
             except HitlError as error:  # the ledger restarts: the lease decides, not one failed call
@@ -184,16 +164,16 @@ class SessionRunner:
 
     async def _look_at(self, found: Snapshot) -> None:
         seen, now = found.session, self._now.session
-        if seen.wakes < now.wakes or seen.next_seq < now.next_seq:
-            return  # two look at the store, and this answer was overtaken
-        changed = seen.wakes != now.wakes
+        if seen.revision < now.revision or seen.next_seq < now.next_seq:
+            return  # a concurrent read returned a newer state
+        changed = seen.revision != now.revision
         self._snapshot, self._behind = found, found.at - utcnow()
         self._gate.update(found.session, await self._with_closed(found.approvals))
         if changed:
             self._woken.set()
 
     async def _with_closed(self, open_approvals: Sequence[Approval]) -> list[Approval]:
-        """The open approvals, and those that were waiting when last looked at and are closed now."""
+        """The open approvals, and those that have been closed since the last update."""
         still = {a.id for a in open_approvals}
         gone = [a.call_id for a in self._gate.waiting() if a.id not in still]
         found = [await self._store.find_approval(self._id, self._epoch, call_id) for call_id in gone]
@@ -220,7 +200,8 @@ class SessionRunner:
                 await self._refresh()
 
     async def _wait_idle(self, session: Session) -> bool:
-        """True when it is time to park. A session that waits for a human has had its hot window already."""
+        """Waits for a change. True if none came and the session is to be parked; one that waits for a human has had its hot
+        window already."""
         waits = (session.stop_reason or {}).get("type") == "requires_action" or session.status == "terminated"
         patience = 0.0 if waits or self._engine is None else self._limits.idle_timeout_s
         if self._workspace.must_stay:
@@ -232,7 +213,7 @@ class SessionRunner:
         return False
 
     async def _release(self) -> bool:
-        """False when there is work, or when work would be lost: the owner goes on."""
+        """Parks the session. False if new work arrived or unsaved work would be lost: the owner continues."""
         await self._stop_engine()
         await self._save()
         await self._flush()
@@ -249,7 +230,7 @@ class SessionRunner:
         if session.interrupted:
             await self._end_turn(TurnEnd(interrupted=True))
             if self._engine is None and session.deferred is not None:
-                # The transcript still has the call: a resumed CLI will ask for it, and must be told no.
+                # The transcript still has the call: a resumed CLI asks for it again, and the gate must deny it.
                 await self._store.defer(self._id, self._epoch, session.deferred)
             return
         try:
@@ -263,12 +244,11 @@ class SessionRunner:
             await self._end_turn(TurnEnd(error=(error.kind, str(error))), how="broken off")
 
     async def _begin_turn(self) -> None:
-        """Makes the engine do the first thing there is to do."""
+        """Starts the turn: replay a deferred call, continue, remind, or send the next queued message."""
         self._gate.new_turn()
-        self._turn = _Turn()
+        self._turn = Turn()
         fresh = self._engine is None
-        told = await self._workspace.restore(self._now.session, self._show_progress)
-        self._turn.drafts += [events.workspace_unsaved(line) for line in told]
+        self._note_unsaved(await self._workspace.restore(self._now.session, self._show_progress))
         resumed = await self._start_engine() if fresh else False
         now, session = self._now, self._now.session
         engine = self._running_engine()
@@ -277,31 +257,35 @@ class SessionRunner:
             return  # the CLI asks for the deferred call by itself
         if now.turn_event is not None:
             await self._go_on_with(engine, resumed, now.turn_event.id, now.turn_event.payload["content"])
-        elif decided or now.untold:
-            await self._store.remind(self._id, self._epoch, [a.id for a in (*decided, *now.untold)])
-            await engine.say(str(uuid.uuid4()), events.text_blocks(events.reminder(decided, now.untold)))
+        elif decided or now.unreported_refusals:
+            await self._store.remind(
+                self._id, self._epoch, [a.id for a in (*decided, *now.unreported_refusals)]
+            )
+            await engine.say(
+                str(uuid.uuid4()), events.text_blocks(events.reminder(decided, now.unreported_refusals))
+            )
         elif now.queued:
             event = now.queued[0]
             beginning = self._store.begin_turn(self._id, self._epoch, event.id)
-            if fresh:  # an owner that died between the two may have said it
+            if fresh:  # an owner that died between the two steps may have sent it
                 await beginning
                 await self._go_on_with(engine, resumed, event.id, event.payload["content"])
             else:
-                await asyncio.gather(beginning, engine.say(_message_uuid(event.id), event.payload["content"]))
+                await asyncio.gather(beginning, engine.say(message_uuid(event.id), event.payload["content"]))
         else:
             self._hear_of(TurnEnd())
 
     async def _go_on_with(
         self, engine: Engine, resumed: bool, event_id: str, content: list[dict[str, Any]]
     ) -> None:
-        """A turn whose owner died: said again if the transcript has not got it, else continued."""
+        """Resumes the turn of a dead owner: sends its message again unless the transcript has it, else continues."""
         entries = (
             await self._store.load_transcript(self._transcript_key(), epoch=self._epoch) if resumed else None
         )
-        if any(e.get("uuid") == _message_uuid(event_id) for e in entries or ()):
+        if any(e.get("uuid") == message_uuid(event_id) for e in entries or ()):
             await engine.say(str(uuid.uuid4()), events.text_blocks(events.CONTINUE))
         else:
-            await engine.say(_message_uuid(event_id), content)
+            await engine.say(message_uuid(event_id), content)
 
     # -- the engine
 
@@ -320,7 +304,7 @@ class SessionRunner:
         )
 
     async def _start_engine(self) -> bool:
-        """Returns whether a transcript was resumed."""
+        """Starts the engine. Returns whether it resumed a transcript."""
         transcript = await self._store.load_transcript(self._transcript_key(), epoch=self._epoch)
         resume = transcript is not None
         if resume or self._now.session.turn is not None:
@@ -342,8 +326,11 @@ class SessionRunner:
         return resume
 
     async def _take_up_calls(self, transcript: Sequence[Mapping[str, Any]]) -> None:
-        """The CLI asks again for the call that it was parked with, or for the first one that a dead owner left waiting; the
-        model is told of all others that he left, once they are decided, as of any held call."""
+        """Restores the calls that waited when the last owner ended.
+
+        The CLI asks again for the call that it was parked with, or for the first one that a dead owner left waiting. The
+        others become held calls: the model is reminded of each once it is decided.
+        """
         deferred, waiting = self._now.session.deferred, unanswered(transcript)
         lost = await self._store.lost_calls(self._id, self._epoch)
         parked = await self._store.find_approval(self._id, self._epoch, deferred) if deferred else None
@@ -361,7 +348,7 @@ class SessionRunner:
             await self._refresh()
 
     async def _see_to_deferral(self, transcript: Sequence[Mapping[str, Any]], model_id: str) -> None:
-        """The CLI writes down that it deferred a call, and an owner may die before the store has that."""
+        """Adds the CLI's record of a deferral if the last owner died before the store had it."""
         if not is_deferred(transcript, model_id):
             entry = deferral(transcript, model_id, utcnow())
             await self._store.append_transcript(self._transcript_key(), [entry], epoch=self._epoch)
@@ -372,16 +359,14 @@ class SessionRunner:
                 await heard.put(event)
         except EngineError as error:
             await heard.put(error)
-        except (
-            Exception
-        ) as error:  # a message of a shape that nobody foresaw: the turn ends, and says of what
+        except Exception as error:  # a message of an unexpected shape: the turn ends with this reason
             log.exception("message not read", session=self._id)
             why = f"a message of the Claude Code CLI could not be read ({type(error).__name__}: {error})"
             await heard.put(EngineError(why, retryable=False))
 
     def _hear_of(self, event: "EngineEvent | EngineError") -> None:
-        """As if the engine had said it last."""
-        if self._heard.full():  # nobody listens; then what it said is older than this
+        """Queues an event as if the engine had just sent it."""
+        if self._heard.full():  # no turn reads the queue; its oldest event is obsolete
             self._heard.get_nowait()
         self._heard.put_nowait(event)
 
@@ -399,9 +384,8 @@ class SessionRunner:
     async def _stop_engine(self) -> None:
         engine, self._engine = self._engine, None
         hearing, self._hearing = self._hearing, None
-        for task in (hearing, self._previewing):
-            if task is not None:
-                await _cancel(task)
+        await cancel(hearing)
+        await self._previews.stop()
         if engine is not None:
             await engine.stop()
 
@@ -418,7 +402,7 @@ class SessionRunner:
 
     async def _hear_turn(self) -> None:
         replaying = self._now.session.deferred is not None
-        interrupting = self._in_background(self._interrupt_when_told())
+        interrupting = self._in_background(self._forward_interrupt())
         try:
             while True:
                 event = await self._next(REPLAY_TIMEOUT_S if replaying else None)
@@ -430,12 +414,12 @@ class SessionRunner:
                     return
                 await self._working_on(self._note(event))
         finally:
-            await _cancel(interrupting)
+            await cancel(interrupting)
 
     async def _next(self, timeout_s: float | None) -> EngineEvent:
         if self._turn.drafts:
             with contextlib.suppress(TimeoutError):
-                event = await asyncio.wait_for(self._heard.get(), self._until_flush())
+                event = await asyncio.wait_for(self._heard.get(), self._turn.until_flush_s())
                 if isinstance(event, Exception):
                     raise event
                 return event
@@ -449,13 +433,7 @@ class SessionRunner:
             raise event
         return event
 
-    def _until_flush(self) -> float:
-        """Seconds. What is heard together is committed together: the end of an answer comes in three messages."""
-        turn, now = self._turn, time.monotonic()
-        turn.drafted_at = turn.drafted_at or now
-        return max(turn.drafted_at + FLUSH_S - now, 0)
-
-    async def _interrupt_when_told(self) -> None:
+    async def _forward_interrupt(self) -> None:
         while not self._now.session.interrupted:
             await self._woken.wait()
             self._woken.clear()
@@ -474,13 +452,15 @@ class SessionRunner:
         turn = self._turn
         match event:
             case RequestStart():
-                await self._register_batch()  # the CLI runs the finished calls of an answer that was cut off
-                turn.drafts.append(events.draft("span.model_request_start", f"sevt_{event.message_id}_start"))
+                await (
+                    self._register_batch()
+                )  # the CLI also runs the complete calls of an answer that was cut off
+                turn.drafts.append(request_start(event.message_id))
             case RequestEnd():
                 await self._register_batch()
-                turn.drafts.append(_request_end(event))
+                turn.drafts.append(request_end(event))
             case Preview():
-                self._preview(event)
+                self._previews.add(event)
             case Text():
                 thread = self._gate.thread(event.thread)
                 turn.drafts.append(events.agent_message(event.event_id, event.text, thread))
@@ -532,13 +512,13 @@ class SessionRunner:
         self._tell_postponed(result.call_id)
         cut_short = self._turn.interrupted and result.is_error and self._gate.began(result.call_id)
         self._turn.drafts.append(self._result(result, cut_short=cut_short))
-        self._save_soon()
+        self._autosave.save_soon()
         if not result.is_error and name in PLAN_MODES:
             self._gate.enter(PLAN_MODES[name])
             await self._flush(PLAN_MODES[name])
 
     async def _register_batch(self) -> None:
-        """Commits the calls heard so far, with what came before them, and lets the gate answer for them."""
+        """Commits the calls received so far with the events before them, and lets the gate answer for them."""
         async with self._registering:
             turn = self._turn
             batch, turn.batch = turn.batch, []
@@ -555,18 +535,12 @@ class SessionRunner:
             turn.drafts += map(self._result, early)
 
     def _result(self, result: ToolResult, *, cut_short: bool = False) -> Draft:
-        """`cut_short`: it was interrupted after it had begun, and the CLI says that it was rejected."""
         mcp = self._tool_name(result.call_id).startswith("mcp__")
-        event_id = self._gate.event_id(result.call_id)
-        if not cut_short:
-            return events.tool_result(event_id, result.content, result.is_error, mcp=mcp)
-        left = [b for b in result.content if not str(b.get("text", "")).startswith(CLI_REJECTED)]
-        content = [*events.text_blocks(events.CUT_SHORT), *left]
-        return events.tool_result(event_id, content, True, mcp=mcp, outcome="unknown")
+        return result_draft(self._gate.event_id(result.call_id), result, mcp=mcp, cut_short=cut_short)
 
     async def _open(self, batch: Sequence[ToolUse], refused: Collection[str] = ()) -> None:
         calls = [self._gate.classify(use, refused=use.call_id in refused) for use in batch]
-        drafts = self._take_drafts()
+        drafts = self._turn.take_drafts()
         drafts += [events.tool_use(c.call_id, c.tool_name, c.input, c.verdict, c.agent_id) for c in calls]
         opened = await self._store.open_calls(
             self._id,
@@ -579,23 +553,23 @@ class SessionRunner:
         self._gate.register(opened, calls)
 
     async def _register_again(self, use: ToolUse) -> None:
-        """A call that is in the log as allowed is asked for after all; the event is the one that is there."""
+        """Opens an approval for a call that the log shows as allowed. Its event stays the same."""
         async with self._registering:
             await self._open([use])
 
     def _tell_postponed(self, call_id: str) -> None:
-        """The CLI never asked for this call: it is told in the log with its result, and nobody was to decide on it."""
+        """Logs a postponed call together with its result: the CLI never asked for it, so there is no approval."""
         use = self._turn.postponed.pop(call_id, None)
         if use is not None:
             thread = self._gate.thread(use.thread)
             self._turn.drafts.append(events.tool_use(use.call_id, use.name, use.input, "ask", thread))
 
     def _tool_name(self, call_id: str) -> str:
-        """A deferred call was issued in an earlier turn; the gate knows it from its approval."""
+        """The tool of a call. A call of an earlier turn is known to the gate by its approval."""
         return self._turn.names.get(call_id) or self._gate.tool_name(call_id)
 
     async def _register_overdue(self, use: ToolUse | None) -> None:
-        """A call is asked about, and the message that holds it does not end, or was never seen; or it was postponed."""
+        """Registers a call that the CLI asks about before its message has ended or was seen, or that was postponed."""
         if use is not None and self._turn.postponed.pop(use.call_id, None) is not None:
             async with self._registering:
                 await self._open([self._gate.received(use)])
@@ -605,16 +579,12 @@ class SessionRunner:
         await self._register_batch()
 
     def _expiry(self) -> datetime | None:
-        """By the clock that will be asked whether it is over, which may be another host's."""
+        """Expiry of a new approval by the ledger's clock, which may be another host's."""
         ttl = self._limits.approval_ttl_s
         return None if ttl is None else utcnow() + self._behind + timedelta(seconds=ttl)
 
-    def _take_drafts(self) -> list[Draft]:
-        drafts, self._turn.drafts, self._turn.drafted_at = self._turn.drafts, [], None
-        return drafts
-
     async def _flush(self, permission_mode: PermissionMode | None = None) -> None:
-        drafts = self._take_drafts()
+        drafts = self._turn.take_drafts()
         if drafts or permission_mode:
             await fault_points.reach("flush.before")
             await self._store.commit(self._id, self._epoch, drafts, permission_mode=permission_mode)
@@ -629,7 +599,7 @@ class SessionRunner:
         await self._save()
         for call_id in tuple(self._turn.postponed):
             self._tell_postponed(call_id)
-        drafts = self._take_drafts()
+        drafts = self._turn.take_drafts()
         if end.error is not None:
             drafts.append(events.session_error(end.error[1], end.error[0]))
             stop_reason = events.RETRIES_EXHAUSTED
@@ -647,79 +617,15 @@ class SessionRunner:
 
     async def _save(self) -> None:
         """Saves what changed. What could not be saved is in the next drafts; the turn goes on."""
-        if self._saving is not None:
-            await _cancel(self._saving)
-        await self._save_now(self._show_progress)
+        await self._autosave.save(self._show_progress)
 
-    async def _save_now(self, progress: Progress) -> None:
-        began = time.monotonic()
-        told = await self._workspace.save(progress)
-        took_s = time.monotonic() - began
-        self._save_at = time.monotonic() + max(SAVE_EVERY_S, SAVE_SHARE * took_s)
-        self._turn.drafts += [events.workspace_unsaved(line) for line in told]
-
-    def _save_soon(self) -> None:
-        if self._saving is None or self._saving.done():
-            self._saving = self._in_background(self._save_later())
-
-    async def _save_later(self) -> None:
-        await asyncio.sleep(self._save_at - time.monotonic())
-        try:
-            await self._save_now(silent)
-        except HitlError as error:  # whoever writes next hears of it too
-            log.warning("workspace not saved meanwhile", session=self._id, why=str(error))
+    def _note_unsaved(self, problems: Sequence[str]) -> None:
+        self._turn.drafts += [events.workspace_unsaved(problem) for problem in problems]
 
     async def _show_progress(self, doing: str, done_bytes: int, of_bytes: int) -> None:
         self._turn.drafts.append(events.workspace_progress(doing, done_bytes, of_bytes))
         await self._flush()
 
-    # -- previews: best effort, at most one call under way
-
-    def _preview(self, piece: Preview) -> None:
-        if len(self._previews) >= PREVIEWS_AT_ONCE:
-            return
-        if piece.text is None:
-            event = {"id": piece.event_id, "type": piece.type}
-            self._previews.append({"type": "event_start", "event": event})
-        else:
-            content = {"type": "text", "text": piece.text}
-            delta = {"type": "content_delta", "index": 0, "content": content}
-            self._previews.append({"type": "event_delta", "event_id": piece.event_id, "delta": delta})
-        if self._previewing is None or self._previewing.done():
-            self._previewing = self._in_background(self._send_previews())
-
-    async def _send_previews(self) -> None:
-        while self._previews:
-            pieces, self._previews = self._previews, []
-            try:
-                await self._store.preview(self._id, self._epoch, pieces)
-            except HitlError as error:
-                log.debug("preview lost", session=self._id, why=str(error))
-
-
-def _message_uuid(event_id: str) -> str:
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"claude-hitl:{event_id}"))
-
-
-def _request_end(event: RequestEnd) -> Draft:
-    start = f"sevt_{event.message_id}_start"
-    return events.draft(
-        "span.model_request_end",
-        f"sevt_{event.message_id}_end",
-        model_request_start_id=start,
-        model_usage=event.usage,
-        is_error=False,
-    )
-
 
 def _queue() -> _Heard:
     return asyncio.Queue(HEARD_AT_ONCE)
-
-
-async def _cancel(task: "asyncio.Task[Any]") -> None:
-    """Ends it. Raises what it failed with, unless that is an error that the store or the engine has told already."""
-    task.cancel()
-    await asyncio.wait({task})
-    error = None if task.cancelled() else task.exception()
-    if error is not None and not isinstance(error, HitlError):
-        raise error

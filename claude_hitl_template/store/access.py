@@ -1,10 +1,10 @@
-"""Who may call what of the Store: each caller has a capability, and the ledger looks at it on each call.
+"""Access control of the Store: each caller has a capability, which the ledger checks on every call.
 
     hitl-ledger-<role>.<session id>.<epoch>.<HMAC-SHA256 of what precedes it, hex>
 
-A role opens the methods of one protocol. `owner` and `window` are bound to a session, an owner to its lease's epoch too:
-whatever they name as a session, a transcript's scope or an epoch must be that. Nothing is stored: whoever has the signing
-key can check a capability, and ledger, ingress and supervisor have it from a file of the head's data folder.
+A role may call the methods of one protocol. `owner` and `window` are bound to a session, an owner also to its lease's
+epoch: session, transcript scope and epoch in the arguments must match. Capabilities are not stored; the signing key is
+enough to check one. Ledger, ingress and supervisor read that key from a file of the head's data folder.
 """
 
 import functools
@@ -48,7 +48,7 @@ OPENED: Mapping[Role, frozenset[str]] = {role: frozenset(methods_of(p)) for role
 
 @dataclass(frozen=True)
 class Capability:
-    """What its holder is: `session_id` for an owner or a window, `epoch` for an owner."""
+    """The caller's identity. `session_id` is set for owner and window, `epoch` for an owner."""
 
     role: Role
     session_id: str | None = None
@@ -56,7 +56,7 @@ class Capability:
 
 
 class Authority:
-    """Makes capabilities and checks them. It stays in its process."""
+    """Issues and checks capabilities. It cannot be pickled, so it stays in its process."""
 
     def __init__(self, key: SigningKey) -> None:
         self._key = key
@@ -88,11 +88,11 @@ class Authority:
         return f"{claim}.{self._key.mac(_PURPOSE, claim)}"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("what makes capabilities stays in its process")
+        raise TypeError("an Authority cannot be sent to another process")
 
 
-class Desk:
-    """The Store behind the check: every call says by which capability."""
+class Dispatcher:
+    """Calls the Store after checking the caller's capability."""
 
     def __init__(self, store: Store, authority: Authority) -> None:
         self._authority = authority
@@ -101,13 +101,13 @@ class Desk:
     def call(
         self, capability: str | None, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Awaitable[Any]:
-        """Raises Unauthorized, before anything is done."""
+        """Raises Unauthorized before the store is called."""
         if method not in OPEN:
             check(self._authority.check(capability), method, args, kwargs)
         return self._methods[method](*args, **kwargs)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("the store stays in its process")
+        raise TypeError("a Dispatcher cannot be sent to another process")
 
 
 def check(capability: Capability, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -123,7 +123,7 @@ def check(capability: Capability, method: str, args: Sequence[Any], kwargs: Mapp
 
 
 def _fits(name: str, value: Any, capability: Capability) -> bool:
-    """Of exactly the type: one that is sent may say of itself that it equals everything."""
+    """Compares by exact type: an unpickled object could define `__eq__` to match everything."""
     if name == "epoch":
         return type(value) is int and value == capability.epoch
     if name == "key":
@@ -139,7 +139,7 @@ def _bound(role: Role, method: str) -> tuple[str, ...]:
         of_session.append("key")
     epoch = ["epoch"] if role == "owner" else []
     if not of_session or not known.keys() >= {*epoch}:
-        raise AssertionError(f"{method} of the role {role} does not say whose it is")
+        raise AssertionError(f"{method} of the role {role} takes no session")
     return (*of_session, *epoch)
 
 
@@ -158,17 +158,17 @@ _BOUND = {
 
 
 class Client:
-    """Sends what is called to the Desk. The methods are those of its protocol: another name is an AttributeError at once."""
+    """Sends each call to the Dispatcher. Its methods are those of one protocol; any other name raises AttributeError."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("who may call the ledger stays in its process")
+        raise TypeError("a client of the ledger cannot be sent to another process")
 
 
 def client[P](protocol: type[P], send: Send) -> P:
-    """What calls the ledger as that protocol has it."""
+    """A typed client of the ledger for this protocol."""
     return cast(P, _CLIENTS[protocol](send))
 
 

@@ -1,4 +1,4 @@
-"""What a backend must offer: transactions over five collections. The rules of the Store live in core.py, not here."""
+"""The interface of a database backend: transactions over five collections. core.py has the Store's rules."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -28,7 +28,7 @@ OPEN = (
 
 @dataclass(frozen=True)
 class Reply:
-    """What a request with an idempotency key was answered: the request's digest, and the answer as JSON."""
+    """The stored answer to a request with an idempotency key: the request's digest, and the answer as JSON."""
 
     digest: str
     reply: Any
@@ -44,7 +44,7 @@ class Tx(Protocol):
     async def key(self, key_id: str) -> ApiKey | None: ...
     async def keys(self) -> list[ApiKey]: ...
     async def put_key(self, key: ApiKey) -> None:
-        """Replaces the one with its id."""
+        """Replaces the session with the same id."""
         ...
 
     async def session(self, session_id: str) -> Session | None: ...
@@ -148,7 +148,7 @@ class Tx(Protocol):
     async def delete_transcripts(self, key: TranscriptKey) -> None: ...
 
 
-class Relay(Protocol):
+class Notifier(Protocol):
     """The other ledgers on the same database. `deliver(mark, own, notes)` is set by the Store; see notifications.py."""
 
     deliver: Callable[[int, bool, Sequence[Note]], None]
@@ -159,14 +159,14 @@ class Relay(Protocol):
 
 class Backend(Protocol):
     @property
-    def relay(self) -> Relay | None:
-        """None: nobody else uses the database."""
+    def relay(self) -> Notifier | None:
+        """None if no other process uses the database."""
         ...
 
     def begin(self, *, write: bool) -> AbstractAsyncContextManager[Tx]:
-        """Of writing transactions, those that meet one session or one idempotency key follow one another.
+        """Writing transactions on the same session or idempotency key are serialised.
 
-        The first thing a writing one reads is the session it changes. Reading ones see a consistent state.
-        Raises Unavailable; Away when it is not known whether a write was kept.
+        A writing transaction first reads the session it changes. Reading ones see a consistent state.
+        Raises Unavailable; StoreUnreachable when it is not known whether a write was kept.
         """
         ...

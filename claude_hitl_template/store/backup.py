@@ -1,7 +1,7 @@
-"""The whole store in one file, and back: of either database into either, consistent while the service writes.
+"""Backs up the whole store to one file and restores it, on either database, consistently while the service writes.
 
-The file is a zip: `backup.json` says of what it is made, `<table>.jsonl` has a table's rows, each on a line. It holds
-conversations, and hashes of API keys; no key.
+The file is a zip: `backup.json` describes it, `<table>.jsonl` has a table's rows, one per line. It holds
+conversations and hashes of API keys, but no key.
 """
 
 import json
@@ -46,7 +46,7 @@ class Copied:
 def back_up(url: str, path: Path) -> Copied:
     """Writes the store as it is at one moment. `path` is replaced when all of it is written.
 
-    Raises ConfigError, and Away when the database does not answer.
+    Raises ConfigError, and StoreUnreachable when the database does not answer.
     """
     unfinished = path.with_name(f"{path.name}.part")
     try:
@@ -68,7 +68,7 @@ def restore(url: str, path: Path, *, force: bool = False) -> Copied:
     """Makes the store what it was when the backup was made: all of it, or nothing changes.
 
     Raises InvalidInput for a file that is no backup of this or an older version, ConfigError when the database is in
-    use or, without `force`, not empty; Away.
+    use or, without `force`, not empty; StoreUnreachable.
     """
     try:
         with zipfile.ZipFile(path) as archive:

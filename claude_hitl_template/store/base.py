@@ -1,5 +1,6 @@
-"""What the three groups of the Store's rules share: transactions, time, waking, cursors."""
+"""Shared base of the Store's rules: transactions, time, notifications and cursors."""
 
+import asyncio
 import base64
 import binascii
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -8,10 +9,10 @@ from datetime import UTC, datetime
 
 from claude_hitl_template import fault_points
 from claude_hitl_template.domain.models import Session
-from claude_hitl_template.errors import Away, InvalidInput
+from claude_hitl_template.errors import InvalidInput, StoreUnreachable
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.backend import Backend, Tx
-from claude_hitl_template.store.session_aggregate import SessionUnit
+from claude_hitl_template.store.session_aggregate import SessionAggregate
 from claude_hitl_template.store.signals import Note, Previews, Signals
 
 SUPERVISED = "supervised"
@@ -44,7 +45,7 @@ class StoreBase:
     @asynccontextmanager
     async def _changing(
         self, session_id: str, point: str, *, epoch: int | None = None, key_id: str | None = None
-    ) -> AsyncGenerator[SessionUnit]:
+    ) -> AsyncGenerator[SessionAggregate]:
         """A session loaded for change, saved at the end, and its waiters woken once that is durable.
 
         `point` names the write in fault_points.py.
@@ -54,14 +55,15 @@ class StoreBase:
             async with self._writing(point) as tx:
                 now = self._clock()
                 if epoch is None:
-                    unit = await SessionUnit.load(tx, session_id, now, key_id=key_id)
+                    unit = await SessionAggregate.load(tx, session_id, now, key_id=key_id)
                 else:
-                    unit = await SessionUnit.load_owned(tx, session_id, epoch, now)
+                    unit = await SessionAggregate.load_owned(tx, session_id, epoch, now)
                 before = unit.session
                 yield unit
                 after = unit.session if unit.session is before else await unit.save()
-        except Away:
-            if before and after:  # it may have been kept; repeated, it changes nothing, and tells nobody
+        except (StoreUnreachable, asyncio.CancelledError):
+            # The write may have been kept; a repeated one would change and announce nothing.
+            if before and after:
                 self._announce(before, after)
             raise
         self._announce(before, after)
@@ -78,7 +80,7 @@ class StoreBase:
         long as its message takes."""
         if self._drivers.get(session_id) != epoch:
             async with self._reading() as tx:
-                await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
+                await SessionAggregate.load_owned(tx, session_id, epoch, self._clock())
             self._drivers[session_id] = epoch
 
     def _announce(self, before: Session | None, after: Session) -> None:
@@ -90,13 +92,13 @@ class StoreBase:
                 self._post(["forget", after.id])
         if before is None or after.next_seq != before.next_seq:
             self._notify(log_topic(after.id))
-        if before is None or after.wakes != before.wakes or after.epoch != before.epoch:
+        if before is None or after.revision != before.revision or after.epoch != before.epoch:
             self._notify(wake_topic(after.id))
         owned = after.lease is not None  # then its owner minds the status
         if before is None or after.lease != before.lease or (after.status != before.status and not owned):
             self._notify(SUPERVISED)
 
-    # -- telling, and being told by, the other ledgers
+    # -- notifications to and from the other ledgers
 
     def _notify(self, topic: str) -> None:
         relay = self._backend.relay
@@ -132,8 +134,8 @@ class StoreBase:
                     pass
 
     def _supervised_version(self, seen: int) -> int:
-        """What `wait_supervised` compares. With several ledgers: all name it alike, or, while they do not know, as the
-        caller does, who then waits."""
+        """The version for `wait_supervised`, the same at all ledgers. While a ledger does not know it, it returns the
+        caller's own, so that the caller waits."""
         return self._signals.version if self._backend.relay is None else self._mark or seen
 
     @asynccontextmanager

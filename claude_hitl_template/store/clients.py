@@ -1,4 +1,4 @@
-"""The Store's rules for clients: sessions, what they send, what they read, what they decide."""
+"""The Store's rules for clients: sessions, sent events, listings and decisions."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ from claude_hitl_template.store.base import (
 from claude_hitl_template.store.decisions import confirm
 from claude_hitl_template.store.pages import fill
 from claude_hitl_template.store.protocol import NOW, OWN_KEY, Inbound, Order, TimeRange
-from claude_hitl_template.store.session_aggregate import SessionUnit
+from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 SERVICE = ""  # whose idempotency keys those of the service itself are
 REPLIES_KEPT = timedelta(days=2)
@@ -66,7 +66,7 @@ class ClientRules(StoreBase):
         async with self._writing("create_session") as tx:
             earlier = await earlier_reply(tx, key_id, idempotency_key, request)
             if earlier is not None:
-                session = (await SessionUnit.load(tx, earlier, self._clock(), key_id=key_id)).session
+                session = (await SessionAggregate.load(tx, earlier, self._clock(), key_id=key_id)).session
             else:
                 now = self._clock()
                 session = Session(
@@ -79,17 +79,17 @@ class ClientRules(StoreBase):
                     created_at=now,
                     updated_at=now,
                 )
-                unit = SessionUnit(tx, session, now)
+                unit = SessionAggregate(tx, session, now)
                 await tx.put_session(session)
                 await _send_all(unit, initial, decided_by=key_id)
                 session = await unit.save()
                 await remember_reply(unit, key_id, idempotency_key, request, session.id)
-        self._announce(None, session)  # also when it was there: nobody may have heard of the first time
+        self._announce(None, session)  # also if it existed: the first announcement may have been lost
         return session
 
     async def get_session(self, session_id: str, key_id: str | None = None) -> Session:
         async with self._reading() as tx:
-            return (await SessionUnit.load(tx, session_id, self._clock(), key_id=key_id)).session
+            return (await SessionAggregate.load(tx, session_id, self._clock(), key_id=key_id)).session
 
     async def list_sessions(
         self,
@@ -149,7 +149,7 @@ class ClientRules(StoreBase):
 
     async def delete_session(self, session_id: str, key_id: str) -> None:
         async with self._writing("delete_session") as tx:
-            unit = await SessionUnit.load(tx, session_id, self._clock(), key_id=key_id)
+            unit = await SessionAggregate.load(tx, session_id, self._clock(), key_id=key_id)
             await _refuse_running(unit, "deleted")
             await tx.delete_session(session_id)
         # An owner and streams that still wait find the session gone.
@@ -173,15 +173,15 @@ class ClientRules(StoreBase):
         self,
         approval_id: str,
         key_id: str | None,
-        said: UserToolConfirmation,
+        confirmation: UserToolConfirmation,
         *,
         decided_by: str,
         idempotency_key: str | None = None,
     ) -> Approval:
         approval = await self.get_approval(approval_id, key_id)  # whose session and call never change
-        said = said.model_copy(update={"tool_use_id": approval.event_id})
+        confirmation = confirmation.model_copy(update={"tool_use_id": approval.event_id})
         async with self._changing(approval.session_id, "send_events", key_id=key_id) as unit:
-            await _send_once(unit, key_id, [said], decided_by, idempotency_key)
+            await _send_once(unit, key_id, [confirmation], decided_by, idempotency_key)
             return await unit.tx.approval(approval_id) or approval
 
     # -- what clients read
@@ -199,7 +199,7 @@ class ClientRules(StoreBase):
     ) -> Page[Event]:
         after = decode_seq_cursor("events", page)
         async with self._reading() as tx:
-            await SessionUnit.load(tx, session_id, self._clock(), key_id=key_id)
+            await SessionAggregate.load(tx, session_id, self._clock(), key_id=key_id)
 
             async def fetch(after: int | None, count: int) -> list[Event]:
                 return await tx.events(
@@ -242,7 +242,7 @@ class ClientRules(StoreBase):
 
     async def _events_after(self, session_id: str, key_id: str | None, after: int) -> list[Event]:
         async with self._reading() as tx:
-            await SessionUnit.load(tx, session_id, self._clock(), key_id=key_id)
+            await SessionAggregate.load(tx, session_id, self._clock(), key_id=key_id)
 
             async def fetch(after: int | None, count: int) -> list[Event]:
                 return await tx.events(
@@ -291,7 +291,7 @@ class ClientRules(StoreBase):
         return approval
 
 
-async def _update(unit: SessionUnit, changes: Mapping[str, Any]) -> None:
+async def _update(unit: SessionAggregate, changes: Mapping[str, Any]) -> None:
     session = unit.session
     changed: dict[str, Any] = {}
     if "title" in changes and changes["title"] != session.title:
@@ -310,7 +310,7 @@ async def _update(unit: SessionUnit, changes: Mapping[str, Any]) -> None:
 
 
 async def _send_once(
-    unit: SessionUnit,
+    unit: SessionAggregate,
     key_id: str | None,
     inbound: Sequence[Inbound],
     decided_by: str,
@@ -343,7 +343,7 @@ def _time_cursor(kind: str, last: Session | Approval) -> str:
     return encode_cursor(kind, last.created_at.isoformat(), last.id)
 
 
-async def _send_all(unit: SessionUnit, inbound: Sequence[Inbound], *, decided_by: str) -> list[Event]:
+async def _send_all(unit: SessionAggregate, inbound: Sequence[Inbound], *, decided_by: str) -> list[Event]:
     sent: list[Event] = []
     for item in inbound:
         refuse_archived(unit)
@@ -357,11 +357,11 @@ async def _send_all(unit: SessionUnit, inbound: Sequence[Inbound], *, decided_by
     return sent
 
 
-async def _queue(unit: SessionUnit, message: UserMessage) -> list[Event]:
+async def _queue(unit: SessionAggregate, message: UserMessage) -> list[Event]:
     content = message.model_dump(mode="json")["content"]
     if unit.session.first_words is None:
-        said = next((block.text for block in message.content if block.type == "text"), "")
-        unit.set(first_words=said[:FIRST_WORDS])
+        text = next((block.text for block in message.content if block.type == "text"), "")
+        unit.set(first_words=text[:FIRST_WORDS])
     queued = await unit.append([events.draft("user.message", queued=True, content=content)])
     waits = (unit.session.stop_reason or {}).get("type") == "requires_action"
     if not (waits and await unit.holds_up()):  # a message while a call waits is queued behind its turn
@@ -370,14 +370,14 @@ async def _queue(unit: SessionUnit, message: UserMessage) -> list[Event]:
     return queued
 
 
-async def _interrupt(unit: SessionUnit) -> list[Event]:
+async def _interrupt(unit: SessionAggregate) -> list[Event]:
     sent = await unit.append([events.draft("user.interrupt")])
     await unit.supersede()
     session = unit.session
     if session.status == "running" and session.turn is None:
         await _end_unbegun_turn(unit)
     elif session.status != "idle":
-        unit.set(interrupted=True)  # whoever drives the session, or will next, ends the turn
+        unit.set(interrupted=True)  # the current or the next owner ends the turn
     elif session.stop_reason != events.END_TURN:
         unit.set(interrupted=session.lease is not None)
         await _next_or_idle(unit)
@@ -385,15 +385,15 @@ async def _interrupt(unit: SessionUnit) -> list[Event]:
     return sent
 
 
-async def _end_unbegun_turn(unit: SessionUnit) -> None:
-    """The message that was to be next is not worked on; those after it are."""
+async def _end_unbegun_turn(unit: SessionAggregate) -> None:
+    """Ends the turn of the next queued message without working on it; later messages stay queued."""
     queued = await unit.tx.queued(unit.session.id)
     if queued:
         await unit.tx.set_processed(unit.session.id, queued[0].id, unit.now)
     await _next_or_idle(unit)
 
 
-async def _next_or_idle(unit: SessionUnit) -> None:
+async def _next_or_idle(unit: SessionAggregate) -> None:
     unit.set(turn=None)
     if await unit.tx.queued(unit.session.id):
         await unit.run()
@@ -401,12 +401,12 @@ async def _next_or_idle(unit: SessionUnit) -> None:
         await unit.idle(events.END_TURN)
 
 
-def refuse_archived(unit: SessionUnit) -> None:
+def refuse_archived(unit: SessionAggregate) -> None:
     if unit.session.archived_at is not None:
         raise Conflict(f"session {unit.session.id} is archived; it can be read, and not changed")
 
 
-async def _refuse_running(unit: SessionUnit, what: str) -> None:
+async def _refuse_running(unit: SessionAggregate, what: str) -> None:
     claimed = any(a.state is ApprovalState.CLAIMED for a in await unit.open_approvals())
     if claimed or unit.session.status in ("running", "rescheduling"):
         raise Conflict(
@@ -429,7 +429,7 @@ async def earlier_reply(tx: Tx, key_id: str | None, idempotency_key: str | None,
 
 
 async def remember_reply(
-    unit: SessionUnit, key_id: str | None, idempotency_key: str | None, request: str, reply: Any
+    unit: SessionAggregate, key_id: str | None, idempotency_key: str | None, request: str, reply: Any
 ) -> None:
     if idempotency_key is not None:
         kept = OWN_REPLIES_KEPT if idempotency_key.startswith(OWN_KEY) else REPLIES_KEPT

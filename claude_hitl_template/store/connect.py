@@ -10,8 +10,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 
 from claude_hitl_template.config.secret_files import read_database_url
 from claude_hitl_template.config.settings import Settings
-from claude_hitl_template.errors import Away, ConfigError, HitlError
-from claude_hitl_template.store.look import Look, sqlite_look
+from claude_hitl_template.errors import ConfigError, HitlError, StoreUnreachable
+from claude_hitl_template.store.database_status import DatabaseStatus, sqlite_status
 from claude_hitl_template.store.postgres import (
     CONNECTIONS,
     PostgresBackend,
@@ -28,11 +28,11 @@ def store_url(settings: Settings) -> str:
     return sqlite_url(settings.database_path) if url is None else url.get_secret_value()
 
 
-def look(settings: Settings) -> Look:
+def check_database(settings: Settings) -> DatabaseStatus:
     """Asks the database once. Raises ConfigError for a URL that is not usable."""
     url = store_url(settings)
     if url.startswith("sqlite"):
-        return sqlite_look(settings.database_path)
+        return sqlite_status(settings.database_path)
     made = postgres_url(url)
     place = f"Postgres at {made.host or 'a local socket'}:{made.port or 5432}/{made.database or ''}"
     engine = sa.create_engine(made, poolclass=sa.pool.NullPool, connect_args=connect_args(made))
@@ -41,13 +41,13 @@ def look(settings: Settings) -> Look:
             version = connection.execute(sa.text("show server_version")).scalar_one()
             slots = connection.execute(sa.text("show max_connections")).scalar_one()
     except DBAPIError as error:
-        return Look(place, str(error.orig).strip().partition("\n")[0])
+        return DatabaseStatus(place, str(error.orig).strip().partition("\n")[0])
     needed = settings.ledger_replicas * CONNECTIONS
     if int(slots) < needed:
-        return Look(
+        return DatabaseStatus(
             place, f"it takes {slots} connections, and {settings.ledger_replicas} ledgers may need {needed}"
         )
-    return Look(f"{place}, version {str(version).partition(' ')[0]}")
+    return DatabaseStatus(f"{place}, version {str(version).partition(' ')[0]}")
 
 
 def check_replicas(settings: Settings) -> None:
@@ -69,22 +69,22 @@ def open_backend(settings: Settings, *, patience_s: float) -> SqliteBackend | Po
 def prepare_schema(url: str, *, patience_s: float) -> None:
     """Migrates, and waits for a database that is away. Raises ConfigError."""
     patiently = Retrying(
-        retry=retry_if_exception_type(Away),
+        retry=retry_if_exception_type(StoreUnreachable),
         stop=stop_after_delay(patience_s),
         wait=wait_exponential_jitter(multiplier=0.2, max=2.0),
         reraise=True,
     )
     try:
         patiently(migrate, url)
-    except Away as error:
+    except StoreUnreachable as error:
         raise ConfigError(str(error), "start the database, or correct DATABASE_URL") from error
 
 
 def migrate(url: str) -> None:
     """Brings the schema at `url` to the newest migration. Blocking. A schema that is newer yet is left as it is.
 
-    Ledgers that start at once take turns. Raises ConfigError when the database cannot be opened or written, Away when
-    it does not answer.
+    Ledgers that start at once take turns. Raises ConfigError when the database cannot be opened or written, StoreUnreachable
+    when it does not answer.
     """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
@@ -96,14 +96,14 @@ def migrate(url: str) -> None:
 
 
 def unusable(url: str, error: DBAPIError) -> HitlError:
-    """What a database that failed is to be told as."""
+    """The error to raise for a database that failed."""
     if sa.make_url(url).get_backend_name() == "sqlite":
         return ConfigError(
             f"the database cannot be opened or written: {error.orig}",
             "check that the data folder (HITL_DATA_DIR) exists, is writable, and that the disk has room",
         )
     if passes(error):
-        return Away(f"the database does not answer: {error.orig}")
+        return StoreUnreachable(f"the database does not answer: {error.orig}")
     return ConfigError(
         f"the database cannot be used: {error.orig}",
         "correct DATABASE_URL; its user must be able to connect and to create tables",

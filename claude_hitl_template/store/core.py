@@ -16,9 +16,9 @@ from claude_hitl_template.store.workspaces import WorkspaceRules
 
 
 class CoreStore(KeyRules, ClientRules, OwnerRules, SupervisorRules, WorkspaceRules, StoreBase):
-    """Implements `store.protocol.Store` over any Backend. `clock` tells the time, for tests to move it.
+    """Implements `store.protocol.Store` over any Backend. `clock` returns the current time.
 
-    Without `files`, saved workspaces are in memory, and gone with the process.
+    Without `files`, saved workspaces are in memory and lost with the process.
     """
 
     def __init__(

@@ -11,20 +11,20 @@ from claude_hitl_template.domain.models import Approval, ApprovalState, Decision
 from claude_hitl_template.domain.policy import Rule, Verdict
 from claude_hitl_template.domain.tool_inputs import check_edit
 from claude_hitl_template.errors import AlreadyDecided, InvalidInput, NotWaiting, Superseded
-from claude_hitl_template.store.session_aggregate import SessionUnit
+from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 
-async def confirm(unit: SessionUnit, said: UserToolConfirmation, decided_by: str) -> list[Event]:
-    """Commits what `said` decides; the same decision again is a success without effect.
+async def confirm(unit: SessionAggregate, confirmation: UserToolConfirmation, decided_by: str) -> list[Event]:
+    """Commits what `confirmation` decides; the same decision again is a success without effect.
 
     Raises NotWaiting, AlreadyDecided, Superseded, InvalidInput.
     """
-    approval = await unit.tx.approval_of_call(unit.session.id, said.tool_use_id)
+    approval = await unit.tx.approval_of_call(unit.session.id, confirmation.tool_use_id)
     if approval is None:
         raise NotWaiting(
-            f"{said.tool_use_id!r} is not a call of this session that waits, or waited, for a decision"
+            f"{confirmation.tool_use_id!r} is not a call of this session that waits, or waited, for a decision"
         )
-    run_input = _run_input(approval, said)
+    run_input = _run_input(approval, confirmation)
     if run_input is not None and approval.kind != "question" and run_input != approval.input:
         if approval.kind == "network":
             raise InvalidInput(
@@ -33,16 +33,18 @@ async def confirm(unit: SessionUnit, said: UserToolConfirmation, decided_by: str
         check_edit(approval.tool_name, approval.input, run_input)
         _check_policy(unit.session, approval, run_input)
     decision = Decision(
-        result=said.result,
-        deny_message=said.deny_message,
+        result=confirmation.result,
+        deny_message=confirmation.deny_message,
         updated_input=run_input if run_input != approval.input else None,
-        remember=_remember(approval, said, run_input),
+        remember=_remember(approval, confirmation, run_input),
         decided_by=decided_by,
         decided_at=unit.now,
     )
     if approval.state is not ApprovalState.PENDING:
         return [await _repeated(unit, approval, decision)]
-    if approval.expires_at is not None and approval.expires_at < unit.now:  # and nobody has swept it yet
+    if (
+        approval.expires_at is not None and approval.expires_at < unit.now
+    ):  # and the sweep has not reached it yet
         raise Superseded(f"the call {approval.event_id} stopped waiting: it expired before this decision")
     return await _decide(unit, approval, decision, run_input)
 
@@ -58,7 +60,7 @@ def _check_policy(session: Session, approval: Approval, edited: dict[str, Any]) 
 
 
 async def _decide(
-    unit: SessionUnit, approval: Approval, decision: Decision, run_input: dict[str, Any] | None
+    unit: SessionAggregate, approval: Approval, decision: Decision, run_input: dict[str, Any] | None
 ) -> list[Event]:
     if run_input is not None:
         decided = approval.to(
@@ -102,7 +104,7 @@ def _confirmation_id(approval: Approval) -> str:
     return f"sevt_decision_{approval.id}"
 
 
-async def _repeated(unit: SessionUnit, approval: Approval, decision: Decision) -> Event:
+async def _repeated(unit: SessionAggregate, approval: Approval, decision: Decision) -> Event:
     if approval.state in (ApprovalState.SUPERSEDED, ApprovalState.EXPIRED) and approval.decision is None:
         raise Superseded(
             f"the call {approval.event_id} stopped waiting: it was {approval.state.value} before this decision"
@@ -126,21 +128,21 @@ def _same(first: Decision, second: Decision) -> bool:
     return essence(first) == essence(second)
 
 
-def _run_input(approval: Approval, said: UserToolConfirmation) -> dict[str, Any] | None:
+def _run_input(approval: Approval, confirmation: UserToolConfirmation) -> dict[str, Any] | None:
     """The input that may run, None when the answer is no. Raises InvalidInput where the parts contradict."""
-    if said.result == "deny":
+    if confirmation.result == "deny":
         for name in ("updated_input", "answers"):
-            if getattr(said, name) is not None:
+            if getattr(confirmation, name) is not None:
                 raise InvalidInput("goes with result allow only", name)
-        if said.remember:
+        if confirmation.remember:
             raise InvalidInput("goes with result allow only", "remember")
         return None
-    if said.deny_message is not None:
+    if confirmation.deny_message is not None:
         raise InvalidInput("goes with result deny only", "deny_message")
-    given = dict(approval.input) if said.updated_input is None else said.updated_input
+    given = dict(approval.input) if confirmation.updated_input is None else confirmation.updated_input
     if approval.kind == "question":
-        return _answered(approval, given, said.answers)
-    if said.answers is not None:
+        return _answered(approval, given, confirmation.answers)
+    if confirmation.answers is not None:
         raise InvalidInput("this call is not a question; only AskUserQuestion takes answers", "answers")
     return given
 
@@ -176,24 +178,22 @@ def _is_texts(value: Any) -> bool:
 
 
 def _remember(
-    approval: Approval, said: UserToolConfirmation, run_input: dict[str, Any] | None
+    approval: Approval, confirmation: UserToolConfirmation, run_input: dict[str, Any] | None
 ) -> Rule | None:
-    if not said.remember or run_input is None:
+    if not confirmation.remember or run_input is None:
         return None
     if approval.kind not in ("tool", "network"):
-        raise InvalidInput(
-            "a question or a plan is asked anew each time; it cannot be remembered", "remember"
-        )
+        raise InvalidInput("a question or a plan is asked every time; it cannot be remembered", "remember")
     workspace = Path(approval.cwd)
     if approval.folder not in (None, "."):
         raise InvalidInput(
             f"the call runs in {approval.cwd}, and rules are remembered for the session's own folder; decide it once",
             "remember",
         )
-    if said.remember is True:
+    if confirmation.remember is True:
         return policy.remember_rule(approval.tool_name, run_input, workspace)
     try:
-        rule = Rule(rule=said.remember, policy="always_allow")
+        rule = Rule(rule=confirmation.remember, policy="always_allow")
     except ValidationError as error:
         raise InvalidInput(str(error.errors()[0]["msg"]), "remember") from error
     policy.validate_remember(rule, approval.tool_name, run_input, workspace)

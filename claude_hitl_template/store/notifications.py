@@ -1,4 +1,4 @@
-"""What one ledger tells the others through Postgres: what changed, and previews. Losing some of it costs a poll, no more.
+"""Notifications between ledgers through Postgres: changes and previews. A lost one only delays a poll.
 
 It is sent after the commit, by a connection of its own, so that no commit waits for another one's notification.
 """
@@ -34,7 +34,7 @@ _MESSAGE: TypeAdapter[tuple[int, str, list[Note]]] = TypeAdapter(
 type Deliver = Callable[[int, bool, Sequence[Note]], None]
 
 
-class Relay:
+class Notifier:
     """`deliver(mark, own, notes)` gets the notes of all ledgers in one order; `mark` names the last message to all alike.
 
     Mark 0 without notes: something may have been missed.
@@ -90,7 +90,7 @@ class Relay:
     def _take(self, payload: str) -> None:
         try:
             mark, sender, notes = _MESSAGE.validate_json(payload)
-        except ValidationError as error:  # somebody else notifies on our channel
+        except ValidationError as error:  # another program uses our channel
             log.warning("a notification is not ours", why=str(error.errors()[0]["msg"]))
             return
         self.deliver(mark, sender == self._me, notes)

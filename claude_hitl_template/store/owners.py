@@ -1,4 +1,4 @@
-"""The Store's rules for owners: every write names a lease epoch, and only the present one is taken."""
+"""The Store's rules for owners: every write carries a lease epoch, and only the current one is accepted."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from claude_hitl_template.errors import Conflict, InvalidInput, NotWaiting
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase, preview_topic, wake_topic
 from claude_hitl_template.store.protocol import Call, TimeRange, TranscriptKey, TurnEnding
-from claude_hitl_template.store.session_aggregate import SessionUnit
+from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 ANSWERABLE = (ApprovalState.PENDING, ApprovalState.ALLOWED, ApprovalState.DENIED, ApprovalState.EXPIRED)
 CLIENTS_EVENTS = ("user.", "system.")
@@ -39,28 +39,30 @@ LEASE_S = 15.0  # a third of it passes between two renewals; see session.RENEW_S
 class OwnerRules(StoreBase):
     async def snapshot(self, session_id: str, epoch: int) -> Snapshot:
         async with self._reading() as tx:
-            unit = await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
+            unit = await SessionAggregate.load_owned(tx, session_id, epoch, self._clock())
             turn = unit.session.turn
-            untold = [await tx.approval(approval_id) for approval_id in unit.session.untold]
+            unreported_refusals = [
+                await tx.approval(approval_id) for approval_id in unit.session.unreported_refusals
+            ]
             return Snapshot(
                 session=unit.session,
                 turn_event=await tx.event(session_id, turn) if turn else None,
                 queued=tuple(await tx.queued(session_id)),
                 approvals=tuple(await tx.open_approvals(session_id)),
-                untold=tuple(approval for approval in untold if approval),
+                unreported_refusals=tuple(approval for approval in unreported_refusals if approval),
                 at=unit.now,
             )
 
     async def find_approval(self, session_id: str, epoch: int, call_id: str) -> Approval | None:
         async with self._reading() as tx:
-            await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
+            await SessionAggregate.load_owned(tx, session_id, epoch, self._clock())
             return await tx.approval_of_call(session_id, call_id)
 
     async def lost_calls(self, session_id: str, epoch: int) -> list[Approval]:
         async with self._reading() as tx:
-            session = (await SessionUnit.load_owned(tx, session_id, epoch, self._clock())).session
+            session = (await SessionAggregate.load_owned(tx, session_id, epoch, self._clock())).session
             begun = await tx.event(session_id, session.turn) if session.turn else None
-            # A turn that a reminder began has no message: what was refused before it cannot be told from what was in it.
+            # A turn that began with a reminder has no message: refusals before it and in it look the same.
             states = ANSWERABLE if begun else (ApprovalState.PENDING, ApprovalState.ALLOWED)
             found = await tx.approvals(
                 session.key_id, after=None, limit=LOST_CALLS, states=states, session_id=session_id
@@ -74,7 +76,7 @@ class OwnerRules(StoreBase):
                 order="asc",
                 types=TOOL_USES,
                 created=TimeRange(),
-            )  # by their place in the log, which no clock changes
+            )  # by position in the log, which is independent of clocks
             of_this_turn = {use.id for use in uses}
             # One that was issued again was shown in an earlier turn.
             calls = [a for a in found if a.kind != "network"]
@@ -82,11 +84,11 @@ class OwnerRules(StoreBase):
             known = await tx.known_events(session_id, [events.tool_result_id(a.event_id) for a in asked])
             return [a for a in asked if events.tool_result_id(a.event_id) not in known]
 
-    async def wait_session(self, session_id: str, epoch: int, wakes: int, *, timeout_s: float) -> Snapshot:
+    async def wait_session(self, session_id: str, epoch: int, revision: int, *, timeout_s: float) -> Snapshot:
         with self._signals.listen(wake_topic(session_id)) as listener:
             async with self._reading() as tx:
-                unit = await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
-            if unit.session.wakes == wakes:
+                unit = await SessionAggregate.load_owned(tx, session_id, epoch, self._clock())
+            if unit.session.revision == revision:
                 await listener.wait(timeout_s)
             found = await self.snapshot(session_id, epoch)
             if self._is_fresh(found.session.lease):
@@ -95,13 +97,13 @@ class OwnerRules(StoreBase):
             return await self.snapshot(session_id, epoch)
 
     def _is_fresh(self, lease: Lease | None) -> bool:
-        """Whether it need not be renewed yet. One that ends too late was given by a clock that was set back since."""
+        """Whether the lease need not be renewed yet. One that ends too late was granted before the clock was set back."""
         left_s = (lease.expires_at - self._clock()).total_seconds() if lease else LEASE_S
         return LEASE_S * 2 / 3 <= left_s <= LEASE_S
 
     async def _renew(self, session_id: str, epoch: int) -> None:
         async with self._writing("renew") as tx:
-            unit = await SessionUnit.load_owned(tx, session_id, epoch, self._clock())
+            unit = await SessionAggregate.load_owned(tx, session_id, epoch, self._clock())
             expires = unit.now + timedelta(seconds=LEASE_S)
             if unit.session.lease is not None:
                 await tx.put_session(unit.session.but(lease=unit.session.lease.but(expires_at=expires)))
@@ -203,7 +205,11 @@ class OwnerRules(StoreBase):
 
     async def remind(self, session_id: str, epoch: int, approval_ids: Sequence[str]) -> None:
         async with self._changing(session_id, "remind", epoch=epoch) as unit:
-            unit.set(untold=tuple(i for i in unit.session.untold if i not in approval_ids))
+            unit.set(
+                unreported_refusals=tuple(
+                    i for i in unit.session.unreported_refusals if i not in approval_ids
+                )
+            )
             for approval_id in approval_ids:
                 approval = await unit.tx.approval(approval_id)
                 if approval is not None and approval.session_id == session_id:
@@ -242,8 +248,7 @@ class OwnerRules(StoreBase):
         return True
 
     async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> None:
-        """They come many times a second: the epoch is compared with what this ledger knows, mostly without a look at the
-        database."""
+        """Called many times a second: the epoch is checked against this ledger's cache, mostly without the database."""
         await self._check_driver(session_id, epoch)
         for delta in deltas:
             position = self._previews.add(session_id, delta)
@@ -267,7 +272,7 @@ class OwnerRules(StoreBase):
             while piece := await tx.load_transcript(key, after=place, limit=TRANSCRIPT_PIECE):
                 place = piece[-1][0]
                 entries += [entry for _, entry in piece]
-                await asyncio.sleep(0)  # others get their turn between the pieces of a long one
+                await asyncio.sleep(0)  # other tasks run between the pieces of a long one
         return entries or None
 
     async def list_transcripts(
@@ -284,11 +289,11 @@ class OwnerRules(StoreBase):
 
     async def _check_scope(self, tx: Tx, scope: str, epoch: int | None) -> None:
         if epoch is not None:
-            await SessionUnit.load_owned(tx, scope, epoch, self._clock())
+            await SessionAggregate.load_owned(tx, scope, epoch, self._clock())
 
 
-async def _speaks_for(unit: SessionUnit, given: Mapping[str, Any]) -> Approval | None:
-    """An approval of this host and port that counts."""
+async def _speaks_for(unit: SessionAggregate, given: Mapping[str, Any]) -> Approval | None:
+    """The approval that applies to this host and port."""
     refused = [await unit.tx.approval(approval_id) for approval_id in unit.session.refused_hosts]
     for approval in [*await unit.open_approvals(), *refused]:
         if approval is not None and approval.kind == "network" and _is_same_host(approval, given):
@@ -301,7 +306,7 @@ def _is_same_host(approval: Approval, given: Mapping[str, Any]) -> bool:
 
 
 async def _ask(
-    unit: SessionUnit, call_id: str, given: dict[str, Any], cwd: str, expires_at: datetime | None
+    unit: SessionAggregate, call_id: str, given: dict[str, Any], cwd: str, expires_at: datetime | None
 ) -> Approval:
     if unit.session.interrupted:
         raise NotWaiting("the turn was interrupted")
@@ -329,11 +334,11 @@ async def _ask(
     return approval
 
 
-async def _append(unit: SessionUnit, drafts: Sequence[Draft]) -> None:
-    """Events of the owner; a result among them closes its call's approval. What a human said is not its to say."""
-    said = next((draft.type for draft in drafts if draft.type.startswith(CLIENTS_EVENTS)), None)
-    if said is not None:
-        raise InvalidInput(f"an owner commits no {said}", "drafts")
+async def _append(unit: SessionAggregate, drafts: Sequence[Draft]) -> None:
+    """Appends the owner's events; a result closes its call's approval. Events of clients are refused."""
+    client_type = next((draft.type for draft in drafts if draft.type.startswith(CLIENTS_EVENTS)), None)
+    if client_type is not None:
+        raise InvalidInput(f"an owner commits no {client_type}", "drafts")
     fresh = await unit.append(drafts)
     for event in fresh:
         if event.type in ("agent.tool_result", "agent.mcp_tool_result"):
@@ -342,7 +347,7 @@ async def _append(unit: SessionUnit, drafts: Sequence[Draft]) -> None:
             await _close(unit, call_id, ApprovalState.UNKNOWN if event.payload.get("outcome") else state)
 
 
-async def _close(unit: SessionUnit, event_id: str, state: ApprovalState) -> None:
+async def _close(unit: SessionAggregate, event_id: str, state: ApprovalState) -> None:
     approval = await unit.tx.approval_of_call(unit.session.id, event_id)
     if approval is None:
         return
@@ -354,19 +359,19 @@ async def _close(unit: SessionUnit, event_id: str, state: ApprovalState) -> None
             await unit.after_decisions()
 
 
-async def _take_over(unit: SessionUnit, call: Call) -> Approval | None:
+async def _take_over(unit: SessionAggregate, call: Call) -> Approval | None:
     """The approval of a held call that is issued again."""
     held = await _held_twin(unit, call)
     if held is None:
         return None
     adopted = held.but(call_id=call.call_id, model_call_id=call.model_call_id, held=False)
     await unit.tx.put_approval(adopted)
-    unit.set(untold=tuple(i for i in unit.session.untold if i != adopted.id))
+    unit.set(unreported_refusals=tuple(i for i in unit.session.unreported_refusals if i != adopted.id))
     return adopted
 
 
 async def _open(
-    unit: SessionUnit, call: Call, batch: tuple[str, ...], cwd: str, expires_at: datetime | None
+    unit: SessionAggregate, call: Call, batch: tuple[str, ...], cwd: str, expires_at: datetime | None
 ) -> Approval:
     """A new approval, of one asking call."""
     approval = Approval(
@@ -394,18 +399,18 @@ async def _open(
     return approval
 
 
-def _by_rule(unit: SessionUnit, approval: Approval, rule: str) -> Approval:
+def _by_rule(unit: SessionAggregate, approval: Approval, rule: str) -> Approval:
     if rule not in {str(remembered) for remembered in unit.session.rules}:
-        raise InvalidInput("nobody has remembered such a rule in this session", "calls.standing_rule")
+        raise InvalidInput("no such rule is remembered in this session", "calls.standing_rule")
     decision = Decision(result="allow", decided_by=f"rule:{rule}", decided_at=unit.now)
     return approval.to(
         ApprovalState.ALLOWED, decision=decision, run_input=approval.input, run_digest=approval.digest
     )
 
 
-async def _held_twin(unit: SessionUnit, call: Call) -> Approval | None:
-    """A held approval of the identical call, decided or not: what was said of it is the answer, once."""
-    refused = [await unit.tx.approval(approval_id) for approval_id in unit.session.untold]
+async def _held_twin(unit: SessionAggregate, call: Call) -> Approval | None:
+    """A held approval of the identical call, decided or not. Its decision applies to this call, once."""
+    refused = [await unit.tx.approval(approval_id) for approval_id in unit.session.unreported_refusals]
     for approval in [*await unit.open_approvals(), *refused]:
         if approval is None or not approval.held or approval.state is ApprovalState.CLAIMED:
             continue
@@ -423,18 +428,24 @@ def _is_same(approval: Approval, call: Call) -> bool:
     return approval.digest == approval.digest_of(call.input)
 
 
-async def _finish(unit: SessionUnit, stop_reason: dict[str, Any]) -> None:
-    """The turn is over: what is asked still waits, what was decided and reminded of in vain is superseded."""
+async def _finish(unit: SessionAggregate, stop_reason: dict[str, Any]) -> None:
+    """Ends the turn: pending approvals stay; decided ones that the model was reminded of without effect are superseded."""
     interrupted, failed = unit.session.interrupted, stop_reason == events.RETRIES_EXHAUSTED
-    untold = () if interrupted else unit.session.untold
-    refused = tuple(i for i in unit.session.refused_hosts if i in untold)
-    unit.set(turn=None, deferred=None, interrupted=False, untold=untold, refused_hosts=refused)
+    unreported_refusals = () if interrupted else unit.session.unreported_refusals
+    refused = tuple(i for i in unit.session.refused_hosts if i in unreported_refusals)
+    unit.set(
+        turn=None,
+        deferred=None,
+        interrupted=False,
+        unreported_refusals=unreported_refusals,
+        refused_hosts=refused,
+    )
     left: list[Approval] = []
     for approval in await unit.open_approvals():
         if approval.state is ApprovalState.CLAIMED:
             continue
         if failed and not interrupted and approval.state is ApprovalState.ALLOWED:
-            # The model was not reached: it is told of the decision in the next turn.
+            # The model was not reached: the next turn reminds it of the decision.
             left.append(approval.but(held=True, reminded=False))
         elif interrupted or not approval.held or approval.reminded:
             await unit.supersede_one(approval)
@@ -446,7 +457,7 @@ async def _finish(unit: SessionUnit, stop_reason: dict[str, Any]) -> None:
     await unit.append([events.usage_event(unit.session.usage, unit.session.active_seconds)])
     pending = [a for a in left if a.state is ApprovalState.PENDING]
     holds_up = any(a.kind != "network" for a in pending)
-    goes_on = len(left) > len(pending) or untold or await unit.tx.queued(unit.session.id)
+    goes_on = len(left) > len(pending) or unreported_refusals or await unit.tx.queued(unit.session.id)
     if not holds_up and not failed and goes_on:
         await unit.run()
     elif pending:

@@ -1,8 +1,8 @@
-"""The Store's backend on Postgres: any number of ledgers, each session's changes behind its row's lock.
+"""Postgres backend. Any number of ledgers may share the database; a session's row lock serialises its changes.
 
-The pool rides out restarts: a connection that broke is thrown away with all of its age, and whoever held it gets `Away`,
-which callers answer by repeating the call. That is right even when the answer to a commit was lost: every write of the
-Store may be repeated.
+The pool survives restarts of the database: it discards a broken connection together with all older ones, and the
+caller that held it gets `StoreUnreachable` and repeats the call. This is safe even if the answer to a commit was lost,
+because every write of the Store is idempotent.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from claude_hitl_template.errors import Away, ConfigError, Unavailable
+from claude_hitl_template.errors import ConfigError, StoreUnreachable, Unavailable
 from claude_hitl_template.store.backend import Tx
-from claude_hitl_template.store.notifications import Relay
+from claude_hitl_template.store.notifications import Notifier
 from claude_hitl_template.store.sql import SqlTx, to_json
 
 WRITERS, READERS = 8, 8
 CONNECTIONS = WRITERS + READERS + 2  # of one ledger: two for notifications
 POOL_TIMEOUT_S = 20.0
-ANSWER_S = 25.0  # a whole transaction; a server that stands still says nothing at all, and holds whoever waits for it
+ANSWER_S = 25.0  # for a whole transaction; a frozen server sends nothing and would block its callers
 CONNECT_TIMEOUT_S = 5
 OPTIONS = {
     "timezone": "UTC",
@@ -54,7 +54,7 @@ def postgres_url(text: str) -> sa.URL:
 
 
 def connect_args(url: sa.URL, **options: str) -> dict[str, Any]:
-    """What libpq is told beside the URL: to notice a peer that is gone, and limits for what the server does for us."""
+    """Arguments for libpq: keepalives that detect a dead peer, and the server's time limits."""
     chosen = " ".join(f"-c {name}={value}" for name, value in (OPTIONS | options).items())
     return {
         "application_name": "claude-hitl",
@@ -75,7 +75,7 @@ class PostgresBackend:
         made = postgres_url(url)
         self._writers = _engine(made, WRITERS, isolation_level="READ COMMITTED")
         self._readers = _engine(made, READERS, isolation_level="REPEATABLE READ")
-        self.relay = Relay({**made.translate_connect_args(username="user", database="dbname"), **made.query,
+        self.relay = Notifier({**made.translate_connect_args(username="user", database="dbname"), **made.query,
                             **connect_args(made)})  # fmt: skip
 
     @asynccontextmanager
@@ -86,7 +86,7 @@ class PostgresBackend:
             async with asyncio.timeout(self._answer_s), engine.begin() as connection:
                 yield SqlTx(connection, locking=write)
         except TimeoutError as error:
-            raise Away(f"the database does not answer within {self._answer_s:g} s") from error
+            raise StoreUnreachable(f"the database does not answer within {self._answer_s:g} s") from error
         except (DBAPIError, PoolTimeout) as error:
             raise _explained(error) from error
 
@@ -111,13 +111,15 @@ def _engine(url: sa.URL, size: int, *, isolation_level: Any) -> AsyncEngine:
 
 def _explained(error: DBAPIError | PoolTimeout) -> Unavailable:
     if isinstance(error, PoolTimeout):
-        return Away(f"the database does not keep up: no connection was free for {POOL_TIMEOUT_S:.0f} s")
+        return StoreUnreachable(
+            f"the database does not keep up: no connection was free for {POOL_TIMEOUT_S:.0f} s"
+        )
     state = str(getattr(error.orig, "sqlstate", None) or "")
-    said = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+    reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
     if passes(error):
-        return Away(f"the database is away ({said}); the same request may be repeated")
+        return StoreUnreachable(f"the database is away ({reason}); the same request may be repeated")
     return Unavailable(
-        f"the store cannot be used now ({said}{f', SQLSTATE {state}' if state else ''}); nothing was changed. "
+        f"the store cannot be used now ({reason}{f', SQLSTATE {state}' if state else ''}); nothing was changed. "
         "If it goes on, look at the database server's log and its disk"
     )
 

@@ -1,17 +1,16 @@
 """The Store protocol: every durable fact of the service passes through these methods.
 
-Each kind of caller has its protocol, and its rule. What a caller's capability opens is that protocol, and no more
+Each kind of caller has its own protocol, and its capability permits exactly the methods of that protocol
 (`store.access`).
 
-- *Clients* (REST, panel, terminal) name the API key they act for; another key's session is NotFound. Where a method
-  takes `key_id` None, that is the service itself: it sees all keys' sessions, and says itself who may what.
+- *Clients* (REST, panel, terminal) name the API key they act for; another key's session is NotFound. `key_id`
+  None stands for the service itself, which sees the sessions of all keys and checks permissions on its own.
 - *Owners* (one per awake session) name their lease epoch; a stale one gets StaleOwner and must stop.
-- *The supervisor* hands out leases and looks after time.
-- *Windows* (flows of the panel) look at one session.
+- *The supervisor* grants leases and handles expiry.
+- *Windows* (flows of the panel) read one session.
 
-Every method is one transaction: it happened or it did not. Every write may be repeated with the same arguments
-(the caller could not know whether the first try got through) and has then no further effect.
-Every argument and result can be pickled, for the Store is reached over Ray.
+Every method is one transaction. Every write may be repeated with the same arguments, for instance after a lost answer,
+and then has no further effect. Arguments and results can be pickled, because the Store is called over Ray.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,13 +42,13 @@ from claude_hitl_template.files.manifest import SavedFile
 
 type Order = Literal["asc", "desc"]
 type TurnEnding = Literal["over", "parked", "broken off"]
-NOW = -1  # the position of previews that are still to come
-OWN_KEY = "\n"  # what keys of our own begin with: no header of a client's request can
+NOW = -1  # position after the newest preview
+OWN_KEY = "\n"  # prefix of generated keys; a client's header cannot begin with it
 type Inbound = UserMessage | UserInterrupt | UserToolConfirmation
 
 
 def own_key() -> str:
-    """An idempotency key for a call that its caller gave none: it may be repeated for a few minutes."""
+    """An idempotency key for a call without one, so that it may be repeated for a few minutes."""
     return OWN_KEY + new_id("call")
 
 
@@ -65,7 +64,7 @@ class TimeRange(Frozen):
 class Call(BaseModel):
     """One tool call as the model issued it, with the policy's verdict.
 
-    `cwd` is the folder it runs in, None: that of its batch. `folder` and `targets`: see Approval. Without `folder`,
+    `cwd` is the folder it runs in; None means that of its batch. `folder` and `targets`: see Approval. Without `folder`,
     `digest` is of the input alone. `model_call_id` is the id that the model's server gave the call.
     """
 
@@ -94,7 +93,7 @@ class TranscriptKey(TypedDict):
 
 class Reachable(Protocol):
     async def ping(self, *, write: bool = True) -> None:
-        """Raises when the store cannot be written; or, unless `write`, cannot be read, which waits for nobody's write."""
+        """Raises if the store cannot be written or, without `write`, cannot be read. Reading waits for no writer."""
         ...
 
 
@@ -110,9 +109,15 @@ class Blobs(Protocol):
     async def get_blobs(
         self, names: Sequence[str], *, session_id: str | None = None, epoch: int | None = None
     ) -> list[bytes]:
-        """In order. Raises NotFound for one that is not there, or damaged.
+        """The blobs with these names, in order.
 
-        For a session, only what its saved workspace and its uploads name; `epoch`: that of its owner.
+        Args:
+            names: blob names.
+            session_id: if set, only blobs that this session's saved workspace and uploads name are found.
+            epoch: the owner's lease epoch, for a call by an owner.
+
+        Raises:
+            NotFound: a blob is missing or damaged.
         """
         ...
 
@@ -121,20 +126,20 @@ class SavedBlobs(Blobs, Protocol):
     async def missing_blobs(
         self, names: Sequence[str], *, session_id: str | None = None, epoch: int | None = None
     ) -> list[str]:
-        """Those of `names` that must be put. Both others and those that were put stay for a day, and for as long as a
-        session's manifest names them. An owner names its session and its epoch."""
+        """The `names` whose blobs are missing and must be put. Every blob is kept for a day, and for as long as a
+        session's manifest names it. An owner passes its session and its epoch."""
         ...
 
     async def put_blobs(
         self, blobs: Sequence[bytes], *, session_id: str | None = None, epoch: int | None = None
     ) -> None:
-        """Durable when it returns. Raises TooLarge for one of more than manifest.CHUNK_BYTES. A call over Ray carries
-        no more than that, either. An owner names its session and its epoch."""
+        """Stores blobs durably. Raises TooLarge for one of more than manifest.CHUNK_BYTES, which is also the limit of
+        one call over Ray. An owner passes its session and its epoch."""
         ...
 
 
 class Windows(Reachable, Sessions, Blobs, Protocol):
-    """What a flow of the panel sees: one session."""
+    """Methods for a flow of the panel, which shows one session."""
 
     async def wait_events(
         self,
@@ -147,8 +152,8 @@ class Windows(Reachable, Sessions, Blobs, Protocol):
     ) -> tuple[list[Event], list[dict[str, Any]], int]:
         """Events with seq > `after`, as soon as there are any; none after `timeout_s`.
 
-        With `previews`, also as soon as there are deltas of events in the making behind that position: NOW at first,
-        then the position that came back. Raises NotFound when the session is deleted meanwhile.
+        With `previews`, also as soon as there are deltas of unfinished events after that position: pass NOW first,
+        then the returned position. Raises NotFound if the session is deleted meanwhile.
         """
         ...
 
@@ -173,43 +178,43 @@ class Windows(Reachable, Sessions, Blobs, Protocol):
         page: str | None = None,
         changed_since_ns: int | None = None,
     ) -> Page[SavedFile]:
-        """The saved files by path, uploads included; of a workspace that is saved meanwhile, the pages may not fit."""
+        """The saved files by path, with uploads. If the workspace is saved between two pages, they may not match."""
         ...
 
 
 class Clients(Windows, SavedBlobs, Protocol):
-    """What the ingress does for its clients, who are known by then: API, panel and inbox."""
+    """Methods for the ingress on behalf of authenticated clients: API, panel and inbox."""
 
     async def add_key(self, name: str, secret_hash: str, prefix: str = "") -> ApiKey:
-        """Records a key; the same hash again returns the key that is there, which may be revoked."""
+        """Records a key. For a known hash it returns the existing key, which may be revoked."""
         ...
 
     async def find_key(self, secret_hash: str) -> ApiKey | None:
-        """None for an unknown one, and for one that was revoked or replaced."""
+        """The active key with this hash; None if it is unknown, revoked or replaced."""
         ...
 
     async def list_keys(self) -> list[ApiKey]:
-        """The oldest first, those that were revoked or replaced too; not those of the panel's roles."""
+        """All keys, oldest first, including revoked and replaced ones, without those of the panel's roles."""
         ...
 
     async def revoke_key(self, key_id: str) -> ApiKey:
-        """Its secret opens nothing any more; its sessions stay. Raises NotFound, and Conflict for the first key."""
+        """Revokes a key; its sessions stay. Raises NotFound, and Conflict for the first key."""
         ...
 
     async def rotate_key(self, key_id: str, secret_hash: str, prefix: str = "") -> ApiKey:
-        """Gives a key another secret: the one before opens nothing any more, and its sessions stay the key's.
+        """Replaces a key's secret. The old secret becomes invalid; the sessions stay with the key.
 
         Raises NotFound, and Conflict for a key that was revoked or a secret that another key has, or had.
         """
         ...
 
     async def set_first_key(self, secret_hash: str, prefix: str = "") -> ApiKey:
-        """Makes the first key the one with this secret: rotated where it had another. A secret that was revoked or
-        replaced stays so; the key that comes back says it."""
+        """Sets the secret of the first key, rotating it if it had another one. A revoked or replaced secret stays
+        invalid; the returned key shows that."""
         ...
 
     async def get_key(self, key_id: str) -> ApiKey:
-        """Whose sessions those of `key_id` are. Raises NotFound."""
+        """The key with this id. Raises NotFound."""
         ...
 
     async def create_session(
@@ -238,7 +243,7 @@ class Clients(Windows, SavedBlobs, Protocol):
         created: TimeRange | None = None,
         include_archived: bool = False,
     ) -> Page[Session]:
-        """Raises InvalidInput for a page cursor that was not handed out."""
+        """Raises InvalidInput for a page cursor that this listing did not return."""
         ...
 
     async def update_session(
@@ -253,11 +258,11 @@ class Clients(Windows, SavedBlobs, Protocol):
         ...
 
     async def archive_session(self, session_id: str, key_id: str) -> Session:
-        """Supersedes what waits. Raises Conflict while the session runs."""
+        """Archives the session and supersedes its pending approvals. Raises Conflict while it runs."""
         ...
 
     async def delete_session(self, session_id: str, key_id: str) -> None:
-        """Raises Conflict while the session runs. A `KeptDecision` of each decision stays."""
+        """Deletes the session; a `KeptDecision` of each decision stays. Raises Conflict while it runs."""
         ...
 
     async def list_kept_decisions(self, *, limit: int, page: str | None = None) -> Page[KeptDecision]:
@@ -273,11 +278,20 @@ class Clients(Windows, SavedBlobs, Protocol):
         decided_by: str,
         idempotency_key: str | None = None,
     ) -> list[Event]:
-        """Commits what a client sends, all or nothing. A confirmation is a decision; a message never is.
+        """Commits a client's events, all or none. Only a confirmation is a decision.
 
-        The service itself (`key_id` None) says whom it acts for with `decided_by`; its idempotency keys are its own.
-        With an idempotency key, the same request again is answered as the first one was, for two days.
-        Raises NotWaiting (no such call waits), AlreadyDecided, Superseded, Conflict (archived), InvalidInput.
+        Args:
+            session_id: the session.
+            key_id: the client's key; None for the service itself, whose idempotency keys are separate.
+            inbound: the events.
+            decided_by: the person that the decisions are recorded under.
+            idempotency_key: for two days, the same request with this key gets the answer of the first one.
+
+        Raises:
+            NotWaiting: no such call waits.
+            AlreadyDecided, Superseded: the call no longer waits.
+            Conflict: the session is archived, or the key was used for another request.
+            InvalidInput: an event does not fit its call.
         """
         ...
 
@@ -303,12 +317,12 @@ class Clients(Windows, SavedBlobs, Protocol):
         self,
         approval_id: str,
         key_id: str | None,
-        said: UserToolConfirmation,
+        confirmation: UserToolConfirmation,
         *,
         decided_by: str,
         idempotency_key: str | None = None,
     ) -> Approval:
-        """Decides on the call of an approval, whichever call `said` names; returns the approval as it is then.
+        """Decides on the call of an approval, whichever call `confirmation` names; returns the updated approval.
 
         Raises as send_events does, and NotFound.
         """
@@ -317,7 +331,7 @@ class Clients(Windows, SavedBlobs, Protocol):
     async def add_files(
         self, session_id: str, key_id: str | None, manifest: str, *, idempotency_key: str | None = None
     ) -> None:
-        """Has the files of a manifest put into the session's workspace before its next turn begins.
+        """Registers the files of a manifest, which are written into the session's workspace before its next turn.
 
         Raises NotFound, Conflict (archived), InvalidInput.
         """
@@ -329,21 +343,21 @@ class Clients(Windows, SavedBlobs, Protocol):
 
 
 class Owners(Reachable, SavedBlobs, Protocol):
-    """What the owner of a session does under its lease. Every method but `ping` names the session, and the epoch."""
+    """Methods for the owner of a session under its lease. Every method but `ping` takes the session and the epoch."""
 
     async def snapshot(self, session_id: str, epoch: int) -> Snapshot: ...
 
     async def find_approval(self, session_id: str, epoch: int, call_id: str) -> Approval | None:
-        """The approval of a call, in whatever state."""
+        """The approval of a call, in any state."""
         ...
 
     async def lost_calls(self, session_id: str, epoch: int) -> list[Approval]:
-        """What was asked in the turn that was begun, was not claimed, and has no result: undecided, allowed or refused. In a
-        turn that no message began: undecided or allowed."""
+        """Approvals of the current turn that were not claimed and have no result: pending, allowed or refused; in a
+        turn that began without a message, pending or allowed."""
         ...
 
-    async def wait_session(self, session_id: str, epoch: int, wakes: int, *, timeout_s: float) -> Snapshot:
-        """The session as soon as its `wakes` is another, or after `timeout_s`. Renews the lease."""
+    async def wait_session(self, session_id: str, epoch: int, revision: int, *, timeout_s: float) -> Snapshot:
+        """The session as soon as its `revision` differs, or after `timeout_s`. Renews the lease."""
         ...
 
     async def commit(
@@ -355,12 +369,12 @@ class Owners(Reachable, SavedBlobs, Protocol):
         permission_mode: PermissionMode | None = None,
         conversation: str | None = None,
     ) -> None:
-        """Appends events, and closes the approvals whose results are among them. One that was not claimed, and was not
-        held either, is superseded: the engine answered the call without running it. Raises InvalidInput for what only
-        a client may say.
+        """Appends events, and closes the approvals whose results are among them. An approval that was neither claimed
+        nor held is superseded: the engine answered the call without running it. Raises InvalidInput for an event
+        that only a client may send.
 
-        `permission_mode` is what the CLI is in from now on, to be set again when the session is resumed; `conversation`
-        the id of the transcript that is to be resumed.
+        `permission_mode` is the CLI's new mode, which is set again when the session is resumed; `conversation` is the
+        id of the transcript to resume.
         """
         ...
 
@@ -374,10 +388,10 @@ class Owners(Reachable, SavedBlobs, Protocol):
         cwd: str,
         expires_at: datetime | None,
     ) -> list[Approval]:
-        """Commits the batch's events and an approval for each call that asks; all of them at once, before anyone sees.
+        """Commits the batch's events, and an approval for each call that asks, in one transaction.
 
-        A call that was held before and is issued again, identically and in the same folder, takes over the approval
-        given for it, and is not shown again: `event_id` of its approval is the event that was decided on.
+        If an identical call in the same folder was held, the new one takes its approval over and is not shown again:
+        `event_id` of the approval stays the event that was decided on.
         Returns the approvals of `calls`, in order, for those that ask.
         """
         ...
@@ -394,31 +408,31 @@ class Owners(Reachable, SavedBlobs, Protocol):
     ) -> Approval:
         """Asks a human whether the session may reach a host; the turn goes on meanwhile. `given`: host, port, because.
 
-        Returns what speaks for this host and port: the approval that was opened now (with an event `call_id`), one that
-        waits or is allowed, or one that was refused in this turn. Raises Conflict when HOSTS_AT_ONCE wait already,
-        NotWaiting when the turn was interrupted.
+        Returns the approval for this host and port: a new one (with an event `call_id`), one that is pending or
+        allowed, or one that was refused in this turn. Raises Conflict if HOSTS_AT_ONCE are pending already, and
+        NotWaiting if the turn was interrupted.
         """
         ...
 
     async def begin_turn(self, session_id: str, epoch: int, event_id: str) -> None:
-        """Takes the queued user.message `event_id` up."""
+        """Starts the turn of the queued user.message `event_id`."""
         ...
 
     async def claim(
         self, session_id: str, epoch: int, call_id: str, run_digest: str, *, claim_id: str
     ) -> Approval:
-        """The one permission to run a call. Raises NotWaiting unless it is allowed, unclaimed, and of this digest.
+        """Claims the right to run a call, once. Raises NotWaiting unless it is allowed, unclaimed and has this digest.
 
-        `claim_id` is new for each attempt to run; repeating it repeats the answer.
+        `claim_id` is new for each attempt to run; the same id gets the same answer.
         """
         ...
 
     async def hold(self, session_id: str, epoch: int, call_id: str) -> None:
-        """The model was told to issue this call again later."""
+        """Records that the model must issue this call again later."""
         ...
 
     async def defer(self, session_id: str, epoch: int, call_id: str | None) -> None:
-        """The CLI will ask for this call again when its transcript is resumed; None: for no call."""
+        """Records the call that the CLI asks for again when its transcript is resumed; None for none."""
         ...
 
     async def end_turn(
@@ -432,41 +446,41 @@ class Owners(Reachable, SavedBlobs, Protocol):
         stop_reason: Mapping[str, Any],
         how: TurnEnding = "over",
     ) -> Session:
-        """The engine stopped working on the turn, with a `stop_reason` for the case that nothing is left to do.
+        """Ends the engine's work on the turn. `stop_reason` applies if no work is left.
 
-        "over": the engine finished it. After `retries_exhausted` the session rests, and what is queued or was decided
-        waits for the next message. "parked": it goes on once a human decided; only usage is recorded. "broken off":
-        the engine cannot work, and nothing of the turn is lost: the next message takes it up where it was.
+        "over": the engine finished it. After `retries_exhausted` the session rests; queued messages and decisions
+        wait for the next message. "parked": the turn continues after a decision; only usage is recorded. "broken
+        off": the engine cannot work; the next message resumes the turn.
         `end_id` is new for each end; repeating it has no effect.
         """
         ...
 
     async def remind(self, session_id: str, epoch: int, approval_ids: Sequence[str]) -> None:
-        """The model was told that these held calls are decided; at the next turn's end they are superseded, and hosts that
+        """The model was reminded of these decided calls; at the next turn's end they are superseded, and hosts that
         were allowed are closed."""
         ...
 
     async def release(self, session_id: str, epoch: int) -> bool:
-        """Gives the lease up, unless there is work: then False, and the owner goes on."""
+        """Releases the lease and returns True; False if there is work and the owner must continue."""
         ...
 
     async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> None:
-        """Passes deltas of an event in the making to whoever streams; nothing is stored."""
+        """Passes deltas of an unfinished event to open streams; nothing is stored."""
         ...
 
     async def save_workspace(
         self, session_id: str, epoch: int, manifest: str | None, *, taken: Sequence[str] = ()
     ) -> None:
-        """The session's workspace is what `manifest` names from now on; the uploads `taken` are in it.
+        """Records `manifest` as the session's saved workspace, which includes the uploads `taken`.
 
-        Raises NotFound when the manifest was not put, InvalidInput when it is none.
+        Raises NotFound if the manifest was not put, and InvalidInput if it is not one.
         """
         ...
 
     async def append_transcript(
         self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], *, epoch: int | None = None
     ) -> None:
-        """`epoch`: that of the owner of session `scope`; None for a scope that is no session, and for the service itself."""
+        """`epoch` is that of the owner of session `scope`; None for another scope and for the service itself."""
         ...
 
     async def load_transcript(
@@ -487,26 +501,26 @@ class Owners(Reachable, SavedBlobs, Protocol):
 
 
 class Supervision(Reachable, Sessions, Protocol):
-    """Hands out leases, and looks after time."""
+    """Methods for the supervisor: leases, recovery and expiry."""
 
     async def acquire(self, session_id: str, holder: str, *, lease_s: float) -> Session:
-        """A new lease with a raised epoch, whoever held the old one. Claimed calls without a result become unknown.
+        """A new lease with a raised epoch, replacing the old one. Claimed calls without a result become unknown.
 
-        A holder is one process: while its lease lasts, it gets the same one again.
+        A holder is one process; while its lease lasts, it gets the same lease again.
         """
         ...
 
     async def give_up(self, session_id: str, message: str) -> None:
-        """Breaks off the turn of a session that cannot be driven, and says why in its log. Nothing is lost: the next
-        message takes the turn up where it was, with the decisions that were given; an interrupt drops it."""
+        """Breaks off the turn of a session that no owner can drive, and logs the reason. The next message resumes the
+        turn with its decisions; an interrupt drops it."""
         ...
 
     async def tell_waiting(self, session_id: str, epoch: int, message: str) -> None:
-        """Says in the log of a session that nobody drives since `epoch` what it waits for; once, however often told."""
+        """Logs once what a session without an owner since `epoch` waits for, however often it is called."""
         ...
 
     async def drop_lease(self, session_id: str, epoch: int) -> None:
-        """The owner with this epoch is known to be gone."""
+        """Ends the lease of an owner that has died."""
         ...
 
     async def supervised(self) -> list[Supervised]:
@@ -522,23 +536,23 @@ class Supervision(Reachable, Sessions, Protocol):
         ...
 
     async def expire_due(self) -> int:
-        """Denies, as expired, every pending approval whose time has come; returns how many."""
+        """Denies every pending approval that has expired; returns their number."""
         ...
 
     async def retire(self, before: datetime) -> list[str]:
-        """Deletes, with all that is theirs, up to RETIRED sessions that are archived, at the end of a turn with nothing
-        waiting, or never ran, and were last changed `before`. Returns their ids."""
+        """Deletes up to RETIRED sessions with all their data: archived ones, idle ones with nothing pending and ones that
+        never ran, if their last change was earlier than `before`. Returns their ids."""
         ...
 
 
 class Store(Clients, Owners, Supervision, Protocol):
-    """All of it, with what the ledger does by itself: what backends are built for."""
+    """The whole protocol, with the ledger's own maintenance."""
 
     async def sweep_blobs(self) -> int:
         """Removes blobs that no session names and that were put more than a day ago; returns how many."""
         ...
 
     async def sweep_replies(self) -> int:
-        """Forgets what requests with an idempotency key were answered: those of clients after two days, those of keys that
-        the service made for its own repetitions after ten minutes. Returns how many."""
+        """Deletes stored answers to requests with an idempotency key: clients' after two days, those with generated keys
+        after ten minutes. Returns their number."""
         ...

@@ -26,23 +26,21 @@ NOT_RUN = "Not run: it was superseded before it began."
 
 
 def denial(refused: Approval) -> str:
-    """What the model is told of a call that was denied, or expired."""
+    """The message to the model about a denied or expired call."""
     if refused.state is ApprovalState.EXPIRED:
-        return "Denied: nobody decided on this call in time."
-    said = refused.decision.deny_message if refused.decision else None
-    return f"Denied by a human: {said}" if said else "Denied by a human. No reason was given."
+        return "Denied: there was no decision on this call in time."
+    reason = refused.decision.deny_message if refused.decision else None
+    return f"Denied by a human: {reason}" if reason else "Denied by a human. No reason was given."
 
 
 def host_opened(allowed: Approval) -> str:
     where = shown_host(allowed.input["host"], allowed.input["port"])
     if allowed.decision is not None and allowed.decision.remember is not None:
         return f"Allowed by a human: this session may reach {where} from now on."
-    return (
-        f"Allowed by a human: this session may reach {where} until the turn ends in which the agent is told."
-    )
+    return f"Allowed by a human: this session may reach {where} until the end of the turn in which the agent learns of it."
 
 
-class SessionUnit:
+class SessionAggregate:
     """A session under change. Call `save` once at the end; until then nothing of the session itself is written."""
 
     def __init__(self, tx: Tx, session: Session, now: datetime) -> None:
@@ -51,7 +49,7 @@ class SessionUnit:
     @classmethod
     async def load(
         cls, tx: Tx, session_id: str, now: datetime, *, key_id: str | None = None
-    ) -> "SessionUnit":
+    ) -> "SessionAggregate":
         """Raises NotFound, also for the session of another key."""
         session = await tx.session(session_id)
         if session is None or (key_id is not None and session.key_id != key_id):
@@ -59,7 +57,7 @@ class SessionUnit:
         return cls(tx, session, now)
 
     @classmethod
-    async def load_owned(cls, tx: Tx, session_id: str, epoch: int, now: datetime) -> "SessionUnit":
+    async def load_owned(cls, tx: Tx, session_id: str, epoch: int, now: datetime) -> "SessionAggregate":
         """Raises StaleOwner unless `epoch` is the session's present lease."""
         session = await tx.session(session_id)
         if session is None:
@@ -77,7 +75,7 @@ class SessionUnit:
         self.session = self.session.but(**changes)
 
     def wake(self) -> None:
-        self.set(wakes=self.session.wakes + 1)
+        self.set(revision=self.session.revision + 1)
 
     async def save(self) -> Session:
         self.set(updated_at=self.now)
@@ -108,7 +106,7 @@ class SessionUnit:
         return fresh
 
     async def run(self, *, rescheduled: bool = False) -> None:
-        """To `running`, by way of `rescheduling` when an owner was lost."""
+        """Sets the status `running`, through `rescheduling` if an owner was lost."""
         if rescheduled:
             check_session_transition(self.session.status, "rescheduling")
             await self.append([events.status_rescheduled()])
@@ -144,12 +142,12 @@ class SessionUnit:
         return [a for a in await self.open_approvals() if a.state is ApprovalState.PENDING]
 
     async def holds_up(self) -> bool:
-        """Whether a call waits for a human. A host that does keeps nothing from going on."""
+        """Whether a call waits for a human. A pending host does not stop the session."""
         return any(a.kind != "network" for a in await self.pending())
 
     async def supersede(self) -> None:
-        """Nothing that waits, or was allowed and has not begun, will run any more."""
-        self.set(untold=(), refused_hosts=())
+        """Supersedes pending approvals and allowed ones that have not begun."""
+        self.set(unreported_refusals=(), refused_hosts=())
         for approval in await self.open_approvals():
             if approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED):
                 await self.supersede_one(approval)
@@ -163,19 +161,19 @@ class SessionUnit:
         await self._append_result(approval, NOT_RUN)
 
     async def tell_later(self, refused: Approval) -> None:
-        """The model was told to issue the call again; it will be told not to, when its turn comes."""
-        self.set(untold=(*self.session.untold, refused.id))
+        """The model was asked to issue the call again; its next turn begins with the refusal instead."""
+        self.set(unreported_refusals=(*self.session.unreported_refusals, refused.id))
         if refused.kind == "network":
             self.set(refused_hosts=(*self.session.refused_hosts, refused.id))
         await self._append_result(refused, denial(refused))
 
     async def open_host(self, allowed: Approval) -> None:
-        """The result of an allowed host comes with the decision: nothing runs."""
+        """Records the result of an allowed host with the decision: there is no call to run."""
         blocks = events.text_blocks(host_opened(allowed))
         await self.append([events.tool_result(allowed.event_id, blocks, is_error=False)])
 
     async def _append_result(self, approval: Approval, text: str, outcome: str | None = None) -> None:
-        """The one result of a call that the CLI will not give one, or gives one that is not committed again."""
+        """Appends the one result of a call whose result the CLI does not give, or gives a second time."""
         mcp = approval.tool_name.startswith("mcp__")
         blocks = events.text_blocks(text)
         await self.append([
@@ -183,20 +181,20 @@ class SessionUnit:
         ])  # fmt: skip
 
     async def remind_again(self) -> None:
-        """A reminder counts for the owner that gave it: nobody knows whether the model heard that of one which died."""
+        """A reminder is valid for the owner that gave it: if that owner died, the model may not have received it."""
         for approval in await self.open_approvals():
             if approval.reminded:
                 await self.tx.put_approval(approval.but(reminded=False))
 
     async def close_unknown(self) -> None:
-        """Claimed calls whose result never came: said in the log, never repeated."""
+        """Closes claimed calls without a result as unknown, in the log too; they are never repeated."""
         for approval in await self.open_approvals():
             if approval.state is ApprovalState.CLAIMED:
                 await self.tx.put_approval(approval.to(ApprovalState.UNKNOWN, closed_at=self.now))
                 await self._append_result(approval, OUTCOME_UNKNOWN, "unknown")
 
     async def break_off(self) -> None:
-        """To `idle`, with everything kept for whoever takes the turn up. One that was interrupted is over."""
+        """Sets the status `idle` and keeps everything for the owner that resumes the turn. An interrupted turn is over."""
         await self.close_unknown()
         self.set(
             recoveries=0,
@@ -208,7 +206,7 @@ class SessionUnit:
         await self.idle(events.requires_action(pending) if waits else events.RETRIES_EXHAUSTED)
 
     async def after_decisions(self) -> None:
-        """Says what is still waited for, or goes on when nothing is."""
+        """Updates what the session still waits for, or makes it run when there is nothing left."""
         if await self.holds_up():
             await self.idle(events.requires_action([a.event_id for a in await self.pending()]))
         else:

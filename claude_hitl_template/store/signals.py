@@ -1,4 +1,4 @@
-"""Waking those who wait for a change, and what is shown before it is committed. Ledgers tell each other by notes."""
+"""Wakes waiters of a topic and keeps previews of uncommitted events. Ledgers notify each other with notes."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ type Note = list[Any]
 
 
 class Signals:
-    """A version per topic, and a way to wait for the next one. Only topics somebody waits for cost memory."""
+    """A version per topic, and a way to wait for the next one. Only topics with a waiter use memory."""
 
     def __init__(self) -> None:
         self._version = 0
@@ -39,7 +39,7 @@ class Signals:
 
 
 class Listener:
-    """Register first, look at the store second, wait third: so that no change falls between."""
+    """Register first, read the store second, wait third: then no change is missed."""
 
     def __init__(self, waiting: defaultdict[str, set[asyncio.Event]], topics: Sequence[str]) -> None:
         self._waiting, self._topics, self._event = waiting, topics, asyncio.Event()
@@ -66,14 +66,14 @@ class Listener:
 
 
 class Previews:
-    """Deltas of events in the making. Their positions are times, so that a stream may go on at another ledger."""
+    """Deltas of unfinished events. Their positions are times, so that a stream can continue at another ledger."""
 
     def __init__(self) -> None:
         self._newest = 0
         self._kept: dict[str, deque[tuple[int, dict[str, Any]]]] = {}
 
     def now(self) -> int:
-        """The position of what comes next."""
+        """The position of the next delta."""
         return max(self._newest, time.time_ns() // 1000)
 
     def add(self, session_id: str, delta: Mapping[str, Any], position: int | None = None) -> int:

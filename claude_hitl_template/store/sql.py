@@ -380,7 +380,7 @@ def _transcript(key: TranscriptKey) -> list[sa.ColumnElement[bool]]:
 
 
 def _noun[T: Frozen](kind: type[T], row: Any) -> T:
-    """A stored record. Fields that a newer version added are kept as they are, and written back: it may be at work too."""
+    """A stored record. Unknown fields of a newer version are kept and written back: it may run at the same time."""
     return kind.model_validate(row.doc, extra="allow")
 
 
@@ -391,14 +391,14 @@ def _document(noun: BaseModel) -> dict[str, Any]:
 
 
 def _put_back(noun: BaseModel, document: dict[str, Any]) -> None:
-    """The fields that `_noun` kept: what forbids them does not write them either."""
+    """Adds the unknown fields that `_noun` kept: a model that forbids extra fields does not serialise them."""
     document.update(noun.model_extra or {})
-    for name in type(noun).model_fields:
-        value = getattr(noun, name)
+    for name, field in type(noun).model_fields.items():
+        value, stored = getattr(noun, name), document[field.serialization_alias or name]
         if isinstance(value, BaseModel):
-            _put_back(value, document[name])
+            _put_back(value, stored)
         elif isinstance(value, tuple):
-            for part, its in zip(value, document[name], strict=True):  # pyright: ignore[reportUnknownVariableType]
+            for part, its in zip(value, stored, strict=True):  # pyright: ignore[reportUnknownVariableType]
                 if isinstance(part, BaseModel):
                     _put_back(part, its)
 

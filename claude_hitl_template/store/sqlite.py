@@ -104,6 +104,9 @@ class SqliteBackend:
                     self._fail(group, failed)
         try:
             await asyncio.shield(group)
+        except asyncio.CancelledError:  # a caller that is cancelled may look at once what became of its write
+            await asyncio.wait({group})
+            raise
         except sqlite3.Error:
             if failed is None:
                 raise

@@ -10,13 +10,11 @@ from claude_hitl_template.domain.models import Approval, ApprovalState, Session,
 from claude_hitl_template.errors import InvalidInput, NotFound
 from claude_hitl_template.store.base import SUPERVISED, StoreBase
 from claude_hitl_template.store.clients import REPLIES_KEPT
-from claude_hitl_template.store.session_aggregate import SessionUnit
+from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 RETIRED = 100  # sessions deleted in one call
 EXISTING = 1000  # ids looked up in one call
-OVER = datetime(
-    1970, 1, 1, tzinfo=UTC
-)  # whatever a clock may say that jumps: the next owner gets another epoch
+OVER = datetime(1970, 1, 1, tzinfo=UTC)  # independent of clock jumps: the next owner gets another epoch
 
 
 class SupervisorRules(StoreBase):
@@ -61,8 +59,8 @@ class SupervisorRules(StoreBase):
             )  # it may have been interrupted meanwhile
             if unit.session.epoch == epoch and wanted:
                 unit.set(waits_for_room=True)
-                told = events.session_error(message, retry="retrying")
-                await unit.append([told.model_copy(update={"id": f"sevt_waiting_{session_id}_{epoch}"})])
+                notice = events.session_error(message, retry="retrying")
+                await unit.append([notice.model_copy(update={"id": f"sevt_waiting_{session_id}_{epoch}"})])
 
     async def supervised(self) -> list[Supervised]:
         async with self._reading() as tx:
@@ -115,7 +113,7 @@ class SupervisorRules(StoreBase):
     async def _retire(self, session_id: str, before: datetime) -> bool:
         async with self._writing("retire") as tx:
             session = await tx.session(session_id)
-            if session is None or not await _rests(SessionUnit(tx, session, self._clock()), before):
+            if session is None or not await _rests(SessionAggregate(tx, session, self._clock()), before):
                 return False
             await tx.delete_session(session_id)
         self._announce(None, session)
@@ -126,8 +124,8 @@ class SupervisorRules(StoreBase):
             await tx.find_key(f"ping {time.monotonic()}")
 
 
-async def _rests(unit: SessionUnit, before: datetime) -> bool:
-    """Whether nobody and nothing waits in the session, and nothing happened since."""
+async def _rests(unit: SessionAggregate, before: datetime) -> bool:
+    """Whether the session has no pending approval and no queued message, and has not changed since."""
     session = unit.session
     if session.lease is not None or session.updated_at >= before:
         return False

@@ -1,4 +1,4 @@
-"""The schema. Each table holds its record as a JSON document, beside the columns that queries look at.
+"""The schema. Each table holds its record as a JSON document, and in columns the fields that queries use.
 
 A change here needs a migration in store/migrations/versions; a test compares the two.
 """

@@ -13,7 +13,7 @@ from claude_hitl_template.files.blob_store import KEPT
 from claude_hitl_template.files.manifest import Manifest, SavedFile
 from claude_hitl_template.store.base import StoreBase, decode_seq_cursor, encode_cursor
 from claude_hitl_template.store.clients import earlier_reply, refuse_archived, remember_reply
-from claude_hitl_template.store.session_aggregate import SessionUnit
+from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 log = structlog.get_logger()
 MAX_BLOBS = 10_000  # in one call
@@ -44,13 +44,13 @@ class WorkspaceRules(StoreBase):
         return await self._files.get(_few(names))
 
     async def _seen_from(self, session_id: str | None, epoch: int | None) -> Session | None:
-        """The session that a caller looks from, None for the service itself. Raises NotFound, StaleOwner."""
+        """The session of the caller; None for the service itself. Raises NotFound, StaleOwner."""
         if session_id is None:
             return None
         async with self._reading() as tx:
             if epoch is not None:
-                return (await SessionUnit.load_owned(tx, session_id, epoch, self._clock())).session
-            return (await SessionUnit.load(tx, session_id, self._clock())).session
+                return (await SessionAggregate.load_owned(tx, session_id, epoch, self._clock())).session
+            return (await SessionAggregate.load(tx, session_id, self._clock())).session
 
     async def _check_named(self, session: Session, names: Sequence[str]) -> None:
         roots = [name for name in (session.workspace, *session.uploads) if name is not None]
@@ -66,7 +66,7 @@ class WorkspaceRules(StoreBase):
             raise broken
 
     async def _named_by(self, root: str) -> frozenset[str]:
-        """What a manifest names, kept for those used last: it never changes."""
+        """The blobs that a manifest names, cached: a manifest never changes."""
         found = self._contents.pop(root, None)
         if found is None:
             manifest, own = await manifests.load_with_parts(root, self._files.get)
@@ -145,7 +145,7 @@ class WorkspaceRules(StoreBase):
     async def _saved(self, session_id: str, key_id: str | None) -> Manifest:
         """With what was added and is not in the session's folder yet."""
         async with self._reading() as tx:
-            session = (await SessionUnit.load(tx, session_id, self._clock(), key_id=key_id)).session
+            session = (await SessionAggregate.load(tx, session_id, self._clock(), key_id=key_id)).session
         found = await manifests.load(session.workspace, self._files.get)
         for added in session.uploads:
             found = found.with_added((await manifests.load(added, self._files.get)).files)

@@ -26,14 +26,14 @@ from claude_hitl_template.api.model_endpoint import build_model_app
 from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.sandbox import default_sandbox
 from claude_hitl_template.cluster.supervisor import Supervisor
-from claude_hitl_template.config.secret_files import Shelf, SigningKey, hash_api_key
+from claude_hitl_template.config.secret_files import SecretFiles, SigningKey, hash_api_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.models import Agent, Environment, ImageFacts
 from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
-from claude_hitl_template.store.access import Authority, Desk, client
+from claude_hitl_template.store.access import Authority, Dispatcher, client
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
@@ -124,7 +124,7 @@ async def serve_in_process(
                 undrain=_nothing,
                 drained_s=_never,
                 operator_key=OPERATOR_KEY,
-                shelf=Shelf(folder),
+                shelf=SecretFiles(folder),
                 max_request_bytes=max_request_bytes,
                 requests_per_minute=requests_per_minute,
                 wrong_keys_per_minute=wrong_keys_per_minute,
@@ -148,7 +148,7 @@ class LocalLedger:
     def __init__(self, store: CoreStore) -> None:
         self.signing_key = SigningKey(secrets.token_bytes(32))
         self.authority = Authority(self.signing_key)
-        self._store, self._desk = store, Desk(store, self.authority)
+        self._store, self._desk = store, Dispatcher(store, self.authority)
 
     def reach[P](self, protocol: type[P], capability: str | None = None) -> P:
         """The store as `protocol`, with the methods that `capability` opens."""

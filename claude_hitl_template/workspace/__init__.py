@@ -1,1 +1,1 @@
-"""A session's folder: saved to the store's file area, and made anew from it, on whichever machine."""
+"""A session's folder: saved to the store's file area and restored from it on any machine."""

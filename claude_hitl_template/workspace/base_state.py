@@ -1,6 +1,6 @@
-"""What is known of a workspace's folder from one owner to the next: a file beside the folder. Blocking.
+"""The saved state that a workspace's folder is based on, kept in a file next to the folder. Blocking.
 
-It only saves work. One that is lost or damaged means that the folder is made anew from what was saved.
+It is an optimisation: if the file is lost or damaged, the folder is restored from the saved workspace.
 """
 
 import json
@@ -17,7 +17,7 @@ from claude_hitl_template.workspace.scan import Stamp
 
 
 @dataclass(frozen=True)
-class Known:
+class SavedState:
     """The saved state that the folder is based on, and the stamps of those of its files that are as they were saved."""
 
     name: str | None
@@ -25,7 +25,7 @@ class Known:
     stamps: Mapping[str, Stamp]
 
 
-def read(marker: Path) -> Known | None:
+def read(marker: Path) -> SavedState | None:
     """None when the folder was not finished, or nothing certain is known of it."""
     try:
         head, text, stamps = marker.read_bytes().split(b"\n")
@@ -34,17 +34,17 @@ def read(marker: Path) -> Known | None:
         if name is not None and blob_name(manifest.encode()[-1]) != name:
             return None
         found = cast(dict[str, Any], json.loads(stamps))
-        return Known(name, manifest, {path: Stamp(*row) for path, row in found.items()})
+        return SavedState(name, manifest, {path: Stamp(*row) for path, row in found.items()})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, InvalidInput):
         return None
 
 
-def write(marker: Path, known: Known) -> None:
+def write(marker: Path, known: SavedState) -> None:
     lines = (json.dumps({"base": known.name}), known.manifest.text().decode(), json.dumps(known.stamps))
     _replace(marker, "\n".join(lines).encode())
 
 
-def begin_anew(marker: Path) -> None:
+def mark_unfinished(marker: Path) -> None:
     """The folder is not what was saved until `write` says so."""
     _replace(marker, b"unfinished")
 

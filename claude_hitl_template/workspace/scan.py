@@ -1,4 +1,4 @@
-"""What a workspace's folder holds, and its content in pieces. Blocking; nothing is followed, nothing changed."""
+"""Lists a workspace's folder and reads its files in batches. Blocking; follows no link and changes nothing."""
 
 import os
 import stat
@@ -55,7 +55,7 @@ class Found(NamedTuple):
 
 @dataclass
 class Listing:
-    """All of a folder. `left_out`: what cannot be saved, and why; what is excluded is not even listed."""
+    """All entries of a folder. `left_out`: paths that cannot be saved, with the reason; excluded ones are not listed."""
 
     began_ns: int = field(default_factory=time.time_ns)
     files: list[Found] = field(default_factory=list[Found])
@@ -85,7 +85,7 @@ def excluded(path: str, patterns: Iterable[str], *, is_folder: bool) -> bool:
     return False
 
 
-def look(
+def list_folder(
     folder: Path, *, exclude: Iterable[str] = (), baked: Container[str] = (), max_files: int = MAX_FILES
 ) -> Listing:
     """Raises OSError when the folder itself cannot be read, TooLarge for too many files."""
@@ -175,7 +175,7 @@ class Batch:
 def read(folder: Path, files: Iterable[Found], known: Container[str]) -> Iterator[Batch]:
     """The files' content, in batches that fit a call. Blobs that are `known` are hashed, and not handed out.
 
-    A file that goes away or becomes something else meanwhile is passed over: whoever looks next sees it.
+    A file that disappears or changes its type meanwhile is skipped; the next scan sees the change.
     """
     batch = Batch()
     for found in files:

@@ -1,4 +1,4 @@
-"""Keeps a session's folder and what is saved of it the same: restored before work, saved after it. No Ray in here."""
+"""Synchronises a session's folder with its saved copy: restored before work, saved after it. Independent of Ray."""
 
 import asyncio
 import errno
@@ -16,13 +16,13 @@ from claude_hitl_template.files.manifest import CHUNK_BYTES, Manifest, SavedFile
 from claude_hitl_template.presentation.text import size
 from claude_hitl_template.store.protocol import Owners, SavedBlobs
 from claude_hitl_template.workspace import base_state, scan
-from claude_hitl_template.workspace.base_state import Known
+from claude_hitl_template.workspace.base_state import SavedState
 from claude_hitl_template.workspace.scan import Listing
-from claude_hitl_template.workspace.writer import Tree, wipe
+from claude_hitl_template.workspace.writer import TreeWriter, wipe
 
 log = structlog.get_logger()
 
-PROGRESS_BYTES = 128 * 1024 * 1024  # what is larger says how far it is, this often
+PROGRESS_BYTES = 128 * 1024 * 1024  # interval of progress reports for larger workspaces
 # A clock of the file system ticks every 10 ms at most: a file that changed so shortly before it was looked at may have
 # changed again since, with the same times. It is read again.
 _TICK_NS = 100_000_000
@@ -34,15 +34,15 @@ type Progress = Callable[
 ]  # "saving" or "restoring", bytes done, bytes in all
 
 
-async def silent(_doing: str, _done_bytes: int, _of_bytes: int) -> None:
+async def ignore_progress(_doing: str, _done_bytes: int, _of_bytes: int) -> None:
     pass
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkspaceLocation:
     """Where a session's workspace is on this machine.
 
-    `marker` is a file beside the folder. `lasts`: the folder stays when the owner's process is gone. `baked`: names at
+    `marker` is a file next to the folder. `lasts`: the folder stays when the owner's process is gone. `baked`: names at
     the folder's top that belong to the image, and are neither saved nor touched. `exclude`: globs (see scan.excluded).
     """
 
@@ -57,14 +57,14 @@ class Place:
 class Workspace:
     """One session's workspace, under one lease."""
 
-    def __init__(self, place: Place, store: Owners, session: Session) -> None:
+    def __init__(self, place: WorkspaceLocation, store: Owners, session: Session) -> None:
         self._place, self._store = place, store
         self._id, self._epoch = session.id, session.epoch
         self._get_blobs = functools.partial(store.get_blobs, session_id=self._id, epoch=self._epoch)
-        self._base = Known(session.workspace, manifests.EMPTY, {})
+        self._base = SavedState(session.workspace, manifests.EMPTY, {})
         self._ready = False
         self._taken: tuple[str, ...] = ()
-        self._told: tuple[str, ...] = ()
+        self._reported: tuple[str, ...] = ()
         self._saving = asyncio.Lock()
         self.unsaved = False
 
@@ -79,11 +79,11 @@ class Workspace:
 
     # -- before work
 
-    async def restore(self, session: Session, progress: Progress = silent) -> list[str]:
-        """Makes the folder what was saved last, with the files that were added since; returns what a human should be told.
+    async def restore(self, session: Session, progress: Progress = ignore_progress) -> list[str]:
+        """Restores the last saved state, with the files added since. Returns messages for a human.
 
         A folder that is still there and based on that is kept as it is: it may hold more than could be saved. Raises
-        EngineError, which says what to mend; Unavailable.
+        EngineError with the fix; Unavailable.
         """
         if self._ready:
             return await self._take(session)
@@ -96,33 +96,33 @@ class Workspace:
         self._ready = True
         return await self._take(session)
 
-    async def _kept(self, name: str | None) -> Known | None:
+    async def _kept(self, name: str | None) -> SavedState | None:
         if not self._place.lasts or not self.folder.is_dir():
             return None
         known = await asyncio.to_thread(base_state.read, self._place.marker)
         if known is not None and known.name == name:
             return known
-        return Known(None, manifests.EMPTY, {}) if name is None else None
+        return SavedState(None, manifests.EMPTY, {}) if name is None else None
 
-    async def _restored(self, session: Session, progress: Progress) -> Known:
+    async def _restored(self, session: Session, progress: Progress) -> SavedState:
         place, name = self._place, session.workspace
         await asyncio.to_thread(place.folder.mkdir, parents=True, exist_ok=True)
         if name is None:
-            return Known(None, manifests.EMPTY, {})
+            return SavedState(None, manifests.EMPTY, {})
         whole = (await manifests.load(name, self._get_blobs)).without(place.baked)
-        await asyncio.to_thread(base_state.begin_anew, place.marker)
+        await asyncio.to_thread(base_state.mark_unfinished, place.marker)
         await asyncio.to_thread(wipe, place.folder, place.baked)
-        with Tree(place.folder) as tree:
+        with TreeWriter(place.folder) as tree:
             await self._write(tree, whole, progress)
             for link in whole.links:  # last, so that nothing could be written through one
                 await asyncio.to_thread(tree.link, link)
             for folder in whole.folders:
                 await asyncio.to_thread(tree.folder, folder)
-            known = Known(name, whole, tree.stamps)
+            known = SavedState(name, whole, tree.stamps)
         await asyncio.to_thread(base_state.write, place.marker, known)
         return known
 
-    async def _write(self, tree: Tree, manifest: Manifest, progress: Progress) -> None:
+    async def _write(self, tree: TreeWriter, manifest: Manifest, progress: Progress) -> None:
         counting = _Counting("restoring", manifest.size_bytes, progress)
         contents: Mapping[str, bytes] = {}
         for pieces in _batches(manifest.files):
@@ -133,25 +133,25 @@ class Workspace:
             await counting.add(sum(len(contents[f.chunks[n]]) for f, n in pieces if f.chunks))
 
     async def _take(self, session: Session) -> list[str]:
-        """Puts files that were added to the session into the folder. One that cannot be put there is told, and given up."""
-        told: list[str] = []
+        """Writes the session's added files into the folder. One that cannot be written is reported and skipped."""
+        messages: list[str] = []
         for name in session.uploads:
             if name in self._taken:
                 continue
             try:
                 added = (await manifests.load(name, self._get_blobs)).without(self._place.baked)
             except (NotFound, InvalidInput) as error:
-                told.append(f"files that were uploaded are lost: {error}")
+                messages.append(f"files that were uploaded are lost: {error}")
                 added = manifests.EMPTY
             for file in added.files:
-                told += await self._take_one(file)
+                messages += await self._take_one(file)
             self._taken = (*self._taken, name)
-        return told
+        return messages
 
     async def _take_one(self, file: SavedFile) -> list[str]:
         try:
-            with Tree(self.folder) as tree:
-                await self._write(tree, Manifest.of([file]), silent)
+            with TreeWriter(self.folder) as tree:
+                await self._write(tree, Manifest.of([file]), ignore_progress)
         except OSError as error:
             why = (error.strerror or "unknown error").lower()
             if error.errno in _NO_ROOM:
@@ -163,8 +163,8 @@ class Workspace:
 
     # -- after work
 
-    async def save(self, progress: Progress = silent) -> list[str]:
-        """Saves what changed. Returns what a human should be told: what could not be saved, why, and what to do; once.
+    async def save(self, progress: Progress = ignore_progress) -> list[str]:
+        """Saves the changes. Returns messages for a human, each once: what could not be saved, why, and the fix.
 
         Without a change nothing is asked of the store. Raises StaleOwner, nothing else: the turn goes on.
         """
@@ -176,15 +176,15 @@ class Workspace:
             except StaleOwner:
                 raise
             except HitlError as error:
-                told = self._failed(str(error))
+                messages = self._failed(str(error))
             except OSError as error:
-                told = self._failed(
+                messages = self._failed(
                     f"its folder cannot be read ({(error.strerror or 'unknown error').lower()})"
                 )
             else:
-                self.unsaved, told = False, _not_kept(left_out)
-        news = [line for line in told if line not in self._told]
-        self._told = tuple(told)
+                self.unsaved, messages = False, _not_kept(left_out)
+        news = [line for line in messages if line not in self._reported]
+        self._reported = tuple(messages)
         return news
 
     def _failed(self, why: str) -> list[str]:
@@ -197,7 +197,9 @@ class Workspace:
 
     async def _save(self, progress: Progress) -> list[tuple[str, str]]:
         place, base = self._place, self._base
-        listing = await asyncio.to_thread(scan.look, place.folder, exclude=place.exclude, baked=place.baked)
+        listing = await asyncio.to_thread(
+            scan.list_folder, place.folder, exclude=place.exclude, baked=place.baked
+        )
         _check_size(listing, place.max_bytes)
         old = {f.path: f for f in base.manifest.files}
         same = {
@@ -219,7 +221,7 @@ class Workspace:
         certain = listing.began_ns - _TICK_NS
         stamps = {path: base.stamps[path] for path in same}
         stamps |= {file.path: stamp for file, stamp in fresh.files if stamp.ctime_ns < certain}
-        self._base = Known(name, found, stamps)
+        self._base = SavedState(name, found, stamps)
         if place.lasts and (name != base.name or stamps != base.stamps):
             await asyncio.to_thread(base_state.write, place.marker, self._base)
         return [*listing.left_out, *fresh.left_out]
@@ -243,7 +245,7 @@ class Workspace:
 
 async def put_files(store: SavedBlobs, folder: Path) -> str:
     """Puts the files of a folder where `Clients.add_files` finds them; returns their manifest's name. Raises Unavailable."""
-    listing = await asyncio.to_thread(scan.look, folder)
+    listing = await asyncio.to_thread(scan.list_folder, folder)
     files: list[SavedFile] = []
     reading = scan.read(folder, listing.files, ())
     while (batch := await asyncio.to_thread(next, reading, None)) is not None:

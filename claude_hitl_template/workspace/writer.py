@@ -1,6 +1,6 @@
 """Writes what was saved into a folder. Blocking.
 
-What is written may come from anywhere, and the folder may hold links that an agent made: every step of a path is opened
+The files may come from anywhere, and the folder may hold links that an agent made: every step of a path is opened
 as the folder it must be, so that nothing is ever written through a link.
 """
 
@@ -17,10 +17,10 @@ from claude_hitl_template.files.safe_open import FOLDER
 from claude_hitl_template.workspace.scan import UNFINISHED, Stamp
 
 
-class Tree:
+class TreeWriter:
     """Below `folder`, which exists. `stamps` has those of the files that were finished, by path.
 
-    What is made belongs to whom the folder belongs to: an agent's sandbox may run as another user than the service.
+    New files get the folder's owner: an agent's sandbox may run as another user than the service.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,7 +34,7 @@ class Tree:
         self._written_bytes = 0
         self.stamps: dict[str, Stamp] = {}
 
-    def __enter__(self) -> "Tree":
+    def __enter__(self) -> "TreeWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,7 +99,7 @@ class Tree:
         self._parent(f"{path}/x")
 
     def _parent(self, path: str) -> int:
-        """The folder that `path` lies in, made where it is missing. Open until the next one is asked for."""
+        """The parent folder of `path`, created if missing. Open until the next one is requested."""
         inside = path.rpartition("/")[0]
         if self._near is not None and self._near[0] == inside:
             return self._near[1]
@@ -137,7 +137,7 @@ def wipe(folder: Path, baked: Container[str] = ()) -> None:
             continue
         try:
             shutil.rmtree(entry.path)
-        except PermissionError:  # the agent may have made folders that nobody may write
+        except PermissionError:  # the agent may have made read-only folders
             _open_up(entry.path)
             shutil.rmtree(entry.path)
 

@@ -11,6 +11,7 @@ TARGETS: {"addresses": [..], "ports": {name: port}, "unix": {name: path}, "abstr
 """
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -86,6 +87,14 @@ def attempts(targets: dict) -> Iterator[tuple[str, Attempt]]:
         "a foreign control group",
         lambda: os.path.isdir("/sys/fs/cgroup") and bool(os.listdir("/sys/fs/cgroup")),
     )
+    yield "user namespaces of its own", lambda: ran("unshare --user --map-root-user true")
+    yield "a socket to the host of the machine", lambda: bool(socket.socket(socket.AF_VSOCK))
+    for name in ("io_uring_setup", "userfaultfd", "keyctl"):
+        yield f"the call {name}", lambda n=name: called(n)
+    yield (
+        "variables of the CLI in process 1",
+        lambda: any(one in text_of("/proc/1/environ") for one in ("ANTHROPIC_", "MESSAGING")),
+    )
     yield "the name of the machine", lambda: socket.gethostname() == targets.get("hostname")
 
 
@@ -107,6 +116,21 @@ COMMANDS = {
     "another user": "su -c true",
     "sudo": "sudo -n true",
 }
+
+
+# Numbers of system calls, by machine.
+CALLS = {
+    "io_uring_setup": {"x86_64": 425, "aarch64": 425},
+    "userfaultfd": {"x86_64": 323, "aarch64": 282},
+    "keyctl": {"x86_64": 250, "aarch64": 219},  # with zeros it asks for the id of a keyring
+}
+
+
+def called(name: str) -> bool:
+    """Whether the kernel knows the call here; what it says of arguments that make no sense does not count."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.syscall(CALLS[name][os.uname().machine], 0, 0, 0, 0, 0)
+    return result >= 0 or ctypes.get_errno() != errno.ENOSYS
 
 
 def connected(address: str, port: int) -> bool:

@@ -299,7 +299,7 @@ def test_each_port_of_a_vm_that_is_off_is_named_from_the_mac(hosts: Hosts, mac: 
     off = {check["name"]: check for check in json.loads(said)}
     for name in ("dashboard", "Ray Client", "service", "panel"):
         assert off[name]["level"] == "wrong"
-        assert "start the VM" in off[name]["mend"]
+        assert "start the VM" in off[name]["fix"]
     assert deploy.returncode != 0
     assert "Fix:" in deploy.stderr
 

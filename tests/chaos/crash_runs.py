@@ -28,7 +28,7 @@ from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.sqlite import SqliteBackend
-from claude_hitl_template.workspace.sync import Place, put_files
+from claude_hitl_template.workspace.sync import WorkspaceLocation, put_files
 from tests import faults
 from tests.chaos.oracle import Acknowledged
 from tests.chaos.plans import Plan, Planner
@@ -193,7 +193,7 @@ async def _drive(home: Home, store: CoreStore, session: Session, model_url: str)
         store,
         session,
         make_engine=make_engine,
-        workspace=Place(cli.workspace, home.root / "saved"),
+        workspace=WorkspaceLocation(cli.workspace, home.root / "saved"),
         is_plan_folder=is_plan_folder(cli.config_dir),
         limits=Limits(hot_window_s=0.0, idle_timeout_s=0.0),
     )

@@ -30,7 +30,7 @@ from tests.chaos.report import Report
 from tests.chaos.tcp_proxy import Line
 from tests.chaos.tcp_proxy import serving as line_serving
 from tests.chaos.victims import Victims
-from tests.chaos.workload import Crowd
+from tests.chaos.workload import Workload
 from tests.integration.harness import KEY, Service
 from tests.serving import model_app, serving
 
@@ -72,8 +72,8 @@ def run(choice: Choice, folder: Path) -> Report:
 
 
 async def _run(choice: Choice, service: Service, journal: Path) -> Report:
-    crowd = Crowd(service.base, KEY, Planner(choice.seed, journal), choice.seed)
-    async with _targets(choice, service, crowd) as targets:
+    load = Workload(service.base, KEY, Planner(choice.seed, journal), choice.seed)
+    async with _targets(choice, service, load) as targets:
         striker = Striker(targets, choice.seed)
         began = time.monotonic()
 
@@ -81,8 +81,8 @@ async def _run(choice: Choice, service: Service, journal: Path) -> Report:
             time_left = choice.minutes is None or time.monotonic() - began < choice.minutes * 60
             return time_left and (choice.kills is None or kills(striker) < choice.kills)
 
-        unanswered = await _struggle(crowd, striker, go_on)
-        return await _judged(choice, targets, crowd, striker, unanswered, journal)
+        unanswered = await _struggle(load, striker, go_on)
+        return await _judged(choice, targets, load, striker, unanswered, journal)
 
 
 def kills(striker: Striker) -> int:
@@ -90,7 +90,7 @@ def kills(striker: Striker) -> int:
 
 
 @asynccontextmanager
-async def _targets(choice: Choice, service: Service, crowd: Crowd) -> AsyncGenerator[Targets]:
+async def _targets(choice: Choice, service: Service, load: Workload) -> AsyncGenerator[Targets]:
     """A service that runs, with a model, and with a database, or a disk, of its own."""
     met: list[Strike] = []
 
@@ -100,7 +100,7 @@ async def _targets(choice: Choice, service: Service, crowd: Crowd) -> AsyncGener
     model = UnluckyModel(lambda misfortune: meet(f"the model {misfortune}"))
     points = Points(service.root / "faults")
     service.environment |= points.environment
-    victims = Victims(service, lambda: crowd.created[-10 * PEOPLE :])
+    victims = Victims(service, lambda: load.created[-10 * PEOPLE :])
     async with AsyncExitStack() as stack:
         service.environment["ANTHROPIC_BASE_URL"] = await stack.enter_async_context(
             serving(model_app(model, flaky_model.verify))
@@ -130,10 +130,10 @@ async def _database(
     return (Postgres(local, {"port": str(made.port)}), line), None
 
 
-async def _struggle(crowd: Crowd, striker: Striker, go_on: Callable[[], bool]) -> list[str]:
+async def _struggle(load: Workload, striker: Striker, go_on: Callable[[], bool]) -> list[str]:
     """Works and strikes at once; when the time is over, the strikes end, and the people end what they began."""
     striking = [asyncio.create_task(asyncio.to_thread(row)) for row in striker.rows]
-    working = asyncio.create_task(crowd.work(PEOPLE, go_on))
+    working = asyncio.create_task(load.work(PEOPLE, go_on))
     while go_on() and not any(task.done() for task in (*striking, working)):
         await asyncio.sleep(0.2)
     striker.end()
@@ -189,12 +189,12 @@ def _left(victims: Victims) -> dict[str, list[int]]:
 
 
 async def _judged(
-    choice: Choice, targets: Targets, crowd: Crowd, striker: Striker, unanswered: list[str], journal: Path
+    choice: Choice, targets: Targets, load: Workload, striker: Striker, unanswered: list[str], journal: Path
 ) -> Report:
     service = targets.service
     async with httpx.AsyncClient(base_url=service.base, headers={"x-api-key": KEY}, timeout=60) as client:
         unanswered = [*unanswered, *await _come_to_rest(client)]
-        files = {session_id: await _saved(client, session_id) for session_id in crowd.created}
+        files = {session_id: await _saved(client, session_id) for session_id in load.created}
     left = await asyncio.to_thread(_left, targets.victims)
     backup = service.root / "backup.zip"
     done = await asyncio.to_thread(service.hitl, "backup", str(backup))
@@ -202,9 +202,9 @@ async def _judged(
         raise ConfigError(f"no backup could be made:\n{done.stderr}", "correct that")
     record = read_dump(
         backup,
-        acknowledged=crowd.acknowledged,
-        created=crowd.created,
-        streams=crowd.streams,
+        acknowledged=load.acknowledged,
+        created=load.created,
+        streams=load.streams,
         runs=read_journal(journal),
         files=files,
         processes=left,
@@ -214,7 +214,7 @@ async def _judged(
         **vars(choice),
         "minutes struck": round(striker.struck_s / 60, 1),
         "left out": [] if targets.disk or choice.postgres else ["fill the disk: only root may mount one"],
-        "conversations": crowd.by_kind,
-        "decisions refused": crowd.refused,
+        "conversations": load.by_kind,
+        "decisions refused": load.refused,
     }
-    return Report(facts, striker.done(), crowd.cuts, record, judge(record), unanswered)
+    return Report(facts, striker.done(), load.cuts, record, judge(record), unanswered)

@@ -35,7 +35,7 @@ class Heard:
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Crowd:
+class Workload:
     """`people` conversations at a time, from a planner; see `acknowledged`, `created`, `streams`, `cuts` afterwards."""
 
     def __init__(self, base: str, key: str, planner: Planner, seed: int) -> None:
@@ -68,8 +68,8 @@ class Crowd:
 
 
 class Conversation:
-    def __init__(self, crowd: Crowd, client: httpx.AsyncClient, plan: Plan, seed: int) -> None:
-        self._crowd, self._client, self._plan = crowd, client, plan
+    def __init__(self, load: Workload, client: httpx.AsyncClient, plan: Plan, seed: int) -> None:
+        self._crowd, self._client, self._plan = load, client, plan
         self._chance = random.Random(f"{seed} cuts {plan.number}")
         self._id, self._heard, self._said = "", Heard(), 0
 

@@ -17,6 +17,7 @@ from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 from claude_hitl_template.testing.clock import FakeClock
 from claude_hitl_template.testing.memory_backend import MemoryBackend
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+from tests.contract.test_anthropic_sdk import Client
 from tests.mutants import MUTANTS
 from tests.postgres import Server, serving
 
@@ -103,3 +104,19 @@ def hot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
     folder = tmp_path_factory.mktemp("hot")
     with serve_in_thread(folder, keys=KEYS, hot_window_s=600.0, idle_timeout_s=0.0) as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def client(parking: Threaded) -> Iterator[Client]:
+    """The official SDK as a client of `parking`."""
+    made = Client(parking)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def permitted(permitting: Threaded) -> Iterator[Client]:
+    """The official SDK as a client of `permitting`."""
+    made = Client(permitting)
+    yield made
+    made.close()

@@ -145,13 +145,6 @@ def parked(parking: Threaded) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="module")
-def permitted(permitting: Threaded) -> Iterator[Client]:
-    client = Client(permitting)
-    yield client
-    client.close()
-
-
-@pytest.fixture(scope="module")
 def awake(hot: Threaded) -> Iterator[Client]:
     client = Client(hot)
     yield client

@@ -87,7 +87,7 @@ async def test_a_host_that_is_not_listed_is_asked_for_and_reached_once_it_is_all
     assert (await h.until_idle())["type"] == "end_turn"
     assert files.asked == ["GET files.example.org/year.csv"]
     _, granted, second = await results(h)
-    assert "until the turn ends" in granted
+    assert "until the end of the turn" in granted
     assert second == "the numbers of the year"
     assert (await h.store.get_approval(approval.id, KEY)).state is ApprovalState.SUCCEEDED
 

@@ -25,13 +25,6 @@ LEAVING = ("bash", "write", "edit", "web_fetch", "web_search")
 
 
 @pytest.fixture(scope="module")
-def client(parking: Threaded) -> Iterator[Client]:
-    made = Client(parking)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def denying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
     folder = tmp_path_factory.mktemp("denying")
     floor = Floor(rules=(Rule(rule="Write", policy="always_deny"),), default="always_allow")

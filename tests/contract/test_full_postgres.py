@@ -14,7 +14,7 @@ import pytest
 from claude_hitl_template.cli.host.ports import free_ports
 from claude_hitl_template.cli.host.postgres import LocalPostgres
 from claude_hitl_template.domain.models import ApprovalState
-from claude_hitl_template.errors import Away, Unavailable
+from claude_hitl_template.errors import StoreUnreachable, Unavailable
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
@@ -100,7 +100,7 @@ async def until_back(server: Cramped, store: CoreStore) -> None:
         while True:
             if server.pid() is None:
                 await asyncio.to_thread(server.up)
-            with suppress(Away):
+            with suppress(StoreUnreachable):
                 return await store.ping()
             await asyncio.sleep(0.1)
 
@@ -114,7 +114,7 @@ async def test_what_a_full_disk_of_postgres_cannot_keep_is_not_acknowledged_and_
     await store.send_events(session_id, KEY, [said("t1")], decided_by="ann")
     filler = fill(cramped.disk)
     acknowledged, why = await until_refused(store, session_id)
-    assert isinstance(why, Away) or "disk" in str(why)
+    assert isinstance(why, StoreUnreachable) or "disk" in str(why)
     with suppress(Unavailable):  # so small a thing may find room
         await store.send_events(session_id, KEY, [said("t2", "deny")], decided_by="ann")
     filler.unlink()

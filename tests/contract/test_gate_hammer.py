@@ -32,7 +32,7 @@ from claude_hitl_template.session.runner import Limits, SessionRunner
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
-from claude_hitl_template.workspace.sync import Place
+from claude_hitl_template.workspace.sync import WorkspaceLocation
 from tests.other_cli import other_cli
 from tests.serving import model_app, serving
 
@@ -241,7 +241,7 @@ class Case:
             store,
             session,
             make_engine=lambda s, gate: CliEngine(s, gate, transcripts, config),
-            workspace=Place(config.workspace, self.folder / "saved"),
+            workspace=WorkspaceLocation(config.workspace, self.folder / "saved"),
             is_plan_folder=is_plan_folder(config.config_dir),
             limits=Limits(hot_window_s=0.0, idle_timeout_s=0.0),
         )

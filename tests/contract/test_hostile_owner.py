@@ -12,7 +12,7 @@ from claude_hitl_template.domain.events import draft
 from claude_hitl_template.domain.models import Agent, Environment, Session, Usage
 from claude_hitl_template.errors import HitlError, StaleOwner, Unauthorized
 from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
-from claude_hitl_template.store.access import OPENED, Authority, Client, Desk, client, methods_of
+from claude_hitl_template.store.access import OPENED, Authority, Client, Dispatcher, client, methods_of
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.protocol import Call, Clients, Owners, Reachable, Store, Supervision, Windows
@@ -34,7 +34,7 @@ class House:
     def __init__(self) -> None:
         self.store = CoreStore(MemoryBackend())
         self.authority = Authority(SigningKey(b"k" * 32))
-        self.desk = Desk(self.store, self.authority)
+        self.desk = Dispatcher(self.store, self.authority)
         self.sessions: dict[str, Session] = {}
         self.blobs = {OWN: b"mine", OTHER: b"theirs"}
 
@@ -83,12 +83,12 @@ class House:
             "key_id": session.key_id,
             "key": {"scope": session.id, "project_key": "-", "session_id": "s", "subpath": ""}, "project_key": "-",
             "call_id": f"a-{session.id}", "approval_id": "appr_x", "event_id": "sevt_x", "limit": 10, "timeout_s": 0,
-            "after": 0, "wakes": -1, "version": -1, "drafts": [], "calls": [], "cwd": "/w", "expires_at": None,
+            "after": 0, "revision": -1, "version": -1, "drafts": [], "calls": [], "cwd": "/w", "expires_at": None,
             "run_digest": "a", "claim_id": "c", "end_id": "e", "usage": Usage(), "stop_reason": {"type": "end_turn"},
             "approval_ids": [], "deltas": [{"d": 1}], "manifest": session.workspace, "names": [blob_name(blob)],
             "blobs": [blob], "entries": [{"uuid": "u"}], "name": "minted", "secret_hash": "h", "holder": "me",
             "lease_s": 1.0, "message": "m", "before": session.created_at, "path": "f", "inbound": [said(f"a-{session.id}")],
-            "decided_by": "ann", "said": said(f"a-{session.id}"), "changes": {"title": "t"}, "agent": Agent(),
+            "decided_by": "ann", "confirmation": said(f"a-{session.id}"), "changes": {"title": "t"}, "agent": Agent(),
             "environment": Environment(), "title": None, "metadata": {}, "initial": [],
             "given": {"host": "files.example.org", "port": 443, "because": "curl"},
         }  # fmt: skip
@@ -202,7 +202,7 @@ async def test_an_owner_says_nothing_in_a_humans_name(house: House) -> None:
     unasked = Call(
         call_id="z", tool_name="Bash", input={}, digest="z", verdict="allow", standing_rule="ann said so"
     )
-    with pytest.raises(HitlError, match="nobody has remembered"):
+    with pytest.raises(HitlError, match="no such rule is remembered"):
         await mine.open_calls(session.id, session.epoch, [], [unasked], cwd="/w", expires_at=None)
 
 
@@ -224,7 +224,7 @@ def test_what_opens_the_ledger_cannot_be_sent() -> None:
     import pickle  # noqa: PLC0415
 
     key = SigningKey(b"k" * 32)
-    for held in (key, Authority(key), Desk(CoreStore(MemoryBackend()), Authority(key))):
-        with pytest.raises(TypeError, match="stays in"):
+    for held in (key, Authority(key), Dispatcher(CoreStore(MemoryBackend()), Authority(key))):
+        with pytest.raises(TypeError, match="cannot be sent"):
             pickle.dumps(held)
     assert "k" * 32 not in repr(key)

@@ -8,13 +8,13 @@ from typing import Any
 import httpx
 import pytest
 
-from claude_hitl_template.api.schema import OPERATIONS
 from claude_hitl_template.config.secret_files import hash_api_key
 from claude_hitl_template.domain.models import Agent, Environment
 from claude_hitl_template.errors import Conflict, NotFound
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+from tests.contract.routes import OPERATIONS
 
 NEW_SESSION = {"agent": "default", "environment_id": "default"}
 
@@ -100,7 +100,7 @@ def test_a_revoked_key_opens_no_route_within_a_second_and_another_still_does(
         stops_working(bob)
         for route, operation in OPERATIONS.items():
             method, path = route.split()
-            if not operation.open:
+            if operation["security"]:
                 answer = bob.request(method, re.sub(r"\{\w+\}", "x", path))
                 assert answer.status_code in (401, 429), route
         assert alice.get("/v1/sessions").status_code == 200

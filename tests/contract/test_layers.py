@@ -367,7 +367,7 @@ async def test_a_missing_tool_is_reported_without_asking_anybody(
         assert use.payload["evaluated_permission"] == "allow"
     results = await h.log("agent.mcp_tool_result")
     assert [r.payload["is_error"] for r in results] == [False, False]
-    assert "A human was told that jq is missing" in str(results[0].payload["content"])
+    assert "A human was informed that jq is missing" in str(results[0].payload["content"])
     assert (await h.store.list_approvals("key_test", limit=1)).data == []
 
 

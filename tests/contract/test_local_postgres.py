@@ -18,7 +18,7 @@ from claude_hitl_template.cli.host import postgres
 from claude_hitl_template.config.secret_files import prepare
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.store.connect import look, store_url
+from claude_hitl_template.store.connect import check_database, store_url
 from tests.postgres import require
 
 
@@ -42,13 +42,13 @@ def test_it_is_made_when_asked_for_and_used_from_then_on(settings: Settings):
     assert postgres.start_missing(settings, make=True) == []
     prepare(settings)  # at the next start, without its option
     assert store_url(settings) == postgres.local(settings).url
-    found = look(settings)
+    found = check_database(settings)
     assert (found.problem, "version" in found.place) == (None, True)
     assert postgres.local(settings).url.split(":")[2].split("@")[0] not in found.place
     assert postgres.local(settings).stop()
     assert not postgres.local(settings).stop()
     check = database_check(settings)
-    assert (check.level, check.mend) == ("warning", "./hitl up")
+    assert (check.level, check.fix) == ("warning", "./hitl up")
     assert postgres.start_missing(settings, make=False) == ["started Postgres"]
 
 
@@ -98,10 +98,10 @@ def test_a_folder_that_the_servers_user_cannot_reach_is_named_with_what_mends_it
     settings.data_dir.parent.chmod(0o700)
     with pytest.raises(ConfigError, match="cannot reach") as raised:
         postgres.start_missing(settings, make=True)
-    assert "HITL_DATA_DIR" in raised.value.mend
+    assert "HITL_DATA_DIR" in raised.value.fix
 
 
 def test_what_is_not_installed_is_named_with_what_installs_it():
     with pytest.raises(ConfigError, match="no-such-program") as raised:
         postgres.find_program("no-such-program")
-    assert "apt install postgresql" in raised.value.mend
+    assert "apt install postgresql" in raised.value.fix

@@ -9,7 +9,6 @@ import pytest
 from anthropic.types.beta import BetaManagedAgentsSession
 from mcp.server.mcpserver import MCPServer
 
-from claude_hitl_template.testing.threaded import Threaded
 from tests.contract.test_anthropic_sdk import Client, check_event, scripted, strictly
 from tests.serving import loopback
 
@@ -48,20 +47,6 @@ def notes() -> Iterator[Notes]:
     with loopback(found.build().streamable_http_app(stateless_http=True)) as address:
         found.url = f"{address}/mcp"
         yield found
-
-
-@pytest.fixture(scope="module")
-def client(parking: Threaded) -> Iterator[Client]:
-    made = Client(parking)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def permitted(permitting: Threaded) -> Iterator[Client]:
-    made = Client(permitting)
-    yield made
-    made.close()
 
 
 def agent(notes: Notes, toolset: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:

@@ -207,4 +207,4 @@ def test_migrating_twice_changes_nothing(tmp_path: Path):
 def test_a_folder_that_is_not_there_is_a_config_error(tmp_path: Path):
     with pytest.raises(ConfigError) as raised:
         migrate(sqlite_url(tmp_path / "missing" / "store.db"))
-    assert raised.value.mend
+    assert raised.value.fix

@@ -116,8 +116,8 @@ async def test_a_decision_wakes_a_parked_session_which_is_reminded_once(store: C
     await store.acquire(sid, "two", lease_s=15)
     now = await store.snapshot(sid, 2)
     decided = [a for a in now.approvals if a.state is ApprovalState.ALLOWED]
-    assert [a.id for a in (*decided, *now.untold)] == [asked.id]
-    told = events.reminder(decided, now.untold)
+    assert [a.id for a in (*decided, *now.unreported_refusals)] == [asked.id]
+    told = events.reminder(decided, now.unreported_refusals)
     assert told.startswith(events.HOSTS_DECIDED)
     assert ("files.example.org" in told, "refused" in told.splitlines()[1]) == (True, result == "deny")
     await store.remind(sid, 2, [asked.id])
@@ -205,7 +205,7 @@ async def test_a_host_that_nobody_decided_on_in_time_is_refused(store: CoreStore
     assert (await store.get_session(sid)).status == "running"
     assert (await ask(store, sid)).state is ApprovalState.EXPIRED
     [result] = await results(store, sid, asked)
-    assert "nobody decided" in result["content"][0]["text"]
+    assert "no decision" in result["content"][0]["text"]
 
 
 async def test_a_stale_owner_asks_for_nothing(store: CoreStore):

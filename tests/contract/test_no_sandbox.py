@@ -61,7 +61,7 @@ async def test_where_the_kernel_refuses_namespaces_no_session_starts_and_the_log
     assert DENIED in why
     assert sandbox.FIX in why
     check = sandbox_check("on")
-    assert (check.level, check.found, check.mend) == ("wrong", DENIED, sandbox.FIX)
+    assert (check.level, check.found, check.fix) == ("wrong", DENIED, sandbox.FIX)
 
 
 def test_a_machine_that_refuses_is_found_before_any_session(no_namespaces: None):

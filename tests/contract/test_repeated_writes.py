@@ -10,7 +10,7 @@ from claude_hitl_template.domain import events
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.events import UserInterrupt
 from claude_hitl_template.domain.models import Agent, Environment, Event, Usage
-from claude_hitl_template.errors import Away, NotFound
+from claude_hitl_template.errors import NotFound, StoreUnreachable
 from claude_hitl_template.store.backend import Backend, Tx
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.memory_backend import MemoryBackend
@@ -32,7 +32,7 @@ class Forgetful:
         if write and self.losing:
             self.losing = False
             self.lost += 1
-            raise Away("the answer to the commit was lost")
+            raise StoreUnreachable("the answer to the commit was lost")
 
 
 class Repeating:
@@ -46,7 +46,7 @@ class Repeating:
             self._backend.losing = True
             try:
                 return await getattr(self._store, method)(*args, **kwargs)
-            except Away:
+            except StoreUnreachable:
                 return await getattr(self._store, method)(*args, **kwargs)
             finally:
                 self._backend.losing = False
@@ -90,7 +90,7 @@ async def live(store: Any, clock: Any, *, until: str, once: str = "") -> str:
         {"scope": sid, "project_key": "-", "session_id": "s", "subpath": ""}, [{"uuid": "1"}], epoch=epoch
     )
     await store.defer(sid, epoch, "d")
-    refused = (await store.snapshot(sid, epoch)).untold
+    refused = (await store.snapshot(sid, epoch)).unreported_refusals
     await store.remind(sid, epoch, [a.id for a in refused])
     await store.end_turn(
         sid, epoch, [events.agent_message("say", "hi")], end_id="end", usage=Usage(input_tokens=3),

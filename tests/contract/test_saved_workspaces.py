@@ -178,7 +178,7 @@ async def test_a_request_to_add_that_is_repeated_adds_once(store: CoreStore) -> 
 async def test_an_owner_hears_of_what_was_added(store: CoreStore) -> None:
     session = await owned(store)
     await store.add_files(session.id, KEY, await put(store, Manifest.of([a_file("a")]), b"x"))
-    found = await store.wait_session(session.id, session.epoch, session.wakes, timeout_s=0)
+    found = await store.wait_session(session.id, session.epoch, session.revision, timeout_s=0)
     assert len(found.session.uploads) == 1
 
 

@@ -16,12 +16,12 @@ from schemathesis import GenerationMode
 from schemathesis.config import SchemathesisConfig
 from schemathesis.schemas import APIOperation, BaseSchema
 
-from claude_hitl_template.api.schema import OPERATIONS
 from claude_hitl_template.config.secret_files import hash_api_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
-from tools.bench.parked_load import Waiting, make_crowd
+from tests.contract.routes import OPERATIONS, parameters
+from tools.bench.parked_load import Waiting, make_parked_load
 
 KEY = "key-of-the-schema-tests"
 WAIT_S = 60.0
@@ -47,19 +47,19 @@ CHECKS = {
 
 
 @pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Threaded, list[Waiting]]]:
+def parked_sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Threaded, list[Waiting]]]:
     """A service in which nobody drives sessions, and sessions in it that wait for decisions."""
     folder = tmp_path_factory.mktemp("schema")
     at = Settings.load().model_copy(update={"data_dir": folder, "database_url": None})
-    made = asyncio.run(make_crowd(at, hash_api_key(KEY), CROWD))
+    made = asyncio.run(make_parked_load(at, hash_api_key(KEY), CROWD))
     with serve_in_thread(folder, keys={"first key": KEY}, driving=False) as served:
         yield served, made
 
 
 @pytest.fixture(scope="module")
-def document(crowd: tuple[Threaded, list[Waiting]]) -> BaseSchema:
+def document(parked_sessions: tuple[Threaded, list[Waiting]]) -> BaseSchema:
     """The document as the service hands it out."""
-    url = f"{crowd[0].service.url}/v1/openapi.json"
+    url = f"{parked_sessions[0].service.url}/v1/openapi.json"
     raw = requests.get(url, headers={"x-api-key": KEY}, timeout=WAIT_S).json()
     return schemathesis.openapi.from_dict(raw, config=SchemathesisConfig.from_dict({"checks": CHECKS}))
 
@@ -80,7 +80,7 @@ def ids(served: Threaded, made: list[Waiting]) -> dict[str, list[str]]:
 def cases(operation: APIOperation, known: dict[str, list[str]]) -> st.SearchStrategy[Any]:
     """Right and wrong requests; half of those for something of an id are for something there is."""
     modes = [GenerationMode.POSITIVE]
-    if OPERATIONS[operation.label].body or OPERATIONS[operation.label].parameters:
+    if _varies(operation.label):
         modes.append(GenerationMode.NEGATIVE)
     names = [name for name in known if f"{{{name}}}" in operation.path]
     plain = [operation.as_strategy(mode) for mode in modes]
@@ -93,20 +93,29 @@ def cases(operation: APIOperation, known: dict[str, list[str]]) -> st.SearchStra
     return st.one_of(st.one_of(plain), st.one_of(fitting)) if fitting else st.one_of(plain)
 
 
+def _varies(route: str) -> bool:
+    """Whether a request has anything that can be wrong, besides an id."""
+    return "requestBody" in OPERATIONS[route] or bool(parameters(route) + parameters(route, "header"))
+
+
+def _streams(route: str) -> bool:
+    return "text/event-stream" in OPERATIONS[route]["responses"]["200"]["content"]
+
+
 def ends_sessions(route: str) -> bool:
     return route.startswith("DELETE") or route.endswith("/archive")
 
 
 @pytest.mark.parametrize("route", sorted(OPERATIONS, key=ends_sessions))
 def test_what_comes_back_is_what_the_document_says(
-    route: str, crowd: tuple[Threaded, list[Waiting]], document: BaseSchema, scale: int
+    route: str, parked_sessions: tuple[Threaded, list[Waiting]], document: BaseSchema, scale: int
 ):
-    served, made = crowd
+    served, made = parked_sessions
     method, path = route.split()
     operation = document[path][method]
-    patience = STREAM_S if OPERATIONS[route].media == "text/event-stream" else (WAIT_S,)
+    patience = STREAM_S if _streams(route) else (WAIT_S,)
     key = OPERATOR_KEY if "/internal/" in path else KEY
-    varied = sum("{" in r or bool(o.body or o.parameters) for r, o in OPERATIONS.items())
+    varied = sum("{" in one or _varies(one) for one in OPERATIONS)
 
     @settings(
         max_examples=10 * scale // varied,

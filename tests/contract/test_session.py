@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -36,7 +36,7 @@ from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import TranscriptKey
 from claude_hitl_template.testing.clock import FakeClock
 from claude_hitl_template.testing.memory_backend import MemoryBackend
-from claude_hitl_template.workspace.sync import Place
+from claude_hitl_template.workspace.sync import WorkspaceLocation
 from tests.serving import model_app, serving
 
 KEY = "key_test"
@@ -64,14 +64,15 @@ class House:
     floor: Floor = BUILT_IN
     patience_s: float = WAIT_S
     sandbox: SandboxConfig | None = field(default_factory=default_sandbox)
+    runs: Callable[[SessionRunner], Coroutine[Any, Any, None]] = SessionRunner.run
 
     @property
     def workspace(self) -> Path:
         return self.root / "workspace"
 
     @property
-    def place(self) -> Place:
-        return Place(self.workspace, self.root / "saved")
+    def place(self) -> WorkspaceLocation:
+        return WorkspaceLocation(self.workspace, self.root / "saved")
 
     async def drive(self) -> None:
         """One owner, from its lease to its parking."""
@@ -95,7 +96,7 @@ class House:
             limits=self.limits,
             floor=self.floor,
         )
-        await asyncio.wait_for(runner.run(), self.patience_s)
+        await asyncio.wait_for(self.runs(runner), self.patience_s)
 
     async def send(self, *inbound: Any) -> list[Event]:
         return await self.store.send_events(self.session.id, KEY, inbound, decided_by="tester")
@@ -394,7 +395,7 @@ async def test_a_call_that_nobody_decided_on_in_time_never_runs(tmp_path: Path, 
     assert await h.store.expire_due() == 1
     await h.drive()
     assert (await h.until_idle())["type"] == "end_turn"
-    assert "nobody decided" in (await h.said()).lower()
+    assert "no decision" in (await h.said()).lower()
     assert not (h.workspace / "hello.txt").exists()
 
 

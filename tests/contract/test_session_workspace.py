@@ -16,7 +16,7 @@ from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.session.runner import Limits
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.memory_backend import MemoryBackend
-from claude_hitl_template.workspace.sync import Place
+from claude_hitl_template.workspace.sync import WorkspaceLocation
 from tests.contract.test_session import KEY, House, driven, house, kill, model_url, user
 from tests.integration.harness import script
 
@@ -173,8 +173,8 @@ class Container(House):
     """A folder that goes with its owner."""
 
     @property
-    def place(self) -> Place:
-        return Place(self.workspace, self.root / "saved", lasts=False, max_bytes=10_000)
+    def place(self) -> WorkspaceLocation:
+        return WorkspaceLocation(self.workspace, self.root / "saved", lasts=False, max_bytes=10_000)
 
 
 async def test_an_owner_whose_folder_would_go_with_it_stays_until_all_is_saved(

@@ -15,7 +15,7 @@ import pytest_asyncio
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.events import agent_message
 from claude_hitl_template.domain.models import ApprovalState
-from claude_hitl_template.errors import AlreadyDecided, Away, HitlError, NotFound, NotWaiting
+from claude_hitl_template.errors import AlreadyDecided, HitlError, NotFound, NotWaiting, StoreUnreachable
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.protocol import NOW
@@ -186,8 +186,8 @@ def _fail(ended: asyncio.Event, *_: Any) -> None:
 
 async def test_a_decision_at_one_ledger_wakes_the_owner_at_another(ledgers: list[CoreStore]):
     session_id = await asking(ledgers[0], "t1")
-    wakes = (await ledgers[0].snapshot(session_id, 1)).session.wakes
-    waiting = asyncio.create_task(ledgers[0].wait_session(session_id, 1, wakes, timeout_s=30))
+    revision = (await ledgers[0].snapshot(session_id, 1)).session.revision
+    waiting = asyncio.create_task(ledgers[0].wait_session(session_id, 1, revision, timeout_s=30))
     await ledgers[1].send_events(session_id, KEY, [said("t1")], decided_by="ann")
     found = await asyncio.wait_for(waiting, 5)
     assert [a.state for a in found.approvals] == [ApprovalState.ALLOWED]
@@ -273,7 +273,7 @@ async def patiently[T](work: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
                 return await work()
-            except Away:
+            except StoreUnreachable:
                 await asyncio.sleep(0.05)
 
 
@@ -326,7 +326,7 @@ async def test_all_goes_on_when_the_server_comes_back(fragile: CoreStore, own_se
     )
     port = own_server.local.url.rpartition(":")[2].partition("/")[0]
     await asyncio.to_thread(own_server.local.stop, how)
-    with pytest.raises(Away):
+    with pytest.raises(StoreUnreachable):
         await fragile.get_session(session_id)
     deciding = asyncio.create_task(
         patiently(lambda: fragile.send_events(session_id, KEY, [said("t2")], decided_by="ann"))
@@ -348,7 +348,7 @@ async def test_a_server_that_stands_still_is_away_and_not_waited_for(fragile: Co
     for process in stopped:
         process.send_signal(signal.SIGSTOP)
     try:
-        with pytest.raises(Away):
+        with pytest.raises(StoreUnreachable):
             await asyncio.wait_for(fragile.get_session(session_id), 30)
     finally:
         for process in stopped:

@@ -1300,20 +1300,20 @@ async def test_previews_reach_only_who_asks_and_none_is_lost_between_two_calls(s
 
 async def test_a_decision_wakes_the_owner(store: CoreStore):
     session_id = await asking(store)
-    wakes = (await store.snapshot(session_id, 1)).session.wakes
-    waiting = asyncio.create_task(store.wait_session(session_id, 1, wakes, timeout_s=30))
+    revision = (await store.snapshot(session_id, 1)).session.revision
+    waiting = asyncio.create_task(store.wait_session(session_id, 1, revision, timeout_s=30))
     await asyncio.sleep(0.05)
     assert not waiting.done()
     await send(store, session_id, said("t1"))
     found = await asyncio.wait_for(waiting, 5)
     assert [a.state for a in found.approvals] == [S.ALLOWED]
-    assert found.session.wakes != wakes
+    assert found.session.revision != revision
 
 
 async def test_an_owner_that_is_replaced_hears_of_it(store: CoreStore):
     session_id = await asking(store)
-    wakes = (await store.snapshot(session_id, 1)).session.wakes
-    waiting = asyncio.create_task(store.wait_session(session_id, 1, wakes, timeout_s=30))
+    revision = (await store.snapshot(session_id, 1)).session.revision
+    waiting = asyncio.create_task(store.wait_session(session_id, 1, revision, timeout_s=30))
     await asyncio.sleep(0.05)
     await store.acquire(session_id, "two", lease_s=15)
     with pytest.raises(StaleOwner):

@@ -10,16 +10,14 @@ import anthropic
 import httpx
 import pytest
 
-from claude_hitl_template.api.schema import OPERATIONS
 from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+from tests.contract.routes import OPERATIONS, parameters, takes_empty
 
 KEY = "key-of-alice"
 WAIT_S = 60
 ROUTES = sorted(OPERATIONS)
-LISTINGS = [
-    route.split()[1] for route in ROUTES if any(p["name"] == "limit" for p in OPERATIONS[route].parameters)
-]
+LISTINGS = [route.split()[1] for route in ROUTES if any(p["name"] == "limit" for p in parameters(route))]
 BODIES: dict[str, Any] = {
     "POST /v1/sessions": {
         "agent": {
@@ -139,11 +137,9 @@ def test_every_route_refuses_a_query_parameter_it_does_not_have(
 def test_every_single_parameter_is_refused_empty_or_repeated(
     http: httpx.Client, sessions: list[str], route: str
 ):
-    for parameter in OPERATIONS[route].parameters:
+    for parameter in parameters(route):
         name = parameter["name"]
-        if parameter["in"] != "query":
-            continue
-        if not parameter.get("allowEmptyValue"):
+        if not takes_empty(parameter):
             assert "is empty" in refused(ask(http, route, sessions[0], params={name: ""}), name)
         if not name.endswith("[]"):
             twice = ask(http, route, sessions[0], params=[(name, "1"), (name, "2")])
@@ -236,7 +232,7 @@ def test_every_route_refuses_a_header_that_asks_for_what_there_is_not(
 def test_a_header_that_some_routes_obey_is_refused_by_the_others(
     http: httpx.Client, sessions: list[str], route: str
 ):
-    declared = {p["name"].lower() for p in OPERATIONS[route].parameters if p["in"] == "header"}
+    declared = {parameter["name"].lower() for parameter in parameters(route, "header")}
     assert ("idempotency-key" in declared) == route.startswith("POST")
     for header in {"idempotency-key", "last-event-id"} - declared:
         refused(ask(http, route, sessions[0], headers={header: "0"}), header)

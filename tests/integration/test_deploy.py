@@ -185,11 +185,11 @@ def test_deploys_that_fail_one_after_the_other_are_each_taken_back(cluster: Serv
         said = tree.fails_to_deploy()
     assert "not-on-this-cluster 1.0 (missing)" in said
     assert "install this requirements.lock" in said
-    assert "what ran before runs on" in said
+    assert "the previous code still runs" in said
     with unchanged(cluster), tree.spoilt(f"{CODE}/cluster/supervisor.py", DEFECT):
         said = tree.fails_to_deploy()
     assert "a defect of the test" in said
-    assert "what ran before runs on" in said
+    assert "the previous code still runs" in said
 
 
 def test_a_wrong_address_is_named_with_what_mends_it(cluster: Service, tree: Tree) -> None:

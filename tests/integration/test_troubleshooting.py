@@ -72,9 +72,9 @@ TROUBLES = {
     "The cluster has another version": Trouble("an old cluster", OLD_RAY, f"Ray: {TWO_VERSIONS}"),
     "The cluster has another Python": Trouble("an old cluster", OLD_PYTHON, f"Python: {TWO_VERSIONS}"),
     "The dashboard asks for a token": Trouble(
-        "a cluster with a token", "asks for a token, and none is known"
+        "a cluster with a token", "requires a token, and this machine has none"
     ),
-    "Whoever reaches Ray": Trouble("an old cluster", "runs code there"),
+    "Anyone who reaches Ray": Trouble("an old cluster", "can run code there"),
     "Clocks differ": Trouble(
         "an old cluster", " s behind this one's", "a clock: this machine's hosts share one"
     ),
@@ -83,7 +83,7 @@ TROUBLES = {
     "Nothing is deployed": Trouble("an empty cluster, from elsewhere", "none is deployed"),
     "The deploy failed": Trouble("a failed deploy, from elsewhere", "DEPLOY_FAILED"),
     # On the cluster
-    "Connection refused though Ray runs": Trouble("an empty cluster", "nobody listens here"),
+    "Connection refused though Ray runs": Trouble("an empty cluster", "nothing listens here"),
     "Another Ray version runs": Trouble("a changed tree", f"{OLD_RAY} is installed", f"Ray: {TWO_VERSIONS}"),
     "The panel lists no entry": Trouble("a panel that was earlier than Serve", "lists no entry"),
     # On a machine
@@ -445,8 +445,8 @@ def agree(begin: str, said: Checks) -> None:
     ]
     assert found, (named, said)
     plain = text.replace("`", "")
-    shared = SequenceMatcher(None, found[0]["mend"], plain, autojunk=False).find_longest_match()
-    assert shared.size >= SAME, (found[0]["mend"], plain)
+    shared = SequenceMatcher(None, found[0]["fix"], plain, autojunk=False).find_longest_match()
+    assert shared.size >= SAME, (found[0]["fix"], plain)
 
 
 def test_what_the_guide_says_mends_the_last_of_it(clusters: dict[str, Checks], cluster: Service) -> None:

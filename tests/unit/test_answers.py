@@ -13,11 +13,18 @@ from structlog.testing import capture_logs
 
 from claude_hitl_template.api.app import Service, build_app
 from claude_hitl_template.api.request_ids import with_request_ids
-from claude_hitl_template.config.secret_files import Shelf, hash_api_key
+from claude_hitl_template.config.secret_files import SecretFiles, hash_api_key
 from claude_hitl_template.domain.events import UserMessage
 from claude_hitl_template.domain.models import Agent, Environment, ImageFacts
 from claude_hitl_template.domain.policy.floor import BUILT_IN
-from claude_hitl_template.errors import Away, Conflict, HitlError, RateLimited, StaleOwner, Unavailable
+from claude_hitl_template.errors import (
+    Conflict,
+    HitlError,
+    RateLimited,
+    StaleOwner,
+    StoreUnreachable,
+    Unavailable,
+)
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import Call
 from claude_hitl_template.testing.memory_backend import MemoryBackend
@@ -81,7 +88,7 @@ async def http(watched: Watched, tmp_path: Path) -> AsyncIterator[httpx.AsyncCli
             store=store, agent=Agent(), floor=BUILT_IN, environments={"default": Environment()}, image_facts=_none,
             facts=lambda: dict(FACTS), drain=_drained, undrain=_nothing, drained_s=_long,
             operator_key="operator",
-            shelf=Shelf(tmp_path), max_request_bytes=100_000, requests_per_minute=10_000,
+            shelf=SecretFiles(tmp_path), max_request_bytes=100_000, requests_per_minute=10_000,
         )
     )  # fmt: skip
     transport = httpx.ASGITransport(with_request_ids(app), raise_app_exceptions=False)
@@ -182,7 +189,7 @@ async def test_a_defect_is_a_500_whose_traceback_the_log_has_under_its_id(
         (Conflict("another"), 409, {"x-should-retry": "false"}),
         (StaleOwner("a defect"), 500, {"x-should-retry": "false"}),
         (Unavailable("away"), 503, {"retry-after": "5"}),
-        (Away("away"), 503, {"retry-after": "5"}),
+        (StoreUnreachable("away"), 503, {"retry-after": "5"}),
         (RateLimited("slowly", 7), 429, {"retry-after": "7"}),
     ],
 )

@@ -89,7 +89,12 @@ def test_the_planned_hit_kills_and_no_other(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("action", "said"),
-    [("fail", "Unavailable"), ("lose", "Away"), ("nonsense", "AssertionError"), ("delay x", "ValueError")],
+    [
+        ("fail", "Unavailable"),
+        ("lose", "StoreUnreachable"),
+        ("nonsense", "AssertionError"),
+        ("delay x", "ValueError"),
+    ],
 )
 def test_a_planned_error_is_raised(tmp_path: Path, action: str, said: str):
     plan(tmp_path, claim__after_commit={"1": action})

@@ -1,4 +1,4 @@
-"""`python -m tools.bench`, which `./hitl bench` runs: measures the service beside the bare SDK, on this machine, now."""
+"""`python -m tools.bench`, which `./hitl bench` runs: compares the service with the plain SDK on this machine."""
 
 import json
 import signal
@@ -35,7 +35,7 @@ def bench(
         Path | None, typer.Option("--json", help="A file for figures, samples, machine and versions.")
     ] = None,
 ) -> None:
-    """Measures turns, decisions and parking beside the bare SDK, many parked sessions beside few, restarts, and the cost of
+    """Compares turns, decisions and parking with the plain SDK, and many parked sessions with few; measures restarts and
     sandboxes.
 
     Takes some minutes. Uses a service of its own, and leaves nothing behind. A target that is not met is no failure.

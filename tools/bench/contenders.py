@@ -135,7 +135,7 @@ def started_after(workspace: Path, since_ns: int) -> float:
     return (began_ns - since_ns) / 1e9
 
 
-class Bare:
+class SdkConversation:
     """The SDK alone, in a process of its own."""
 
     def __init__(self, process: "subprocess.Popen[str]", workspace: Path) -> None:
@@ -177,7 +177,7 @@ class Bare:
 
 
 @contextmanager
-def bare(folder: Path, model_url: str, token: str) -> Generator[Bare]:
+def bare(folder: Path, model_url: str, token: str) -> Generator[SdkConversation]:
     """The SDK alone, connected. `token` opens the model endpoint."""
     place = {
         "workspace": str(folder / "workspace"),
@@ -188,7 +188,7 @@ def bare(folder: Path, model_url: str, token: str) -> Generator[Bare]:
     command = [sys.executable, "-m", "claude_hitl_template.claude.sdk_baseline"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:
-            made = Bare(process, folder / "workspace" / "session")
+            made = SdkConversation(process, folder / "workspace" / "session")
             made.connect(place)
             yield made
         finally:

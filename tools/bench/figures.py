@@ -1,4 +1,4 @@
-"""Samples, and what is made of them: percentiles, comparisons with a target, a table, JSON. Pure."""
+"""Statistics of samples: percentiles, comparisons with a target, a table, JSON. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Measure:
 
     @property
     def figure(self) -> float | None:
-        """What is compared; None when a side that it needs has no samples."""
+        """The compared figure; None if a side that it needs has no samples."""
         if self.compare is None or not self.ours or (self.compare in _BOTH and not self.bare):
             return None
         ours = percentile(self.ours, 95 if self.compare == "p95" else 50)

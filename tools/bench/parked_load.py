@@ -55,15 +55,15 @@ async def opened(settings: Settings) -> AsyncGenerator[SqliteBackend | PostgresB
         await backend.close()
 
 
-async def make_crowd(settings: Settings, key_hash: str, count: int) -> list[Waiting]:
+async def make_parked_load(settings: Settings, key_hash: str, count: int) -> list[Waiting]:
     """`count` parked sessions of the key with this hash, each with CALLS pending approvals."""
-    crowd: list[Waiting] = []
+    parked_sessions: list[Waiting] = []
     async with opened(settings) as backend:
         key = await CoreStore(backend).add_key("first key", key_hash)
         for numbers in batched(range(count), BATCH):
             async with backend.begin(write=True) as tx:
-                crowd += [await _make(tx, key.id, number) for number in numbers]
-    return crowd
+                parked_sessions += [await _make(tx, key.id, number) for number in numbers]
+    return parked_sessions
 
 
 async def _make(tx: Tx, key_id: str, number: int) -> Waiting:

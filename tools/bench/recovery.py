@@ -12,10 +12,10 @@ from claude_hitl_template.cli.host.processes import end, strays
 from claude_hitl_template.config.secret_files import operator_key
 from claude_hitl_template.errors import ConfigError
 from tools.bench.contenders import CALL, SLOW, conversation, started_after
-from tools.bench.service_fixture import Stage
+from tools.bench.service_fixture import BenchService
 
 
-def killed_and_gone_on(one: Stage, *, owner: bool) -> float:
+def killed_and_gone_on(one: BenchService, *, owner: bool) -> float:
     """Seconds from the death of a session's CLI, or of its owner, in the middle of an answer, to the first event of the
     work that another owner does."""
     with conversation(one.client, SLOW) as ours:
@@ -31,10 +31,10 @@ def killed_and_gone_on(one: Stage, *, owner: bool) -> float:
     return seconds
 
 
-def acknowledged_and_restarted(one: Stage) -> tuple[float, float]:
+def acknowledged_and_restarted(one: BenchService) -> tuple[float, float]:
     """Seconds until a decision on a parked call is acknowledged, and from the death of all processes to its tool's start.
 
-    Nothing of what was decided may run before: the supervisor is told to start nothing any more.
+    No decided call may run before: the supervisor is set to start nothing.
     """
     with conversation(one.client, CALL, keep=True) as ours:
         event_id = ours.until_asked()
@@ -49,7 +49,7 @@ def acknowledged_and_restarted(one: Stage) -> tuple[float, float]:
     return acknowledged, started_after(one.settings.workspaces / ours.id, killed_ns)
 
 
-def _start_again(one: Stage) -> None:
+def _start_again(one: BenchService) -> None:
     """As an operator does who types `./hitl up`, once more where a busy machine took too long. Raises ConfigError."""
     for last in (False, True):
         try:
@@ -61,13 +61,13 @@ def _start_again(one: Stage) -> None:
             return
 
 
-def _drain(one: Stage) -> None:
+def _drain(one: BenchService) -> None:
     operator = Client(one.settings.base_url, operator_key(one.settings))
     operator.post("/v1/internal/drain", {"grace_s": 0})
     operator.close()
 
 
-def _kill(one: Stage) -> None:
+def _kill(one: BenchService) -> None:
     """Every process of the cluster, without a word; a database that is no part of it stays."""
     head = service.ray_process(one.settings)
     family: list[psutil.Process] = [head, *head.children(recursive=True)] if head else []

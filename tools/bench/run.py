@@ -1,4 +1,4 @@
-"""What is measured, in which order."""
+"""Runs the measurements in order."""
 
 import asyncio
 import math
@@ -20,12 +20,27 @@ from claude_hitl_template.config.secret_files import hash_api_key, prepare, read
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.model.tokens import mint
 from tools.bench import Part
-from tools.bench.contenders import CALL, PACED, SETTLE_S, TEXT, Bare, Conversation, bare, conversation
+from tools.bench.contenders import (
+    CALL,
+    PACED,
+    SETTLE_S,
+    TEXT,
+    Conversation,
+    SdkConversation,
+    bare,
+    conversation,
+)
 from tools.bench.figures import Compare, Measure
-from tools.bench.parked_load import footprint, make_crowd
+from tools.bench.parked_load import footprint, make_parked_load
 from tools.bench.recovery import acknowledged_and_restarted, killed_and_gone_on
-from tools.bench.scale import FEW, Many
-from tools.bench.service_fixture import LONG_S, Stage, private_bytes, stage, workplace
+from tools.bench.scale import FEW, ScaleMeasurement
+from tools.bench.service_fixture import (
+    LONG_S,
+    BenchService,
+    private_bytes,
+    running_service,
+    temporary_settings,
+)
 
 STARTS_SHARE = 4
 FIRST_EPOCH = 1  # of a session that never lost its owner
@@ -35,21 +50,21 @@ MS = 1000.0
 
 
 class Bench:
-    """One run: `rounds` of what is quick, and a quarter of them of what needs a process started for each."""
+    """One run: `rounds` of quick measurements, and a quarter as many of those that start a process each."""
 
     def __init__(
         self, rounds: int, sessions: int, parts: Collection[Part], *, on_postgres: bool = False
     ) -> None:
         self._rounds, self._sessions, self._parts = rounds, sessions, parts
         self._slow = math.ceil(rounds / STARTS_SHARE)
-        self._on_postgres, self._stage = on_postgres, partial(stage, on_postgres=on_postgres)
+        self._on_postgres, self._stage = on_postgres, partial(running_service, on_postgres=on_postgres)
         self.measures: list[Measure] = []
         self.facts: dict[str, Any] = {}
 
     def run(self) -> None:
         """Raises HitlError when something failed."""
         self.facts = machine()
-        with workplace() as settings:
+        with temporary_settings() as settings:
             if Part.TURNS in self._parts:
                 self._one_session(settings)
             if Part.CROWD in self._parts:
@@ -72,7 +87,7 @@ class Bench:
 
     def _crowd(self, settings: Settings) -> None:
         """A few parked sessions, then many, with the same questions."""
-        many = Many(self._sessions)
+        many = ScaleMeasurement(self._sessions)
         made = Measure(
             f"decision to tool start, no spare owner, {self._sessions} parked sessions (bare: {FEW})",
             "ms",
@@ -82,14 +97,14 @@ class Bench:
         for count, samples in ((FEW, made.bare), (self._sessions - FEW, made.ours)):
             few = samples is made.bare
             with step(f"Making {count} parked sessions in the store, without CLIs"), self._database(settings):
-                crowd = asyncio.run(make_crowd(settings, _key_hash(settings), count))
+                parked_sessions = asyncio.run(make_parked_load(settings, _key_hash(settings), count))
             with self._stage(settings, hot_window_s=0.0, spare_owners=0) as one:
                 with step(f"Measuring the inbox and decisions among {count} parked sessions"):
-                    many.measure(one, crowd, few=few)
+                    many.measure(one, parked_sessions, few=few)
                 samples.extend(self._wakes(one))
         self.measures += [*many.measures, made]
 
-    def _recovery(self, one: Stage) -> None:
+    def _recovery(self, one: BenchService) -> None:
         for what, owner in (("CLI", False), ("owner", True)):
             made = self._new(
                 f"{what} killed in the middle of an answer to the session going on", "s", "p95", 5
@@ -107,7 +122,7 @@ class Bench:
     def _sandboxes(self, settings: Settings) -> None:
         """Two services at once, so that the machine's noise meets both."""
         with (
-            workplace() as others,
+            temporary_settings() as others,
             self._stage(settings, hot_window_s=LONG_S, spare_owners=1, sandbox="on") as inside,
             self._stage(others, hot_window_s=LONG_S, spare_owners=1, sandbox="off") as outside,
             conversation(inside.client, TEXT) as ours,
@@ -132,16 +147,16 @@ class Bench:
             )
             with step("Measuring sessions with a sandbox and without one"):
                 _interleaved(turn, partial(ours.turn, TEXT), partial(theirs.turn, TEXT), self._rounds)
-                for one, who, samples in (
-                    (inside, ours, memory.ours),
-                    (outside, theirs, memory.bare),
-                ):
-                    samples.append(_private_mib(one.processes_of(who.transcript_id)))
-                _interleaved(start, partial(_create, inside), partial(_create, outside), self._slow)
+                _interleaved(
+                    start,
+                    partial(_create, inside, memory.ours),
+                    partial(_create, outside, memory.bare),
+                    self._slow,
+                )
 
     @contextmanager
     def _database(self, settings: Settings) -> Generator[None]:
-        """A Postgres of our own runs without the service for as long as the context lasts; SQLite needs nobody."""
+        """A Postgres of our own runs without the service for as long as the context lasts; SQLite needs no server."""
         prepare(settings)
         postgres.start_missing(settings, make=self._on_postgres)
         yield
@@ -154,9 +169,9 @@ class Bench:
         self.measures.append(made)
         return made
 
-    # -- a session that is awake, and the bare SDK beside it
+    # -- an awake session compared with the plain SDK
 
-    def _hot(self, one: Stage) -> None:
+    def _hot(self, one: BenchService) -> None:
         with step("Measuring turns and decisions of hot sessions"), conversation(one.client, TEXT) as ours:
             ours.until_rest()
             token = mint(read_signing_key(one.settings).secret, ours.id, FIRST_EPOCH)
@@ -168,12 +183,12 @@ class Bench:
                 self._decisions(one, ours, theirs)
                 self._creations(one, theirs)
 
-    def _turns(self, ours: Conversation, theirs: Bare) -> None:
+    def _turns(self, ours: Conversation, theirs: SdkConversation) -> None:
         for name, prompt in (("a model that answers at once", TEXT), ("a model that takes a second", PACED)):
             made = self._new(f"text turn, hot, {name}", "ms", "ratio of p50", 1.25)
             _interleaved(made, partial(ours.turn, prompt), partial(theirs.turn, prompt), self._rounds)
 
-    def _decisions(self, one: Stage, ours: Conversation, theirs: Bare) -> None:
+    def _decisions(self, one: BenchService, ours: Conversation, theirs: SdkConversation) -> None:
         started = self._new("decision to tool start, hot", "ms", "difference of p50", 50)
         acknowledged = self._new("decision acknowledged, hot", "ms")
         memory = self._new("private memory of a hot session: CLI and owner (bare: CLI and client)", "MiB")
@@ -191,26 +206,26 @@ class Bench:
         memory.ours.append(_private_mib(one.processes_of(ours.transcript_id)))
         memory.bare.append(_private_mib(theirs.processes()))
 
-    def _creations(self, one: Stage, theirs: Bare) -> None:
+    def _creations(self, one: BenchService, theirs: SdkConversation) -> None:
         made = self._new("create to first agent event (bare: connect to first message)", "ms")
         _interleaved(made, partial(_create, one), theirs.fresh, self._slow)
 
     # -- parked sessions
 
-    def _wakes(self, one: Stage) -> list[float]:
+    def _wakes(self, one: BenchService) -> list[float]:
         """Milliseconds from a decision on a parked call to the start of its tool."""
         with step("Measuring: decision to tool start, parked"):
             self._wake(one)  # the first one warms up
             return [self._wake(one) * MS for _ in range(self._slow)]
 
-    def _wake(self, one: Stage) -> float:
+    def _wake(self, one: BenchService) -> float:
         with conversation(one.client, CALL) as ours:
             event_id = ours.until_asked()
             one.until_parked(ours.id)
             one.until_spare()
             return ours.call(one.settings.workspaces / ours.id, event_id)[1]
 
-    def _leave_parked(self, one: Stage) -> str:
+    def _leave_parked(self, one: BenchService) -> str:
         made = self._new("processes of a parked session", "count", "p95", 0)
         with conversation(one.client, CALL, keep=True) as ours:
             ours.until_asked()
@@ -229,14 +244,20 @@ def _key_hash(settings: Settings) -> str:
     return hash_api_key(read_api_key(settings))
 
 
-def _create(one: Stage) -> float:
-    """Seconds from a new session to its first agent event."""
+def _create(one: BenchService, memory_mib: list[float] | None = None) -> float:
+    """Seconds from a new session to its first agent event.
+
+    `memory_mib` is given the private memory of the session's processes afterwards; the CLI's heap differs by ten MiB from
+    one process to the next, so that one sample says little.
+    """
     one.until_spare()
     began = time.perf_counter()
     with conversation(one.client, TEXT) as fresh:
         fresh.until(lambda event: event["type"].startswith("agent."))
         seconds = time.perf_counter() - began
         fresh.until_rest()
+        if memory_mib is not None:
+            memory_mib.append(_private_mib(one.processes_of(fresh.transcript_id)))
     return seconds
 
 

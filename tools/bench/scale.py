@@ -11,7 +11,7 @@ from claude_hitl_template.errors import EngineError
 from tools.bench.contenders import confirmation
 from tools.bench.figures import Measure
 from tools.bench.parked_load import CALLS, Waiting
-from tools.bench.service_fixture import Stage
+from tools.bench.service_fixture import BenchService
 
 LISTINGS = 60
 DECISIONS = 120
@@ -28,24 +28,24 @@ PAGE = 100
 type Query = tuple[str, dict[str, Any]]
 
 
-class Many:
+class ScaleMeasurement:
     """The same measures of a few parked sessions and of many. The few stand where the bare SDK stands elsewhere."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self.measures: list[Measure] = []
 
-    def measure(self, one: Stage, crowd: Sequence[Waiting], *, few: bool) -> None:
+    def measure(self, one: BenchService, parked_sessions: Sequence[Waiting], *, few: bool) -> None:
         """Leaves each session that it decides on with a call that waits."""
         self._idle(one, few=few)
-        for name, query in _queries(one.client, crowd):
+        for name, query in _queries(one.client, parked_sessions):
             _seconds(lambda query=query: _listed(one.client, query))  # the first one warms up
             samples = [_seconds(lambda query=query: _listed(one.client, query)) for _ in range(LISTINGS)]
             self._add(name, "ms", [s * MS for s in samples], few=few, target=INBOX_P95_MS)
-        alone = min(DECISIONS, len(crowd) // 2)
-        acknowledged = decide_all(one.client, crowd[:alone])
+        alone = min(DECISIONS, len(parked_sessions) // 2)
+        acknowledged = decide_all(one.client, parked_sessions[:alone])
         self._add("decision acknowledged", "ms", acknowledged, few=few, target=INBOX_P95_MS)
-        self._together(one, crowd[alone : alone + CLIENTS * DECISIONS_A_CLIENT], few=few)
+        self._together(one, parked_sessions[alone : alone + CLIENTS * DECISIONS_A_CLIENT], few=few)
 
     def _add(
         self, name: str, unit: str, samples: list[float], *, few: bool, target: float | None = None
@@ -57,8 +57,8 @@ class Many:
             self.measures.append(found)
         (found.bare if few else found.ours).extend(samples)
 
-    def _idle(self, one: Stage, *, few: bool) -> None:
-        """What is spent while nobody asks for anything: the CPU time of a minute."""
+    def _idle(self, one: BenchService, *, few: bool) -> None:
+        """Cost of the idle service: its CPU time in a minute."""
         processes = {part: one.replica(part) for part in IDLE_PARTS}
         before = {part: sum(p.cpu_times()[:2]) for part, p in processes.items()}
         time.sleep(IDLE_S)
@@ -66,36 +66,42 @@ class Many:
             share = (sum(process.cpu_times()[:2]) - before[part]) / IDLE_S * 100
             self._add(f"{part} while nothing happens", "% of a core", [share], few=few, target=IDLE_MOST)
 
-    def _together(self, one: Stage, crowd: Sequence[Waiting], *, few: bool) -> None:
+    def _together(self, one: BenchService, parked_sessions: Sequence[Waiting], *, few: bool) -> None:
         clients = [Client.open(one.settings) for _ in range(CLIENTS)]
         for client in clients:
             client.get("/v1/version")
         with ThreadPoolExecutor(CLIENTS) as pool:
             began = time.perf_counter()
-            found = list(pool.map(decide_all, clients, [crowd[n::CLIENTS] for n in range(CLIENTS)]))
+            found = list(pool.map(decide_all, clients, [parked_sessions[n::CLIENTS] for n in range(CLIENTS)]))
             elapsed = time.perf_counter() - began
         for client in clients:
             client.close()
         self._add(
-            f"decisions acknowledged a second, {CLIENTS} clients", "1/s", [len(crowd) / elapsed], few=few
+            f"decisions acknowledged a second, {CLIENTS} clients",
+            "1/s",
+            [len(parked_sessions) / elapsed],
+            few=few,
         )
         together = [sample for share in found for sample in share]
         self._add(f"decision acknowledged, {CLIENTS} clients at once", "ms", together, few=few)
 
 
-def _queries(client: Client, crowd: Sequence[Waiting]) -> Iterator[tuple[str, Query]]:
-    """What is listed. The last page is looked for first, so that every page was read once, and nothing was left out."""
+def _queries(client: Client, parked_sessions: Sequence[Waiting]) -> Iterator[tuple[str, Query]]:
+    """The listings to measure. Finding the last page first reads every page once and checks that no entry is missing."""
     pending = {"states[]": "pending"}
-    cursor = _last_page(client, "/v1/approvals", CALLS * len(crowd), **pending)
+    cursor = _last_page(client, "/v1/approvals", CALLS * len(parked_sessions), **pending)
     yield "20 pending approvals", ("/v1/approvals", {"limit": 20, **pending})
     yield "100 pending approvals", ("/v1/approvals", {"limit": PAGE, **pending})
     yield "100 pending approvals, last page", ("/v1/approvals", {"limit": PAGE, "page": cursor, **pending})
     anything = {"states[]": [state.value for state in ApprovalState]}
-    yield "approvals of one session", ("/v1/approvals", {"session_id": crowd[-1].session_id, **anything})
+    yield (
+        "approvals of one session",
+        ("/v1/approvals", {"session_id": parked_sessions[-1].session_id, **anything}),
+    )
     yield "100 approvals in any state", ("/v1/approvals", {"limit": PAGE, **anything})
     yield "approvals that ran, none", ("/v1/approvals", {"states[]": "succeeded"})
     yield "100 sessions", ("/v1/sessions", {"limit": PAGE})
-    cursor = _last_page(client, "/v1/sessions", len(crowd))
+    cursor = _last_page(client, "/v1/sessions", len(parked_sessions))
     yield "100 sessions, last page", ("/v1/sessions", {"limit": PAGE, "page": cursor})
     yield "running sessions, none", ("/v1/sessions", {"statuses[]": "running"})
     yield "sessions of another agent, none", ("/v1/sessions", {"agent_id": "another"})
@@ -123,10 +129,10 @@ def _listed(client: Client, query: Query) -> None:
     client.get(path, **filters)
 
 
-def decide_all(client: Client, crowd: Sequence[Waiting]) -> list[float]:
+def decide_all(client: Client, parked_sessions: Sequence[Waiting]) -> list[float]:
     """Milliseconds of each acknowledgement. Every other call is denied."""
     found: list[float] = []
-    for number, waiting in enumerate(crowd):
+    for number, waiting in enumerate(parked_sessions):
         said = confirmation(waiting.event_ids[0], "deny" if number % 2 else "allow")
         path = f"/v1/sessions/{waiting.session_id}/events"
         found.append(_seconds(lambda path=path, said=said: client.post(path, {"events": [said]})) * MS)

@@ -1,4 +1,4 @@
-"""The service that is measured: its own data folder, ports and key; nothing is left behind."""
+"""The measured service, with its own data folder, ports and key, which are deleted at the end."""
 
 import secrets
 import shutil
@@ -55,7 +55,7 @@ def bench_settings(folder: Path) -> Settings:
 
 
 @contextmanager
-def workplace() -> Generator[Settings]:
+def temporary_settings() -> Generator[Settings]:
     """Settings of a data folder that is deleted at the end, together with Ray's."""
     folder = Path(tempfile.mkdtemp(prefix="hitl-bench-"))
     settings = bench_settings(folder)
@@ -67,7 +67,7 @@ def workplace() -> Generator[Settings]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-class Stage:
+class BenchService:
     """The running service, and how to reach it."""
 
     def __init__(self, settings: Settings, client: Client) -> None:
@@ -93,20 +93,23 @@ class Stage:
         return before & self._idle()
 
     def processes_of(self, transcript_id: str) -> list[psutil.Process]:
-        """A session's processes: its CLI, and the owner that holds it. [] for a parked one."""
+        """A session's processes: its CLI, those of its sandbox, and the owner that holds it. [] for a parked one."""
         clis = [p for p in self._processes() if transcript_id in command(p)]
-        return clis + [parent for p in clis if (parent := p.parent()) is not None]
+        parents = [parent for p in clis if (parent := p.parent()) is not None]
+        return list(
+            dict.fromkeys([*clis, *parents])
+        )  # bubblewrap's processes name the session, and are parents
 
     def replica(self, deployment: str) -> psutil.Process:
         """Raises Unavailable."""
 
-        def look() -> psutil.Process | None:
+        def find() -> psutil.Process | None:
             return next((p for p in self._processes() if fits(command(p).split(":"))), None)
 
         def fits(title: list[str]) -> bool:  # ray::ServeReplica:<application>:<deployment>...
             return "ServeReplica" in title and any(part.startswith(deployment) for part in title)
 
-        return wait_for(f"the {deployment}", look)
+        return wait_for(f"the {deployment}", find)
 
     def _processes(self) -> list[psutil.Process]:
         head = service.ray_process(self.settings)
@@ -123,7 +126,9 @@ class Stage:
 
 
 @contextmanager
-def stage(settings: Settings, *, on_postgres: bool = False, **changes: Any) -> Generator[Stage]:
+def running_service(
+    settings: Settings, *, on_postgres: bool = False, **changes: Any
+) -> Generator[BenchService]:
     """The service with these settings, for as long as the context lasts. Raises ConfigError."""
     changed = settings.model_copy(update=changes)
     prepare(changed)
@@ -131,7 +136,7 @@ def stage(settings: Settings, *, on_postgres: bool = False, **changes: Any) -> G
         service.start(changed, step, make_postgres=on_postgres)
         client = Client.open(changed)
         try:
-            yield Stage(changed, client)
+            yield BenchService(changed, client)
         finally:
             client.close()
     finally:
@@ -139,7 +144,7 @@ def stage(settings: Settings, *, on_postgres: bool = False, **changes: Any) -> G
 
 
 def private_bytes(process: psutil.Process) -> int:
-    """Memory that nobody shares: what ending the process would give back."""
+    """Memory that is not shared: ending the process would free it."""
     return int(process.memory_full_info().uss)
 
 
@@ -150,12 +155,12 @@ def command(process: psutil.Process) -> str:
         return ""
 
 
-def wait_for[T](what: str, look: Callable[[], T | None]) -> T:
-    """The first thing `look` finds. Raises Unavailable after PATIENCE_S."""
+def wait_for[T](what: str, poll: Callable[[], T | None]) -> T:
+    """The first thing `poll` finds. Raises Unavailable after PATIENCE_S."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        found = look()
+        found = poll()
         if found is not None:
             return found
         time.sleep(POLL_S)
-    raise Unavailable(f"waited {PATIENCE_S:.0f} s in vain for {what}")
+    raise Unavailable(f"waited {PATIENCE_S:.0f} s for {what}")

@@ -17,9 +17,9 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="A file that ./hitl b
 
 
 def backup(file: File) -> None:
-    """Writes everything in the database to a file, as it is at one moment, while the service runs or not.
+    """Writes a consistent copy of the database to a file, whether the service runs or not.
 
-    Not in it: files of sessions, and keys (DATA/secrets), without which nobody sees the sessions: keep them apart.
+    Not included: files of sessions, and keys (DATA/secrets), which are needed to read the sessions: copy them separately.
     """
     from claude_hitl_template.store.backup import back_up  # noqa: PLC0415  (slow to import)
 
@@ -33,9 +33,9 @@ def restore(
     file: File,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the database.")] = False,
 ) -> None:
-    """Makes the database what it was when the backup was made; of SQLite or Postgres, into either.
+    """Restores the database from a backup, of SQLite or Postgres into either.
 
-    What was decided after that is asked again. Sessions are seen with the API keys that made them.
+    Calls decided after the backup are asked again. Sessions are visible with the API keys that created them.
     """
     from claude_hitl_template.store.backup import restore as bring_back  # noqa: PLC0415  (slow to import)
 
@@ -52,7 +52,7 @@ def restore(
 
 @contextmanager
 def _undisturbed(settings: Settings) -> Generator[None]:
-    """While nothing runs, the database is ours alone: a service that starts meanwhile would lose a Postgres that we end."""
+    """Refuses other starts meanwhile: a service that started now would lose the Postgres that this command stops."""
     if run_record.head(settings) is not None or not settings.data_dir.exists():
         yield
         return
@@ -62,7 +62,7 @@ def _undisturbed(settings: Settings) -> Generator[None]:
 
 @contextmanager
 def _database(settings: Settings) -> Generator[str]:
-    """Its URL. A Postgres of our own runs meanwhile, whether the service does or not."""
+    """The database's URL. A local Postgres runs for as long as the context lasts."""
     from claude_hitl_template.store.connect import store_url  # noqa: PLC0415  (slow to import)
 
     started = postgres.start_missing(settings, make=False)

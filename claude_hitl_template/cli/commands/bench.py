@@ -1,4 +1,4 @@
-"""`hitl bench`: starts the benchmark of the checkout, which is no part of the package."""
+"""`hitl bench`: starts the benchmark in the checkout (it is not part of the package)."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from claude_hitl_template.errors import ConfigError
 
 
 def bench(context: typer.Context) -> None:
-    """Measures turns, decisions and parking beside the bare SDK. Needs a checkout; `--help` lists what it takes."""
+    """Compares turns, decisions and parking with the plain SDK. Needs a checkout; `--help` lists the options."""
     if not (ROOT / "tools" / "bench" / "__main__.py").is_file():
         raise ConfigError(f"there is no benchmark in {ROOT}", "run it from a checkout of the project")
     Settings.load()  # settings that are wrong are said here, as by every command

@@ -1,4 +1,4 @@
-"""`hitl chaos`: lets everything die that can, while people work, and checks every promise afterwards."""
+"""`hitl chaos`: kills parts of a service under load and checks every guarantee afterwards."""
 
 import secrets
 import subprocess
@@ -14,29 +14,29 @@ from claude_hitl_template.errors import ConfigError
 
 def chaos(
     minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="How long things are struck. Default: 5, or until --kills.")
+        float | None, typer.Option(min=0.1, help="Duration of the faults. Default: 5, or until --kills.")
     ] = None,
     kills: Annotated[
         int | None,
-        typer.Option(min=1, help="Ends after so many processes were killed, however long that takes."),
+        typer.Option(min=1, help="Ends after this number of killed processes."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of an earlier run, to do the same again. Default: by chance.")
+        int | None, typer.Option(help="Seed of an earlier run, to repeat it. Default: random.")
     ] = None,
     report: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A file for all figures, faults and violations, as JSON."),
     ] = None,
     postgres: Annotated[
-        bool, typer.Option("--postgres", help="Keep the store in a Postgres of its own, and strike that too.")
+        bool, typer.Option("--postgres", help="Use a Postgres of its own and inject faults there, too.")
     ] = False,
 ) -> None:
-    """Kills, stops and cuts off every part of a service of its own while sessions work in it; exits 1 if a promise broke.
+    """Kills, stops and disconnects parts of its own service under load; exits 1 if a guarantee was broken.
 
-    Needs a checkout with its tests. Touches nothing of the service that runs here; what broke is kept for reading.
+    Needs a checkout with its tests. Does not touch the service that runs here; data of a failed run is kept.
     """
     if not (ROOT / "tests" / "chaos" / "__main__.py").is_file():
-        raise ConfigError(f"there are no tests beside {ROOT}", "run it from a checkout of the project")
+        raise ConfigError(f"there are no tests in {ROOT}", "run it from a checkout of the project")
     if report is not None and not report.absolute().parent.is_dir():
         raise ConfigError(
             f"{report} cannot be written: there is no such folder", "choose another with --report"

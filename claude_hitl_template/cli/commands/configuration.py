@@ -1,4 +1,4 @@
-"""`hitl configuration`: every setting, as docs/configuration.md has it."""
+"""`hitl configuration`: prints docs/configuration.md."""
 
 from collections.abc import Iterator
 
@@ -11,10 +11,10 @@ HEAD = """\
 
 Made by `./hitl configuration > docs/configuration.md` from `config/settings.py`, the only reader of the environment.
 
-First wins: the environment, `profiles/NAME.env` where a command was given `--profile NAME`, `.env` beside `./hitl`,
+First wins: the environment, `profiles/NAME.env` where a command was given `--profile NAME`, `.env` next to `./hitl`,
 the default. Times are in seconds, sizes in bytes. A change counts from the next `./hitl up`, which restarts what it
 concerns; for a cluster elsewhere, from the next `./hitl deploy`. Secrets (\N{KEY}) reach no command line, log or Ray
-environment; a cluster elsewhere is given them by `./hitl secrets set`.
+environment; a cluster elsewhere gets them by `./hitl secrets set`.
 
 | Variable | Default | |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""`hitl clean`, `hitl check` and `hitl test`, for whoever works on the project; `hitl bootstrap-host`, for a new host."""
+"""Commands for developers of the project: `hitl clean`, `check`, `openapi`, `test`; `hitl bootstrap-host` for a new host."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[3]
 def clean(
     yes: Annotated[bool, typer.Option("--yes", help="Delete the data folder without asking.")] = False,
 ) -> None:
-    """Deletes caches and Ray's old logs and, if you say so, the data folder: all sessions, approvals, files and keys."""
+    """Deletes caches, Ray's old logs and, after confirmation, the data folder: all sessions, approvals, files and keys."""
     settings = Settings.load()
     run_record.check_idle(settings, "nothing was deleted")
     for path in (ROOT / name for name in CACHES):
@@ -73,7 +73,7 @@ def _delete_ray_folder(settings: Settings) -> None:
 
 
 def bootstrap_host() -> None:
-    """As root on a Debian or Ubuntu host: installs what the service and its containers need, and makes the user ray."""
+    """As root on Debian or Ubuntu: installs the dependencies of the service and its containers, and creates the user ray."""
     raise typer.Exit(subprocess.call([ROOT / "claude_hitl_template/bin/bootstrap-host"]))  # noqa: S603
 
 
@@ -86,6 +86,15 @@ def check() -> None:
             typer.echo(f"failed: {name}", err=True)
             raise typer.Exit(1)
     typer.echo("all checks passed")
+
+
+def openapi() -> None:
+    """Writes docs/openapi.json, the API document that the routes make. Commit it with an intended change of the API."""
+    from claude_hitl_template.api.app import document  # noqa: PLC0415  (slow to import)
+
+    path = ROOT / "docs/openapi.json"
+    path.write_text(document())
+    typer.echo(f"wrote {path}")
 
 
 def run_tests(
@@ -103,7 +112,7 @@ def run_tests(
         typer.Option("--record", help="With --slow or --all: notes in tests/green.json which suites passed."),
     ] = False,
 ) -> None:
-    """Runs the fast tests. Other arguments are passed on to pytest; what they name is run whatever its tier."""
+    """Runs the fast tests. Other arguments are passed on to pytest; tests that they name run in any tier."""
     if (budget is not None or record) and not (slow or every):
         raise typer.BadParameter("--budget and --record need --slow or --all")
     given = context.args

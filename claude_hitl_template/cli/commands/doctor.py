@@ -1,4 +1,4 @@
-"""`hitl doctor`: looks at everything the service needs, and says what mends what is wrong."""
+"""`hitl doctor`: checks everything the service needs and names the fix for each problem."""
 
 import os
 import re
@@ -44,18 +44,20 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     away: Annotated[
         bool,
-        typer.Option("--remote", help="Looks, from here, at the cluster that .env names; so does --profile."),
+        typer.Option(
+            "--remote", help="Checks the cluster that .env names from this machine; so does --profile."
+        ),
     ] = False,
     profile: Profile = None,
 ) -> None:
-    """Checks everything the service needs, and says what mends what is wrong. Exit status: 1 if something is."""
+    """Checks everything the service needs and names the fix for each problem. Exit status 1 if there is one."""
     settings = Settings.load(profile)
     found = remote.examine(settings) if away or profile else examine(settings)
     report_checks(list(found), as_json=as_json)
 
 
 def examine(settings: Settings) -> Iterator[Check]:
-    """Every check, in the order in which a human would mend things."""
+    """Every check, in the order in which problems are best fixed."""
     from claude_hitl_template.claude.sandbox import sandbox_check  # noqa: PLC0415  (slow to import)
 
     yield python_check(sys.version_info[:2])
@@ -77,7 +79,7 @@ def examine(settings: Settings) -> Iterator[Check]:
         yield upstream_check(settings.anthropic_base_url, settings.anthropic_api_key.get_secret_value())
     yield service_check(service.healthy(settings), service.ray_process(settings) is not None, code_version())
     if settings.panel and service.healthy(settings):
-        yield panel_check(panel.look(settings))
+        yield panel_check(panel.check_panel(settings))
     yield sandbox_check(settings.sandbox)
     yield floor_check(settings)
     if sys.platform == "linux":
@@ -90,7 +92,7 @@ def floor_check(settings: Settings) -> Check:
     try:
         return Check("floor", "ok", settings.floor().described())
     except ConfigError as error:
-        return Check("floor", "wrong", error.message, error.mend)
+        return Check("floor", "wrong", error.message, error.fix)
 
 
 def python_check(found: tuple[int, ...]) -> Check:
@@ -108,7 +110,7 @@ def environment_check(prefix: Path) -> Check:
     if place is None or _same(place, prefix / "bin"):
         return Check(".venv", "ok", str(prefix))
     found = f"its commands run the Python of {place}: it was made there, and moved or copied here"
-    return Check(".venv", "wrong", found, f"./hitl up makes it anew, or delete {prefix} first")
+    return Check(".venv", "wrong", found, f"./hitl up recreates it, or delete {prefix} first")
 
 
 def checkout_check(other: Path | None) -> Check:
@@ -125,20 +127,20 @@ def cli_check(chosen: Path | None) -> Check:
     from claude_hitl_template.claude.cli_engine import PINNED_CLI, bundled_cli  # noqa: PLC0415  (slow to import)
 
     path = chosen or bundled_cli()
-    mend = "correct HITL_CLI_PATH, or unset it" if chosen else "delete .venv and run ./hitl up"
+    fix = "correct HITL_CLI_PATH, or unset it" if chosen else "delete .venv and run ./hitl up"
     try:
         result = subprocess.run(  # noqa: S603
             [path, "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=True
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return Check("Claude Code CLI", "wrong", f"{path} does not run: {error}", mend)
-    return cli_version_check(result.stdout, PINNED_CLI, mend)
+        return Check("Claude Code CLI", "wrong", f"{path} does not run: {error}", fix)
+    return cli_version_check(result.stdout, PINNED_CLI, fix)
 
 
-def cli_version_check(said: str, least: str, mend: str) -> Check:
-    first = said.partition(" ")[0].strip()
+def cli_version_check(output: str, least: str, fix: str) -> Check:
+    first = output.partition(" ")[0].strip()
     if _numbers(first) < _numbers(least):
-        return Check("Claude Code CLI", "wrong", f"version {first or 'unknown'} is older than {least}", mend)
+        return Check("Claude Code CLI", "wrong", f"version {first or 'unknown'} is older than {least}", fix)
     return Check("Claude Code CLI", "ok", first)
 
 
@@ -157,7 +159,7 @@ def socket_check(folder: Path) -> Check:
 
 
 def ray_folder_check(folder: Path, uid: int) -> Check:
-    """Ray of another user cannot write where the first one's did."""
+    """Ray's folder belongs to the user that created it; another user cannot use it."""
     name = "Ray's folder's owner"
     if not folder.exists():
         return Check(name, "ok", "not made yet")
@@ -176,18 +178,18 @@ def address_check(host: str) -> Check:
     try:
         ports.check_address(host, variable("host"))
     except ConfigError as error:
-        return Check("address", "wrong", error.message, error.mend)
+        return Check("address", "wrong", error.message, error.fix)
     return Check("address", "ok", f"{host}, where the ports listen")
 
 
 def port_check(settings: Settings, name: str) -> Check:
-    """Free, or ours; and not free while Ray runs: whoever connects would be refused."""
+    """Ok if the port is free or ours. A free port while Ray runs is wrong: connections would be refused."""
     port, label = getattr(settings, name), f"port {getattr(settings, name)} ({variable(name)})"
     if ports.is_free(port):
         if service.ray_process(settings) is None:
             return Check(label, "ok", "free")
-        mend = "./hitl up; if that does not help, ./hitl down before it"
-        return Check(label, "wrong", "connections are refused: Ray runs, and nobody listens here", mend)
+        fix = "./hitl up; if that does not help, ./hitl down before it"
+        return Check(label, "wrong", "connections are refused: Ray runs, but nothing listens here", fix)
     holder = ports.holder_of(port)
     if holder is not None and _belongs(settings, holder):
         return Check(label, "ok", f"ours (process {holder.pid})")
@@ -195,13 +197,13 @@ def port_check(settings: Settings, name: str) -> Check:
 
 
 def folder_check(folder: Path) -> Check:
-    mend = "choose another folder with HITL_DATA_DIR, or correct its permissions"
+    fix = "choose another folder with HITL_DATA_DIR, or correct its permissions"
     place = _nearest(folder)
     try:
         with tempfile.TemporaryFile(dir=place):
             return Check("data folder", "ok", f"{folder}{'' if place == folder else ' (not made yet)'}")
     except OSError as error:
-        return Check("data folder", "wrong", f"{folder} cannot be written: {error.strerror}", mend)
+        return Check("data folder", "wrong", f"{folder} cannot be written: {error.strerror}", fix)
 
 
 def database_check(settings: Settings) -> Check:
@@ -209,13 +211,13 @@ def database_check(settings: Settings) -> Check:
     if settings.database_url is None and server.made and server.pid() is None:
         return Check("database", "warning", "Postgres of our own, which does not run", "./hitl up")
     try:
-        found = postgres.look(settings)
+        found = postgres.check_database(settings)
     except ConfigError as error:
-        return Check("database", "wrong", error.message, error.mend)
+        return Check("database", "wrong", error.message, error.fix)
     if found.problem is None:
         return Check("database", "ok", found.place)
-    mend = "start the database, or correct DATABASE_URL"
-    return Check("database", "wrong", f"{found.place}: {found.problem}", mend)
+    fix = "start the database, or correct DATABASE_URL"
+    return Check("database", "wrong", f"{found.place}: {found.problem}", fix)
 
 
 def disk_check(free_bytes: int) -> Check:
@@ -226,13 +228,13 @@ def disk_check(free_bytes: int) -> Check:
 
 
 def files_check(url: str) -> Check:
-    """Whether there is a file system for it; it is not asked, for it may be far away."""
+    """Whether a driver for the file area exists. The file area itself is not contacted."""
     from claude_hitl_template.files.blob_store import FileArea  # noqa: PLC0415  (slow to import)
 
     try:
         FileArea(url)
     except ConfigError as error:
-        return Check("file area", "wrong", error.message, error.mend)
+        return Check("file area", "wrong", error.message, error.fix)
     return Check("file area", "ok", url)
 
 
@@ -255,7 +257,7 @@ def secrets_check(folder: Path) -> Check:
 
 
 def key_check(key: str | None) -> Check:
-    """The model key is absent, or looks like one; it is never shown."""
+    """Checks the format of the model key without showing it."""
     if key is None:
         return Check("model key", "ok", "none: the offline model answers (a script, no AI)")
     odd = [what for what, there in _oddities(key) if there]
@@ -267,7 +269,7 @@ def key_check(key: str | None) -> Check:
 
 
 def upstream_check(url: str, key: str) -> Check:
-    """The model's service answers, and takes the key; asking for the list of models costs nothing."""
+    """The model's service answers and accepts the key; listing models is free of charge."""
     try:
         headers = {"x-api-key": key, "anthropic-version": "2023-06-01"}
         with network.outward(timeout=UPSTREAM_TIMEOUT_S) as client:
@@ -277,14 +279,14 @@ def upstream_check(url: str, key: str) -> Check:
             "model", "warning", "not asked: no request can carry such a key", "correct the key first"
         )
     except ConfigError as error:
-        return Check("model", "wrong", error.message, error.mend)
+        return Check("model", "wrong", error.message, error.fix)
     except (httpx.HTTPError, httpx.InvalidURL, *network.UNREACHABLE) as error:
         why = str(error) or type(error).__name__
-        mend = "check the network and its proxy, or ANTHROPIC_BASE_URL"
-        return Check("model", "wrong", f"{url} cannot be reached: {why}", mend)
+        fix = "check the network and its proxy, or ANTHROPIC_BASE_URL"
+        return Check("model", "wrong", f"{url} cannot be reached: {why}", fix)
     if answer.status_code in (401, 403):
-        mend = "set ANTHROPIC_API_KEY to a key of this service that is not revoked, then ./hitl up"
-        return Check("model", "wrong", f"{url} refuses the key ({answer.status_code})", mend)
+        fix = "set ANTHROPIC_API_KEY to a key of this service that is not revoked, then ./hitl up"
+        return Check("model", "wrong", f"{url} refuses the key ({answer.status_code})", fix)
     return Check("model", "ok", f"{url} answers ({answer.status_code})")
 
 
@@ -305,10 +307,10 @@ def setpriv_check(path: str | None) -> Check:
     )
 
 
-def panel_check(found: panel.Look) -> Check:
+def panel_check(found: panel.PanelStatus) -> Check:
     if found.problem is None:
         return Check("panel", "ok", f"lists our entries; {found.flows} conversations open in it")
-    return Check("panel", "wrong", found.problem, found.mend)
+    return Check("panel", "wrong", found.problem, found.fix)
 
 
 def _ray_checks(settings: Settings) -> Iterator[Check]:

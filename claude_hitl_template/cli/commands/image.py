@@ -1,4 +1,4 @@
-"""`hitl image`: builds, pushes and verifies the image that sessions run in, and clears away what ended."""
+"""`hitl image`: builds, pushes and verifies the image that sessions run in, and removes ended containers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The image that each session runs in.", no_args_is_help=True)
 ROOT = Path(__file__).parents[3]
 
-_Tool = Annotated[
-    tools.ToolName | None, typer.Option("--tool", help="Default: the first of them that is there.")
-]
+_Tool = Annotated[tools.ToolName | None, typer.Option("--tool", help="Default: the first that is installed.")]
 _Name = Annotated[
     str, typer.Option("--name", help="The image's name, with the registry's if it is pushed: HOST/NAME.")
 ]
@@ -28,7 +26,11 @@ def build(
     tool: _Tool = None,
     name: _Name = labels.IMAGE_NAME,
     base: Annotated[
-        str | None, typer.Option(help="Base image. Default: Ray's own, of the locked version.")
+        str | None,
+        typer.Option(
+            envvar="RAY_BASE",
+            help="Base image, best as NAME@sha256:DIGEST. Default: Ray's own, of the locked version.",
+        ),
     ] = None,
     from_host: Annotated[
         bool, typer.Option("--from-host", help="Makes the base image from this machine; needs no registry.")
@@ -42,7 +44,7 @@ def build(
     from claude_hitl_template.image.build import build as build_image  # noqa: PLC0415  (slow to import)
 
     if from_host and base:
-        raise typer.BadParameter("--from-host makes the base; leave --base out")
+        raise typer.BadParameter("--from-host makes the base; leave --base and RAY_BASE out")
     found = tools.find_tool(tool)
     built = build_image(ROOT, found, name=name, base=base, from_host=from_host, for_user=for_user, say=say)
     _report(built)
@@ -65,7 +67,7 @@ def local_name(tag: str) -> str:
 def push(
     image: Annotated[str, typer.Argument(help="HOST/NAME:TAG, as it was built.")], tool: _Tool = None
 ) -> None:
-    """Pushes the image, and prints the name with digest that CONTAINER_IMAGE_URI should have."""
+    """Pushes the image and prints its name with digest for CONTAINER_IMAGE_URI."""
     found = tools.find_tool(tool)
     typer.echo(f"CONTAINER_IMAGE_URI={found.push(image)}")
 
@@ -78,7 +80,7 @@ def verify(
     tool: _Tool = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Runs the image, and checks that sessions of this checkout can run in it. Exit status: 1 if they cannot."""
+    """Runs the image and checks that sessions of this checkout can run in it. Exit status: 1 if they cannot."""
     from claude_hitl_template.image.verify import verify as verify_image  # noqa: PLC0415  (slow to import)
 
     found = verify_image(image, tools.find_tool(tool, among=("podman", "docker")), ROOT)

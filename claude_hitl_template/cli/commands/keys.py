@@ -1,4 +1,4 @@
-"""`hitl keys`: API keys of the service that runs on this machine, made, listed, replaced and revoked."""
+"""`hitl keys`: creates, lists, rotates and revokes API keys of the service on this machine."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError, InvalidInput
 from claude_hitl_template.presentation.text import one_line, visible
 
-app = typer.Typer(help="API keys: who may call the service over REST.", no_args_is_help=True)
+app = typer.Typer(help="API keys of REST clients.", no_args_is_help=True)
 PATH = "/v1/internal/keys"
 HEADS = ("ID", "BEGINS WITH", "STATE", "NAME")
 NAME_CHARS = 100
@@ -26,11 +26,13 @@ KeyId = Annotated[str, typer.Argument(metavar="ID", help="As ./hitl keys list sh
 
 @app.command("create")
 def create(
-    name: Annotated[str, typer.Argument(help="Whose key it is; decisions made with it name it.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of its holder; decisions made with the key are recorded under it.")
+    ],
 ) -> None:
-    """Makes a key, and shows it once: only its hash is kept."""
+    """Creates a key and shows it once: only its hash is stored."""
     if not name.strip():
-        raise InvalidInput("is empty; say whose key it is", "NAME")
+        raise InvalidInput("is empty; give the name of the key's holder", "NAME")
     with _client() as client:
         _show(
             client.post(PATH, {"name": name}),
@@ -59,17 +61,17 @@ def _row(key: dict[str, Any]) -> tuple[str, ...]:
 
 @app.command()
 def revoke(key_id: KeyId) -> None:
-    """A key opens nothing any more, at once and for good. Its sessions stay, and are decided in the panel."""
+    """Revokes a key at once and permanently. Its sessions stay and can be decided in the panel."""
     with _client() as client:
         key = client.delete(_of(client, key_id))
-    typer.echo(f"{key['id']} ({visible(key['name'])}) opens nothing any more")
+    typer.echo(f"{key['id']} ({visible(key['name'])}) is revoked")
 
 
 @app.command()
 def rotate(
     key_id: Annotated[str | None, typer.Argument(metavar="ID", help="Default: the first key.")] = None,
 ) -> None:
-    """Gives a key another secret: the one before stops working at once, and its sessions stay the key's."""
+    """Replaces a key's secret. The old one stops working at once; the sessions stay with the key."""
     settings = Settings.load()
     with _client() as client:
         first = next((key["id"] for key in client.get(PATH)["data"] if key["first"]), None)
@@ -78,7 +80,7 @@ def rotate(
             raise ConfigError("the service has no first key yet", "./hitl up")
         if chosen == first and settings.api_key is not None:
             raise ConfigError(
-                "HITL_API_KEY says what the first key is",
+                "HITL_API_KEY sets the first key",
                 "set it to another, or remove it and its file in secrets/, then ./hitl up: the one before stops working",
             )
         kept = f"; ./hitl reads it from {settings.secrets_dir / 'api-key'}" if chosen == first else ""

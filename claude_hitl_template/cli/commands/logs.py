@@ -1,4 +1,4 @@
-"""`hitl logs`: what the service, its sessions' processes and their start wrote, in order of time, without secrets."""
+"""`hitl logs`: logs of the service and its sessions' processes in order of time, without secrets."""
 
 import re
 import time
@@ -39,7 +39,7 @@ class LogFile:
 
     def read(self) -> Iterator[tuple[str, str]]:
         """(time, line) of each whole line that is new; a line without a time belongs to the one before it."""
-        if self.path.stat().st_size < self.offset:  # begun anew
+        if self.path.stat().st_size < self.offset:  # the file was truncated or replaced
             self.offset = 0
         with self.path.open("rb") as file:
             file.seek(self.offset)
@@ -62,10 +62,10 @@ def logs(
             help="Only this log, by its name; or only lines that have this text, such as a session's id.",
         ),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
-    count: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 200,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow new lines.")] = False,
+    count: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of last lines.")] = 200,
 ) -> None:
-    """Shows the service's log; secrets in it are masked."""
+    """Shows the service's log with secrets masked."""
     settings = Settings.load()
     hide = masker(settings)
     known: dict[Path, LogFile] = {}

@@ -1,4 +1,4 @@
-"""`hitl secrets`: sends a secret to the service once. It is in no file of this machine, no argument, and no log."""
+"""`hitl secrets`: sends a secret to the service. It is never written to a file, an argument or a log here."""
 
 import sys
 from typing import Annotated
@@ -22,7 +22,7 @@ Name = Annotated[str, typer.Argument(help=f"One of: {', '.join(SENT)}.")]
 
 @app.command("set")
 def set_secret(name: Name, profile: Profile = None) -> None:
-    """Sends a secret, which is read from standard input, or asked for where that is a terminal. It counts at once."""
+    """Sends a secret from standard input, or from a prompt on a terminal. It is used at once."""
     settings = Settings.load(profile)
     check_way(settings.service_url)
     _check_name(name)
@@ -38,7 +38,7 @@ def set_secret(name: Name, profile: Profile = None) -> None:
 
 @app.command("list")
 def list_secrets(profile: Profile = None) -> None:
-    """Which secrets were sent. Their values are never shown."""
+    """Lists the secrets that were sent, without their values."""
     client = _client(Settings.load(profile))
     try:
         for secret in client.get(PATH)["data"]:
@@ -64,7 +64,7 @@ def check_way(url: str) -> None:
     found = urlsplit(url)
     if found.scheme != "https" and found.hostname not in _LOOPBACK:
         raise ConfigError(
-            f"{url} is reached without TLS, and whoever is on the way could read the secret; it was not sent",
+            f"{url} is reached without TLS, so the secret could be read on the way; it was not sent",
             f"ssh -N -L 8001:localhost:8001 {found.hostname}, and HITL_SERVE_URL=http://localhost:8001",
         )
 

@@ -26,8 +26,8 @@ settings: those of this machine. Ctrl-D ends the prompt."""
 
 
 class StoreOnCluster:
-    """The store as a prompt wants it: what ingress and supervisor may call runs on the cluster's head, where the key to it
-    lies, and returns when it is done there."""
+    """The store for the prompt, synchronous: methods of ingress and supervisor run on the cluster's head, which has the
+    signing key."""
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method not in _METHODS:
@@ -76,7 +76,7 @@ def connect_patiently(connect_once: Callable[[], None], address: str) -> None:
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         raise Unavailable(
             f"Ray Client does not answer at {address} ({_first_line(error)})\n"
-            "  Fix: is the VM, or the tunnel, up? ./hitl doctor --remote looks; HITL_RAY_ADDRESS says where it is"
+            "  Fix: is the VM, or the tunnel, up? ./hitl doctor --remote checks it; HITL_RAY_ADDRESS is its address"
         ) from error
 
 

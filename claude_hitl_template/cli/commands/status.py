@@ -1,4 +1,4 @@
-"""`hitl status`: what runs, where, and whether it is well."""
+"""`hitl status`: what runs, where, and whether it is healthy."""
 
 import time
 from collections import Counter
@@ -14,7 +14,7 @@ from claude_hitl_template import code_version
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import print_json
 from claude_hitl_template.cli.deploy.cluster import asks_for_token
-from claude_hitl_template.cli.deploy.remote import OPEN, OPEN_MEND
+from claude_hitl_template.cli.deploy.remote import OPEN, OPEN_FIX
 from claude_hitl_template.cli.deploy.rollout import Profile
 from claude_hitl_template.cli.host import panel, postgres, run_record, service
 from claude_hitl_template.cli.host.processes import temp_dir
@@ -29,8 +29,8 @@ STATES = ("running", "rescheduling", "waiting for room", "waiting hot", "waiting
 
 
 _NO_SANDBOX = {
-    "off": "OFF (HITL_SANDBOX=off): an agent's commands can do all that the service can",
-    "none": "none on this system: an agent's commands can do all that you can; for trying alone",
+    "off": "OFF (HITL_SANDBOX=off): an agent's commands have all permissions of the service",
+    "none": "none on this system: an agent's commands have all your permissions; for experiments only",
 }
 
 
@@ -40,12 +40,12 @@ def status(
         bool,
         typer.Option(
             "--show-secrets",
-            help="Also the API key, who logs in to the panel with which password, and the token that Ray asks for.",
+            help="Also shows the API key, the panel's login and Ray's token.",
         ),
     ] = False,
     profile: Profile = None,
 ) -> None:
-    """What runs, where, and whether it is well. Exit status: 0 healthy, 1 not."""
+    """Shows what runs, where, and whether it is healthy. Exit status: 0 healthy, 1 not."""
     settings = Settings.load(profile)
     facts = gather(settings)
     if show_secrets:
@@ -59,18 +59,18 @@ def status(
             )
         )
         if facts["ray"]["asks_for_token"] is False:
-            typer.secho(f"WARNING    {OPEN}; {OPEN_MEND}", fg="red")
+            typer.secho(f"WARNING    {OPEN}; {OPEN_FIX}", fg="red")
     raise typer.Exit(0 if facts["healthy"] else 1)
 
 
 def gather(settings: Settings) -> dict[str, Any]:
-    """What is known of this machine's service, as JSON. `problems` names what is wrong, each with what mends it."""
+    """The state of this machine's service, as JSON. `problems` lists each problem with its fix."""
     head, app = service.ray_process(settings), service.healthy_at(settings.service_url, settings)
     elsewhere = head is None and bool(settings.serve_url or (app or {}).get("package"))
     work = _work(settings) if app else None
-    look = panel.look(settings) if settings.panel and app and not elsewhere else None
+    panel_status = panel.check_panel(settings) if settings.panel and app and not elsewhere else None
     there = {"url": settings.panel_at} if settings.panel and app and elsewhere else None
-    database = postgres.look(settings)
+    database = postgres.check_database(settings)
     other = run_record.other_checkout(settings)
     problems = find_problems(
         head=head is not None,
@@ -80,7 +80,9 @@ def gather(settings: Settings) -> dict[str, Any]:
         checkout=str(other) if other else None,
         changed=service.changed_settings(settings) if head else [],
         refused=work if isinstance(work, str) else None,
-        panel=f"{look.problem}: {look.mend}" if look and look.problem else None,
+        panel=f"{panel_status.problem}: {panel_status.fix}"
+        if panel_status and panel_status.problem
+        else None,
         database=database.problem,
         drained_s=service.drained_s(settings) if head and app else 0.0,
     )
@@ -96,7 +98,7 @@ def gather(settings: Settings) -> dict[str, Any]:
             "asks_for_token": asks_for_token(settings) if app else None,
             "checkout": str(other) if other else None,
         },
-        "panel": {"url": settings.panel_url, **asdict(look)} if look else there,
+        "panel": {"url": settings.panel_url, **asdict(panel_status)} if panel_status else there,
         "app": {"url": f"{settings.service_url}/v1", **(app or {})},
         "work": work if isinstance(work, dict) else None,
         "database": {"place": database.place, "pid": postgres.local(settings).pid()},
@@ -117,7 +119,7 @@ def find_problems(
     database: str | None = None,
     drained_s: float = 0.0,
 ) -> list[str]:
-    """What is wrong, worst first; [] when all is well.
+    """The problems, worst first; [] when there are none.
 
     `elsewhere`: the address of a service that another machine runs. `checkout`: another one that started what runs here.
     """

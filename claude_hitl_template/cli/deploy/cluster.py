@@ -1,4 +1,4 @@
-"""A Ray cluster as its dashboard tells of it: versions, packages, applications. Nothing of Ray runs here."""
+"""Client of a Ray cluster's dashboard: versions, packages, applications. It does not need Ray on this machine."""
 
 import time
 from collections.abc import Callable, Generator
@@ -22,7 +22,7 @@ ATTEMPTS = 3
 POLL_S = 0.5
 _NOT_FOUND = 404
 _REFUSED = (401, 403)
-REFUSED_MEND = (
+REFUSED_FIX = (
     "on the cluster, ./hitl status --show-secrets shows it (of a Ray that was started by hand, ~/.ray/auth_token there "
     "holds it): set HITL_RAY_TOKEN in .env or the profile to it"
 )
@@ -39,8 +39,8 @@ class Versions:
 
 
 class Cluster:
-    """Every method raises Unavailable when the dashboard does not answer, ConfigError when something else does, or when it
-    does not take our token."""
+    """Every method raises Unavailable if the dashboard does not answer, and ConfigError if another program answers or the
+    token is refused."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Cluster:
 
     @classmethod
     def open(cls, settings: Settings, *, say: Say = lambda _: None) -> "Cluster":
-        """The one that the settings lead to. Raises ConfigError where its token cannot be read."""
+        """The cluster of these settings. Raises ConfigError if its token cannot be read."""
         return cls(settings.dashboard, token=read_ray_token(settings), say=say)
 
     def close(self) -> None:
@@ -66,19 +66,19 @@ class Cluster:
         ray = self._json("/api/version").get("ray_version")
         if not isinstance(ray, str):
             raise self._foreign()
-        told = self._json("/api/v0/cluster_metadata").get("data")
-        python = told.get("pythonVersion") if isinstance(told, dict) else None
+        metadata = self._json("/api/v0/cluster_metadata").get("data")
+        python = metadata.get("pythonVersion") if isinstance(metadata, dict) else None
         return Versions(ray, python if isinstance(python, str) else None)
 
     def asks_for_token(self) -> bool | None:
-        """Whether Ray lets in only who has its token; None where it does not say."""
+        """Whether Ray requires its token; None if unknown."""
         with self._reachable():
             answer = self._http.get("/api/authentication_mode")
         mode = _dictionary(answer).get("authentication_mode")
         return mode == "token" if isinstance(mode, str) else None
 
     def serve(self) -> dict[str, Any]:
-        """What Serve says of itself: `applications` by name, `http_options`; neither while it does not run."""
+        """Serve's state: `applications` by name, `http_options`; neither while it does not run."""
         return self._json("/api/serve/applications/")
 
     def put_serve(self, config: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ class Cluster:
             )
 
     def upload(self, package: Package) -> bool:
-        """Makes sure that the cluster has the package; False when it had it. What was cut off is sent again."""
+        """Uploads the package unless the cluster has it; returns whether it was uploaded. A broken upload is repeated."""
         # Asking also pins it for ten minutes, so that it is there until Serve holds it.
         if self._has(package.name):
             return False
@@ -105,7 +105,7 @@ class Cluster:
         return True
 
     def _put(self, package: Package) -> None:
-        """Ray stores a body that it has got whole, and nothing of one that broke off."""
+        """Uploads the package. Ray stores it only if it is complete."""
         timeout = httpx.Timeout(ASK_S, write=UPLOAD_S, read=UPLOAD_S)
         path = f"/api/packages/gcs/{package.name}"
         lost = "the connection was lost during the upload"
@@ -142,10 +142,8 @@ class Cluster:
             answer = self._http.request(method, path, **options)
         if answer.status_code in _REFUSED:
             had = "authorization" in self._http.headers
-            what = (
-                "refuses the token that is known here" if had else "asks for a token, and none is known here"
-            )
-            raise ConfigError(f"Ray's dashboard at {self.url} {what}", REFUSED_MEND)
+            what = "refuses this machine's token" if had else "requires a token, and this machine has none"
+            raise ConfigError(f"Ray's dashboard at {self.url} {what}", REFUSED_FIX)
         return answer
 
     def _foreign(self, detail: str = "") -> ConfigError:
@@ -174,7 +172,7 @@ class Cluster:
 
 
 def asks_for_token(settings: Settings) -> bool | None:
-    """Whether the Ray that the settings lead to lets in only who has its token; None where it does not say."""
+    """Whether the Ray of these settings requires its token; None if unknown."""
     cluster = Cluster(settings.dashboard)
     try:
         return cluster.asks_for_token()
@@ -193,9 +191,9 @@ def _dictionary(answer: httpx.Response) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def wait_for[T](look: Callable[[], T | None], limit_s: float) -> T | None:
-    """The first thing that `look` finds; None when the time is over."""
+def wait_for[T](poll: Callable[[], T | None], limit_s: float) -> T | None:
+    """The first result of `poll` that is not None; None after the limit."""
     deadline = time.monotonic() + limit_s
-    while (found := look()) is None and time.monotonic() < deadline:
+    while (found := poll()) is None and time.monotonic() < deadline:
         time.sleep(POLL_S)
     return found

@@ -1,4 +1,4 @@
-"""The working tree as a package of Ray: what belongs to it, without secrets, under a name that tells its content."""
+"""The working tree as a package of Ray: its files without secrets, named by a hash of the content."""
 
 import ast
 import io
@@ -34,12 +34,12 @@ SECRET_NAMES = (
     ".npmrc",
 )
 SECRET_FOLDERS = ("secrets", ".ssh", ".aws")
-SHORTEST_SECRET = 8  # what is shorter occurs by chance, and protects nothing
+SHORTEST_SECRET = 8  # shorter values occur by chance and protect nothing
 PROFILES = "profiles"
 EXAMPLE = ".example"
 CODE = "claude_hitl_template"
 # Python runs it first. Ray puts the folder in which it, or who deployed before, was started before the package on the
-# path of its workers, and that may be a checkout of this project; what is imported already is not looked for there.
+# path of its workers, and that may be a checkout of this project; modules that are loaded already are not searched there.
 FIRST = "sitecustomize.py"
 FIRST_CODE = f"import {CODE}\n"
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
@@ -111,8 +111,8 @@ def _in_repository(root: Path) -> bool:
 
 
 def _is_ours(root: Path, name: str) -> bool:
-    """Not for what was deleted and not committed, nor for another repository's folder. Raises ConfigError for a link
-    that leads out: there would be something else, or nothing, behind it on the cluster."""
+    """Whether a listed path is a file of this tree: not deleted, and not another repository's folder. Raises ConfigError
+    for a link that leads out, which would lead elsewhere on the cluster."""
     path = root / name
     if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
         raise ConfigError(
@@ -202,6 +202,6 @@ def _git(root: Path, *arguments: str, may_fail: bool = False) -> str:
     except OSError as error:
         raise ConfigError(f"git cannot be run: {error.strerror}", _GIT) from error
     if done.returncode and not may_fail:
-        said = os.fsdecode(done.stderr).strip()
-        raise ConfigError(f"git cannot read {root}: {said}", "correct that, then deploy again")
+        reason = os.fsdecode(done.stderr).strip()
+        raise ConfigError(f"git cannot read {root}: {reason}", "correct that, then deploy again")
     return os.fsdecode(done.stdout)

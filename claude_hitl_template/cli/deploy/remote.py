@@ -1,4 +1,4 @@
-"""`hitl doctor --remote`: the cluster as it is seen from the development machine, at the addresses that it would use."""
+"""`hitl doctor --remote`: checks the cluster from the development machine, at the addresses that its commands use."""
 
 import time
 from collections.abc import Iterator
@@ -21,12 +21,10 @@ from claude_hitl_template.errors import ConfigError, HitlError
 from claude_hitl_template.presentation.checks import Check
 
 ASK_S = 10.0
-# A clock is told in whole seconds, and the answer takes a while.
+# The HTTP date has whole seconds, and the answer takes a while.
 SKEW_S = 5.0
-OPEN = (
-    "Ray asks for none: whoever reaches its ports runs code there, an approved command of an agent included"
-)
-OPEN_MEND = (
+OPEN = "Ray requires none: anyone who reaches its ports can run code there, including an agent's approved command"
+OPEN_FIX = (
     "start it with ./hitl up; or, by hand, with RAY_AUTH_MODE=token, and set HITL_RAY_TOKEN here to what `ray "
     "get-auth-token --generate` prints there"
 )
@@ -34,7 +32,7 @@ _START = "start the VM, or the tunnel, and ./hitl up there; or correct {} in .en
 
 
 def examine(settings: Settings, patience_s: float = ASK_S) -> Iterator[Check]:
-    """Every check, in the order in which a human would mend things."""
+    """Every check, in the order in which problems are best fixed."""
     yield from _dashboard_checks(settings)
     yield ray_client_check(settings.ray_client, patience_s)
     yield from _service_checks(settings)
@@ -54,7 +52,7 @@ def _dashboard_checks(settings: Settings) -> Iterator[Check]:
         yield skew_check(*_clocks(settings.dashboard))
         yield application_check(cluster.serve().get("applications", {}).get(OURS))
     except ConfigError as error:
-        yield Check("dashboard", "wrong", error.message, error.mend)
+        yield Check("dashboard", "wrong", error.message, error.fix)
     except (HitlError, httpx.HTTPError) as error:
         yield Check("dashboard", "wrong", str(error).splitlines()[0], _START.format("HITL_DASHBOARD_URL"))
     finally:
@@ -62,25 +60,25 @@ def _dashboard_checks(settings: Settings) -> Iterator[Check]:
 
 
 def token_checks(asks: bool | None) -> Iterator[Check]:
-    """`asks`: whether Ray lets in only who has its token; nothing is said where it does not tell."""
+    """`asks`: whether Ray requires its token; no check if that is unknown."""
     if asks:
-        yield Check("Ray's token", "ok", "Ray lets in only who has it")
+        yield Check("Ray's token", "ok", "Ray requires it")
     elif asks is not None:
-        yield Check("Ray's token", "wrong", OPEN, OPEN_MEND)
+        yield Check("Ray's token", "wrong", OPEN, OPEN_FIX)
 
 
 def version_check(name: str, here: str, there: str | None) -> Check:
-    """Ray talks to its own version only, and pickles between equal Pythons only."""
+    """Ray needs the same Ray version on both sides, and for pickles the same Python."""
     if there is None:
         return Check(name, "warning", f"{here} here; the cluster does not say", "compare them by hand")
     if here == there:
         return Check(name, "ok", f"{here} here and there")
-    mend = f"on the cluster: install {name} {here}, ./hitl down, ./hitl up; or make .venv here with {there}"
-    return Check(name, "wrong", f"{here} here, {there} on the cluster", mend)
+    fix = f"on the cluster: install {name} {here}, ./hitl down, ./hitl up; or make .venv here with {there}"
+    return Check(name, "wrong", f"{here} here, {there} on the cluster", fix)
 
 
 def skew_check(here: float, there: float | None) -> Check:
-    """`here`, `there`: what the clocks showed at the same time, in seconds."""
+    """`here`, `there`: both clocks at the same time, in seconds."""
     if there is None:
         return Check("clocks", "warning", "the cluster does not tell its time", "compare `date -u` on both")
     behind = round(here - there)
@@ -91,7 +89,7 @@ def skew_check(here: float, there: float | None) -> Check:
 
 
 def application_check(found: dict[str, Any] | None) -> Check:
-    """What Serve says of our application; None: it has none of that name."""
+    """Checks our application's status in Serve; None if Serve has none of that name."""
     if found is None:
         return Check("application", "wrong", "none is deployed", "./hitl deploy")
     status = str(found.get("status"))
@@ -103,7 +101,7 @@ def application_check(found: dict[str, Any] | None) -> Check:
 
 
 def ray_client_check(address: str, patience_s: float) -> Check:
-    """Whether Ray Client is behind the address: a port that is forwarded to nowhere takes connections, too."""
+    """Whether Ray Client answers at the address: a forwarded port accepts connections even without a target."""
     import grpc  # noqa: PLC0415  (slow to import)
 
     direct = [("grpc.enable_http_proxy", 0)]
@@ -131,10 +129,10 @@ def _service_checks(settings: Settings) -> Iterator[Check]:
 
 
 def health_check(url: str, status: int, facts: dict[str, Any], code: str) -> Check:
-    """What the service says of itself, beside the code of this working tree."""
+    """Compares the service's version with the code of this working tree."""
     if status != 200:
-        mend = "./hitl deploy; where that fails, it says why"
-        return Check("service", "wrong", f"{url} answers {status}: no application is healthy there", mend)
+        fix = "./hitl deploy; where that fails, it says why"
+        return Check("service", "wrong", f"{url} answers {status}: no application is healthy there", fix)
     commit = str(facts.get("commit") or "")[:12]
     shown = f"code {facts.get('code')}{f', commit {commit}' if commit else ''}"
     if facts.get("code") == code:
@@ -146,20 +144,20 @@ def health_check(url: str, status: int, facts: dict[str, Any], code: str) -> Che
 
 def key_check(settings: Settings) -> Check:
     """The API key that commands on this machine use is one of the cluster's."""
-    mend = "on the cluster, ./hitl status --show-secrets shows the key: set HITL_API_KEY in .env or the profile to it"
+    fix = "on the cluster, ./hitl status --show-secrets shows the key: set HITL_API_KEY in .env or the profile to it"
     try:
         key = settings.api_key.get_secret_value() if settings.api_key else read_api_key(settings)
     except ConfigError:
-        return Check("API key", "warning", "none here", mend)
+        return Check("API key", "warning", "none here", fix)
     try:
         url, headers = f"{settings.service_url}/v1/sessions?limit=1", {"x-api-key": key}
         status = network.request("GET", url, headers=headers, timeout=ASK_S).status_code
     except UnicodeEncodeError:
-        return Check("API key", "wrong", "it holds characters that are no ASCII", mend)
+        return Check("API key", "wrong", "it holds characters that are no ASCII", fix)
     except httpx.HTTPError as error:
         return Check("API key", "wrong", f"not checked: {error}", "try again")
     if status == 401:
-        return Check("API key", "wrong", "the service refuses it", mend)
+        return Check("API key", "wrong", "the service refuses it", fix)
     return Check("API key", "ok", "the service takes it")
 
 
@@ -174,10 +172,10 @@ def panel_check(url: str) -> Check:
 
 def _clocks(url: str) -> tuple[float, float | None]:
     before = time.time()
-    said = network.request("HEAD", url, timeout=ASK_S).headers.get("date")
+    date = network.request("HEAD", url, timeout=ASK_S).headers.get("date")
     here = (before + time.time()) / 2
     try:
-        return here, parsedate_to_datetime(said).timestamp() if said else None
+        return here, parsedate_to_datetime(date).timestamp() if date else None
     except ValueError:
         return here, None
 

@@ -1,4 +1,4 @@
-"""`hitl deploy`: brings this working tree to the cluster, and says whether it is what runs there."""
+"""`hitl deploy`: deploys this working tree to the cluster and reports whether it runs there."""
 
 import os
 import subprocess
@@ -44,11 +44,11 @@ Profile = Annotated[
 
 
 class DeployFailed(HitlError):
-    """The cluster did not take the new code; the message says why, and what runs now."""
+    """The cluster did not accept the new code; the message has the reason and what runs now."""
 
 
 def deploy(profile: Profile = None) -> None:
-    """Uploads this working tree to the cluster, has Serve run it, and waits until it does."""
+    """Uploads this working tree to the cluster and waits until Serve runs it."""
     settings = Settings.load(profile)
     secrets = secret_values(settings)
     files = serve_config.read(CONFIG)
@@ -71,13 +71,13 @@ def deploy(profile: Profile = None) -> None:
 
 
 def secret_values(settings: Settings) -> list[str]:
-    """Of the settings that are secret, the values."""
+    """The values of secret settings."""
     found = [getattr(settings, name) for name in Settings.model_fields]
     return [value.get_secret_value() for value in found if isinstance(value, SecretStr)]
 
 
 def check_versions(found: Versions) -> None:
-    """Raises ConfigError that says which side to change: Ray must be the very same, Python in its minor version."""
+    """Raises ConfigError that names the side to change: Ray's version must be equal, and Python's minor version."""
     ours = version("ray")
     if found.ray != ours:
         raise ConfigError(
@@ -94,8 +94,8 @@ def check_versions(found: Versions) -> None:
 
 
 def check_applications(serve: Mapping[str, Any], files: Files) -> None:
-    """Raises ConfigError for applications that koco would delete, for its config is the whole truth to Serve."""
-    named = {said["name"] for said in files.values() if "name" in said}
+    """Raises ConfigError for applications that koco would delete: Serve removes those that its config does not name."""
+    named = {document["name"] for document in files.values() if "name" in document}
     lost = [
         name
         for name, app in serve.get("applications", {}).items()
@@ -109,9 +109,9 @@ def check_applications(serve: Mapping[str, Any], files: Files) -> None:
 
 
 def reason(message: str) -> str:
-    """The end of what Serve says of a failure, where the error is."""
+    """The last lines of Serve's message about a failure, which hold the error."""
     lines = [line.rstrip() for line in message.replace("\\n", "\n").splitlines() if line.strip()]
-    return "\n".join(f"  {line}" for line in lines[-REASON_LINES:]) or "  Serve does not say why"
+    return "\n".join(f"  {line}" for line in lines[-REASON_LINES:]) or "  Serve gives no reason"
 
 
 @contextmanager
@@ -157,7 +157,7 @@ def _outcome_now(cluster: Cluster, uri: str | None) -> str | None:
 
 
 def outcome(serve: Mapping[str, Any], uri: str | None) -> str | None:
-    """Empty once our application runs from the package (None: from where its code lies on the cluster); the reason
+    """Empty once our application runs from the package (None: from its code on the cluster); the reason
     when it failed; None while neither is known."""
     app = serve.get("applications", {}).get(OURS)
     if app is None or _package_of(app) != uri:
@@ -165,8 +165,11 @@ def outcome(serve: Mapping[str, Any], uri: str | None) -> str | None:
     if app["status"] == "RUNNING":
         return ""
     if app["status"] in _FAILED:
-        said = [app.get("message", ""), *(d.get("message", "") for d in app.get("deployments", {}).values())]
-        return reason("\n".join(said))
+        messages = [
+            app.get("message", ""),
+            *(d.get("message", "") for d in app.get("deployments", {}).values()),
+        ]
+        return reason("\n".join(messages))
     return None
 
 
@@ -187,7 +190,7 @@ def _status(serve: Mapping[str, Any]) -> str:
 
 
 def _undo(cluster: Cluster, before: Mapping[str, Any]) -> str:
-    """Has Serve go back to what ran; says what runs now."""
+    """Restores the previous deployment; returns what runs now."""
     apps = before.get("applications", {})
     declared = [app["deployed_app_config"] for app in apps.values() if app.get("deployed_app_config")]
     if OURS in apps and not apps[OURS].get("deployed_app_config"):
@@ -210,7 +213,7 @@ def _undo(cluster: Cluster, before: Mapping[str, Any]) -> str:
     except HitlError as error:
         return f"what ran before could not be restored: {error}"
     if back == "":
-        return "what ran before runs on.\n  Fix: correct the code, then deploy again"
+        return "the previous code still runs.\n  Fix: correct the code, then deploy again"
     return f"what ran before was restored, and is not up yet: {back or 'Serve is still at it'}"
 
 
@@ -235,9 +238,9 @@ def _koco(settings: Settings, config: Path) -> None:
             raise DeployFailed(
                 f"koco deploy -r did not end well: {error}\n  Fix: ./hitl deploy again"
             ) from error
-    said = done.stdout + done.stderr
-    if done.returncode or "deployment succeeded" not in said:
-        raise DeployFailed(f"koco deploy -r failed, and nothing was changed:\n{reason(said)}")
+    output = done.stdout + done.stderr
+    if done.returncode or "deployment succeeded" not in output:
+        raise DeployFailed(f"koco deploy -r failed, and nothing was changed:\n{reason(output)}")
 
 
 def _authentication(settings: Settings, folder: Path) -> dict[str, str]:
@@ -280,14 +283,14 @@ def _report(settings: Settings, built: Package) -> None:
 
 
 def _images(settings: Settings) -> list[str]:
-    """What is wrong with the images of the service's environments; sessions in them would not start, and say so."""
+    """Problems of the images of the service's environments. Sessions in them would end with that reason."""
     if settings.api_key is None:
-        return ["HITL_API_KEY is not set here, so images were not looked at"]
+        return ["HITL_API_KEY is not set here, so images were not checked"]
     try:
         with closing(Client.open(settings)) as client:
             return image_remarks(client.get("/v1/environments")["data"])
     except HitlError as error:
-        return [f"images were not looked at: {error}"]
+        return [f"images were not checked: {error}"]
 
 
 def image_remarks(environments: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -303,6 +306,6 @@ def image_remarks(environments: Sequence[Mapping[str, Any]]) -> list[str]:
         for name, wanted in ours.items() if facts else ():
             if facts.get(name) != wanted:
                 remarks.append(
-                    f"{image} has {name} {facts.get(name)}, and {wanted} is needed: ./hitl image build anew"
+                    f"{image} has {name} {facts.get(name)}, and {wanted} is needed: rebuild it with ./hitl image build"
                 )
     return remarks

@@ -1,4 +1,4 @@
-"""The files that `koco deploy -r` takes: those of data/config, with what this deploy adds, and read as Serve does not."""
+"""The files for `koco deploy -r`: data/config with this deploy's additions, checked more strictly than by Serve."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from claude_hitl_template.errors import ConfigError
 
 MAIN = "config.yaml"
 OURS = "claude-hitl"
-# What is true of this machine, and not of the cluster.
+# Settings of this machine that do not apply to the cluster.
 _LOCAL = frozenset(
     {
         "home",
@@ -37,31 +37,31 @@ _LOCAL = frozenset(
         "panel",
     }
 )
-_MEND = "correct it, then deploy again; https://docs.ray.io/en/latest/serve/production-guide/config.html names the keys"
+_FIX = "correct it, then deploy again; https://docs.ray.io/en/latest/serve/production-guide/config.html names the keys"
 
 type Files = dict[str, dict[str, Any]]
 
 
 def read(folder: Path) -> Files:
-    """What each file says, by its name. Raises ConfigError, with file and place, for what Serve would ignore."""
+    """The content of each file, by name. Raises ConfigError with file and place for keys that Serve would ignore."""
     from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema  # noqa: PLC0415  (slow to import)
 
     files = {path.name: _parse(path) for path in sorted(folder.glob("*.yaml"))}
     if MAIN not in files:
         raise ConfigError(f"{folder / MAIN} is not there", "take it from this project's repository")
-    applications = {name: said for name, said in files.items() if name != MAIN}
-    if all(said.get("name") != OURS for said in applications.values()):
+    applications = {name: document for name, document in files.items() if name != MAIN}
+    if all(document.get("name") != OURS for document in applications.values()):
         raise ConfigError(f"no file in {folder} has `name: {OURS}`", "take it from this project's repository")
-    for name, said in applications.items():
-        _check(folder / name, ServeApplicationSchema, said)
-        _check_environments(folder / name, said)
+    for name, document in applications.items():
+        _check(folder / name, ServeApplicationSchema, document)
+        _check_environments(folder / name, document)
     whole = {**files[MAIN], "applications": list(applications.values())}
     _check(folder / MAIN, ServeDeploySchema, whole)
     return files
 
 
 def travelling(settings: Settings) -> dict[str, str]:
-    """The settings that were chosen here and hold for the service wherever it runs, as variables; no secret.
+    """The settings chosen here that apply to the service on any machine, as variables, without secrets.
 
     Ray hands them to containers in a shell command. Raises ConfigError for a value that would break it.
     """
@@ -84,33 +84,33 @@ def complete(files: Files, *, uri: str, variables: Mapping[str, str], http: Mapp
     completed: Files = {
         MAIN: {**files[MAIN], "http_options": {**files[MAIN].get("http_options", {}), **http}}
     }
-    for name, said in files.items():
+    for name, document in files.items():
         if name == MAIN:
             continue
-        completed[name] = said
-        if said["name"] == OURS:
-            env = said.get("runtime_env") or {}
+        completed[name] = document
+        if document["name"] == OURS:
+            env = document.get("runtime_env") or {}
             ours = {**env, "working_dir": uri, "env_vars": {**(env.get("env_vars") or {}), **variables}}
-            completed[name] = {**said, "runtime_env": ours}
+            completed[name] = {**document, "runtime_env": ours}
     return completed
 
 
 def write(files: Files, folder: Path) -> Path:
-    """Writes them, and nothing beside them; returns the file that koco is given. Raises ConfigError."""
+    """Writes only these files; returns the one for koco. Raises ConfigError."""
     import yaml  # noqa: PLC0415  (slow to import)
 
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, mode=0o700)
-        for name, said in files.items():
-            (folder / name).write_text(yaml.safe_dump(said, sort_keys=False))
+        for name, document in files.items():
+            (folder / name).write_text(yaml.safe_dump(document, sort_keys=False))
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}", "correct HITL_DATA_DIR") from error
     return folder / MAIN
 
 
 def check_no_secret(files: Files, secrets: list[str]) -> None:
-    """Raises ConfigError: whoever reaches the dashboard can read the config, and koco leaves a copy."""
+    """Raises ConfigError for a secret: anyone who reaches the dashboard can read the config, and koco leaves a copy."""
     text = json.dumps(files, ensure_ascii=False)
     if any(value in text for value in secrets if value):
         raise ConfigError(
@@ -123,29 +123,29 @@ def _parse(path: Path) -> dict[str, Any]:
     import yaml  # noqa: PLC0415  (slow to import)
 
     try:
-        said = yaml.safe_load(path.read_text())
+        document = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", "correct it, then deploy again") from error
-    if not isinstance(said, dict):
-        raise ConfigError(f"{path} does not hold keys and values", _MEND)
-    return said
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} does not hold keys and values", _FIX)
+    return document
 
 
-def _check(path: Path, model: type[BaseModel], said: dict[str, Any]) -> None:
-    unknown = next(_unknown(model, said), None)
+def _check(path: Path, model: type[BaseModel], document: dict[str, Any]) -> None:
+    unknown = next(_unknown(model, document), None)
     if unknown:
-        raise ConfigError(f"{path}: {unknown} is no key that Serve knows; it would ignore it", _MEND)
+        raise ConfigError(f"{path}: {unknown} is no key that Serve knows; it would ignore it", _FIX)
     try:
-        model.model_validate(said)
+        model.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {where or 'it'}: {first['msg']}", _MEND) from None
+        raise ConfigError(f"{path}: {where or 'it'}: {first['msg']}", _FIX) from None
 
 
-def _unknown(model: type[BaseModel], said: Mapping[str, Any], place: str = "") -> Iterator[str]:
+def _unknown(model: type[BaseModel], document: Mapping[str, Any], place: str = "") -> Iterator[str]:
     """Dotted paths of the keys that no field of the model, or of those below it, has."""
-    for key, value in said.items():
+    for key, value in document.items():
         field = model.model_fields.get(str(key))
         here = f"{place}{key}"
         if field is None:
@@ -169,16 +169,16 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def _check_environments(path: Path, said: Mapping[str, Any]) -> None:
+def _check_environments(path: Path, document: Mapping[str, Any]) -> None:
     from ray.runtime_env import RuntimeEnv  # noqa: PLC0415  (slow to import)
 
-    deployments = [one for one in said.get("deployments") or [] if isinstance(one, Mapping)]
+    deployments = [one for one in document.get("deployments") or [] if isinstance(one, Mapping)]
     options = [one.get("ray_actor_options") or {} for one in deployments]
-    for holder in (said, *options):
+    for holder in (document, *options):
         env = holder.get("runtime_env") or {}
         unknown = sorted(set(env) - RuntimeEnv.known_fields)
         if unknown:
-            raise ConfigError(f"{path}: runtime_env.{unknown[0]} is no key that Ray knows", _MEND)
+            raise ConfigError(f"{path}: runtime_env.{unknown[0]} is no key that Ray knows", _FIX)
         secret = sorted(name for name in env.get("env_vars") or {} if names_secret(str(name)))
         if secret:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Kodosumi's two processes beside Ray: the spooler keeps what flows write, the panel shows it to browsers.
+"""Kodosumi's two processes next to Ray: the spooler keeps what flows write, the panel shows it to browsers.
 
 Their settings, secrets among them, come from a file in their working folder, so that neither a command line nor an
 environment shows any; relative paths of Kodosumi's end up in that folder.
@@ -66,41 +66,39 @@ def running(settings: Settings) -> dict[str, psutil.Process]:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is there of the panel: process ids, how many flows the spooler follows; what is wrong, and what mends it."""
+class PanelStatus:
+    """The panel's process ids, the number of flows that the spooler follows, and the problem with its fix."""
 
     panel: int | None
     spooler: int | None
     flows: int = 0
     problem: str | None = None
-    mend: str = ""
+    fix: str = ""
 
 
-def look(settings: Settings) -> Look:
-    """How the panel is."""
+def check_panel(settings: Settings) -> PanelStatus:
+    """Asks the panel and its spooler for their state."""
     alive = running(settings)
     pids = {name: process.pid for name, process in alive.items()}
-    found = Look(panel=pids.get("panel"), spooler=pids.get("spooler"))
+    found = PanelStatus(panel=pids.get("panel"), spooler=pids.get("spooler"))
     for name in NAMES:
         if name not in alive:
-            return replace(found, problem=f"the {name} does not run", mend="./hitl up; ./hitl logs says why")
+            return replace(found, problem=f"the {name} does not run", fix="./hitl up; ./hitl logs says why")
     try:
         panel = Panel(settings)
         health, entries = panel.health(), panel.entries()
     except Unauthorized as error:
-        return replace(found, problem=str(error), mend=f"write its password into {_password_file(settings)}")
+        return replace(found, problem=str(error), fix=f"write its password into {_password_file(settings)}")
     except Unavailable as error:
-        return replace(
-            found, problem=str(error), mend="./hitl logs; ./hitl down, then ./hitl up starts it anew"
-        )
+        return replace(found, problem=str(error), fix="./hitl logs; ./hitl down, then ./hitl up restarts it")
     found = replace(found, flows=health["flows"])
     if health["spooler"] != found.spooler:
         return replace(
-            found, problem="the panel does not find the spooler", mend="./hitl down, then ./hitl up"
+            found, problem="the panel does not find the spooler", fix="./hitl down, then ./hitl up"
         )
     if not entries:
         why = f"the panel lists no entry: it could not read {routes_url(settings)} when it started"
-        return replace(found, problem=why, mend="./hitl up")
+        return replace(found, problem=why, fix="./hitl up")
     return found
 
 
@@ -259,7 +257,7 @@ def _listens_on(settings: Settings) -> str:
 
 def _check(settings: Settings, deadline: float) -> None:
     """Starts what ended: a spooler gives up while the one before it is not forgotten. Raises ConfigError at last, and at
-    once when somebody else has the panel's port."""
+    at once if another program has the panel's port."""
     if "panel" not in running(settings):
         check_free(settings.panel_port, variable("panel_port"))
     if time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Ports of this machine: which are free, who has one, and which nobody gets by chance."""
+"""Ports of this machine: which are free, which process holds one, and which the system does not assign to others."""
 
 import errno
 import random
@@ -12,12 +12,12 @@ from claude_hitl_template.errors import ConfigError
 
 _RAY_NAMES = ("raylet", "gcs_server")
 # Above what others' Ray workers take by default, and below what Linux and macOS hand out to connections: such a port
-# could be somebody's before the process that it was chosen for listens there.
+# could be taken before the process that it was chosen for listens there.
 _CHOSEN_FROM = range(20_000, 32_768)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has, all different, by chance."""
+    """Random free ports, all different."""
     by_chance = random.SystemRandom().sample(_CHOSEN_FROM, len(_CHOSEN_FROM))
     return list(islice(filter(is_free, by_chance), count))
 
@@ -61,7 +61,7 @@ def is_free(port: int) -> bool:
 
 
 def taken(port: int, name: str) -> tuple[str, str]:
-    """What is wrong with a port that is taken, and what mends it."""
+    """The problem and the fix for a port that is taken."""
     holder = holder_of(port)
     if holder is None:
         return f"port {port} ({name}) is taken by another process", f"choose another port with {name}"

@@ -20,7 +20,7 @@ from claude_hitl_template.config.secret_files import (
 )
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.store.look import Look, sqlite_look
+from claude_hitl_template.store.database_status import DatabaseStatus, sqlite_status
 
 USER = DATABASE = "hitl"
 START_S = 60
@@ -33,7 +33,7 @@ INSTALL = (
 
 @dataclass(frozen=True)
 class Account:
-    """Whom the server runs as: Postgres refuses root. `uid` None: whoever we are."""
+    """The user that the server runs as: Postgres refuses root. `uid` None: the current user."""
 
     uid: int | None = None
     gid: int | None = None
@@ -128,16 +128,16 @@ class LocalPostgres:
         self._make_database()
 
     def _make_database(self) -> None:
-        """By the server in single-user mode: there is nobody to connect to yet."""
+        """Runs the server in single-user mode: no server accepts connections yet."""
         self._run(
-            "postgres", "--single", "-D", self._cluster, "postgres", said=f"create database {DATABASE}\n"
+            "postgres", "--single", "-D", self._cluster, "postgres", stdin=f"create database {DATABASE}\n"
         )
 
-    def _run(self, program: str, *arguments: object, said: str = "") -> None:
+    def _run(self, program: str, *arguments: object, stdin: str = "") -> None:
         account = server_account()
         done = subprocess.run(  # noqa: S603
             [str(find_program(program)), *map(str, arguments)],
-            input=said,
+            input=stdin,
             stdout=subprocess.PIPE if program != "pg_ctl" else subprocess.DEVNULL,  # the server keeps it open
             stderr=subprocess.STDOUT if program != "pg_ctl" else subprocess.DEVNULL,
             text=True,
@@ -189,13 +189,13 @@ def check(settings: Settings, *, patience_s: float) -> None:
     connect.prepare_schema(connect.store_url(settings), patience_s=patience_s)
 
 
-def look(settings: Settings) -> Look:
+def check_database(settings: Settings) -> DatabaseStatus:
     """Asks the database where it is, and whether it is well. Raises ConfigError for a URL that is not usable."""
     if read_database_url(settings) is None:
-        return sqlite_look(settings.database_path)
+        return sqlite_status(settings.database_path)
     from claude_hitl_template.store import connect  # noqa: PLC0415  (slow to import)
 
-    return connect.look(settings)
+    return connect.check_database(settings)
 
 
 def find_program(name: str) -> Path:
@@ -211,7 +211,7 @@ def find_program(name: str) -> Path:
 
 
 def server_account() -> Account:
-    """Raises ConfigError when we are root and there is nobody else to be."""
+    """Raises ConfigError if this process is root and no other user can run the server."""
     if os.geteuid() != 0:
         return Account()
     for name in ("postgres", "nobody"):
@@ -235,7 +235,7 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def _let_through(folder: Path, account: Account) -> None:
-    """The folders above must let the server's user pass. Ours may be opened for that; what is in them stays closed."""
+    """The server's user must be able to traverse the parent folders. Ours get only that permission."""
     for place in folder.parents:
         mode = place.stat()
         if mode.st_mode & 0o001 or mode.st_uid == account.uid:

@@ -34,9 +34,9 @@ def is_ours(settings: Settings, process: psutil.Process) -> bool:
     try:
         if process.uids().real != os.getuid():
             return False
-        said = process.environ()
-        if _MARK in said:
-            return said[_MARK] == folder and not _is_of_another(settings, said)
+        variables = process.environ()
+        if _MARK in variables:
+            return variables[_MARK] == folder and not _is_of_another(settings, variables)
         return any(part.startswith("--") and folder in part for part in process.cmdline())
     except psutil.Error:
         return False
@@ -47,17 +47,17 @@ def intruder(settings: Settings) -> tuple[int, str] | None:
     folder = str(temp_dir(settings))
     for process in psutil.process_iter():
         try:
-            said = process.environ()
+            variables = process.environ()
         except (psutil.Error, OSError):
             continue
-        if said.get(_MARK) == folder and _is_of_another(settings, said):
-            return process.pid, said[_DATA]
+        if variables.get(_MARK) == folder and _is_of_another(settings, variables):
+            return process.pid, variables[_DATA]
     return None
 
 
 def _is_of_another(settings: Settings, environment: Mapping[str, str]) -> bool:
-    said = environment.get(_DATA)
-    return said is not None and Path(said).resolve() != settings.data_dir.resolve()
+    variables = environment.get(_DATA)
+    return variables is not None and Path(variables).resolve() != settings.data_dir.resolve()
 
 
 def temp_dir(settings: Settings) -> Path:
@@ -67,14 +67,14 @@ def temp_dir(settings: Settings) -> Path:
 
 
 def names_secret(variable_name: str) -> bool:
-    """Whether an environment variable's name says that its value is nobody else's business."""
+    """Whether an environment variable's name suggests that its value is secret."""
     return any(word in variable_name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD"))
 
 
 def ray_environment(settings: Settings) -> dict[str, str]:
     """This process's environment without what Ray's processes, and so the agents, must not have."""
-    said = {variable(name) for name in Settings.model_fields}  # below, and the secret ones not at all
-    left_out = {*said, *_OF_ANOTHER_RAY}
+    variables = {variable(name) for name in Settings.model_fields}  # below, and the secret ones not at all
+    left_out = {*variables, *_OF_ANOTHER_RAY}
     kept = {
         name: value for name, value in os.environ.items() if name not in left_out and not names_secret(name)
     }
@@ -92,7 +92,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
         "RAY_AUTH_TOKEN_PATH": str(ray_token_file(settings)),
         "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
-        # Importing Kodosumi would load a .env that lies above it into the environment, and make folders where one is.
+        # Importing Kodosumi would load a .env of a parent folder into the environment, and create folders there.
         "PYTHON_DOTENV_DISABLED": "1",
         "KODO_EXEC_DIR": str(settings.panel_dir / "execution"),
         "KODO_SPOOLER_LOG_FILE": str(settings.logs_dir / "spooler.log"),
@@ -143,7 +143,7 @@ def node_address(settings: Settings) -> str:
 
 
 def strays(settings: Settings) -> list[psutil.Process]:
-    """Processes of our cluster, whoever their parent is now."""
+    """All processes of our cluster, even if their parent has ended."""
     return [p for p in psutil.process_iter() if p.pid != os.getpid() and is_ours(settings, p)]
 
 

@@ -44,7 +44,7 @@ def write(settings: Settings, pid: int, fingerprints: dict[str, str]) -> None:
 
 
 def read(settings: Settings) -> Run | None:
-    """The last run, which may be over; None where nothing was started on this folder, or what is written is no record.
+    """The last run, which may be over; None if nothing was started on this folder or the file is not a record.
 
     A record that came with a copy of another data folder is none; one of a folder that was moved is.
     """
@@ -111,7 +111,7 @@ def check_ours(settings: Settings) -> None:
 
 
 def check_idle(settings: Settings, consequence: str) -> None:
-    """Raises ConfigError while the service runs, whoever started it. `consequence`: what was not done therefore."""
+    """Raises ConfigError while the service runs. `consequence`: what was not done for that reason."""
     process, other = head(settings), other_checkout(settings)
     if process is not None:
         by = f", started by the checkout {other} (process {process.pid})" if other else ""
@@ -158,14 +158,14 @@ def _wait(settings: Settings, lock: int, step: Step | None) -> None:
 
 
 def _holder(settings: Settings) -> _Holder | None:
-    """Who holds the lock; None where nobody does, or it does not say."""
+    """The holder of the lock; None if it is free or the holder is unknown."""
     try:
         with _lock_file(settings).open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                said = json.load(file)
-                return _Holder(int(said["pid"]), str(said["checkout"]))
+                record = json.load(file)
+                return _Holder(int(record["pid"]), str(record["checkout"]))
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None

@@ -51,7 +51,7 @@ RAY_STARTS = 3
 RAY_NOT_YET = ("Failed to connect to Ray cluster",)
 RAY_TOO_SLOW = ("timed out during startup", "Timed out waiting for node info")  # in what Ray says then
 PORTS = ("ray_port", "ray_client_port", "dashboard_port", "serve_port")
-# Settings of whoever asks, which the service does not see.
+# Settings of the command line alone; the service does not see them.
 _OWN = ("home", "dashboard_url", "serve_url", "ray_address")
 
 type Step = Callable[[str], AbstractContextManager[Any]]
@@ -59,7 +59,7 @@ type Step = Callable[[str], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Stopped:
-    """What `stop` did. `unfinished` turns were cut off; None: the service did not answer, so nobody knows."""
+    """What `stop` did. `unfinished`: number of turns that were cut off; None if the service did not answer."""
 
     processes: int
     unfinished: int | None
@@ -94,7 +94,7 @@ def start(settings: Settings, step: Step, *, make_postgres: bool = False) -> lis
     network.check_proxies()
     from claude_hitl_template.files.blob_store import FileArea  # noqa: PLC0415  (slow to import)
 
-    FileArea(settings.files_at)  # one of no use is told here, not by a ledger that does not start
+    FileArea(settings.files_at)  # an unusable URL fails here, not when the ledger starts
     done: list[str] = []
     moves = make_postgres and not postgres.local(settings).made and ray_process(settings) is not None
     changed = [*changed_settings(settings), *(["--postgres"] if moves else [])]
@@ -135,8 +135,8 @@ def _start_missing(settings: Settings, step: Step, make_postgres: bool, *, resta
             _deploy_patiently(settings)
         done.append("deployed the application" if found is None else "deployed the changed code")
     else:
-        undrain(settings)  # somebody may have begun to stop it, and did not
-    if settings.panel and (started or stale or panel.look(settings).problem):
+        undrain(settings)  # an earlier stop may have been broken off
+    if settings.panel and (started or stale or panel.check_panel(settings).problem):
         with step("Waiting for the panel"):
             panel.wait(settings)
         done += [f"started the {name}" for name in started]
@@ -161,7 +161,7 @@ def _strays(settings: Settings) -> list[psutil.Process]:
 
 
 def _start_database(settings: Settings, make_postgres: bool) -> list[str]:
-    """What is wrong with the database is said here, before anything else is started."""
+    """Reports a problem with the database before anything else is started."""
     done = postgres.start_missing(settings, make=make_postgres)
     if ray_process(settings) is None:
         postgres.check(settings, patience_s=DATABASE_S)
@@ -183,7 +183,7 @@ def stop(settings: Settings) -> Stopped:
             with suppress(psutil.NoSuchProcess):
                 member.send_signal(signal.SIGTERM)
         psutil.wait_procs(family, timeout=TERM_S)
-    finally:  # interrupted, too: a Ray that has ended by half answers nobody, and is in the way of the next start
+    finally:  # also when interrupted: a half-stopped Ray does not answer and blocks the next start
         end(family)
     ended = len(family)
     while found := _strays(settings):  # what was being started meanwhile
@@ -261,7 +261,7 @@ def _deploy_patiently(settings: Settings) -> None:
         except ConfigError as error:
             ended = ray_process(settings) is None
             signs = RAY_TOO_SLOW if ended else RAY_NOT_YET
-            if attempt == RAY_STARTS - 1 or not any(said in error.message for said in signs):
+            if attempt == RAY_STARTS - 1 or not any(sign in error.message for sign in signs):
                 raise
             if ended:
                 end(_strays(settings))
@@ -271,7 +271,7 @@ def _deploy_patiently(settings: Settings) -> None:
 
 
 def _deploy(settings: Settings) -> None:
-    """Deploys beside Ray's own start, which it waits for. Raises ConfigError with the last lines of the log."""
+    """Deploys while Ray starts, and waits for Ray. Raises ConfigError with the last lines of the log."""
     env = {**ray_environment(settings), "RAY_ADDRESS": f"{node_address(settings)}:{settings.ray_port}"}
     log_path = settings.logs_dir / "deploy.log"
     command = [sys.executable, "-m", "claude_hitl_template.query"]
@@ -335,7 +335,7 @@ def undrain(settings: Settings) -> None:
 
 
 def drained_s(settings: Settings) -> float:
-    """For how long the service on this machine starts nothing, because somebody is stopping it; 0: it works, or it does
+    """Seconds for which the service on this machine has started nothing because it is being stopped; 0: it works, or it does
     not say."""
     try:
         answer = Client(settings.base_url, operator_key(settings)).get("/v1/internal/drain")

@@ -176,10 +176,10 @@ def _make_profile() -> None:
 
 def _secret_on_host(name: str) -> str:
     command = _as_user(_on_host(), "cat", f"{FOLDER}/.hitl/secrets/{name}").command
-    said = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    if said.returncode != 0:
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if completed.returncode != 0:
         raise ConfigError(f"the machine's {name} cannot be read", "./hitl vm status says how it is")
-    return said.stdout.strip()
+    return completed.stdout.strip()
 
 
 def _show_panel() -> None:

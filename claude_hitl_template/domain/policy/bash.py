@@ -48,7 +48,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """Words of some text that may name a command in a way of its own (`os.system("git push")`)."""
+    """Words of a text that may contain a command in another language (`os.system("git push")`)."""
 
     words: tuple[str, ...]
     span: tuple[int, int]
@@ -56,7 +56,7 @@ class _Text:
 
 @dataclass(slots=True)
 class Analysis:
-    """All that a command may run. `anything`: the places where that is not known; `spans`: its simple commands."""
+    """Everything that a command may run. `anything`: places where that is unknown; `spans`: its simple commands."""
 
     whole: tuple[int, int]
 
@@ -76,7 +76,7 @@ class Analysis:
 
 
 def may_run(command: str, pattern: str) -> bool:
-    """Whether the command may run what a rule's text names, as far as the text of both says.
+    """Whether the command may run the program that a rule's text names.
 
     Never raises. A command of more than 16 KiB, or one that is not understood, may run anything.
     """
@@ -103,7 +103,7 @@ def _segment(source: bytes, start: int, end: int) -> Segment:
 
 
 def analyse(command: str) -> Analysis:
-    """The same for the same text: several rules ask about one command, and a command is judged more than once."""
+    """Analyses a command, cached: several rules use one command, and a command is judged more than once."""
     return _analyse_short(command) if len(command) <= _CACHED else _analyse_long(command)
 
 
@@ -196,7 +196,7 @@ class _Analyst:
                         self._text(variant)
 
     def _check_written(self, run: Run) -> None:
-        """A file that is written and then run has what is given to `echo` and `cat`, else who knows what."""
+        """A file that is written and then run contains the arguments of `echo` or `cat`; any other content is unknown."""
         name = known_name(run.words[0]) if run.words else "cat"
         if name in ("cp", "mv", "ln") or not self.scripts & _written(run):
             return
@@ -485,7 +485,7 @@ def _shell_operand(words: Sequence[str]) -> tuple[int, bool]:
 
 
 def _program_of(name: str, words: Sequence[str]) -> int | None:
-    """Where the program that a wrapper runs stands; None if that depends on what is not known."""
+    """Index of the program that a wrapper runs; None if it depends on unknown text."""
     operands, values, flags = programs.WRAPPERS[name]
     i = 1
     while i < len(words):

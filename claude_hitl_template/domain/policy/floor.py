@@ -1,4 +1,4 @@
-"""What holds whatever an agent's policy says: the operator's floor. Of the two the stricter holds, call by call.
+"""The operator's floor under every agent's policy. For each call the stricter of the two verdicts applies.
 
 Without a file, what writes, runs or leaves the machine asks, unless a rule of the agent or a human names what may:
 `Bash(git status:*)`, `Edit(src/**)`, `WebFetch(domain:example.com)`, one tool of an MCP server. `Bash` alone, `Edit(**)` or
@@ -38,7 +38,7 @@ class Floor(PermissionPolicy):
     remember: bool = True
 
     def described(self) -> str:
-        """In a few words, for status and doctor."""
+        """A short description for status and doctor."""
         if self == BUILT_IN:
             return "built in: what writes, runs or leaves the machine asks"
         parts = [f"{len(self.rules)} rules" if len(self.rules) != 1 else "1 rule"]
@@ -86,7 +86,7 @@ def _allows(found: Evaluation) -> bool:
 
 
 def is_narrow(rule: Rule) -> bool:
-    """Whether a rule that allows names what may be done, and not just a tool."""
+    """Whether an allow rule is narrower than a whole tool."""
     if rule.policy != "always_allow":
         return False
     tool, _, spec = rule.rule.removesuffix(")").partition("(")
@@ -126,21 +126,21 @@ def read_floor(path: Path | None) -> Floor:
         why = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
         raise ConfigError(f"HITL_POLICY: {path} cannot be read: {why}", _FIX) from error
     except yaml.YAMLError as error:
-        mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"HITL_POLICY: {path}{line}: {said or 'neither YAML nor JSON'}", _FIX) from error
+        raise ConfigError(f"HITL_POLICY: {path}{line}: {problem or 'neither YAML nor JSON'}", _FIX) from error
     try:
         return Floor.model_validate({} if found is None else found)
     except ValidationError as error:
-        # A name that is spelled wrong is missing, too: the wrong one is told.
+        # A misspelled name is reported as missing, too: name the misspelled one.
         first = min(
             error.errors(include_url=False, include_input=False), key=lambda e: e["type"] != "extra_forbidden"
         )
-        said = first["msg"].removeprefix("Value error, ")
+        problem = first["msg"].removeprefix("Value error, ")
         field = ".".join(map(str, first["loc"]))
         where = f", line {_line_of(node, first['loc'])}" if node is not None else ""
         raise ConfigError(
-            f"HITL_POLICY: {path}{where}: {field + ': ' if field else ''}{said}", _FIX
+            f"HITL_POLICY: {path}{where}: {field + ': ' if field else ''}{problem}", _FIX
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a rule for Bash names, and whether words of a command may be it."""
+"""Matches the words of a command with the program and operands of a Bash rule."""
 
 import contextlib
 import re

@@ -1,4 +1,4 @@
-"""What is known about programs: which of them run their arguments, and how.
+"""Table of programs: which of them run their arguments, and how.
 
 Everything that stands in no table may run its arguments. A program that does not run them and is missing here
 costs an unnecessary question; one that does and stands under `INERT` would hide what it runs.

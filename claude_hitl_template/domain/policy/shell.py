@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import tree_sitter_bash
 from tree_sitter import Language, Node, Parser
 
-# In a word: what is known only when it runs. One word; any number of words; a pattern for file names.
+# Parts of a word that are known only at run time. One word; any number of words; a pattern for file names.
 ONE, MANY, GLOB = "\x01", "\x02", "\x03"
 UNKNOWN = frozenset({ONE, MANY, GLOB})
 

@@ -49,8 +49,8 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 def clear_name(host: str) -> str | None:
     """A host's name in lower case and without the last dot, or an IP address as it is usually written; None for anything
-    else. An address in another spelling (`2130706433`, `0x7f.1`, `0177.0.0.1`) is none: what a human reads is what is
-    reached."""
+    else. An address in another spelling (`2130706433`, `0x7f.1`, `0177.0.0.1`) is refused: a human must read
+    the address that is reached."""
     name = host.lower().removesuffix(".")
     try:
         return None if "%" in name else str(ipaddress.ip_address(name))

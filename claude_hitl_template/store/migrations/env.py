@@ -1,6 +1,6 @@
 """Run by alembic: applies the migrations to the URL that `store.opening.migrate` hands over, with the blocking driver.
 
-Everything is one transaction, and one at a time: whoever comes second finds the work done.
+Everything is one transaction, and one at a time: the second process finds the work done.
 """
 
 from functools import partial

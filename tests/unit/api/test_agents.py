@@ -8,7 +8,7 @@ from anthropic.types.beta import BetaCloudConfig, BetaEnvironment, BetaLimitedNe
 from pydantic import ValidationError
 
 from claude_hitl_template.api.agents import AgentBody, agent_wire, build_agent
-from claude_hitl_template.api.strict_json import parse
+from claude_hitl_template.api.validation import parse
 from claude_hitl_template.api.wire import environment_wire
 from claude_hitl_template.domain.models import Agent, Environment, Networking
 from claude_hitl_template.domain.policy.floor import Floor

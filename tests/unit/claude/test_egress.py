@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,8 +12,18 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
-from claude_hitl_template.claude.egress import Egress, Resolve, host_of, is_public, resolve
+from claude_hitl_template.claude.egress import (
+    REFUSALS_TOLD,
+    Egress,
+    Resolve,
+    host_of,
+    is_own,
+    is_public,
+    may_reach,
+    resolve,
+)
 from claude_hitl_template.domain.events import UserInterrupt, UserMessage, UserToolConfirmation
 from claude_hitl_template.domain.models import Agent, Approval, ApprovalState, Environment, Networking
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule
@@ -44,7 +56,7 @@ def made(
     declared: Sequence[str],
     hosts: HostGate | None = None,
     resolve: Resolve = resolve,
-    allows_address: Callable[[str], bool] = is_public,
+    allows_address: Callable[[str], bool] = may_reach,
 ) -> Egress:
     return Egress(declared, hosts or Unasked(), resolve=resolve, allows_address=allows_address)
 
@@ -197,6 +209,18 @@ async def test_every_connection_asks_for_the_name_once_and_goes_where_it_was_tol
     assert [first.status_code, second.status_code] == [200, 403]
 
 
+async def test_a_command_that_asks_again_and_again_does_not_fill_the_log():
+    async with proxied(egress := made([])) as proxy:
+        with structlog.testing.capture_logs() as logged:
+            for number in range(60):
+                assert (await ask(proxy, f"http://n{number % 30}.example.org/")).status_code == 403
+            told = egress.refusals()
+            assert (await ask(proxy, "http://n1.example.org/")).status_code == 403
+    refused = [line for line in logged if line["event"] == "egress refused"]
+    assert len(told) == REFUSALS_TOLD
+    assert len(refused) == REFUSALS_TOLD + 1  # the last one belongs to the next call
+
+
 @pytest.mark.parametrize(
     "request_", [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"GET file:///etc/passwd HTTP/1.1\r\nhost: x\r\n\r\n"]
 )
@@ -216,11 +240,113 @@ async def test_what_is_no_request_for_a_proxy_is_refused(request_: bytes):
         ("192.168.1.1", False), ("100.64.0.1", False), ("169.254.169.254", False), ("224.0.0.1", False),
         ("255.255.255.255", False), ("::", False), ("::1", False), ("fe80::1%eth0", False), ("fc00::1", False),
         ("ff02::1", False), ("::ffff:10.0.0.1", False), ("::ffff:1.1.1.1", True), ("2002:7f00:1::", False),
-        ("64:ff9b::7f00:1", False), ("fd00:ec2::254", False),
+        ("64:ff9b::7f00:1", False), ("64:ff9b::101:101", True), ("64:ff9b:1::101:101", False), ("fd00:ec2::254", False),
+        ("::127.0.0.1", False), ("::ffff:0:10.0.0.1", False), ("fec0::1", False), ("5f00::1", False),
+        ("3fff::1", False), ("192.88.99.1", False), ("192.0.0.8", False), ("168.63.129.16", False),
     ],
 )  # fmt: skip
 def test_only_addresses_of_the_internet_are_public(address: str, public: bool):
     assert is_public(address) == public
+
+
+def test_this_machines_own_addresses_are_known():
+    """A public one, too: the service and Ray may listen there."""
+    assert is_own("127.0.0.1")
+    assert not is_own("192.0.2.1")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it makes a network namespace")
+def test_a_public_address_of_this_machine_is_not_reached_though_the_session_may_reach_every_host():
+    script = """
+import asyncio, socket
+from tests.unit.claude.test_egress import connect, made, proxied
+async def main():
+    listening = socket.create_server(("0.0.0.0", 0))
+    egress = made([])
+    target = f"11.22.33.44:{listening.getsockname()[1]}"
+    egress.open("toolu_1", f"https://{target}/")
+    async with proxied(egress) as proxy:
+        print((await connect(proxy, target)).decode())
+asyncio.run(main())
+"""
+    network = 'ip link set lo up && ip addr add 11.22.33.44/32 dev lo && exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--net", "sh", "-c", network, sys.executable, script],
+        cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if "200" not in done.stdout and "403" not in done.stdout:
+        pytest.skip(f"no network namespace can be made here: {done.stderr[-200:]}")
+    assert "403" in done.stdout
+
+
+async def test_a_request_with_two_lengths_reaches_the_server_with_one():
+    """Servers differ on which of them counts, and what follows could be taken for a request of its own."""
+    got = asyncio.Queue[bytes]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await got.put(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with proxied(made([f"http://{target}/"])) as proxy:
+        for lengths in (
+            b"content-length: 4\r\ntransfer-encoding: chunked",
+            b"transfer-encoding: chunked\r\ncontent-length: 4",
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.rpartition(":")[2]))
+            head = f"POST http://{target}/ HTTP/1.1\r\nhost: {target}\r\n".encode() + lengths
+            writer.write(head + b"\r\n\r\n4\r\nabcd\r\n0\r\n\r\n")
+            await reader.readline()
+            writer.close()
+            head = (await got.get()).lower()
+            assert b"transfer-encoding: chunked" in head
+            assert b"content-length" not in head
+    server.close()
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        b"content-length: 4\r\ncontent-length: 5",
+        b"content-length: +4",
+        b"transfer-encoding: chunked, gzip",
+        b"transfer-encoding: xchunked",
+        b"content-length : 4",
+    ],
+)
+async def test_a_request_whose_end_is_unclear_reaches_no_server(site: Site, address: str, lengths: bytes):
+    target = address.removeprefix("http://")
+    async with proxied(made([address])) as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.rpartition(":")[2]))
+        writer.write(f"POST {address}/ HTTP/1.1\r\nhost: {target}\r\n".encode() + lengths + b"\r\n\r\nabcd")
+        assert b" 2" not in await reader.readline()
+        writer.close()
+    assert site.asked == []
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "[::ffff:127.0.0.1]:{port}", "[::ffff:7f00:1]:{port}", "[::127.0.0.1]:{port}", "[64:ff9b::7f00:1]:{port}",
+        "127.0.0.1.:{port}", "2130706433:{port}", "0x7f.1:{port}", "127.1:{port}", "0.0.0.0:{port}", "[::]:{port}",
+        "localhost.:{port}", "evil@127.0.0.1:{port}", "127.0.0.1:{port}@evil", "[::1%25lo]:{port}",
+    ],
+)  # fmt: skip
+async def test_no_spelling_of_loopback_is_reached_though_a_rule_allows_every_host(
+    site: Site, address: str, target: str
+):
+    class Everyone(Unasked):
+        def standing(self, host: Any) -> Any:
+            return "public"
+
+        async def used(self, host: Any) -> None: ...
+
+    async with proxied(made([], Everyone(), allows_address=may_reach)) as proxy:
+        line = await connect(proxy, target.format(port=address.rpartition(":")[2]))
+    assert b" 200" not in line
+    assert site.asked == []
 
 
 @pytest.mark.parametrize("spelling", ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "localhost"])
@@ -500,7 +626,9 @@ async def test_a_denied_host_stays_refused_in_its_turn_and_the_agent_is_told_why
         again = [(await a.get("one.example.org")).json()["error"] for _ in range(3)]
         assert all("not ours" in one for one in again)
         assert len(await a.approvals()) == 1
-        assert (await a.store.get_session(a.session_id)).untold == ()  # the model was told by the refusal
+        assert (
+            await a.store.get_session(a.session_id)
+        ).unreported_refusals == ()  # the model was told by the refusal
 
 
 @pytest.mark.parametrize("remember", [True, False])
@@ -542,11 +670,11 @@ async def test_a_stale_owner_opens_nothing(address: str):
 
 
 async def test_a_store_that_is_away_opens_nothing(address: str):
-    class Away(CoreStore):
+    class StoreUnreachable(CoreStore):
         async def ask_network(self, *_: Any, **__: Any) -> Approval:
             raise Unavailable("the store is away")
 
-    async with asking(address, store=Away(MemoryBackend())) as a:
+    async with asking(address, store=StoreUnreachable(MemoryBackend())) as a:
         answer = await a.get("one.example.org")
     assert (answer.status_code, "try again" in answer.json()["error"]) == (403, True)
 

@@ -25,13 +25,13 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_says_that_ipv6_is_not_possible_and_what_is(
-    make_settings: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+    make_settings: Make, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str
 ) -> None:
     make_settings()
     monkeypatch.setenv("HITL_HOST", "::1")
     monkeypatch.setattr(sys, "argv", ["hitl", *command.split()])
     assert common.run(app) == 1
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     assert said.startswith("error: HITL_HOST is not usable: '::1' is an IPv6 address")
     assert "set it to 127.0.0.1 (this machine only), 0.0.0.0" in said
 
@@ -68,7 +68,7 @@ def test_what_nothing_can_listen_on_is_refused_with_what_can_be_set(
         make_settings(host=value)
     assert why in raised.value.message
     assert "127.0.0.1" in raised.value.message
-    assert "correct HITL_HOST" in raised.value.mend
+    assert "correct HITL_HOST" in raised.value.fix
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_an_address_of_another_machine_stops_the_start_and_doctor_names_it(make_
         ConfigError, match=r"192.0.2.7 \(HITL_HOST\) is not an address of this machine"
     ) as raised:
         service.check_ports(settings)
-    assert "set HITL_HOST to 127.0.0.1" in raised.value.mend
+    assert "set HITL_HOST to 127.0.0.1" in raised.value.fix
     assert address_check(settings.host).level == "wrong"
     assert address_check("127.0.0.1").level == "ok"
     assert address_check("0.0.0.0").level == "ok"
@@ -130,7 +130,7 @@ def test_a_port_given_twice_names_both_settings(make_settings: Make) -> None:
     assert (
         raised.value.message == "HITL_DASHBOARD_PORT and HITL_SERVE_PORT are both 8001: the ports must differ"
     )
-    assert ".env" in raised.value.mend
+    assert ".env" in raised.value.fix
 
 
 def test_a_host_in_a_profile_is_read_as_in_the_environment(make_settings: Make, tmp_path: Path) -> None:

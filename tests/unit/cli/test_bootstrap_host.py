@@ -19,16 +19,16 @@ def run(tools: Path, **programs: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize(
-    ("uid", "why", "mend"),
+    ("uid", "why", "fix"),
     [("1000", "only root can", "sudo ./hitl bootstrap-host"), ("0", "no Debian or Ubuntu", "./hitl doctor")],
 )
 def test_where_it_cannot_work_it_says_so_and_does_nothing(
-    tmp_path: Path, uid: str, why: str, mend: str
+    tmp_path: Path, uid: str, why: str, fix: str
 ) -> None:
     done = run(tmp_path, id=f"echo {uid}")
     assert done.returncode == 1
     assert why in done.stderr
-    assert mend in done.stderr.partition("Fix: ")[2]
+    assert fix in done.stderr.partition("Fix: ")[2]
 
 
 def test_a_package_that_cannot_be_installed_ends_it_there(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_versions_are_read_and_one_that_is_not_told_is_none() -> None:
 def test_what_is_no_dashboard_is_called_so(answer: httpx.Response) -> None:
     with pytest.raises(ConfigError, match="is not Ray's dashboard") as raised:
         cluster(lambda _: answer).versions()
-    assert "HITL_DASHBOARD_URL" in raised.value.mend
+    assert "HITL_DASHBOARD_URL" in raised.value.fix
 
 
 def test_where_nothing_listens_the_address_is_named_with_what_mends_it(free_port: int) -> None:
@@ -113,10 +113,12 @@ def test_a_ray_that_asks_for_its_token_is_called_so_with_where_it_is_shown(
     transport = httpx.MockTransport(lambda _: httpx.Response(status, text="Unauthorized"))
     one = Cluster("http://cluster:1", token=token, transport=transport)
     for ask in (one.versions, one.serve, lambda: one.upload(PACKAGE), lambda: one.put_serve({})):
-        with pytest.raises(ConfigError, match="refuses the token" if token else "asks for a token") as raised:
+        with pytest.raises(
+            ConfigError, match="refuses this machine's token" if token else "requires a token"
+        ) as raised:
             ask()
-        assert "./hitl status --show-secrets" in raised.value.mend
-        assert "HITL_RAY_TOKEN" in raised.value.mend
+        assert "./hitl status --show-secrets" in raised.value.fix
+        assert "HITL_RAY_TOKEN" in raised.value.fix
         assert "of-another" not in str(raised.value)
 
 

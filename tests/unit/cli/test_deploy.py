@@ -32,8 +32,8 @@ def test_other_versions_stop_it_and_say_what_to_do_on_which_side(found: Versions
     with pytest.raises(ConfigError, match="nothing was uploaded") as raised:
         rollout.check_versions(found)
     assert named in str(raised.value)
-    assert "on the cluster: " in raised.value.mend
-    assert "here: " in raised.value.mend
+    assert "on the cluster: " in raised.value.fix
+    assert "here: " in raised.value.fix
 
 
 def serve(source: str = "declarative", status: str = "RUNNING", **more: Any) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def test_a_failure_has_its_reason_of_the_application_or_of_the_deployment() -> N
     assert "No module named 'nothing'" in str(rollout.outcome(app("DEPLOY_FAILED", message=message), URI))
     parts = {"Ledger": {"message": ""}, "Ingress": {"message": "it died"}}
     assert rollout.outcome(app("UNHEALTHY", message="", deployments=parts), URI) == "  it died"
-    assert rollout.outcome(app("DEPLOY_FAILED", message=""), URI) == "  Serve does not say why"
+    assert rollout.outcome(app("DEPLOY_FAILED", message=""), URI) == "  Serve gives no reason"
 
 
 def test_a_long_reason_is_shown_from_its_end() -> None:

@@ -17,7 +17,7 @@ GIB = 1024**3
 
 def mended(check: Check) -> bool:
     """What is not ok has a mend, and what is ok has none."""
-    return (check.level == "ok") != bool(check.mend)
+    return (check.level == "ok") != bool(check.fix)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_floor_that_holds_is_named_and_a_wrong_file_is_told_with_its_place(
 def test_that_sandboxes_are_switched_off_is_said_with_the_setting() -> None:
     check = sandbox_check("off")
     assert "HITL_SANDBOX=off" in check.found
-    assert "unset HITL_SANDBOX" in check.mend
+    assert "unset HITL_SANDBOX" in check.fix
 
 
 def test_the_key_is_never_shown() -> None:
@@ -91,7 +91,7 @@ def test_a_missing_folder_is_checked_where_it_would_be_made(tmp_path: Path) -> N
     assert doctor.folder_check(tmp_path / "a" / "b").level == "ok"
     (tmp_path / "file").write_text("")
     found = doctor.folder_check(tmp_path / "file" / "b")
-    assert (found.level, "HITL_DATA_DIR" in found.mend) == ("wrong", True)
+    assert (found.level, "HITL_DATA_DIR" in found.fix) == ("wrong", True)
 
 
 def test_secrets_that_others_may_read_are_named(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_secrets_that_others_may_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "api-key").write_text("x")
     (tmp_path / "api-key").chmod(0o640)
     found = doctor.secrets_check(tmp_path)
-    assert (found.level, "api-key" in found.found, "chmod 600" in found.mend) == ("wrong", True, True)
+    assert (found.level, "api-key" in found.found, "chmod 600" in found.fix) == ("wrong", True, True)
     (tmp_path / "api-key").chmod(0o600)
     assert doctor.secrets_check(tmp_path).level == "ok"
 
@@ -110,12 +110,12 @@ def test_a_port_is_free_or_held_by_someone(make_settings: Callable[..., Settings
     with socket.create_server(("127.0.0.1", free_port)):
         found = doctor.port_check(settings, "serve_port")
     assert found.level == "wrong"
-    assert "HITL_SERVE_PORT" in found.mend
+    assert "HITL_SERVE_PORT" in found.fix
 
 
 def test_an_upstream_that_cannot_be_reached_is_wrong(free_port: int) -> None:
     found = doctor.upstream_check(f"http://127.0.0.1:{free_port}", "sk")
-    assert (found.level, "ANTHROPIC_BASE_URL" in found.mend) == ("wrong", True)
+    assert (found.level, "ANTHROPIC_BASE_URL" in found.fix) == ("wrong", True)
     assert doctor.upstream_check("http://[", "sk").level == "wrong"
 
 
@@ -138,4 +138,4 @@ def test_ray_of_another_user_is_told_by_its_folder(tmp_path: Path) -> None:
     assert doctor.ray_folder_check(tmp_path / "none", me).level == "ok"
     assert doctor.ray_folder_check(tmp_path, me).level == "ok"
     found = doctor.ray_folder_check(tmp_path, me + 1)
-    assert (found.level, "HITL_RAY_TEMP_DIR" in found.mend) == ("wrong", True)
+    assert (found.level, "HITL_RAY_TEMP_DIR" in found.fix) == ("wrong", True)

@@ -144,7 +144,7 @@ def test_a_tree_over_the_limit_names_the_largest_before_anything_is_read(tree: P
         file.truncate(package.LIMIT_BYTES)
     with pytest.raises(ConfigError, match=r"huge\.bin \(500\.0 MiB\)") as raised:
         build(tree)
-    assert ".gitignore" in raised.value.mend
+    assert ".gitignore" in raised.value.fix
 
 
 def test_a_link_that_leads_out_is_refused_and_one_inside_becomes_its_file(tree: Path) -> None:

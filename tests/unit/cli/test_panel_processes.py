@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from claude_hitl_template.cli.host import panel
-from claude_hitl_template.cli.host.panel import Panel, look, routes_url, running, write_settings
+from claude_hitl_template.cli.host.panel import Panel, check_panel, routes_url, running, write_settings
 from claude_hitl_template.cli.host.processes import panel_environment, temp_dir
 from claude_hitl_template.config.secret_files import PANEL_PROOF, prepare, prepare_panel, read_panel_login
 from claude_hitl_template.config.settings import Settings
@@ -152,12 +152,12 @@ def test_a_model_key_reaches_neither_spooler_nor_panel(
 
 
 def test_what_does_not_run_is_named(prepared: Settings) -> None:
-    assert (look(prepared).problem, look(prepared).mend.partition(";")[0]) == (
+    assert (check_panel(prepared).problem, check_panel(prepared).fix.partition(";")[0]) == (
         "the spooler does not run",
         "./hitl up",
     )
     with stand_in(prepared, "spool", "--block") as spooler:
-        found = look(prepared)
+        found = check_panel(prepared)
     assert found.spooler == spooler.pid
     assert found.problem == "the panel does not run"
 
@@ -183,7 +183,7 @@ def test_a_panel_of_an_earlier_version_that_nothing_protects_is_replaced(
 
     monkeypatch.setattr(panel, "_start", start)
     with stand_in(prepared, "spool", "--block"), stand_in(prepared, "serve", "--register", "x") as before:
-        assert look(prepared).problem == "the panel does not run"
+        assert check_panel(prepared).problem == "the panel does not run"
         assert panel.start_missing(prepared) == ["panel"]
         assert before.poll() is not None
     assert started == ["panel"]
@@ -214,17 +214,20 @@ def test_a_panel_that_is_well_has_no_problem(prepared: Settings, make_settings: 
         stand_in(prepared, "--register", "x", module=panel.SERVER),
     ):
         with answering(prepared, make_settings, spooler=spooler.pid) as settings:
-            found = look(settings)
+            found = check_panel(settings)
         assert (found.problem, found.flows) == (None, 3)
         with answering(prepared, make_settings) as settings:
-            assert look(settings).problem == "the panel does not find the spooler"
+            assert check_panel(settings).problem == "the panel does not find the spooler"
         with answering(
             prepared, make_settings, spooler=spooler.pid, entries=["http://other/app"]
         ) as settings:
-            assert routes_url(settings) in str(look(settings).problem)
+            assert routes_url(settings) in str(check_panel(settings).problem)
         with answering(prepared, make_settings, password="changed") as settings:
-            assert "it was changed there" in str(look(settings).problem)
-            assert look(settings).mend == f"write its password into {settings.secrets_dir / 'panel-password'}"
+            assert "it was changed there" in str(check_panel(settings).problem)
+            assert (
+                check_panel(settings).fix
+                == f"write its password into {settings.secrets_dir / 'panel-password'}"
+            )
 
 
 def test_a_panel_that_does_not_answer_says_where(make_settings: Make) -> None:
@@ -258,5 +261,5 @@ def test_a_panel_whose_port_somebody_took_is_not_waited_for(make_settings: Make)
         with pytest.raises(ConfigError) as raised:
             panel.wait(prepared)
     assert f"port {prepared.panel_port} (HITL_PANEL_PORT) is taken by" in str(raised.value)
-    assert "HITL_PANEL_PORT" in raised.value.mend
+    assert "HITL_PANEL_PORT" in raised.value.fix
     assert not running(prepared)

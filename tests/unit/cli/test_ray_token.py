@@ -154,9 +154,9 @@ def test_a_ray_that_asks_for_none_is_named(
     with closing(Cluster(url)) as cluster:
         assert cluster.asks_for_token() is False
     (check,) = remote.token_checks(asks=False)
-    assert (check.level, "runs code there" in check.found) == ("wrong", True)
+    assert (check.level, "can run code there" in check.found) == ("wrong", True)
     assert not list(remote.token_checks(None))
     make_settings(dashboard_url=url, serve_url=url)
     with pytest.raises(typer.Exit):
         status.status(as_json=False, show_secrets=False, profile=None)
-    assert "WARNING    Ray asks for none" in capsys.readouterr().out
+    assert "WARNING    Ray requires none" in capsys.readouterr().out

@@ -43,7 +43,7 @@ DASHBOARD = {
 )
 def test_each_check_tells_good_from_bad_and_has_a_mend_where_it_is_bad(check: Check, level: str) -> None:
     assert check.level == level
-    assert (check.level == "ok") != bool(check.mend)
+    assert (check.level == "ok") != bool(check.fix)
 
 
 def test_the_direction_of_a_skew_is_told() -> None:
@@ -70,7 +70,7 @@ def test_a_cluster_that_is_not_there_is_told_at_every_address(
     found = {check.name: check for check in remote.examine(settings, 1.0)}
     assert {check.level for check in found.values()} == {"wrong"}
     assert set(found) == {"dashboard", "Ray Client", "service", "panel"}
-    assert "HITL_DASHBOARD_URL" in found["dashboard"].mend
+    assert "HITL_DASHBOARD_URL" in found["dashboard"].fix
 
 
 def test_a_dashboard_tells_versions_clocks_and_the_application(
@@ -96,7 +96,7 @@ def test_what_answers_and_is_no_dashboard_is_told(
 def test_a_port_that_leads_nowhere_is_no_ray_client() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         found = remote.ray_client_check(f"ray://127.0.0.1:{silent.getsockname()[1]}", 1.0)
-    assert (found.level, "HITL_RAY_ADDRESS" in found.mend) == ("wrong", True)
+    assert (found.level, "HITL_RAY_ADDRESS" in found.fix) == ("wrong", True)
 
 
 @pytest.mark.parametrize(("status", "level"), [(200, "ok"), (401, "wrong")])

@@ -51,7 +51,7 @@ def test_what_another_checkout_runs_is_left_alone_and_named_with_its_process(
         assert head.poll() is None
     assert str(tmp_path / "first") in raised.value.message
     assert f"process {head.pid}" in raised.value.message
-    assert f"{tmp_path / 'first'}/hitl down" in raised.value.mend
+    assert f"{tmp_path / 'first'}/hitl down" in raised.value.fix
     after = contents(settings.data_dir)
     after.pop(str(settings.data_dir / "up.lock"), None)
     pass_on.pop(str(settings.data_dir / "up.lock"), None)
@@ -213,7 +213,7 @@ def test_rays_folder_of_another_data_folder_is_not_taken(make_settings: Make, tm
         second = make_settings(data_dir=tmp_path / "second")
         with pytest.raises(ConfigError, match=rf"{first.data_dir} \(process {head.pid}\)") as raised:
             chat.ensure_up(second)
-        assert "HITL_RAY_TEMP_DIR" in raised.value.mend
+        assert "HITL_RAY_TEMP_DIR" in raised.value.fix
         assert service.stop(second).processes == 0
         development.clean(yes=True)
         assert not second.data_dir.exists()

@@ -27,7 +27,7 @@ def test_loopback_and_tls_are_good_ways(url: str) -> None:
 def test_a_secret_does_not_cross_a_network_in_the_clear(url: str) -> None:
     with pytest.raises(ConfigError, match="without TLS") as raised:
         secrets.check_way(url)
-    assert "ssh -N -L" in raised.value.mend
+    assert "ssh -N -L" in raised.value.fix
 
 
 def test_it_refuses_before_it_reads_the_secret(make_settings: Make) -> None:

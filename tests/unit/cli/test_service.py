@@ -34,7 +34,7 @@ def test_a_port_that_is_taken_is_named_with_its_holder(make_settings: Make, free
     assert f"port {free_port} (HITL_SERVE_PORT) is taken by {me.name()} (process {me.pid})" in str(
         raised.value
     )
-    assert "HITL_SERVE_PORT" in raised.value.mend
+    assert "HITL_SERVE_PORT" in raised.value.fix
 
 
 def test_a_port_that_another_ray_holds_says_so(make_settings: Make, free_port: int, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_port_that_another_ray_holds_says_so(make_settings: Make, free_port: i
         other.stdout.readline()
         with pytest.raises(ConfigError, match="another Ray cluster: gcs_server") as raised:
             service.check_ports(make_settings(ray_port=free_port))
-        assert "end that cluster with its own means" in raised.value.mend
+        assert "end that cluster with its own means" in raised.value.fix
     finally:
         other.communicate(b"\n")
 
@@ -71,7 +71,7 @@ def test_a_data_folder_that_cannot_be_made_says_which_setting_mends_it(
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written") as raised:
         prepare(make_settings(data_dir=tmp_path / "file" / "data"))
-    assert "HITL_DATA_DIR" in raised.value.mend
+    assert "HITL_DATA_DIR" in raised.value.fix
 
 
 def test_preparing_makes_one_key_and_keeps_it(make_settings: Make) -> None:

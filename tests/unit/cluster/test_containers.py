@@ -58,7 +58,7 @@ def image(said: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
 def found(name: str, reference: str = IMAGE) -> tuple[str, str, str]:
     """(level, what was found, mend) of the named check."""
     (check,) = [check for check in containers.examine(reference) if check.name == name]
-    return check.level, check.found, check.mend
+    return check.level, check.found, check.fix
 
 
 def test_an_image_of_ours_is_well(podman: Podman):
@@ -69,10 +69,10 @@ def test_an_image_of_ours_is_well(podman: Podman):
 
 def test_root_is_told_to_be_somebody_else(podman: Podman):
     podman(image())
-    level, _, mend = found("user")
+    level, _, fix = found("user")
     assert level == ("wrong" if os.getuid() == 0 else "ok")
     if os.getuid() == 0:
-        assert "useradd" in mend
+        assert "useradd" in fix
         with pytest.raises(ConfigError, match="Ray runs as root"):
             containers.preflight(IMAGE)
 
@@ -86,8 +86,8 @@ def test_without_podman_nothing_else_is_looked_at(monkeypatch: pytest.MonkeyPatc
 
 def test_a_driver_that_copies_the_image_is_warned_about(podman: Podman):
     podman(image(), driver="vfs")
-    level, said, mend = found("podman storage")
-    assert (level, "vfs" in said, "fuse-overlayfs" in mend) == ("warning", True, True)
+    level, said, fix = found("podman storage")
+    assert (level, "vfs" in said, "fuse-overlayfs" in fix) == ("warning", True, True)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_a_driver_that_copies_the_image_is_warned_about(podman: Podman):
 )
 def test_an_image_of_another_world_is_refused(podman: Podman, said: dict[str, str], why: str):
     podman(image(said))
-    level, text, mend = found("image versions")
-    assert (level, why in text, "./hitl image build" in mend) == ("wrong", True, True)
+    level, text, fix = found("image versions")
+    assert (level, why in text, "./hitl image build" in fix) == ("wrong", True, True)
 
 
 def test_an_image_without_labels_at_all_is_refused(podman: Podman):
@@ -120,16 +120,16 @@ def test_a_digest_that_only_this_machine_knows_is_told_from_a_registrys(podman: 
     here = {"Id": "cd" * 32, "RepoDigests": [f"localhost/worker@sha256:{'ef' * 32}"]}
     here[kind] = local if kind == "Id" else [f"localhost/worker@sha256:{local}"]
     podman(images=json.dumps([here]))
-    level, said, mend = found("image", f"registry.example/worker@sha256:{local}")
-    assert (level, "own one of localhost/worker" in said, "image push" in mend) == ("wrong", True, True)
+    level, said, fix = found("image", f"registry.example/worker@sha256:{local}")
+    assert (level, "own one of localhost/worker" in said, "image push" in fix) == ("wrong", True, True)
     said = found("image", f"registry.example/worker@sha256:{'00' * 32}")[1]
     assert "own one" not in said
 
 
 def test_an_image_of_this_machine_that_is_not_there_is_not_looked_for_elsewhere(podman: Podman):
     podman()
-    level, said, mend = found("image")
-    assert (level, "is not on this machine" in said, "--from-host" in mend) == ("wrong", True, True)
+    level, said, fix = found("image")
+    assert (level, "is not on this machine" in said, "--from-host" in fix) == ("wrong", True, True)
     assert "pulled" not in said
 
 
@@ -160,7 +160,7 @@ def test_ids_are_looked_up_by_name_and_by_number(tmp_path: Path):
     for files, level in (((has, has), "ok"), ((has, has_not), "wrong"), ((tmp_path / "none",), "wrong")):
         check = containers.ids_check("ada", 4242, files)
         assert check.level == level
-    assert "usermod --add-subuids" in containers.ids_check("ada", 4242, (has_not,)).mend
+    assert "usermod --add-subuids" in containers.ids_check("ada", 4242, (has_not,)).fix
 
 
 def test_the_digest_that_is_shown_is_the_registrys():
@@ -178,7 +178,7 @@ def test_a_manifest_that_is_none_is_empty(label: str):
 
 @pytest.mark.parametrize("reference", ["a'b", "a b", "$(touch x)", "--privileged", "x\n", ""])
 def test_nothing_but_an_images_name_reaches_ray(reference: str):
-    with pytest.raises(ValueError, match="names no image"):
+    with pytest.raises(ValueError, match="not an image reference"):
         containers.runtime_env(reference)
 
 
@@ -187,3 +187,13 @@ def test_the_reason_of_a_container_that_did_not_start_names_what_is_wrong_now(po
     said = containers.why_not_started(IMAGE, "Error: whatever Ray says")
     assert "Fix:" in said
     assert "whatever Ray says" not in said
+
+
+def test_a_container_does_not_show_the_machines_name(podman: Podman, tmp_path: Path):
+    """It has the host's network, and podman would take the host's name with it."""
+    podman(image())
+    added = containers.raylet_environment(tmp_path / "hooks", tmp_path, IMAGE, 1024**3, 64)[
+        "HITL_PODMAN_RUN"
+    ].split()
+    assert "--hostname=sandbox" in added
+    assert "--add-host=sandbox:127.0.0.1" in added

@@ -12,7 +12,7 @@ from ray.exceptions import ActorUnavailableError, ObjectStoreFullError, RayTaskE
 
 from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.errors import InternalError, NotFound, Unavailable
-from claude_hitl_template.store.access import Authority, Desk
+from claude_hitl_template.store.access import Authority, Dispatcher
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import OWN_KEY, Clients
 from claude_hitl_template.testing.memory_backend import MemoryBackend
@@ -97,7 +97,7 @@ async def test_a_call_without_an_idempotency_key_gets_one_that_its_repetition_ha
 
 class Ledger(LedgerService):
     def __init__(self, store: Any) -> None:
-        self._desk = Desk(store, AUTHORITY)
+        self._desk = Dispatcher(store, AUTHORITY)
 
 
 async def test_a_defect_of_the_ledger_is_logged_with_its_traceback_and_is_no_try_again() -> None:

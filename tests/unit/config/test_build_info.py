@@ -49,7 +49,7 @@ def test_what_is_missing_or_of_another_version_is_named(locked: dict[str, str], 
     with pytest.raises(ConfigError) as raised:
         build_info.check_machine(Origin("c", False, "p", build_info.python_minor(), locked))
     assert named in str(raised.value)
-    assert "on the cluster" in raised.value.mend
+    assert "on the cluster" in raised.value.fix
 
 
 def test_another_python_is_told_with_both_sides() -> None:

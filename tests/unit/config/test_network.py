@@ -121,7 +121,7 @@ def test_a_proxy_of_no_use_is_named_and_its_value_is_not(
     for make in (network.outward, network.outward_async, network.check_proxies):
         with pytest.raises(ConfigError, match=rf"^{variable} cannot be used") as raised:
             make()
-        assert f"set {variable} to http://HOST:PORT" in raised.value.mend
+        assert f"set {variable} to http://HOST:PORT" in raised.value.fix
         assert "hunter2" not in str(raised.value)
 
 

@@ -194,7 +194,7 @@ def test_a_wrong_file_is_named_with_its_line_and_field_and_what_to_do(
     with pytest.raises(ConfigError, match=r"^HITL_POLICY: ") as caught:
         read_floor(written(tmp_path, text))
     assert said in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):

@@ -131,5 +131,5 @@ def test_an_environment_takes_the_name_of_an_image(image: str):
     ],
 )  # fmt: skip
 def test_nothing_else_is_taken_for_an_image(image: str):
-    with pytest.raises(ValidationError, match="names no image"):
+    with pytest.raises(ValidationError, match="not an image reference"):
         Environment(image=image)

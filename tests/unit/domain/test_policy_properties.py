@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.policy import (
     PermissionPolicy,
     Rule,
     Verdict,
-    digest,
     evaluate,
     remember_rule,
     validate_remember,
@@ -114,8 +114,8 @@ def test_an_allow_pattern_matches_only_its_own_prefix(rest: str) -> None:
         assert rest == "" or rest.startswith(" ")
 
 
-# Quoting and redirections may well swallow what follows.
-plain_text = st.text(st.characters(codec="utf-8", exclude_characters="\\\"'<>"), max_size=15)
+# Quoting, redirections and comments may swallow the rest of the line.
+plain_text = st.text(st.characters(codec="utf-8", exclude_characters="\\\"'<>#"), max_size=15)
 
 
 @given(plain_text, st.sampled_from([";", "&&", "|", "\n", "$(", "`", "(", "sudo ", "A=1 ", "bash -c '"]))

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.models import KINDS, Approval, Session, new_id, utcnow
-from claude_hitl_template.domain.policy import digest
 from claude_hitl_template.panel.forms import CallGroup
 
 QUESTIONS: dict[str, Any] = {

@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 
 from claude_hitl_template.domain import events
+from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.models import Agent, Environment, ImageFacts, Session, Usage
-from claude_hitl_template.domain.policy import digest
 from claude_hitl_template.errors import NotFound, Unavailable
 from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
 from claude_hitl_template.panel.flow import mirror

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from kodosumi.service.inputs.forms import Model
 
+from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.models import Agent, ApprovalState, Decision, Environment, Session, utcnow
-from claude_hitl_template.domain.policy import digest
 from claude_hitl_template.panel import forms
 from claude_hitl_template.panel import submissions as decide
 from claude_hitl_template.panel.forms import Elements, Filled

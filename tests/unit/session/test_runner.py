@@ -17,7 +17,7 @@ from claude_hitl_template.session.gate import Gate
 from claude_hitl_template.session.runner import HEARD_AT_ONCE, Limits, SessionRunner
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.memory_backend import MemoryBackend
-from claude_hitl_template.workspace.sync import Place
+from claude_hitl_template.workspace.sync import WorkspaceLocation
 
 KEY = "key_test"
 type Play = Callable[["Scripted", int], AsyncIterator[EngineEvent]]
@@ -75,7 +75,7 @@ class House:
             self.store,
             session,
             make_engine=make,
-            workspace=Place(self.root / "workspace", self.root / "saved"),
+            workspace=WorkspaceLocation(self.root / "workspace", self.root / "saved"),
             limits=Limits(hot_window_s=0, idle_timeout_s=idle_timeout_s),
         )
 

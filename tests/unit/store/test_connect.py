@@ -45,7 +45,7 @@ def test_a_url_that_is_not_usable_says_so_and_not_what_it_is(url: str):
     with pytest.raises(ConfigError, match="DATABASE_URL") as raised:
         postgres_url(url)
     assert "hunter2" not in "".join(traceback.format_exception(raised.value))
-    assert raised.value.mend
+    assert raised.value.fix
 
 
 def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path: Path):

@@ -19,8 +19,8 @@ from claude_hitl_template.errors import EngineError, Unavailable
 from claude_hitl_template.store.core import CoreStore
 from tools.bench import contenders, figures
 from tools.bench.figures import Compare, Measure
-from tools.bench.parked_load import CALLS, footprint, make_crowd, opened
-from tools.bench.service_fixture import workplace
+from tools.bench.parked_load import CALLS, footprint, make_parked_load, opened
+from tools.bench.service_fixture import temporary_settings
 
 
 def measure(
@@ -139,7 +139,7 @@ def test_a_workplace_is_its_own_and_is_gone_afterwards(
     monkeypatch.setenv("ANTHROPIC_API_KEY", "a real key")
     monkeypatch.setenv("DATABASE_URL", "postgresql://the-users-own/database")
     monkeypatch.setenv("HITL_FILES_URL", f"file://{tmp_path}/the-users-files")
-    with workplace() as settings:
+    with temporary_settings() as settings:
         assert settings.data_dir.is_dir()
         assert settings.data_dir != tmp_path / "the user's"
         assert settings.anthropic_api_key is None
@@ -152,24 +152,24 @@ def test_a_workplace_is_its_own_and_is_gone_afterwards(
 
 def test_the_crowd_is_parked_and_waits_for_decisions_and_a_decision_wakes_nobody(tmp_path: Path) -> None:
     settings = Settings.load().model_copy(update={"data_dir": tmp_path})
-    crowd = asyncio.run(make_crowd(settings, "hash", 3))
+    parked_sessions = asyncio.run(make_parked_load(settings, "hash", 3))
 
     async def look() -> None:
         async with opened(settings) as backend:
             store = CoreStore(backend)
             key = await store.add_key("again", "hash")
             pending = await store.list_approvals(key.id, limit=100, states=[ApprovalState.PENDING])
-            assert [a.event_id for a in pending.data] == [e for one in crowd for e in one.event_ids]
+            assert [a.event_id for a in pending.data] == [e for one in parked_sessions for e in one.event_ids]
             said = UserToolConfirmation.model_validate(
-                contenders.confirmation(crowd[0].event_ids[0], "allow")
+                contenders.confirmation(parked_sessions[0].event_ids[0], "allow")
             )
-            await store.send_events(crowd[0].session_id, key.id, [said], decided_by="ann")
+            await store.send_events(parked_sessions[0].session_id, key.id, [said], decided_by="ann")
             sessions = (await store.list_sessions(key.id, limit=10)).data
             assert all(s.parked for s in sessions)
             assert await store.supervised() == []
 
     asyncio.run(look())
-    found = asyncio.run(footprint(settings, "hash", crowd[1].session_id))
+    found = asyncio.run(footprint(settings, "hash", parked_sessions[1].session_id))
     assert found.rows > CALLS
     assert found.record_bytes > 1000
 

@@ -10,7 +10,7 @@ import pytest
 
 from claude_hitl_template.errors import TooLarge
 from claude_hitl_template.files.manifest import CHUNK_BYTES, SavedLink, blob_name
-from claude_hitl_template.workspace.scan import excluded, look, read
+from claude_hitl_template.workspace.scan import excluded, list_folder, read
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_what_is_excluded_or_baked_is_not_listed(tmp_path: Path) -> None:
     for name in ("a.txt", ".claude/settings.json", "sub/.claude/x", "sub/__pycache__/m.pyc"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    found = look(tmp_path, exclude=["__pycache__/"], baked={".claude"})
+    found = list_folder(tmp_path, exclude=["__pycache__/"], baked={".claude"})
     assert sorted(f.path for f in found.files) == ["a.txt", "sub/.claude/x"]
 
 
@@ -45,7 +45,7 @@ def test_links_are_taken_as_they_are_and_never_followed(tmp_path: Path) -> None:
     (folder / "file").symlink_to(tmp_path / "secret")
     (folder / "folder").symlink_to(tmp_path)
     (folder / "loop").symlink_to("loop")
-    found = look(folder)
+    found = list_folder(folder)
     assert found.files == []
     assert sorted(found.links, key=lambda x: x.path) == [
         SavedLink("file", str(tmp_path / "secret")),
@@ -58,26 +58,26 @@ def test_what_is_no_file_is_left_out_and_said(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
-        found = look(tmp_path)
+        found = list_folder(tmp_path)
     assert sorted(found.left_out) == [("pipe", "a pipe"), ("socket", "a socket")]
 
 
 def test_setuid_is_dropped_and_the_other_bits_stay(tmp_path: Path) -> None:
     (tmp_path / "tool").write_text("x")
     (tmp_path / "tool").chmod(0o6751)
-    assert look(tmp_path).files[0].mode == 0o751
+    assert list_folder(tmp_path).files[0].mode == 0o751
 
 
 def test_only_folders_with_nothing_in_them_are_listed_as_such(tmp_path: Path) -> None:
     (tmp_path / "a/b/empty").mkdir(parents=True)
     (tmp_path / "c").mkdir()
     (tmp_path / "c/file").write_text("x")
-    assert look(tmp_path).empty_folders() == {"a/b/empty"}
+    assert list_folder(tmp_path).empty_folders() == {"a/b/empty"}
 
 
 def test_a_folder_that_is_gone_is_an_error_and_not_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        look(tmp_path / "gone")
+        list_folder(tmp_path / "gone")
 
 
 def test_a_path_too_long_for_this_system_is_left_out(tmp_path: Path) -> None:
@@ -88,21 +88,21 @@ def test_a_path_too_long_for_this_system_is_left_out(tmp_path: Path) -> None:
         os.close(here)
         here = deeper
     os.close(here)
-    assert [why for _, why in look(tmp_path).left_out if "too long" in why]
+    assert [why for _, why in list_folder(tmp_path).left_out if "too long" in why]
 
 
 def test_too_many_files_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     for i in range(5):
         (tmp_path / str(i)).write_text("")
     with pytest.raises(TooLarge, match="HITL_WORKSPACE_EXCLUDE"):
-        look(tmp_path, max_files=3)
+        list_folder(tmp_path, max_files=3)
 
 
 def test_content_comes_in_batches_that_fit_a_call(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(os.urandom(2 * CHUNK_BYTES + 5))
     for i in range(20):
         (tmp_path / f"small{i}").write_bytes(os.urandom(CHUNK_BYTES // 4))
-    files = look(tmp_path).files
+    files = list_folder(tmp_path).files
     batches = list(read(tmp_path, files, set()))
     assert max(sum(map(len, b.blobs.values())) for b in batches) <= CHUNK_BYTES
     assert {saved.path for b in batches for saved, _ in b.files} == {f.path for f in files}
@@ -114,7 +114,7 @@ def test_content_comes_in_batches_that_fit_a_call(tmp_path: Path) -> None:
 def test_known_content_and_content_that_is_there_twice_is_handed_out_once(tmp_path: Path) -> None:
     for name, content in (("a", b"same"), ("b", b"same"), ("c", b"known"), ("d", b"")):
         (tmp_path / name).write_bytes(content)
-    (batch,) = read(tmp_path, look(tmp_path).files, {blob_name(b"known")})
+    (batch,) = read(tmp_path, list_folder(tmp_path).files, {blob_name(b"known")})
     assert batch.blobs == {blob_name(b"same"): b"same"}
     assert {f.path: f.size for f, _ in batch.files} == {"a": 4, "b": 4, "c": 5, "d": 0}
 
@@ -122,7 +122,7 @@ def test_known_content_and_content_that_is_there_twice_is_handed_out_once(tmp_pa
 def test_what_changes_while_it_is_read_is_no_error(tmp_path: Path) -> None:
     for name in ("shrinks", "grows", "vanishes", "becomes a link", "becomes a pipe", "stays"):
         (tmp_path / name).write_text("content")
-    files = look(tmp_path).files
+    files = list_folder(tmp_path).files
     (tmp_path / "shrinks").write_text("c")
     (tmp_path / "grows").write_text("content" * 100)
     for name in ("vanishes", "becomes a link", "becomes a pipe"):
@@ -154,7 +154,7 @@ def test_a_folder_that_is_swapped_for_a_link_lets_nothing_of_elsewhere_in(tmp_pa
     agent.start()
     try:
         for _ in range(300):
-            for batch in read(workspace, look(workspace).files, ()):
+            for batch in read(workspace, list_folder(workspace).files, ()):
                 found |= {*batch.blobs.values()}
     finally:
         swapping.set()
@@ -169,7 +169,7 @@ def test_what_became_a_link_after_it_was_listed_is_passed_over(tmp_path: Path) -
     for name in ("a", "b"):
         (workspace / name).mkdir(parents=True)
         (workspace / name / "key").write_text("the agent's")
-    listing = look(workspace)
+    listing = list_folder(workspace)
     shutil.rmtree(workspace / "a")
     (workspace / "a").symlink_to(secrets)
     (workspace / "b" / "key").unlink()

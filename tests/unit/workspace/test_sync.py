@@ -18,7 +18,7 @@ from claude_hitl_template.files.manifest import CHUNK_BYTES, Manifest, SavedFile
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import Store
 from claude_hitl_template.testing.memory_backend import MemoryBackend
-from claude_hitl_template.workspace.sync import PROGRESS_BYTES, Place, Workspace
+from claude_hitl_template.workspace.sync import PROGRESS_BYTES, Workspace, WorkspaceLocation
 
 KEY = "key_1"
 
@@ -45,7 +45,7 @@ class Counted:
 class Bench:
     store: Counted
     session: Session
-    place: Place
+    place: WorkspaceLocation
 
     async def owner(self) -> Workspace:
         """A new one, which has not looked at its folder yet."""
@@ -72,7 +72,7 @@ async def bench_at(root: Path, **place: Any) -> Bench:
     session = await store.create_session(
         KEY, agent=Agent(), environment=Environment(), title=None, metadata={}, initial=[]
     )
-    return Bench(Counted(store), session, Place(root / "w", root / "saved" / "w", **place))
+    return Bench(Counted(store), session, WorkspaceLocation(root / "w", root / "saved" / "w", **place))
 
 
 @pytest.fixture
@@ -80,12 +80,12 @@ def bench(tmp_path: Path) -> Bench:
     return asyncio.run(bench_at(tmp_path))
 
 
-type Tree = dict[str, Any]
+type TreeWriter = dict[str, Any]
 
 
-def tree_of(folder: Path) -> Tree:
+def tree_of(folder: Path) -> TreeWriter:
     """Everything about a folder that must come back."""
-    found: Tree = {}
+    found: TreeWriter = {}
     for path in sorted(folder.rglob("*")):
         name, facts = str(path.relative_to(folder)), path.lstat()
         if path.is_symlink():
@@ -241,7 +241,7 @@ async def test_a_folder_of_another_time_is_made_anew(bench: Bench, tmp_path: Pat
     (bench.place.folder / "a").write_text("old")
     await workspace.save()
     here = bench.place
-    bench.place = Place(tmp_path / "elsewhere", tmp_path / "saved" / "elsewhere")
+    bench.place = WorkspaceLocation(tmp_path / "elsewhere", tmp_path / "saved" / "elsewhere")
     elsewhere = await bench.ready()
     (bench.place.folder / "a").write_text("new")
     await elsewhere.save()

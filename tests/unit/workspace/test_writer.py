@@ -8,14 +8,14 @@ import pytest
 
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.files.manifest import SavedFile, SavedLink, blob_name
-from claude_hitl_template.workspace.writer import Tree, wipe
+from claude_hitl_template.workspace.writer import TreeWriter, wipe
 
 
 def put(folder: Path, path: str, content: bytes, **changes: Any) -> None:
     name = blob_name(content)
     facts = {"path": path, "mode": 0o640, "size": len(content), "mtime_ns": 1_000_000_123, "chunks": (name,)}
     file = SavedFile(**{**facts, **changes})
-    with Tree(folder) as tree:
+    with TreeWriter(folder) as tree:
         tree.write([(file, 0)], {name: content})
 
 
@@ -38,7 +38,7 @@ def test_nothing_is_written_through_a_link(folder: Path, tmp_path: Path) -> None
     (folder / "link").symlink_to(tmp_path / "outside")
     with pytest.raises(OSError, match=r"link|directory"):
         put(folder, "link/file", b"theirs")
-    with pytest.raises(OSError, match=r"link|directory"), Tree(folder) as tree:
+    with pytest.raises(OSError, match=r"link|directory"), TreeWriter(folder) as tree:
         tree.link(SavedLink("link/x", "y"))
     (folder / "file").symlink_to(tmp_path / "outside/file")
     put(folder, "file", b"theirs")
@@ -48,7 +48,7 @@ def test_nothing_is_written_through_a_link(folder: Path, tmp_path: Path) -> None
 
 
 def test_a_link_is_made_as_it_was_wherever_it_leads(folder: Path) -> None:
-    with Tree(folder) as tree:
+    with TreeWriter(folder) as tree:
         tree.link(SavedLink("a/b", "/etc/passwd"))
         tree.link(SavedLink("up", "../.."))
     assert os.readlink(folder / "a/b") == "/etc/passwd"

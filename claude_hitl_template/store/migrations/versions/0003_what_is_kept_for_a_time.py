@@ -1,4 +1,4 @@
-"""what is kept for a time: replies with their session and their end, and the oldest sessions"""
+"""retention: replies with their session and expiry, and the oldest sessions"""
 
 import sqlalchemy as sa
 from alembic import op

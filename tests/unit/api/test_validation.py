@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from claude_hitl_template.api.schema import SendEvents
-from claude_hitl_template.api.strict_json import parse
+from claude_hitl_template.api.bodies import SendEvents
+from claude_hitl_template.api.validation import parse
 from claude_hitl_template.errors import InvalidInput
 
 TEXT: dict[str, Any] = {"type": "text", "text": "x"}

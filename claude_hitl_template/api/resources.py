@@ -1,0 +1,320 @@
+"""What the routes answer, for the API document. Nothing is validated against these models when it is sent: wire.py and
+agents.py build the responses, and tests compare them with the document."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from claude_hitl_template.domain.events import EVENT_TYPES
+from claude_hitl_template.domain.models import ApprovalKind, ApprovalState, Decision, SessionStatus
+
+_JSON = "application/json"
+REFERENCE = "#/components/schemas/{model}"
+
+
+def reference(name: str) -> dict[str, Any]:
+    """A JSON schema that refers to a model of the document."""
+    return {"$ref": REFERENCE.format(model=name)}
+
+
+class _Resource(BaseModel):
+    """Base of resources. Clients must expect fields that are not listed here."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Error(_Resource):
+    """What went wrong; `message` names the field of an invalid request, and how to fix it."""
+
+    type: str
+    message: str
+
+
+class Problem(_Resource):
+    """An error. `request_id` is also the header `request-id` of the response, and in the service's log."""
+
+    type: Literal["error"]
+    error: Error
+    request_id: str | None
+
+
+class SessionStats(_Resource):
+    """How long a session has worked, and existed."""
+
+    active_seconds: float
+    duration_seconds: float
+
+
+class SessionAgent(_Resource):
+    """The agent of a session, with its overrides. `permission_rules` and `permission_mode` extend the protocol."""
+
+    type: Literal["agent"]
+    id: str
+    version: int
+    name: str
+    description: str | None
+    model: dict[str, Any]
+    system: str | None
+    tools: list[dict[str, Any]]
+    mcp_servers: list[dict[str, Any]]
+    permission_rules: list[dict[str, Any]]
+    permission_mode: Literal["default", "plan"]
+
+
+class Agent(SessionAgent):
+    """An agent that sessions may use."""
+
+    created_at: datetime
+    updated_at: datetime
+    archived_at: datetime | None
+
+
+class Session(_Resource):
+    """A conversation. `parked`, `stop_reason`, `waiting_for_room` and `first_words` extend the protocol."""
+
+    type: Literal["session"]
+    id: str
+    agent: SessionAgent
+    environment_id: str
+    title: str | None
+    metadata: dict[str, str]
+    status: SessionStatus
+    stop_reason: dict[str, Any] | None
+    parked: bool
+    waiting_for_room: bool
+    first_words: str | None
+    created_at: datetime
+    updated_at: datetime
+    archived_at: datetime | None
+    stats: SessionStats
+    usage: dict[str, Any]
+
+
+class SessionDeleted(_Resource):
+    """Confirms that a session was deleted."""
+
+    type: Literal["session_deleted"]
+    id: str
+
+
+class Event(_Resource):
+    """A committed event of a session; its other fields depend on its type."""
+
+    id: str
+    type: str = Field(json_schema_extra={"enum": [*sorted(EVENT_TYPES)]})
+    processed_at: datetime | None
+
+
+class Preview(_Resource):
+    """A part of an event that is not committed yet."""
+
+    type: Literal["event_start", "event_delta"]
+
+
+class Ping(BaseModel):
+    """Keeps the connection open."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class StreamFrame(_Resource):
+    """One message of an event stream. `id` is the cursor of a committed event; previews and pings have none."""
+
+    event: str
+    id: Annotated[str, Field(pattern="^[0-9]+$")] = ""
+    data: Annotated[
+        str,
+        Field(
+            json_schema_extra={
+                "contentMediaType": _JSON,
+                "contentSchema": {"anyOf": [reference("Event"), reference("Preview"), reference("Ping")]},
+            }
+        ),
+    ]
+
+
+class SentEvents(_Resource):
+    """The events as they were committed."""
+
+    data: list[Event]
+
+
+class Approval(_Resource):
+    """A call that waits, or waited, for a decision: what would run, where, and what became of it."""
+
+    type: Literal["approval"]
+    id: str
+    session_id: str
+    event_id: str
+    batch: list[str]
+    kind: ApprovalKind
+    tool_name: str
+    input: dict[str, Any]
+    digest: str
+    cwd: str
+    targets: list[str] | None
+    agent_id: str | None
+    state: ApprovalState
+    held: bool
+    created_at: datetime
+    expires_at: datetime | None
+    decision: Decision | None
+    run_input: dict[str, Any] | None
+    run_digest: str | None
+    closed_at: datetime | None
+
+
+class WorkspaceFile(_Resource):
+    """A saved file. `mode` is octal; `modified_at` is null for a time outside of the calendar."""
+
+    type: Literal["workspace_file"]
+    path: str
+    size_bytes: int
+    mode: str = Field(pattern="^[0-7]{3,}$")
+    modified_at: datetime | None
+
+
+class Environment(_Resource):
+    """Where sessions run. `image`, `image_digest`, `image_facts` and `dependencies` extend the protocol."""
+
+    type: Literal["environment"]
+    id: str
+    name: str
+    description: str | None
+    config: dict[str, Any]
+    image: str | None
+    image_digest: str | None
+    image_facts: dict[str, Any] | None
+    dependencies: dict[str, Any] | None
+    created_at: datetime
+    updated_at: datetime
+    archived_at: datetime | None
+
+
+class Version(_Resource):
+    """Which code and which model answer."""
+
+    version: str
+    model: str
+
+
+class Health(Version):
+    """Whether the service works. `GET /v1/version`, which needs a key, says more."""
+
+    status: Literal["ok"]
+
+
+class DrainState(_Resource):
+    """For how many more seconds no turn is started; 0 if the service is not drained."""
+
+    drained_s: float
+
+
+class Drained(_Resource):
+    """How many sessions still run after the wait."""
+
+    still_running: int
+
+
+class SecretState(_Resource):
+    """Whether a secret is set. Its value is never shown."""
+
+    name: str
+    set: bool
+
+
+class SecretStates(_Resource):
+    """All secrets that can be sent."""
+
+    data: list[SecretState]
+
+
+class Key(_Resource):
+    """An API key without its secret."""
+
+    id: str
+    name: str
+    prefix: str
+    first: bool
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class Keys(_Resource):
+    """All API keys, oldest first."""
+
+    data: list[Key]
+
+
+class KeyWithSecret(Key):
+    """An API key with its secret, which is shown only here."""
+
+    secret: str
+
+
+class KeptDecision(_Resource):
+    """What remains of a decision when its session is deleted."""
+
+    approval_id: str
+    session_id: str
+    key_id: str
+    tool_name: str
+    digest: str
+    run_digest: str | None
+    result: Literal["allow", "deny"]
+    decided_by: str
+    decided_at: datetime
+
+
+class KeptDecisions(_Resource):
+    """One page of a listing."""
+
+    data: list[KeptDecision]
+    next_page: str | None
+
+
+class Sessions(_Resource):
+    """One page of a listing."""
+
+    data: list[Session]
+    next_page: str | None
+
+
+class Events(_Resource):
+    """One page of a listing."""
+
+    data: list[Event]
+    next_page: str | None
+
+
+class Approvals(_Resource):
+    """One page of a listing."""
+
+    data: list[Approval]
+    next_page: str | None
+
+
+class WorkspaceFiles(_Resource):
+    """One page of a listing."""
+
+    data: list[WorkspaceFile]
+    next_page: str | None
+
+
+class Agents(_Resource):
+    """One page of a listing."""
+
+    data: list[Agent]
+    next_page: str | None
+
+
+class Environments(_Resource):
+    """One page of a listing."""
+
+    data: list[Environment]
+    next_page: str | None
+
+
+class Document(_Resource):
+    """An OpenAPI document."""

@@ -1,0 +1,75 @@
+"""The inbox: calls that wait for a decision, across all sessions of a key."""
+
+from typing import Annotated, Any
+
+from fastapi import Query, Request
+from fastapi.responses import JSONResponse
+
+from claude_hitl_template.api import resources
+from claude_hitl_template.api.auth import API_KEY, Caller
+from claude_hitl_template.api.bodies import Decide
+from claude_hitl_template.api.listing import Cursor, each_once
+from claude_hitl_template.api.parameters import (
+    ApprovalId,
+    IdempotencyKey,
+    Limit,
+    NonEmpty,
+    Omitted,
+    PageToken,
+    States,
+)
+from claude_hitl_template.api.routing import api_router, errors
+from claude_hitl_template.api.service import ServiceDep
+from claude_hitl_template.api.wire import approval_wire
+from claude_hitl_template.domain.models import ApprovalState
+
+_PENDING = [ApprovalState.PENDING]
+
+router = api_router("approvals", API_KEY)
+
+
+@router.get("/v1/approvals", response_model=resources.Approvals)
+async def list_approvals(
+    *,
+    request: Request,
+    caller: Caller,
+    service: ServiceDep,
+    limit: Limit = 20,
+    page: PageToken = None,
+    states: States = _PENDING,
+    session_id: Annotated[NonEmpty | Omitted, Query(description="Only approvals of this session.")] = None,
+) -> JSONResponse:
+    """List approvals; by default those that wait for a decision."""
+    filters: dict[str, Any] = {"states": each_once(states), "session_id": session_id}
+    cursor = Cursor.of(request, page, **filters)
+    found = await service.store.list_approvals(caller.id, limit=limit, page=cursor.page, **filters)
+    return cursor.response(found, approval_wire)
+
+
+@router.get("/v1/approvals/{approval_id}", response_model=resources.Approval, responses=errors(404))
+async def get_approval(approval_id: ApprovalId, caller: Caller, service: ServiceDep) -> JSONResponse:
+    """Retrieve an approval."""
+    return JSONResponse(approval_wire(await service.store.get_approval(approval_id, caller.id)))
+
+
+@router.post(
+    "/v1/approvals/{approval_id}/decide",
+    response_model=resources.Approval,
+    responses=errors(404, 409, 413),
+)
+async def decide_approval(
+    approval_id: ApprovalId,
+    body: Decide,
+    caller: Caller,
+    service: ServiceDep,
+    idempotency_key: IdempotencyKey = None,
+) -> JSONResponse:
+    """Decide on a call. The first decision counts: the same one again is accepted, another one is a conflict."""
+    approval = await service.store.decide(
+        approval_id,
+        caller.id,
+        body.confirmation(approval_id),
+        decided_by=caller.name,
+        idempotency_key=idempotency_key,
+    )
+    return JSONResponse(approval_wire(approval))

@@ -1,0 +1,88 @@
+"""Server-sent events of one session: committed events in order, previews between them, and pings."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from claude_hitl_template.api.auth import Authenticator
+from claude_hitl_template.api.followers import Followers, Message
+from claude_hitl_template.domain.models import new_id, utcnow
+from claude_hitl_template.errors import NotFound, Unauthorized
+
+KEEP_ALIVE_S = 10.0
+CHECK_KEY_S = 2.0  # how often a stream checks that its key was not revoked
+CONNECTED = ": connected\n\n"
+PING = "event: ping\ndata: {}\n\n"
+
+
+@dataclass(frozen=True)
+class EventStream:
+    """The stream of a session's events for one API key.
+
+    Attributes:
+        secret_hash: Of the key that the client presented; the stream ends when it is revoked.
+        after: The seq of the last event that the client has.
+        previews: The types of events to preview.
+    """
+
+    followers: Followers
+    authenticator: Authenticator
+    session_id: str
+    key_id: str
+    secret_hash: str
+    after: int
+    previews: frozenset[str]
+
+    async def messages(self) -> AsyncIterator[str]:
+        """Yields messages until the session is terminated or deleted, or the key is revoked."""
+        yield CONNECTED
+        opened = set[str]()
+        subscription = self.followers.subscribe(
+            self.session_id, self.key_id, self.after, previews=bool(self.previews)
+        )
+        try:
+            while await self.authenticator.find(self.secret_hash):
+                found = await self._while_authorized(subscription.next(KEEP_ALIVE_S))
+                for message in found:
+                    if message.event is not None or self._wants(message.body, opened):
+                        yield message.frame
+                    if message.event is not None and message.event.type == "session.status_terminated":
+                        return
+                if not found:
+                    yield PING
+        except Unauthorized:
+            return
+        except NotFound:
+            yield Message(_deleted()).frame
+        finally:
+            subscription.close()
+
+    async def _while_authorized[T](self, waiting: Coroutine[Any, Any, T]) -> T:
+        """Awaits `waiting`. Raises Unauthorized within a few seconds if the key is revoked meanwhile."""
+        task = asyncio.ensure_future(waiting)
+        try:
+            while not (await asyncio.wait([task], timeout=CHECK_KEY_S))[0]:
+                if await self.authenticator.find(self.secret_hash) is None:
+                    raise Unauthorized("this API key was revoked")
+            return task.result()
+        finally:
+            task.cancel()
+
+    def _wants(self, preview: dict[str, Any], opened: set[str]) -> bool:
+        """True for previews of the wanted types that were seen from their beginning."""
+        if preview["type"] == "event_start":
+            if preview["event"]["type"] in self.previews:
+                opened.add(preview["event"]["id"])
+                return True
+            return False
+        return preview["event_id"] in opened
+
+
+async def ended() -> AsyncIterator[str]:
+    """A stream with nothing more to say."""
+    yield CONNECTED
+
+
+def _deleted() -> dict[str, Any]:
+    return {"type": "session.deleted", "id": new_id("sevt"), "processed_at": utcnow().isoformat()}
