@@ -1,3 +1,7 @@
+# Lists the recipes.
+default:
+    @just --list
+
 # start and stop, on a Mac with a VM profile: the VM and all in it.
 start:
     ./hitl {{ if path_exists("profiles/vm.env") == "true" { "vm start" } else { "up" } }}

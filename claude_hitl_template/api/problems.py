@@ -95,6 +95,8 @@ def _http(request: Request, error: Exception) -> JSONResponse:
     message = str(error.detail) if isinstance(error, HTTPException) else "error"
     if status == 404:
         message = "no such address; GET /v1/openapi.json lists all of them"
+        if "/v1/v1/" in f"{request.url.path}/":
+            message = "the address has /v1 twice: clients add it themselves, so give them the base address without it"
     if status == 405:
         headers["allow"] = _methods(request) or headers.get("allow", "")
         message = f"{request.method} is not allowed here; {headers['allow']} is"

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from claude_hitl_template import __version__, code_version
+from claude_hitl_template.cli import completion
 from claude_hitl_template.cli.commands import (
     backup,
     bench,
@@ -29,40 +31,45 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+_DAILY, _OPERATE, _DEVELOP = "Every day", "Operating the service", "Working on the project"
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"claude-hitl {__version__}, code {code_version()}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Shows which version this is."),
+    ] = False,
+    _install: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion",
+            callback=completion.install,
+            is_eager=True,
+            help="Has the Tab key complete commands and options in your shell (bash, zsh, fish).",
+        ),
+    ] = False,
+) -> None:
     """Human-approved Claude sessions on your own Ray cluster."""
 
 
-app.command(epilog=chat.STATUSES)(chat.demo)
-app.command(epilog=chat.STATUSES)(chat.chat)
-app.command()(status.status)
-app.add_typer(approvals.app, name="approvals")
-app.add_typer(sessions.app, name="sessions")
-app.add_typer(image.app, name="image")
-app.command()(rollout.deploy)
-app.add_typer(secrets.app, name="secrets")
-app.add_typer(keys.app, name="keys")
-app.command()(logs.logs)
-app.command()(doctor.doctor)
-app.add_typer(vm.app, name="vm")
-app.command()(development.bootstrap_host)
-app.command()(configuration.configuration)
-app.command(context_settings=_PASS_ON | {"help_option_names": []})(bench.bench)
-app.command()(backup.backup)
-app.command()(backup.restore)
-app.command()(chaos.chaos)
-app.command()(development.clean)
-app.command()(development.check)
-app.command(hidden=True)(development.openapi)
-app.command("test", context_settings=_PASS_ON)(development.run_tests)
+app.command(epilog=f"{chat.OFFLINE_PROMPTS}\n\n{chat.STATUSES}", rich_help_panel=_DAILY)(chat.demo)
+app.command(epilog=chat.STATUSES, rich_help_panel=_DAILY)(chat.chat)
+app.add_typer(approvals.app, name="approvals", rich_help_panel=_DAILY)
+app.add_typer(sessions.app, name="sessions", rich_help_panel=_DAILY)
+app.command(rich_help_panel=_DAILY)(status.status)
 
 
-@app.command()
+@app.command(rich_help_panel=_DAILY)
 def up(
     postgres: Annotated[
         bool,
@@ -77,10 +84,8 @@ def up(
     made = chat.ensure_up(settings, make_postgres=postgres)
     facts = service.healthy(settings) or {}
     typer.echo(f"REST       {settings.base_url}/v1   (model: {facts.get('model')})")
-    if settings.panel:
-        typer.echo(
-            f"Panel      {settings.panel_url}   (admin; ./hitl status --show-secrets shows the password)"
-        )
+    if panel := chat.panel_line(settings):
+        typer.echo(panel)
     typer.echo(
         f"Dashboard  {settings.own_dashboard}   (asks for Ray's token; ./hitl status --show-secrets shows it)"
     )
@@ -89,10 +94,11 @@ def up(
         typer.echo(f"API key    {made}   (shown this once; kept in {settings.secrets_dir / 'api-key'})")
     else:
         typer.echo(f"API key    in {settings.secrets_dir / 'api-key'}")
+    typer.echo(chat.export_line(settings))
     typer.echo("Next       ./hitl demo")
 
 
-@app.command()
+@app.command(rich_help_panel=_DAILY)
 def down() -> None:
     """Ends everything that `up` started; nothing that was committed is lost."""
     settings = Settings.load()
@@ -107,7 +113,20 @@ def down() -> None:
         typer.echo(f"{stopped.unfinished} turns were cut off; they are taken up again at the next ./hitl up")
 
 
-@app.command()
+app.command(rich_help_panel=_OPERATE)(doctor.doctor)
+app.command(rich_help_panel=_OPERATE)(logs.logs)
+app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
+app.add_typer(secrets.app, name="secrets", rich_help_panel=_OPERATE)
+app.command(rich_help_panel=_OPERATE)(rollout.deploy)
+app.add_typer(image.app, name="image", rich_help_panel=_OPERATE)
+app.command(rich_help_panel=_OPERATE)(backup.backup)
+app.command(rich_help_panel=_OPERATE)(backup.restore)
+app.add_typer(vm.app, name="vm", rich_help_panel=_OPERATE)
+app.command(rich_help_panel=_OPERATE)(development.bootstrap_host)
+app.command(rich_help_panel=_OPERATE)(configuration.configuration)
+
+
+@app.command(rich_help_panel=_OPERATE)
 def shell(profile: rollout.Profile = None) -> None:
     """A Python prompt on the cluster, through Ray Client: `ray`, `store`, `settings`."""
     settings = Settings.load(profile)
@@ -115,3 +134,11 @@ def shell(profile: rollout.Profile = None) -> None:
     from claude_hitl_template.cli.commands.shell import open_shell  # noqa: PLC0415  (slow to import)
 
     open_shell(settings)
+
+
+app.command("test", context_settings=_PASS_ON, rich_help_panel=_DEVELOP)(development.run_tests)
+app.command(rich_help_panel=_DEVELOP)(development.check)
+app.command(hidden=True)(development.openapi)
+app.command(context_settings=_PASS_ON | {"help_option_names": []}, rich_help_panel=_DEVELOP)(bench.bench)
+app.command(rich_help_panel=_DEVELOP)(chaos.chaos)
+app.command(rich_help_panel=_DEVELOP)(development.clean)

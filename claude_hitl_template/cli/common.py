@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from claude_hitl_template.cli import completion
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.config import network
 from claude_hitl_template.config.settings import Settings
@@ -28,6 +29,12 @@ def console() -> Console:
     """Standard output. Lines for a pipe or a file are left whole."""
     found = Console(highlight=False)
     return found if found.is_terminal else Console(highlight=False, width=UNWRAPPED)
+
+
+def table_width() -> int | None:
+    """The columns that a table may take; None if output is not a terminal, so lines are not shortened."""
+    found = console()
+    return found.width if found.is_terminal else None
 
 
 def say(message: str) -> None:
@@ -73,8 +80,9 @@ def report_checks(found: Sequence[Check], *, as_json: bool) -> None:
 def run(app: Callable[..., Any]) -> int:
     """Runs the command line. Expected errors become a message and an exit status, never a traceback."""
     network.keep_grpc_direct()
+    completion.prepare()
     try:
-        app(prog_name="./hitl")
+        app(prog_name="./hitl", complete_var=completion.VARIABLE)
     except HitlError as error:
         print(f"error: {visible(str(error))}", file=sys.stderr)
         return 1

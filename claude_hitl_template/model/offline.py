@@ -14,6 +14,7 @@ from typing import Any, Literal
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.model.conversation import HELD_MARKER, Conversation, ToolUse, read
 from claude_hitl_template.model.scenario import LABEL, Failure, Scenarios, Step, branches, filled
+from claude_hitl_template.presentation.text import without_hook
 
 __all__ = [
     "HELD_MARKER",
@@ -150,7 +151,7 @@ def _applies(step: Step, conversation: Conversation) -> bool:
 
 
 def _played(step: Step, conversation: Conversation) -> Reply:
-    shown = (_shortened(result.text) for result in conversation.results)
+    shown = (_shortened(without_hook(r.text) if r.is_error else r.text) for r in conversation.results)
     values = {
         "prompt": conversation.prompt,
         "tool_result": "\n".join(shown),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from claude_hitl_template.domain import missing_dependency
-from claude_hitl_template.presentation.text import plain, progress_text, rule_text, texts
+from claude_hitl_template.presentation.text import plain, progress_text, rule_text, texts, without_hook
 from claude_hitl_template.presentation.tools import tool_view
 from claude_hitl_template.presentation.views import (
     PERMISSION_TEXT,
@@ -53,8 +53,8 @@ def _tool_use(event: WireEvent) -> EventView:
 
 
 def _tool_result(event: WireEvent) -> EventView:
-    said = texts(event.get("content") or ()).rstrip("\n")
-    return Result(said, bool(event.get("is_error")), event.get("outcome") == "unknown")
+    said, failed = texts(event.get("content") or ()).rstrip("\n"), bool(event.get("is_error"))
+    return Result(without_hook(said) if failed else said, failed, event.get("outcome") == "unknown")
 
 
 def _confirmation(event: WireEvent) -> EventView:

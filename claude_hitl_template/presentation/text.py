@@ -36,6 +36,7 @@ _SUMMARY_FIELDS = (
     "plan",
 )
 
+_HOOK = re.compile(r"^PreToolUse:\S+ hook error: ")
 _PATHS = ("file_path", "notebook_path", "path")
 
 # -- text
@@ -116,6 +117,11 @@ def progress_text(workspace: Mapping[str, Any]) -> str:
 def texts(content: Sequence[Mapping[str, Any]]) -> str:
     """The text of an event's content blocks; of other blocks the type."""
     return "\n".join(str(b["text"]) if b.get("type") == "text" else f"[{b.get('type')}]" for b in content)
+
+
+def without_hook(said: str) -> str:
+    """The result of a call that was refused, without what the Claude Code CLI puts before it for some of the tools."""
+    return _HOOK.sub("", said)
 
 
 def summary(given: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Which database the Store is kept in, as the settings say."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -12,6 +11,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 from claude_hitl_template.config.secret_files import read_database_url
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError, HitlError, StoreUnreachable
+from claude_hitl_template.store.database_status import DatabaseStatus, sqlite_status
 from claude_hitl_template.store.postgres import (
     CONNECTIONS,
     PostgresBackend,
@@ -28,19 +28,11 @@ def store_url(settings: Settings) -> str:
     return sqlite_url(settings.database_path) if url is None else url.get_secret_value()
 
 
-@dataclass(frozen=True)
-class DatabaseStatus:
-    """A database for display: its URL without the password, and its problem if it has one."""
-
-    place: str
-    problem: str | None = None
-
-
 def check_database(settings: Settings) -> DatabaseStatus:
     """Asks the database once. Raises ConfigError for a URL that is not usable."""
     url = store_url(settings)
     if url.startswith("sqlite"):
-        return DatabaseStatus(f"SQLite, {settings.database_path}")
+        return sqlite_status(settings.database_path)
     made = postgres_url(url)
     place = f"Postgres at {made.host or 'a local socket'}:{made.port or 5432}/{made.database or ''}"
     engine = sa.create_engine(made, poolclass=sa.pool.NullPool, connect_args=connect_args(made))

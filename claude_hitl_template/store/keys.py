@@ -5,7 +5,8 @@ from claude_hitl_template.errors import Conflict, NotFound
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase
 
-FIRST = "first key"  # its name
+FIRST = "./hitl key"  # the name of the first key: who has it uses ./hitl on the service's machine, or copied it there
+FORMER_FIRST = "first key"  # its name in a store that an earlier version made
 OF_A_ROLE = "panel:"  # what the "hash" of a key begins with that a role of the panel has; no secret opens it
 
 
@@ -101,5 +102,5 @@ async def _api_key(tx: Tx, key_id: str) -> ApiKey:
 async def _first(tx: Tx) -> ApiKey | None:
     """The first key; of a store that an earlier version made, the last one that it gave this name."""
     keys = [key for key in await tx.keys() if key.revoked_at is None]
-    named = sorted((key for key in keys if key.name == FIRST), key=lambda key: key.created_at)
+    named = sorted((key for key in keys if key.name in (FIRST, FORMER_FIRST)), key=lambda key: key.created_at)
     return next((key for key in keys if key.first), named[-1] if named else None)

@@ -78,7 +78,7 @@ class SqliteBackend:
     @asynccontextmanager
     async def _read(self) -> AsyncGenerator[Tx]:
         async with self._reading:
-            connection = self._idle.pop() if self._idle else self._engine.connect()
+            connection = self._idle.pop() if self._idle else await _in(self._threads, self._engine.connect)
             try:
                 with _transaction(connection):
                     yield SqlTx(_Inline(connection, self._threads))
@@ -117,14 +117,16 @@ class SqliteBackend:
 
     async def _joined(self) -> tuple[sa.Connection, asyncio.Future[None]]:
         """The writer in a transaction, and the future of its commit: those of the open group, or of a new one."""
-        if self._writer is None:
-            self._writer = self._engine.connect()
+        writer = self._writer
+        if writer is None:
+            writer = self._writer = await _in(self._disk, self._engine.connect)
+            _raw(writer).execute("PRAGMA busy_timeout=0")  # `_patiently` waits, in a thread
         if self._group is None:
-            await self._begin_immediate(_raw(self._writer))
+            await self._begin_immediate(_raw(writer))
             self._group = asyncio.get_running_loop().create_future()
             self._group.add_done_callback(_retrieve)  # each member may have failed by itself, or be cancelled
-            self._committing = asyncio.create_task(self._commit(self._writer, self._group))
-        return self._writer, self._group
+            self._committing = asyncio.create_task(self._commit(writer, self._group))
+        return writer, self._group
 
     async def _begin_immediate(self, raw: sqlite3.Connection) -> None:
         """Waits for another process that writes, such as a migration, without holding up the event loop."""
@@ -205,10 +207,10 @@ def _engine(url: str) -> sa.Engine:
 def _prepare(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
     for pragma in (
+        f"busy_timeout={BUSY_TIMEOUT_MS}",
         "journal_mode=WAL",
         "synchronous=FULL",  # a commit that was acknowledged survives a power cut
         "foreign_keys=ON",
-        "busy_timeout=0",  # `_patiently` waits, in a thread
     ):
         connection.execute(f"PRAGMA {pragma}")
 
@@ -242,12 +244,12 @@ def _savepoint(connection: sa.Connection) -> Generator[None]:
     raw.execute("SAVEPOINT one")
     try:
         yield
+        raw.execute("RELEASE one")
     except BaseException:
         if raw.in_transaction:
             raw.execute("ROLLBACK TO one")
             raw.execute("RELEASE one")
         raise
-    raw.execute("RELEASE one")
 
 
 def _retrieve(group: asyncio.Future[None]) -> None:

@@ -216,7 +216,9 @@ def test_a_session_that_rest_started_is_decided_from_approvals(panel: Panel) -> 
     row.wait_for()
     panel.picture("approvals")
     row.click()
-    panel.page.get_by_text("for first key").or_(panel.page.get_by_text("first key, waiting")).first.wait_for()
+    panel.page.get_by_text("for ./hitl key").or_(
+        panel.page.get_by_text("./hitl key, waiting")
+    ).first.wait_for()
     panel.picture("approval")
     panel.press("Allow")
     panel.page.get_by_text("Done. Bash: Allowed by admin").wait_for()
@@ -271,8 +273,8 @@ def test_a_decision_made_elsewhere_closes_the_lock_and_a_late_form_says_whose_it
     panel.page.locator("button[name=open]", has_text=session.id).click()
     session.decide(event, "deny", deny_message="by REST")
     panel.press("Allow")
-    panel.page.get_by_text("was already decided (deny) by first key").wait_for()
-    panel.page.get_by_text("Denied by first key").wait_for()
+    panel.page.get_by_text("was already decided (deny) by ./hitl key").wait_for()
+    panel.page.get_by_text("Denied by ./hitl key").wait_for()
     panel.picture("decided-elsewhere")
 
 

@@ -77,3 +77,12 @@ def test_health_waits_for_nobodys_write(served: Threaded):
         database.execute("ROLLBACK")
     database.close()
     assert (answer.status_code, answer.json()["status"]) == (200, "ok")
+
+
+@pytest.mark.parametrize("base", ["/v1", "/v1/"])
+def test_a_base_address_with_v1_is_told_that_it_goes_without(served: Threaded, base: str):
+    with (
+        anthropic.Anthropic(base_url=f"{served.service.url}{base}", api_key=KEY, max_retries=0) as client,
+        pytest.raises(anthropic.NotFoundError, match="/v1 twice"),
+    ):
+        client.beta.sessions.list()

@@ -175,7 +175,10 @@ def test_the_readme_leads_to_every_page():
 
 
 def test_each_line_of_the_justfile_calls_a_command_that_exists():
-    lines = re.findall(r"^    (.*)$", (ROOT / "justfile").read_text(), re.MULTILINE)
+    text = (ROOT / "justfile").read_text()
+    assert re.search(r"^default:\n    @just --list\n", text, re.MULTILINE)
+    assert text.index("default:") < text.index("start:")  # `just` alone runs the first recipe
+    lines = re.findall(r"^    (\./.*)$", text, re.MULTILINE)
     called = [name for line in lines for name in re.findall(r'(?:^\./hitl |{ ")([a-z]+)', line)]
     assert len(called) == len(lines) + 2  # start and stop have two, of which one is called
     assert set(called) <= COMMANDS

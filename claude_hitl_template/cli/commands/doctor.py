@@ -16,7 +16,6 @@ import psutil
 import typer
 
 from claude_hitl_template import code_version
-from claude_hitl_template.claude.sandbox import sandbox_check
 from claude_hitl_template.cli.common import report_checks
 from claude_hitl_template.cli.deploy import remote
 from claude_hitl_template.cli.deploy.cluster import asks_for_token
@@ -27,7 +26,6 @@ from claude_hitl_template.cluster import containers
 from claude_hitl_template.config import network
 from claude_hitl_template.config.settings import Settings, variable
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.presentation.checks import Check
 from claude_hitl_template.presentation.text import size
 
@@ -60,6 +58,8 @@ def doctor(
 
 def examine(settings: Settings) -> Iterator[Check]:
     """Every check, in the order in which problems are best fixed."""
+    from claude_hitl_template.claude.sandbox import sandbox_check  # noqa: PLC0415  (slow to import)
+
     yield python_check(sys.version_info[:2])
     yield environment_check(Path(sys.prefix))
     yield cli_check(settings.cli_path)
@@ -229,6 +229,8 @@ def disk_check(free_bytes: int) -> Check:
 
 def files_check(url: str) -> Check:
     """Whether a driver for the file area exists. The file area itself is not contacted."""
+    from claude_hitl_template.files.blob_store import FileArea  # noqa: PLC0415  (slow to import)
+
     try:
         FileArea(url)
     except ConfigError as error:

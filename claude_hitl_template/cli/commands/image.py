@@ -1,14 +1,16 @@
 """`hitl image`: builds, pushes and verifies the image that sessions run in, and removes ended containers."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from claude_hitl_template.cli.common import report_checks, say, step
 from claude_hitl_template.image import labels, tools
-from claude_hitl_template.image.build import Built
 from claude_hitl_template.presentation.text import size
+
+if TYPE_CHECKING:
+    from claude_hitl_template.image.build import Built
 
 app = typer.Typer(help="The image that each session runs in.", no_args_is_help=True)
 ROOT = Path(__file__).parents[3]
@@ -48,7 +50,7 @@ def build(
     _report(built)
 
 
-def _report(built: Built) -> None:
+def _report(built: "Built") -> None:
     size_shown = f", {size(built.size_bytes)}" if built.size_bytes else ""
     typer.echo(f"built {' and '.join(built.tags)} in {built.seconds:.0f} s{size_shown}")
     typer.echo("A local image has no digest of a registry; ./hitl image push prints one.")

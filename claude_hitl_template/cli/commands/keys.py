@@ -8,15 +8,20 @@ from urllib.parse import quote
 import typer
 
 from claude_hitl_template.cli.client import Client
+from claude_hitl_template.cli.common import table_width
+from claude_hitl_template.cli.terminal.ids import by_prefix
+from claude_hitl_template.cli.terminal.render import table_lines
 from claude_hitl_template.config.secret_files import operator_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError, InvalidInput
-from claude_hitl_template.presentation.text import visible
+from claude_hitl_template.presentation.text import one_line, visible
 
 app = typer.Typer(help="API keys of REST clients.", no_args_is_help=True)
 PATH = "/v1/internal/keys"
+HEADS = ("ID", "BEGINS WITH", "STATE", "NAME")
+NAME_CHARS = 100
 
-KeyId = Annotated[str, typer.Argument(metavar="ID", help="As ./hitl keys list shows it.")]
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="As ./hitl keys list shows it, or its beginning.")]
 
 
 @app.command("create")
@@ -39,23 +44,26 @@ def create(
 def list_keys() -> None:
     """Every key by its id, name and first characters; none is shown whole."""
     with _client() as client:
-        for key in client.get(PATH)["data"]:
-            begins = f"{key['prefix']}..." if key["prefix"] else "(chosen)"
-            what = (
-                f"revoked {key['revoked_at']}"
-                if key["revoked_at"]
-                else "first key"
-                if key["first"]
-                else "in use"
-            )
-            typer.echo(f"{key['id']}  {begins:14}  {what}  {visible(key['name'])}")
+        rows = [_row(key) for key in client.get(PATH)["data"]]
+    typer.echo("\n".join(table_lines(rows, HEADS, table_width())))
+
+
+def _row(key: dict[str, Any]) -> tuple[str, ...]:
+    begins = f"{key['prefix']}..." if key["prefix"] else "(chosen)"
+    use = "first key" if key["first"] else "in use"
+    return (
+        key["id"],
+        begins,
+        f"revoked {key['revoked_at'][:10]}" if key["revoked_at"] else use,
+        one_line(key["name"], NAME_CHARS),
+    )
 
 
 @app.command()
 def revoke(key_id: KeyId) -> None:
     """Revokes a key at once and permanently. Its sessions stay and can be decided in the panel."""
     with _client() as client:
-        key = client.delete(_of(key_id))
+        key = client.delete(_of(client, key_id))
     typer.echo(f"{key['id']} ({visible(key['name'])}) is revoked")
 
 
@@ -67,7 +75,7 @@ def rotate(
     settings = Settings.load()
     with _client() as client:
         first = next((key["id"] for key in client.get(PATH)["data"] if key["first"]), None)
-        chosen = key_id or first
+        chosen = first if key_id is None else _id(client, key_id)
         if chosen is None:
             raise ConfigError("the service has no first key yet", "./hitl up")
         if chosen == first and settings.api_key is not None:
@@ -77,7 +85,7 @@ def rotate(
             )
         kept = f"; ./hitl reads it from {settings.secrets_dir / 'api-key'}" if chosen == first else ""
         _show(
-            client.post(f"{_of(chosen)}/rotate"),
+            client.post(f"{_of(client, chosen)}/rotate"),
             f"shown this once{kept}; the one before stopped working",
         )
 
@@ -87,10 +95,15 @@ def _show(key: dict[str, Any], note: str) -> None:
     typer.echo(f"id {key['id']}, name {visible(key['name'])}")
 
 
-def _of(key_id: str) -> str:
-    if not key_id.strip():
-        raise InvalidInput("is empty; ./hitl keys list shows the ids", "ID")
-    return f"{PATH}/{quote(key_id, safe='')}"
+def _id(client: Client, given: str) -> str:
+    def known() -> list[str]:
+        return [str(key["id"]) for key in client.get(PATH)["data"]]
+
+    return by_prefix(given, "key", "key", known, "keys list")
+
+
+def _of(client: Client, key_id: str) -> str:
+    return f"{PATH}/{quote(_id(client, key_id), safe='')}"
 
 
 @contextmanager

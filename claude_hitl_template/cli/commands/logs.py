@@ -11,7 +11,7 @@ import typer
 
 from claude_hitl_template.cli.host.processes import temp_dir
 from claude_hitl_template.config.settings import Settings
-from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.errors import ConfigError, InvalidInput
 from claude_hitl_template.presentation.text import visible
 
 POLL_S = 0.5
@@ -55,7 +55,13 @@ class LogFile:
 
 
 def logs(
-    session: Annotated[str | None, typer.Argument(help="Only lines that name this session.")] = None,
+    session: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[WHAT]",
+            help="Only this log, by its name; or only lines that have this text, such as a session's id.",
+        ),
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow new lines.")] = False,
     count: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of last lines.")] = 200,
 ) -> None:
@@ -63,9 +69,12 @@ def logs(
     settings = Settings.load()
     hide = masker(settings)
     known: dict[Path, LogFile] = {}
-    before = _wanted(new_lines(settings, known), session)
+    every = new_lines(settings, known)
     if not known:
         raise ConfigError("there are no logs: nothing was started yet", "./hitl up")
+    before = _wanted(every, session)
+    if session is not None and not before:
+        _check_known(session, known.values(), follow=follow)
     for line in before[max(len(before) - count, 0) :]:
         typer.echo(hide(line))
     while follow:
@@ -95,8 +104,18 @@ def masker(settings: Settings) -> Callable[[str], str]:
     return hide
 
 
-def _wanted(lines: Iterable[str], session: str | None) -> list[str]:
-    return [line for line in lines if session is None or session in line]
+def _wanted(lines: Iterable[str], text: str | None) -> list[str]:
+    """A line begins with its log's name, so a text that is in it may be that, too."""
+    return [line for line in lines if text is None or text in line]
+
+
+def _check_known(text: str, logs: Iterable[LogFile], *, follow: bool) -> None:
+    """Raises InvalidInput for what is in no line, unless it may come: the name of a log, or what is followed."""
+    names = sorted({log.name for log in logs})
+    if not follow and not any(name.startswith(text) for name in names):
+        raise InvalidInput(
+            f"no line has {text!r}, and no log has this name; the logs are: {', '.join(names)}"
+        )
 
 
 def _paths(settings: Settings) -> list[Path]:

@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from claude_hitl_template.config import build_info
 from claude_hitl_template.config.build_info import Origin
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.image.dependencies import locked_versions
 from claude_hitl_template.presentation.text import size
 
 LIMIT_BYTES = 500 * 1024**2  # Ray's own is 512 MiB, and it tells only after the upload
@@ -158,6 +157,8 @@ def _check_content(files: dict[str, bytes], secrets: Sequence[str]) -> None:
 
 
 def _origin(root: Path, names: Sequence[str]) -> Origin:
+    from claude_hitl_template.image.dependencies import locked_versions  # noqa: PLC0415  (slow to import)
+
     commit, dirty = "unknown", True
     if _in_repository(root):
         commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD", may_fail=True).strip() or "unknown"

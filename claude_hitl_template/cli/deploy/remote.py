@@ -7,7 +7,6 @@ from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
 
-import grpc
 import httpx
 
 from claude_hitl_template import code_version
@@ -103,6 +102,8 @@ def application_check(found: dict[str, Any] | None) -> Check:
 
 def ray_client_check(address: str, patience_s: float) -> Check:
     """Whether Ray Client answers at the address: a forwarded port accepts connections even without a target."""
+    import grpc  # noqa: PLC0415  (slow to import)
+
     direct = [("grpc.enable_http_proxy", 0)]
     with grpc.insecure_channel(urlsplit(address).netloc, options=direct) as channel:
         try:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from claude_hitl_template.cli.host.processes import names_secret
@@ -98,6 +97,8 @@ def complete(files: Files, *, uri: str, variables: Mapping[str, str], http: Mapp
 
 def write(files: Files, folder: Path) -> Path:
     """Writes only these files; returns the one for koco. Raises ConfigError."""
+    import yaml  # noqa: PLC0415  (slow to import)
+
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, mode=0o700)
@@ -119,6 +120,8 @@ def check_no_secret(files: Files, secrets: list[str]) -> None:
 
 
 def _parse(path: Path) -> dict[str, Any]:
+    import yaml  # noqa: PLC0415  (slow to import)
+
     try:
         document = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -8,17 +8,19 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
 from claude_hitl_template.cli.host.ports import free_ports
-from claude_hitl_template.config.secret_files import DATABASE_URL, POSTGRES_PASSWORD, write_secret
+from claude_hitl_template.config.secret_files import (
+    DATABASE_URL,
+    POSTGRES_PASSWORD,
+    read_database_url,
+    write_secret,
+)
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
-
-if TYPE_CHECKING:
-    from claude_hitl_template.store.connect import DatabaseStatus
+from claude_hitl_template.store.database_status import DatabaseStatus, sqlite_status
 
 USER = DATABASE = "hitl"
 START_S = 60
@@ -187,8 +189,10 @@ def check(settings: Settings, *, patience_s: float) -> None:
     connect.prepare_schema(connect.store_url(settings), patience_s=patience_s)
 
 
-def check_database(settings: Settings) -> "DatabaseStatus":
+def check_database(settings: Settings) -> DatabaseStatus:
     """Queries the database's location and health. Raises ConfigError for a URL that is not usable."""
+    if read_database_url(settings) is None:
+        return sqlite_status(settings.database_path)
     from claude_hitl_template.store import connect  # noqa: PLC0415  (slow to import)
 
     return connect.check_database(settings)

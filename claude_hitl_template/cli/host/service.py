@@ -37,7 +37,6 @@ from claude_hitl_template.config.secret_files import (
 )
 from claude_hitl_template.config.settings import Settings, variable
 from claude_hitl_template.errors import ConfigError, HitlError
-from claude_hitl_template.files.blob_store import FileArea
 
 START_S = 300.0  # on a machine that is busy; what ends before it is up is noticed at once
 DATABASE_S = 10.0  # a database that is being started
@@ -93,6 +92,8 @@ def start(settings: Settings, step: Step, *, make_postgres: bool = False) -> lis
     run_record.check_ours(settings)
     _check_ray_folder(settings)
     network.check_proxies()
+    from claude_hitl_template.files.blob_store import FileArea  # noqa: PLC0415  (slow to import)
+
     FileArea(settings.files_at)  # an unusable URL fails here, not when the ledger starts
     done: list[str] = []
     moves = make_postgres and not postgres.local(settings).made and ray_process(settings) is not None

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import click
 import typer
 
-from claude_hitl_template.cli.common import console, print_json, service_client
+from claude_hitl_template.cli.common import console, print_json, service_client, table_width
+from claude_hitl_template.cli.terminal import ids
 from claude_hitl_template.cli.terminal.conversation import Terminal
 from claude_hitl_template.cli.terminal.dialogue import Body, denial, edit_input, questions
 from claude_hitl_template.cli.terminal.render import approval_view, table_lines
@@ -16,9 +17,13 @@ from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.presentation.text import age, parse_input, rule_text, summary, visible
 
 app = typer.Typer(help="Lists, shows and decides approvals.", no_args_is_help=False)
-Id = Annotated[str, typer.Argument(help="An approval's id, as `./hitl approvals` shows it.")]
+Id = Annotated[
+    str, typer.Argument(help="An approval's id, as `./hitl approvals` shows it, or its beginning.")
+]
 Everything = Annotated[bool, typer.Option("--all", help="Decided ones too.")]
-OfSession = Annotated[str | None, typer.Option("--session", help="Only those of this session.")]
+OfSession = Annotated[
+    str | None, typer.Option("--session", help="Only those of this session: its id, or its beginning.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 HEADS = ("ID", "SESSION", "STATE", "AGE", "TOOL", "WHAT")
 
@@ -41,22 +46,24 @@ def listing(everything: Everything = False, session: OfSession = None, as_json: 
     wanted: dict[str, Any] = {
         "states[]": [state.value for state in ApprovalState] if everything else "pending"
     }
-    if session is not None:
-        wanted["session_id"] = session
     with service_client() as client:
+        if session is not None:
+            wanted["session_id"] = ids.session_id(client, session)
         found = sorted(client.pages("/v1/approvals", **wanted), key=lambda a: a["id"])
     if as_json:
         print_json(found)
     elif not found:
         typer.echo("no approvals" if everything else "nothing waits for a decision")
     else:
-        typer.echo("\n".join(table_lines([row(a) for a in found], HEADS)))
+        lines = table_lines(map(row, found), HEADS, table_width(), optional=("SESSION",), folded=2)
+        typer.echo("\n".join(lines))
 
 
 @app.command()
 def show(approval_id: Id, as_json: AsJson = False) -> None:
     """Shows exactly what would run, or ran."""
     with service_client() as client:
+        approval_id = ids.approval_id(client, approval_id)
         approval = client.get(f"/v1/approvals/{approval_id}")
     if as_json:
         print_json(approval)
@@ -82,6 +89,7 @@ def allow(
 ) -> None:
     """Allows the call exactly as it was shown."""
     with service_client() as client:
+        approval_id = ids.approval_id(client, approval_id)
         body: Body = {"result": "allow", **({"remember": True} if remember else {})}
         if answer:
             asked = client.get(f"/v1/approvals/{approval_id}")["input"]
@@ -92,11 +100,17 @@ def allow(
 @app.command()
 def deny(
     approval_id: Id,
-    message: Annotated[str | None, typer.Option(help="The reason; the agent is told.")] = None,
+    reason: Annotated[str | None, typer.Argument(help="The reason, which the agent gets.")] = None,
+    message: Annotated[str | None, typer.Option(help="The same, as an option.")] = None,
 ) -> None:
     """Denies the call. It never runs."""
+    if reason is not None and message is not None:
+        raise typer.BadParameter("the reason is given twice", param_hint="--message")
     with service_client() as client:
-        _report(client.post(f"/v1/approvals/{approval_id}/decide", denial(message)))
+        approval_id = ids.approval_id(client, approval_id)
+        _report(
+            client.post(f"/v1/approvals/{approval_id}/decide", denial(message if reason is None else reason))
+        )
 
 
 @app.command()
@@ -108,13 +122,19 @@ def edit(
 ) -> None:
     """Edits the call's input, in your editor or from a file, and allows it."""
     with service_client() as client:
+        approval_id = ids.approval_id(client, approval_id)
         approval = client.get(f"/v1/approvals/{approval_id}")
         if source is not None:
             changed = parse_input(_read(source))
         else:
             terminal = Terminal(console())
             changed = edit_input(terminal, approval)
-            if changed is None or not click.confirm("allow this?"):
+            if changed is None:
+                typer.echo(
+                    f"nothing was decided: the input is unchanged; ./hitl approvals allow {approval_id} allows it as it is"
+                )
+                raise typer.Exit(4)
+            if not click.confirm("allow this?"):
                 typer.echo("nothing was decided")
                 raise typer.Exit(4)
         _report(

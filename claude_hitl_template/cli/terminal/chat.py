@@ -1,7 +1,7 @@
 """`hitl demo` and `hitl chat`: a session in this terminal."""
 
+import shlex
 from collections.abc import Mapping
-from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -10,8 +10,9 @@ from rich.text import Text
 
 from claude_hitl_template import code_version
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.cli.common import INTERRUPTED, console, say, step
-from claude_hitl_template.cli.host import run_record, service
+from claude_hitl_template.cli.common import INTERRUPTED, console, say, service_client, step
+from claude_hitl_template.cli.host import panel, run_record, service
+from claude_hitl_template.cli.terminal import ids
 from claude_hitl_template.cli.terminal.conversation import (
     MAX_LISTED_FILES,
     OFFLINE_NOTE,
@@ -25,6 +26,7 @@ from claude_hitl_template.cli.terminal.conversation import (
 from claude_hitl_template.cli.terminal.dialogue import Body, Decider, scripted
 from claude_hitl_template.cli.terminal.render import approval_view, event_lines
 from claude_hitl_template.config.secret_files import (
+    API_KEY,
     SecretFiles,
     forget_model_key,
     prepare,
@@ -37,9 +39,29 @@ from claude_hitl_template.presentation.terminal import shown
 RECONNECT_S = 120.0  # a service that is restarted answers again well within this time
 DEMO_PROMPT = "Write hello.txt with a greeting"
 RECENT_EVENTS = 12
+OFFLINE = "offline"
+SESSION = "sesn_"  # what the id of a session begins with
+HELP = """\
+/quit    ends the chat, not the session (so do Ctrl-D and, at this prompt, Ctrl-C)
+/help    shows this
+Ctrl-C   while the agent works: stops the turn
+Everything else goes to the agent as it is typed."""
 STATUSES = (
     "Exit status: 0 the turn ended, with or without denials; 3 it ended with an error; 4 calls still wait; "
     "1 the service cannot be started or reached; 2 wrong usage; 130 Ctrl-C while the agent works."
+)
+
+PROMPTS = (
+    "Write hello.txt with a greeting",
+    "Read hello.txt",
+    "Run a command",
+    "Do three things at once",
+    "Ask me a question",
+    "Make a plan first",
+    "Let a subagent do it",
+)
+OFFLINE_PROMPTS = "Without a model's key a script answers. It has something to do for: " + "; ".join(
+    f'"{prompt}"' for prompt in PROMPTS
 )
 
 
@@ -55,7 +77,7 @@ def demo(
         typer.Option(help="Decide every call this way instead of asking; a question gets its first option."),
     ] = None,
     deny_message: Annotated[
-        str | None, typer.Option(help="The reason that the agent is told, with --answer deny.")
+        str | None, typer.Option(help="The reason that the agent gets, with --answer deny.")
     ] = None,
 ) -> None:
     """Shows the product: starts the service if needed, gives an agent a task, and asks you before a gated call runs."""
@@ -70,28 +92,65 @@ def demo(
     client = Client.open(settings, patience_s=RECONNECT_S, say=say)
     conversation = Conversation(client, _create(client, prompt), terminal, decide, seen=0)
     _introduce(terminal, client, conversation.id)
-    raise typer.Exit(_run_turn(settings, client, conversation, terminal))
+    end = _run_turn(settings, client, conversation, terminal)
+    if settings.serve_url is None:
+        typer.echo("\n".join(line for line in (panel_line(settings), export_line(settings)) if line))
+    raise typer.Exit(end)
 
 
 def chat(
-    session: Annotated[
-        str | None, typer.Argument(help="The session to continue. Default: a new one.")
+    begin: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MESSAGE or SESSION]",
+            help="The first message of a new session; or the id of a session to continue, or its beginning (sesn_...).",
+        ),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="The agent first makes a plan, which you approve.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="The model of a new session.")
     ] = None,
 ) -> None:
-    """Chats with an agent: messages, decisions, Ctrl-C to stop a turn. /quit or Ctrl-D ends the chat, not the session."""
-    settings = Settings.load()
-    Client.open(settings).get("/v1/version")  # fails at once if the service does not run
-    client = Client.open(settings, patience_s=RECONNECT_S, say=say)
-    terminal = Terminal(console())
-    session_id = session or _create(client)
-    recent, seen = _recent(client, session_id)
-    conversation = Conversation(client, session_id, terminal, ask_user(terminal), seen=seen)
-    _introduce(terminal, client, session_id)
-    for event in recent:
-        view = event_lines(event)
-        if view is not None:
-            terminal.show(view)
-    raise typer.Exit(_chat(settings, client, conversation, terminal))
+    """Chats with an agent: messages, and decisions on what it wants to do.
+
+    /help shows what you can type; everything but /help and /quit goes to the agent. Ctrl-C stops the running turn and
+    asks for the next message. At that prompt, Ctrl-C, Ctrl-D or /quit ends the chat, not the session; at a decision,
+    Ctrl-C or Ctrl-D ends it, too, and the call keeps waiting.
+    """
+    continued = begin if begin is not None and begin.startswith(SESSION) and " " not in begin else None
+    if continued is not None and (plan or model):
+        raise typer.BadParameter("is for a new session only", param_hint="--plan" if plan else "--model")
+    with service_client() as client:
+        client.get("/v1/version")  # fails at once if the service does not run
+    settings, terminal = Settings.load(), Terminal(console())
+    with service_client(RECONNECT_S) as client:
+        recent, seen = list[dict[str, Any]](), 0
+        if continued is None:
+            session_id = _create(client, begin, plan=plan, model=model)
+        else:
+            session_id = ids.session_id(client, continued)
+            recent, seen = _recent(client, session_id)
+        conversation = Conversation(client, session_id, terminal, ask_user(terminal), seen=seen)
+        _introduce(terminal, client, session_id, model)
+        for view in map(event_lines, recent):
+            if view is not None:
+                terminal.show(view)
+        asked = begin is not None and continued is None
+        raise typer.Exit(converse(settings, client, conversation, terminal, asked=asked))
+
+
+def panel_line(settings: Settings) -> str:
+    """Where the panel is, and how to sign in; "" where there is none."""
+    how = f"sign in as {panel.ADMIN}; ./hitl status --show-secrets shows the password"
+    return f"Panel      {settings.panel_url}   ({how})" if settings.panel else ""
+
+
+def export_line(settings: Settings) -> str:
+    """A line to copy into a shell in which a client of the service is to run. The key stays in its file."""
+    key = shlex.quote(str(settings.secrets_dir / API_KEY))
+    return f'Clients    export HITL_URL={settings.base_url} HITL_API_KEY="$(cat {key})"'
 
 
 def ensure_up(settings: Settings, *, make_postgres: bool = False) -> str | None:
@@ -152,18 +211,25 @@ def _scripted(terminal: Terminal, answer: Answer, deny_message: str | None) -> D
     return decide
 
 
-def _create(client: Client, prompt: str | None = None) -> str:
+def _create(
+    client: Client, prompt: str | None = None, *, plan: bool = False, model: str | None = None
+) -> str:
+    """Creates a session of the default agent. Returns its id."""
+    agent = {**({"permission_mode": "plan"} if plan else {}), **({"model": model} if model else {})}
     body: dict[str, Any] = {"agent": "default", "environment_id": "default"}
+    if agent:
+        body["agent"] = {"type": "agent_with_overrides", "id": "default", **agent}
     if prompt is not None:
         body["title"] = prompt[:80]
         body["initial_events"] = [{"type": "user.message", "content": [{"type": "text", "text": prompt}]}]
     return str(client.post("/v1/sessions", body)["id"])
 
 
-def _introduce(terminal: Terminal, client: Client, session_id: str) -> None:
-    model = OFFLINE_NOTE if _is_offline(client) else client.get("/v1/version")["model"]
+def _introduce(terminal: Terminal, client: Client, session_id: str, model: str | None = None) -> None:
+    default = client.get("/v1/version")["model"]
+    named = OFFLINE_NOTE if default == OFFLINE else model or default
     terminal.show(Text.assemble(("session    ", "bold"), session_id))
-    terminal.show(Text.assemble(("model      ", "bold"), shown(model)))
+    terminal.show(Text.assemble(("model      ", "bold"), shown(named)))
 
 
 def _show_summary(settings: Settings, client: Client, terminal: Terminal, session_id: str) -> None:
@@ -175,7 +241,7 @@ def _show_summary(settings: Settings, client: Client, terminal: Terminal, sessio
 
 
 def _is_offline(client: Client) -> bool:
-    return client.get("/v1/version")["model"] == "offline"
+    return client.get("/v1/version")["model"] == OFFLINE
 
 
 def _recent(client: Client, session_id: str) -> tuple[list[dict[str, Any]], int]:
@@ -204,45 +270,79 @@ def _how_to_continue(what: str, session_id: str) -> Text:
     return Text(f"{what}. Continue with: ./hitl chat {session_id}", style="yellow")
 
 
-def _chat(settings: Settings, client: Client, conversation: Conversation, terminal: Terminal) -> int:
-    end = End.DONE
+def converse(
+    settings: Settings, client: Client, conversation: Conversation, terminal: Terminal, *, asked: bool
+) -> int:
+    """Asks for messages and follows the turns until the user leaves.
+
+    Args:
+        settings: Of this machine.
+        client: For the service that has the session.
+        conversation: The session at this terminal.
+        terminal: Where the user is asked.
+        asked: Whether the first message is sent already, and none of its events is shown.
+
+    Returns:
+        The exit status.
+    """
     session = client.get(f"/v1/sessions/{conversation.id}")
-    waits = (session["stop_reason"] or {}).get("type") == "requires_action"
-    busy = session["status"] != "idle" or waits
-    while True:
-        if session["status"] == "terminated":
-            terminal.show(
-                Text("the session is archived: it can be read, but takes no more messages", style="yellow")
-            )
-            _show_summary(settings, client, terminal, conversation.id)
-            return end
-        try:
+    waits = not asked and (session["stop_reason"] or {}).get("type") == "requires_action"
+    busy, end = asked or waits or session["status"] != "idle", End.DONE
+    if session["status"] == "terminated":
+        terminal.show(
+            Text("the session is archived: it can be read, but takes no more messages", style="yellow")
+        )
+        _show_summary(settings, client, terminal, conversation.id)
+        return end
+    try:
+        while True:
             if busy:
                 end = _interruptible_turn(conversation, waits)
+            text = _next_message(terminal)
+            if text is None:
+                break
+            busy, waits = True, False
+            conversation.send(text)
+    except UserLeft:
+        terminal.show(
+            _how_to_continue("calls still wait for a decision, without a time limit", conversation.id)
+        )
+        return End.LEFT
+    except _StillStopping:
+        terminal.show(_how_to_continue("left while the turn is being stopped", conversation.id))
+        return INTERRUPTED
+    _show_summary(settings, client, terminal, conversation.id)
+    return end
+
+
+def _next_message(terminal: Terminal) -> str | None:
+    """What the user wants to say; None if the user leaves."""
+    while True:
+        try:
             text = terminal.ask("you > ").strip()
-        except UserLeft:
-            terminal.show(
-                _how_to_continue("calls still wait for a decision, without a time limit", conversation.id)
-            )
-            return End.LEFT
         except (EOFError, KeyboardInterrupt):
             terminal.show("")  # ends the line of the prompt
-            text = "/quit"
+            return None
         if text == "/quit":
-            _show_summary(settings, client, terminal, conversation.id)
-            return end
-        busy, waits = bool(text), False
-        if text:
-            conversation.send(text)
+            return None
+        if text == "/help":
+            terminal.show(HELP)
+        elif text:
+            return text
+
+
+class _StillStopping(Exception):
+    """The user left by a second Ctrl-C before the turn that the first one stopped had ended."""
 
 
 def _interruptible_turn(conversation: Conversation, waits: bool) -> End:
-    """One turn; the first Ctrl-C interrupts it, a second one leaves it running."""
+    """One turn; the first Ctrl-C interrupts it. Raises UserLeft, and _StillStopping at the second one."""
     try:
         return conversation.decide_and_follow() if waits else conversation.until_idle()
     except KeyboardInterrupt:
         say("stopping the turn (Ctrl-C again leaves without waiting)")
+    try:
         conversation.interrupt()
-        with suppress(KeyboardInterrupt):
-            return conversation.until_idle()
-        return End.LEFT
+        return conversation.until_idle()
+    except KeyboardInterrupt:
+        raise _StillStopping from None

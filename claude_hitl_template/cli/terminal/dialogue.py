@@ -1,19 +1,22 @@
 """Asks the user about one approval, and builds the body of `POST /v1/approvals/{id}/decide` from the answer."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import RenderableType
+from rich.text import Text
 
 from claude_hitl_template.cli.terminal.render import approval_view
+from claude_hitl_template.domain.policy.offers import Offer, offers
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.presentation.terminal import shown
 from claude_hitl_template.presentation.text import option_label, parse_input
 
 type Body = dict[str, Any]
 CHOICES = {"a": "allow", "d": "deny", "e": "edit", "w": "always", "y": "allow", "n": "deny"}
-TOOL_PROMPT = "allow / deny [why] / edit / always [a/d/e/w] > "
+TOOL_PROMPT = "allow / deny [why] / edit / always [number] [a/d/e/w] > "
 HOST_PROMPT = "allow for now / deny [why] / always in this session [a/d/w] > "
 PLAN_PROMPT = "accept / back [comments] [a/b] > "
 
@@ -39,7 +42,7 @@ def ask_about(prompter: Prompter, approval: Mapping[str, Any]) -> Body:
         case "plan":
             return _ask_plan(prompter)
         case "network":
-            return _ask_host(prompter)
+            return _ask_host(prompter, approval)
         case _:
             return _ask_tool(prompter, approval)
 
@@ -89,34 +92,69 @@ def edit_input(
     except InvalidInput as error:
         prompter.show(shown(f"{error}; nothing was changed", "red"))
         changed = given
+    else:
+        if changed == given:
+            prompter.show(shown("the input is unchanged", "yellow"))
     prompter.show(approval_view(approval, changed))
     return None if changed == approval["input"] else changed
 
 
 def _ask_tool(prompter: Prompter, approval: Mapping[str, Any]) -> Body:
     edited: dict[str, Any] | None = None
+    rules = _show_rules(prompter, approval, None)
     while True:
-        word, reason = _choice(prompter.ask(TOOL_PROMPT))
+        word, rest = _choice(prompter.ask(TOOL_PROMPT))
         body: Body = {"result": "allow"} if edited is None else {"result": "allow", "updated_input": edited}
         match word:
             case "allow":
                 return body
             case "always":
-                return {**body, "remember": True}
+                remember = _chosen_rule(prompter, rules, rest)
+                if remember is not None:
+                    return {**body, "remember": remember}
             case "deny":
-                return denial(reason or prompter.ask("reason (the agent is told; Enter for none) > ").strip())
+                return denial(rest or prompter.ask("reason (the agent gets it; Enter for none) > ").strip())
             case "edit":
                 edited = edit_input(prompter, approval, edited)
+                rules = _show_rules(prompter, approval, edited)
             case _:
                 prompter.show(
                     "allow: run exactly this. deny: do not run it. edit: change the input, then decide."
                 )
                 prompter.show(
-                    "always: allow, and allow such calls without asking from now on in this session."
+                    "always: allow, and from now on in this session allow without asking what rule 1 covers; "
+                    "always 2: what rule 2 covers. The operator's policy may ask all the same."
                 )
 
 
-def _ask_host(prompter: Prompter) -> Body:
+def _show_rules(
+    prompter: Prompter, approval: Mapping[str, Any], edited: Mapping[str, Any] | None
+) -> list[Offer]:
+    """Shows the rules that "always" would remember, each with its number."""
+    given = approval["input"] if edited is None else edited
+    found = offers(str(approval["tool_name"]), given, Path(str(approval["cwd"])))
+    for number, offer in enumerate(found, start=1):
+        head = "always  " if number == 1 else " " * 8
+        rule = "" if offer.rule.digest else f"{offer.rule.rule}  "
+        prompter.show(
+            Text.assemble((head, "bold"), f"{number}. ", shown(rule, "bold"), shown(offer.covers, "dim"))
+        )
+    return found
+
+
+def _chosen_rule(prompter: Prompter, rules: Sequence[Offer], number: str) -> bool | str | None:
+    """Returns the `remember` of a decision; for an invalid number, None after a message. True means rule 1."""
+    if number in ("", "1"):
+        return True
+    if number.isdecimal() and 1 <= int(number) <= len(rules):
+        return rules[int(number) - 1].rule.rule
+    there = f"1 to {len(rules)}" if len(rules) > 1 else "1 only"
+    prompter.show(shown(f"there is no rule {number!r}: {there}", "yellow"))
+    return None
+
+
+def _ask_host(prompter: Prompter, approval: Mapping[str, Any]) -> Body:
+    _show_rules(prompter, approval, None)
     while True:
         word, reason = _choice(prompter.ask(HOST_PROMPT))
         match word:
@@ -125,10 +163,10 @@ def _ask_host(prompter: Prompter) -> Body:
             case "always":
                 return {"result": "allow", "remember": True}
             case "deny":
-                return denial(reason or prompter.ask("reason (the agent is told; Enter for none) > ").strip())
+                return denial(reason or prompter.ask("reason (the agent gets it; Enter for none) > ").strip())
             case _:
                 prompter.show(
-                    "allow: until the end of the turn in which the agent is told. deny: not in this turn."
+                    "allow: until the end of the turn in which the agent learns of it. deny: not in this turn."
                 )
                 prompter.show("always: from now on in this session.")
 
@@ -146,8 +184,22 @@ def _ask_question(prompter: Prompter, given: Mapping[str, Any]) -> Body:
             if line.split(" ")[0] == "/deny":
                 return denial(line.removeprefix("/deny").strip())
             answer = choose(line, labels, several=several)
+            if answer is None:
+                prompter.show(shown(_why_not(line, labels), "yellow"))
         answers[question] = answer
     return {"result": "allow", "answers": answers}
+
+
+def _why_not(line: str, labels: Sequence[str]) -> str:
+    """Why `choose` found no answer in a line."""
+    if not line:
+        return "the question needs an answer"
+    if not labels:
+        return "there is nothing to choose from: answer in your own words"
+    numbers = line.replace(",", " ").split()
+    wrong = [n for n in numbers if not 1 <= int(n) <= len(labels)]
+    offered = f"the choices are 1 to {len(labels)}"
+    return f"there is no {', '.join(wrong)}; {offered}" if wrong else f"choose one; {offered}"
 
 
 def choose(line: str, labels: list[str], *, several: bool) -> str | list[str] | None:

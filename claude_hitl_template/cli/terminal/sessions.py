@@ -4,13 +4,14 @@ from typing import Annotated, Any
 
 import typer
 
-from claude_hitl_template.cli.common import console, print_json, service_client
+from claude_hitl_template.cli.common import console, print_json, service_client, table_width
+from claude_hitl_template.cli.terminal import ids
 from claude_hitl_template.cli.terminal.conversation import Terminal
 from claude_hitl_template.cli.terminal.render import event_lines, table_lines
 from claude_hitl_template.presentation.text import age, one_line
 
 app = typer.Typer(help="Lists, shows and ends sessions.")
-Id = Annotated[str, typer.Argument(help="A session's id, as `./hitl sessions` shows it.")]
+Id = Annotated[str, typer.Argument(help="A session's id, as `./hitl sessions` shows it, or its beginning.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 HEADS = ("ID", "STATE", "AGE", "WAITS FOR", "TITLE")
 TITLE_CHARS = 60
@@ -33,13 +34,15 @@ def listing(as_json: AsJson = False) -> None:
         elif not found:
             typer.echo("no sessions; ./hitl demo starts one")
         else:
-            typer.echo("\n".join(table_lines([row(s, _title(s)) for s in found], HEADS)))
+            rows = [row(s, _title(s)) for s in found]
+            typer.echo("\n".join(table_lines(rows, HEADS, table_width(), optional=("WAITS FOR",))))
 
 
 @app.command()
 def show(session_id: Id, as_json: AsJson = False) -> None:
     """Shows a session's events."""
     with service_client() as client:
+        session_id = ids.session_id(client, session_id)
         session = client.get(f"/v1/sessions/{session_id}")
         events = list(client.pages(f"/v1/sessions/{session_id}/events"))
     if as_json:
@@ -56,6 +59,7 @@ def show(session_id: Id, as_json: AsJson = False) -> None:
 def archive(session_id: Id) -> None:
     """Archives a session for good: calls that wait are superseded, its events stay readable."""
     with service_client() as client:
+        session_id = ids.session_id(client, session_id)
         client.post(f"/v1/sessions/{session_id}/archive")
     typer.echo(f"archived {session_id}")
 
@@ -64,6 +68,7 @@ def archive(session_id: Id) -> None:
 def delete(session_id: Id) -> None:
     """Deletes a session with all its events."""
     with service_client() as client:
+        session_id = ids.session_id(client, session_id)
         client.delete(f"/v1/sessions/{session_id}")
     typer.echo(f"deleted {session_id}")
 
@@ -72,6 +77,7 @@ def delete(session_id: Id) -> None:
 def interrupt(session_id: Id) -> None:
     """Interrupts a session's turn: calls that wait are superseded and never run."""
     with service_client() as client:
+        session_id = ids.session_id(client, session_id)
         client.post(f"/v1/sessions/{session_id}/events", {"events": [{"type": "user.interrupt"}]})
     typer.echo(f"interrupted {session_id}")
 

@@ -1,5 +1,7 @@
 """The command line: exit statuses, messages without tracebacks, and no slow imports."""
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from claude_hitl_template import __version__, code_version
 from claude_hitl_template.cli import common
 from claude_hitl_template.cli.commands import development
+from claude_hitl_template.cli.terminal import chat
+from claude_hitl_template.config.secret_files import prepare, read_api_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.model.scenario import Scenarios
 from tests.commands import hitl
 from tests.unit.cli.heads import started
 
@@ -154,14 +160,94 @@ def test_help_lists_the_exit_statuses_of_a_conversation(make_settings: Make) -> 
         assert "calls still wait" in " ".join(hitl(command, "--help").stdout.split())
 
 
-def test_commands_do_not_import_what_is_slow(make_settings: Make) -> None:
+def test_help_is_asked_for_by_h_too_and_lists_commands_by_what_they_are_for(make_settings: Make) -> None:
     make_settings()
+    text = hitl("-h").stdout
+    places = [
+        text.index(name) for name in ("Every day", " demo ", "Operating", " doctor ", "Working on", " test ")
+    ]
+    assert places == sorted(places)
+    for command in ("demo", "approvals", "test"):
+        assert hitl(command, "-h").stdout == hitl(command, "--help").stdout
+    assert "Usage: ./hitl approvals deny" in hitl("approvals", "deny", "-h").stdout
+
+
+def test_the_version_is_shown(make_settings: Make) -> None:
+    make_settings()
+    assert hitl("--version").stdout == f"claude-hitl {__version__}, code {code_version()}\n"
+
+
+def test_completion_is_installed_and_completes_commands(
+    make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_settings()
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = f"{sys.executable} -m claude_hitl_template.cli"
+    said = subprocess.run(
+        ["bash", "-c", f"{command} --install-completion; true"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "completion for bash is installed" in said
+    (tmp_path / "hitl").write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    (tmp_path / "hitl").chmod(0o755)
+    script = (
+        "source .bash_completions/hitl.sh; COMP_WORDS=(./hitl app); COMP_CWORD=1; "
+        "_hitl_completion ./hitl; echo ${COMPREPLY[@]}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "approvals\n"
+
+
+def test_the_demo_names_what_the_offline_model_has_a_script_for(make_settings: Make) -> None:
+    make_settings()
+    text = " ".join(hitl("demo", "--help").stdout.split())
+    prompts = [scenario.prompt for scenario in Scenarios.load().known]
+    assert sorted(prompts) == sorted(chat.PROMPTS)
+    for prompt in prompts:
+        assert f'"{prompt}"' in text
+
+
+def test_the_line_for_clients_is_shell_and_gives_address_and_key(make_settings: Make, tmp_path: Path) -> None:
+    settings = make_settings(data_dir=tmp_path / "a folder's name")
+    prepare(settings)
+    line = chat.export_line(settings).removeprefix("Clients").strip()
+    script = f"{line}; echo $HITL_URL $HITL_API_KEY"
+    said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert said == [settings.base_url, read_api_key(settings)]
+    assert not settings.base_url.endswith("/v1")
+    assert read_api_key(settings) not in line
+
+
+SLOW = (
+    "ray",
+    "claude_agent_sdk",
+    "sqlalchemy",
+    "fastapi",
+    "fsspec",
+    "grpc",
+    "yaml",
+    "claude_hitl_template.image.build",
+)
+
+
+@pytest.mark.parametrize("command", ["--help", "status", "approvals", "sessions"])
+def test_commands_do_not_import_what_is_slow(make_settings: Make, free_port: int, command: str) -> None:
+    make_settings(serve_port=free_port, api_key="a-key")
     code = (
-        "import sys, claude_hitl_template.cli.app; "
-        "print([m for m in ('ray', 'claude_agent_sdk', 'sqlalchemy', 'fastapi') if m in sys.modules])"
+        "import sys; from claude_hitl_template.cli import app, common; "
+        f"sys.argv[1:] = [{command!r}]; common.run(app.app); "
+        f"print([m for m in {SLOW} if m in sys.modules], file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "[]\n"
+    assert result.stderr.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(

@@ -166,3 +166,27 @@ def test_a_question_without_options_is_not_answered_by_script() -> None:
 )
 def test_a_host_is_allowed_for_now_for_the_session_or_denied(lines: list[str], body: dict[str, Any]) -> None:
     assert decided(*lines, kind="network") == body
+
+
+def said_when(*lines: str, kind: str = "tool", edits: tuple[str | None, ...] = ()) -> str:
+    """What the screen says to a user who types these lines."""
+    prompter = Typist(*lines, edits=edits)
+    with prompter.console.file:
+        ask_about(prompter, approval(kind))
+        return prompter.console.export_text()
+
+
+def test_a_number_that_is_no_choice_and_an_empty_answer_are_answered() -> None:
+    said = said_when("7", "1 2", "", "1", "2 9", "2", kind="question")
+    for part in (
+        "there is no 7; the choices are 1 to 2",
+        "choose one; the choices are 1 to 2",
+        "the question needs an answer",
+        "there is no 9; the choices are 1 to 3",
+    ):
+        assert part in said
+
+
+def test_an_edit_that_changes_nothing_is_said() -> None:
+    assert "the input is unchanged" in said_when("e", "a", edits=(None,))
+    assert "unchanged" not in said_when("e", "a", edits=('{"command": "pwd"}',))

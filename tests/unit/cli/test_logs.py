@@ -10,6 +10,7 @@ from claude_hitl_template.cli.commands.logs import LogFile, logs, masker, new_li
 from claude_hitl_template.cli.host.processes import temp_dir
 from claude_hitl_template.config.secret_files import prepare
 from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.errors import InvalidInput
 
 
 @pytest.fixture
@@ -89,3 +90,14 @@ def test_a_session_and_a_number_of_lines_can_be_chosen(
     ]
     logs(session=None, follow=False, count=0)
     assert capsys.readouterr().out == ""
+
+
+def test_one_log_can_be_chosen_and_an_unknown_one_is_answered_with_those_that_there_are(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(settings, "ray.log", "one\n")
+    write(settings, "panel.log", "two\n")
+    logs(session="panel", follow=False, count=10)
+    assert capsys.readouterr().out == "panel  two\n"
+    with pytest.raises(InvalidInput, match=r"no log has this name; the logs are: panel, ray"):
+        logs(session="penal", follow=False, count=10)
