@@ -27,7 +27,7 @@ RUN if [ -s /build/declared/requirements.txt ]; then \
       && mv node_modules /opt/app/; \
     fi
 COPY code /opt/app/code
-# Whoever runs the image cannot write beside the code: compiled here, whatever times the files will have there.
+# The user of the image cannot write next to the code, so it is compiled here; file times are not checked.
 RUN /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/app/code \
  && chmod -R a+rX /opt/app /opt/venv
 
