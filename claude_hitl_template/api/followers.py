@@ -28,7 +28,7 @@ class Message:
 
     @cached_property
     def frame(self) -> str:
-        """As server-sent events have it: made once, for all streams."""
+        """The message as a server-sent event, serialised once for all streams."""
         cursor = f"id: {self.event.seq}\n" if self.event is not None else ""
         data = json.dumps(self.body, ensure_ascii=False)
         return f"{cursor}event: {self.body['type']}\ndata: {data}\n\n"
@@ -104,7 +104,7 @@ class _Follower:
             self._task.cancel()
 
     async def wait(self, total: int, timeout_s: float) -> bool:
-        """Until there are more messages than `total`. Returns False after `timeout_s`; raises what the ledger raised."""
+        """Waits until there are more messages than `total`. Returns False after `timeout_s`; raises the ledger's error."""
         if self.total == total and self.failure is None:
             try:
                 await asyncio.wait_for(self._changed.wait(), timeout_s)
@@ -166,7 +166,7 @@ class _Follower:
 
 
 class Subscription:
-    """One stream's place among the messages of a session."""
+    """The position of one stream in a session's messages."""
 
     def __init__(
         self, follower: _Follower, wait_events: WaitEvents, key_id: str | None, after: int, *, previews: bool
@@ -195,7 +195,7 @@ class Subscription:
                 return []
 
     def _fresh(self) -> list[Message]:
-        """What the follower has heard since the last call, unless the stream fell behind it."""
+        """Returns the follower's messages since the last call; none if the stream fell behind its buffer."""
         follower = self._follower
         if not follower.has(self._after):
             self._behind = True

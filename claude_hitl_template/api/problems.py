@@ -105,7 +105,7 @@ def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _methods(request: Request) -> str:
-    """Those of all routes with the path that was asked for: Starlette's own list is that of one route."""
+    """The methods of all routes with the requested path; Starlette's own list has only those of one route."""
     path = getattr(request.scope.get("route"), "path_format", None)
     routes = [route for route in iter_route_contexts(request.app.routes) if route.path_format == path]
     return ", ".join(sorted({method for route in routes for method in route.methods or ()}))

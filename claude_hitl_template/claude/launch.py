@@ -106,8 +106,8 @@ def staged_sources(arguments: list[str], staged: dict[str, str]) -> list[str]:
 
 
 def stage(paths: list[str]) -> dict[str, str]:
-    """Where the sandbox's user, who may not pass through root's folders, finds these: mounted below STAGE, for this process
-    and its children alone. Needs root's right to mount."""
+    """Mounts these paths below STAGE, for this process and its children only, and returns where. The sandbox's user
+    cannot pass through root's folders. Needs the right to mount."""
     import ctypes  # noqa: PLC0415 - slow
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -168,7 +168,7 @@ def in_memory(content: bytes) -> int:
 
 
 def join(groups: list[str]) -> None:
-    """One that this process may not join is left out: the resource limits hold anyway."""
+    """Moves this process to the groups, except those it may not join: the resource limits hold anyway."""
     for path in groups:
         try:
             write(path, "0")

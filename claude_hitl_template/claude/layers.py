@@ -104,7 +104,7 @@ def _reading(place: Path) -> str:
 
 
 def _rules(texts: Iterable[Any], policy: PolicyName) -> Iterator[Rule]:
-    """As far as our notation can say them."""
+    """Yields the texts that our notation of rules can express, as rules."""
     for text in texts:
         with contextlib.suppress(ValueError):
             yield Rule(rule=text, policy=policy)

@@ -102,7 +102,7 @@ class ControlGroups:
         return any(_oom_kills(group) for group in self._made)
 
     def remove(self) -> None:
-        """One that still has processes is removed by the next sandbox that is made after this process has ended."""
+        """Removes the groups. The next sandbox removes one that still has processes, after this process has ended."""
         for group in self._made:
             with contextlib.suppress(OSError):
                 group.rmdir()
@@ -133,7 +133,7 @@ def _oom_kills(group: Path) -> int:
 
 
 def _remove_left(parent: Path) -> None:
-    """Those of owners that were killed. One that has processes cannot be removed."""
+    """Removes the groups of killed owners, except those that still have processes."""
     for left in parent.glob(f"{PREFIX}*-*"):
         owner = left.name.removeprefix(PREFIX).partition("-")[0]
         if not Path("/proc", owner).exists():
@@ -174,7 +174,7 @@ def _unified(own: Path, top: Path, wanted: set[str]) -> Iterator[tuple[Path, tup
 
 
 def _may_add(group: Path) -> bool:
-    """Who moves a process needs to write to the group that has both."""
+    """Whether this process may move processes into the group, for which it must be able to write to both files."""
     return os.access(group, os.W_OK) and os.access(group / "cgroup.procs", os.W_OK)
 
 

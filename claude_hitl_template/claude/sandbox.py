@@ -230,7 +230,8 @@ def make_sandbox_paths(run: Path, workspace: Path, cli: Path) -> SandboxPaths:
 
 
 def plan_of(config: SandboxConfig, places: SandboxPaths, groups: Sequence[str] = ()) -> dict[str, Any]:
-    """What launch.py needs to know of the sandbox. `groups`: the files through which a process joins its control groups."""
+    """Returns launch.py's description of the sandbox. `groups` are the files through which a process joins its
+    control groups."""
     wrap = find_bubblewrap()
     user, group = agent_ids()
     return {
@@ -347,7 +348,8 @@ def _mounted(mountinfo: str) -> Iterator[Path]:
 
 
 def _workspace(folder: Path) -> Iterator[str]:
-    """Where it is outside, for transcripts and permission rules name it; links on the way to it are there too."""
+    """Binds the workspace at its path outside, which transcripts and permission rules contain, with the links on
+    that path."""
     real = folder.resolve()
     yield from ("--bind", str(real), str(real))
     if real != folder:
@@ -420,7 +422,7 @@ def _tried(config: SandboxConfig, places: SandboxPaths) -> str | None:
 
 
 def sandbox_check(wanted: str) -> Check:
-    """For doctor, by making one. Blocking."""
+    """Checks for doctor that a sandbox can be created, by creating one. Blocking."""
     if wanted == "off":
         return Check(
             "sandbox", "wrong", "OFF: an agent's commands have all permissions of the service (HITL_SANDBOX=off)",

@@ -37,7 +37,7 @@ class Origin:
         return json.dumps(asdict(self), indent=1, sort_keys=True)
 
     def facts(self) -> dict[str, Any]:
-        """As GET /v1/version shows it."""
+        """The fields that GET /v1/version shows."""
         return {"commit": self.commit, "dirty": self.dirty, "package": self.package}
 
 
@@ -55,7 +55,7 @@ def origin(root: Path = ROOT) -> Origin | None:
 
 
 def describe_origin(facts: Mapping[str, Any]) -> str:
-    """Of what GET /v1/version shows: commit, whether it was changed since, package; "" where nothing was deployed."""
+    """Describes the deployed code by commit, uncommitted changes and package; "" if it was not deployed."""
     if not facts.get("package"):
         return ""
     changed = ", with changes that are not committed" if facts.get("dirty") else ""

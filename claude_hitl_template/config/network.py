@@ -34,7 +34,7 @@ def direct(**options: Any) -> httpx.Client:
 
 
 def direct_async(**options: Any) -> httpx.AsyncClient:
-    """As `direct`, for asyncio."""
+    """The same as `direct`, for asyncio."""
     if "verify" not in options:
         options["verify"] = _trusted()
     return httpx.AsyncClient(trust_env=False, **options)
@@ -52,7 +52,7 @@ def outward(**options: Any) -> httpx.Client:
 
 
 def outward_async(**options: Any) -> httpx.AsyncClient:
-    """As `outward`, for asyncio."""
+    """The same as `outward`, for asyncio."""
     check_proxies()
     return httpx.AsyncClient(verify=_trusted(), **options)
 

@@ -213,7 +213,7 @@ def read_panel_login(settings: Settings) -> tuple[str, str] | None:
 
 
 def panel_proof(secret: str) -> str:
-    """What the service shows when it logs in to a panel with this secret, whose logins may be held up by others' tries."""
+    """The service's proof to a panel with this secret, so that failed logins of others do not delay its own login."""
     return hmac.new(secret.encode(), b"claude-hitl", "sha256").hexdigest()
 
 
@@ -247,7 +247,7 @@ def _not_writable(settings: Settings, error: OSError) -> ConfigError:
 
 
 def _keep_database_url(settings: Settings) -> None:
-    """As the settings have it; the URL of the local Postgres, which no setting names, is kept by who starts it."""
+    """Stores the URL in the settings. That of the local Postgres is in no setting; the code that starts it stores it."""
     path = settings.secrets_dir / DATABASE_URL
     if settings.database_url is not None:
         write_secret(path, settings.database_url.get_secret_value())

@@ -380,7 +380,7 @@ class Settings(BaseSettings):
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Of the environments that have one, each once; the default environment's first."""
+        """The images of the environments, each once; the default environment's first."""
         found = (environment.image for environment in self.all_environments().values())
         return tuple(dict.fromkeys(image for image in found if image is not None))
 
@@ -392,7 +392,7 @@ class Settings(BaseSettings):
 
     @property
     def postgres_dir(self) -> Path:
-        """Of the local Postgres, if `up --postgres` made one."""
+        """The folder of the local Postgres, if `up --postgres` made one."""
         return self.data_dir / "postgres"
 
     @property

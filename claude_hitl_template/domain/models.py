@@ -339,7 +339,7 @@ class Approval(Frozen):
         return cwd.parents[len(folder.parts) - 1] if folder.parts else cwd
 
     def digest_of(self, given: dict[str, Any]) -> str:
-        """What `digest` would be with this input. Raises InvalidInput for what has no canonical JSON."""
+        """Returns the `digest` that this input would have. Raises InvalidInput for input without canonical JSON."""
         return digest(given) if self.folder is None else call_digest(given, self.cwd)
 
     @property
@@ -407,7 +407,7 @@ class KeptDecision(Frozen):
 
     @classmethod
     def of(cls, approval: Approval) -> "KeptDecision | None":
-        """None if there is no decision."""
+        """Returns the part of an approval that is kept; None if there is no decision."""
         recorded = approval.decision
         if recorded is None:
             return None
@@ -454,7 +454,7 @@ class Event(Frozen):
     processed_at: datetime | None
 
     def wire(self) -> dict[str, Any]:
-        """As the wire protocol shows it."""
+        """The event in the wire protocol's form."""
         processed = self.processed_at.isoformat() if self.processed_at else None
         return {"id": self.id, "type": self.type, "processed_at": processed, **self.payload}
 

@@ -30,7 +30,7 @@ class Throttle:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait_s(self, key: str) -> float:
-        """Until a try is left; 0 if one is."""
+        """Seconds until an attempt is available; 0 if one is."""
         left, _ = self._bucket(key)
         return 0.0 if left >= 1 else (1 - left) / self._per_s
 
@@ -59,7 +59,7 @@ class Throttle:
 
 
 def network_of(host: str) -> str:
-    """What tries from an address are counted under: of IPv6 the /64, any address of which one machine may use."""
+    """The key under which attempts from an address are counted: for IPv6 its /64, since one machine may use all of it."""
     try:
         address = ip_address(host.partition("%")[0])
     except ValueError:

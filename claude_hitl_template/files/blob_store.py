@@ -83,7 +83,7 @@ class FileArea:
             return await self._in_thread(self._old, self._clock() - KEPT)
 
     async def put_before(self, names: Sequence[str], at: datetime) -> set[str]:
-        """Those that are there and were not put again since."""
+        """Returns the blobs that exist and were last stored at or before `at`."""
         async with _usable():
             times = await self._each(self._written, names)
         return {

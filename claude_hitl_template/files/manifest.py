@@ -118,7 +118,7 @@ class Manifest:
         return [*parts, _dump({"version": _VERSION, "parts": [blob_name(part) for part in parts]})]
 
     def text(self) -> bytes:
-        """As one piece of JSON, whatever its length."""
+        """The manifest as one piece of JSON, of any length."""
         return _dump({
             "version": _VERSION,
             "files": [[f.path, f.mode, f.size, f.mtime_ns, list(f.chunks)] for f in self.files],

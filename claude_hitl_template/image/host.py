@@ -111,7 +111,7 @@ def _python_prefix() -> Path:
 
 
 def _recipe(checkout: Checkout, suite: str, packages: list[str]) -> str:
-    """What a base image depends on, as 12 hexadecimal characters."""
+    """A hash of everything that a base image depends on, as 12 hexadecimal characters."""
     lock = (checkout.root / "requirements.lock").read_bytes()
     inputs = "\n".join([suite, *packages, sys.version, platform.machine()]).encode()
     return sha256(Path(__file__).read_bytes() + lock + inputs).hexdigest()[:12]

@@ -54,7 +54,7 @@ def pin_python(declared: tuple[str, ...], lock: Mapping[str, str], folder: Path)
 
 
 def _resolve(wanted: Iterable[str], options: list[str], folder: Path) -> dict[str, set[str]]:
-    """What pip would install, as `name==version`, each with the hashes of the file that it would take."""
+    """Returns the packages that pip would install, as `name==version`, each with the hashes of its file."""
     report = folder / "report.json"
     command = [*_PIP, "install", "--dry-run", "--ignore-installed", "--report", str(report), *options]
     run([*command, "--", *wanted], MEND_PYTHON)
@@ -80,7 +80,7 @@ def _for_image() -> list[str]:
 
 
 def _write_requirements(folder: Path, hashes: Mapping[str, set[str]]) -> None:
-    """As `pip --require-hashes` reads it. Raises ConfigError for a package without a hash."""
+    """Writes the file for `pip --require-hashes`. Raises ConfigError for a package without a hash."""
     lines: list[str] = []
     for pin, known in sorted(hashes.items()):
         if not known:

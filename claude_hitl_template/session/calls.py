@@ -87,7 +87,7 @@ class IssuedCalls:
         return self._issued.get(call_id)
 
     def permitted(self) -> list[Issued]:
-        """Those that the CLI asked the permission callback about, and that have no result yet."""
+        """The calls that the CLI asked the permission callback about and that have no result yet."""
         return [i for i in self._issued.values() if i.permitted and not i.ended and not i.held]
 
     def spawned_by(self, model_id: str) -> str | None:

@@ -68,11 +68,11 @@ class Authority:
         return self._issue("supervisor")
 
     def owner(self, session_id: str, epoch: int) -> str:
-        """For the owner that has this lease."""
+        """Mints the capability of the owner with this lease."""
         return self._issue("owner", session_id, epoch)
 
     def window(self, session_id: str) -> str:
-        """For a flow of the panel that shows this session."""
+        """Mints the capability of a flow of the panel that shows this session."""
         return self._issue("window", session_id)
 
     def check(self, capability: str | None) -> Capability:

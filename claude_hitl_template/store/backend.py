@@ -121,18 +121,18 @@ class Tx(Protocol):
     async def due_approvals(self, now: datetime) -> list[Approval]: ...
 
     async def remembered_reply(self, key_id: str, idempotency_key: str) -> Reply | None:
-        """What an earlier request was answered."""
+        """Returns the answer to an earlier request with this key."""
         ...
 
     async def remember_reply(
         self, key_id: str, idempotency_key: str, reply: Reply, *, session_id: str
     ) -> None:
-        """It goes with its session, at the latest."""
+        """Stores an answer. It is deleted with its session, at the latest."""
         ...
 
     async def forget_replies(self, now: datetime, unmarked_before: datetime) -> int:
-        """Those that expired before `now`, and those of an earlier version, without an end, from before
-        `unmarked_before`. Returns how many."""
+        """Deletes replies that expired before `now`, and those of an earlier version, which have no end, from before
+        `unmarked_before`. Returns their number."""
         ...
 
     async def append_transcript(

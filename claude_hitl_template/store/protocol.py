@@ -528,7 +528,7 @@ class Supervision(Reachable, Sessions, Protocol):
         ...
 
     async def existing(self, session_ids: Sequence[str]) -> list[str]:
-        """Which of these sessions, EXISTING at most, there are."""
+        """Returns which of these sessions, at most EXISTING, exist."""
         ...
 
     async def wait_supervised(self, version: int, *, timeout_s: float) -> int:

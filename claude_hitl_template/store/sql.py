@@ -45,7 +45,7 @@ def execute(connection: sa.Connection, *, statement: str) -> None:
 
 
 class Executor(Protocol):
-    """What statements are given to: SQLAlchemy's AsyncConnection, or one like it."""
+    """Executes statements: SQLAlchemy's AsyncConnection, or a similar class."""
 
     @property
     def dialect(self) -> sa.Dialect: ...

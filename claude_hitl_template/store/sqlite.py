@@ -229,7 +229,7 @@ def _patiently(raw: sqlite3.Connection, statement: str) -> None:
 
 @contextmanager
 def _transaction(connection: sa.Connection) -> Generator[None]:
-    """One snapshot for all reads."""
+    """Opens a read transaction, so that all reads see one snapshot."""
     raw = _raw(connection)
     raw.execute("BEGIN")
     try:

@@ -26,7 +26,7 @@ class SavedState:
 
 
 def read(marker: Path) -> SavedState | None:
-    """None when the folder was not finished, or nothing certain is known of it."""
+    """Reads a marker. Returns None if the folder was not finished, or its state is not certain."""
     try:
         head, text, stamps = marker.read_bytes().split(b"\n")
         name = json.loads(head)["base"]

@@ -35,7 +35,7 @@ _KINDS = {
 
 
 class Stamp(NamedTuple):
-    """What changes when a file's content does."""
+    """The attributes of a file that change with its content."""
 
     size: int
     mtime_ns: int
@@ -156,7 +156,7 @@ def _reason(error: OSError) -> str:
 
 @dataclass
 class Batch:
-    """What was read since the last one: blobs that may be new, and the files that ended."""
+    """Data read since the last batch: blobs that may be new, and the files that were read to their end."""
 
     blobs: dict[str, bytes] = field(default_factory=dict[str, bytes])
     files: list[tuple[SavedFile, Stamp]] = field(default_factory=list[tuple[SavedFile, Stamp]])

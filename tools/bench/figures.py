@@ -40,7 +40,7 @@ class Measure:
 
     @property
     def met(self) -> bool | None:
-        """None when there is nothing to meet, or nothing to meet it with."""
+        """Whether the target was met; None without a target or a figure."""
         if self.target is None or self.figure is None:
             return None
         return self.figure <= self.target

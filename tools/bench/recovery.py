@@ -50,7 +50,7 @@ def acknowledged_and_restarted(one: BenchService) -> tuple[float, float]:
 
 
 def _start_again(one: BenchService) -> None:
-    """As an operator does who types `./hitl up`, once more where a busy machine took too long. Raises ConfigError."""
+    """Runs `./hitl up` as an operator does, a second time if a busy machine took too long. Raises ConfigError."""
     for last in (False, True):
         try:
             service.start(one.settings, step)

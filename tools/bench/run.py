@@ -262,7 +262,7 @@ def _create(one: BenchService, memory_mib: list[float] | None = None) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what it was measured."""
+    """The machine and the versions with which it was measured."""
     return {
         "machine": {
             "system": platform.platform(),

@@ -58,7 +58,7 @@ def _report(built: "Built") -> None:
 
 
 def local_name(tag: str) -> str:
-    """As podman has it: what names no registry is on this machine."""
+    """Adds podman's prefix for local images to a tag without a registry."""
     first, slash, _ = tag.partition("/")
     return tag if slash and ("." in first or ":" in first or first == "localhost") else f"localhost/{tag}"
 

@@ -108,7 +108,7 @@ def _of(client: Client, key_id: str) -> str:
 
 @contextmanager
 def _client() -> Generator[Client]:
-    """Only the service's own machine has the key that opens these routes."""
+    """Yields a client with the operator key, which only the service's own machine has. Raises ConfigError elsewhere."""
     settings = Settings.load()
     if settings.serve_url is not None:
         raise ConfigError(

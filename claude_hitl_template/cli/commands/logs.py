@@ -129,7 +129,7 @@ def _paths(settings: Settings) -> list[Path]:
 
 
 def _owner(path: Path) -> str:
-    """Who wrote a file: the actor that a worker's file names, else the file's name."""
+    """The writer of a log file: the actor that a worker's file names in its first lines, otherwise the file's name."""
     if not path.name.startswith("worker-"):
         return path.stem
     with path.open("rb") as file:

@@ -244,7 +244,7 @@ def _koco(settings: Settings, config: Path) -> None:
 
 
 def _authentication(settings: Settings, folder: Path) -> dict[str, str]:
-    """What tells Ray's own commands the token: a file in `folder`, for an environment can be read by others."""
+    """Writes the token for Ray's own commands to a file in `folder`, because other users can read an environment."""
     token = read_ray_token(settings)
     if token is None:
         return {"RAY_AUTH_MODE": "disabled"}
@@ -294,7 +294,7 @@ def _images(settings: Settings) -> list[str]:
 
 
 def image_remarks(environments: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One for each image that the cluster does not have, or that was built for another Ray or Python."""
+    """Returns a remark for each image that the cluster lacks, or that was built for another Ray or Python."""
     ours = {"ray": version("ray"), "python": build_info.python_minor()}
     remarks: list[str] = []
     for environment in environments:

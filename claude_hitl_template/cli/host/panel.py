@@ -51,7 +51,7 @@ SERVER = "claude_hitl_template.panel.server"
 
 
 def routes_url(settings: Settings) -> str:
-    """Where Serve says which applications there are; the panel reads their entries from it."""
+    """The address of Serve's list of applications, from which the panel reads their entries."""
     return settings.base_url.rpartition("/")[0] + "/-/routes"
 
 

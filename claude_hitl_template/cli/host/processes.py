@@ -115,7 +115,7 @@ def authenticate(settings: Settings) -> None:
 
 
 def own_addresses(settings: Settings) -> list[str]:
-    """Of this machine, as far as a part of the cluster may be reached there."""
+    """This machine's addresses at which a part of the cluster may be reachable."""
     interfaces = (
         found.address for each in psutil.net_if_addrs().values() for found in each if found.family == AF_INET
     )
@@ -123,10 +123,7 @@ def own_addresses(settings: Settings) -> list[str]:
 
 
 def panel_environment(settings: Settings) -> dict[str, str]:
-    """What spooler and panel are started with: their settings are in a file, and the rest is none of their business.
-
-    Ray's address is said here too: the spooler lists actors without naming a cluster, and there may be several.
-    """
+    """The environment of spooler and panel, without variables that they do not need: their settings are in a file."""
     ours = ray_environment(settings)
     kept = {
         name: value

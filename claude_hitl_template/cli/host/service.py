@@ -66,15 +66,12 @@ class Stopped:
 
 
 def healthy(settings: Settings) -> dict[str, Any] | None:
-    """What the service on this machine says of itself; None when it does not answer."""
+    """Returns the health report of the service on this machine; None if it does not answer."""
     return healthy_at(settings.base_url, settings)
 
 
 def healthy_at(url: str, settings: Settings) -> dict[str, Any] | None:
-    """What a service says of itself; `url` is its address without /v1. None when it does not answer.
-
-    Commit and package are there only where a key of the service is known here.
-    """
+    """Returns a service's health report; `url` is its address without /v1. None if it does not answer."""
     try:
         answer = network.request("GET", f"{url}/v1/health", timeout=5)
         found = answer.json() if answer.status_code == 200 else None
@@ -111,7 +108,7 @@ def start(settings: Settings, step: Step, *, make_postgres: bool = False) -> lis
 
 
 def _end_what_was_started(settings: Settings, step: Step) -> None:
-    """Of a start that failed nothing stays: it would hold the ports. That is Ray, the panel, and our own Postgres."""
+    """Ends everything of a failed start (Ray, the panel, our own Postgres), so that no port stays in use."""
     if not _strays(settings) and ray_process(settings) is None and postgres.local(settings).pid() is None:
         return
     with step("That failed: ending what was started"):
@@ -245,7 +242,7 @@ def _start_ray(settings: Settings) -> None:
 
 
 def _container_environment(settings: Settings) -> dict[str, str]:
-    """What the raylet's podman needs to know; nothing where sessions are local processes."""
+    """The environment of the raylet's podman; empty if sessions are local processes."""
     if not settings.images:
         return {}
     share = settings.session_memory_bytes, settings.session_processes
@@ -317,7 +314,7 @@ def _tail(path: Path) -> str:
 
 
 def _drain(settings: Settings) -> int | None:
-    """How many turns did not come to rest in time; None when the service could not be asked."""
+    """Returns how many turns did not end in time; None if the service could not be asked."""
     if healthy(settings) is None:
         return None
     try:

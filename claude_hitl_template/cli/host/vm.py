@@ -83,7 +83,7 @@ def delete(yes: Annotated[bool, typer.Option("--yes", help="Without asking.")] =
 
 
 def set_up_steps(host: Sequence[str]) -> list[Step]:
-    """From an empty Debian or Ubuntu to a checkout of ours; `host` begins a command line for it."""
+    """The steps from an empty Debian or Ubuntu to a checkout of ours; `host` begins a command line for it."""
     return [
         Step((*host, *_becoming(host, "root"), "bash", "-s"), BOOTSTRAP),
         _as_user(host, "mkdir", "-p", FOLDER),
@@ -127,7 +127,7 @@ def _do(steps: Sequence[Step]) -> None:
 
 
 def _print(steps: Iterable[Step]) -> None:
-    """What can be done elsewhere. Ends the command with status 1, for nothing was done."""
+    """Prints the steps for a host elsewhere, and ends the command with status 1, because nothing was done."""
     typer.echo(
         "OrbStack's orb is not on this machine, and nothing was done. On a Debian or Ubuntu HOST, by ssh:"
     )

@@ -187,7 +187,7 @@ class _Analyst:
             self.found.spans[self.span] = None
 
     def _pass_on(self, run: Run, runs: Sequence[Run]) -> None:
-        """What a command prints is given to a program that may run it, or is written to a file that may be run."""
+        """Reads a command's output as a script if a program may run it, or it is written to a file that may be run."""
         self._mention(*run.words[1:], *run.inputs)
         if any(self.scripts & _written(other) for other in runs):
             for text in (*run.words[1:], *run.inputs):
@@ -524,7 +524,7 @@ def _option_length(word: str, values: str, flags: str) -> int | None:
 
 
 def _fed(words: Sequence[str], start: int) -> Sequence[str]:
-    """What xargs runs, with the words that it reads."""
+    """The command that xargs runs, with the words that it reads."""
     for i, word in enumerate(words[1:start], 1):
         if match := re.match(r"-[0rtpxo]*[IJ](.*)", word):
             place = match[1] or words[i + 1]

@@ -90,7 +90,7 @@ def may_be(call: Invocation, rule: Wanted) -> bool:
 
 
 def _begins(word: str, rule: Wanted) -> Iterator[int]:
-    """How many operands are met if this word is the program."""
+    """Yields how many operands of the rule are matched if this word is the program."""
     name = known_name(word)
     if name == rule.program:
         yield 0
@@ -147,7 +147,7 @@ def _may_begin(word: str, operand: str) -> bool:
 
 
 class _Options:
-    """Where the options of a rule stand last among some words."""
+    """The last positions of a rule's options among some words."""
 
     def __init__(self, words: Sequence[str], rule: Wanted) -> None:
         self.last = min(_last(words, part) for option in rule.options for part in _parts(option))

@@ -23,7 +23,7 @@ def may_climb(glob: str, rest: Sequence[str]) -> bool:
 
 
 def path_readings(raw: str, cwd: Path) -> set[str]:
-    """What `raw` may mean: tidied by the CLI or not, with a home, with `..` before or after symlinks."""
+    """The possible meanings of `raw`: tidied by the CLI or not, with a home, with `..` before or after symlinks."""
     texts = {raw, unicodedata.normalize("NFC", raw).strip()}
     joined = {os.path.join(cwd, path) for text in texts for path in _with_home(text)}
     return joined | {os.path.normpath(path) for path in joined}
@@ -54,7 +54,7 @@ def is_below(spot: Path, base: Path, parts: list[str]) -> bool:
 
 
 def folded(path: Path) -> Path:
-    """As file systems compare it that know neither case nor forms of accents (macOS): `SECRETS` is `secrets`."""
+    """The path in the form that file systems compare which ignore case and accent forms (macOS): `SECRETS` is `secrets`."""
     return Path(unicodedata.normalize("NFC", unicodedata.normalize("NFC", str(path)).casefold()))
 
 
