@@ -1,4 +1,4 @@
-"""One reader of a session's log for all of its streams: the ledger is asked once, however many streams there are."""
+"""Followers: one reader of a session's log for all of its streams, so that the ledger is queried only once for them."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from claude_hitl_template.store.protocol import NOW
 
 KEPT = 1000  # messages of one session; a stream further behind reads the log itself
 KEPT_BYTES = 8 * 1024**2  # of their frames
-ASK_S = 30.0  # one question to the ledger, which answers at once when there is something
+ASK_S = 30.0  # timeout of one call of the ledger, which answers at once if there are messages
 
 type WaitEvents = Callable[..., Awaitable[tuple[list[Event], list[dict[str, Any]], int]]]
 
@@ -56,7 +56,7 @@ class Followers:
 
 @dataclass
 class _Follower:
-    """Asks the ledger for what comes behind `last`, as long as it has subscribers."""
+    """Reads messages after `last` from the ledger, as long as it has subscribers."""
 
     wait_events: WaitEvents
     session_id: str

@@ -5,7 +5,7 @@ from claude_hitl_template.errors import Conflict, NotFound
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase
 
-FIRST = "./hitl key"  # the name of the first key: who has it uses ./hitl on the service's machine, or copied it there
+FIRST = "./hitl key"  # the name of the first key, which ./hitl uses on the service's machine, and from which users copy it
 FORMER_FIRST = "first key"  # its name in a store that an earlier version made
 OF_A_ROLE = "panel:"  # what the "hash" of a key begins with that a role of the panel has; no secret opens it
 

@@ -112,7 +112,7 @@ approvals = Table(
     UniqueConstraint("session_id", "event_id", name="uq_approvals_event"),
     Index("ix_approvals_inbox", "key_id", "state", "created_at", "id"),
     Index("ix_approvals_key", "key_id", "created_at", "id"),
-    # The inbox of who may decide on all keys' calls.
+    # The inbox of users who may decide on all keys' calls.
     Index("ix_approvals_state", "state", "created_at", "id"),
     Index("ix_approvals_call", "session_id", "call_id"),
     Index("ix_approvals_session", "session_id", "state"),
