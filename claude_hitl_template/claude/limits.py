@@ -18,6 +18,7 @@ from claude_hitl_template.presentation.text import size
 
 PREFIX = "hitl-"
 # Threads count as tasks, and the CLI alone has two dozen. The watch counts processes, and must get to see too many of them.
+# Commands may not use those of the CLI, which ends when it cannot start a thread.
 TASKS_PER_PROCESS, TASKS_OF_THE_CLI = 4, 128
 # The kernel ends a process at its limit without a reason, so that the watch gets to see too much memory first.
 MEMORY_ABOVE_SHARE = 1.25

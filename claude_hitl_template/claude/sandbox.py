@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from claude_hitl_template.claude.limits import HardLimits
+from claude_hitl_template.claude.limits import TASKS_OF_THE_CLI, HardLimits
 from claude_hitl_template.claude.syscall_filter import syscall_filter
 from claude_hitl_template.config.credentials import Credential
 from claude_hitl_template.errors import EngineError
@@ -369,8 +369,12 @@ def _scope(user: int) -> str:
     )
     # What an agent's own programs serve there is not behind the proxy; the loopback that the CLI's mcp_servers name is.
     direct = " ".join(f"--setenv {name} localhost,127.0.0.1,::1" for name in ("no_proxy", "NO_PROXY"))
+    # Of the sandbox's tasks some stay for the CLI, which would end if it could not start a thread.
+    fewer = f"$((most - {TASKS_OF_THE_CLI}))"
     return f"""#!/bin/sh
 unset {" ".join(OF_THE_CLI)}
+most=$(ulimit -u 2>/dev/null || ulimit -p)
+[ "$most" = unlimited ] || ulimit -u {fewer} 2>/dev/null || ulimit -p {fewer}
 set -- "${{BASH:-/bin/bash}}" -c "$1"
 exec {BWRAP} --unshare-user --disable-userns --unshare-pid --cap-drop ALL --die-with-parent --dev-bind / / \\
   --ro-bind "$CLAUDE_CONFIG_DIR" "$CLAUDE_CONFIG_DIR" {hidden} --proc /proc {direct} -- "$@"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.claude.limits import ControlGroups, HardLimits
+from claude_hitl_template.claude.limits import TASKS_OF_THE_CLI, ControlGroups, HardLimits
 from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule
 from claude_hitl_template.domain.policy.floor import Floor
@@ -26,6 +26,7 @@ __all__ = ["model_url"]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are sandboxes on Linux alone")
 FEW = HardLimits(processes=8)
+OF_COMMANDS = FEW.tasks - TASKS_OF_THE_CLI  # the rest stays for the CLI
 # Says how many processes it came to, and keeps them.
 FORKS = """python3 -c '
 import os, time
@@ -68,7 +69,7 @@ def test_a_sandbox_full_of_processes_takes_none_from_another_one_of_the_same_use
         while not full.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         other = run_in_sandbox(tmp_path / "other", FORKS.format(keep_s=0), SandboxConfig(limits=FEW))
-        assert int(other.split()[0]) > FEW.tasks // 2, other
+        assert int(other.split()[0]) > OF_COMMANDS // 2, other
         subprocess.run(["true"], check=True)  # nor from the owner
         assert one.poll() is None
 
@@ -77,7 +78,7 @@ def test_a_sandbox_full_of_processes_takes_none_from_another_one_of_the_same_use
 def test_a_fork_bomb_comes_to_no_more_tasks_than_the_limit(tmp_path: Path):
     said = run_in_sandbox(tmp_path, FORKS.format(keep_s=0), SandboxConfig(limits=FEW))
     made, _, why = said.strip().partition(" ")
-    assert FEW.tasks // 2 < int(made) <= FEW.tasks
+    assert OF_COMMANDS // 2 < int(made) <= OF_COMMANDS
     assert why == "Resource temporarily unavailable"
 
 
