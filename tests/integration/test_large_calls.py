@@ -212,6 +212,10 @@ async def some_calls(store: Any, sid: str, epoch: int, key_id: str) -> None:
         1
     ].input
     await store.remind(sid, epoch, [opened[1].id])
+    host = {"host": "files.example.org", "port": 443, "because": BIG}
+    asked = await store.ask_network(sid, epoch, "n", host, cwd="/w", expires_at=None)
+    assert asked.input == host
+    await store.decide(asked.id, key_id, said("n", "deny"), decided_by="ann")
 
 
 async def rest(store: Any, page: Any, key_id: str, sid: str) -> list[Any]:
