@@ -495,12 +495,20 @@ async def test_calls_of_an_answer_that_was_cut_off_wait_for_a_human_too(tmp_path
     assert not (h.workspace / "second.txt").exists()
 
 
+def _command_line(process: psutil.Process) -> list[str]:
+    """Empty for a process that has ended, such as a child of another test that was not waited for."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 async def kill(h: House, driving: "asyncio.Task[None]") -> None:
     """Kills the session's CLI with SIGKILL, as an operator or the kernel would; its owner ends because of that."""
     found = [
         child
         for child in psutil.Process().children(recursive=True)
-        if h.session.transcript_id in " ".join(child.cmdline())
+        if h.session.transcript_id in " ".join(_command_line(child))
     ]
     assert found
     for child in found:
