@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from claude_hitl_template.domain.models import Event
@@ -44,10 +45,10 @@ class Followers:
     def subscribe(self, session_id: str, key_id: str | None, after: int, *, previews: bool) -> "Subscription":
         """Follows a session that the key may read, from behind the event with this seq. `close` it in the end."""
         follower = self._by_session.get(session_id)
-        if follower is None or follower.failed:
+        if follower is None:
             follower = _Follower(self._wait_events, session_id, key_id, after, self._forget, self._kept)
             self._by_session[session_id] = follower
-        return Subscription(follower, self._wait_events, key_id, after, previews=previews)
+        return Subscription(follower, key_id, after, previews=previews)
 
     def _forget(self, follower: "_Follower") -> None:
         if self._by_session.get(follower.session_id) is follower:
@@ -78,10 +79,6 @@ class _Follower:
 
     def __post_init__(self) -> None:
         self._first = self.last
-
-    @property
-    def failed(self) -> bool:
-        return self.failure is not None
 
     def has(self, after: int) -> bool:
         """Whether every event behind `after` that it has heard of is still kept."""
@@ -117,7 +114,7 @@ class _Follower:
     def since(self, total: int) -> list[Message]:
         """The messages behind the first `total`; those that are no longer kept are missing."""
         fresh = min(self.total - total, len(self.kept))
-        return [self.kept[index] for index in range(len(self.kept) - fresh, len(self.kept))]
+        return list(islice(self.kept, len(self.kept) - fresh, None))
 
     async def _run(self) -> None:
         while True:
@@ -168,15 +165,12 @@ class _Follower:
 class Subscription:
     """The position of one stream in a session's messages."""
 
-    def __init__(
-        self, follower: _Follower, wait_events: WaitEvents, key_id: str | None, after: int, *, previews: bool
-    ) -> None:
-        self._follower, self._wait_events, self._key_id = follower, wait_events, key_id
+    def __init__(self, follower: _Follower, key_id: str | None, after: int, *, previews: bool) -> None:
+        self._follower, self._key_id = follower, key_id
         self._after, self._previews = after, previews
         self._total = follower.total
-        self._behind = (
-            True  # events between `after` and the follower's last one may be kept, or have to be read
-        )
+        # Events between `after` and the follower's last one may be kept, or have to be read.
+        self._behind = True
         follower.join(previews=previews)
 
     def close(self) -> None:
@@ -209,7 +203,7 @@ class Subscription:
         if follower.has(self._after):
             self._behind, self._total = False, follower.total
             return self._unseen([message for message in follower.kept if message.event is not None])
-        events, _, _ = await self._wait_events(
+        events, _, _ = await follower.wait_events(
             follower.session_id, self._key_id, self._after, timeout_s=0.0, previews=None
         )
         return self._unseen([Message(event.wire(), event) for event in events])

@@ -71,7 +71,7 @@ FIXED = {
     "CLAUDE_BASH_MAINTAIN_PROJECT_WORKING_DIR": "1",  # every command starts in the workspace, independent of an earlier `cd`
 }
 SIGNALLED = 128  # exit statuses from here on mean that a signal ended the process
-MEND_UNREADABLE = (
+FIX_UNREADABLE = (
     "Make the program that HITL_CLI_PATH names readable and executable for all users (chmod a+rx), then send your "
     "message again"
 )
@@ -245,7 +245,7 @@ class CliEngine:
                 raise EngineError(why, retryable=False) from error
             if sandbox.cannot_run(self._stderr):
                 why = (
-                    f"the agent's user may not run the Claude Code CLI: {self._stderr[-1]}. {MEND_UNREADABLE}"
+                    f"the agent's user may not run the Claude Code CLI: {self._stderr[-1]}. {FIX_UNREADABLE}"
                 )
                 raise EngineError(why, retryable=False) from error
             raise EngineError(

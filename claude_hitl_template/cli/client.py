@@ -28,7 +28,7 @@ TIMEOUT_S = 30.0
 STREAM_SILENCE_S = 35.0  # the service says something at least every 10 s
 PAGE = 200
 FIRST_PAUSE_S = 0.5
-_MEND_KEY = (
+_FIX_KEY = (
     "use the key that ./hitl up made or was given (HITL_API_KEY), or run ./hitl up to make this one known"
 )
 _ERRORS: dict[int, type[HitlError]] = {
@@ -171,7 +171,7 @@ def _error(answer: httpx.Response) -> HitlError:
     message = _message(answer)
     status = answer.status_code
     if status == 401:
-        return Unauthorized(f"{message}\n  Fix: {_MEND_KEY}")
+        return Unauthorized(f"{message}\n  Fix: {_FIX_KEY}")
     if status == 429:
         wait = answer.headers.get("retry-after", "")
         return RateLimited(message, float(wait) if wait.isdecimal() else 1.0)

@@ -116,7 +116,8 @@ class SupervisorService:
         if image not in self._settings.images:
             return None
         checking = asyncio.create_task(asyncio.to_thread(self._preflight.check, image))
-        checking.add_done_callback(_retrieve)  # it may end after the caller has gone
+        # It may end after the caller has gone, and then its exception would count as never retrieved.
+        checking.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
             return await asyncio.wait_for(asyncio.shield(checking), IMAGE_S)
         except TimeoutError:
@@ -127,12 +128,6 @@ class SupervisorService:
     def check_health(self) -> None:
         """Called by Serve. Raises RuntimeError when the supervisor has stopped."""
         self._supervisor.check_health()
-
-
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Retrieves a task's exception, which its caller has reported already or no longer waits for."""
-    if not task.cancelled():
-        task.exception()
 
 
 @serve.deployment(

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from claude_hitl_template.config.settings import Settings
 
-RUN_KEPT_S = (
-    60.0  # an owner's folder is made after its lease was listed; a killed owner's folder is older than this
-)
+# An owner's folder is made after its lease was listed; a killed owner's folder is older than this.
+RUN_KEPT_S = 60.0
 
 
 class Leftovers:

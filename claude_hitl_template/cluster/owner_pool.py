@@ -65,9 +65,8 @@ class OwnerPool:
         self._warming: asyncio.Task[None] | None = None
         self._warm_up = Backoff(WARM_AGAIN_S, WARM_AGAIN_MOST_S)
         self._taking = 0
-        self._coming = (
-            0  # owners that were requested and do not answer yet; the host's capacity may not include them
-        )
+        # Owners that were requested and do not answer yet; the host's capacity may not include them.
+        self._coming = 0
         self._waiters: deque[_Waiter] = deque()
         self._queue = asyncio.Lock()  # sessions that wait for room get it in the order in which they asked
         self._starts: asyncio.Semaphore | None = None
@@ -136,7 +135,7 @@ class OwnerPool:
         environment = self._spare_environment
         try:
             await self._host.check(environment)
-            if await self._lacks_room() is None:
+            if await self._has_room():
                 self._spares.append(await self._create(name, environment))
                 return
         except (CannotStart, TimeoutError) as error:
@@ -168,7 +167,7 @@ class OwnerPool:
                 try:
                     return await self._create(_new_name(), environment)
                 except TimeoutError as error:
-                    if await self._lacks_room() is None:
+                    if await self._has_room():
                         limit = f"{self._settings.start_timeout_s:g} s (HITL_START_TIMEOUT_S)"
                         raise CannotStart(await self._host.why_late(environment, limit)) from error
             if waiter.given.done():
@@ -195,16 +194,14 @@ class OwnerPool:
 
     async def _turn_comes(self, session: Session, turn: asyncio.Task[Any], waiter: _Waiter) -> bool:
         """Waits for either, and reports that after QUEUE_S. Returns False if the session no longer needs an owner."""
-        done, _ = await asyncio.wait(
-            {turn, waiter.given}, timeout=self._queue_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        while not done:
-            if not await self._on_wait(session, f"{self._taking} sessions start at once", False):
-                return False
+        while True:
             done, _ = await asyncio.wait(
                 {turn, waiter.given}, timeout=self._queue_s, return_when=asyncio.FIRST_COMPLETED
             )
-        return True
+            if done:
+                return True
+            if not await self._on_wait(session, f"{self._taking} sessions start at once", False):
+                return False
 
     async def _turns(self) -> asyncio.Semaphore:
         """Limits concurrent starts to the number of CPUs; more would slow each other down until they time out."""
@@ -229,17 +226,24 @@ class OwnerPool:
     async def _room_for(self, session: Session, waiter: _Waiter) -> bool:
         """Waits for room, or an owner; returns False if the session no longer needs one. Raises CannotStart."""
         async with self._queue:
-            while not waiter.given.done() and (lack := await self._lacks_room()) is not None:
-                self._check_possible(await self._host.capacity())
+            while not waiter.given.done():
+                found = await self._host.capacity()
+                lack = self._lack(found)
+                if lack is None:
+                    break
+                self._check_possible(found)
                 await self._end_spares()
                 if not await self._on_wait(session, lack, True):
                     return False
                 await asyncio.sleep(ROOM_S)
         return True
 
-    async def _lacks_room(self) -> str | None:
+    async def _has_room(self) -> bool:
+        return self._lack(await self._host.capacity()) is None
+
+    def _lack(self, found: Capacity) -> str | None:
         """Describes which resource is short; None if there is room for one more owner."""
-        found, more = await self._host.capacity(), self._coming + 1
+        more = self._coming + 1
         if found.free_cpus < more * self.share.cpus:
             return f"{found.free_cpus:g} CPUs are free, and it needs {self.share.cpus:g}"
         if found.free_memory_bytes < more * self.share.memory_bytes:

@@ -26,6 +26,7 @@ class RayOwnerHost:
 
     def __init__(self, settings: Settings, preflight: Preflight) -> None:
         self._settings, self._preflight = settings, preflight
+        self._handles: dict[str, Any] = {}  # of the actors that were started here, which need no lookup
 
     def contains(self, environment: Environment) -> bool:
         return environment.image is not None
@@ -61,6 +62,7 @@ class RayOwnerHost:
                 actor.create_actor, name, environment, share, log_level=self._settings.log_level
             )
             await asyncio.wait_for(started.ready.remote(), self._settings.start_timeout_s)
+            self._handles[name] = started
         except TimeoutError:
             await self.end(name)
             raise
@@ -99,6 +101,7 @@ class RayOwnerHost:
             found.make_room.remote()
 
     async def end(self, name: str) -> None:
+        self._handles.pop(name, None)
         await asyncio.to_thread(actor.cleanup_actor, name)
 
     async def names(self) -> set[str]:
@@ -121,7 +124,7 @@ class RayOwnerHost:
                 await asyncio.to_thread(tools.prune)
 
     async def _find(self, name: str) -> Any | None:
-        return await asyncio.to_thread(actor.get_actor, name)
+        return self._handles.get(name) or await asyncio.to_thread(actor.get_actor, name)
 
     async def _ask(self, name: str, method: str) -> Any:
         """Calls a method of the actor; None if it ended, does not answer within ANSWER_S, or has no such method."""

@@ -78,7 +78,7 @@ class Supervisor:
         self._settings, self._store, self._host = settings, store, host
         self._signing_key, self._authority = signing_key, Authority(signing_key)
         self._environments, self._floor = environments, floor
-        self._clocks = SteadyClock(steady_s=steady_s), SteadyClock(steady_s=steady_s)
+        self._steady_s = steady_s
         self._lease_s, self._look_s = lease_s, lease_s / 5  # between two checks of a lease
         self._code = code_version()
         self._attending: dict[str, asyncio.Task[None]] = {}
@@ -173,7 +173,7 @@ class Supervisor:
 
     async def _expire(self) -> None:
         """Expires approvals, except after a jump of the clock: expiry is final, and the clock may be wrong."""
-        clock = self._clocks[0]
+        clock = SteadyClock(steady_s=self._steady_s)
         while True:
             with contextlib.suppress(HitlError):  # logged by the other loop, which uses the same store
                 if clock.steady():
@@ -209,7 +209,7 @@ class Supervisor:
 
     async def _retire(self) -> None:
         """Deletes sessions older than HITL_RETENTION_DAYS, if it is set, and only while the clock can be trusted."""
-        clock, days, next_at = self._clocks[1], self._settings.retention_days, 0.0
+        clock, days, next_at = SteadyClock(steady_s=self._steady_s), self._settings.retention_days, 0.0
         while days is not None:
             if clock.steady() and time.monotonic() >= next_at:
                 retired = list[str]()
@@ -284,13 +284,15 @@ class Supervisor:
     async def _watch(self, session: Session, holder: str) -> None:
         """Waits until an owner that another supervisor started ends, drives another session, or loses its lease."""
         watch = LeaseWatch(self._lease_s)
-        if await self._host.driving(holder) is not None:
+        driving = await self._host.driving(holder)
+        if driving is not None:
             await self._replace_code(holder)
-        while await self._host.driving(holder) == (session.id, session.epoch):
+        while driving == (session.id, session.epoch):
             lease = (await self._store.get_session(session.id)).lease
             if lease is None or lease.epoch != session.epoch or watch.lapsed(lease):
                 return
             await asyncio.sleep(min(TICK_S, self._look_s))
+            driving = await self._host.driving(holder)
 
     async def _replace_code(self, holder: str) -> None:
         """Asks an owner from before a deploy to park once no call runs, so that later decisions run with the new code."""
@@ -315,19 +317,18 @@ class Supervisor:
     async def _let_go(self, owner: Owner, session: Session | None, *, parked: bool) -> None:
         """Gives a parked owner back to the pool once it has no lease, and ends any other: an owner must never drive a
         session whose lease it does not hold."""
-        kept = False
+        if not parked:
+            await self._host.end(owner.name)
+        if session is None:
+            return
         try:
-            if not parked:
-                await self._host.end(owner.name)
-            if session is not None:
-                with contextlib.suppress(NotFound):
-                    await self._store.drop_lease(session.id, session.epoch)
-                kept = parked
-        finally:
-            if kept and session is not None:
-                await self._pool.give_back(owner, session.key_id)
-            else:
-                await self._host.end(owner.name)
+            with contextlib.suppress(NotFound):
+                await self._store.drop_lease(session.id, session.epoch)
+        except BaseException:
+            await self._host.end(owner.name)
+            raise
+        if parked:
+            await self._pool.give_back(owner, session.key_id)
 
     async def _ended(self, session: Session, owner: Owner) -> str:
         """Waits for the owner's end. An owner that lives but whose lease expired counts as ended."""
@@ -377,12 +378,15 @@ class Supervisor:
         if self._draining or current.status != "running":
             return False
         if not current.waits_for_room:
-            said = f"no room for the session yet: {reason}. It starts as soon as there is some"
-            if not lacks_room:
-                said = f"the session waits for its turn to start: {reason}"
+            said = f"the session waits for its turn to start: {reason}"
+            if lacks_room:
+                said = f"no room for the session yet: {reason}. It starts as soon as there is some"
             await self._store.tell_waiting(session.id, current.epoch, said)
-        if not lacks_room:
-            return True
+        if lacks_room:
+            await self._make_room()
+        return True
+
+    async def _make_room(self) -> None:
         resting = [
             (s.updated_at, s.lease.holder)
             for s in await self._store.supervised()
@@ -390,7 +394,6 @@ class Supervisor:
         ]
         if resting:
             await self._host.make_room(min(resting)[1])
-        return True
 
     # -- what an owner is given
 

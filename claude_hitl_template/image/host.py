@@ -43,7 +43,7 @@ ENV PATH=/opt/python/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 _EXCLUDED_FROM_DEBIAN = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
 # They say where this machine gets its packages from, perhaps with a password, and what it is called.
 _FORGET = 'cd "$1/etc" && rm -rf apt/sources.list apt/sources.list.d apt/auth.conf.d hostname resolv.conf'
-MEND_VENV = "delete .venv and run ./hitl again, which installs requirements.lock"
+FIX_VENV = "delete .venv and run ./hitl again, which installs requirements.lock"
 
 
 def build_base(checkout: Checkout, tool: Tool) -> str:
@@ -215,9 +215,9 @@ def _installed(name: str, version: str) -> Distribution:
     try:
         found = distribution(name)
     except PackageNotFoundError:
-        raise ConfigError(f"{name} is not installed here", MEND_VENV) from None
+        raise ConfigError(f"{name} is not installed here", FIX_VENV) from None
     if found.version != version:
-        raise ConfigError(f"{name} is {found.version} here, and requirements.lock has {version}", MEND_VENV)
+        raise ConfigError(f"{name} is {found.version} here, and requirements.lock has {version}", FIX_VENV)
     return found
 
 

@@ -23,11 +23,11 @@ _HASHES = ("sha256", "sha384", "sha512")
 # The kinds of wheels that Ray's own image and Debian's releases since 10 can load, the newest first.
 _GLIBC = (*(f"manylinux_2_{minor}" for minor in range(28, 4, -1)), "manylinux2014", "manylinux2010", "linux")
 _NPM = ["--ignore-scripts", "--no-audit", "--no-fund"]
-MEND_PYTHON = (
+FIX_PYTHON = (
     "correct dependencies/requirements.txt of template_user or template_project; what requirements.lock names "
     "stays as it is there"
 )
-MEND_NPM = "correct dependencies/package.json of template_user or template_project"
+FIX_NPM = "correct dependencies/package.json of template_user or template_project"
 
 
 def pin_python(declared: tuple[str, ...], lock: Mapping[str, str], folder: Path) -> list[str]:
@@ -57,7 +57,7 @@ def _resolve(wanted: Iterable[str], options: list[str], folder: Path) -> dict[st
     """Returns the packages that pip would install, as `name==version`, each with the hashes of its file."""
     report = folder / "report.json"
     command = [*_PIP, "install", "--dry-run", "--ignore-installed", "--report", str(report), *options]
-    run([*command, "--", *wanted], MEND_PYTHON)
+    run([*command, "--", *wanted], FIX_PYTHON)
     chosen: dict[str, set[str]] = {}
     for item in json.loads(report.read_text())["install"]:
         found = item["metadata"]
@@ -84,7 +84,7 @@ def _write_requirements(folder: Path, hashes: Mapping[str, set[str]]) -> None:
     lines: list[str] = []
     for pin, known in sorted(hashes.items()):
         if not known:
-            raise ConfigError(f"the index gives no SHA-256 of {pin}", MEND_PYTHON)
+            raise ConfigError(f"the index gives no SHA-256 of {pin}", FIX_PYTHON)
         lines.append(" ".join([pin, *(f"--hash={one}" for one in sorted(known))]))
     (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in lines))
 
@@ -106,11 +106,11 @@ def fetch_wheels(folder: Path) -> None:
         "--requirement",
         str(requirements),
     ]
-    run([*_PIP, "wheel", *options], MEND_PYTHON)
+    run([*_PIP, "wheel", *options], FIX_PYTHON)
     hashes: dict[str, set[str]] = {pin: set() for pin in pins}
+    by_version = {(name, Version(version)): pin for pin in pins for name, _, version in [pin.partition("==")]}
     for wheel in wheels.glob("*.whl"):
         name, version, _, _ = parse_wheel_filename(wheel.name)
-        by_version = {(pin.partition("==")[0], Version(pin.partition("==")[2])): pin for pin in pins}
         hashes[by_version[name, version]].add(f"sha256:{sha256(wheel.read_bytes()).hexdigest()}")
     _write_requirements(folder, hashes)
 
@@ -124,7 +124,7 @@ def pin_npm(declared: Mapping[str, str] | None, folder: Path) -> list[str]:
         raise ConfigError("package.json declares packages, and there is no npm here", "apt install npm")
     package: dict[str, Any] = {"private": True, "dependencies": dict(declared)}
     (folder / "package.json").write_text(json.dumps(package, indent=2))
-    run(["npm", "install", "--package-lock-only", *_NPM], MEND_NPM, cwd=folder)
+    run(["npm", "install", "--package-lock-only", *_NPM], FIX_NPM, cwd=folder)
     locked = json.loads((folder / "package-lock.json").read_text())["packages"]
     return sorted(
         f"{path.rpartition('node_modules/')[2]}@{entry['version']}"
@@ -136,4 +136,4 @@ def pin_npm(declared: Mapping[str, str] | None, folder: Path) -> list[str]:
 def fetch_npm(folder: Path) -> None:
     """Installs the locked packages into `node_modules`, so that the build needs no registry."""
     if (folder / "package-lock.json").exists():
-        run(["npm", "ci", "--omit=dev", *_NPM], MEND_NPM, cwd=folder)
+        run(["npm", "ci", "--omit=dev", *_NPM], FIX_NPM, cwd=folder)

@@ -18,12 +18,8 @@ from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.panel.markup import render
 from claude_hitl_template.presentation.text import (
     age,
-    asked_questions,
     is_hidden,
     leads_to,
-    option_description,
-    option_label,
-    question_options,
     rule_text,
     size,
     summary,
@@ -66,26 +62,19 @@ class CallGroup:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call in a decision form. `fate` is "" while it waits; `rule` is what "allow and remember" would record."""
+    """One call in a decision form. `fate` is "" while it waits; `rule` is what "allow and remember" would record.
+
+    `questions` are those to answer, each with the beginning of the names of its inputs.
+    """
 
     approval: Approval
     view: ToolView
     facts: Sequence[tuple[str, str]]
     fate: str
     rule: str
-    questions: Sequence["_QuestionField"]
+    questions: Sequence[tuple[str, Question]]
     edited: str
     rows: int
-
-
-@dataclass(frozen=True)
-class _QuestionField:
-    """A question to answer. `name` begins the names of its inputs; options are labels and descriptions."""
-
-    name: str
-    text: str
-    several: bool
-    options: Sequence[tuple[str, str]]
 
 
 def _page(
@@ -269,8 +258,9 @@ def decision_form(
 def _call(group: CallGroup, approval: Approval, now: datetime, filled: Filled) -> _Call:
     view = tool_view(approval.tool_name, approval.input)
     is_pending = approval.state is ApprovalState.PENDING
-    questions = _question_fields(approval) if approval.kind == "question" and is_pending else []
-    if questions:  # shown with their choices instead
+    questions: list[Question] = []
+    if approval.kind == "question" and is_pending:  # shown with their choices instead
+        questions = [part for part in view.parts if isinstance(part, Question)]
         view = replace(view, parts=tuple(part for part in view.parts if not isinstance(part, Question)))
     edited = filled.value(f"{approval.id}.input", editable(approval.input))
     return _Call(
@@ -279,7 +269,7 @@ def _call(group: CallGroup, approval: Approval, now: datetime, filled: Filled) -
         facts=_facts(group, approval, now),
         fate="" if is_pending else fate(approval),
         rule=_rule(approval),
-        questions=questions,
+        questions=[(f"{approval.id}.q{number}", asked) for number, asked in enumerate(questions)],
         edited=edited,
         rows=min(edited.count("\n") + 2, _MAX_ROWS),
     )
@@ -294,18 +284,6 @@ def _facts(group: CallGroup, approval: Approval, now: datetime) -> list[tuple[st
         ("for", f"{group.requester}, waiting {age(approval.created_at.isoformat(), now)}"),
         *([("until", approval.expires_at.isoformat(timespec="minutes"))] if approval.expires_at else []),
         ("SHA-256", f"{approval.digest[:16]}…"),
-    ]
-
-
-def _question_fields(approval: Approval) -> list[_QuestionField]:
-    return [
-        _QuestionField(
-            f"{approval.id}.q{number}",
-            str(asked.get("question", "")),
-            bool(asked.get("multiSelect")),
-            [(option_label(option), option_description(option)) for option in question_options(asked)],
-        )
-        for number, asked in enumerate(asked_questions(approval.input))
     ]
 
 

@@ -22,6 +22,7 @@ from claude_hitl_template.store.sql import SLOW, SqlTx, to_json
 
 BUSY_TIMEOUT_MS = 10_000
 READERS = 4
+_BEGIN = "BEGIN IMMEDIATE"
 
 
 def sqlite_url(path: Path) -> str:
@@ -41,9 +42,8 @@ class SqliteBackend:
     def __init__(self, url: str) -> None:
         self._engine = _engine(url)
         self._writer: sa.Connection | None = None
-        self._group: asyncio.Future[None] | None = (
-            None  # what is written and not committed yet; None: nothing is
-        )
+        # The future of the commit of what is written; None while everything is committed.
+        self._group: asyncio.Future[None] | None = None
         self._committing: asyncio.Task[None] | None = None
         self._idle: list[sa.Connection] = []  # readers
         self._writing, self._reading = asyncio.Lock(), asyncio.Semaphore(READERS)
@@ -104,10 +104,8 @@ class SqliteBackend:
                     self._fail(group, failed)
         try:
             await asyncio.shield(group)
-        except (
-            asyncio.CancelledError
-        ):  # a caller that is cancelled may check the outcome of its write at once
-            await asyncio.wait({group})
+        except asyncio.CancelledError:
+            await asyncio.wait({group})  # the caller may check the outcome of its write at once
             raise
         except sqlite3.Error:
             if failed is None:
@@ -120,22 +118,23 @@ class SqliteBackend:
         writer = self._writer
         if writer is None:
             writer = self._writer = await _in(self._disk, self._engine.connect)
-            _raw(writer).execute("PRAGMA busy_timeout=0")  # `_patiently` waits, in a thread
+            _raw(writer).execute("PRAGMA busy_timeout=0")  # `_begin_patiently` waits, in a thread
         if self._group is None:
             await self._begin_immediate(_raw(writer))
             self._group = asyncio.get_running_loop().create_future()
-            self._group.add_done_callback(_retrieve)  # each member may have failed by itself, or be cancelled
+            # Each member may have failed by itself, or be cancelled, and not look at the future.
+            self._group.add_done_callback(lambda group: group.cancelled() or group.exception())
             self._committing = asyncio.create_task(self._commit(writer, self._group))
         return writer, self._group
 
     async def _begin_immediate(self, raw: sqlite3.Connection) -> None:
         """Waits for another process that writes, such as a migration, without holding up the event loop."""
         try:
-            raw.execute("BEGIN IMMEDIATE")
+            raw.execute(_BEGIN)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
-            await _in(self._disk, lambda: _patiently(raw, "BEGIN IMMEDIATE"))
+            await _in(self._disk, lambda: _begin_patiently(raw))
 
     async def _commit(self, connection: sa.Connection, group: asyncio.Future[None]) -> None:
         """Asks for the lock at once, and gets it after those that ask already: they become part of the group."""
@@ -219,10 +218,10 @@ def _raw(connection: sa.Connection) -> sqlite3.Connection:
     return cast(sqlite3.Connection, connection.connection.driver_connection)
 
 
-def _patiently(raw: sqlite3.Connection, statement: str) -> None:
+def _begin_patiently(raw: sqlite3.Connection) -> None:
     raw.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
     try:
-        raw.execute(statement)
+        raw.execute(_BEGIN)
     finally:
         raw.execute("PRAGMA busy_timeout=0")
 
@@ -250,11 +249,6 @@ def _savepoint(connection: sa.Connection) -> Generator[None]:
             raw.execute("ROLLBACK TO one")
             raw.execute("RELEASE one")
         raise
-
-
-def _retrieve(group: asyncio.Future[None]) -> None:
-    if not group.cancelled():
-        group.exception()
 
 
 def _explained(error: BaseException | None) -> Unavailable:

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -110,14 +111,12 @@ def hot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
 @pytest.fixture(scope="module")
 def client(parking: Threaded) -> Iterator[Client]:
     """The official SDK as a client of `parking`."""
-    made = Client(parking)
-    yield made
-    made.close()
+    with closing(Client(parking)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def permitted(permitting: Threaded) -> Iterator[Client]:
     """The official SDK as a client of `permitting`."""
-    made = Client(permitting)
-    yield made
-    made.close()
+    with closing(Client(permitting)) as made:
+        yield made

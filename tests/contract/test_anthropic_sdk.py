@@ -5,6 +5,7 @@ import json
 import time
 import typing
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -138,17 +139,14 @@ def check_event(raw: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def parked(parking: Threaded) -> Iterator[Client]:
-    client = Client(parking)
-    yield client
-    client.close()
+def parked(client: Client) -> Client:
+    return client
 
 
 @pytest.fixture(scope="module")
 def awake(hot: Threaded) -> Iterator[Client]:
-    client = Client(hot)
-    yield client
-    client.close()
+    with closing(Client(hot)) as made:
+        yield made
 
 
 # -- sessions

@@ -255,15 +255,17 @@ def _run_turn(settings: Settings, client: Client, conversation: Conversation, te
     try:
         end = conversation.until_idle()
     except UserLeft:
-        terminal.show(
-            _how_to_continue("calls still wait for a decision, without a time limit", conversation.id)
-        )
-        return End.LEFT
+        return _left_waiting(terminal, conversation.id)
     except KeyboardInterrupt:
         terminal.show(_how_to_continue("left; the agent continues to work", conversation.id))
         return INTERRUPTED
     _show_summary(settings, client, terminal, conversation.id)
     return end
+
+
+def _left_waiting(terminal: Terminal, session_id: str) -> End:
+    terminal.show(_how_to_continue("calls still wait for a decision, without a time limit", session_id))
+    return End.LEFT
 
 
 def _how_to_continue(what: str, session_id: str) -> Text:
@@ -304,10 +306,7 @@ def converse(
             busy, waits = True, False
             conversation.send(text)
     except UserLeft:
-        terminal.show(
-            _how_to_continue("calls still wait for a decision, without a time limit", conversation.id)
-        )
-        return End.LEFT
+        return _left_waiting(terminal, conversation.id)
     except _StillStopping:
         terminal.show(_how_to_continue("left while the turn is being stopped", conversation.id))
         return INTERRUPTED

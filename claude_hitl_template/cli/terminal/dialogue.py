@@ -63,6 +63,11 @@ def denial(reason: str | None) -> Body:
     return {"result": "deny", "deny_message": reason} if reason else {"result": "deny"}
 
 
+def _denied(prompter: Prompter, reason: str) -> Body:
+    """A denial with the reason that was typed already, or else asked for."""
+    return denial(reason or prompter.ask("reason (the agent gets it; Enter for none) > ").strip())
+
+
 def questions(given: Mapping[str, Any]) -> dict[str, list[str]]:
     """The labels of the options by question. Raises InvalidInput for a question without options."""
     found = {str(q["question"]): [option_label(o) for o in q.get("options", ())] for q in given["questions"]}
@@ -113,7 +118,7 @@ def _ask_tool(prompter: Prompter, approval: Mapping[str, Any]) -> Body:
                 if remember is not None:
                     return {**body, "remember": remember}
             case "deny":
-                return denial(rest or prompter.ask("reason (the agent gets it; Enter for none) > ").strip())
+                return _denied(prompter, rest)
             case "edit":
                 edited = edit_input(prompter, approval, edited)
                 rules = _show_rules(prompter, approval, edited)
@@ -163,7 +168,7 @@ def _ask_host(prompter: Prompter, approval: Mapping[str, Any]) -> Body:
             case "always":
                 return {"result": "allow", "remember": True}
             case "deny":
-                return denial(reason or prompter.ask("reason (the agent gets it; Enter for none) > ").strip())
+                return _denied(prompter, reason)
             case _:
                 prompter.show(
                     "allow: until the end of the turn in which the agent learns of it. deny: not in this turn."

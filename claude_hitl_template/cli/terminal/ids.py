@@ -31,13 +31,15 @@ def approval_id(client: Client, given: str) -> str:
         InvalidInput: `given` is empty, or several approvals' ids begin with it.
     """
 
-    def listed(states: Sequence[str]) -> Iterable[str]:
-        return _ids(client, "/v1/approvals", **{"states[]": list(states)})
+    def listed(states: Iterable[str]) -> list[str]:
+        return list(_ids(client, "/v1/approvals", **{"states[]": list(states)}))
 
-    waiting = list(listed(["pending"]))
-    if any(one.startswith(_typed(given, "appr")) for one in waiting):
-        return by_prefix(given, "appr", "approval", lambda: waiting, "approvals")
-    return by_prefix(given, "appr", "approval", lambda: listed(list(ApprovalState)), "approvals --all")
+    def known() -> list[str]:
+        waiting = listed([ApprovalState.PENDING])
+        found = any(one.startswith(_typed(given, "appr")) for one in waiting)
+        return waiting if found else listed(ApprovalState)
+
+    return by_prefix(given, "appr", "approval", known, "approvals --all")
 
 
 def by_prefix(given: str, kind: str, noun: str, known: Callable[[], Iterable[str]], command: str) -> str:

@@ -1,9 +1,12 @@
 """`hitl sessions`: lists, shows and ends sessions."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
+from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import console, print_json, service_client, table_width
 from claude_hitl_template.cli.terminal import ids
 from claude_hitl_template.cli.terminal.conversation import Terminal
@@ -41,10 +44,9 @@ def listing(as_json: AsJson = False) -> None:
 @app.command()
 def show(session_id: Id, as_json: AsJson = False) -> None:
     """Shows a session's events."""
-    with service_client() as client:
-        session_id = ids.session_id(client, session_id)
-        session = client.get(f"/v1/sessions/{session_id}")
-        events = list(client.pages(f"/v1/sessions/{session_id}/events"))
+    with _chosen(session_id) as (client, found):
+        session = client.get(f"/v1/sessions/{found}")
+        events = list(client.pages(f"/v1/sessions/{found}/events"))
     if as_json:
         print_json(events)
         return
@@ -58,28 +60,32 @@ def show(session_id: Id, as_json: AsJson = False) -> None:
 @app.command()
 def archive(session_id: Id) -> None:
     """Archives a session for good: calls that wait are superseded, its events stay readable."""
-    with service_client() as client:
-        session_id = ids.session_id(client, session_id)
-        client.post(f"/v1/sessions/{session_id}/archive")
-    typer.echo(f"archived {session_id}")
+    with _chosen(session_id) as (client, found):
+        client.post(f"/v1/sessions/{found}/archive")
+    typer.echo(f"archived {found}")
 
 
 @app.command()
 def delete(session_id: Id) -> None:
     """Deletes a session with all its events."""
-    with service_client() as client:
-        session_id = ids.session_id(client, session_id)
-        client.delete(f"/v1/sessions/{session_id}")
-    typer.echo(f"deleted {session_id}")
+    with _chosen(session_id) as (client, found):
+        client.delete(f"/v1/sessions/{found}")
+    typer.echo(f"deleted {found}")
 
 
 @app.command()
 def interrupt(session_id: Id) -> None:
     """Interrupts a session's turn: calls that wait are superseded and never run."""
+    with _chosen(session_id) as (client, found):
+        client.post(f"/v1/sessions/{found}/events", {"events": [{"type": "user.interrupt"}]})
+    typer.echo(f"interrupted {found}")
+
+
+@contextmanager
+def _chosen(given: str) -> Generator[tuple[Client, str]]:
+    """A client, and the id of the session that `given` is, or begins."""
     with service_client() as client:
-        session_id = ids.session_id(client, session_id)
-        client.post(f"/v1/sessions/{session_id}/events", {"events": [{"type": "user.interrupt"}]})
-    typer.echo(f"interrupted {session_id}")
+        yield client, ids.session_id(client, given)
 
 
 def state(session: dict[str, Any]) -> str:

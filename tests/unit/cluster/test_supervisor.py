@@ -52,7 +52,6 @@ class Fake:
     asked_for_room: list[str] = field(default_factory=list[str])
     codes: dict[str, str] = field(default_factory=dict[str, str])
     deaf: set[str] = field(default_factory=set[str])
-    tidied: int = 0
 
     def contains(self, environment: Environment) -> bool:
         return environment.image is not None
@@ -103,7 +102,7 @@ class Fake:
         return self.room
 
     async def tidy(self) -> None:
-        self.tidied += 1
+        pass
 
 
 class Flaky(CoreStore):
@@ -138,16 +137,18 @@ type Make = Callable[..., Supervisor]
 
 @pytest_asyncio.fixture
 async def supervise(store: Flaky, host: Fake, tmp_path: Path) -> AsyncIterator[Make]:
-    """Starts a supervisor with these settings."""
+    """Starts a supervisor with these settings, over `host` unless it is given another one."""
     made: list[Supervisor] = []
 
-    def make(*, lease_s: float = 15.0, left_s: float = 600.0, **settings: object) -> Supervisor:
+    def make(
+        on: Fake = host, *, lease_s: float = 15.0, left_s: float = 600.0, **settings: object
+    ) -> Supervisor:
         given = Settings(data_dir=tmp_path, **{"spare_owners": 0, **settings})
         known = given.all_environments()
         one = Supervisor(
             given,
             store,
-            host,
+            on,
             SIGNING_KEY,
             environments=known,
             floor=BUILT_IN,
@@ -492,22 +493,16 @@ async def several(store: CoreStore, keys: Sequence[str]) -> None:
     ("keys", "started"), [([KEY] * 9, 2), ([f"key_{n}" for n in range(9)], 9)], ids=["one key", "nine keys"]
 )
 async def test_an_owner_whose_session_parked_drives_the_next_one_of_the_same_key(
-    store: Flaky, tmp_path: Path, keys: Sequence[str], started: int
+    store: Flaky, supervise: Make, keys: Sequence[str], started: int
 ) -> None:
-    host = Park(replace(ROOM, cpus=2.0), store=store)
-    settings = Settings(data_dir=tmp_path, spare_owners=0, session_cpus=1.0)
-    known = settings.all_environments()
-    one = Supervisor(settings, store, host, SIGNING_KEY, environments=known, floor=BUILT_IN)
-    one.start()
-    try:
-        await several(store, keys)
-        await until(lambda: len(host.assigned) == 2)
-        host.rest.set()
-        await until(lambda: len(host.assigned) == 9 and not host.alive)
-        assert len(host.started) == started
-        assert await store.supervised() == []
-    finally:
-        await one.close()
+    parks = Park(replace(ROOM, cpus=2.0), store=store)
+    supervise(parks, session_cpus=1.0)
+    await several(store, keys)
+    await until(lambda: len(parks.assigned) == 2)
+    parks.rest.set()
+    await until(lambda: len(parks.assigned) == 9 and not parks.alive)
+    assert len(parks.started) == started
+    assert await store.supervised() == []
 
 
 async def test_an_owner_of_a_container_and_one_that_has_driven_many_are_not_used_again(
