@@ -110,16 +110,19 @@ class Principal(_Frozen):
         return tuple(sorted(workspace for workspace in self.roles if workspace != EVERYWHERE))
 
 
-class Caller(_Frozen):
-    """For whom the ingress calls a method of the Store.
+class Actor(_Frozen):
+    """Who does something, for the Store.
 
-    `workspace_id` limits what is found; None: every workspace. `principal_id` None stands for the service itself, which
-    checks permissions on its own. `name` is what decisions are recorded under.
+    `principal_id` None stands for the service itself, whose permissions are not checked. `name` is what decisions are recorded
+    under. `key_id` is the API key that the request came with, if it was one; idempotency keys are each key's own.
     """
 
-    workspace_id: str | None
-    principal_id: str | None
     name: str
+    principal_id: str | None = None
+    key_id: str | None = None
+
+
+SERVICE = Actor(name="claude-hitl")
 
 
 def actions_of(roles: Iterable[Role]) -> frozenset[Action]:
