@@ -38,10 +38,11 @@ from claude_hitl_template.panel.forms import (
     start_form,
     state_of,
 )
-from claude_hitl_template.panel.markup import inert, text
+from claude_hitl_template.panel.markup import inert
 from claude_hitl_template.panel.services import PanelServices
 from claude_hitl_template.panel.submissions import FormErrors, Inputs, field_text
 from claude_hitl_template.panel.users import COOKIE, HEADER, PanelUser, entries_path, panel_user
+from claude_hitl_template.presentation.html import text
 from claude_hitl_template.presentation.text import texts
 from claude_hitl_template.workspace.sync import put_files
 
