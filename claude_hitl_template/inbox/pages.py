@@ -40,6 +40,15 @@ class SignedIn(Protocol):
     def name(self) -> str: ...
 
 
+def _age(at: datetime) -> str:
+    return age(at.isoformat())
+
+
+def time_left(at: datetime, now: datetime | None = None) -> str:
+    """How long until a time: `5s`, `12m`, `3h`, `4d`; "0s" once it is past."""
+    return age((now or utcnow()).isoformat(), at.astimezone(UTC))
+
+
 def environment(*folders: Path) -> Environment:
     """Templates of `folders` that may extend those of the inbox."""
     made = templates(
@@ -130,12 +139,3 @@ def _content(name: str) -> bytes:
 @cache
 def _version(name: str) -> str:
     return hashlib.sha256(_content(name)).hexdigest()[:12]
-
-
-def _age(at: datetime) -> str:
-    return age(at.isoformat())
-
-
-def time_left(at: datetime, now: datetime | None = None) -> str:
-    """How long until a time: `5s`, `12m`, `3h`, `4d`; "0s" once it is past."""
-    return age((now or utcnow()).isoformat(), at.astimezone(UTC))
