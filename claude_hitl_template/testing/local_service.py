@@ -31,6 +31,9 @@ from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.models import Agent, Environment, ImageFacts
 from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.files.blob_store import FileArea
+from claude_hitl_template.inbox.app import PARTS, build_inbox_app, with_pages
+from claude_hitl_template.inbox.live import Live
+from claude_hitl_template.inbox.services import Pages
 from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.store.access import Authority, Dispatcher, client
@@ -41,6 +44,7 @@ from claude_hitl_template.store.protocol import Clients, Owners, Supervision
 from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 from claude_hitl_template.testing.local_host import LocalOwnerHost
 from claude_hitl_template.testing.memory_backend import MemoryBackend
+from claude_hitl_template.testing.signed_in import SignedIn
 
 ROUTE = "/claude-hitl"
 OPERATOR_KEY = "operator-key-for-tests"
@@ -86,6 +90,7 @@ async def serve_in_process(
     images: Mapping[str, ImageFacts] | None = None,
     driving: bool = True,
     floor: Floor = BUILT_IN,
+    signed_in: SignedIn | None = None,
 ) -> AsyncGenerator[LocalService]:
     """Serves on a free port of 127.0.0.1 until the context is left; no task and no CLI is left behind then.
 
@@ -100,6 +105,7 @@ async def serve_in_process(
         images: Facts by image reference; sessions are local processes even in an environment with an image.
         driving: If False, no session gets an owner, so sessions wait.
         floor: The operator's policy.
+        signed_in: Who may open the pages; without it they are not served.
 
     Raises:
         BaseExceptionGroup: On exit: the unexpected exceptions of owners.
@@ -144,9 +150,25 @@ async def serve_in_process(
                 wrong_keys_per_minute=wrong_keys_per_minute,
             )
             api = build_app(service)
+            served: ASGIApp = api
+            if signed_in is not None:
+                served = with_pages(api, {PARTS: build_inbox_app(_pages(service, api, signed_in))})
             driven = _supervising(ledger, settings, known, floor) if driving else contextlib.nullcontext()
-            async with _serving(_mounted(api, clients, ledger.signing_key), listener), driven:
+            async with _serving(_mounted(served, clients, ledger.signing_key), listener), driven:
                 yield LocalService(settings.base_url, keys, store, folder, api)
+
+
+def _pages(service: Service, api: FastAPI, signed_in: SignedIn) -> Pages:
+    return Pages(
+        store=service.store,
+        agent=service.agent,
+        environments=service.environments,
+        followers=api.state.followers,
+        live=Live(service.store.wait_approvals),
+        user=signed_in.user,
+        check_csrf=signed_in.check_csrf,
+        install=signed_in.install,
+    )
 
 
 def _facts_of(images: Mapping[str, ImageFacts] | None) -> Callable[[str], Awaitable[ImageFacts | None]]:
@@ -230,7 +252,7 @@ def _listener() -> socket.socket:
     return listener
 
 
-def _mounted(api: FastAPI, store: Clients, signing_key: SigningKey) -> ASGIApp:
+def _mounted(api: ASGIApp, store: Clients, signing_key: SigningKey) -> ASGIApp:
     """Mounts the model endpoint and the API under ROUTE, as in the cluster."""
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     problems.install(outer)
