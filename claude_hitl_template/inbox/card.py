@@ -36,6 +36,7 @@ _EDITED_FIELD: Mapping[str, tuple[str, str]] = {
 }
 _HEADINGS: Mapping[str, str] = {
     "Bash": "Run a command",
+    "Monitor": "Watch a command",
     "Write": "Write a file",
     "Edit": "Edit a file",
     "NotebookEdit": "Edit a notebook",
@@ -265,7 +266,7 @@ def _with_write(blocks: Sequence[Block], saved: _Saved) -> list[Block]:
             found.append(block)
         elif saved.text is None:
             said = "New file: the saved workspace has none of this name." if saved.is_new else saved.why
-            found += [Note(Flag("warning", said)), block]
+            found += [Note(Flag("note" if saved.is_new else "warning", said)), block]
         elif saved.text == block.text:
             found += [Note(Flag("warning", "The saved file has this content already.")), block]
         else:

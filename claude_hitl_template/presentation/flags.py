@@ -14,7 +14,7 @@ from claude_hitl_template.domain.policy.bash import segments
 from claude_hitl_template.domain.policy.shell import UNKNOWN, NotUnderstood, Run, read
 from claude_hitl_template.presentation.text import is_hidden, is_host
 
-type Level = Literal["danger", "warning"]
+type Level = Literal["danger", "warning", "note"]
 MAX_NAMED = 5  # files or hosts that one mark names
 MAX_SEGMENTS = 50
 
