@@ -461,8 +461,13 @@ async def decide_batch(request: Request, services: PagesDep, user: UserDep) -> R
     )
 
 
+_DONE = {"allow": "Allowed.", "deny": "Denied."}
+
+
 async def _decide_one(services: Pages, user: User, ticked: str, form: Form) -> Result:
     approval_id, _, digest = ticked.partition(":")
+    if field_text(form, "do") not in _DONE:
+        raise InvalidInput("a batch is allowed or denied", "do")
     try:
         approval = await approval_for(services, user, approval_id, Action.DECIDE)
     except (NotFound, Unauthorized) as error:
@@ -475,10 +480,10 @@ async def _decide_one(services: Pages, user: User, ticked: str, form: Form) -> R
             approval_id, name, False, "Its line does not say all that it does: open it to allow it."
         )
     try:
-        decided = await _decide(services, user, approval, form)
+        await _decide(services, user, approval, form)
     except FormErrors as error:
         return Result(approval_id, name, False, " ".join(error.errors.values()))
     except HitlError as error:
         now = await services.store.get_approval(approval_id, None)
         return Result(approval_id, name, False, _first(now) or str(error))
-    return Result(approval_id, name, True, fate(decided))
+    return Result(approval_id, name, True, _DONE[field_text(form, "do")])

@@ -328,6 +328,12 @@
     counted();
     enable();
   }
+  document.addEventListener("htmx:afterSwap", (event) => {
+    if (event.detail.target.id !== "results") return;
+    for (const box of all(".tick input:checked")) box.checked = false;
+    counted();
+    event.detail.target.scrollIntoView({block: "nearest"});
+  });
   document.addEventListener("htmx:load", (event) => begin(event.detail.elt));
   begin(document.body);
 })();
