@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from claude_hitl_template.errors import (
     Conflict,
+    Forbidden,
     HitlError,
     InvalidInput,
     NotFound,
@@ -29,7 +30,8 @@ _PROBLEMS: tuple[tuple[type[HitlError], int, str], ...] = (
     (TooLarge, 413, "This is too large"),
     (InvalidInput, 400, "This does not fit"),
     (NotWaiting, 400, "This call does not wait"),
-    (Unauthorized, 403, "You may not do this"),
+    (Unauthorized, 403, "Sign in first"),
+    (Forbidden, 403, "You may not do this"),
     (NotFound, 404, "Not found"),
     (Conflict, 409, "Something else was first"),
     (RateLimited, 429, "Too many requests"),

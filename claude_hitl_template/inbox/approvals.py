@@ -17,11 +17,11 @@ from claude_hitl_template.domain.people import Action
 from claude_hitl_template.errors import (
     AlreadyDecided,
     Conflict,
+    Forbidden,
     HitlError,
     InvalidInput,
     NotFound,
     Superseded,
-    Unauthorized,
 )
 from claude_hitl_template.inbox import pages
 from claude_hitl_template.inbox.card import Change, Edit, changed_input, edit_of, is_long, load, offers_for
@@ -248,7 +248,7 @@ async def _card(
         nav="inbox",
         card=card,
         title=card.session.title or card.session.first_words or card.session.id,
-        may_decide=user.may(Action.DECIDE, approval.key_id),
+        may_decide=user.may(Action.DECIDE, approval.workspace_id),
         words=_WORDS[approval.kind],
         quick=QUICK_REASONS,
         rows=min(edited.count("\n") + 2, _MAX_ROWS),
@@ -340,9 +340,9 @@ async def _decide(services: Pages, user: User, approval: Approval, form: Form) -
     try:
         return await services.store.decide(
             approval.id,
-            approval.key_id,
+            approval.workspace_id,
             confirmation,
-            decided_by=user.actor.name,
+            by=user.actor,
             idempotency_key=f"inbox-{key}",
         )
     except InvalidInput as error:
@@ -470,7 +470,7 @@ async def _decide_one(services: Pages, user: User, ticked: str, form: Form) -> R
         raise InvalidInput("a batch is allowed or denied", "do")
     try:
         approval = await approval_for(services, user, approval_id, Action.DECIDE)
-    except (NotFound, Unauthorized) as error:
+    except (NotFound, Forbidden) as error:
         return Result(approval_id, approval_id, False, str(error))
     name = f"{approval.tool_name} {summary(approval.input)}"
     if digest != approval.digest:

@@ -129,7 +129,7 @@ class Card:
 
 async def load(pages: Pages, approval: Approval, *, requester: str) -> Card:
     """Reads what the card of this call shows. Raises NotFound if its session is deleted meanwhile."""
-    workspace_id = approval.key_id
+    workspace_id = approval.workspace_id
     session = await pages.store.get_session(approval.session_id, workspace_id)
     found = marks(approval.tool_name, approval.input, folder=approval.folder, targets=approval.targets)
     blocks = await _blocks(pages, approval, found.segments)
@@ -188,7 +188,7 @@ def edit_of(approval: Approval) -> Edit:
 async def _last_words(pages: Pages, approval: Approval) -> str:
     """The agent's last message before the call, as Markdown; "" if there is none."""
     page = await pages.store.list_events(
-        approval.session_id, approval.key_id, limit=20, order="desc", types=["agent.message"]
+        approval.session_id, approval.workspace_id, limit=20, order="desc", types=["agent.message"]
     )
     before = [event for event in page.data if event.created_at <= approval.created_at]
     return texts(before[0].payload["content"]) if before else ""
@@ -237,7 +237,7 @@ async def _saved_text(pages: Pages, approval: Approval) -> _Saved:
     if len(inside) != 1 or len(approval.targets or ()) != 1:
         return _Saved(None, "The file is not in the session's workspace, so it cannot be compared here.")
     try:
-        file = await pages.store.workspace_file(approval.session_id, approval.key_id, inside[0])
+        file = await pages.store.workspace_file(approval.session_id, approval.workspace_id, inside[0])
         if file.size > MAX_FILE_BYTES:
             return _Saved(None, "The saved file is too large to be compared here.")
         raw = await _content(pages, approval.session_id, file)
@@ -388,7 +388,7 @@ def _words(approval: Approval, said: str) -> tuple[_Tone, str]:
 
 async def _result_of(pages: Pages, approval: Approval) -> Event | None:
     page = await pages.store.list_events(
-        approval.session_id, approval.key_id, limit=RESULTS, order="desc", types=_RESULT_TYPES
+        approval.session_id, approval.workspace_id, limit=RESULTS, order="desc", types=_RESULT_TYPES
     )
     wanted = tool_result_id(approval.event_id)
     return next((event for event in page.data if event.id == wanted), None)

@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 
 from claude_hitl_template.domain.models import Approval
 from claude_hitl_template.domain.people import Action
-from claude_hitl_template.errors import NotFound, TooLarge, Unauthorized
+from claude_hitl_template.errors import Forbidden, NotFound, TooLarge
 from claude_hitl_template.inbox.services import Pages, User
 
 MAX_FORM_BYTES, MAX_FIELDS = 16 * 1024 * 1024, 1000
@@ -41,18 +41,18 @@ async def read_form(request: Request, services: Pages, user: User) -> Form:
 async def approval_for(
     services: Pages, user: User, approval_id: str, action: Action = Action.READ
 ) -> Approval:
-    """An approval in a workspace of the user. Raises NotFound, and Unauthorized where the role does not permit it."""
+    """An approval in a workspace of the user. Raises NotFound, and Forbidden where the role does not permit it."""
     approval = await services.store.get_approval(approval_id, None)
-    check(user, approval.key_id, action, f"there is no approval {approval_id!r}")
+    check(user, approval.workspace_id, action, f"there is no approval {approval_id!r}")
     return approval
 
 
 def check(user: User, workspace_id: str, action: Action, missing: str) -> None:
-    """Raises NotFound for what is in a workspace that the user may not see, Unauthorized for what is not permitted."""
+    """Raises NotFound for what is in a workspace that the user may not see, Forbidden for what is not permitted."""
     if not user.may(Action.READ, workspace_id):
         raise NotFound(missing)
     if not user.may(action, workspace_id):
-        raise Unauthorized(
+        raise Forbidden(
             f"your role in this workspace does not permit to {action.value}; an administrator gives roles"
         )
 

@@ -34,9 +34,9 @@ _NOT_SHOWN = frozenset({"session.usage", "session.status_running"})
 
 
 async def session_for(services: Pages, user: User, session_id: str, action: Action = Action.READ) -> Session:
-    """A session in a workspace of the user. Raises NotFound, and Unauthorized where the role does not permit it."""
+    """A session in a workspace of the user. Raises NotFound, and Forbidden where the role does not permit it."""
     session = await services.store.get_session(session_id, None)
-    check(user, session.key_id, action, f"there is no session {session_id!r}")
+    check(user, session.workspace_id, action, f"there is no session {session_id!r}")
     return session
 
 
@@ -90,6 +90,7 @@ async def start(request: Request, services: PagesDep, user: UserDep) -> Response
         title=found.title,
         metadata={},
         initial=[found.message],
+        by=user.actor,
         idempotency_key=f"inbox-{field_text(form, 'nonce')}" if field_text(form, "nonce") else None,
     )
     return RedirectResponse(f"{request.scope.get('root_path', '')}/sessions/{session.id}", 303)
@@ -143,7 +144,7 @@ async def _session(
     said: str = "",
 ) -> Response:
     entries = [] if part else await _entries(services, session)
-    files = await services.store.list_workspace(session.id, session.key_id, limit=FILES)
+    files = await services.store.list_workspace(session.id, session.workspace_id, limit=FILES)
     return pages.page(
         request,
         "session_state.html.j2" if part else "session.html.j2",
@@ -160,7 +161,7 @@ async def _session(
         more_files=files.next_page is not None,
         entries=entries,
         after=session.next_seq - 1,
-        may_write=user.may(Action.REQUEST, session.key_id),
+        may_write=user.may(Action.REQUEST, session.workspace_id),
         nonce=secrets.token_hex(16),
         typed=typed,
         said=said,
@@ -168,7 +169,7 @@ async def _session(
 
 
 async def _entries(services: Pages, session: Session) -> list[EventView]:
-    page = await services.store.list_events(session.id, session.key_id, limit=EVENTS, order="desc")
+    page = await services.store.list_events(session.id, session.workspace_id, limit=EVENTS, order="desc")
     views = (_view(event) for event in reversed(page.data) if event.seq < session.next_seq)
     return [view for view in views if view is not None]
 
@@ -179,7 +180,7 @@ def _view(event: Event) -> EventView | None:
 
 async def _waiting(services: Pages, session: Session) -> list[Approval]:
     page = await services.store.list_approvals(
-        session.key_id, limit=LISTED, states=[ApprovalState.PENDING], session_id=session.id
+        session.workspace_id, limit=LISTED, states=[ApprovalState.PENDING], session_id=session.id
     )
     return page.data
 
@@ -206,21 +207,21 @@ async def _send(services: Pages, user: User, session: Session, form: Mapping[str
     key = f"inbox-{field_text(form, 'nonce') or secrets.token_hex(16)}"
     match field_text(form, "do"):
         case "archive":
-            await services.store.archive_session(session.id, session.key_id)
+            await services.store.archive_session(session.id, session.workspace_id, by=user.actor)
         case "interrupt":
             await services.store.send_events(
                 session.id,
-                session.key_id,
+                session.workspace_id,
                 [UserInterrupt(type="user.interrupt")],
-                decided_by=user.actor.name,
+                by=user.actor,
                 idempotency_key=key,
             )
         case _:
             await services.store.send_events(
                 session.id,
-                session.key_id,
+                session.workspace_id,
                 [submissions.next_message(form)],
-                decided_by=user.actor.name,
+                by=user.actor,
                 idempotency_key=key,
             )
 
@@ -230,7 +231,7 @@ async def show_file(session_id: str, request: Request, services: PagesDep, user:
     """Downloads a saved file; a browser never shows it."""
     session = await session_for(services, user, session_id)
     file: SavedFile = await services.store.workspace_file(
-        session_id, session.key_id, request.query_params.get("path", "")
+        session_id, session.workspace_id, request.query_params.get("path", "")
     )
     return await download(services.store, file)
 
@@ -254,7 +255,7 @@ async def stream(session_id: str, request: Request, services: PagesDep, user: Us
 
 async def _frames(request: Request, services: Pages, session: Session, after: int) -> AsyncIterator[str]:
     yield frame("hello", {})
-    subscription = services.followers.subscribe(session.id, session.key_id, after, previews=True)
+    subscription = services.followers.subscribe(session.id, session.workspace_id, after, previews=True)
     try:
         while True:
             found = await subscription.next(PING_S)
@@ -264,7 +265,7 @@ async def _frames(request: Request, services: Pages, session: Session, after: in
                     yield written
             if not found:
                 try:
-                    check(await services.user(request), session.key_id, Action.READ, "")
+                    check(await services.user(request), session.workspace_id, Action.READ, "")
                 except HitlError:
                     yield frame("signed-out", {})
                     return

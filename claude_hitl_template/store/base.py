@@ -46,7 +46,7 @@ class StoreBase:
 
     @asynccontextmanager
     async def _changing(
-        self, session_id: str, point: str, *, epoch: int | None = None, key_id: str | None = None
+        self, session_id: str, point: str, *, epoch: int | None = None, workspace_id: str | None = None
     ) -> AsyncGenerator[SessionAggregate]:
         """A session loaded for change, saved at the end, and its waiters woken once that is durable.
 
@@ -57,7 +57,7 @@ class StoreBase:
             async with self._writing(point) as tx:
                 now = self._clock()
                 if epoch is None:
-                    unit = await SessionAggregate.load(tx, session_id, now, key_id=key_id)
+                    unit = await SessionAggregate.load(tx, session_id, now, workspace_id=workspace_id)
                 else:
                     unit = await SessionAggregate.load_owned(tx, session_id, epoch, now)
                 before = unit.session
@@ -114,7 +114,7 @@ class StoreBase:
             decision = approval.decision
             change = {
                 "id": approval.id,
-                "workspace_id": approval.key_id,
+                "workspace_id": approval.workspace_id,
                 "session_id": approval.session_id,
                 "state": approval.state.value,
                 "decided_by": decision.decided_by if decision else None,

@@ -60,19 +60,19 @@ class WaitingRules(StoreBase):
                 for approval in read
                 if approval is not None
                 and approval.state is ApprovalState.PENDING
-                and (workspace_ids is None or approval.key_id in workspace_ids)
+                and (workspace_ids is None or approval.workspace_id in workspace_ids)
             ]
 
     async def list_same_calls(self, approval_id: str, workspace_id: str | None) -> list[Approval]:
         async with self._reading() as tx:
             shown = await tx.approval(approval_id)
-            if shown is None or workspace_id not in (None, shown.key_id):
+            if shown is None or workspace_id not in (None, shown.workspace_id):
                 raise NotFound(f"there is no approval {approval_id!r}")
             same: deque[Approval] = deque(maxlen=EARLIER)
             after: tuple[datetime, str] | None = None
             while True:
                 piece = await tx.approvals(
-                    shown.key_id, after=after, limit=PIECE, states=_DECIDED, session_id=shown.session_id
+                    shown.workspace_id, after=after, limit=PIECE, states=_DECIDED, session_id=shown.session_id
                 )
                 same.extend(a for a in piece if a.digest == shown.digest and a.id != shown.id and a.decision)
                 if len(piece) < PIECE:
@@ -104,10 +104,10 @@ class _Sessions:
         session = self._sessions[approval.session_id]
         return WaitingCall(
             id=approval.id,
-            workspace_id=approval.key_id,
+            workspace_id=approval.workspace_id,
             session_id=approval.session_id,
             title=_title(session),
-            requester=await self._requester(approval.key_id),
+            requester=await self._requester(session),
             tool_name=approval.tool_name,
             kind=approval.kind,
             effect=summary(approval.input),
@@ -118,11 +118,15 @@ class _Sessions:
             expires_at=approval.expires_at,
         )
 
-    async def _requester(self, key_id: str) -> str:
-        if key_id not in self._names:
-            key = await self._tx.key(key_id)
-            self._names[key_id] = key.name if key else ""
-        return self._names[key_id]
+    async def _requester(self, session: Session | None) -> str:
+        """The name of who created the session; "" if that is not known."""
+        made_by = session.created_by if session else None
+        if made_by is None:
+            return ""
+        if made_by not in self._names:
+            principal = await self._tx.principal(made_by)
+            self._names[made_by] = principal.name if principal else ""
+        return self._names[made_by]
 
 
 def is_whole(approval: Approval) -> bool:

@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from claude_hitl_template.domain import events
 from claude_hitl_template.domain.models import Approval, ApprovalState
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.clock import FakeClock
 from tests.contract.asking import said
@@ -57,9 +58,9 @@ async def test_the_list_has_what_waits_in_the_readers_workspaces_the_oldest_firs
     mine = []
     for _ in range(3):
         mine.append(await on.ask(workspace=0))
-        clock.advance(1)
+        clock.move(1)
         theirs = await on.ask(workspace=1)
-        clock.advance(1)
+        clock.move(1)
     expected = {"ann": [a.id for a in mine], "vic": [a.id for a in mine]}
     for person, ids in expected.items():
         async with browser(on, person) as client:
@@ -159,7 +160,7 @@ async def test_a_decision_made_elsewhere_is_shown_and_the_second_one_refused(
     on: Desk, client: httpx.AsyncClient
 ) -> None:
     approval = await on.ask()
-    await on.store.decide(approval.id, None, said("x", "deny", deny_message="no"), decided_by="carol")
+    await on.store.decide(approval.id, None, said("x", "deny", deny_message="no"), by=Actor(name="carol"))
     answer = await decide(client, approval, "allow")
     assert answer.status_code == 409
     assert "Denied by carol" in answer.text
@@ -279,7 +280,7 @@ async def test_a_batch_says_what_happened_to_each_call(on: Desk, client: httpx.A
     fine = await on.ask("Bash", {"command": "ls"})
     opaque = await on.ask("Write", {"file_path": "/w/a", "content": "x"})
     decided = await on.ask("Bash", {"command": "pwd"})
-    await on.store.decide(decided.id, None, said("x", "deny"), decided_by="carol")
+    await on.store.decide(decided.id, None, said("x", "deny"), by=Actor(name="carol"))
     foreign = await on.ask(workspace=1)
     changed = await on.ask("Bash", {"command": "id"})
     ticked = [f"{a.id}:{a.digest}" for a in (fine, opaque, decided, foreign)] + [f"{changed.id}:{'0' * 64}"]
@@ -440,7 +441,7 @@ async def test_changes_of_approvals_are_announced_once_they_are_durable(on: Desk
         on.workspaces[1],
         ApprovalState.PENDING,
     )
-    await on.store.decide(approval.id, None, said("x", "deny"), decided_by="carol")
+    await on.store.decide(approval.id, None, said("x", "deny"), by=Actor(name="carol"))
     found = await on.store.wait_approvals(found.position, timeout_s=5)
     assert [(c.state, c.decided_by) for c in found.changes] == [(ApprovalState.DENIED, "carol")]
     assert not (await on.store.wait_approvals(found.position, timeout_s=0)).changes
