@@ -118,6 +118,8 @@ async def desk(store: CoreStore | None = None) -> AsyncIterator[Desk]:
     signed_in.add("bob", {second.id: (Role.APPROVER, Role.REQUESTER)})
     signed_in.add("eve", {first.id: (Role.APPROVER,), second.id: (Role.APPROVER,)})
     signed_in.add("vic", {first.id: (Role.VIEWER,)})
+    for person in signed_in.people.values():
+        await store.add_principal(person.principal, by=SERVICE)
     yield Desk(store, signed_in, (first.id, second.id))
 
 

@@ -20,7 +20,8 @@ from claude_hitl_template.errors import (
     Unauthorized,
     Unavailable,
 )
-from claude_hitl_template.inbox import approvals, pages, sessions
+from claude_hitl_template.inbox import approvals, decisions, pages, sessions
+from claude_hitl_template.inbox.forms import is_partial
 from claude_hitl_template.inbox.services import Pages
 
 log = structlog.get_logger()
@@ -48,6 +49,7 @@ def build_inbox_app(services: Pages) -> ASGIApp:
     services.install(app)
     app.add_api_route("/inbox/static/{name}", pages.static_file)
     app.include_router(approvals.router)
+    app.include_router(decisions.router)
     app.include_router(sessions.router)
     return pages.secured(app)
 
@@ -77,4 +79,8 @@ async def _problem(request: Request, error: Exception) -> Response:
 
 
 def _page(request: Request, status: int, heading: str, said: str) -> Response:
+    if is_partial(request):  # a whole page would be put into a part of the page
+        response = pages.page(request, "flash.html.j2", status=status, heading=heading, said=said)
+        response.headers.update({"hx-retarget": "#flash", "hx-reswap": "innerHTML"})
+        return response
     return pages.page(request, "problem.html.j2", status=status, heading=heading, said=said)

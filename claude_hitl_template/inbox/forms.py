@@ -1,6 +1,6 @@
 """What a browser sends: the fields of a form, each once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -26,6 +26,11 @@ async def _user(request: Request) -> User:
 
 PagesDep = Annotated[Pages, Depends(_pages)]
 UserDep = Annotated[User, Depends(_user)]
+
+
+def is_partial(request: Request) -> bool:
+    """Whether a script of a page asks, for a part of it."""
+    return request.headers.get("hx-request") == "true"
 
 
 async def read_form(request: Request, services: Pages, user: User) -> Form:
@@ -55,6 +60,15 @@ def check(user: User, workspace_id: str, action: Action, missing: str) -> None:
         raise Forbidden(
             f"your role in this workspace does not permit to {action.value}; an administrator gives roles"
         )
+
+
+async def names_of(services: Pages, workspace_ids: Sequence[str]) -> dict[str, str]:
+    """The names of these workspaces by id, in the order of their names."""
+    if len(workspace_ids) < 2:
+        return dict.fromkeys(workspace_ids, "")  # there is nothing to choose
+    known = {workspace.id: workspace.name for workspace in await services.store.list_workspaces()}
+    found = {workspace_id: known.get(workspace_id, workspace_id) for workspace_id in workspace_ids}
+    return dict(sorted(found.items(), key=lambda pair: pair[1].casefold()))
 
 
 def readable(user: User, action: Action = Action.READ) -> list[str]:

@@ -17,7 +17,7 @@ from claude_hitl_template.errors import Conflict, HitlError, NotFound
 from claude_hitl_template.files.manifest import SavedFile, shown
 from claude_hitl_template.inbox import pages
 from claude_hitl_template.inbox.approvals import PING_S, frame
-from claude_hitl_template.inbox.forms import PagesDep, UserDep, check, read_form, readable
+from claude_hitl_template.inbox.forms import PagesDep, UserDep, check, names_of, read_form, readable
 from claude_hitl_template.inbox.services import Pages, User
 from claude_hitl_template.presentation import submissions
 from claude_hitl_template.presentation.events import event_view
@@ -60,7 +60,7 @@ async def show_sessions(request: Request, services: PagesDep, user: UserDep) -> 
         reader=user,
         nav="sessions",
         workspace=workspace,
-        workspaces={name: name for name in mine},
+        workspaces=await names_of(services, mine),
         sessions=[(session, state_of(session)) for session in found.data],
         more=found.next_page,
         may_start=bool(readable(user, Action.REQUEST)),
@@ -70,7 +70,7 @@ async def show_sessions(request: Request, services: PagesDep, user: UserDep) -> 
 @router.get("/sessions/new")
 async def show_new(request: Request, services: PagesDep, user: UserDep) -> Response:
     """The form that starts a session."""
-    return _new(request, services, user, {}, {})
+    return await _new(request, services, user, {}, {})
 
 
 @router.post("/sessions/new")
@@ -82,7 +82,7 @@ async def start(request: Request, services: PagesDep, user: UserDep) -> Response
     try:
         found = submissions.start(form, services.agent, services.environments)
     except FormErrors as error:
-        return _new(request, services, user, form, error.errors, status=400)
+        return await _new(request, services, user, form, error.errors, status=400)
     session = await services.store.create_session(
         workspace,
         agent=found.agent,
@@ -96,7 +96,7 @@ async def start(request: Request, services: PagesDep, user: UserDep) -> Response
     return RedirectResponse(f"{request.scope.get('root_path', '')}/sessions/{session.id}", 303)
 
 
-def _new(
+async def _new(
     request: Request,
     services: Pages,
     user: User,
@@ -112,7 +112,7 @@ def _new(
         user=user.principal,
         reader=user,
         nav="sessions",
-        workspaces={name: name for name in readable(user, Action.REQUEST)},
+        workspaces=await names_of(services, readable(user, Action.REQUEST)),
         agent=services.agent,
         environments=services.environments,
         policies=POLICIES,

@@ -416,7 +416,7 @@ async def test_afterwards_the_card_says_what_the_call_led_to(
     approval = await on.ask()
     await decide(client, approval, "allow")
     assert "It has not run yet." in (await client.get(f"inbox/a/{approval.id}")).text
-    await on.store.claim(approval.session_id, OWNER, approval.call_id, approval.digest)
+    await on.store.claim(approval.session_id, OWNER, approval.call_id, approval.digest, claim_id="c")
     assert "It is running." in (await client.get(f"inbox/a/{approval.id}")).text
     result = events.tool_result(approval.call_id, events.text_blocks(said_), is_error)
     await on.store.commit(approval.session_id, OWNER, [result])

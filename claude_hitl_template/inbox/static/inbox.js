@@ -42,7 +42,7 @@
     toastTimer = setTimeout(() => { shown.hidden = true; }, 6000);
   }
   document.addEventListener("htmx:sendError", () => toast("The service does not answer. Try again: the same decision counts once."));
-  document.addEventListener("htmx:responseError", () => toast("The service failed on this request. Nothing more is known: reload the page."));
+  document.addEventListener("htmx:responseError", () => toast("The service failed on this request. Reload the page to see what was recorded."));
 
   // -- the stream, and what is said while it is cut
 
