@@ -20,7 +20,7 @@ from claude_hitl_template.errors import HitlError
 from claude_hitl_template.signin.addresses import ROOT, SIGN_IN, own_path
 
 CSRF_FIELD, CSRF_HEADER = "csrf", "x-csrf-token"
-MAX_FIELDS, MAX_FORM_BYTES = 1000, 4 * 1024 * 1024
+MAX_FIELDS = 1000
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class BrowserUser:
     workspace_ids: tuple[str, ...]
     csrf: str
     session_id: str
+
+    @property
+    def name(self) -> str:
+        return self.principal.name
 
     @property
     def actor(self) -> Actor:
@@ -104,7 +108,7 @@ async def check_csrf(request: Request, user: BrowserUser) -> None:
     given = request.headers.get(CSRF_HEADER)
     if given is None:
         given = str((await request.form(max_files=0, max_fields=MAX_FIELDS)).get(CSRF_FIELD, ""))
-    if not hmac.compare_digest(given.encode(), user.csrf.encode()):
+    if not hmac.compare_digest(given.encode("utf-8", "surrogatepass"), user.csrf.encode()):
         raise Refused(
             "This form belongs to another sign-in.", "Go back, reload the page, and send it once more."
         )

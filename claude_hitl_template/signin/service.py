@@ -13,7 +13,7 @@ from starlette.responses import Response
 from claude_hitl_template.domain.group_roles import DEFAULT, EVERYONE, GroupRole
 from claude_hitl_template.domain.people import EVERYWHERE, Principal, Role, Workspace
 from claude_hitl_template.domain.rate_limit import network_of
-from claude_hitl_template.domain.sign_in import BrowserSession, ProviderUser, SignedIn, Way
+from claude_hitl_template.domain.sign_in import BrowserSession, PasswordOf, ProviderUser, SignedIn
 from claude_hitl_template.errors import Unauthorized
 from claude_hitl_template.signin import cookies
 from claude_hitl_template.signin.addresses import CALLBACK
@@ -22,7 +22,7 @@ from claude_hitl_template.signin.browser import BrowserUser, Refused
 from claude_hitl_template.signin.cookies import PendingFlow, Signer
 from claude_hitl_template.signin.oidc import Identity, Provider
 from claude_hitl_template.signin.passwords import MAX_CHARS, Passwords
-from claude_hitl_template.store.protocol import SignIns
+from claude_hitl_template.store.protocol import Clients
 
 log = structlog.get_logger()
 REMEMBER_S = 0.5  # how long a session that was found is cached, and so how long an ended one may still work
@@ -44,7 +44,7 @@ class SignIn:
 
     def __init__(
         self,
-        store: SignIns,
+        store: Clients,
         signer: Signer,
         *,
         passwords: Passwords | None = None,
@@ -101,8 +101,8 @@ class SignIn:
 
     # -- signing in
 
-    async def with_password(self, request: Request, name: str, password: str) -> Principal:
-        """The user with this name and password. Raises Unauthorized, RateLimited, and Refused for a user in no workspace."""
+    async def with_password(self, request: Request, name: str, password: str) -> PasswordOf:
+        """The user with this name and password, and its stored hash. Raises Unauthorized, RateLimited, and Refused for a user in no workspace."""
         name = name.strip()
         known = self.signer.is_known(name, cookies.get(request, "known", secure=self.is_secure(request)))
         attempt = Attempt(name[:MAX_NAME_CHARS], _address(request), known)
@@ -118,7 +118,7 @@ class SignIn:
             raise Unauthorized("This name and password do not belong together.")
         self._attempts.succeeded(attempt)
         await self._check_admitted(found.principal)
-        return found.principal
+        return found
 
     def start(self, request: Request, next_url: str) -> tuple[PendingFlow, str]:
         """A sign-in with the provider, and its cookie."""
@@ -178,7 +178,8 @@ class SignIn:
         session = await self._store.add_browser_session(
             principal.id,
             cookies.hash_token(token),
-            way=way,
+            way="password" if password else "provider",
+            password_hash=password and password.password_hash,
             user_agent=request.headers.get("user-agent", "")[:MAX_AGENT_CHARS],
             network=network_of(_address(request)),
             replaces=cookies.hash_token(before) if before else None,
@@ -187,13 +188,18 @@ class SignIn:
         cookies.put(
             response, "known", self.signer.known(principal.name), secure=secure, max_age_s=cookies.KNOWN_S
         )
-        log.info("signed in", principal_id=principal.id, way=way, browser_session=session.id)
+        log.info("signed in", principal_id=principal.id, way=session.way, browser_session=session.id)
         return session
 
     async def sessions(self, user: BrowserUser) -> list[BrowserSession]:
         """The browsers in which this user is signed in, the one used last first."""
         found = await self._store.list_browser_sessions(user.principal.id)
         return sorted(found, key=lambda session: session.last_seen_at, reverse=True)
+
+    async def roles(self, user: BrowserUser) -> list[tuple[str, str]]:
+        """Name of each workspace of the user, and the user's roles there."""
+        workspaces = [w for w in await self._store.list_workspaces() if w.id in user.workspace_ids]
+        return [(w.name, ", ".join(sorted(user.principal.roles_in(w.id)))) for w in workspaces]
 
     async def end(self, user: BrowserUser, session_id: str | None = None) -> None:
         """Signs out: one browser, or all of them."""
@@ -207,8 +213,8 @@ class SignIn:
         found = await self._store.find_password(user.principal.name)
         return found is not None and found.password_hash is not None
 
-    async def change_password(self, request: Request, user: BrowserUser, old: str, new: str) -> None:
-        """Changes the password, which ends every session of the user.
+    async def change_password(self, request: Request, user: BrowserUser, old: str, new: str) -> PasswordOf:
+        """Changes the password, which ends every session of the user. Returns the user with the new hash.
 
         Raises Unauthorized for a wrong old one, RateLimited, InvalidInput for an unusable new one.
         """
@@ -217,6 +223,7 @@ class SignIn:
         await self._store.set_password(user.principal.id, hashed)
         self._known.clear()
         log.info("password changed", principal_id=user.principal.id)
+        return PasswordOf(principal=user.principal, password_hash=hashed)
 
 
 def no_workspace(principal: Principal, identity: Identity | None = None) -> Refused:
