@@ -51,14 +51,10 @@ class SignInRules(StoreBase):
 
     async def put_provider_user(self, user: ProviderUser) -> Principal:
         async with self._writing("add_key") as tx:
-            before = await tx.named_principal(external_id=user.external_id) or await _linked(tx, user)
-            if before is None:
-                before = Principal(
-                    id=new_id("user"),
-                    kind="user",
-                    name=await _free_name(tx, user),
-                    created_at=self._clock(),
-                )
+            found = await tx.named_principal(external_id=user.external_id) or await _linked(tx, user)
+            before = found or Principal(
+                id=new_id("user"), kind="user", name=await _free_name(tx, user), created_at=self._clock()
+            )
             login = await tx.login(before.id) or Login(principal_id=before.id)
             changed = before.but(
                 external_id=user.external_id,
@@ -66,9 +62,10 @@ class SignInRules(StoreBase):
                 groups=user.groups,
                 roles=replaced_roles(before.roles, login.provider_roles, user.roles),
             )
-            if changed != before or await tx.principal(before.id) is None:
-                changed = changed.but(version=before.version + 1) if await tx.principal(before.id) else changed
-                await check_administered(tx, before, changed)
+            if found is not None and changed != found:
+                changed = changed.but(version=found.version + 1)
+                await check_administered(tx, found, changed)
+            if changed != found:
                 await tx.put_principal(changed)
             if login.provider_roles != user.roles:
                 await tx.put_login(login.but(provider_roles=user.roles))

@@ -172,7 +172,9 @@ def _bring_up(settings: Settings, *, make_postgres: bool) -> str | None:
     prepared = prepare(settings)
     if settings.anthropic_api_key is None and forget_model_key(settings) and read_model_key(settings) is None:
         say("ANTHROPIC_API_KEY is no longer set: from now on the offline model answers in every session")
-    if settings.anthropic_api_key is not None and SecretFiles(settings.secrets_dir).names():
+    if settings.anthropic_api_key is not None and "ANTHROPIC_API_KEY" in SecretFiles(
+        settings.secrets_dir
+    ).names():
         say(
             "ANTHROPIC_API_KEY is set, but the one that was sent is used: ./hitl secrets remove ANTHROPIC_API_KEY"
         )
