@@ -39,6 +39,7 @@ from claude_hitl_template.signin.passwords import MIN_CHARS
 from claude_hitl_template.signin.service import SignIn
 
 log = structlog.get_logger()
+CHANGED = "password-changed"  # a query parameter of the account page
 MAX_FIELDS, MAX_FIELD_BYTES = 10, 16 * 1024
 _ENVIRONMENT = pages.environment(Path(__file__).parent / "templates")
 _UNEXPECTED = "The service failed on this request. Its log says why."
@@ -195,7 +196,8 @@ async def sign_out(request: Request, sign_in: SignInDep, user: User) -> Response
 
 @router.get("/account")
 async def show_account(request: Request, sign_in: SignInDep, user: User) -> Response:
-    return await _account(request, sign_in, user)
+    done = "The password is changed. Other browsers are signed out." if CHANGED in request.query_params else ""
+    return await _account(request, sign_in, user, done=done)
 
 
 @router.post("/account/sessions")
@@ -218,7 +220,7 @@ async def change_password(request: Request, sign_in: SignInDep, user: User) -> R
         found = await sign_in.change_password(request, user, given.get("old", ""), given.get("new", ""))
     except (InvalidInput, Unauthorized, RateLimited) as error:
         return _with_wait(await _account(request, sign_in, user, problem=_said(error), status=_status(error)), error)
-    response = await _account(request, sign_in, user, done="The password is changed. Other browsers are signed out.")
+    response = _go(f"{ACCOUNT}?{CHANGED}=yes")
     await sign_in.begin(request, response, found.principal, password=found)
     return response
 

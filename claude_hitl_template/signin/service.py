@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 import structlog
@@ -21,7 +21,7 @@ from claude_hitl_template.signin.attempts import Attempt, Attempts
 from claude_hitl_template.signin.browser import BrowserUser, Refused
 from claude_hitl_template.signin.cookies import PendingFlow, Signer
 from claude_hitl_template.signin.oidc import Identity, Provider
-from claude_hitl_template.signin.passwords import MAX_CHARS, Passwords
+from claude_hitl_template.signin.passwords import MAX_CHARS, Passwords, check_length
 from claude_hitl_template.store.protocol import Clients
 
 log = structlog.get_logger()
@@ -40,6 +40,7 @@ class SignIn:
         provider: The sign-in provider; None: passwords only.
         roles: What the provider's groups give.
         public_url: Under which browsers reach the service; None: under the address that they used.
+        clock: Seconds, never going back.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class SignIn:
         provider: Provider | None = None,
         roles: Sequence[GroupRole] = (),
         public_url: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._store, self.signer, self.provider = store, signer, provider
         self.passwords, self._attempts = passwords or Passwords(), attempts or Attempts()
         self._roles, self._public_url = roles, public_url
@@ -72,7 +75,7 @@ class SignIn:
 
     async def _find(self, token_hash: str) -> SignedIn | None:
         known = self._known.get(token_hash)
-        if known is not None and known[1] > time.monotonic():
+        if known is not None and known[1] > self._clock():
             return known[0]
         looking = self._looking.get(token_hash)
         if looking is None:  # a page's requests arrive together: one question to the ledger answers them all
@@ -85,7 +88,7 @@ class SignIn:
         if found is None:
             self._known.pop(token_hash, None)
             return None
-        self._known[token_hash] = found, time.monotonic() + REMEMBER_S
+        self._known[token_hash] = found, self._clock() + REMEMBER_S
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return found
@@ -102,7 +105,10 @@ class SignIn:
     # -- signing in
 
     async def with_password(self, request: Request, name: str, password: str) -> PasswordOf:
-        """The user with this name and password, and its stored hash. Raises Unauthorized, RateLimited, and Refused for a user in no workspace."""
+        """The user with this name and password, and its stored hash.
+
+        Raises Unauthorized, RateLimited, and Refused for a user who is disabled or in no workspace.
+        """
         name = name.strip()
         known = self.signer.is_known(name, cookies.get(request, "known", secure=self.is_secure(request)))
         attempt = Attempt(name[:MAX_NAME_CHARS], _address(request), known)
@@ -170,9 +176,24 @@ class SignIn:
     # -- sessions
 
     async def begin(
-        self, request: Request, response: Response, principal: Principal, way: Way
+        self,
+        request: Request,
+        response: Response,
+        principal: Principal,
+        *,
+        password: PasswordOf | None = None,
     ) -> BrowserSession:
-        """Signs the browser in, with a new token; the session that its cookie had until now ends."""
+        """Signs the browser in, with a new token; the session that its cookie had until now ends.
+
+        Args:
+            request: Has the browser's cookie until now.
+            response: Gets the new one.
+            principal: The user.
+            password: What was verified; None if the provider signed the user in.
+
+        Raises:
+            Unauthorized: The password was changed meanwhile, or the user disabled.
+        """
         secure, token = self.is_secure(request), cookies.new_token()
         before = cookies.get(request, "session", secure=secure)
         session = await self._store.add_browser_session(
@@ -218,8 +239,9 @@ class SignIn:
 
         Raises Unauthorized for a wrong old one, RateLimited, InvalidInput for an unusable new one.
         """
-        hashed = await self.passwords.hash(new)
+        check_length(new)
         await self.with_password(request, user.principal.name, old)
+        hashed = await self.passwords.hash(new)
         await self._store.set_password(user.principal.id, hashed)
         self._known.clear()
         log.info("password changed", principal_id=user.principal.id)
