@@ -76,7 +76,7 @@ class Browser:
     def at(self, app: ASGIApp) -> "Browser":
         """The same browser, whose next requests another replica answers."""
         other = Browser(app, host=self.host)
-        other._http.cookies = self._http.cookies
+        other._http.cookies.jar = self._http.cookies.jar
         return other
 
     async def get(self, path: str, **headers: str) -> httpx.Response:
