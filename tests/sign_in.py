@@ -61,7 +61,9 @@ class Browser:
         self.host = host
         self._transport = httpx.ASGITransport(app=app, root_path=ROOT, client=(address, 1))
         self._http = httpx.AsyncClient(
-            transport=self._transport, base_url=host, headers={"user-agent": "Mozilla/5.0 (X11; Linux) Firefox/140"}
+            transport=self._transport,
+            base_url=host,
+            headers={"user-agent": "Mozilla/5.0 (X11; Linux) Firefox/140"},
         )
 
     @property
@@ -92,7 +94,9 @@ class Browser:
         """The hidden fields of a page's first form."""
         return hidden_fields((await self.get(path)).text)
 
-    async def sign_in(self, name: str = "ann", password: str = PASSWORD, *, next_url: str = "") -> httpx.Response:
+    async def sign_in(
+        self, name: str = "ann", password: str = PASSWORD, *, next_url: str = ""
+    ) -> httpx.Response:
         form = await self.form(f"/sign-in?next={next_url}")
         return await self.post("/sign-in", {**form, "name": name, "password": password})
 

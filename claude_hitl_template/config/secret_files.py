@@ -26,7 +26,10 @@ PANEL_SECRET = "panel-secret"  # noqa: S105  (the names of files)
 PANEL_PASSWORD = "panel-password"  # noqa: S105
 OIDC_SECRET = "oidc-client-secret"  # noqa: S105
 SENT_OIDC_SECRET = "oidc-client-secret-sent"  # noqa: S105
-ADMIN_PASSWORD = "admin-password"  # noqa: S105  (of the user that the first start makes)
+ADMIN, ADMIN_PASSWORD = (
+    "admin",
+    "admin-password",
+)  # the user that the first start makes, and the file of its password
 PANEL_PROOF = "x-hitl-panel-proof"  # the header of `panel_proof`
 
 

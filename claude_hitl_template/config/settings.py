@@ -346,9 +346,7 @@ class Settings(BaseSettings):
         description="Sign-in provider (OpenID Connect) of the pages that the service serves, as it calls itself. Default: users "
         "sign in with a password. See docs/people.md.",
     )
-    oidc_client_id: str | None = Field(
-        None, description="The service's client id at the sign-in provider."
-    )
+    oidc_client_id: str | None = Field(None, description="The service's client id at the sign-in provider.")
     oidc_client_secret: SecretStr | None = Field(
         None,
         description="The service's client secret there. Default: none, for a public client, which proves itself by PKCE only.",
@@ -493,6 +491,11 @@ class Settings(BaseSettings):
     def base_url(self) -> str:
         """Where clients on this machine reach the service."""
         return f"http://{self.local_host}:{self.serve_port}/claude-hitl"
+
+    @property
+    def pages_url(self) -> str:
+        """Where browsers reach the pages of the service."""
+        return f"{self.public_url}/claude-hitl" if self.public_url else self.base_url
 
     @property
     def service_url(self) -> str:

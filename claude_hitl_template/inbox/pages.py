@@ -102,7 +102,11 @@ async def static_file(request: Request) -> Response:
     name = request.path_params["name"]
     if name not in _names():
         raise NotFound("there is no such file")
-    kept = "public, max-age=31536000, immutable" if request.query_params.get("v") == _version(name) else "no-cache"
+    kept = (
+        "public, max-age=31536000, immutable"
+        if request.query_params.get("v") == _version(name)
+        else "no-cache"
+    )
     kind = _KINDS[Path(name).suffix]
     return Response(_content(name), media_type=kind, headers={"cache-control": kept})
 
@@ -118,7 +122,10 @@ def secured(app: ASGIApp) -> ASGIApp:
                 headers = list(message.get("headers", ()))
                 names = {name.lower() for name, _ in headers}
                 headers += [header for header in added if header[0] not in names]
-                message = {**message, "headers": headers if b"cache-control" in names else [*headers, no_store]}
+                message = {
+                    **message,
+                    "headers": headers if b"cache-control" in names else [*headers, no_store],
+                }
             await send(message)
 
         await app(scope, receive, with_headers)

@@ -350,10 +350,8 @@ def is_confidential(url: str) -> bool:
     """Whether nothing between here and there can read what is sent: https, or this machine."""
     try:
         found = urlsplit(url)
-        return (
-            (found.scheme == "https"
-            and bool(found.hostname))
-            or (found.scheme == "http" and found.hostname in _LOOPBACK)
+        return (found.scheme == "https" and bool(found.hostname)) or (
+            found.scheme == "http" and found.hostname in _LOOPBACK
         )
     except ValueError:
         return False

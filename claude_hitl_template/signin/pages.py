@@ -110,7 +110,9 @@ async def sign_in_with_password(request: Request, sign_in: SignInDep) -> Respons
     try:
         found = await sign_in.with_password(request, name, given.get("password", ""))
     except (Unauthorized, RateLimited) as error:
-        return _form(request, sign_in, next_url, problem=_said(error), status=_status(error), name=name, of=error)
+        return _form(
+            request, sign_in, next_url, problem=_said(error), status=_status(error), name=name, of=error
+        )
     return await _signed_in(request, sign_in, found.principal, next_url, password=found)
 
 
@@ -196,7 +198,9 @@ async def sign_out(request: Request, sign_in: SignInDep, user: User) -> Response
 
 @router.get("/account")
 async def show_account(request: Request, sign_in: SignInDep, user: User) -> Response:
-    done = "The password is changed. Other browsers are signed out." if CHANGED in request.query_params else ""
+    done = (
+        "The password is changed. Other browsers are signed out." if CHANGED in request.query_params else ""
+    )
     return await _account(request, sign_in, user, done=done)
 
 
@@ -219,7 +223,9 @@ async def change_password(request: Request, sign_in: SignInDep, user: User) -> R
             raise InvalidInput("The two new passwords differ.")
         found = await sign_in.change_password(request, user, given.get("old", ""), given.get("new", ""))
     except (InvalidInput, Unauthorized, RateLimited) as error:
-        return _with_wait(await _account(request, sign_in, user, problem=_said(error), status=_status(error)), error)
+        return _with_wait(
+            await _account(request, sign_in, user, problem=_said(error), status=_status(error)), error
+        )
     response = _go(f"{ACCOUNT}?{CHANGED}=yes")
     await sign_in.begin(request, response, found.principal, password=found)
     return response

@@ -2,7 +2,7 @@
 
 import structlog
 
-from claude_hitl_template.config.secret_files import SigningKey, read_oidc_secret
+from claude_hitl_template.config.secret_files import ADMIN, SigningKey, read_oidc_secret
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.group_roles import read_group_roles
 from claude_hitl_template.domain.models import new_id, utcnow
@@ -15,7 +15,6 @@ from claude_hitl_template.signin.service import SignIn
 from claude_hitl_template.store.protocol import Clients
 
 log = structlog.get_logger()
-ADMIN = "admin"  # the first user's name
 
 
 def build_sign_in(settings: Settings, store: Clients, signing_key: SigningKey) -> SignIn:

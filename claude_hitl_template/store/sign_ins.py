@@ -181,5 +181,3 @@ def _names(user: ProviderUser) -> Iterator[str]:
         suffix = f" ({user.issuer_host}, {number})"[-NAME_CHARS // 2 :]
         yield user.name[: NAME_CHARS - len(suffix)] + suffix
         number += 1
-
-

@@ -7,10 +7,11 @@ import httpx
 import pytest
 import structlog
 
+from claude_hitl_template.config.secret_files import ADMIN
 from claude_hitl_template.domain.people import SERVICE, Role
 from claude_hitl_template.domain.sign_in import ABSOLUTE, IDLE
 from claude_hitl_template.errors import Unauthorized
-from claude_hitl_template.signin.setup import ADMIN, make_first_user
+from claude_hitl_template.signin.setup import make_first_user
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.clock import FakeClock
 from tests.sign_in import HOST, KEY, PASSWORD, PASSWORDS, Browser, add_user, replica, said
@@ -55,7 +56,9 @@ async def test_what_is_stored_opens_nothing(store: CoreStore) -> None:
     assert await thief.user() is None
 
 
-@pytest.mark.parametrize(("name", "password"), [("ann", "wrong"), ("nobody-here", PASSWORD), ("", ""), ("ann\0", PASSWORD)])
+@pytest.mark.parametrize(
+    ("name", "password"), [("ann", "wrong"), ("nobody-here", PASSWORD), ("", ""), ("ann\0", PASSWORD)]
+)
 async def test_a_wrong_name_and_a_wrong_password_are_answered_alike(
     store: CoreStore, name: str, password: str
 ) -> None:
@@ -193,7 +196,9 @@ async def test_the_sign_in_form_is_of_this_browser(store: CoreStore) -> None:
 
 async def test_a_script_of_a_page_is_sent_to_the_sign_in_page(store: CoreStore) -> None:
     browser = Browser(replica(store))
-    answer = await browser.get("/inbox", **{"hx-request": "true", "hx-current-url": f"{HOST}/claude-hitl/inbox?a=b"})
+    answer = await browser.get(
+        "/inbox", **{"hx-request": "true", "hx-current-url": f"{HOST}/claude-hitl/inbox?a=b"}
+    )
     assert answer.status_code == 401
     assert answer.headers["hx-redirect"] == "/claude-hitl/sign-in?next=%2Fclaude-hitl%2Finbox%3Fa%3Db"
     elsewhere = {"hx-request": "true", "hx-current-url": "http://evil.example.org/claude-hitl/x"}
@@ -409,7 +414,11 @@ async def test_no_password_and_no_token_is_logged(store: CoreStore) -> None:
 async def test_every_page_forbids_what_it_does_not_need(store: CoreStore) -> None:
     await add_user(store)
     browser = Browser(replica(store))
-    answers = [await browser.get("/sign-in"), await browser.get("/sign-in/callback"), await browser.get("/account/x")]
+    answers = [
+        await browser.get("/sign-in"),
+        await browser.get("/sign-in/callback"),
+        await browser.get("/account/x"),
+    ]
     await browser.sign_in()
     answers += [await browser.get("/account"), await browser.get("/account")]
     for answer in answers:
@@ -423,7 +432,7 @@ async def test_every_page_forbids_what_it_does_not_need(store: CoreStore) -> Non
 
 
 async def test_what_a_user_typed_is_shown_as_text(store: CoreStore) -> None:
-    name = "\"><script>alert(1)</script>\u202e"
+    name = '"><script>alert(1)</script>\u202e'
     answer = await Browser(replica(store)).sign_in(name, "x")
     assert "<script>alert" not in answer.text
     await add_user(store, "<b>eve</b>\u202egnp")

@@ -181,7 +181,9 @@ async def test_a_subject_of_another_issuer_is_another_user(store: CoreStore, the
         assert (await found(store, other)).id != (await found(store, there)).id
 
 
-async def test_a_disabled_user_does_not_get_in_by_the_provider(store: CoreStore, there: LocalProvider) -> None:
+async def test_a_disabled_user_does_not_get_in_by_the_provider(
+    store: CoreStore, there: LocalProvider
+) -> None:
     await default_id(store)
     there.user = user()
     app = with_provider(store, there)
@@ -217,7 +219,9 @@ async def test_a_sign_in_is_finished_by_any_replica_and_in_the_browser_that_bega
     assert again.status_code == 400  # the flow ended with the sign-in
 
 
-async def test_a_replayed_code_is_refused_even_with_the_flows_cookie(store: CoreStore, there: LocalProvider) -> None:
+async def test_a_replayed_code_is_refused_even_with_the_flows_cookie(
+    store: CoreStore, there: LocalProvider
+) -> None:
     await default_id(store)
     there.user = user()
     browser = Browser(with_provider(store, there))
@@ -267,7 +271,9 @@ async def test_the_providers_words_are_shown_as_text(store: CoreStore, there: Lo
     browser = Browser(with_provider(store, there))
     back = (await go_there(browser)).partition("?")[2]
     state = next(part for part in back.split("&") if part.startswith("state="))
-    answer = await browser.get(f"/sign-in/callback?{state}&error=a&error_description=%3Cscript%3Ealert(1)%3C/script%3E")
+    answer = await browser.get(
+        f"/sign-in/callback?{state}&error=a&error_description=%3Cscript%3Ealert(1)%3C/script%3E"
+    )
     assert answer.status_code == 403
     assert "<script>alert" not in answer.text
     assert "alert(1)" in answer.text
@@ -280,7 +286,7 @@ async def test_the_address_that_the_provider_sends_browsers_to_is_the_public_one
     there.user = user()
     public = "https://hitl.example.org"
     browser = Browser(with_provider(store, there, public_url=public), host=public)
-    assert HOST != public
+    assert public != HOST
     assert (await sign_in(browser)).status_code == 303
     assert await browser.user() == "ann"
 
@@ -301,5 +307,9 @@ async def test_no_code_and_no_token_of_the_provider_is_logged(store: CoreStore, 
         await browser.get(back)
         await browser.get(back)
     assert logged
-    for secret in (back.partition("code=")[2].partition("&")[0], browser.cookies["hitl_session"], CLIENT_SECRET):
+    for secret in (
+        back.partition("code=")[2].partition("&")[0],
+        browser.cookies["hitl_session"],
+        CLIENT_SECRET,
+    ):
         assert secret not in str(logged)
