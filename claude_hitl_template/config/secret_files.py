@@ -142,7 +142,7 @@ def read_model_key(settings: Settings) -> SecretStr | None:
 
 
 def read_oidc_secret(settings: Settings) -> SecretStr | None:
-    """The client secret at the sign-in provider, first the one that was sent; None for a public client. Raises ConfigError."""
+    """The client secret at the sign-in provider, first the one that was sent; None: there is none. Raises ConfigError."""
     for name in (SENT_OIDC_SECRET, OIDC_SECRET):
         path = settings.secrets_dir / name
         if path.exists():

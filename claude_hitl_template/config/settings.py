@@ -338,18 +338,19 @@ class Settings(BaseSettings):
 
     public_url: HttpAddress | None = Field(
         None,
-        description="Address at which browsers reach the service, as https://HOST, without /claude-hitl. Default: the one that "
-        "the browser used. Set it behind a proxy that ends TLS or changes the Host header.",
+        description="Address at which browsers reach the service, as https://HOST, without /claude-hitl. Default: the one "
+        "that the browser used. Set it behind a proxy that ends TLS or changes the Host header.",
     )
     oidc_issuer: Issuer | None = Field(
         None,
-        description="Sign-in provider (OpenID Connect) of the pages that the service serves, as it calls itself. Default: users "
-        "sign in with a password. See docs/people.md.",
+        description="Sign-in provider (OpenID Connect) of the pages that the service serves, as it calls itself. Default: "
+        "users sign in with a password. See docs/people.md.",
     )
     oidc_client_id: str | None = Field(None, description="The service's client id at the sign-in provider.")
     oidc_client_secret: SecretStr | None = Field(
         None,
-        description="The service's client secret there. Default: none, for a public client, which proves itself by PKCE only.",
+        description="The service's client secret there. Default: none, for a public client, which proves itself by PKCE "
+        "only.",
     )
     oidc_scopes: str = Field(
         "openid profile email",

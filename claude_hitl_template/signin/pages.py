@@ -219,8 +219,7 @@ async def change_password(request: Request, sign_in: SignInDep, user: User) -> R
     await check_csrf(request, user)
     given = await _fields(request)
     try:
-        if given.get("new") != given.get("again"):
-            raise InvalidInput("The two new passwords differ.")
+        _check_same(given.get("new"), given.get("again"))
         found = await sign_in.change_password(request, user, given.get("old", ""), given.get("new", ""))
     except (InvalidInput, Unauthorized, RateLimited) as error:
         return _with_wait(
@@ -229,6 +228,11 @@ async def change_password(request: Request, sign_in: SignInDep, user: User) -> R
     response = _go(f"{ACCOUNT}?{CHANGED}=yes")
     await sign_in.begin(request, response, found.principal, password=found)
     return response
+
+
+def _check_same(new: str | None, again: str | None) -> None:
+    if new != again:
+        raise InvalidInput("The two new passwords differ.")
 
 
 async def _account(
