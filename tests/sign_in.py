@@ -12,14 +12,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from claude_hitl_template.config.passwords import Passwords
 from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.domain.models import new_id
 from claude_hitl_template.domain.people import SERVICE, Principal, Role
 from claude_hitl_template.inbox import pages
-from claude_hitl_template.signin.browser import BrowserUser, Refused, browser_user, check_csrf, install
+from claude_hitl_template.signin.browser import BrowserUser, browser_user, check_csrf, install
 from claude_hitl_template.signin.cookies import Signer
 from claude_hitl_template.signin.pages import build_sign_in_app, with_sign_in
-from claude_hitl_template.signin.passwords import Passwords
 from claude_hitl_template.signin.service import SignIn
 from claude_hitl_template.store.core import CoreStore
 
@@ -45,11 +45,6 @@ def replica(store: CoreStore, **options: Any) -> ASGIApp:
     async def act(request: Request, user: Annotated[BrowserUser, Depends(browser_user)]) -> Response:
         await check_csrf(request, user)
         return JSONResponse({"done_by": user.actor.principal_id, "form": dict(await request.form())})
-
-    @app.exception_handler(Refused)
-    async def refused(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, Refused)
-        return JSONResponse({"what": str(error), "fix": error.fix}, error.status)
 
     return with_sign_in(app, build_sign_in_app(sign_in))
 

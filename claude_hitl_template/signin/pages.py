@@ -2,7 +2,6 @@
 
 import hmac
 import math
-from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
@@ -11,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from claude_hitl_template.config.passwords import MIN_CHARS
 from claude_hitl_template.domain.people import Principal
 from claude_hitl_template.domain.sign_in import PasswordOf
 from claude_hitl_template.errors import (
@@ -27,21 +27,21 @@ from claude_hitl_template.signin import cookies
 from claude_hitl_template.signin.addresses import ACCOUNT, PARTS, SIGN_IN, own_path
 from claude_hitl_template.signin.browser import (
     CSRF_FIELD,
+    TEMPLATES,
     BrowserUser,
     Refused,
     browser_user,
     check_csrf,
     check_same_origin,
     install,
+    problem_page,
 )
 from claude_hitl_template.signin.browsers import describe
-from claude_hitl_template.signin.passwords import MIN_CHARS
 from claude_hitl_template.signin.service import SignIn
 
 log = structlog.get_logger()
 CHANGED = "password-changed"  # a query parameter of the account page
 MAX_FIELDS, MAX_FIELD_BYTES = 10, 16 * 1024
-_ENVIRONMENT = pages.environment(Path(__file__).parent / "templates")
 _UNEXPECTED = "The service failed on this request. Its log says why."
 _STATUSES: tuple[tuple[type[HitlError], int], ...] = (
     (Unauthorized, 401),
@@ -263,20 +263,14 @@ async def _account(
 
 
 def _page(request: Request, template: str, **context: Any) -> Response:
-    return pages.page(request, template, environment=_ENVIRONMENT, nav="account", **context)
+    return pages.page(request, template, environment=TEMPLATES, nav="account", **context)
 
 
 async def _problem(request: Request, error: Exception) -> Response:
-    """A page that says what happened and what to do."""
-    what, fix = _said(error), ""
-    if isinstance(error, Refused):
-        fix = error.fix
-        log.warning("a page was refused", path=request.url.path, why=what)
-    status = _status(error)
+    status, what = _status(error), _said(error)
     if status >= 500:
         log.error("a page failed", path=request.url.path, why=what, exc_info=status == 500 and error)
-    page = _page(request, "problem.html.j2", status=status, what=what, fix=fix, sign_in=SIGN_IN)
-    return _with_wait(page, error)
+    return _with_wait(problem_page(request, what, "", status=status), error)
 
 
 def _said(error: Exception) -> str:
@@ -290,8 +284,6 @@ def _said(error: Exception) -> str:
 
 
 def _status(error: Exception) -> int:
-    if isinstance(error, Refused):
-        return error.status
     if isinstance(error, HTTPException):
         return error.status_code
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)

@@ -10,6 +10,7 @@ import structlog
 from fastapi import Request
 from starlette.responses import Response
 
+from claude_hitl_template.config.passwords import MAX_CHARS, Passwords, check_length
 from claude_hitl_template.domain.group_roles import DEFAULT, EVERYONE, GroupRole
 from claude_hitl_template.domain.people import EVERYWHERE, Principal, Role, Workspace
 from claude_hitl_template.domain.rate_limit import network_of
@@ -21,7 +22,6 @@ from claude_hitl_template.signin.attempts import Attempt, Attempts
 from claude_hitl_template.signin.browser import BrowserUser, Refused
 from claude_hitl_template.signin.cookies import PendingFlow, Signer
 from claude_hitl_template.signin.oidc import Identity, Provider
-from claude_hitl_template.signin.passwords import MAX_CHARS, Passwords, check_length
 from claude_hitl_template.store.protocol import Clients
 
 log = structlog.get_logger()

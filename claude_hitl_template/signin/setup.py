@@ -2,6 +2,7 @@
 
 import structlog
 
+from claude_hitl_template.config.passwords import Passwords
 from claude_hitl_template.config.secret_files import ADMIN, SigningKey, read_oidc_secret
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.group_roles import read_group_roles
@@ -10,7 +11,6 @@ from claude_hitl_template.domain.people import EVERYWHERE, SERVICE, WORKSPACE_RO
 from claude_hitl_template.errors import Conflict
 from claude_hitl_template.signin.cookies import Signer
 from claude_hitl_template.signin.oidc import Client, Provider
-from claude_hitl_template.signin.passwords import Passwords
 from claude_hitl_template.signin.service import SignIn
 from claude_hitl_template.store.protocol import Clients
 

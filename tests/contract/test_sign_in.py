@@ -362,7 +362,7 @@ async def test_a_user_who_loses_the_last_role_sees_nothing_more_and_may_sign_in_
     after = browser.at(replica(store))
     refused = await after.get("/inbox")
     assert refused.status_code == 403
-    assert "no role in any workspace" in refused.json()["what"]
+    assert "no role in any workspace" in said(refused)
     assert (await after.get("/account")).status_code == 403
     assert (await after.sign_in("bob")).status_code == 303
     assert await after.user() == "bob"
