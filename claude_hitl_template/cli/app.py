@@ -84,6 +84,7 @@ def up(
     made = chat.ensure_up(settings, make_postgres=postgres)
     facts = service.healthy(settings) or {}
     typer.echo(f"REST       {settings.base_url}/v1   (model: {facts.get('model')})")
+    typer.echo(chat.pages_line(settings))
     if panel := chat.panel_line(settings):
         typer.echo(panel)
     typer.echo(

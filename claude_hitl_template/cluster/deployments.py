@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from claude_hitl_template import __version__, code_version
 from claude_hitl_template.api.app import Service, build_app
+from claude_hitl_template.api.followers import Followers
 from claude_hitl_template.api.model_endpoint import build_model_app
 from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.sandbox import has_sandboxes
@@ -31,6 +32,7 @@ from claude_hitl_template.config.secret_files import (
     hash_api_key,
     operator_key,
     public_prefix,
+    read_admin_password,
     read_api_key,
     read_model_key,
     read_panel_login,
@@ -39,6 +41,9 @@ from claude_hitl_template.config.secret_files import (
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.models import Agent, ImageFacts
 from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.inbox.app import PARTS, build_inbox_app, with_pages
+from claude_hitl_template.inbox.live import Live
+from claude_hitl_template.inbox.services import Pages
 from claude_hitl_template.model.endpoint import (
     Answer,
     AnthropicUpstream,
@@ -48,6 +53,10 @@ from claude_hitl_template.model.endpoint import (
     upstream_client,
 )
 from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.signin.browser import browser_user, check_csrf, install
+from claude_hitl_template.signin.pages import build_sign_in_app, with_sign_in
+from claude_hitl_template.signin.service import SignIn
+from claude_hitl_template.signin.setup import build_sign_in, make_first_user
 from claude_hitl_template.store.access import Authority
 from claude_hitl_template.store.connect import check_replicas
 from claude_hitl_template.store.protocol import Clients, Supervision, Windows
@@ -150,20 +159,25 @@ class Ingress:
         api = build_app(_service(settings, self._store, supervisor, upstream))
         model = build_model_app(upstream, self._store, signing_key)
         app = _mounted(settings, self._store, authority, _until_disconnect(api), _until_disconnect(model))
-        self._app = with_request_ids(app)
+        self._sign_in = build_sign_in(settings, self._store, signing_key)
+        sign_in = _until_disconnect(build_sign_in_app(self._sign_in))
+        inbox = _until_disconnect(build_inbox_app(_pages(settings, self._store, self._sign_in, api.state.followers)))
+        self._app = with_request_ids(with_pages(with_sign_in(app, sign_in), {PARTS: inbox}))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once the replica is made, so that nothing of the application is pickled."""
         return self._app
 
     async def reconfigure(self, _user_config: Any) -> None:
-        """Called by Serve at each deploy: takes the first API key as it is now, since it may have been replaced."""
+        """Called by Serve at each deploy: takes the first API key as it is now, since it may have been replaced, and
+        makes the first user once."""
         secret = read_api_key(self._settings)
         first = await self._store.set_first_key(hash_api_key(secret), public_prefix(secret))
         if first.revoked_at is not None:
             structlog.get_logger().error(
                 "the first API key in the data folder was replaced or revoked: ./hitl keys rotate makes another"
             )
+        await make_first_user(self._store, self._sign_in.passwords, read_admin_password(self._settings))
 
 
 def build(settings: Settings) -> Any:
@@ -205,6 +219,19 @@ def _service(settings: Settings, store: Clients, supervisor: Any, upstream: "Cur
         shelf=SecretFiles(settings.secrets_dir),
         max_request_bytes=settings.max_request_bytes,
         requests_per_minute=settings.requests_per_minute,
+    )
+
+
+def _pages(settings: Settings, store: Clients, sign_in: SignIn, followers: Followers) -> Pages:
+    return Pages(
+        store=store,
+        agent=default_agent(settings),
+        environments=settings.all_environments(),
+        followers=followers,
+        live=Live(store.wait_approvals),
+        user=browser_user,
+        check_csrf=check_csrf,
+        install=lambda app: install(app, sign_in),
     )
 
 

@@ -5,8 +5,8 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = "/claude-hitl"  # the prefix of everything that this service serves
 SIGN_IN, SIGN_OUT, ACCOUNT = f"{ROOT}/sign-in", f"{ROOT}/sign-out", f"{ROOT}/account"
-START, CALLBACK = f"{SIGN_IN}/provider", f"{SIGN_IN}/callback"
-HOME = ACCOUNT  # after a sign-in that did not begin on a page
+CALLBACK = f"{SIGN_IN}/callback"
+HOME = f"{ROOT}/inbox"  # after a sign-in that did not begin on a page
 PARTS = ("sign-in", "sign-out", "account")  # the first parts of these paths, below ROOT
 MAX_PATH_CHARS = 2000
 MAX_DECODINGS = 4

@@ -9,18 +9,23 @@ async def change(request: Request, user: Annotated[BrowserUser, Depends(browser_
 
 import hmac
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlencode, urlsplit
 
+import structlog
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from claude_hitl_template.domain.people import Action, Actor, Principal
 from claude_hitl_template.errors import HitlError
+from claude_hitl_template.inbox import pages
 from claude_hitl_template.signin.addresses import ROOT, SIGN_IN, own_path
 
+log = structlog.get_logger()
+TEMPLATES = pages.environment(Path(__file__).parent / "templates")
 CSRF_FIELD, CSRF_HEADER = "csrf", "x-csrf-token"
-MAX_FIELDS, MAX_FORM_BYTES = 1000, 4 * 1024 * 1024
+MAX_FIELDS = 1000
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,10 @@ class BrowserUser:
     workspace_ids: tuple[str, ...]
     csrf: str
     session_id: str
+
+    @property
+    def name(self) -> str:
+        return self.principal.name
 
     @property
     def actor(self) -> Actor:
@@ -81,9 +90,10 @@ class Users(Protocol):
 
 
 def install(app: FastAPI, users: Users) -> None:
-    """Makes `browser_user` and `check_csrf` work in the routes of `app`. Routes raise SignInNeeded and Refused."""
+    """Makes `browser_user` and `check_csrf` work in the routes of `app`, and answers what they raise."""
     app.state.users = users
     app.add_exception_handler(SignInNeeded, _to_sign_in)
+    app.add_exception_handler(Refused, _refusal)
 
 
 async def browser_user(request: Request) -> BrowserUser:
@@ -104,7 +114,7 @@ async def check_csrf(request: Request, user: BrowserUser) -> None:
     given = request.headers.get(CSRF_HEADER)
     if given is None:
         given = str((await request.form(max_files=0, max_fields=MAX_FIELDS)).get(CSRF_FIELD, ""))
-    if not hmac.compare_digest(given.encode(), user.csrf.encode()):
+    if not hmac.compare_digest(given.encode("utf-8", "surrogatepass"), user.csrf.encode()):
         raise Refused(
             "This form belongs to another sign-in.", "Go back, reload the page, and send it once more."
         )
@@ -138,6 +148,20 @@ async def _to_sign_in(request: Request, error: Exception) -> Response:
     if is_htmx(request):  # a redirect would put the sign-in page into a part of the page
         return Response("sign in first", 401, {**headers, "hx-redirect": error.address})
     return Response(status_code=303, headers={**headers, "location": error.address})
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    if not isinstance(error, Refused):
+        raise error
+    log.warning("a page was refused", path=request.url.path, why=str(error))
+    return problem_page(request, str(error), error.fix, status=error.status)
+
+
+def problem_page(request: Request, what: str, fix: str, *, status: int) -> Response:
+    """A page that says what happened and what to do."""
+    return pages.page(
+        request, "refused.html.j2", status=status, environment=TEMPLATES, what=what, fix=fix, sign_in=SIGN_IN
+    )
 
 
 def _return_path(request: Request) -> str:

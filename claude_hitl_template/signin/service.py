@@ -3,17 +3,18 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 import structlog
 from fastapi import Request
 from starlette.responses import Response
 
+from claude_hitl_template.config.passwords import MAX_CHARS, Passwords, check_length
 from claude_hitl_template.domain.group_roles import DEFAULT, EVERYONE, GroupRole
 from claude_hitl_template.domain.people import EVERYWHERE, Principal, Role, Workspace
 from claude_hitl_template.domain.rate_limit import network_of
-from claude_hitl_template.domain.sign_in import BrowserSession, ProviderUser, SignedIn, Way
+from claude_hitl_template.domain.sign_in import BrowserSession, PasswordOf, ProviderUser, SignedIn
 from claude_hitl_template.errors import Unauthorized
 from claude_hitl_template.signin import cookies
 from claude_hitl_template.signin.addresses import CALLBACK
@@ -21,8 +22,7 @@ from claude_hitl_template.signin.attempts import Attempt, Attempts
 from claude_hitl_template.signin.browser import BrowserUser, Refused
 from claude_hitl_template.signin.cookies import PendingFlow, Signer
 from claude_hitl_template.signin.oidc import Identity, Provider
-from claude_hitl_template.signin.passwords import MAX_CHARS, Passwords
-from claude_hitl_template.store.protocol import SignIns
+from claude_hitl_template.store.protocol import Clients
 
 log = structlog.get_logger()
 REMEMBER_S = 0.5  # how long a session that was found is cached, and so how long an ended one may still work
@@ -40,11 +40,12 @@ class SignIn:
         provider: The sign-in provider; None: passwords only.
         roles: What the provider's groups give.
         public_url: Under which browsers reach the service; None: under the address that they used.
+        clock: Seconds, never going back.
     """
 
     def __init__(
         self,
-        store: SignIns,
+        store: Clients,
         signer: Signer,
         *,
         passwords: Passwords | None = None,
@@ -52,7 +53,9 @@ class SignIn:
         provider: Provider | None = None,
         roles: Sequence[GroupRole] = (),
         public_url: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._store, self.signer, self.provider = store, signer, provider
         self.passwords, self._attempts = passwords or Passwords(), attempts or Attempts()
         self._roles, self._public_url = roles, public_url
@@ -72,7 +75,7 @@ class SignIn:
 
     async def _find(self, token_hash: str) -> SignedIn | None:
         known = self._known.get(token_hash)
-        if known is not None and known[1] > time.monotonic():
+        if known is not None and known[1] > self._clock():
             return known[0]
         looking = self._looking.get(token_hash)
         if looking is None:  # a page's requests arrive together: one question to the ledger answers them all
@@ -85,7 +88,7 @@ class SignIn:
         if found is None:
             self._known.pop(token_hash, None)
             return None
-        self._known[token_hash] = found, time.monotonic() + REMEMBER_S
+        self._known[token_hash] = found, self._clock() + REMEMBER_S
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return found
@@ -101,8 +104,11 @@ class SignIn:
 
     # -- signing in
 
-    async def with_password(self, request: Request, name: str, password: str) -> Principal:
-        """The user with this name and password. Raises Unauthorized, RateLimited, and Refused for a user in no workspace."""
+    async def with_password(self, request: Request, name: str, password: str) -> PasswordOf:
+        """The user with this name and password, and its stored hash.
+
+        Raises Unauthorized, RateLimited, and Refused for a user who is disabled or in no workspace.
+        """
         name = name.strip()
         known = self.signer.is_known(name, cookies.get(request, "known", secure=self.is_secure(request)))
         attempt = Attempt(name[:MAX_NAME_CHARS], _address(request), known)
@@ -118,7 +124,7 @@ class SignIn:
             raise Unauthorized("This name and password do not belong together.")
         self._attempts.succeeded(attempt)
         await self._check_admitted(found.principal)
-        return found.principal
+        return found
 
     def start(self, request: Request, next_url: str) -> tuple[PendingFlow, str]:
         """A sign-in with the provider, and its cookie."""
@@ -170,15 +176,31 @@ class SignIn:
     # -- sessions
 
     async def begin(
-        self, request: Request, response: Response, principal: Principal, way: Way
+        self,
+        request: Request,
+        response: Response,
+        principal: Principal,
+        *,
+        password: PasswordOf | None = None,
     ) -> BrowserSession:
-        """Signs the browser in, with a new token; the session that its cookie had until now ends."""
+        """Signs the browser in, with a new token; the session that its cookie had until now ends.
+
+        Args:
+            request: Has the browser's cookie until now.
+            response: Gets the new one.
+            principal: The user.
+            password: What was verified; None if the provider signed the user in.
+
+        Raises:
+            Unauthorized: The password was changed meanwhile, or the user disabled.
+        """
         secure, token = self.is_secure(request), cookies.new_token()
         before = cookies.get(request, "session", secure=secure)
         session = await self._store.add_browser_session(
             principal.id,
             cookies.hash_token(token),
-            way=way,
+            way="password" if password else "provider",
+            password_hash=password and password.password_hash,
             user_agent=request.headers.get("user-agent", "")[:MAX_AGENT_CHARS],
             network=network_of(_address(request)),
             replaces=cookies.hash_token(before) if before else None,
@@ -187,13 +209,18 @@ class SignIn:
         cookies.put(
             response, "known", self.signer.known(principal.name), secure=secure, max_age_s=cookies.KNOWN_S
         )
-        log.info("signed in", principal_id=principal.id, way=way, browser_session=session.id)
+        log.info("signed in", principal_id=principal.id, way=session.way, browser_session=session.id)
         return session
 
     async def sessions(self, user: BrowserUser) -> list[BrowserSession]:
         """The browsers in which this user is signed in, the one used last first."""
         found = await self._store.list_browser_sessions(user.principal.id)
         return sorted(found, key=lambda session: session.last_seen_at, reverse=True)
+
+    async def roles(self, user: BrowserUser) -> list[tuple[str, str]]:
+        """Name of each workspace of the user, and the user's roles there."""
+        workspaces = [w for w in await self._store.list_workspaces() if w.id in user.workspace_ids]
+        return [(w.name, ", ".join(sorted(user.principal.roles_in(w.id)))) for w in workspaces]
 
     async def end(self, user: BrowserUser, session_id: str | None = None) -> None:
         """Signs out: one browser, or all of them."""
@@ -207,16 +234,18 @@ class SignIn:
         found = await self._store.find_password(user.principal.name)
         return found is not None and found.password_hash is not None
 
-    async def change_password(self, request: Request, user: BrowserUser, old: str, new: str) -> None:
-        """Changes the password, which ends every session of the user.
+    async def change_password(self, request: Request, user: BrowserUser, old: str, new: str) -> PasswordOf:
+        """Changes the password, which ends every session of the user. Returns the user with the new hash.
 
         Raises Unauthorized for a wrong old one, RateLimited, InvalidInput for an unusable new one.
         """
-        hashed = await self.passwords.hash(new)
+        check_length(new)
         await self.with_password(request, user.principal.name, old)
+        hashed = await self.passwords.hash(new)
         await self._store.set_password(user.principal.id, hashed)
         self._known.clear()
         log.info("password changed", principal_id=user.principal.id)
+        return PasswordOf(principal=user.principal, password_hash=hashed)
 
 
 def no_workspace(principal: Principal, identity: Identity | None = None) -> Refused:

@@ -85,7 +85,7 @@ class PeopleRules(StoreBase):
             if changed == principal:
                 return principal
             await _check_roles(tx, changed)
-            await _check_administered(tx, principal, changed)
+            await check_administered(tx, principal, changed)
             await tx.put_principal(changed)
             return changed
 
@@ -134,7 +134,7 @@ async def _check_roles(tx: Tx, principal: Principal) -> None:
             raise InvalidInput(f"there is no workspace {workspace_id!r}", "roles")
 
 
-async def _check_administered(tx: Tx, before: Principal, after: Principal) -> None:
+async def check_administered(tx: Tx, before: Principal, after: Principal) -> None:
     """Raises Conflict if nobody would be left who administers the service."""
 
     def administers(one: Principal) -> bool:

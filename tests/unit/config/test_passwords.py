@@ -7,9 +7,9 @@ import pytest
 from argon2 import PasswordHasher
 from argon2.profiles import RFC_9106_LOW_MEMORY
 
+from claude_hitl_template.config import passwords
+from claude_hitl_template.config.passwords import Passwords
 from claude_hitl_template.errors import InvalidInput, RateLimited
-from claude_hitl_template.signin import passwords
-from claude_hitl_template.signin.passwords import Passwords
 
 CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
