@@ -161,7 +161,9 @@ class Ingress:
         app = _mounted(settings, self._store, authority, _until_disconnect(api), _until_disconnect(model))
         self._sign_in = build_sign_in(settings, self._store, signing_key)
         sign_in = _until_disconnect(build_sign_in_app(self._sign_in))
-        inbox = _until_disconnect(build_inbox_app(_pages(settings, self._store, self._sign_in, api.state.followers)))
+        inbox = _until_disconnect(
+            build_inbox_app(_pages(settings, self._store, self._sign_in, api.state.followers))
+        )
         self._app = with_request_ids(with_pages(with_sign_in(app, sign_in), {PARTS: inbox}))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 
@@ -37,7 +37,7 @@ class Pages:
         followers: Of the events of sessions, shared with the API.
         live: Of the changes of approvals.
         user: Returns who the browser is. Raises what `install` has handlers for.
-        check_csrf: Raises for a request that a page of this service did not send.
+        check_csrf: Raises for a request that a page of this service did not send. Takes what `user` returned.
         install: Prepares the application for `user` and `check_csrf`.
     """
 
@@ -47,5 +47,5 @@ class Pages:
     followers: Followers
     live: Live
     user: Callable[[Request], Awaitable[User]]
-    check_csrf: Callable[[Request, User], Awaitable[None]]
+    check_csrf: Callable[[Request, Any], Awaitable[None]]
     install: Callable[[FastAPI], None]
