@@ -46,7 +46,7 @@
 
   // -- the stream, and what is said while it is cut
 
-  let stream, heard = Date.now(), cut = false, cutTimer, greeted = false;
+  let stream, heard = Date.now(), cut = false, cutTimer, againTimer, greeted = false;
   const address = (one("[data-stream]") || {dataset: {}}).dataset.stream;
 
   function setOffline(isCut) {
@@ -73,6 +73,8 @@
     setOffline(false);
   }
   function connect() {
+    clearTimeout(againTimer);
+    if (stream) stream.close();
     stream = new EventSource(address);
     stream.addEventListener("hello", () => {
       isHeard();
@@ -93,7 +95,7 @@
     stream.addEventListener("typing", (event) => { isHeard(); typing(JSON.parse(event.data)); });
     stream.addEventListener("error", () => {
       cutTimer = cutTimer || setTimeout(() => setOffline(true), GRACE_MS);
-      if (stream.readyState === EventSource.CLOSED) setTimeout(connect, 3000);
+      if (stream.readyState === EventSource.CLOSED) { clearTimeout(againTimer); againTimer = setTimeout(connect, 3000); }
     });
   }
   if (address) {
@@ -101,11 +103,11 @@
     setInterval(() => {
       if (Date.now() - heard < SILENT_MS) return;
       setOffline(true);
-      stream.close();
       connect();
     }, 5000);
     addEventListener("offline", () => setOffline(true));
-    addEventListener("pagehide", () => stream.close());
+    addEventListener("online", connect);
+    addEventListener("pagehide", () => { clearTimeout(againTimer); stream.close(); });
     addEventListener("pageshow", (event) => { if (event.persisted) connect(); });
   }
 
