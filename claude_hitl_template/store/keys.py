@@ -18,6 +18,7 @@ from claude_hitl_template.domain.people import (
 from claude_hitl_template.errors import Conflict, NotFound
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase
+from claude_hitl_template.store.people import check_roles
 
 FIRST = "./hitl key"  # the name of the first key, which ./hitl uses on the service's machine, and from which users copy it
 FORMER_FIRST = "first key"  # its name in a store that an earlier version made
@@ -31,16 +32,20 @@ class KeyRules(StoreBase):
         secret_hash: str,
         prefix: str = "",
         *,
-        principal_id: str | None = None,
+        principal: Principal | None = None,
         scopes: Sequence[Scope] = SCOPES,
         expires_at: datetime | None = None,
         by: Actor = SERVICE,
     ) -> ApiKey:
         async with self._writing("add_key") as tx:
-            if principal_id is not None and await tx.principal(principal_id) is None:
-                raise NotFound(f"there is no user or service account {principal_id!r}")
+            found = await tx.find_key(secret_hash)
+            if found is not None:
+                return found
+            if principal is not None and await tx.principal(principal.id) is None:
+                await check_roles(tx, principal)
+                await tx.put_principal(principal)
             return await self._add(
-                tx, name, secret_hash, prefix, principal_id=principal_id, scopes=scopes, expires_at=expires_at
+                tx, name, secret_hash, prefix, principal=principal, scopes=scopes, expires_at=expires_at
             )
 
     async def find_identity(self, secret_hash: str) -> Identity | None:
@@ -110,7 +115,7 @@ class KeyRules(StoreBase):
         secret_hash: str,
         prefix: str,
         *,
-        principal_id: str | None = None,
+        principal: Principal | None = None,
         scopes: Sequence[Scope] = SCOPES,
         expires_at: datetime | None = None,
     ) -> ApiKey:
@@ -123,7 +128,7 @@ class KeyRules(StoreBase):
             secret_hash=secret_hash,
             created_at=self._clock(),
             prefix=prefix,
-            principal_id=principal_id,
+            principal_id=principal and principal.id,
             scopes=tuple(scopes),
             expires_at=expires_at,
         )
@@ -139,21 +144,24 @@ class KeyRules(StoreBase):
         """
         if key.principal_id is not None:
             return key
+        if await tx.workspace(key.id) is None:
+            await tx.put_workspace(Workspace(id=key.id, name=key.name, created_at=key.created_at))
         of_a_role = key.secret_hash.startswith(OF_A_ROLE)
         suffix = key.id.partition("_")[2]
         principal_id = f"user_{suffix}" if of_a_role else f"svac_{suffix}"
         name = key.name.removeprefix("panel: ") if of_a_role else key.name
-        taken = await tx.named_principal(name=name)
-        if taken is not None and taken.id != principal_id:
-            name = f"{name} ({suffix[-6:]})"
-        if await tx.workspace(key.id) is None:
-            await tx.put_workspace(Workspace(id=key.id, name=key.name, created_at=key.created_at))
-        if await tx.principal(principal_id) is None:
+        known = await tx.principal(principal_id) or await tx.named_principal(name=name)
+        if (
+            of_a_role and known is not None and known.kind == "user"
+        ):  # roles of the panel are users by their name
+            principal_id, roles = known.id, {**known.roles, key.id: WORKSPACE_ROLES}
+            await tx.put_principal(known.but(roles=roles, version=known.version + 1))
+        elif known is None or known.id != principal_id:
             await tx.put_principal(
                 Principal(
                     id=principal_id,
                     kind="user" if of_a_role else "service_account",
-                    name=name,
+                    name=name if known is None else f"{name} ({suffix[-6:]})",
                     created_at=key.created_at,
                     external_id=key.secret_hash if of_a_role else None,
                     roles={key.id: WORKSPACE_ROLES},

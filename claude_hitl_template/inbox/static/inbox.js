@@ -116,11 +116,26 @@
     if (list) htmx.ajax("GET", list.dataset.address, {target: "#list", swap: "outerHTML"});
     if (card) htmx.ajax("GET", card.dataset.address, {target: "#card", swap: "outerHTML"});
   }
+  // While a decision of this page is under way its answer shows the call; what changes meanwhile is looked at afterwards.
+  let sending = false, missed = false;
+  document.addEventListener("htmx:beforeRequest", (event) => { if (event.detail.elt.id === "decide") sending = true; });
+  document.addEventListener("htmx:afterOnLoad", sent);
+  document.addEventListener("htmx:sendError", sent);
+  function sent() {
+    if (!sending) return;
+    sending = false;
+    if (missed) setTimeout(refresh, 50);
+    missed = false;
+  }
   function changed(call) {
     const card = one("#card");
     if (card && card.dataset.id === call.id && card.dataset.state !== call.state) {
-      if (card.dataset.state === "pending" && call.by) toast(`Decided by ${call.by}`);
-      htmx.ajax("GET", card.dataset.address, {target: "#card", swap: "outerHTML"});
+      if (sending) {
+        missed = true;
+      } else {
+        if (card.dataset.state === "pending" && call.by) toast(`Decided by ${call.by}`);
+        htmx.ajax("GET", card.dataset.address, {target: "#card", swap: "outerHTML"});
+      }
     }
     if (one("#list")) changedRow(call);
   }
@@ -338,4 +353,5 @@
   });
   document.addEventListener("htmx:load", (event) => begin(event.detail.elt));
   begin(document.body);
+  if (one("#log")) scrollTo({top: document.documentElement.scrollHeight});
 })();
