@@ -77,6 +77,14 @@ principals = Table(
     Column("doc", JSON, nullable=False),
 )
 
+policies = Table(
+    "workspace_policies",
+    metadata,
+    Column("workspace_id", Name, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("doc", JSON, nullable=False),
+)
+
 sessions = Table(
     "sessions",
     metadata,

@@ -16,6 +16,7 @@ from claude_hitl_template.domain.models import (
     KeptDecision,
     Session,
     SessionStatus,
+    StoredPolicy,
     Supervised,
 )
 from claude_hitl_template.domain.people import Principal, Workspace
@@ -40,6 +41,7 @@ class _State:
     keys: dict[str, ApiKey] = field(default_factory=dict[str, ApiKey])
     workspaces: dict[str, Workspace] = field(default_factory=dict[str, Workspace])
     principals: dict[str, Principal] = field(default_factory=dict[str, Principal])
+    policies: dict[str, StoredPolicy] = field(default_factory=dict[str, StoredPolicy])
     sessions: dict[str, Session] = field(default_factory=dict[str, Session])
     events: dict[str, tuple[Event, ...]] = field(default_factory=dict[str, tuple[Event, ...]])
     approvals: dict[str, Approval] = field(default_factory=dict[str, Approval])
@@ -112,6 +114,19 @@ class _MemoryTx:
 
     async def principals(self) -> list[Principal]:
         return list(self._s.principals.values())
+
+    async def people(self, principal_ids: Sequence[str]) -> dict[str, Principal]:
+        return {one: self._s.principals[one] for one in principal_ids if one in self._s.principals}
+
+    async def policy(self, workspace_id: str) -> StoredPolicy | None:
+        return self._s.policies.get(workspace_id)
+
+    async def put_policy(self, stored: StoredPolicy) -> bool:
+        before = self._s.policies.get(stored.workspace_id)
+        if (before.version if before else 0) != stored.version - 1:
+            return False
+        self._s.policies[stored.workspace_id] = stored
+        return True
 
     async def put_principal(self, principal: Principal) -> None:
         for other in self._s.principals.values():

@@ -250,9 +250,8 @@ def joined(known: Iterable[Requirement], more: Iterable[Requirement]) -> tuple[R
     return tuple(found)
 
 
-def covers(known: Sequence[Requirement], tier: Tier, now: datetime) -> bool:
-    """Whether people who satisfied the requirements of an approval satisfied what the policy asks of the call now."""
-    asked = tier.requirements(now)
+def covers(known: Sequence[Requirement], asked: Iterable[Requirement]) -> bool:
+    """Whether people who satisfied the requirements of an approval (() for one approver) satisfied these, too."""
     return all(any(one.at_least(other) for one in known or (Requirement(),)) for other in asked)
 
 

@@ -169,16 +169,18 @@ def test_only_people_who_may_decide_now_count(person: Principal, counts: bool) -
 def test_what_was_satisfied_is_compared_with_the_policy_of_now(now: dict[str, Any], holds: bool) -> None:
     before = _tier(_policy(_ask("Bash(x)", quorum=2, approvers={"groups": ["dev"]})), "x").requirements(AT)
     after = _tier(_policy(now), "x")
-    assert covers(before, after, AT) is holds
+    assert covers(before, after.requirements(AT)) is holds
     both = joined(before, after.requirements(AT))
     assert both[0] == before[0], "what was asked stays, also where the policy asks for less now"
-    assert covers(both, after, AT)
+    assert covers(both, after.requirements(AT))
 
 
 def test_a_call_that_an_agents_policy_asked_for_was_decided_by_one_approver() -> None:
-    assert covers((), _tier(_policy(_ask("Bash(x)")), "x"), AT)
-    assert not covers((), _tier(_policy(_ask("Bash(x)", quorum=2)), "x"), AT)
-    assert not covers((), _tier(_policy(_ask("Bash(x)", approvers={"groups": ["dev"]})), "x"), AT)
+    assert covers((), _tier(_policy(_ask("Bash(x)")), "x").requirements(AT))
+    assert not covers((), _tier(_policy(_ask("Bash(x)", quorum=2)), "x").requirements(AT))
+    assert not covers(
+        (), _tier(_policy(_ask("Bash(x)", approvers={"groups": ["dev"]})), "x").requirements(AT)
+    )
 
 
 # -- deadlines
@@ -203,7 +205,7 @@ def test_a_deadline_hands_on_once_and_then_denies() -> None:
     assert unmet([asked], [_person("o", "oncall")], WORKSPACE, NO_ONE) == (asked,)
     assert handed.escalated(later) is None
     assert Requirement(deadline_s=60).escalated(later) is None
-    assert covers([handed], _tier(_policy(rule), "x"), later), "the rule itself lets them decide"
+    assert covers([handed], _tier(_policy(rule), "x").requirements(AT)), "the rule itself lets them decide"
 
 
 # -- files
