@@ -142,8 +142,7 @@ async def agree(
     missing = poll.missing({by.principal_id, *(vote.principal_id for vote in others)})
     known = next((vote for vote in approval.votes if vote.principal_id == by.principal_id), None)
     if known is not None and known.run_digest == run_digest:
-        event = await unit.tx.event(unit.session.id, known.event_id) if missing else None
-        return approval, event
+        return approval, await _event_of(unit, known) if missing else None
     vote = Vote(
         principal_id=by.principal_id,
         name=by.name,
@@ -160,6 +159,13 @@ async def agree(
     names = [*(one.name for one in others), by.name]
     [event] = await unit.append([_voted(approval, vote, names, missing)])
     return approval, event
+
+
+async def _event_of(unit: SessionAggregate, vote: Vote) -> Event:
+    event = await unit.tx.event(unit.session.id, vote.event_id)
+    if event is None:
+        raise AssertionError(f"the vote {vote.event_id} was recorded without its event")
+    return event
 
 
 def _voted(approval: Approval, vote: Vote, names: Sequence[str], missing: Sequence[Requirement]) -> Draft:

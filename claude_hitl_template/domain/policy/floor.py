@@ -98,6 +98,11 @@ class Floor(PermissionPolicy):
 BUILT_IN = Floor()
 
 
+def strictest(one: Evaluation, other: Evaluation) -> Evaluation:
+    """The stricter of two; the first if they are equally strict."""
+    return other if STRICTNESS[other.verdict] > STRICTNESS[one.verdict] else one
+
+
 def _commands(tool_input: Mapping[str, Any], asked: Rule | None, workspace: Path) -> list[str]:
     """The commands of a line; [] if the rule that asks for the line asks for none of them alone."""
     line = tool_input.get("command")

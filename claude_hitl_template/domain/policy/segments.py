@@ -11,6 +11,7 @@ from claude_hitl_template.domain.policy.lines import parts
 from claude_hitl_template.domain.policy.rules import Rule, bash_pattern, parse_rule
 
 MOST = 50  # segments that an approval lists
+MOST_JUDGED = 200
 
 
 class JudgedSegment(BaseModel):
@@ -43,7 +44,7 @@ def judged_segments(
         or is not understood. Of more than MOST only those that ask or are denied, at most MOST.
     """
     places = segments(command)
-    if len(places) < 2:
+    if not 2 <= len(places) <= MOST_JUDGED:
         return ()
     guarded = [(whole, set(_guarded(command, whole.rule))) for whole in found]
     judged = [_judged(place, judge(place.text), guarded) for place in places]
