@@ -146,9 +146,11 @@ class SqlTx:
         row = {"version": stored.version, "doc": _document(stored)}
         if stored.version > 1:
             where = (t.workspace_id == stored.workspace_id, t.version == stored.version - 1)
-            return (await self._c.execute(sa.update(policies).where(*where).values(row))).rowcount == 1
-        adding = self._insert(policies).values(workspace_id=stored.workspace_id, **row)
-        return (await self._c.execute(adding.on_conflict_do_nothing())).rowcount == 1
+            statement = sa.update(policies).where(*where).values(row)
+        else:
+            adding = self._insert(policies).values(workspace_id=stored.workspace_id, **row)
+            statement = adding.on_conflict_do_nothing()
+        return (await self._c.execute(statement.returning(t.version))).first() is not None
 
     async def put_principal(self, principal: Principal) -> None:
         t = principals.c

@@ -41,7 +41,7 @@ def judged_segments(
 
     Returns:
         The commands in their order, those in substitutions after the one they stand in. () for a line that is one command,
-        or is not understood. Of more than MOST only those that ask or are denied, at most MOST.
+        is not understood, or is more than MOST_JUDGED. Of more than MOST only those that ask or are denied, at most MOST.
     """
     places = segments(command)
     if not 2 <= len(places) <= MOST_JUDGED:

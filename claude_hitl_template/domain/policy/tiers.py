@@ -156,7 +156,7 @@ class WorkspaceRule(_Frozen):
     @model_validator(mode="after")
     def _is_understood(self) -> Self:
         self.as_rule()
-        given = [name for name in _ASK_FIELDS if name in self.model_fields_set]
+        given = [name for name in _ASK_FIELDS if getattr(self, name) != type(self).model_fields[name].default]
         if self.action != "ask" and given:
             raise ValueError(f"`{given[0]}` goes with `action: ask` only; remove it")
         if (self.on_deadline == "escalate") != (self.escalate_to is not None):
