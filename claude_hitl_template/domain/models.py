@@ -315,6 +315,10 @@ class Vote(Frozen):
     updated_input: dict[str, Any] | None = None
 
 
+CLAIM_S = 300  # how long somebody who looks at a call is shown, unless they say otherwise
+MAX_CLAIM_S = 24 * 3600
+
+
 class Reviewer(Frozen):
     """Who said that they are looking at a call, and until when that is to be believed."""
 

@@ -19,9 +19,9 @@ class PolicyRules(StoreBase):
     ) -> StoredPolicy:
         # Read in a transaction of its own: a lock that two writers share and then both want to raise is a deadlock.
         stored = await self.get_policy(workspace_id)
-        check_version(stored.version, if_version)
-        if stored.policy == policy and stored.version:
+        if stored.policy == policy:
             return stored
+        check_version(stored.version, if_version)
         async with self._writing("add_key") as tx:
             made = StoredPolicy(
                 workspace_id=workspace_id,

@@ -449,7 +449,8 @@ class Clients(Windows, SavedBlobs, Protocol):
     ) -> StoredPolicy:
         """Replaces a workspace's policy. It holds for calls that wait, too, where it is stricter.
 
-        Raises NotFound, and Outdated unless `if_version` is the current version. None replaces any version.
+        The same policy again changes nothing. Raises NotFound, and Outdated unless `if_version` is the current version; None
+        replaces any version.
         """
         ...
 

@@ -9,6 +9,7 @@ from typing import Any
 from claude_hitl_template.domain import events
 from claude_hitl_template.domain.events import Draft
 from claude_hitl_template.domain.models import (
+    MAX_CLAIM_S,
     Approval,
     ApprovalState,
     Assignee,
@@ -30,9 +31,6 @@ from claude_hitl_template.domain.policy.tiers import (
 from claude_hitl_template.errors import AlreadyDecided, Conflict, Forbidden, InvalidInput, Superseded
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.session_aggregate import SessionAggregate
-
-CLAIM_S = 300
-MAX_CLAIM_S = 24 * 3600
 
 
 async def policy_of(tx: Tx, workspace_id: str) -> WorkspacePolicy:

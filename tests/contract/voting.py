@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from claude_hitl_template.domain.canonical_json import digest
-from claude_hitl_template.domain.models import Agent, Approval, Environment, Event, Session, utcnow
-from claude_hitl_template.domain.people import SERVICE, Actor, Principal, Role
+from claude_hitl_template.domain.models import Agent, Approval, Environment, Event, Session, new_id, utcnow
+from claude_hitl_template.domain.people import SERVICE, Actor, Principal, Role, Workspace
 from claude_hitl_template.domain.policy.tiers import WorkspacePolicy
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import Call
@@ -39,7 +39,8 @@ class Team:
     async def make(
         cls, store: CoreStore, *rule: dict[str, Any], duties: bool = False, name: str = "team"
     ) -> "Team":
-        made = await store.add_workspace(name, by=SERVICE)
+        made = Workspace(id=new_id("wrkspc"), name=name, created_at=utcnow())
+        await store.add_workspace(made, by=SERVICE)
         team = cls(store, made.id)
         if duties:
             await store.change_workspace(made.id, {"separation_of_duties": True}, by=SERVICE)

@@ -141,13 +141,20 @@ class WorkspaceRule(_Frozen):
     reason: str = Field(default="", max_length=2000, description="Shown to the approver.")
     approvers: Approvers = EVERY_APPROVER
     quorum: int = Field(
-        default=1, ge=1, le=MAX_QUORUM, description="How many distinct people must allow the call."
+        default=1,
+        ge=1,
+        le=MAX_QUORUM,
+        strict=True,
+        description="How many distinct people must allow the call.",
     )
     exclude_requester: bool = Field(
         default=False,
+        strict=True,
         description="Whether who created the session, or sent its last message, may not decide on the call.",
     )
-    deadline_s: int | None = Field(default=None, ge=1, le=MAX_DEADLINE_S)
+    deadline_s: int | None = Field(
+        default=None, ge=1, le=MAX_DEADLINE_S, strict=True, description="Seconds from the question on."
+    )
     on_deadline: Literal["deny", "escalate"] = "deny"
     escalate_to: Approvers | None = Field(
         default=None, description="Who may decide as well, once the deadline has passed."
