@@ -18,6 +18,7 @@ from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import HitlError, InternalError, StoreUnreachable, Unavailable
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.access import Authority, Dispatcher, client, methods_of
+from claude_hitl_template.store.base import AskLimits
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import Store, own_key
 
@@ -52,7 +53,11 @@ class LedgerService:
         settings = Settings.load()
         logs.configure(settings.log_level)
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        store = CoreStore(open_backend(settings, patience_s=AWAY_S), files=FileArea(settings.files_at))
+        store = CoreStore(
+            open_backend(settings, patience_s=AWAY_S),
+            files=FileArea(settings.files_at),
+            ask_limits=AskLimits(settings.asks_per_minute, settings.asks_per_session),
+        )
         self._desk = Dispatcher(store, Authority(read_signing_key(settings)))
         self._tasks = asyncio.create_task(_sweep(store)), asyncio.create_task(_forget(store))
 

@@ -7,11 +7,12 @@ from datetime import datetime
 from claude_hitl_template.domain.models import utcnow
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.backend import Backend
-from claude_hitl_template.store.base import StoreBase
+from claude_hitl_template.store.base import AskLimits, StoreBase
 from claude_hitl_template.store.clients import ClientRules
 from claude_hitl_template.store.keys import KeyRules
 from claude_hitl_template.store.owners import OwnerRules
 from claude_hitl_template.store.people import PeopleRules
+from claude_hitl_template.store.policies import PolicyRules
 from claude_hitl_template.store.sign_ins import SignInRules
 from claude_hitl_template.store.supervision import SupervisorRules
 from claude_hitl_template.store.waiting import WaitingRules
@@ -21,6 +22,7 @@ from claude_hitl_template.store.workspaces import WorkspaceRules
 class CoreStore(
     KeyRules,
     PeopleRules,
+    PolicyRules,
     SignInRules,
     ClientRules,
     OwnerRules,
@@ -31,10 +33,16 @@ class CoreStore(
 ):
     """Implements `store.protocol.Store` over any Backend. `clock` returns the current time.
 
-    Without `files`, saved workspaces are in memory and lost with the process.
+    Without `files`, saved workspaces are in memory and lost with the process. Without `ask_limits` a session may ask
+    without limit.
     """
 
     def __init__(
-        self, backend: Backend, clock: Callable[[], datetime] = utcnow, *, files: FileArea | None = None
+        self,
+        backend: Backend,
+        clock: Callable[[], datetime] = utcnow,
+        *,
+        files: FileArea | None = None,
+        ask_limits: AskLimits | None = None,
     ) -> None:
-        super().__init__(backend, files or FileArea(f"memory://{uuid.uuid4().hex}"), clock)
+        super().__init__(backend, files or FileArea(f"memory://{uuid.uuid4().hex}"), clock, ask_limits)
