@@ -10,8 +10,9 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from claude_hitl_template.domain.models import Approval, Page
+from claude_hitl_template.domain.models import Approval, Page, utcnow
 from claude_hitl_template.domain.people import Action
+from claude_hitl_template.domain.policy.tiers import SEVERITIES, Severity
 from claude_hitl_template.errors import (
     HitlError,
 )
@@ -45,6 +46,7 @@ class Filters:
     workspace: str = ""
     session: str = ""
     tool: str = ""
+    severity: Severity | None = None
     text: str = ""
 
     @classmethod
@@ -54,16 +56,23 @@ class Filters:
             given.get("workspace", ""),
             given.get("session", ""),
             given.get("tool", ""),
+            next((one for one in SEVERITIES if one == given.get("severity")), None),
             given.get("q", "")[:MAX_TEXT],
         )
 
     @property
     def is_set(self) -> bool:
-        return any((self.workspace, self.session, self.tool, self.text))
+        return any((self.workspace, self.session, self.tool, self.severity, self.text))
 
     @property
     def query(self) -> str:
-        given = {"workspace": self.workspace, "session": self.session, "tool": self.tool, "q": self.text}
+        given = {
+            "workspace": self.workspace,
+            "session": self.session,
+            "tool": self.tool,
+            "severity": self.severity,
+            "q": self.text,
+        }
         return urlencode({name: value for name, value in given.items() if value})
 
 
@@ -127,6 +136,7 @@ async def _waiting(services: Pages, user: User, filters: Filters, page: str | No
         page=page or None,
         session_id=filters.session or None,
         tool_name=filters.tool or None,
+        severity=filters.severity,
         text=filters.text,
     )
 
@@ -139,6 +149,7 @@ def _matches(call: WaitingCall, filters: Filters) -> bool:
     return (
         filters.session in ("", call.session_id)
         and filters.tool in ("", call.tool_name)
+        and filters.severity in (None, call.severity)
         and call.mentions(filters.text)
     )
 
@@ -157,6 +168,7 @@ def _list(
         more=found.next_page,
         may_decide=bool(readable(user, Action.DECIDE)),
         nonce=secrets.token_hex(16),
+        severities=tuple(reversed(SEVERITIES)),
         **more,
     )
 
@@ -259,6 +271,8 @@ async def card_page(
         card=card,
         title=card.session.title or card.session.first_words or card.session.id,
         refusal=await _refusal(services, user, card),
+        has_voted=user.principal.id in {vote.principal_id for vote in approval.votes},
+        now=utcnow(),
         words=_WORDS[approval.kind],
         quick=QUICK_REASONS,
         rows=min(edited.count("\n") + 2, _MAX_ROWS),
@@ -277,7 +291,13 @@ async def _refusal(services: Pages, user: User, card: Card) -> str:
     workspace_id = card.approval.workspace_id
     if not user.may(Action.DECIDE, workspace_id):
         return "You may look at this call. Deciding on it needs the role approver in its workspace."
-    involved = user.principal.id in (card.session.created_by, card.session.last_sender)
+    approval, session = card.approval, card.session
+    asked = frozenset(one for one in (session.created_by, session.last_sender) if one is not None)
+    if approval.requirements and not any(
+        one.admits(user.principal, workspace_id, asked) for one in approval.requirements
+    ):
+        return f"You may look at this call. Deciding on it takes {'; '.join(ask.who.lower() for ask in card.asks)}."
+    involved = user.principal.id in asked
     if involved and any(
         w.separation_of_duties for w in await services.store.list_workspaces() if w.id == workspace_id
     ):

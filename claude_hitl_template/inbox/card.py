@@ -3,13 +3,15 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from claude_hitl_template.domain.events import tool_result_id
 from claude_hitl_template.domain.models import Approval, ApprovalState, Event, Session
-from claude_hitl_template.domain.policy import mcp_parts
-from claude_hitl_template.domain.policy.offers import Offer, offers
+from claude_hitl_template.domain.policy import Verdict, mcp_parts
+from claude_hitl_template.domain.policy.offers import Offer, granted, offers
+from claude_hitl_template.domain.policy.tiers import BY_DEFAULT, Requirement
 from claude_hitl_template.errors import NotFound
 from claude_hitl_template.files.manifest import SavedFile, contents
 from claude_hitl_template.inbox.services import Pages
@@ -104,6 +106,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """Why a call asks: a rule in words, who must allow the call for it, and when its deadline passes."""
+
+    rule: str
+    reason: str
+    who: str
+    due_at: datetime | None
+    on_deadline: str
+
+
+@dataclass(frozen=True)
 class Card:
     """A call as its card shows it. `questions`: those to answer, each with the beginning of the names of its inputs."""
 
@@ -120,6 +133,7 @@ class Card:
     leads_to: str
     last_words: str
     earlier: tuple[Approval, ...]
+    asks: tuple[Ask, ...]
     outcome: Outcome | None
 
     @property
@@ -132,7 +146,7 @@ async def load(pages: Pages, approval: Approval, *, requester: str) -> Card:
     workspace_id = approval.workspace_id
     session = await pages.store.get_session(approval.session_id, workspace_id)
     found = marks(approval.tool_name, approval.input, folder=approval.folder, targets=approval.targets)
-    blocks = await _blocks(pages, approval, found.segments)
+    blocks = await _blocks(pages, approval, _judged(approval, found.segments))
     waits = approval.state is ApprovalState.PENDING
     questions: tuple[Question, ...] = ()
     if approval.kind == "question" and waits:  # shown with their choices instead
@@ -151,16 +165,44 @@ async def load(pages: Pages, approval: Approval, *, requester: str) -> Card:
         is_long=is_long(approval),
         leads_to=leads_to(approval.input, approval.targets),
         last_words=await _last_words(pages, approval),
+        asks=tuple(_ask(one) for one in approval.requirements),
         earlier=tuple(await pages.store.list_same_calls(approval.id, workspace_id)),
         outcome=None if waits else await _outcome(pages, approval),
     )
+
+
+def _judged(approval: Approval, segments: Sequence[Segment]) -> list[Segment]:
+    """The commands of a line with what the policy says of each."""
+    asked = {(one.start, one.end) for one in approval.segments if one.verdict is not Verdict.allow}
+    sources = {(one.start, one.end): one.source for one in approval.segments}
+    return [
+        replace(one, asked=(one.start, one.end) in asked, rule=sources.get((one.start, one.end), ""))
+        for one in segments
+    ]
+
+
+def _ask(requirement: Requirement) -> Ask:
+    people = "One" if requirement.quorum == 1 else str(requirement.quorum)
+    who = f"{people} of {requirement.approvers}" + (
+        ", but not who asked for the session" if requirement.exclude_requester else ""
+    )
+    rule = "" if requirement.rule == BY_DEFAULT else requirement.rule
+    later = requirement.escalate_to if requirement.escalated_at is None else None
+    on_deadline = f"then {later} may decide, too" if later else "then it is denied"
+    return Ask(rule, requirement.reason, who, requirement.due_at, on_deadline)
 
 
 def offers_for(approval: Approval) -> tuple[Offer, ...]:
     """The rules that "allow and remember" offers, the narrowest first."""
     if approval.kind not in ("tool", "network") or approval.folder not in (None, "."):
         return ()
-    return tuple(offers(approval.tool_name, approval.input, Path(approval.cwd)))
+    folder = Path(approval.cwd)
+    found = offers(approval.tool_name, approval.input, folder, approval.segments)
+    if not found:
+        return ()
+    narrowest = granted(approval.tool_name, approval.input, folder, approval.segments)
+    # A rule with a digest has no text to name it by: it can be chosen only where "remember" alone records it.
+    return tuple(one for one in found if one.rule.digest is None or one.rule == narrowest)
 
 
 def is_long(approval: Approval) -> bool:

@@ -106,7 +106,7 @@ class Flag:
 class Segment:
     """A simple command of a command line; `start` and `end` are places in it, in characters.
 
-    `asked`: a rule that asks covers this one.
+    `asked`: this one made the line ask, because of `rule` ("default": no rule speaks of it).
     """
 
     text: str
@@ -114,6 +114,7 @@ class Segment:
     end: int
     flags: tuple[Flag, ...] = ()
     asked: bool = False
+    rule: str = ""
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,10 @@
     count.hidden = !rows.length;
     document.title = (rows.length ? `(${rows.length}${more ? "+" : ""}) ` : "") + document.title.replace(/^\(\d+\+?\) /, "");
     sessionStorage.setItem(ORDER, JSON.stringify(rows.map((row) => row.dataset.id)));
-    const ticked = all(".tick input:checked", list).length, batch = one("#batch");
+    const boxes = all(".tick input:checked", list), ticked = boxes.length;
+    const severity = ticked ? boxes[0].closest(".item").dataset.severity : undefined; // one severity at a time
+    for (const box of all(".item:not(.gone) .tick input", list)) box.disabled = ticked > 0 && box.closest(".item").dataset.severity !== severity;
+    const batch = one("#batch");
     if (batch) {
       batch.hidden = !ticked;
       one("#ticked").textContent = ticked === 1 ? "1 call" : `${ticked} calls`;
