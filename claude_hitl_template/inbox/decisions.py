@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
 from claude_hitl_template.domain.events import UserToolConfirmation
-from claude_hitl_template.domain.models import Approval, ApprovalState
+from claude_hitl_template.domain.models import CLAIM_S, Approval, ApprovalState
 from claude_hitl_template.domain.people import Action
 from claude_hitl_template.errors import Conflict, Forbidden, HitlError, InvalidInput, NotFound
 from claude_hitl_template.inbox import pages
@@ -60,6 +60,25 @@ async def decide(approval_id: str, request: Request, services: PagesDep, user: U
         waits = decided.state is ApprovalState.PENDING
         said = "Your agreement is recorded. Others must allow it, too." if waits else ""
         return await show(decided, said=said, just_decided=True)
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/inbox/a/{approval_id}", 303)
+
+
+@router.post("/inbox/a/{approval_id}/claim")
+async def claim(approval_id: str, request: Request, services: PagesDep, user: UserDep) -> Response:
+    """Tells others that the reader looks at a call, or no longer does."""
+    approval = await approval_for(services, user, approval_id, Action.DECIDE)
+    form = await read_form(request, services, user)
+    seconds = CLAIM_S if field_text(form, "do") == "claim" else 0
+    show: Show = functools.partial(card_page, request, services, user)
+    try:
+        now = await services.store.claim_approval(
+            approval_id, approval.workspace_id, seconds=seconds, by=user.actor
+        )
+    except (Forbidden, Conflict) as error:
+        now = await services.store.get_approval(approval_id, None)
+        return await show(now, status=409, said=str(error), tone="warn")
+    if is_partial(request):
+        return await show(now)
     return RedirectResponse(f"{request.scope.get('root_path', '')}/inbox/a/{approval_id}", 303)
 
 

@@ -129,9 +129,12 @@
   }
   function changed(call) {
     const card = one("#card");
-    if (card && card.dataset.id === call.id && card.dataset.state !== call.state) {
+    if (card && card.dataset.id === call.id) {
+      const isOnlyNews = card.dataset.state === "pending" && call.state === "pending";
       if (sending) {
         missed = true;
+      } else if (isOnlyNews && (one("details[data-sheet][open]", card) || one("[name=do][value=edit]", card) || one("textarea:focus", card))) {
+        toast("Someone voted on this call, or looks at it"); // what is typed here stays
       } else {
         if (card.dataset.state === "pending" && call.by) toast(`Decided by ${call.by}`);
         htmx.ajax("GET", card.dataset.address, {target: "#card", swap: "outerHTML"});
@@ -142,11 +145,12 @@
 
   // -- the list
 
+  const RANKS = ["critical", "high", "medium", "low"];
+  const inOrder = (a, b) => RANKS.indexOf(a.dataset.severity) - RANKS.indexOf(b.dataset.severity) || (a.dataset.id < b.dataset.id ? -1 : 1);
   let fresh = new Set(), freshTimer;
   function changedRow(call) {
     const row = document.getElementById(`row-${call.id}`), list = one("#list");
     if (call.state === "pending") {
-      if (row) return;
       fresh.add(call.id);
       freshTimer = freshTimer || setTimeout(addRows, ROWS_MS);
     } else {
@@ -164,16 +168,33 @@
     }
     counted();
   }
-  function addRows() {
+  // New lines, and lines that changed, at their place. What belongs behind the lines that are loaded comes with them.
+  async function addRows() {
     freshTimer = undefined;
     const list = one("#list"), ids = [...fresh].slice(0, 50);
     fresh = new Set();
     if (!ids.length || !list) return;
     if (!one(".item", list)) { refresh(); return; }
-    if (one("#more-row", list) !== null) { counted(); return; } // they come after the rows that are not loaded yet
     const query = new URLSearchParams(list.dataset.filters);
     ids.forEach((id) => query.append("id", id));
-    htmx.ajax("GET", `${base}/inbox/rows?${query}`, {target: "#rows", swap: "beforeend"});
+    const answer = await fetch(`${base}/inbox/rows?${query}`, {headers: {"HX-Request": "true"}});
+    if (!answer.ok) return;
+    const made = document.createElement("template");
+    made.innerHTML = await answer.text(); // written by the service's own templates
+    const more = one("#more-row", list), rows = all(".item", list), last = rows[rows.length - 1];
+    for (const row of all(".item", made.content)) {
+      const known = document.getElementById(row.id);
+      if (known && known.classList.contains("gone")) continue;
+      const ticked = known && one(".tick input:checked", known), focused = known && known.contains(document.activeElement);
+      if (known) known.remove();
+      else if (more && last && inOrder(row, last) > 0) continue;
+      const next = all(".item", list).find((other) => inOrder(row, other) < 0) || more;
+      one("#rows", list).insertBefore(row, next);
+      if (ticked && one(".tick input", row)) one(".tick input", row).checked = true;
+      if (focused) one("a.open", row).focus();
+    }
+    showTimes();
+    counted();
   }
   function counted() {
     const list = one("#list"), count = one("#count");
