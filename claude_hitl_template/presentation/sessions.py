@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from claude_hitl_template.domain.models import Approval, ApprovalState, Session
 from claude_hitl_template.presentation.text import is_hidden, rule_text
@@ -43,6 +44,11 @@ def fate(approval: Approval) -> str:
     return (
         f"{word}{edited} by {decision.decided_by} at {when}{reason}{rule}. Outcome: {approval.state.value}."
     )
+
+
+def card_url(base_url: str, approval_id: str) -> str:
+    """The address of the inbox's card of a call. `base_url`: where browsers reach the service."""
+    return f"{base_url}/inbox/a/{quote(approval_id, safe='')}"
 
 
 def editable(given: Mapping[str, Any]) -> str:
