@@ -45,7 +45,7 @@ class Desk:
     sessions: dict[str, Session] = field(default_factory=dict[str, Session])
 
     async def session(self, title: str = "A title", *, workspace: int = 0, said: str = "I do it.") -> Session:
-        """A session whose owner is at work, and in which the agent has said something."""
+        """A session with an owner, in which the agent has said something."""
         session = await self.store.create_session(
             self.workspaces[workspace],
             agent=Agent(),

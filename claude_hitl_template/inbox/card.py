@@ -75,7 +75,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Note:
-    """What is not known about the file of a call."""
+    """A sentence about the file of a call, which cannot be compared."""
 
     kind: ClassVar = "note"
     flag: Flag

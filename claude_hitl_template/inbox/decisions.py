@@ -229,7 +229,7 @@ async def decide_batch(request: Request, services: PagesDep, user: UserDep) -> R
 
 
 async def _decide_all(services: Pages, user: User, ticked: list[str], form: Form) -> list[Result]:
-    """Decides on each call on its own. Raises InvalidInput for what is no batch."""
+    """Decides on each call on its own. Raises InvalidInput for another choice, and for too many calls."""
     if field_text(form, "do") not in _DONE:
         raise InvalidInput("a batch is allowed or denied", "do")
     if len(ticked) > MAX_BATCH:

@@ -286,7 +286,7 @@ def _entry(request: Request, message: Message) -> str:
 
 
 def _typing(message: Message) -> str:
-    """A piece of unfinished text, with hidden characters as escapes; "" for what is no text."""
+    """A piece of unfinished text, with hidden characters as escapes; "" for another kind of message."""
     body: Mapping[str, Any] = message.body
     text = body.get("delta", {}).get("text") or body.get("delta", {}).get("content", {}).get("text")
     if body.get("type") != "event_delta" or not isinstance(text, str):

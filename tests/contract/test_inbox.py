@@ -112,7 +112,7 @@ async def test_a_viewer_sees_a_call_without_buttons_and_is_refused(on: Desk) -> 
 
 async def test_a_browser_that_is_not_signed_in_sees_nothing(on: Desk) -> None:
     approval = await on.ask(title="secret title")
-    async with browser(on, "nobody-known") as client:
+    async with browser(on, "a stranger") as client:
         for address in (
             "inbox",
             "inbox/list",

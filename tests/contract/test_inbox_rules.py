@@ -71,7 +71,7 @@ async def test_the_card_says_which_rule_asked_and_counts_who_agreed(
     card = (await client.get(f"inbox/a/{approval.id}")).text
     assert "You allowed this call" in card
     assert "Allowed so far by ann" in card
-    assert "1 of 2" in (await client.get("inbox")).text
+    assert "allowed by 1 of 2" in (await client.get("inbox")).text
     async with browser(on, "eve") as other:
         await other.post(f"inbox/a/{approval.id}/decide", data=decision(approval, "allow"))
     assert (await on.store.get_approval(approval.id, None)).state is ApprovalState.ALLOWED

@@ -274,7 +274,7 @@
   function entry(event) {
     const log = one("#log");
     if (!log) return;
-    const atEnd = innerHeight + scrollY > document.documentElement.scrollHeight - 160;
+    const atEnd = !log.lastElementChild || log.lastElementChild.getBoundingClientRect().top < innerHeight;
     const live = one("#typing");
     if (live) { live.hidden = true; one("pre, .typing", live).textContent = ""; live.dataset.event = ""; }
     if (event.data) {
@@ -284,7 +284,7 @@
       showTimes();
     }
     if (event.lastEventId) log.dataset.after = event.lastEventId;
-    if (atEnd) scrollTo({top: document.documentElement.scrollHeight});
+    if (atEnd && log.lastElementChild) log.lastElementChild.scrollIntoView({block: "end"});
     clearTimeout(stateTimer);
     stateTimer = setTimeout(() => {
       const state = one("#state");
@@ -377,5 +377,6 @@
   });
   document.addEventListener("htmx:load", (event) => begin(event.detail.elt));
   begin(document.body);
-  if (one("#log")) scrollTo({top: document.documentElement.scrollHeight});
+  const last = one("#log > :last-child");
+  if (last && !one("#state .main-button")) last.scrollIntoView({block: "end"}); // what waits for a decision is at the top
 })();
