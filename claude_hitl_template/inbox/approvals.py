@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from claude_hitl_template.domain.models import Approval, Page, utcnow
 from claude_hitl_template.domain.people import Action
 from claude_hitl_template.domain.policy.tiers import SEVERITIES, Severity
-from claude_hitl_template.errors import (
-    HitlError,
-)
+from claude_hitl_template.errors import HitlError, Unavailable
 from claude_hitl_template.inbox import pages
 from claude_hitl_template.inbox.card import Card, Change, load
 from claude_hitl_template.inbox.forms import (
@@ -34,7 +33,9 @@ router = APIRouter()
 LINES = 50
 MAX_IDS = 50
 MAX_TEXT = 200
-PING_S = 10.0  # a page that hears nothing for some of these is offline
+CHECK_S = (
+    5.0  # how often a stream checks that its user is still signed in; a page that hears nothing is offline
+)
 QUICK_REASONS = ("Not needed", "Too broad", "Wrong file or place", "Explain first", "Too risky")
 _MAX_ROWS = 14  # of the text area in which an input is edited
 
@@ -189,9 +190,14 @@ async def stream(request: Request, services: PagesDep, user: UserDep) -> Respons
 async def _changes(request: Request, services: Pages, workspaces: frozenset[str]) -> AsyncIterator[str]:
     with services.live.listen() as listening:
         yield frame("hello", {})
+        checked_at = time.monotonic()
         while True:
-            notes = await listening.next(PING_S)
-            if not notes:
+            try:
+                notes = await listening.next(CHECK_S)
+            except Unavailable:
+                return  # the page connects again
+            if time.monotonic() - checked_at >= CHECK_S:
+                checked_at = time.monotonic()
                 try:
                     workspaces = frozenset(readable(await services.user(request)))
                 except HitlError:
@@ -224,7 +230,7 @@ def _change(change: ApprovalChange) -> dict[str, Any]:
 
 @router.get("/inbox/a/{approval_id}")
 async def show_card(approval_id: str, request: Request, services: PagesDep, user: UserDep) -> Response:
-    """The card of one call; `part=card` is the card alone."""
+    """The card of one call."""
     approval = await approval_for(services, user, approval_id)
     return await card_page(request, services, user, approval)
 
@@ -257,8 +263,7 @@ async def card_page(
         preview: An edit that is to be decided on, in place of the call.
         just_decided: Whether the reader decided with this request.
     """
-    [*line] = await services.store.get_waiting([approval.id], None)
-    card = await load(services, approval, requester=line[0].requester if line else "")
+    card = await load(services, approval)
     typed = typed or {}
     edited = typed.get("text", card.edit.text if card.edit else "")
     return pages.page(

@@ -18,13 +18,14 @@ from claude_hitl_template.inbox.services import Pages
 from claude_hitl_template.presentation.diff import CONTEXT, Diff, Row, diff, shifted
 from claude_hitl_template.presentation.flags import Flag, Segment, marks
 from claude_hitl_template.presentation.sessions import editable
-from claude_hitl_template.presentation.text import is_hidden, leads_to, texts, without_hook
-from claude_hitl_template.presentation.tools import tool_view
+from claude_hitl_template.presentation.text import hidden_count, leads_to, texts, without_hook
+from claude_hitl_template.presentation.tools import pretty_json, tool_view
 from claude_hitl_template.presentation.views import Code, Part, Question
 from claude_hitl_template.presentation.views import Diff as DiffPart
 
 MAX_FILE_BYTES = 512 * 1024  # of a saved file that a card compares with
 LONG_CHARS, LONG_LINES = 3000, 60  # of an input that is read to its end before it is allowed
+MAX_EDITED_CHARS = 200_000
 RESULTS = 100  # of a session's last results, among which the call's is looked for
 RESULT_CHARS = 20_000
 _EXIT = re.compile(r"\s*Exit code (\d+)")
@@ -141,7 +142,7 @@ class Card:
         return self.approval.state is ApprovalState.PENDING
 
 
-async def load(pages: Pages, approval: Approval, *, requester: str) -> Card:
+async def load(pages: Pages, approval: Approval) -> Card:
     """Reads what the card of this call shows. Raises NotFound if its session is deleted meanwhile."""
     workspace_id = approval.workspace_id
     session = await pages.store.get_session(approval.session_id, workspace_id)
@@ -156,12 +157,12 @@ async def load(pages: Pages, approval: Approval, *, requester: str) -> Card:
         approval=approval,
         session=session,
         heading=_heading(approval),
-        requester=requester,
+        requester=await _name_of(pages, session.created_by),
         blocks=tuple(blocks),
         flags=found.flags,
         questions=tuple((f"{approval.id}.q{number}", asked) for number, asked in enumerate(questions)),
         offers=offers_for(approval) if waits else (),
-        edit=edit_of(approval) if approval.kind == "tool" and waits else None,
+        edit=edit_of(approval) if waits and _is_editable(approval) else None,
         is_long=is_long(approval),
         leads_to=leads_to(approval.input, approval.targets),
         last_words=await _last_words(pages, approval),
@@ -192,6 +193,16 @@ def _ask(requirement: Requirement) -> Ask:
     return Ask(rule, requirement.reason, who, requirement.due_at, on_deadline)
 
 
+async def _name_of(pages: Pages, principal_id: str | None) -> str:
+    """The name of who created a session; "" if that is not known."""
+    if principal_id is None:
+        return ""
+    try:
+        return (await pages.store.get_principal(principal_id)).name
+    except NotFound:
+        return ""
+
+
 def offers_for(approval: Approval) -> tuple[Offer, ...]:
     """The rules that "allow and remember" offers, the narrowest first."""
     if approval.kind not in ("tool", "network") or approval.folder not in (None, "."):
@@ -209,7 +220,7 @@ def is_long(approval: Approval) -> bool:
     """Whether the input is too long to be seen at once, so that it is allowed only after it was scrolled through."""
     if approval.kind == "question":
         return False
-    shown = editable(approval.input)
+    shown = pretty_json(approval.input)  # a line break in a text is "\\n" there
     return len(shown) > LONG_CHARS or shown.count("\\n") + shown.count("\n") > LONG_LINES
 
 
@@ -223,8 +234,13 @@ def edit_of(approval: Approval) -> Edit:
     field, label = _EDITED_FIELD.get(approval.tool_name, ("", ""))
     text = approval.input.get(field)
     # A browser sends line breaks as CRLF, and hidden characters cannot be seen while they are edited.
-    plain = isinstance(text, str) and not any(map(is_hidden, text))
+    plain = isinstance(text, str) and not hidden_count(text)
     return Edit(field if plain else None, label, str(text) if plain else "", editable(approval.input))
+
+
+def _is_editable(approval: Approval) -> bool:
+    """Larger inputs are edited in a terminal: a browser would get them three times."""
+    return approval.kind == "tool" and len(pretty_json(approval.input)) <= MAX_EDITED_CHARS
 
 
 async def _last_words(pages: Pages, approval: Approval) -> str:

@@ -259,6 +259,14 @@ async def test_a_long_call_is_allowed_only_by_a_form_that_says_it_was_read(
     assert (await decide(client, approval, "allow", read="on")).status_code == 303
 
 
+async def test_a_very_large_call_is_shown_whole_and_once(on: Desk, client: httpx.AsyncClient) -> None:
+    content = "a line of a large file\n" * 50_000
+    approval = await on.ask("Write", {"file_path": "/w/a", "content": content}, targets=["./a"])
+    card = (await client.get(f"inbox/a/{approval.id}")).text
+    assert card.count("a line of a large file") == 50_000
+    assert 'data-sheet="edit"' not in card
+
+
 async def test_questions_are_answered_by_choice_and_in_own_words(on: Desk, client: httpx.AsyncClient) -> None:
     approval = await on.ask("AskUserQuestion", QUESTIONS)
     name = approval.id

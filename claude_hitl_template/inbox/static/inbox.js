@@ -4,7 +4,7 @@
   const base = document.body.dataset.base || "";
   const one = (selector, within = document) => within.querySelector(selector);
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
-  const TIMES_MS = 15000, SILENT_MS = 25000, GRACE_MS = 1000, ROWS_MS = 120;
+  const TIMES_MS = 15000, SILENT_MS = 25000, GRACE_MS = 1000, AGAIN_MS = 3000, ROWS_MS = 120;
   const ORDER = "hitl-inbox-order"; // ids of the list as it was shown last, for the keys j and k on a card
 
   // -- times
@@ -95,7 +95,9 @@
     stream.addEventListener("typing", (event) => { isHeard(); typing(JSON.parse(event.data)); });
     stream.addEventListener("error", () => {
       cutTimer = cutTimer || setTimeout(() => setOffline(true), GRACE_MS);
-      if (stream.readyState === EventSource.CLOSED) { clearTimeout(againTimer); againTimer = setTimeout(connect, 3000); }
+      if (stream.readyState !== EventSource.CLOSED) return; // else the browser connects again by itself
+      clearTimeout(againTimer);
+      againTimer = setTimeout(again, AGAIN_MS);
     });
   }
   if (address) {
@@ -111,6 +113,12 @@
     addEventListener("pageshow", (event) => { if (event.persisted) connect(); });
   }
 
+  // The service answered with something else than a stream: it failed, or the reader is no longer signed in.
+  async function again() {
+    const answer = await fetch(`${base}/inbox/rows`, {headers: {"HX-Request": "true"}}).catch(() => undefined);
+    if (answer && (answer.status === 401 || answer.status === 403)) location.reload();
+    else connect();
+  }
   function refresh() {
     const list = one("#list"), card = one("#card");
     if (list) htmx.ajax("GET", list.dataset.address, {target: "#list", swap: "outerHTML"});
