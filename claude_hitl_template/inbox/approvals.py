@@ -222,6 +222,7 @@ def _change(change: ApprovalChange) -> dict[str, Any]:
         "session": change.session_id,
         "state": change.state.value,
         "by": change.decided_by,
+        "news": f"{change.votes} {change.reviewer or ''}",
     }
 
 

@@ -129,13 +129,16 @@ class WaitingCall(Frozen):
 
 
 class ApprovalChange(Frozen):
-    """An approval was recorded, or changed its state. `decided_by`: who decided; None if no one did."""
+    """An approval was recorded, or changed. `decided_by`: who decided; `votes`: how many people agreed so far;
+    `reviewer`: who said last that they look at it."""
 
     id: str
     workspace_id: str
     session_id: str
     state: ApprovalState
     decided_by: str | None
+    votes: int
+    reviewer: str | None
 
 
 class Changes(Frozen):

@@ -138,12 +138,15 @@
   function changed(call) {
     const card = one("#card");
     if (card && card.dataset.id === call.id) {
-      const isOnlyNews = card.dataset.state === "pending" && call.state === "pending";
+      const waits = card.dataset.state === "pending" && call.state === "pending";
+      const isBusy = one("details[data-sheet][open], [name=do][value=edit]", card) || card.contains(document.activeElement);
       if (sending) {
         missed = true;
-      } else if (isOnlyNews && (one("details[data-sheet][open]", card) || one("[name=do][value=edit]", card) || one("textarea:focus", card))) {
-        toast("Someone voted on this call, or looks at it"); // what is typed here stays
-      } else {
+      } else if (waits && card.dataset.news === call.news) {
+        // nothing that the card shows
+      } else if (waits && isBusy) {
+        toast("Someone voted on this call, or looks at it"); // the reader is about to decide: the card stays as it is
+      } else if (waits || card.dataset.state !== call.state) {
         if (card.dataset.state === "pending" && call.by) toast(`Decided by ${call.by}`);
         htmx.ajax("GET", card.dataset.address, {target: "#card", swap: "outerHTML"});
       }
@@ -159,6 +162,7 @@
   function changedRow(call) {
     const row = document.getElementById(`row-${call.id}`), list = one("#list");
     if (call.state === "pending") {
+      if (row && row.dataset.news === call.news) return;
       fresh.add(call.id);
       freshTimer = freshTimer || setTimeout(addRows, ROWS_MS);
     } else {
