@@ -1,22 +1,25 @@
 """RFC 8785 canonical JSON for the audit log, whose numbers are integers."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import rfc8785
 
+_BEYOND = re.compile("[\ud800-\U0010ffff]")
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 MAX_INTEGER = 2**53 - 1  # RFC 8785: beyond it a reader with binary64 numbers sees another one
 
 
 def canonical(value: Any) -> bytes:
     """The RFC 8785 form of a value without fractions. Raises ValueError for a value that has none.
 
-    Python's own encoder gives the same bytes while everything is ASCII, because then the order by code points is the
-    order by UTF-16 units, and takes a tenth of the time.
+    Python's own encoder takes a tenth of the time. It orders keys by code points and not by UTF-16 units, which makes a
+    difference only where surrogates come in: for characters from U+D800 on.
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode() if text.isascii() else rfc8785.dumps(value)
+    text = _ENCODER.encode(value)
+    return rfc8785.dumps(value) if _BEYOND.search(text) else text.encode()
 
 
 def plain(value: Any) -> Any:
@@ -38,9 +41,7 @@ def plain(value: Any) -> Any:
 
 def parse(line: str | bytes) -> Any:
     """The value of a line. Raises ValueError unless it is JSON without fractions and without repeated keys."""
-    return json.loads(
-        line, object_pairs_hook=_once, parse_float=_refuse, parse_constant=_refuse, parse_int=_integer
-    )
+    return _DECODER.decode(line if isinstance(line, str) else line.decode())
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -58,3 +59,8 @@ def _integer(text: str) -> int:
     if len(text) > 17 or abs(int(text)) > MAX_INTEGER:
         raise ValueError(f"{text[:30]} is too large")
     return int(text)
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_once, parse_float=_refuse, parse_constant=_refuse, parse_int=_integer
+)
