@@ -8,9 +8,11 @@ from pydantic import ValidationError
 from claude_hitl_template.domain import events, policy
 from claude_hitl_template.domain.events import UserToolConfirmation
 from claude_hitl_template.domain.models import Approval, ApprovalState, Decision, Event, Session
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.domain.policy import Rule, Verdict
 from claude_hitl_template.domain.tool_inputs import check_edit
 from claude_hitl_template.errors import AlreadyDecided, InvalidInput, NotWaiting, Superseded
+from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 
@@ -72,6 +74,7 @@ async def _decide(
     else:
         decided = approval.to(ApprovalState.DENIED, decision=decision, closed_at=unit.now)
     await unit.tx.put_approval(decided)
+    record_approval(unit.tx, "approval.decided", decided, Actor(name=decision.decided_by), unit.now)
     if decision.remember is not None and decision.remember not in unit.session.rules:
         unit.set(rules=(*unit.session.rules, decision.remember))
     sent = await unit.append([_confirmation(approval, decision)])

@@ -1,5 +1,6 @@
 """Sessions of a Store that wait for a human, and the decisions that a human may send."""
 
+from datetime import datetime
 from typing import Any
 
 from claude_hitl_template.domain.canonical_json import digest
@@ -37,12 +38,12 @@ async def create(store: CoreStore, *, once: str | None = None, first: str | None
     )
 
 
-async def asking(store: CoreStore, *call_ids: str) -> str:
+async def asking(store: CoreStore, *call_ids: str, expires_at: datetime | None = None) -> str:
     """Creates a session that waits for these calls; its owner has epoch 1."""
     session = await create(store)
     await store.acquire(session.id, "owner", lease_s=15)
     calls = [ask_for(call_id) for call_id in call_ids]
-    await store.open_calls(session.id, 1, [], calls, cwd="/w", expires_at=None)
+    await store.open_calls(session.id, 1, [], calls, cwd="/w", expires_at=expires_at)
     return session.id
 
 

@@ -21,7 +21,7 @@ def export_end(signer: Signer, first: Entry, last: Entry, at: datetime) -> dict[
     """The last line of an export: from which entry to which it goes, so that a cut at either end is found."""
     return signer.sign({
         "type": EXPORT_END, "workspace_id": last.workspace_id, "from_seq": first.seq, "previous": first.previous,
-        "seq": last.seq, "hash": last.hash, "time": _shown(at),
+        "seq": last.seq, "hash": last.hash, "time": _shown(at), "public_key": signer.jwk,
     })  # fmt: skip
 
 

@@ -48,7 +48,7 @@ class Problem:
 @dataclass(frozen=True)
 class Report:
     """The outcome. `entries` counts those of the chain, `checkpoints` the valid signatures. `from_seq`, `to_seq` and
-    `signed_at` are what the signed end states, None without a valid one."""
+    `signed_at` are what the signed end states, and `key_id` is the key that signed it; None without a valid one."""
 
     workspace_id: str | None
     entries: int
@@ -56,15 +56,17 @@ class Report:
     from_seq: int | None
     to_seq: int | None
     signed_at: str | None
+    key_id: str | None
     problems: tuple[Problem, ...]
 
 
-def verify(lines: Iterable[str | bytes], keys: signing.Keys) -> Report:
+def verify(lines: Iterable[str | bytes], keys: signing.Keys | None) -> Report:
     """Verifies the lines of an export.
 
     Args:
         lines: JSON Lines as `GET /v1/audit/export` sends them.
-        keys: the public keys that the signatures may be of.
+        keys: the public keys that the signatures may be of. None: the one that the end of the export names itself, which
+            shows that nothing was changed since it was signed, and not who signed it.
     """
     found = _Chain(keys)
     for number, line in enumerate(lines, 1):
@@ -74,7 +76,7 @@ def verify(lines: Iterable[str | bytes], keys: signing.Keys) -> Report:
 
 @dataclass
 class _Chain:
-    keys: signing.Keys
+    keys: signing.Keys | None
     workspace_id: str | None = None
     hashes: dict[int, bytes] = field(default_factory=dict[int, bytes])
     first_previous: dict[int, str] = field(default_factory=dict[int, str])  # of the lowest seq
@@ -82,6 +84,7 @@ class _Chain:
     highest: int = 0
     gaps: list[range] = field(default_factory=list[range])
     signed: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])  # with valid signatures
+    unchecked: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
     end: Mapping[str, Any] | None = None  # with a valid signature
     ended: bool = False
     problems: list[Problem] = field(default_factory=list[Problem])
@@ -112,9 +115,11 @@ class _Chain:
         elif kind == "audit_entry":
             self._entry(document)
         else:
-            self._checkpoint(document, ends=kind == EXPORT_END)
+            self.ended = self.ended or kind == EXPORT_END
+            self.unchecked.append(document)
 
     def report(self) -> Report:
+        self._check_signatures()
         end = self.end
         for signed in self.signed:
             known = self.hashes.get(signed["seq"])
@@ -141,6 +146,7 @@ class _Chain:
             from_seq=end["from_seq"] if end else None,
             to_seq=end["seq"] if end else None,
             signed_at=end["time"] if end else None,
+            key_id=end["key_id"] if end else None,
             problems=tuple(problems),
         )
 
@@ -189,20 +195,24 @@ class _Chain:
                 self.lowest = seq
             self.gaps = [part for gap in self.gaps for part in _without(gap, seq)]
 
-    def _checkpoint(self, signed: Mapping[str, Any], *, ends: bool) -> None:
-        seq = signed["seq"]
-        self.ended = self.ended or ends
-        try:
-            signing.check(signed, self.keys)
-        except signing.UnknownKey as error:
-            self._add("other_key", seq, f"has a checkpoint that does not count: {error}")
-            return
-        except signing.BadSignature as error:
-            self._add("bad_signature", seq, f"has a checkpoint that is forged or was changed: {error}")
-            return
-        self.signed.append(signed)
-        if ends:
-            self.end = signed
+    def _check_signatures(self) -> None:
+        keys = self.keys
+        if keys is None:
+            ends = [signed for signed in self.unchecked if signed["type"] == EXPORT_END]
+            keys = _named_key(ends[-1]) if ends else {}
+        for signed in self.unchecked:
+            try:
+                signing.check(signed, keys)
+            except signing.UnknownKey as error:
+                self._add("other_key", signed["seq"], f"has a checkpoint that does not count: {error}")
+            except signing.BadSignature as error:
+                self._add(
+                    "bad_signature", signed["seq"], f"has a checkpoint that is forged or was changed: {error}"
+                )
+            else:
+                self.signed.append(signed)
+                if signed["type"] == EXPORT_END:
+                    self.end = signed
 
     def _check_end(self, end: Mapping[str, Any]) -> None:
         if end["from_seq"] < self.lowest or not self.hashes:
@@ -251,6 +261,13 @@ def _without(gap: range, seq: int) -> list[range]:
     return (
         [part for part in (range(gap.start, seq), range(seq + 1, gap.stop)) if part] if seq in gap else [gap]
     )
+
+
+def _named_key(end: Mapping[str, Any]) -> signing.Keys:
+    try:
+        return signing.keys_of_jwks(end.get("public_key"))
+    except ValueError:
+        return {}
 
 
 def _and_up_to(last: int, first: int) -> str:

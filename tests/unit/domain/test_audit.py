@@ -77,6 +77,13 @@ def test_an_untouched_export_is_whole(documents: Documents):
     assert (report.from_seq, report.to_seq, report.signed_at) == (1, 10, "2030-01-01T12:00:00Z")
 
 
+def test_without_a_key_the_one_that_the_export_names_counts(documents: Documents):
+    report = verify([json.dumps(document) for document in documents], None)
+    assert (report.problems, report.key_id) == ((), SIGNER.jwk["kid"])
+    documents[-1]["public_key"] = OTHER.jwk
+    assert ("other_key", 10) in [(p.kind, p.seq) for p in verify(map(json.dumps, documents), None).problems]
+
+
 def test_an_export_of_a_later_part_is_whole():
     entries = chained([draft(number) for number in range(1, 11)])[6:]
     report = judged(exported(entries))
