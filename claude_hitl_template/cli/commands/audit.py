@@ -24,6 +24,9 @@ Workspace = Annotated[
     typer.Option("--workspace", metavar="ID", help="Default: the key's own, or the default workspace."),
 ]
 File = Annotated[Path, typer.Argument(help="The file; - reads standard input.", allow_dash=True)]
+Service = Annotated[
+    bool, typer.Option("--service", help="What concerns no single workspace, such as sign-ins; for admins.")
+]
 Keys = Annotated[
     list[Path] | None,
     typer.Option(
@@ -36,7 +39,9 @@ Keys = Annotated[
 
 @app.command("list")
 def list_entries(
+    *,
     workspace: Workspace = None,
+    service: Service = False,
     action: Annotated[str | None, typer.Option(help="Only this action, such as approval.decided.")] = None,
     actor: Annotated[str | None, typer.Option(help="Only of this principal, by its id.")] = None,
     target: Annotated[str | None, typer.Option(help="Only on this target, such as an approval's id.")] = None,
@@ -44,15 +49,16 @@ def list_entries(
 ) -> None:
     """The newest entries of a workspace."""
     filters = {"action": action, "actor": actor, "target": target}
-    given = {name: value for name, value in filters.items() if value is not None}
-    with service_client() as client:
-        found = client.get(PATH, limit=limit, **_in(workspace), **given)["data"]
+    given = _chain(service) | {name: value for name, value in filters.items() if value is not None}
+    with service_client(workspace=workspace) as client:
+        found = client.get(PATH, limit=limit, **given)["data"]
     typer.echo("\n".join(table_lines([_row(entry) for entry in found], HEADS, table_width())))
 
 
 @app.command()
 def export(
     workspace: Workspace = None,
+    service: Service = False,
     form: Annotated[
         Literal["jsonl", "ocsf"],
         typer.Option("--format", help="jsonl can be verified; ocsf is for a SIEM and cannot."),
@@ -63,8 +69,8 @@ def export(
 ) -> None:
     """Writes a workspace's log to standard output, up to now, with its signed end."""
     with (
-        service_client() as client,
-        client.lines(f"{PATH}/export", format=form, from_seq=from_seq, **_in(workspace)) as lines,
+        service_client(workspace=workspace) as client,
+        client.lines(f"{PATH}/export", format=form, from_seq=from_seq, **_chain(service)) as lines,
     ):
         for line in lines:
             sys.stdout.buffer.write(line + b"\n")
@@ -91,7 +97,7 @@ def verify_receipt(file: File, key: Keys = None) -> None:
 
     with _opened(file) as stream:
         try:
-            document = canonical.parse(stream.read())
+            document: Any = canonical.parse(stream.read())
         except (ValueError, RecursionError):
             document = None
     problems = receipts.verify_receipt(document, _read_keys(key))
@@ -147,8 +153,8 @@ def _opened(file: Path) -> Generator[BinaryIO]:
         raise ConfigError(f"{file} cannot be read: {error.strerror}", "name a file that exists") from error
 
 
-def _in(workspace: str | None) -> dict[str, Any]:
-    return {} if workspace is None else {"workspace": workspace}
+def _chain(service: bool) -> dict[str, Any]:
+    return {"chain": "service"} if service else {}
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:

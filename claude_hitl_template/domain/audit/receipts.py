@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import ValidationError
+
 from claude_hitl_template.domain.audit import signing
 from claude_hitl_template.domain.audit.entries import Entry, hash_of
 from claude_hitl_template.domain.audit.verification import Problem
@@ -42,21 +44,24 @@ def verify_receipt(document: Any, keys: signing.Keys | None) -> tuple[Problem, .
         return (Problem("other_key", None, f"the receipt does not count: {error}"),)
     except ValueError as error:
         return (Problem("bad_signature", None, f"the receipt is forged or was changed: {error}"),)
-    entries: Any = document.get("entries")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        return (Problem("malformed", None, "the receipt has no entries"),)
+    try:
+        entries = [Entry.model_validate(entry) for entry in document.get("entries") or ()]
+    except (ValidationError, TypeError):
+        entries = []
+    decision = _decision([entry.wire() for entry in entries])
+    if decision is None:
+        return (Problem("malformed", None, "the receipt has no entry with a decision"),)
     wrong = [problem for entry in entries for problem in _wrong_with(entry, document)]
-    if not wrong and document.get("decision") != _decision(entries):
+    if not wrong and document.get("decision") != decision:
         wrong.append(Problem("changed", None, "what the receipt says is not what its entries say"))
     return tuple(wrong)
 
 
-def _wrong_with(entry: Mapping[str, Any], document: Mapping[str, Any]) -> list[Problem]:
-    seq: Any = entry.get("seq")
-    if hash_of(entry) != entry.get("hash"):
-        return [Problem("changed", seq, "was changed: its content does not have its hash")]
-    if (entry["workspace_id"], entry["target"]) != (document["workspace_id"], document["approval_id"]):
-        return [Problem("other_workspace", seq, "is about another approval")]
+def _wrong_with(entry: Entry, document: Mapping[str, Any]) -> list[Problem]:
+    if hash_of(entry.wire()) != entry.hash:
+        return [Problem("changed", entry.seq, "was changed: its content does not have its hash")]
+    if (entry.workspace_id, entry.target) != (document.get("workspace_id"), document.get("approval_id")):
+        return [Problem("other_workspace", entry.seq, "is about another approval")]
     return []
 
 

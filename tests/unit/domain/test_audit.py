@@ -1,6 +1,7 @@
 """Every kind of tampering with an export of the audit log is found and named by the entry's number."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -272,7 +273,8 @@ def test_text_without_utf_8_is_found(documents: Documents):
 _texts = st.text(st.characters(exclude_categories=["Cs"]))
 _values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | _texts,
-    lambda inner: st.lists(inner) | st.dictionaries(_texts, inner),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3),
+    max_leaves=10,
 )
 
 
@@ -315,6 +317,41 @@ def test_the_signing_key_stays_in_its_process():
         SIGNER.__reduce__()
 
 
+# -- how much work it is
+
+
+def calls_to_verify(lines: list[str]) -> int:
+    """Calls of functions, those of C included, which a busy machine does not change."""
+    count = 0
+
+    def called(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(called)
+    try:
+        verify(lines, KEYS)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_the_work_grows_as_the_entries_do():
+    lines = [json.dumps(one) for one in exported(chained([draft(number) for number in range(1, 2001)]))]
+    assert calls_to_verify(lines) <= 2.1 * calls_to_verify(
+        lines[:1250]
+    )  # 1,000 entries, and their checkpoints
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_entries_are_verified():
+    documents = exported(chained([draft(number) for number in range(1, 100_001)]))
+    report = judged(documents)
+    assert (report.problems, report.entries) == ((), 100_000)
+    del documents[at(documents, 77_777)]
+    assert found_in(documents) == [("missing", 77_777)]
+
+
 # -- receipts
 
 
@@ -339,6 +376,24 @@ def test_a_receipt_of_another_key_is_found(proof: dict[str, Any]):
     assert [problem.kind for problem in verify_receipt(proof, others)] == ["other_key"]
     proof["public_key"] = OTHER.jwk
     assert [problem.kind for problem in verify_receipt(proof, None)] == ["other_key"]
+
+
+@pytest.mark.parametrize("entries", [None, 1, [], [1], [{}], [{"type": "audit_entry"}]])
+def test_a_signed_receipt_without_a_decision_is_refused(entries: Any):
+    """Anyone can sign with a key of their own."""
+    forged = OTHER.sign({"type": "approval_receipt", "entries": entries, "public_key": OTHER.jwk})
+    assert [problem.kind for problem in verify_receipt(forged, None)] == ["malformed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"), [("approval_id", "appr_2", "other_workspace"), ("decision", {}, "changed")]
+)
+def test_a_signed_receipt_that_says_other_than_its_entries_is_refused(
+    proof: dict[str, Any], name: str, value: Any, kind: str
+):
+    unsigned = {key: proof[key] for key in proof if key not in ("key_id", "signature")}
+    forged = OTHER.sign({**unsigned, name: value, "public_key": OTHER.jwk})
+    assert [problem.kind for problem in verify_receipt(forged, None)] == [kind]
 
 
 @pytest.mark.parametrize("document", [None, [], {}, {"type": "approval_receipt"}])
