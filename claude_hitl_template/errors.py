@@ -88,6 +88,14 @@ class Unauthorized(HitlError):
     """No API key came with the request, or an unknown one."""
 
 
+class Forbidden(HitlError):
+    """The caller is known, and its role, its key or a rule does not permit this."""
+
+
+class Outdated(Conflict):
+    """A change was made to a version that is not the current one; the message names the current one."""
+
+
 class RateLimited(HitlError):
     """Too many requests with one key."""
 

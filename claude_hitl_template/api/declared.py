@@ -19,7 +19,7 @@ MAX_ID_CHARS = 256
 NO_BODY_BYTES = 64  # more than "{}" with its spaces
 PROTOCOL_BETA = "managed-agents-2026-04-01"
 _PROTOCOL_BETAS = "managed-agents-"
-# Headers of the protocol that do not change the meaning. Any other `anthropic-` header would: a workspace, a user profile.
+# Headers of the protocol that do not change the meaning. Any other `anthropic-` header that a route does not declare would.
 _HARMLESS = frozenset({"anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access"})
 # Conditions and method overrides: a server that ignores them does what the client meant to prevent.
 _CONDITIONS = frozenset({"if-match", "if-unmodified-since", "x-http-method-override"})
@@ -78,7 +78,7 @@ class Declared:
     def _check_headers(self, request: Request) -> None:
         names = set(request.headers)
         for name in sorted(names):
-            if name.startswith("anthropic-") and name not in _HARMLESS:
+            if name.startswith("anthropic-") and name not in _HARMLESS | self.headers:
                 raise InvalidInput("this service does not support this header; leave it out", name)
             if name in _CONDITIONS or (name in _OF_SOME_ROUTES and name not in self.headers):
                 raise InvalidInput("this route does not take this header; leave it out", name)
@@ -92,7 +92,7 @@ def check_path(request: Request) -> None:
     """Raises NotFound for an id that is not well-formed."""
     for value in request.path_params.values():
         if "\x00" in value or len(value) > MAX_ID_CHARS:
-            raise NotFound("not found, or not visible to this key")
+            raise NotFound("not found, or not visible to this caller")
 
 
 async def check_no_body(request: Request) -> None:

@@ -42,13 +42,15 @@ class Followers:
         self._wait_events, self._kept = wait_events, kept
         self._by_session: dict[str, _Follower] = {}
 
-    def subscribe(self, session_id: str, key_id: str | None, after: int, *, previews: bool) -> "Subscription":
+    def subscribe(
+        self, session_id: str, workspace_id: str | None, after: int, *, previews: bool
+    ) -> "Subscription":
         """Follows a session that the key may read, from behind the event with this seq. `close` it in the end."""
         follower = self._by_session.get(session_id)
         if follower is None:
-            follower = _Follower(self._wait_events, session_id, key_id, after, self._forget, self._kept)
+            follower = _Follower(self._wait_events, session_id, workspace_id, after, self._forget, self._kept)
             self._by_session[session_id] = follower
-        return Subscription(follower, key_id, after, previews=previews)
+        return Subscription(follower, workspace_id, after, previews=previews)
 
     def _forget(self, follower: "_Follower") -> None:
         if self._by_session.get(follower.session_id) is follower:
@@ -61,7 +63,7 @@ class _Follower:
 
     wait_events: WaitEvents
     session_id: str
-    key_id: str | None
+    workspace_id: str | None
     last: int
     forget: Callable[["_Follower"], None]
     most: int
@@ -120,7 +122,9 @@ class _Follower:
         while True:
             position = self._position if self.previewing else None
             self._asking = asyncio.ensure_future(
-                self.wait_events(self.session_id, self.key_id, self.last, timeout_s=ASK_S, previews=position)
+                self.wait_events(
+                    self.session_id, self.workspace_id, self.last, timeout_s=ASK_S, previews=position
+                )
             )
             try:
                 await asyncio.wait({self._asking})
@@ -165,8 +169,8 @@ class _Follower:
 class Subscription:
     """The position of one stream in a session's messages."""
 
-    def __init__(self, follower: _Follower, key_id: str | None, after: int, *, previews: bool) -> None:
-        self._follower, self._key_id = follower, key_id
+    def __init__(self, follower: _Follower, workspace_id: str | None, after: int, *, previews: bool) -> None:
+        self._follower, self._workspace_id = follower, workspace_id
         self._after, self._previews = after, previews
         self._total = follower.total
         # Events between `after` and the follower's last one may be kept, or have to be read.
@@ -204,7 +208,7 @@ class Subscription:
             self._behind, self._total = False, follower.total
             return self._unseen([message for message in follower.kept if message.event is not None])
         events, _, _ = await follower.wait_events(
-            follower.session_id, self._key_id, self._after, timeout_s=0.0, previews=None
+            follower.session_id, self._workspace_id, self._after, timeout_s=0.0, previews=None
         )
         return self._unseen([Message(event.wire(), event) for event in events])
 

@@ -59,8 +59,8 @@ EventType = Annotated[
 ]
 PreviewType = Literal["agent.message", "agent.thinking"]
 
-SessionId = Annotated[str, Path(description="The id of a session of this key.")]
-ApprovalId = Annotated[str, Path(description="The id of an approval in a session of this key.")]
+SessionId = Annotated[str, Path(description="The id of a session of the workspace.")]
+ApprovalId = Annotated[str, Path(description="The id of an approval of the workspace.")]
 
 Limit = Annotated[
     Annotated[int, Field(ge=1, le=1000), BeforeValidator(_digits)], Query(description="Size of the page.")

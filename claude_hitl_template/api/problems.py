@@ -13,10 +13,12 @@ from claude_hitl_template.api.validation import invalid_request
 from claude_hitl_template.config import logs
 from claude_hitl_template.errors import (
     Conflict,
+    Forbidden,
     HitlError,
     InvalidInput,
     NotFound,
     NotWaiting,
+    Outdated,
     RateLimited,
     TooLarge,
     Unauthorized,
@@ -32,20 +34,23 @@ _STATUS: tuple[tuple[type[HitlError], int, str], ...] = (
     (InvalidInput, 400, "invalid_request_error"),
     (NotWaiting, 400, "invalid_request_error"),
     (Unauthorized, 401, "authentication_error"),
+    (Forbidden, 403, "permission_error"),
     (NotFound, 404, "not_found_error"),
+    (Outdated, 412, "invalid_request_error"),
     (Conflict, 409, "invalid_request_error"),
     (RateLimited, 429, "rate_limit_error"),
     (Unavailable, 503, "overloaded_error"),
 )
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
 }
 # The official SDK retries 408, 409, 429 and 5xx unless a header forbids it. A conflict does not go away, and a request that
 # failed with a defect may have taken effect: a retry could do it twice.
-_NOT_REPEATED = {408, 409, 500}
+_NOT_REPEATED = {408, 409, 412, 500}
 
 
 def problem(status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

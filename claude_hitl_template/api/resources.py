@@ -71,7 +71,8 @@ class Agent(SessionAgent):
 
 
 class Session(_Resource):
-    """A conversation. `parked`, `stop_reason`, `waiting_for_room` and `first_words` extend the protocol."""
+    """A conversation. `stop_reason`, `parked`, `waiting_for_room`, `first_words`, `workspace_id` and `created_by`, the id of
+    whom it is for, extend the protocol."""
 
     type: Literal["session"]
     id: str
@@ -84,6 +85,8 @@ class Session(_Resource):
     parked: bool
     waiting_for_room: bool
     first_words: str | None
+    workspace_id: str
+    created_by: str | None
     created_at: datetime
     updated_at: datetime
     archived_at: datetime | None
@@ -146,6 +149,7 @@ class Approval(_Resource):
     type: Literal["approval"]
     id: str
     session_id: str
+    workspace_id: str
     event_id: str
     batch: list[str]
     kind: ApprovalKind
@@ -258,7 +262,7 @@ class KeptDecision(_Resource):
 
     approval_id: str
     session_id: str
-    key_id: str
+    workspace_id: str
     tool_name: str
     digest: str
     run_digest: str | None

@@ -15,10 +15,12 @@ from claude_hitl_template.api.strict_json import check_content_headers, loads, r
 
 _ERRORS = {
     400: "Invalid request; the message names the field.",
-    401: "No API key, or one that is unknown or was revoked.",
-    404: "Not found, or not visible to this key.",
+    401: "No API key, or one that is unknown, has expired or was revoked.",
+    403: "The caller's role, or the scope of its key, does not permit this.",
+    404: "Not found, or not visible to this caller.",
     409: "Conflicts with what is recorded: decided otherwise, archived, still running, or an Idempotency-Key that came "
     "with another request.",
+    412: "It was changed meanwhile; the message names the current version.",
     413: "The body is too large.",
     429: "Too many requests with this key, or too many wrong keys from this address; `retry-after` says when to try again.",
     503: "The store is unavailable now; the request may be repeated.",
@@ -28,7 +30,7 @@ _SHOULD_RETRY: dict[str, Any] = {"x-should-retry": {"required": True, "schema": 
 _RETRY_AFTER: dict[str, Any] = {
     "retry-after": {"required": True, "schema": {"type": "integer", "minimum": 0}}
 }
-_HEADERS = {409: _SHOULD_RETRY, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
+_HEADERS = {409: _SHOULD_RETRY, 412: _SHOULD_RETRY, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -53,6 +55,8 @@ def content(media_type: str, schema: dict[str, Any]) -> Responses:
 def api_router(tag: str, access: Access) -> APIRouter:
     """A router whose routes are strict, admit `access` only, and document the errors that every route may answer."""
     known = (400, 503) if access is PUBLIC else (400, 401, 429, 503)
+    if access.needs:
+        known = (*known, 403, 404)
     return APIRouter(
         tags=[tag],
         dependencies=[Depends(access)],

@@ -29,7 +29,7 @@ class EventStream:
     followers: Followers
     authenticator: Authenticator
     session_id: str
-    key_id: str
+    workspace_id: str
     secret_hash: str
     after: int
     previews: frozenset[str]
@@ -39,7 +39,7 @@ class EventStream:
         yield CONNECTED
         opened = set[str]()
         subscription = self.followers.subscribe(
-            self.session_id, self.key_id, self.after, previews=bool(self.previews)
+            self.session_id, self.workspace_id, self.after, previews=bool(self.previews)
         )
         try:
             while await self.authenticator.find(self.secret_hash):

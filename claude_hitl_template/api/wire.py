@@ -8,12 +8,12 @@ from claude_hitl_template.domain.models import Approval, Environment, ImageFacts
 
 _PACKAGE_MANAGERS = ("apt", "cargo", "gem", "go", "npm", "pip")
 _INTERNAL = frozenset({
-    "key_id", "claim_id", "reminded", "call_id", "model_call_id", "claimed_epoch", "batch", "folder",
+    "claim_id", "reminded", "call_id", "model_call_id", "claimed_epoch", "batch", "folder",
 })  # fmt: skip
 
 
 def session_wire(session: Session) -> dict[str, Any]:
-    """A session as a BetaManagedAgentsSession, extended by `parked`, `stop_reason`, `waiting_for_room` and `first_words`."""
+    """A session as a BetaManagedAgentsSession, extended by the fields from `stop_reason` to `created_by`."""
     running = (utcnow() - session.running_since).total_seconds() if session.running_since else 0.0
     active = session.active_seconds + max(running, 0.0)
     ended = session.archived_at or utcnow()
@@ -39,6 +39,8 @@ def session_wire(session: Session) -> dict[str, Any]:
         "waiting_for_room": session.waits_for_room,
         "title": session.title,
         "first_words": session.first_words,
+        "workspace_id": session.workspace_id,
+        "created_by": session.created_by,
         "usage": usage_wire(session.usage, active),
         "vault_ids": [],
         "deployment_id": None,
@@ -89,5 +91,5 @@ def environment_wire(
 
 def approval_wire(approval: Approval) -> dict[str, Any]:
     """An approval as an approver needs it: the call, its folder, its requester, and its outcome."""
-    shown = approval.model_dump(mode="json", exclude=set(_INTERNAL))
+    shown = approval.model_dump(mode="json", exclude=set(_INTERNAL), by_alias=False)
     return {"type": "approval", **shown, "batch": list(approval.batch)}

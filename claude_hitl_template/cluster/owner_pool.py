@@ -27,24 +27,24 @@ type OnWait = Callable[[Session, str, bool], Awaitable[bool]]
 class Owner:
     """A started owner that can drive a session. Its name is the holder of the session's lease.
 
-    `key_id` is the API key of the sessions that it drove before; `driven` is their number.
+    `workspace_id` is that of the sessions that it drove before; `driven` is their number.
     """
 
     name: str
     environment: Environment
-    key_id: str | None = None
+    workspace_id: str | None = None
     driven: int = 0
 
-    def fits(self, key_id: str, environment: Environment) -> bool:
+    def fits(self, workspace_id: str, environment: Environment) -> bool:
         """Whether it may drive a session of this key. A process never has sessions of two keys, not even in succession."""
-        return self.key_id in (None, key_id) and self.environment.image == environment.image
+        return self.workspace_id in (None, workspace_id) and self.environment.image == environment.image
 
 
 @dataclass(frozen=True)
 class _Waiter:
     """A session that waits for its turn to start an owner, and takes one that another session gives back."""
 
-    key_id: str
+    workspace_id: str
     environment: Environment
     given: asyncio.Future[Owner]
 
@@ -86,14 +86,14 @@ class OwnerPool:
         finally:
             self._taking -= 1
 
-    async def give_back(self, owner: Owner, key_id: str) -> None:
-        """Takes back an owner whose session of `key_id` parked: the next session gets it, or it becomes a spare or ends."""
-        await self._keep(replace(owner, key_id=key_id, driven=owner.driven + 1))
+    async def give_back(self, owner: Owner, workspace_id: str) -> None:
+        """Takes back an owner whose session parked: the workspace's next session gets it, or it becomes a spare or ends."""
+        await self._keep(replace(owner, workspace_id=workspace_id, driven=owner.driven + 1))
 
     async def _keep(self, owner: Owner) -> None:
         if owner.driven < MOST_SESSIONS and not self._host.contains(owner.environment):
             for waiter in self._waiters:
-                if not waiter.given.done() and owner.fits(waiter.key_id, waiter.environment):
+                if not waiter.given.done() and owner.fits(waiter.workspace_id, waiter.environment):
                     waiter.given.set_result(owner)
                     return
             if len(self._spares) < self._settings.spare_owners:
@@ -123,7 +123,9 @@ class OwnerPool:
         warming, self._warming = self._warming, None
         if warming is not None and not self._spares:
             await asyncio.wait({warming})  # it is closer to ready than a new one; the next session starts one
-        while spare := next((one for one in self._spares if one.fits(session.key_id, environment)), None):
+        while spare := next(
+            (one for one in self._spares if one.fits(session.workspace_id, environment)), None
+        ):
             self._spares.remove(spare)
             if await self._host.answers(spare.name):
                 return spare
@@ -158,7 +160,7 @@ class OwnerPool:
 
     async def _next(self, session: Session, environment: Environment) -> Owner | None:
         """Starts an owner when it is the session's turn and there is room, or takes one that is given back before that."""
-        turns, waiter = await self._turns(), _Waiter(session.key_id, environment, asyncio.Future())
+        turns, waiter = await self._turns(), _Waiter(session.workspace_id, environment, asyncio.Future())
         turn = asyncio.create_task(turns.acquire())
         try:
             while await self._may_start(session, turn, waiter):

@@ -328,7 +328,7 @@ class Supervisor:
             await self._host.end(owner.name)
             raise
         if parked:
-            await self._pool.give_back(owner, session.key_id)
+            await self._pool.give_back(owner, session.workspace_id)
 
     async def _ended(self, session: Session, owner: Owner) -> str:
         """Waits for the owner's end. An owner that lives but whose lease expired counts as ended."""

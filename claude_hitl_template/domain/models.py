@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from claude_hitl_template.domain.canonical_json import call_digest, digest
+from claude_hitl_template.domain.people import SCOPES, Principal, Scope, Workspace
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule
 from claude_hitl_template.domain.policy.web import check_entry, covers
 from claude_hitl_template.errors import IllegalTransition
@@ -177,13 +178,17 @@ class Session(Frozen):
     `turn` is the id of the user.message being worked on; `deferred` the tool_use_id that the CLI will ask for again
     when the transcript is resumed; `recoveries` how often in a row an owner died without finishing a turn; `revision`
     counts the changes from outside that an owner must see; `unreported_refusals` lists the refused approvals that the
-    model has not been informed of. Both keep the keys of earlier releases in the stored document.
+    model has not been informed of. Three fields keep the keys of earlier releases in the stored document.
     """
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
     id: str
-    key_id: str
+    workspace_id: str = Field(
+        validation_alias="key_id", serialization_alias="key_id"
+    )  # stored as "key_id", whose sessions they were before
+    created_by: str | None = None  # a principal's id; None: the service, or before this was kept
+    last_sender: str | None = None  # the principal who sent the last message
     title: str | None = None
     metadata: dict[str, str] = Field(default_factory=dict[str, str])
     agent: Agent = Agent()
@@ -281,6 +286,7 @@ class Decision(Frozen):
     updated_input: dict[str, Any] | None = None
     remember: Rule | None = None
     decided_by: str
+    decider_id: str | None = None  # the principal; None: a rule, or before this was kept
     decided_at: datetime
 
 
@@ -303,9 +309,13 @@ class Approval(Frozen):
     None where that was not recorded.
     """
 
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
     id: str
     session_id: str
-    key_id: str
+    workspace_id: str = Field(
+        validation_alias="key_id", serialization_alias="key_id"
+    )  # stored as "key_id", as in a session
     event_id: str
     call_id: str
     model_call_id: str | None = None
@@ -374,10 +384,11 @@ class Supervised(Frozen):
 
 
 class ApiKey(Frozen):
-    """Who may call. Only the SHA-256 of the secret is stored, and `prefix`, by which its holder recognises it.
+    """A key of a principal. Only the SHA-256 of the secret is stored, and `prefix`, by which its holder recognises it.
 
-    `first`: the one that `./hitl` itself uses, of which there is one at most. From `revoked_at` on the secret opens
-    nothing; what the key's sessions are stays as it was.
+    `first`: the one that `./hitl` itself uses, of which there is one at most. `scopes` limit what its principal may do
+    with it. From `revoked_at` or `expires_at` on the secret opens nothing. `last_used_at` is right to within a minute.
+    `principal_id` is None until a key of an earlier version is used.
     """
 
     id: str
@@ -386,7 +397,22 @@ class ApiKey(Frozen):
     created_at: datetime
     prefix: str = ""
     first: bool = False
+    principal_id: str | None = None
+    scopes: tuple[Scope, ...] = SCOPES
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
     revoked_at: datetime | None = None
+
+    def is_valid(self, now: datetime) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+class Identity(Frozen):
+    """Whom an API key admits: the key, its principal, and the workspaces of the principal by name."""
+
+    key: ApiKey
+    principal: Principal
+    workspaces: tuple[Workspace, ...]
 
 
 class KeptDecision(Frozen):
@@ -395,9 +421,13 @@ class KeptDecision(Frozen):
     `id` is the approval's; `digest` is of what was shown, `run_digest` of what was allowed to run.
     """
 
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
     id: str
     session_id: str
-    key_id: str
+    workspace_id: str = Field(
+        validation_alias="key_id", serialization_alias="key_id"
+    )  # stored as "key_id", as in a session
     tool_name: str
     digest: str
     run_digest: str | None = None
@@ -411,7 +441,7 @@ class KeptDecision(Frozen):
         recorded = approval.decision
         if recorded is None:
             return None
-        same = ("id", "session_id", "key_id", "tool_name", "digest", "run_digest")
+        same = ("id", "session_id", "workspace_id", "tool_name", "digest", "run_digest")
         return cls(
             **{name: getattr(approval, name) for name in same},
             result=recorded.result,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -60,6 +60,10 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def but(self, **changes: Any) -> Self:
+        """A copy with these fields changed; the values are checked."""
+        return type(self).model_validate({**dict(self), **changes})
+
 
 class Workspace(_Frozen):
     """Owns sessions, agents and rules.
@@ -80,7 +84,8 @@ class Principal(_Frozen):
     """A user (a person) or a service account (a program).
 
     `name` is unique; decisions are recorded under it. `roles` is by workspace id, or EVERYWHERE. `groups` are names that
-    rules refer to. `external_id` is who it is for the panel ("panel:<role>") or a sign-in provider. `version` counts changes.
+    rules refer to. `external_id` is who it is for the panel ("panel:<role>") or a sign-in provider. `version` counts
+    changes.
     """
 
     id: str
@@ -113,8 +118,8 @@ class Principal(_Frozen):
 class Actor(_Frozen):
     """Who does something, for the Store.
 
-    `principal_id` None stands for the service itself, whose permissions are not checked. `name` is what decisions are recorded
-    under. `key_id` is the API key that the request came with, if it was one; idempotency keys are each key's own.
+    `principal_id` None stands for the service itself, whose permissions are not checked. Decisions are recorded under
+    `name`. `key_id` is the API key that the request came with, if it was one; idempotency keys are each key's own.
     """
 
     name: str

@@ -165,18 +165,19 @@ class _Start(_Entry):
                 start.title,
             )
             session = await services.store.create_session(
-                user.key_id,
+                user.workspace_id,
                 agent=start.agent,
                 environment=start.environment,
                 title=start.title,
                 metadata={},
                 initial=[],
+                by=user.actor,
                 idempotency_key=key,
             )
             if names:
                 await _add_files(services, session.id, Path(folder), f"{key}-files")
         await services.store.send_events(
-            session.id, user.key_id, [start.message], decided_by=user.name, idempotency_key=f"{key}-message"
+            session.id, user.workspace_id, [start.message], by=user.actor, idempotency_key=f"{key}-message"
         )
         return _launch(request, services, session, 0, names)
 
@@ -190,7 +191,7 @@ class _Continue(_Entry):
         return await self._list(request, Filled())
 
     async def _list(self, request: Request, filled: Filled) -> Elements:
-        found = await self._panel.store.list_sessions(panel_user(request).key_id, limit=MAX_LISTED)
+        found = await self._panel.store.list_sessions(panel_user(request).workspace_id, limit=MAX_LISTED)
         return sessions_list(found.data, utcnow(), filled)
 
     async def error_form(self, request: Request, inputs: Inputs, errors: Mapping[str, str]) -> Elements:
@@ -235,7 +236,7 @@ class _Continue(_Entry):
         if not wanted:
             raise InvalidInput("Choose a conversation.")
         session = await self._panel.store.get_session(wanted)
-        if not panel_user(request).may_decide(session.key_id):
+        if not panel_user(request).may_decide(session.workspace_id):
             raise NotFound("There is no such conversation of yours.")
         return session
 
@@ -251,7 +252,7 @@ class _Approvals(_Entry):
     async def _list(self, request: Request, done: str) -> Elements:
         user = panel_user(request)
         found = await self._panel.store.list_approvals(
-            None if user.approver else user.key_id, limit=MAX_LISTED, states=[ApprovalState.PENDING]
+            None if user.approver else user.workspace_id, limit=MAX_LISTED, states=[ApprovalState.PENDING]
         )
         waiting = await asyncio.gather(*(_call_group(self._panel, a.session_id, [a]) for a in found.data))
         return approvals_list(waiting, utcnow(), done, more=found.next_page is not None)
@@ -281,7 +282,7 @@ class _Approvals(_Entry):
         if not wanted:
             raise InvalidInput("Choose a call.")
         approvals = [await store.get_approval(name, None) for name in wanted[:MAX_LISTED]]
-        if not panel_user(request).may_decide(approvals[0].key_id):
+        if not panel_user(request).may_decide(approvals[0].workspace_id):
             raise InvalidInput(NOT_YOURS)
         session_id = approvals[0].session_id
         if any(approval.session_id != session_id for approval in approvals):
@@ -349,7 +350,7 @@ class _Locks:
 
     async def _session(self, data: Mapping[str, Any], request: Request) -> Session:
         session = await self._services().store.get_session(str(data["session"]))
-        if not panel_user(request).may_decide(session.key_id):
+        if not panel_user(request).may_decide(session.workspace_id):
             raise InvalidInput(NOT_YOURS)
         return session
 
@@ -364,11 +365,11 @@ class _Locks:
 
 async def _decide(services: PanelServices, user: PanelUser, group: CallGroup, inputs: Inputs) -> None:
     """Commits all decisions of a form, or none. Raises FormErrors, HitlError."""
-    if not user.may_decide(group.session.key_id):
+    if not user.may_decide(group.session.workspace_id):
         raise InvalidInput(NOT_YOURS)
     found = submissions.confirmations(group.approvals, inputs)
     try:
-        await services.store.send_events(group.session.id, None, found, decided_by=user.name)
+        await services.store.send_events(group.session.id, None, found, by=user.actor)
     except InvalidInput as error:
         raise submissions.refusal_errors(group.approvals, found, error) from error
 
@@ -376,17 +377,22 @@ async def _decide(services: PanelServices, user: PanelUser, group: CallGroup, in
 async def _send(services: PanelServices, user: PanelUser, session: Session, inputs: Inputs) -> None:
     """Sends the next message, or ends the conversation. Raises FormErrors, HitlError."""
     if field_text(inputs, "do") == "end":
-        await services.store.archive_session(session.id, session.key_id)
+        await services.store.archive_session(session.id, session.workspace_id, by=user.actor)
         return
     sent = submissions.next_message(inputs)
     key = _idempotency_key(inputs, "say", sent.model_dump_json())
-    await services.store.send_events(session.id, None, [sent], decided_by=user.name, idempotency_key=key)
+    await services.store.send_events(session.id, None, [sent], by=user.actor, idempotency_key=key)
 
 
 async def _call_group(services: PanelServices, session_id: str, approvals: Sequence[Approval]) -> CallGroup:
     session = await services.store.get_session(session_id)
-    requester = (await services.store.get_key(session.key_id)).name
-    return CallGroup(session, requester, tuple(approvals))
+    return CallGroup(session, await _requester(services, session), tuple(approvals))
+
+
+async def _requester(services: PanelServices, session: Session) -> str:
+    if session.created_by is not None:
+        return (await services.store.get_principal(session.created_by)).name
+    return (await services.store.get_workspace(session.workspace_id)).name
 
 
 async def _last_message(services: PanelServices, session_id: str) -> str:

@@ -16,6 +16,7 @@ from starlette.requests import HTTPConnection, Request
 
 from claude_hitl_template.config import network
 from claude_hitl_template.config.secret_files import PANEL_PROOF, panel_proof
+from claude_hitl_template.domain.people import EVERYWHERE, SERVICE, Action, Actor, Principal, Role
 from claude_hitl_template.errors import Unauthorized, Unavailable
 from claude_hitl_template.store.protocol import Clients
 
@@ -31,17 +32,23 @@ _ADDRESS = re.compile(r"https?://([A-Za-z0-9.-]+)(?::(\d{1,5}))?((?:/[A-Za-z0-9_
 
 @dataclass(frozen=True)
 class PanelUser:
-    """A role of the panel. Its sessions belong to `key_id`. An `approver` may decide in the sessions of all keys."""
+    """A role of the panel, which is a user of the service with a workspace of its own. An `approver` may decide in every
+    workspace."""
 
     id: str
     name: str
     operator: bool
     approver: bool
-    key_id: str
+    workspace_id: str
+    principal: Principal
 
-    def may_decide(self, key_id: str) -> bool:
-        """Whether this user may decide in the sessions of that key."""
-        return self.approver or key_id == self.key_id
+    @property
+    def actor(self) -> Actor:
+        return Actor(name=self.name, principal_id=self.principal.id)
+
+    def may_decide(self, workspace_id: str) -> bool:
+        """Whether this user may decide in that workspace."""
+        return self.principal.may(Action.DECIDE, workspace_id)
 
 
 def panel_user(request: Request) -> PanelUser:
@@ -102,9 +109,9 @@ class Guard:
     """Authenticates users by the login that the panel forwards. A header that only names a user is not trusted.
 
     Args:
-        store: Where each role has a key.
+        store: Where each role is a user.
         panel: How to reach the panel.
-        approvers: Names of roles that may decide in the sessions of all keys.
+        approvers: Names of roles that may decide in every workspace.
     """
 
     def __init__(self, store: Clients, panel: PanelAccess, approvers: frozenset[str]) -> None:
@@ -145,9 +152,20 @@ class Guard:
         role = role or await self._role(role_id, await self._own_login())
         if role is None or role.get("id") != role_id or not role.get("active"):
             raise Unauthorized("this role does not exist in the panel any more, or is not active")
-        name = str(role["name"])
+        return await self._user(role_id, str(role["name"]), operator=operator)
+
+    async def _user(self, role_id: str, name: str, *, operator: bool) -> PanelUser:
+        """The user that a role is, made or changed as the panel has it."""
         key = await self._store.add_key(f"panel: {name}", f"panel:{role_id}")  # no secret has such a SHA-256
-        return PanelUser(role_id, name, operator, operator or name in self._approvers, key.id)
+        principal = await self._store.get_principal(str(key.principal_id))
+        if principal.disabled_at is not None:
+            raise Unauthorized("this user was disabled; ./hitl users list shows it")
+        approver = operator or name in self._approvers
+        everywhere = (Role.VIEWER, Role.APPROVER) if approver else ()
+        if principal.roles.get(EVERYWHERE, ()) != everywhere:
+            roles = {**principal.roles, EVERYWHERE: everywhere}
+            principal = await self._store.change_principal(principal.id, {"roles": roles}, by=SERVICE)
+        return PanelUser(role_id, name, operator, approver, key.id, principal)
 
     async def _role(self, role_id: str, token: str) -> dict[str, object] | None:
         """None if the panel does not return the role to the holder of `token`."""

@@ -88,7 +88,7 @@ class AuditRules(StoreBase):
             approval = await tx.approval(approval_id)
         if any(entry.action in CLOSING for entry in entries):
             return receipt(self._signer, entries, self._clock())
-        if approval is None or approval.key_id != workspace_id:
+        if approval is None or approval.workspace_id != workspace_id:
             raise NotFound(f"there is no approval {approval_id!r}")
         if approval.decision is None:
             raise Conflict(f"{approval_id} is {approval.state.value}: there is no decision to prove")

@@ -17,6 +17,7 @@ from claude_hitl_template.domain.models import (
     SessionStatus,
     Supervised,
 )
+from claude_hitl_template.domain.people import Principal, Workspace
 from claude_hitl_template.store.protocol import AuditFilter, Order, TimeRange, TranscriptKey
 from claude_hitl_template.store.signals import Note
 
@@ -25,6 +26,9 @@ OPEN = (
     ApprovalState.ALLOWED,
     ApprovalState.CLAIMED,
 )  # approvals that may still lead to a run
+
+
+NAME_TAKEN = "another user or service account has this name, or this sign-in; names are unique"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,20 @@ class Tx(Protocol):
     async def key(self, key_id: str) -> ApiKey | None: ...
     async def keys(self) -> list[ApiKey]: ...
     async def put_key(self, key: ApiKey) -> None:
-        """Replaces the session with the same id."""
+        """Replaces the key with the same id."""
+        ...
+
+    async def workspace(self, workspace_id: str) -> Workspace | None: ...
+    async def workspaces(self) -> list[Workspace]: ...
+    async def put_workspace(self, workspace: Workspace) -> None: ...
+    async def principal(self, principal_id: str) -> Principal | None: ...
+    async def named_principal(self, *, name: str = "", external_id: str = "") -> Principal | None:
+        """By name, or by who it is for the panel or a sign-in provider."""
+        ...
+
+    async def principals(self) -> list[Principal]: ...
+    async def put_principal(self, principal: Principal) -> None:
+        """Raises Conflict if another one has its name or its external id."""
         ...
 
     async def session(self, session_id: str) -> Session | None: ...
@@ -65,7 +82,7 @@ class Tx(Protocol):
 
     async def sessions(
         self,
-        key_id: str | None,
+        workspace_id: str | None,
         *,
         after: tuple[datetime, str] | None,
         limit: int,
@@ -117,7 +134,7 @@ class Tx(Protocol):
 
     async def approvals(
         self,
-        key_id: str | None,
+        workspace_id: str | None,
         *,
         after: tuple[datetime, str] | None,
         limit: int,
@@ -126,12 +143,12 @@ class Tx(Protocol):
     ) -> list[Approval]: ...
     async def due_approvals(self, now: datetime) -> list[Approval]: ...
 
-    async def remembered_reply(self, key_id: str, idempotency_key: str) -> Reply | None:
+    async def remembered_reply(self, scope: str, idempotency_key: str) -> Reply | None:
         """Returns the answer to an earlier request with this key."""
         ...
 
     async def remember_reply(
-        self, key_id: str, idempotency_key: str, reply: Reply, *, session_id: str
+        self, scope: str, idempotency_key: str, reply: Reply, *, session_id: str
     ) -> None:
         """Stores an answer. It is deleted with its session, at the latest."""
         ...

@@ -48,7 +48,7 @@ class StoreBase:
 
     @asynccontextmanager
     async def _changing(
-        self, session_id: str, point: str, *, epoch: int | None = None, key_id: str | None = None
+        self, session_id: str, point: str, *, epoch: int | None = None, workspace_id: str | None = None
     ) -> AsyncGenerator[SessionAggregate]:
         """A session loaded for change, saved at the end, and its waiters woken once that is durable.
 
@@ -59,7 +59,7 @@ class StoreBase:
             async with self._writing(point) as tx:
                 now = self._clock()
                 if epoch is None:
-                    unit = await SessionAggregate.load(tx, session_id, now, key_id=key_id)
+                    unit = await SessionAggregate.load(tx, session_id, now, workspace_id=workspace_id)
                 else:
                     unit = await SessionAggregate.load_owned(tx, session_id, epoch, now)
                 before = unit.session

@@ -20,6 +20,7 @@ from claude_hitl_template.domain.models import (
     SessionStatus,
     new_id,
 )
+from claude_hitl_template.domain.people import SERVICE, Actor
 from claude_hitl_template.errors import Conflict, InvalidInput, NotFound
 from claude_hitl_template.store.backend import Reply, Tx
 from claude_hitl_template.store.base import (
@@ -35,7 +36,6 @@ from claude_hitl_template.store.pages import fill
 from claude_hitl_template.store.protocol import NOW, OWN_KEY, Inbound, Order, TimeRange
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 
-SERVICE = ""  # whose idempotency keys those of the service itself are
 REPLIES_KEPT = timedelta(days=2)
 OWN_REPLIES_KEPT = timedelta(
     minutes=10
@@ -50,13 +50,14 @@ class ClientRules(StoreBase):
 
     async def create_session(
         self,
-        key_id: str,
+        workspace_id: str,
         *,
         agent: Agent,
         environment: Environment,
         title: str | None,
         metadata: Mapping[str, str],
         initial: Sequence[UserMessage],
+        by: Actor = SERVICE,
         idempotency_key: str | None = None,
     ) -> Session:
         request = digest([
@@ -64,14 +65,18 @@ class ClientRules(StoreBase):
             [m.model_dump(mode="json") for m in initial],
         ])  # fmt: skip
         async with self._writing("create_session") as tx:
-            earlier = await earlier_reply(tx, key_id, idempotency_key, request)
+            scope = reply_scope(workspace_id, by)
+            earlier = await earlier_reply(tx, scope, idempotency_key, request)
             if earlier is not None:
-                session = (await SessionAggregate.load(tx, earlier, self._clock(), key_id=key_id)).session
+                session = (
+                    await SessionAggregate.load(tx, earlier, self._clock(), workspace_id=workspace_id)
+                ).session
             else:
                 now = self._clock()
                 session = Session(
                     id=new_id("sesn"),
-                    key_id=key_id,
+                    workspace_id=workspace_id,
+                    created_by=by.principal_id,
                     title=title,
                     metadata=dict(metadata),
                     agent=agent,
@@ -81,19 +86,21 @@ class ClientRules(StoreBase):
                 )
                 unit = SessionAggregate(tx, session, now)
                 await tx.put_session(session)
-                await _send_all(unit, initial, decided_by=key_id)
+                await _send_all(unit, initial, by)
                 session = await unit.save()
-                await remember_reply(unit, key_id, idempotency_key, request, session.id)
+                await remember_reply(unit, scope, idempotency_key, request, session.id)
         self._announce(None, session)  # also if it existed: the first announcement may have been lost
         return session
 
-    async def get_session(self, session_id: str, key_id: str | None = None) -> Session:
+    async def get_session(self, session_id: str, workspace_id: str | None = None) -> Session:
         async with self._reading() as tx:
-            return (await SessionAggregate.load(tx, session_id, self._clock(), key_id=key_id)).session
+            return (
+                await SessionAggregate.load(tx, session_id, self._clock(), workspace_id=workspace_id)
+            ).session
 
     async def list_sessions(
         self,
-        key_id: str | None,
+        workspace_id: str | None,
         *,
         limit: int,
         page: str | None = None,
@@ -108,7 +115,7 @@ class ClientRules(StoreBase):
 
             async def fetch(after: tuple[datetime, str] | None, count: int) -> list[Session]:
                 return await tx.sessions(
-                    key_id,
+                    workspace_id,
                     after=after,
                     limit=count,
                     order=order,
@@ -124,21 +131,23 @@ class ClientRules(StoreBase):
     async def update_session(
         self,
         session_id: str,
-        key_id: str,
+        workspace_id: str,
         *,
         changes: Mapping[str, Any],
+        by: Actor = SERVICE,
         idempotency_key: str | None = None,
     ) -> Session:
         request = digest(["update", session_id, dict(changes)])
-        async with self._changing(session_id, "update_session", key_id=key_id) as unit:
-            if await earlier_reply(unit.tx, key_id, idempotency_key, request) is None:
+        async with self._changing(session_id, "update_session", workspace_id=workspace_id) as unit:
+            scope = reply_scope(workspace_id, by)
+            if await earlier_reply(unit.tx, scope, idempotency_key, request) is None:
                 refuse_archived(unit)
                 await _update(unit, changes)
-                await remember_reply(unit, key_id, idempotency_key, request, session_id)
+                await remember_reply(unit, scope, idempotency_key, request, session_id)
         return unit.session
 
-    async def archive_session(self, session_id: str, key_id: str) -> Session:
-        async with self._changing(session_id, "archive_session", key_id=key_id) as unit:
+    async def archive_session(self, session_id: str, workspace_id: str, *, by: Actor = SERVICE) -> Session:
+        async with self._changing(session_id, "archive_session", workspace_id=workspace_id) as unit:
             if unit.session.archived_at is None:
                 await _refuse_running(unit, "archived")
                 await unit.supersede()
@@ -147,9 +156,9 @@ class ClientRules(StoreBase):
                 unit.wake()
         return unit.session
 
-    async def delete_session(self, session_id: str, key_id: str) -> None:
+    async def delete_session(self, session_id: str, workspace_id: str, *, by: Actor = SERVICE) -> None:
         async with self._writing("delete_session") as tx:
-            unit = await SessionAggregate.load(tx, session_id, self._clock(), key_id=key_id)
+            unit = await SessionAggregate.load(tx, session_id, self._clock(), workspace_id=workspace_id)
             await _refuse_running(unit, "deleted")
             await tx.delete_session(session_id)
         # An owner and streams that still wait find the session gone.
@@ -160,28 +169,28 @@ class ClientRules(StoreBase):
     async def send_events(
         self,
         session_id: str,
-        key_id: str | None,
+        workspace_id: str | None,
         inbound: Sequence[Inbound],
         *,
-        decided_by: str,
+        by: Actor,
         idempotency_key: str | None = None,
     ) -> list[Event]:
-        async with self._changing(session_id, "send_events", key_id=key_id) as unit:
-            return await _send_once(unit, key_id, inbound, decided_by, idempotency_key)
+        async with self._changing(session_id, "send_events", workspace_id=workspace_id) as unit:
+            return await _send_once(unit, workspace_id, inbound, by, idempotency_key)
 
     async def decide(
         self,
         approval_id: str,
-        key_id: str | None,
+        workspace_id: str | None,
         confirmation: UserToolConfirmation,
         *,
-        decided_by: str,
+        by: Actor,
         idempotency_key: str | None = None,
     ) -> Approval:
-        approval = await self.get_approval(approval_id, key_id)  # whose session and call never change
+        approval = await self.get_approval(approval_id, workspace_id)  # whose session and call never change
         confirmation = confirmation.model_copy(update={"tool_use_id": approval.event_id})
-        async with self._changing(approval.session_id, "send_events", key_id=key_id) as unit:
-            await _send_once(unit, key_id, [confirmation], decided_by, idempotency_key)
+        async with self._changing(approval.session_id, "send_events", workspace_id=workspace_id) as unit:
+            await _send_once(unit, workspace_id, [confirmation], by, idempotency_key)
             return await unit.tx.approval(approval_id) or approval
 
     # -- what clients read
@@ -189,7 +198,7 @@ class ClientRules(StoreBase):
     async def list_events(
         self,
         session_id: str,
-        key_id: str | None,
+        workspace_id: str | None,
         *,
         limit: int,
         page: str | None = None,
@@ -199,7 +208,7 @@ class ClientRules(StoreBase):
     ) -> Page[Event]:
         after = decode_seq_cursor("events", page)
         async with self._reading() as tx:
-            await SessionAggregate.load(tx, session_id, self._clock(), key_id=key_id)
+            await SessionAggregate.load(tx, session_id, self._clock(), workspace_id=workspace_id)
 
             async def fetch(after: int | None, count: int) -> list[Event]:
                 return await tx.events(
@@ -214,13 +223,13 @@ class ClientRules(StoreBase):
             found, more = await fill(fetch, _seq, after, limit)
         return Page(data=found, next_page=encode_cursor("events", str(found[-1].seq)) if more else None)
 
-    async def last_seq(self, session_id: str, key_id: str | None) -> int:
-        return (await self.get_session(session_id, key_id)).next_seq - 1
+    async def last_seq(self, session_id: str, workspace_id: str | None) -> int:
+        return (await self.get_session(session_id, workspace_id)).next_seq - 1
 
     async def wait_events(
         self,
         session_id: str,
-        key_id: str | None,
+        workspace_id: str | None,
         after: int,
         *,
         timeout_s: float,
@@ -235,14 +244,14 @@ class ClientRules(StoreBase):
         start = self._previews.now() if previews == NOW else previews
         with self._signals.listen(*topics) as listener:
             while True:
-                found = await self._events_after(session_id, key_id, after)
+                found = await self._events_after(session_id, workspace_id, after)
                 deltas, position = self._previews.after(session_id, start)
                 if found or deltas or not await listener.wait(max(deadline - time.monotonic(), 0)):
                     return found, deltas, position
 
-    async def _events_after(self, session_id: str, key_id: str | None, after: int) -> list[Event]:
+    async def _events_after(self, session_id: str, workspace_id: str | None, after: int) -> list[Event]:
         async with self._reading() as tx:
-            await SessionAggregate.load(tx, session_id, self._clock(), key_id=key_id)
+            await SessionAggregate.load(tx, session_id, self._clock(), workspace_id=workspace_id)
 
             async def fetch(after: int | None, count: int) -> list[Event]:
                 return await tx.events(
@@ -253,7 +262,7 @@ class ClientRules(StoreBase):
 
     async def list_approvals(
         self,
-        key_id: str | None,
+        workspace_id: str | None,
         *,
         limit: int,
         page: str | None = None,
@@ -265,7 +274,7 @@ class ClientRules(StoreBase):
 
             async def fetch(after: tuple[datetime, str] | None, count: int) -> list[Approval]:
                 return await tx.approvals(
-                    key_id, after=after, limit=count, states=states, session_id=session_id
+                    workspace_id, after=after, limit=count, states=states, session_id=session_id
                 )
 
             found, more = await fill(fetch, _time_place, after, limit)
@@ -283,10 +292,10 @@ class ClientRules(StoreBase):
         next_page = encode_cursor("decisions", last.decided_at.isoformat(), last.id) if last else None
         return Page(data=found, next_page=next_page)
 
-    async def get_approval(self, approval_id: str, key_id: str | None) -> Approval:
+    async def get_approval(self, approval_id: str, workspace_id: str | None) -> Approval:
         async with self._reading() as tx:
             approval = await tx.approval(approval_id)
-        if approval is None or key_id not in (None, approval.key_id):
+        if approval is None or workspace_id not in (None, approval.workspace_id):
             raise NotFound(f"there is no approval {approval_id!r}")
         return approval
 
@@ -311,19 +320,19 @@ async def _update(unit: SessionAggregate, changes: Mapping[str, Any]) -> None:
 
 async def _send_once(
     unit: SessionAggregate,
-    key_id: str | None,
+    workspace_id: str | None,
     inbound: Sequence[Inbound],
-    decided_by: str,
+    by: Actor,
     idempotency_key: str | None,
 ) -> list[Event]:
-    session_id = unit.session.id
+    session_id, scope = unit.session.id, reply_scope(workspace_id, by)
     request = digest(["send", session_id, [m.model_dump(mode="json") for m in inbound]])
-    earlier = await earlier_reply(unit.tx, key_id, idempotency_key, request)
+    earlier = await earlier_reply(unit.tx, scope, idempotency_key, request)
     if earlier is not None:
         found = [await unit.tx.event(session_id, event_id) for event_id in earlier]
         return [e for e in found if e]
-    sent = await _send_all(unit, inbound, decided_by=decided_by)
-    await remember_reply(unit, key_id, idempotency_key, request, [e.id for e in sent])
+    sent = await _send_all(unit, inbound, by)
+    await remember_reply(unit, scope, idempotency_key, request, [e.id for e in sent])
     return sent
 
 
@@ -343,25 +352,27 @@ def _time_cursor(kind: str, last: Session | Approval) -> str:
     return encode_cursor(kind, last.created_at.isoformat(), last.id)
 
 
-async def _send_all(unit: SessionAggregate, inbound: Sequence[Inbound], *, decided_by: str) -> list[Event]:
+async def _send_all(unit: SessionAggregate, inbound: Sequence[Inbound], by: Actor) -> list[Event]:
     sent: list[Event] = []
     for item in inbound:
         refuse_archived(unit)
         match item:
             case UserMessage():
-                sent += await _queue(unit, item)
+                sent += await _queue(unit, item, by)
             case UserInterrupt():
                 sent += await _interrupt(unit)
             case UserToolConfirmation():
-                sent += await confirm(unit, item, decided_by)
+                sent += await confirm(unit, item, by)
     return sent
 
 
-async def _queue(unit: SessionAggregate, message: UserMessage) -> list[Event]:
+async def _queue(unit: SessionAggregate, message: UserMessage, by: Actor) -> list[Event]:
     content = message.model_dump(mode="json")["content"]
     if unit.session.first_words is None:
         text = next((block.text for block in message.content if block.type == "text"), "")
         unit.set(first_words=text[:FIRST_WORDS])
+    if unit.session.last_sender != by.principal_id:
+        unit.set(last_sender=by.principal_id)
     queued = await unit.append([events.draft("user.message", queued=True, content=content)])
     waits = (unit.session.stop_reason or {}).get("type") == "requires_action"
     if not (waits and await unit.holds_up()):  # a message while a call waits is queued behind its turn
@@ -414,11 +425,20 @@ async def _refuse_running(unit: SessionAggregate, what: str) -> None:
         )
 
 
-async def earlier_reply(tx: Tx, key_id: str | None, idempotency_key: str | None, request: str) -> Any:
+def reply_scope(workspace_id: str | None, by: Actor) -> str:
+    """Whose idempotency keys they are: each API key's and each user's own in each workspace; "" for the service itself.
+
+    Of a key whose workspace has its own id this is that id, as earlier versions recorded it.
+    """
+    parts = (workspace_id, by.key_id or by.principal_id)
+    return " ".join(dict.fromkeys(part for part in parts if part is not None))
+
+
+async def earlier_reply(tx: Tx, scope: str, idempotency_key: str | None, request: str) -> Any:
     """The reply to an earlier request with this key, or None. Raises Conflict when that was another request."""
     if idempotency_key is None:
         return None
-    earlier = await tx.remembered_reply(key_id or SERVICE, idempotency_key)
+    earlier = await tx.remembered_reply(scope, idempotency_key)
     if earlier is None:
         return None
     if earlier.digest != request:
@@ -429,9 +449,9 @@ async def earlier_reply(tx: Tx, key_id: str | None, idempotency_key: str | None,
 
 
 async def remember_reply(
-    unit: SessionAggregate, key_id: str | None, idempotency_key: str | None, request: str, reply: Any
+    unit: SessionAggregate, scope: str, idempotency_key: str | None, request: str, reply: Any
 ) -> None:
     if idempotency_key is not None:
         kept = OWN_REPLIES_KEPT if idempotency_key.startswith(OWN_KEY) else REPLIES_KEPT
         answer = Reply(request, reply, unit.now, unit.now + kept)
-        await unit.tx.remember_reply(key_id or SERVICE, idempotency_key, answer, session_id=unit.session.id)
+        await unit.tx.remember_reply(scope, idempotency_key, answer, session_id=unit.session.id)

@@ -13,11 +13,14 @@ from claude_hitl_template.store.base import StoreBase
 from claude_hitl_template.store.clients import ClientRules
 from claude_hitl_template.store.keys import KeyRules
 from claude_hitl_template.store.owners import OwnerRules
+from claude_hitl_template.store.people import PeopleRules
 from claude_hitl_template.store.supervision import SupervisorRules
 from claude_hitl_template.store.workspaces import WorkspaceRules
 
 
-class CoreStore(KeyRules, ClientRules, OwnerRules, SupervisorRules, WorkspaceRules, AuditRules, StoreBase):
+class CoreStore(
+    KeyRules, PeopleRules, ClientRules, OwnerRules, SupervisorRules, WorkspaceRules, AuditRules, StoreBase
+):
     """Implements `store.protocol.Store` over any Backend. `clock` returns the current time.
 
     Without `files`, saved workspaces are in memory and lost with the process; without `signer`, the audit log is signed by

@@ -8,19 +8,20 @@ from pydantic import ValidationError
 from claude_hitl_template.domain import events, policy
 from claude_hitl_template.domain.events import UserToolConfirmation
 from claude_hitl_template.domain.models import Approval, ApprovalState, Decision, Event, Session
-from claude_hitl_template.domain.people import Actor
+from claude_hitl_template.domain.people import Action, Actor
 from claude_hitl_template.domain.policy import Rule, Verdict
 from claude_hitl_template.domain.tool_inputs import check_edit
-from claude_hitl_template.errors import AlreadyDecided, InvalidInput, NotWaiting, Superseded
+from claude_hitl_template.errors import AlreadyDecided, Forbidden, InvalidInput, NotWaiting, Superseded
 from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 
-async def confirm(unit: SessionAggregate, confirmation: UserToolConfirmation, decided_by: str) -> list[Event]:
+async def confirm(unit: SessionAggregate, confirmation: UserToolConfirmation, by: Actor) -> list[Event]:
     """Commits what `confirmation` decides; the same decision again is a success without effect.
 
-    Raises NotWaiting, AlreadyDecided, Superseded, InvalidInput.
+    Raises NotWaiting, Forbidden, AlreadyDecided, Superseded, InvalidInput.
     """
+    await _check_permitted(unit, by)
     approval = await unit.tx.approval_of_call(unit.session.id, confirmation.tool_use_id)
     if approval is None:
         raise NotWaiting(
@@ -39,7 +40,8 @@ async def confirm(unit: SessionAggregate, confirmation: UserToolConfirmation, de
         deny_message=confirmation.deny_message,
         updated_input=run_input if run_input != approval.input else None,
         remember=_remember(approval, confirmation, run_input),
-        decided_by=decided_by,
+        decided_by=by.name,
+        decider_id=by.principal_id,
         decided_at=unit.now,
     )
     if approval.state is not ApprovalState.PENDING:
@@ -48,7 +50,23 @@ async def confirm(unit: SessionAggregate, confirmation: UserToolConfirmation, de
         approval.expires_at is not None and approval.expires_at < unit.now
     ):  # and the sweep has not reached it yet
         raise Superseded(f"the call {approval.event_id} stopped waiting: it expired before this decision")
-    return await _decide(unit, approval, decision, run_input)
+    return await _decide(unit, approval, decision, run_input, by)
+
+
+async def _check_permitted(unit: SessionAggregate, by: Actor) -> None:
+    """Reads the roles in the transaction of the decision: one that was taken away a moment ago permits nothing."""
+    if by.principal_id is None:
+        return
+    session, principal = unit.session, await unit.tx.principal(by.principal_id)
+    if principal is None or not principal.may(Action.DECIDE, session.workspace_id):
+        raise Forbidden(f"{by.name} may not decide here; that takes the role approver in this workspace")
+    if by.principal_id in (session.created_by, session.last_sender):
+        workspace = await unit.tx.workspace(session.workspace_id)
+        if workspace is not None and workspace.separation_of_duties:
+            raise Forbidden(
+                f"{by.name} asked for this session, or sent its last message, and this workspace separates duties: "
+                "another approver decides"
+            )
 
 
 def _check_policy(session: Session, approval: Approval, edited: dict[str, Any]) -> None:
@@ -62,7 +80,11 @@ def _check_policy(session: Session, approval: Approval, edited: dict[str, Any]) 
 
 
 async def _decide(
-    unit: SessionAggregate, approval: Approval, decision: Decision, run_input: dict[str, Any] | None
+    unit: SessionAggregate,
+    approval: Approval,
+    decision: Decision,
+    run_input: dict[str, Any] | None,
+    by: Actor,
 ) -> list[Event]:
     if run_input is not None:
         decided = approval.to(
@@ -74,7 +96,7 @@ async def _decide(
     else:
         decided = approval.to(ApprovalState.DENIED, decision=decision, closed_at=unit.now)
     await unit.tx.put_approval(decided)
-    record_approval(unit.tx, "approval.decided", decided, Actor(name=decision.decided_by), unit.now)
+    record_approval(unit.tx, "approval.decided", decided, by, unit.now)
     if decision.remember is not None and decision.remember not in unit.session.rules:
         unit.set(rules=(*unit.session.rules, decision.remember))
     sent = await unit.append([_confirmation(approval, decision)])

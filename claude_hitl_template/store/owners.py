@@ -67,7 +67,7 @@ class OwnerRules(StoreBase):
             # A turn that began with a reminder has no message: refusals before it and in it look the same.
             states = ANSWERABLE if begun else (ApprovalState.PENDING, ApprovalState.ALLOWED)
             found = await tx.approvals(
-                session.key_id, after=None, limit=LOST_CALLS, states=states, session_id=session_id
+                session.workspace_id, after=None, limit=LOST_CALLS, states=states, session_id=session_id
             )
             if not found:
                 return []
@@ -317,7 +317,7 @@ async def _ask(
     approval = Approval(
         id=new_id("appr"),
         session_id=unit.session.id,
-        key_id=unit.session.key_id,
+        workspace_id=unit.session.workspace_id,
         event_id=call_id,
         call_id=call_id,
         batch=(call_id,),
@@ -379,7 +379,7 @@ async def _open(
     approval = Approval(
         id=new_id("appr"),
         session_id=unit.session.id,
-        key_id=unit.session.key_id,
+        workspace_id=unit.session.workspace_id,
         event_id=call.call_id,
         call_id=call.call_id,
         model_call_id=call.model_call_id,

@@ -3,8 +3,9 @@
 Each kind of caller has its own protocol, and its capability permits exactly the methods of that protocol
 (`store.access`).
 
-- *Clients* (REST, panel, terminal) name the API key they act for; another key's session is NotFound. `key_id`
-  None stands for the service itself, which sees the sessions of all keys and checks permissions on its own.
+- *Clients* (REST, panel, terminal) name the workspace they act in; another workspace's session is NotFound. `workspace_id`
+  None stands for every workspace: the service itself, which checks permissions on its own. Those that change something also
+  name the actor.
 - *Owners* (one per awake session) name their lease epoch; a stale one gets StaleOwner and must stop.
 - *The supervisor* grants leases and handles expiry.
 - *Windows* (flows of the panel) read one session.
@@ -29,6 +30,7 @@ from claude_hitl_template.domain.models import (
     Environment,
     Event,
     Frozen,
+    Identity,
     KeptDecision,
     Page,
     PermissionMode,
@@ -39,7 +41,7 @@ from claude_hitl_template.domain.models import (
     Usage,
     new_id,
 )
-from claude_hitl_template.domain.people import Actor
+from claude_hitl_template.domain.people import SCOPES, SERVICE, Actor, Principal, Scope, Workspace
 from claude_hitl_template.files.manifest import SavedFile
 
 type Order = Literal["asc", "desc"]
@@ -112,7 +114,7 @@ class Reachable(Protocol):
 
 
 class Sessions(Protocol):
-    async def get_session(self, session_id: str, key_id: str | None = None) -> Session:
+    async def get_session(self, session_id: str, workspace_id: str | None = None) -> Session:
         """Raises NotFound."""
         ...
 
@@ -158,7 +160,7 @@ class Windows(Reachable, Sessions, Blobs, Protocol):
     async def wait_events(
         self,
         session_id: str,
-        key_id: str | None,
+        workspace_id: str | None,
         after: int,
         *,
         timeout_s: float,
@@ -173,7 +175,7 @@ class Windows(Reachable, Sessions, Blobs, Protocol):
 
     async def list_approvals(
         self,
-        key_id: str | None,
+        workspace_id: str | None,
         *,
         limit: int,
         page: str | None = None,
@@ -186,7 +188,7 @@ class Windows(Reachable, Sessions, Blobs, Protocol):
     async def list_workspace(
         self,
         session_id: str,
-        key_id: str | None,
+        workspace_id: str | None,
         *,
         limit: int,
         page: str | None = None,
@@ -199,23 +201,44 @@ class Windows(Reachable, Sessions, Blobs, Protocol):
 class Clients(Windows, SavedBlobs, Protocol):
     """Methods for the ingress on behalf of authenticated clients: API, panel and inbox."""
 
-    async def add_key(self, name: str, secret_hash: str, prefix: str = "") -> ApiKey:
-        """Records a key. For a known hash it returns the existing key, which may be revoked."""
+    async def add_key(
+        self,
+        name: str,
+        secret_hash: str,
+        prefix: str = "",
+        *,
+        principal_id: str | None = None,
+        scopes: Sequence[Scope] = SCOPES,
+        expires_at: datetime | None = None,
+        by: Actor = SERVICE,
+    ) -> ApiKey:
+        """Records a key. For a known hash it returns the existing key, which may be revoked.
+
+        Without `principal_id` it gets a service account, and a workspace with the key's id, of its own. Raises NotFound for
+        an unknown principal.
+        """
         ...
 
-    async def find_key(self, secret_hash: str) -> ApiKey | None:
-        """The active key with this hash; None if it is unknown, revoked or replaced."""
+    async def find_identity(self, secret_hash: str) -> Identity | None:
+        """The active key with this hash, with its principal; None if it is unknown, revoked, replaced or expired, or its
+        principal is disabled."""
+        ...
+
+    async def note_key_use(self, key_id: str, at: datetime) -> None:
+        """Records when a key was used last."""
         ...
 
     async def list_keys(self) -> list[ApiKey]:
         """All keys, oldest first, including revoked and replaced ones, without those of the panel's roles."""
         ...
 
-    async def revoke_key(self, key_id: str) -> ApiKey:
+    async def revoke_key(self, key_id: str, *, by: Actor = SERVICE) -> ApiKey:
         """Revokes a key; its sessions stay. Raises NotFound, and Conflict for the first key."""
         ...
 
-    async def rotate_key(self, key_id: str, secret_hash: str, prefix: str = "") -> ApiKey:
+    async def rotate_key(
+        self, key_id: str, secret_hash: str, prefix: str = "", *, by: Actor = SERVICE
+    ) -> ApiKey:
         """Replaces a key's secret. The old secret becomes invalid; the sessions stay with the key.
 
         Raises NotFound, and Conflict for a key that was revoked or a secret that another key has, or had.
@@ -231,15 +254,59 @@ class Clients(Windows, SavedBlobs, Protocol):
         """The key with this id. Raises NotFound."""
         ...
 
+    async def list_workspaces(self) -> list[Workspace]:
+        """All workspaces by name, the default one first."""
+        ...
+
+    async def get_workspace(self, workspace_id: str) -> Workspace:
+        """Raises NotFound."""
+        ...
+
+    async def add_workspace(self, name: str, *, by: Actor) -> Workspace:
+        """Raises Conflict for a name that another workspace has."""
+        ...
+
+    async def change_workspace(
+        self, workspace_id: str, changes: Mapping[str, Any], *, if_version: int | None = None, by: Actor
+    ) -> Workspace:
+        """`changes` may hold `name` and `separation_of_duties`. Raises NotFound, Conflict, Outdated."""
+        ...
+
+    async def list_principals(self) -> list[Principal]:
+        """All users and service accounts by name."""
+        ...
+
+    async def get_principal(self, principal_id: str) -> Principal:
+        """Raises NotFound."""
+        ...
+
+    async def find_principal(self, *, name: str = "", external_id: str = "") -> Principal | None:
+        """By name, or by who it is for the panel or a sign-in provider; None if there is none."""
+        ...
+
+    async def add_principal(self, principal: Principal, *, by: Actor) -> Principal:
+        """Raises Conflict for a name or an external id that another one has, InvalidInput for an unknown workspace."""
+        ...
+
+    async def change_principal(
+        self, principal_id: str, changes: Mapping[str, Any], *, if_version: int | None = None, by: Actor
+    ) -> Principal:
+        """`changes` may hold `name`, `email`, `roles`, `groups` and `disabled` (bool).
+
+        Raises NotFound, Conflict (a name that is taken; the last administrator), Outdated, InvalidInput.
+        """
+        ...
+
     async def create_session(
         self,
-        key_id: str,
+        workspace_id: str,
         *,
         agent: Agent,
         environment: Environment,
         title: str | None,
         metadata: Mapping[str, str],
         initial: Sequence[UserMessage],
+        by: Actor = SERVICE,
         idempotency_key: str | None = None,
     ) -> Session:
         """Raises Conflict when the idempotency key came before with another request."""
@@ -247,7 +314,7 @@ class Clients(Windows, SavedBlobs, Protocol):
 
     async def list_sessions(
         self,
-        key_id: str | None,
+        workspace_id: str | None,
         *,
         limit: int,
         page: str | None = None,
@@ -263,47 +330,49 @@ class Clients(Windows, SavedBlobs, Protocol):
     async def update_session(
         self,
         session_id: str,
-        key_id: str,
+        workspace_id: str,
         *,
         changes: Mapping[str, Any],
+        by: Actor = SERVICE,
         idempotency_key: str | None = None,
     ) -> Session:
         """`changes` may hold `title` (str or None) and `metadata` (patch: None deletes a key)."""
         ...
 
-    async def archive_session(self, session_id: str, key_id: str) -> Session:
+    async def archive_session(self, session_id: str, workspace_id: str, *, by: Actor = SERVICE) -> Session:
         """Archives the session and supersedes its pending approvals. Raises Conflict while it runs."""
         ...
 
-    async def delete_session(self, session_id: str, key_id: str) -> None:
+    async def delete_session(self, session_id: str, workspace_id: str, *, by: Actor = SERVICE) -> None:
         """Deletes the session; a `KeptDecision` of each decision stays. Raises Conflict while it runs."""
         ...
 
     async def list_kept_decisions(self, *, limit: int, page: str | None = None) -> Page[KeptDecision]:
-        """Decisions of sessions that were deleted, of all keys, the oldest first."""
+        """Decisions of sessions that were deleted, of all workspaces, the oldest first."""
         ...
 
     async def send_events(
         self,
         session_id: str,
-        key_id: str | None,
+        workspace_id: str | None,
         inbound: Sequence[Inbound],
         *,
-        decided_by: str,
+        by: Actor,
         idempotency_key: str | None = None,
     ) -> list[Event]:
         """Commits a client's events, all or none. Only a confirmation is a decision.
 
         Args:
             session_id: the session.
-            key_id: the client's key; None for the service itself, whose idempotency keys are separate.
+            workspace_id: the workspace that the client acts in; None for every one.
             inbound: the events.
-            decided_by: the person that the decisions are recorded under.
+            by: whom the decisions are recorded under; a known principal must be permitted to decide there.
             idempotency_key: for two days, the same request with this key gets the answer of the first one.
 
         Raises:
             NotWaiting: no such call waits.
             AlreadyDecided, Superseded: the call no longer waits.
+            Forbidden: `by` may not decide.
             Conflict: the session is archived, or the key was used for another request.
             InvalidInput: an event does not fit its call.
         """
@@ -312,7 +381,7 @@ class Clients(Windows, SavedBlobs, Protocol):
     async def list_events(
         self,
         session_id: str,
-        key_id: str | None,
+        workspace_id: str | None,
         *,
         limit: int,
         page: str | None = None,
@@ -321,19 +390,19 @@ class Clients(Windows, SavedBlobs, Protocol):
         created: TimeRange | None = None,
     ) -> Page[Event]: ...
 
-    async def last_seq(self, session_id: str, key_id: str | None) -> int:
+    async def last_seq(self, session_id: str, workspace_id: str | None) -> int:
         """The seq of the session's newest event."""
         ...
 
-    async def get_approval(self, approval_id: str, key_id: str | None) -> Approval: ...
+    async def get_approval(self, approval_id: str, workspace_id: str | None) -> Approval: ...
 
     async def decide(
         self,
         approval_id: str,
-        key_id: str | None,
+        workspace_id: str | None,
         confirmation: UserToolConfirmation,
         *,
-        decided_by: str,
+        by: Actor,
         idempotency_key: str | None = None,
     ) -> Approval:
         """Decides on the call of an approval, whichever call `confirmation` names; returns the updated approval.
@@ -343,7 +412,13 @@ class Clients(Windows, SavedBlobs, Protocol):
         ...
 
     async def add_files(
-        self, session_id: str, key_id: str | None, manifest: str, *, idempotency_key: str | None = None
+        self,
+        session_id: str,
+        workspace_id: str | None,
+        manifest: str,
+        *,
+        by: Actor = SERVICE,
+        idempotency_key: str | None = None,
     ) -> None:
         """Registers the files of a manifest, which are written into the session's workspace before its next turn.
 
@@ -351,7 +426,7 @@ class Clients(Windows, SavedBlobs, Protocol):
         """
         ...
 
-    async def workspace_file(self, session_id: str, key_id: str | None, path: str) -> SavedFile:
+    async def workspace_file(self, session_id: str, workspace_id: str | None, path: str) -> SavedFile:
         """One saved file, by its path as `manifest.shown` has it. Raises NotFound."""
         ...
 

@@ -5,16 +5,18 @@ other lock is held: the locks of chains are the last ones taken, in one order, s
 other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from claude_hitl_template.domain.audit import Draft, Entry, Head, seal
+from pydantic import BaseModel
+
+from claude_hitl_template.domain.audit import SERVICE_CHAIN, Draft, Entry, Head, seal
 from claude_hitl_template.domain.audit.checkpoints import EVERY, checkpoint
 from claude_hitl_template.domain.audit.signing import Signer
 from claude_hitl_template.domain.canonical_json import digest
-from claude_hitl_template.domain.models import Approval
-from claude_hitl_template.domain.people import Actor
+from claude_hitl_template.domain.models import ApiKey, Approval
+from claude_hitl_template.domain.people import EVERYWHERE, Actor, Principal, Workspace
 from claude_hitl_template.store.backend import Tx
 
 
@@ -67,7 +69,71 @@ def record_approval(
             "edited": decision.updated_input is not None,
             "remembered": None if decision.remember is None else digest(str(decision.remember)),
         }
-    record(tx, approval.key_id, action, actor, approval.id, details=details, now=now)
+    record(tx, approval.workspace_id, action, actor, approval.id, details=details, now=now)
+
+
+async def record_key(tx: Tx, action: str, key: ApiKey, actor: Actor, now: datetime, **more: Any) -> None:
+    """Records what happened to an API key, in each workspace of its principal."""
+    principal = None if key.principal_id is None else await tx.principal(key.principal_id)
+    details: dict[str, Any] = {
+        "name": key.name,
+        "prefix": key.prefix,
+        "principal_id": key.principal_id,
+        "scopes": key.scopes,
+        "expires_at": key.expires_at.isoformat() if key.expires_at else None,
+        **more,
+    }
+    for workspace_id in _chains(principal):
+        record(tx, workspace_id, action, actor, key.id, details=details, now=now)
+
+
+def record_workspace(tx: Tx, before: Workspace | None, after: Workspace, actor: Actor, now: datetime) -> None:
+    """Records a workspace that was created or changed, with what it was and is now."""
+    action = "workspace.created" if before is None else "workspace.changed"
+    details = _differences(before, after, ("name", "default", "separation_of_duties"))
+    record(tx, after.id, action, actor, after.id, details=details, now=now)
+
+
+def record_principal(tx: Tx, before: Principal | None, after: Principal, actor: Actor, now: datetime) -> None:
+    """Records a principal that was created or changed, and its roles in the log of each workspace where they changed.
+
+    Of an e-mail address and of the id at a sign-in provider only that they changed.
+    """
+    details = _differences(before, after, ("kind", "name", "groups"))
+    details |= {name: "changed" for name in ("email", "external_id") if _differs(before, after, name)}
+    if before is None:
+        action = "principal.created"
+    elif (before.disabled_at is None) != (after.disabled_at is None):
+        action = "principal.enabled" if after.disabled_at is None else "principal.disabled"
+    else:
+        action = "principal.changed"
+    if details or action != "principal.changed":
+        for workspace_id in _chains(after):
+            record(tx, workspace_id, action, actor, after.id, details=details, now=now)
+    former = before.roles if before is not None else {}
+    for workspace_id in sorted({*former, *after.roles}):
+        roles = {"before": former.get(workspace_id, ()), "after": after.roles.get(workspace_id, ())}
+        if roles["before"] != roles["after"]:
+            chain = SERVICE_CHAIN if workspace_id == EVERYWHERE else workspace_id
+            details = {"name": after.name, **roles}
+            record(tx, chain, "role.changed", actor, after.id, details=details, now=now)
+
+
+def _chains(principal: Principal | None) -> tuple[str, ...]:
+    """Where what concerns a principal is recorded: in its workspaces, without any in the log of the service."""
+    return (principal.workspace_ids if principal is not None else ()) or (SERVICE_CHAIN,)
+
+
+def _differs(before: BaseModel | None, after: BaseModel, name: str) -> bool:
+    return getattr(before, name, None) != getattr(after, name)
+
+
+def _differences(before: BaseModel | None, after: BaseModel, names: Iterable[str]) -> dict[str, Any]:
+    return {
+        name: {"before": getattr(before, name, None), "after": getattr(after, name)}
+        for name in names
+        if _differs(before, after, name)
+    }
 
 
 async def append(tx: Tx, signer: Signer) -> None:

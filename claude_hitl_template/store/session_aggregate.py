@@ -48,11 +48,11 @@ class SessionAggregate:
 
     @classmethod
     async def load(
-        cls, tx: Tx, session_id: str, now: datetime, *, key_id: str | None = None
+        cls, tx: Tx, session_id: str, now: datetime, *, workspace_id: str | None = None
     ) -> "SessionAggregate":
-        """Raises NotFound, also for the session of another key."""
+        """Raises NotFound, also for the session of another workspace."""
         session = await tx.session(session_id)
-        if session is None or (key_id is not None and session.key_id != key_id):
+        if session is None or (workspace_id is not None and session.workspace_id != workspace_id):
             raise NotFound(f"there is no session {session_id!r}")
         return cls(tx, session, now)
 

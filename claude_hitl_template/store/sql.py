@@ -16,13 +16,14 @@ from claude_hitl_template.domain.models import (
     Approval,
     ApprovalState,
     Event,
-    Frozen,
     KeptDecision,
     Session,
     SessionStatus,
     Supervised,
 )
-from claude_hitl_template.store.backend import OPEN, Reply
+from claude_hitl_template.domain.people import Principal, Workspace
+from claude_hitl_template.errors import Conflict
+from claude_hitl_template.store.backend import NAME_TAKEN, OPEN, Reply
 from claude_hitl_template.store.protocol import AuditFilter, Order, TimeRange, TranscriptKey
 from claude_hitl_template.store.tables import (
     api_keys,
@@ -32,9 +33,11 @@ from claude_hitl_template.store.tables import (
     audit_heads,
     events,
     kept_decisions,
+    principals,
     replies,
     sessions,
     transcripts,
+    workspaces,
 )
 
 SLOW = "slow"  # an execution option of statements that may scan a table, or return much of one
@@ -102,6 +105,44 @@ class SqlTx:
         changed = {"secret_hash": key.secret_hash, "doc": _document(key)}
         await self._c.execute(sa.update(api_keys).where(api_keys.c.id == key.id).values(changed))
 
+    # -- people
+
+    async def workspace(self, workspace_id: str) -> Workspace | None:
+        query = sa.select(workspaces.c.doc).where(workspaces.c.id == workspace_id)
+        row = await self._one(query.with_for_update() if self._locking else query)
+        return _noun(Workspace, row) if row else None
+
+    async def workspaces(self) -> list[Workspace]:
+        return [_noun(Workspace, row) for row in await self._all(sa.select(workspaces.c.doc))]
+
+    async def put_workspace(self, workspace: Workspace) -> None:
+        await self._upsert(workspaces, {"id": workspace.id, "doc": _document(workspace)})
+
+    async def principal(self, principal_id: str) -> Principal | None:
+        row = await self._one(sa.select(principals.c.doc).where(principals.c.id == principal_id))
+        return _noun(Principal, row) if row else None
+
+    async def named_principal(self, *, name: str = "", external_id: str = "") -> Principal | None:
+        t = principals.c
+        where = t.external_id == external_id if external_id else t.name == name
+        row = await self._one(sa.select(t.doc).where(where))
+        return _noun(Principal, row) if row else None
+
+    async def principals(self) -> list[Principal]:
+        return [_noun(Principal, row) for row in await self._all(sa.select(principals.c.doc))]
+
+    async def put_principal(self, principal: Principal) -> None:
+        t = principals.c
+        query = sa.select(t.id).where(
+            t.id != principal.id,
+            (t.name == principal.name)
+            | (t.external_id.is_not(None) & (t.external_id == principal.external_id)),
+        )
+        if await self._one(query):
+            raise Conflict(NAME_TAKEN)
+        row = {"id": principal.id, "name": principal.name, "external_id": principal.external_id}
+        await self._upsert(principals, {**row, "doc": _document(principal)})
+
     # -- sessions
 
     async def session(self, session_id: str) -> Session | None:
@@ -115,7 +156,7 @@ class SqlTx:
         supervised = session.lease is not None or session.status in ("running", "rescheduling")
         row = {
             "id": session.id,
-            "key_id": session.key_id,
+            "workspace_id": session.workspace_id,
             "agent_id": session.agent.id,
             "status": session.status,
             "archived": session.archived_at is not None,
@@ -153,7 +194,7 @@ class SqlTx:
 
     async def sessions(
         self,
-        key_id: str | None,
+        workspace_id: str | None,
         *,
         after: tuple[datetime, str] | None,
         limit: int,
@@ -164,7 +205,7 @@ class SqlTx:
         include_archived: bool,
     ) -> list[Session]:
         t = sessions.c
-        query = sa.select(t.doc).where(*_of(t.key_id, key_id), *_bounds(t.created_at, created))
+        query = sa.select(t.doc).where(*_of(t.workspace_id, workspace_id), *_bounds(t.created_at, created))
         if statuses:
             query = query.where(t.status.in_(statuses))
         if agent_id is not None:
@@ -275,7 +316,15 @@ class SqlTx:
     async def put_approval(self, approval: Approval) -> None:
         row = {
             name: getattr(approval, name)
-            for name in ("id", "session_id", "key_id", "event_id", "call_id", "created_at", "expires_at")
+            for name in (
+                "id",
+                "session_id",
+                "workspace_id",
+                "event_id",
+                "call_id",
+                "created_at",
+                "expires_at",
+            )
         }
         await self._upsert(approvals, {**row, "state": approval.state.value, "doc": _document(approval)})
 
@@ -286,7 +335,7 @@ class SqlTx:
 
     async def approvals(
         self,
-        key_id: str | None,
+        workspace_id: str | None,
         *,
         after: tuple[datetime, str] | None,
         limit: int,
@@ -294,13 +343,13 @@ class SqlTx:
         session_id: str | None,
     ) -> list[Approval]:
         t = approvals.c
-        key, state = t.key_id, t.state
+        key, state = t.workspace_id, t.state
         query = sa.select(t.doc)
         if session_id is not None:
             query = query.where(t.session_id == session_id)
             # SQLite would look for its few rows among all that wait, for those are in order: no index has expressions.
             key, state = key + "", state + ""
-        query = query.where(*_of(key, key_id))
+        query = query.where(*_of(key, workspace_id))
         if states:
             query = query.where(state.in_([s.value for s in states]))
         rows = await self._all(
@@ -315,19 +364,19 @@ class SqlTx:
 
     # -- idempotency
 
-    async def remembered_reply(self, key_id: str, idempotency_key: str) -> Reply | None:
+    async def remembered_reply(self, scope: str, idempotency_key: str) -> Reply | None:
         if self._locking:  # of two requests with the same key, the second waits for the first one's reply
-            name = sa.func.hashtextextended(f"{key_id} {idempotency_key}".replace("\0", "\ufffd"), 0)
+            name = sa.func.hashtextextended(f"{scope} {idempotency_key}".replace("\0", "\ufffd"), 0)
             await self._c.execute(sa.select(sa.func.pg_advisory_xact_lock(name)))
-        where = (replies.c.key_id == key_id, replies.c.idempotency_key == idempotency_key)
+        where = (replies.c.scope == scope, replies.c.idempotency_key == idempotency_key)
         t = replies.c
         row = await self._one(sa.select(t.digest, t.reply, t.created_at, t.expires_at).where(*where))
         return Reply(**row._mapping) if row else None
 
     async def remember_reply(
-        self, key_id: str, idempotency_key: str, reply: Reply, *, session_id: str
+        self, scope: str, idempotency_key: str, reply: Reply, *, session_id: str
     ) -> None:
-        row = {"key_id": key_id, "idempotency_key": idempotency_key, "session_id": session_id, **vars(reply)}
+        row = {"scope": scope, "idempotency_key": idempotency_key, "session_id": session_id, **vars(reply)}
         await self._c.execute(sa.insert(replies).values(row))
 
     async def forget_replies(self, now: datetime, unmarked_before: datetime) -> int:
@@ -446,7 +495,7 @@ def _transcript(key: TranscriptKey) -> list[sa.ColumnElement[bool]]:
     ]
 
 
-def _noun[T: Frozen](kind: type[T], row: Any) -> T:
+def _noun[T: BaseModel](kind: type[T], row: Any) -> T:
     """A stored record. Unknown fields of a newer version are kept and written back: it may run at the same time."""
     return kind.model_validate(row.doc, extra="allow")
 
@@ -479,8 +528,8 @@ def _event(row: Any) -> Event:
     return Event(**row._mapping)
 
 
-def _of(column: sa.ColumnElement[str], key_id: str | None) -> list[sa.ColumnElement[bool]]:
-    return [] if key_id is None else [column == key_id]
+def _of(column: sa.ColumnElement[str], workspace_id: str | None) -> list[sa.ColumnElement[bool]]:
+    return [] if workspace_id is None else [column == workspace_id]
 
 
 def _bounds(column: sa.Column[datetime], created: TimeRange) -> list[sa.ColumnElement[bool]]:

@@ -59,19 +59,37 @@ api_keys = Table(
     Column("doc", JSON, nullable=False),
 )
 
+# A workspace owns what an API key owned before. The column keeps its name, and the workspace of such a key has the key's id,
+# so that no row changes, and an earlier version sees the same during a deploy.
+workspaces = Table(
+    "workspaces",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("doc", JSON, nullable=False),
+)
+
+principals = Table(
+    "principals",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("name", Name, nullable=False, unique=True),
+    Column("external_id", Name, unique=True),
+    Column("doc", JSON, nullable=False),
+)
+
 sessions = Table(
     "sessions",
     metadata,
     Column("id", Name, primary_key=True),
-    Column("key_id", Name, nullable=False),
+    Column("key_id", Name, nullable=False, key="workspace_id"),
     Column("agent_id", Name, nullable=False),
     Column("status", Name, nullable=False),
     Column("archived", Boolean, nullable=False),
     Column("supervised", Boolean, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("doc", JSON, nullable=False),
-    Index("ix_sessions_key", "key_id", "created_at", "id"),
-    Index("ix_sessions_status", "key_id", "status", "created_at", "id"),
+    Index("ix_sessions_key", "workspace_id", "created_at", "id"),
+    Index("ix_sessions_status", "workspace_id", "status", "created_at", "id"),
     Index("ix_sessions_created", "created_at"),
 )
 # Parked sessions, the many, are not in it.
@@ -102,7 +120,7 @@ approvals = Table(
     metadata,
     Column("id", Name, primary_key=True),
     Column("session_id", Name, nullable=False),
-    Column("key_id", Name, nullable=False),
+    Column("key_id", Name, nullable=False, key="workspace_id"),
     Column("event_id", Name, nullable=False),
     Column("call_id", Name, nullable=False),
     Column("state", Name, nullable=False),
@@ -110,8 +128,8 @@ approvals = Table(
     Column("expires_at", UtcDateTime),
     Column("doc", JSON, nullable=False),
     UniqueConstraint("session_id", "event_id", name="uq_approvals_event"),
-    Index("ix_approvals_inbox", "key_id", "state", "created_at", "id"),
-    Index("ix_approvals_key", "key_id", "created_at", "id"),
+    Index("ix_approvals_inbox", "workspace_id", "state", "created_at", "id"),
+    Index("ix_approvals_key", "workspace_id", "created_at", "id"),
     # The inbox of users who may decide on all keys' calls.
     Index("ix_approvals_state", "state", "created_at", "id"),
     Index("ix_approvals_call", "session_id", "call_id"),
@@ -140,7 +158,7 @@ kept_decisions = Table(
 replies = Table(
     "replies",
     metadata,
-    Column("key_id", Name, primary_key=True),
+    Column("key_id", Name, primary_key=True, key="scope"),
     Column("idempotency_key", Name, primary_key=True),
     Column("digest", Name, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),

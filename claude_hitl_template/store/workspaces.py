@@ -7,12 +7,13 @@ import structlog
 
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.models import Page, Session
+from claude_hitl_template.domain.people import SERVICE, Actor
 from claude_hitl_template.errors import HitlError, InvalidInput, NotFound, TooLarge
 from claude_hitl_template.files import manifest as manifests
 from claude_hitl_template.files.blob_store import KEPT
 from claude_hitl_template.files.manifest import Manifest, SavedFile
 from claude_hitl_template.store.base import StoreBase, decode_seq_cursor, encode_cursor
-from claude_hitl_template.store.clients import earlier_reply, refuse_archived, remember_reply
+from claude_hitl_template.store.clients import earlier_reply, refuse_archived, remember_reply, reply_scope
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 log = structlog.get_logger()
@@ -86,38 +87,45 @@ class WorkspaceRules(StoreBase):
                 unit.set(workspace=manifest, uploads=left)
 
     async def add_files(
-        self, session_id: str, key_id: str | None, manifest: str, *, idempotency_key: str | None = None
+        self,
+        session_id: str,
+        workspace_id: str | None,
+        manifest: str,
+        *,
+        by: Actor = SERVICE,
+        idempotency_key: str | None = None,
     ) -> None:
         added = await manifests.load(manifest, self._files.get)
         if added.links or added.folders:
             raise InvalidInput("only files can be added", "manifest")
         request = digest(["add files", session_id, manifest])
-        async with self._changing(session_id, "add_files", key_id=key_id) as unit:
-            if await earlier_reply(unit.tx, key_id, idempotency_key, request) is not None:
+        async with self._changing(session_id, "add_files", workspace_id=workspace_id) as unit:
+            scope = reply_scope(workspace_id, by)
+            if await earlier_reply(unit.tx, scope, idempotency_key, request) is not None:
                 return
             refuse_archived(unit)
             unit.set(uploads=(*unit.session.uploads, manifest))
             unit.wake()
-            await remember_reply(unit, key_id, idempotency_key, request, manifest)
+            await remember_reply(unit, scope, idempotency_key, request, manifest)
 
     async def list_workspace(
         self,
         session_id: str,
-        key_id: str | None,
+        workspace_id: str | None,
         *,
         limit: int,
         page: str | None = None,
         changed_since_ns: int | None = None,
     ) -> Page[SavedFile]:
         begin = decode_seq_cursor("workspace", page) or 0
-        found = await self._saved(session_id, key_id)
+        found = await self._saved(session_id, workspace_id)
         files = [f for f in found.files if changed_since_ns is None or f.mtime_ns >= changed_since_ns]
         end = begin + limit
         cursor = encode_cursor("workspace", str(end)) if len(files) > end else None
         return Page(data=files[begin:end], next_page=cursor)
 
-    async def workspace_file(self, session_id: str, key_id: str | None, path: str) -> SavedFile:
-        for file in (await self._saved(session_id, key_id)).files:
+    async def workspace_file(self, session_id: str, workspace_id: str | None, path: str) -> SavedFile:
+        for file in (await self._saved(session_id, workspace_id)).files:
             if manifests.shown(file.path) == path:
                 return file
         raise NotFound("the session's saved workspace has no such file")
@@ -142,10 +150,12 @@ class WorkspaceRules(StoreBase):
             return await self._files.put_before(sorted(old), changed_at + KEPT)
         return found.chunks().union(own)
 
-    async def _saved(self, session_id: str, key_id: str | None) -> Manifest:
+    async def _saved(self, session_id: str, workspace_id: str | None) -> Manifest:
         """With what was added and is not in the session's folder yet."""
         async with self._reading() as tx:
-            session = (await SessionAggregate.load(tx, session_id, self._clock(), key_id=key_id)).session
+            session = (
+                await SessionAggregate.load(tx, session_id, self._clock(), workspace_id=workspace_id)
+            ).session
         found = await manifests.load(session.workspace, self._files.get)
         for added in session.uploads:
             found = found.with_added((await manifests.load(added, self._files.get)).files)

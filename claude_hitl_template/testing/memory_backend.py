@@ -19,7 +19,9 @@ from claude_hitl_template.domain.models import (
     SessionStatus,
     Supervised,
 )
-from claude_hitl_template.store.backend import OPEN, Reply, Tx
+from claude_hitl_template.domain.people import Principal, Workspace
+from claude_hitl_template.errors import Conflict
+from claude_hitl_template.store.backend import NAME_TAKEN, OPEN, Reply, Tx
 from claude_hitl_template.store.protocol import AuditFilter, Order, TimeRange, TranscriptKey
 
 type _Key = tuple[str, str, str, str]
@@ -37,6 +39,8 @@ def in_range(at: datetime, bounds: TimeRange) -> bool:
 @dataclass
 class _State:
     keys: dict[str, ApiKey] = field(default_factory=dict[str, ApiKey])
+    workspaces: dict[str, Workspace] = field(default_factory=dict[str, Workspace])
+    principals: dict[str, Principal] = field(default_factory=dict[str, Principal])
     sessions: dict[str, Session] = field(default_factory=dict[str, Session])
     events: dict[str, tuple[Event, ...]] = field(default_factory=dict[str, tuple[Event, ...]])
     approvals: dict[str, Approval] = field(default_factory=dict[str, Approval])
@@ -95,6 +99,36 @@ class _MemoryTx:
     async def put_key(self, key: ApiKey) -> None:
         self._s.keys = {h: k for h, k in self._s.keys.items() if k.id != key.id} | {key.secret_hash: key}
 
+    async def workspace(self, workspace_id: str) -> Workspace | None:
+        return self._s.workspaces.get(workspace_id)
+
+    async def workspaces(self) -> list[Workspace]:
+        return list(self._s.workspaces.values())
+
+    async def put_workspace(self, workspace: Workspace) -> None:
+        self._s.workspaces[workspace.id] = workspace
+
+    async def principal(self, principal_id: str) -> Principal | None:
+        return self._s.principals.get(principal_id)
+
+    async def named_principal(self, *, name: str = "", external_id: str = "") -> Principal | None:
+        everyone = self._s.principals.values()
+        if external_id:
+            return next((one for one in everyone if one.external_id == external_id), None)
+        return next((one for one in everyone if one.name == name), None)
+
+    async def principals(self) -> list[Principal]:
+        return list(self._s.principals.values())
+
+    async def put_principal(self, principal: Principal) -> None:
+        for other in self._s.principals.values():
+            same = other.name == principal.name or (
+                principal.external_id is not None and other.external_id == principal.external_id
+            )
+            if other.id != principal.id and same:
+                raise Conflict(NAME_TAKEN)
+        self._s.principals[principal.id] = principal
+
     async def session(self, session_id: str) -> Session | None:
         return self._s.sessions.get(session_id)
 
@@ -116,7 +150,7 @@ class _MemoryTx:
 
     async def sessions(
         self,
-        key_id: str | None,
+        workspace_id: str | None,
         *,
         after: tuple[datetime, str] | None,
         limit: int,
@@ -129,7 +163,7 @@ class _MemoryTx:
         found = [
             s
             for s in self._s.sessions.values()
-            if key_id in (None, s.key_id)
+            if workspace_id in (None, s.workspace_id)
             and (not statuses or s.status in statuses)
             and (agent_id is None or s.agent.id == agent_id)
             and in_range(s.created_at, created)
@@ -221,7 +255,7 @@ class _MemoryTx:
 
     async def approvals(
         self,
-        key_id: str | None,
+        workspace_id: str | None,
         *,
         after: tuple[datetime, str] | None,
         limit: int,
@@ -231,7 +265,7 @@ class _MemoryTx:
         found = [
             a
             for a in self._s.approvals.values()
-            if key_id in (None, a.key_id)
+            if workspace_id in (None, a.workspace_id)
             and (not states or a.state in states)
             and (session_id is None or a.session_id == session_id)
         ]
@@ -241,13 +275,13 @@ class _MemoryTx:
         pending = [a for a in self._s.approvals.values() if a.state is ApprovalState.PENDING]
         return [a for a in pending if a.expires_at is not None and a.expires_at <= now]
 
-    async def remembered_reply(self, key_id: str, idempotency_key: str) -> Reply | None:
-        return self._s.replies.get((key_id, idempotency_key), (None, None))[1]
+    async def remembered_reply(self, scope: str, idempotency_key: str) -> Reply | None:
+        return self._s.replies.get((scope, idempotency_key), (None, None))[1]
 
     async def remember_reply(
-        self, key_id: str, idempotency_key: str, reply: Reply, *, session_id: str
+        self, scope: str, idempotency_key: str, reply: Reply, *, session_id: str
     ) -> None:
-        self._s.replies[key_id, idempotency_key] = (session_id, reply)
+        self._s.replies[scope, idempotency_key] = (session_id, reply)
 
     async def forget_replies(self, now: datetime, unmarked_before: datetime) -> int:
         kept = {k: r for k, r in self._s.replies.items() if r[1].expires_at >= now}

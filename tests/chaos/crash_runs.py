@@ -18,6 +18,7 @@ from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.domain.events import UserMessage, UserToolConfirmation
 from claude_hitl_template.domain.models import Agent, Environment, Session
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.files.manifest import shown
 from claude_hitl_template.model.endpoint import OfflineUpstream
@@ -161,7 +162,7 @@ async def _repeat(home: Home, store: CoreStore) -> None:
 async def _send(home: Home, store: CoreStore, session_id: str, asked: Mapping[str, Any]) -> None:
     inbound = [UserToolConfirmation.model_validate(asked)]
     [event] = await store.send_events(
-        session_id, KEY, inbound, decided_by="ann", idempotency_key=f"decide {asked['tool_use_id']}"
+        session_id, KEY, inbound, by=Actor(name="ann"), idempotency_key=f"decide {asked['tool_use_id']}"
     )
     home.note(
         "acknowledged",

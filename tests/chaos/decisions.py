@@ -8,6 +8,7 @@ from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 from claude_hitl_template.domain.models import Event
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import AlreadyDecided, Unavailable
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
@@ -66,7 +67,7 @@ async def _decide(store: CoreStore, session_id: str, name: str, asked: dict[str,
         while True:
             try:
                 [event] = await store.send_events(
-                    session_id, KEY, inbound, decided_by=name, idempotency_key=key
+                    session_id, KEY, inbound, by=Actor(name=name), idempotency_key=key
                 )
             except Unavailable:
                 await asyncio.sleep(0.05)

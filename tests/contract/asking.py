@@ -5,7 +5,7 @@ from typing import Any
 
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.events import UserMessage, UserToolConfirmation
-from claude_hitl_template.domain.models import Agent, Environment, Event, Session
+from claude_hitl_template.domain.models import Agent, ApiKey, Environment, Event, Identity, Session
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import Call
 
@@ -49,3 +49,8 @@ async def asking(store: CoreStore, *call_ids: str, expires_at: datetime | None =
 
 async def log(store: CoreStore, session_id: str, *types: str) -> list[Event]:
     return (await store.list_events(session_id, KEY, limit=1000, types=types)).data
+
+
+def key_of(found: Identity | None) -> ApiKey | None:
+    """The key that was found; None if there is none."""
+    return None if found is None else found.key

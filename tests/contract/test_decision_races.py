@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from claude_hitl_template.domain.events import UserToolConfirmation
 from claude_hitl_template.domain.models import Approval, Event
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import AlreadyDecided
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
@@ -63,7 +64,7 @@ async def race(ledgers: list[CoreStore], session_id: str, call: str, chance: ran
                 session_id,
                 KEY,
                 [opinion],
-                decided_by=f"person {person}",
+                by=Actor(name=f"person {person}"),
                 idempotency_key=f"{session_id} {call} {person}",
             )
             for person, opinion in zip(people, opinions, strict=True)

@@ -13,6 +13,7 @@ from claude_hitl_template.claude.cli_engine import TOOLS
 from claude_hitl_template.config.secret_files import hash_api_key
 from claude_hitl_template.domain.canonical_json import call_digest, digest
 from claude_hitl_template.domain.models import Agent, ApprovalState, Environment
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule
 from claude_hitl_template.domain.tool_inputs import check_edit, known_fields
 from claude_hitl_template.errors import InvalidInput
@@ -22,7 +23,7 @@ from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import Call
 from claude_hitl_template.testing.local_service import serve_in_process
 from claude_hitl_template.testing.memory_backend import MemoryBackend
-from tests.contract.asking import KEY, asking, message, said
+from tests.contract.asking import KEY, asking, key_of, message, said
 from tests.contract.test_session import house
 from tests.serving import model_app, serving
 
@@ -98,7 +99,7 @@ async def asked(
 
 
 async def decide(store: CoreStore, session_id: str, **more: Any) -> None:
-    await store.send_events(session_id, KEY, [said("toolu_1", **more)], decided_by="tester")
+    await store.send_events(session_id, KEY, [said("toolu_1", **more)], by=Actor(name="tester"))
 
 
 async def state(store: CoreStore) -> ApprovalState:
@@ -184,7 +185,7 @@ async def test_a_call_in_another_folder_than_the_sessions_is_not_remembered():
     )
     await store.open_calls(session_id, 1, [], [elsewhere], cwd="/w", expires_at=None)
     with pytest.raises(InvalidInput) as refused:
-        await store.send_events(session_id, KEY, [said("toolu_2", remember=True)], decided_by="tester")
+        await store.send_events(session_id, KEY, [said("toolu_2", remember=True)], by=Actor(name="tester"))
     assert refused.value.field == "remember"
 
 
@@ -241,7 +242,7 @@ async def test_over_rest_such_an_edit_is_a_400_that_names_the_field_and_the_call
     through: str, tmp_path: Path
 ):
     async with serve_in_process(tmp_path, keys={"me": "secret"}, driving=False, backing="memory") as served:
-        key = await served.store.find_key(hash_api_key("secret"))
+        key = key_of(await served.store.find_identity(hash_api_key("secret")))
         assert key is not None
         agent = Agent(policy=PermissionPolicy(rules=(Rule(rule="Bash(rm:*)", policy="always_deny"),)))
         session = await served.store.create_session(

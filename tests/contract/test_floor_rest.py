@@ -12,7 +12,7 @@ from claude_hitl_template.domain.models import Agent, Environment
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule
 from claude_hitl_template.domain.policy.floor import Floor
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
-from tests.contract.asking import message
+from tests.contract.asking import key_of, message
 from tests.contract.conftest import KEYS
 from tests.contract.test_anthropic_sdk import Client
 
@@ -104,7 +104,10 @@ def test_where_the_operator_permits_it_a_whole_toolset_may_run_unasked(permittin
 
 async def _begun(served: Threaded) -> str:
     """Creates a session of a previous release, all of whose tools run without asking."""
-    store, key = served.service.store, await served.service.store.find_key(hash_api_key(KEYS["alice"]))
+    store, key = (
+        served.service.store,
+        key_of(await served.service.store.find_identity(hash_api_key(KEYS["alice"]))),
+    )
     assert key is not None
     session = await store.create_session(
         key.id, agent=Agent(policy=PermissionPolicy(default="always_allow")), environment=Environment(),

@@ -14,6 +14,7 @@ import pytest
 from claude_hitl_template.cli.host.ports import free_ports
 from claude_hitl_template.cli.host.postgres import LocalPostgres
 from claude_hitl_template.domain.models import ApprovalState
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import StoreUnreachable, Unavailable
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
@@ -88,7 +89,7 @@ async def until_refused(store: CoreStore, session_id: str) -> tuple[list[str], U
     while True:
         text = f"{len(acknowledged)} {os.urandom(100_000).hex()}"
         try:
-            sent = await store.send_events(session_id, KEY, [message(text)], decided_by="ann")
+            sent = await store.send_events(session_id, KEY, [message(text)], by=Actor(name="ann"))
         except Unavailable as error:
             return acknowledged, error
         acknowledged += [event.id for event in sent]
@@ -111,15 +112,15 @@ async def test_what_a_full_disk_of_postgres_cannot_keep_is_not_acknowledged_and_
     backend = PostgresBackend(cramped.url)
     store = CoreStore(backend)
     session_id = await asking(store, "t1", "t2")
-    await store.send_events(session_id, KEY, [said("t1")], decided_by="ann")
+    await store.send_events(session_id, KEY, [said("t1")], by=Actor(name="ann"))
     filler = fill(cramped.disk)
     acknowledged, why = await until_refused(store, session_id)
     assert isinstance(why, StoreUnreachable) or "disk" in str(why)
     with suppress(Unavailable):  # so small a thing may find room
-        await store.send_events(session_id, KEY, [said("t2", "deny")], decided_by="ann")
+        await store.send_events(session_id, KEY, [said("t2", "deny")], by=Actor(name="ann"))
     filler.unlink()
     await until_back(cramped, store)
-    await store.send_events(session_id, KEY, [said("t2", "deny")], decided_by="ann")
+    await store.send_events(session_id, KEY, [said("t2", "deny")], by=Actor(name="ann"))
     log = (await store.list_events(session_id, KEY, limit=100_000)).data
     assert [e.seq for e in log] == list(range(1, len(log) + 1))
     kept = [e.id for e in log if e.type == "user.message"]

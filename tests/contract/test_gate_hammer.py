@@ -24,6 +24,7 @@ from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.domain.events import UserInterrupt, UserMessage, UserToolConfirmation
 from claude_hitl_template.domain.models import Agent, Approval, Environment, Event, Session, new_id
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule
 from claude_hitl_template.errors import HitlError, InvalidInput
 from claude_hitl_template.model.endpoint import Answer, Call, OfflineUpstream
@@ -341,7 +342,7 @@ class Case:
         await self._send(said)
 
     async def _send(self, *inbound: Any) -> None:
-        await self.bench.store.send_events(self.session.id, KEY, inbound, decided_by="hammer")
+        await self.bench.store.send_events(self.session.id, KEY, inbound, by=Actor(name="hammer"))
 
     # -- judging
 

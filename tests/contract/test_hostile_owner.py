@@ -10,6 +10,7 @@ import pytest_asyncio
 from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.domain.events import draft
 from claude_hitl_template.domain.models import Agent, Environment, Session, Usage
+from claude_hitl_template.domain.people import Actor, Principal
 from claude_hitl_template.errors import HitlError, StaleOwner, Unauthorized
 from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
 from claude_hitl_template.store.access import OPENED, Authority, Client, Dispatcher, client, methods_of
@@ -80,7 +81,7 @@ class House:
         blob = self.blobs[name]
         given: dict[str, Any] = {
             "session_id": session.id, "session_ids": [session.id], "epoch": session.epoch, "scope": session.id,
-            "key_id": session.key_id,
+            "workspace_id": session.workspace_id,
             "key": {"scope": session.id, "project_key": "-", "session_id": "s", "subpath": ""}, "project_key": "-",
             "call_id": f"a-{session.id}", "approval_id": "appr_x", "event_id": "sevt_x", "limit": 10, "timeout_s": 0,
             "after": 0, "revision": -1, "version": -1, "drafts": [], "calls": [], "cwd": "/w", "expires_at": None,
@@ -88,8 +89,10 @@ class House:
             "approval_ids": [], "deltas": [{"d": 1}], "manifest": session.workspace, "names": [blob_name(blob)],
             "blobs": [blob], "entries": [{"uuid": "u"}], "name": "minted", "secret_hash": "h", "holder": "me",
             "lease_s": 1.0, "message": "m", "before": session.created_at, "path": "f", "inbound": [said(f"a-{session.id}")],
-            "decided_by": "ann", "confirmation": said(f"a-{session.id}"), "changes": {"title": "t"}, "agent": Agent(),
+            "by": Actor(name="ann"), "confirmation": said(f"a-{session.id}"), "changes": {"title": "t"}, "agent": Agent(),
             "environment": Environment(), "title": None, "metadata": {}, "initial": [],
+            "key_id": session.workspace_id, "principal_id": "user_x", "at": session.created_at,
+            "principal": Principal(id="user_x", kind="user", name="minted", created_at=session.created_at),
             "given": {"host": "files.example.org", "port": 443, "because": "curl"},
         }  # fmt: skip
         wanted = list(signature(EVERY[method]).parameters.values())[1:]

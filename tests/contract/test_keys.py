@@ -14,6 +14,7 @@ from claude_hitl_template.errors import Conflict, NotFound
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+from tests.contract.asking import key_of
 from tests.contract.routes import OPERATIONS
 
 NEW_SESSION = {"agent": "default", "environment_id": "default"}
@@ -213,16 +214,16 @@ async def test_rules_of_keys(store: CoreStore) -> None:
     rotated = await store.rotate_key(key.id, "hash-2", "hitl_def")
     assert rotated == await store.rotate_key(key.id, "hash-2", "hitl_def")
     assert (rotated.id, rotated.prefix) == (key.id, "hitl_def")
-    assert await store.find_key("hash-1") is None
-    assert await store.find_key("hash-2") == rotated == await store.get_key(key.id)
+    assert key_of(await store.find_identity("hash-1")) is None
+    assert key_of(await store.find_identity("hash-2")) == rotated == await store.get_key(key.id)
     for taken in ("hash-1", "panel:1"):
         with pytest.raises(Conflict):
             await store.rotate_key(key.id, taken)
     assert (await store.add_key("again", "hash-1")).revoked_at is not None
-    assert await store.find_key("hash-1") is None
+    assert key_of(await store.find_identity("hash-1")) is None
     revoked = await store.revoke_key(key.id)
     assert revoked == await store.revoke_key(key.id)
-    assert await store.find_key("hash-2") is None
+    assert key_of(await store.find_identity("hash-2")) is None
     with pytest.raises(Conflict, match="revoked"):
         await store.rotate_key(key.id, "hash-3")
 
@@ -237,20 +238,20 @@ async def test_the_first_key_is_one_and_what_it_was_before_never_comes_back(stor
     second = await store.set_first_key("hash-2")
     assert second.id == first.id
     assert (await store.get_session(session.id, second.id)).id == session.id
-    assert await store.find_key("hash-1") is None
+    assert key_of(await store.find_identity("hash-1")) is None
     assert (await store.set_first_key("hash-1")).revoked_at is not None
-    assert await store.find_key("hash-1") is None
-    assert await store.find_key("hash-2") == second
+    assert key_of(await store.find_identity("hash-1")) is None
+    assert key_of(await store.find_identity("hash-2")) == second
     with pytest.raises(Conflict, match="keys rotate"):
         await store.revoke_key(first.id)
     other = await store.add_key("bob", "hash-3")
     assert (await store.set_first_key("hash-3")).id == other.id
     assert [key.id for key in await store.list_keys() if key.first] == [other.id]
-    assert await store.find_key("hash-2") is not None
+    assert key_of(await store.find_identity("hash-2")) is not None
 
 
 async def test_the_first_key_of_an_earlier_version_is_found_by_its_name(store: CoreStore) -> None:
     made = await store.add_key("first key", "hash-1")
     assert not made.first
     assert (await store.set_first_key("hash-2")).id == made.id
-    assert await store.find_key("hash-1") is None
+    assert key_of(await store.find_identity("hash-1")) is None

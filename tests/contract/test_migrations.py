@@ -19,6 +19,7 @@ from alembic.migration import MigrationContext
 
 from claude_hitl_template.domain.events import UserToolConfirmation
 from claude_hitl_template.domain.models import Agent, ApprovalState, Environment
+from claude_hitl_template.domain.people import Action, Actor
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.store import sql, tables
 from claude_hitl_template.store.connect import migrate
@@ -128,21 +129,28 @@ async def test_a_session_that_waits_since_an_earlier_version_is_found_and_its_de
     with engine.begin() as connection:
         for name, found in rows.items():
             table = metadata.tables[name]
+            keys = {column.name: column.key for column in table.columns}
             times = [column.name for column in table.columns if column.name.endswith("_at")]
             for row in found:
                 at = {
                     key: datetime.fromisoformat(row[key]).replace(tzinfo=UTC) for key in times if row.get(key)
                 }
-                connection.execute(sa.insert(table).values(**row | at))
+                values = {keys[name]: value for name, value in (row | at).items()}
+                connection.execute(sa.insert(table).values(**values))
     backend = SqliteBackend(empty) if empty.startswith("sqlite") else PostgresBackend(empty)
     try:
         store = CoreStore(backend)
         key = rows["api_keys"][0]["id"]
+        await store.set_first_key(rows["api_keys"][0]["secret_hash"])
+        identity = await store.find_identity(rows["api_keys"][0]["secret_hash"])
+        assert identity is not None
+        assert [(one.id, one.default) for one in identity.workspaces] == [(key, True)]
+        assert all(identity.principal.may(action, key) for action in Action)
         [waiting] = (await store.list_approvals(key, limit=10, states=[ApprovalState.PENDING])).data
         assert waiting.input["file_path"] == "hello.txt"
         said = {"type": "user.tool_confirmation", "tool_use_id": waiting.event_id, "result": "allow"}
         confirmation = UserToolConfirmation.model_validate(said)
-        await store.send_events(waiting.session_id, key, [confirmation], decided_by="ann")
+        await store.send_events(waiting.session_id, key, [confirmation], by=Actor(name="ann"))
         session = await store.get_session(waiting.session_id)
         assert session.status == "running"
         assert session.deferred == waiting.event_id

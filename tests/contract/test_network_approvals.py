@@ -13,6 +13,7 @@ from claude_hitl_template.domain import events
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.events import UserInterrupt
 from claude_hitl_template.domain.models import Approval, ApprovalState, Session, Usage, new_id
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import (
     AlreadyDecided,
     Conflict,
@@ -49,7 +50,7 @@ async def end(store: CoreStore, sid: str, epoch: int = 1, stop: dict[str, Any] =
 
 
 async def send(store: CoreStore, sid: str, *inbound: Any) -> None:
-    await store.send_events(sid, KEY, inbound, decided_by="ann")
+    await store.send_events(sid, KEY, inbound, by=Actor(name="ann"))
 
 
 async def results(store: CoreStore, sid: str, approval: Approval) -> list[dict[str, Any]]:

@@ -55,7 +55,7 @@ def plans(path: Path, said: list[tuple[str, Any]]) -> list[str]:
         pytest.param(lambda store, _: store.list_approvals("key", limit=100), id="approvals in any state"),
         pytest.param(lambda store, _: store.list_sessions("key", limit=100), id="sessions"),
         pytest.param(lambda store, _: store.list_sessions("key", limit=9, statuses=["running"]), id="running sessions"),
-        pytest.param(lambda store, _: store.find_key("hash"), id="a key"),
+        pytest.param(lambda store, _: store.find_identity("hash"), id="a key"),
         pytest.param(lambda store, session: store.list_events(session, "key", limit=100), id="a log"),
         pytest.param(lambda store, _: store.retire(utcnow() - timedelta(hours=1)), id="what is old"),
         pytest.param(lambda store, session: store.last_seq(session, "key"), id="a cursor"),

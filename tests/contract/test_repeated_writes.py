@@ -10,6 +10,7 @@ from claude_hitl_template.domain import events
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.events import UserInterrupt
 from claude_hitl_template.domain.models import Agent, Environment, Event, Usage
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import NotFound, StoreUnreachable
 from claude_hitl_template.store.backend import Backend, Tx
 from claude_hitl_template.store.core import CoreStore
@@ -63,7 +64,7 @@ async def live(store: Any, clock: Any, *, until: str, once: str = "") -> str:
     sid = session.id
 
     async def send(name: str, *inbound: Any) -> None:
-        await store.send_events(sid, KEY, inbound, decided_by="ann", idempotency_key=f"{name} {once}")
+        await store.send_events(sid, KEY, inbound, by=Actor(name="ann"), idempotency_key=f"{name} {once}")
 
     await store.acquire(sid, "one", lease_s=15)
     epoch = (await store.get_session(sid)).epoch

@@ -26,6 +26,7 @@ from claude_hitl_template.domain.models import (
     new_id,
     utcnow,
 )
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule
 from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.errors import EngineError, Superseded, Unavailable
@@ -99,7 +100,7 @@ class House:
         await asyncio.wait_for(self.runs(runner), self.patience_s)
 
     async def send(self, *inbound: Any) -> list[Event]:
-        return await self.store.send_events(self.session.id, KEY, inbound, decided_by="tester")
+        return await self.store.send_events(self.session.id, KEY, inbound, by=Actor(name="tester"))
 
     async def confirm(self, event_id: str, result: Any = "allow", **more: Any) -> None:
         said = UserToolConfirmation(

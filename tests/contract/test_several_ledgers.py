@@ -15,11 +15,12 @@ import pytest_asyncio
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.events import agent_message
 from claude_hitl_template.domain.models import ApprovalState
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import AlreadyDecided, HitlError, NotFound, NotWaiting, StoreUnreachable
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.protocol import NOW
-from tests.contract.asking import INPUT, KEY, ask_for, asking, create, log, message, said
+from tests.contract.asking import INPUT, KEY, ask_for, asking, create, key_of, log, message, said
 from tests.postgres import Server, serving
 
 REPLICAS = 3
@@ -52,7 +53,7 @@ async def test_eight_decisions_at_once_at_different_ledgers_have_one_winner(ledg
     for call in calls:
         results = ["allow" if n % 2 else "deny" for n in range(8)]
         tries = [
-            ledgers[n % REPLICAS].send_events(session_id, KEY, [said(call, result)], decided_by=f"h{n}")
+            ledgers[n % REPLICAS].send_events(session_id, KEY, [said(call, result)], by=Actor(name=f"h{n}"))
             for n, result in enumerate(results)
         ]
         answers = await asyncio.gather(*tries, return_exceptions=True)
@@ -65,7 +66,7 @@ async def test_eight_decisions_at_once_at_different_ledgers_have_one_winner(ledg
 
 async def test_one_of_many_claims_at_different_ledgers_succeeds(ledgers: list[CoreStore]):
     session_id = await asking(ledgers[0], "t1")
-    await ledgers[1].send_events(session_id, KEY, [said("t1")], decided_by="ann")
+    await ledgers[1].send_events(session_id, KEY, [said("t1")], by=Actor(name="ann"))
     tries = [
         ledgers[n % REPLICAS].claim(session_id, 1, "t1", digest(INPUT), claim_id=f"c{n}") for n in range(12)
     ]
@@ -77,7 +78,7 @@ async def test_the_log_has_no_gap_whichever_ledger_writes(ledgers: list[CoreStor
     session_id = await asking(ledgers[0])
     writes = [ledgers[n % REPLICAS].commit(session_id, 1, [agent_message(f"a{n}", "hi")]) for n in range(30)]
     sends = [
-        ledgers[n % REPLICAS].send_events(session_id, KEY, [message(f"m{n}")], decided_by="ann")
+        ledgers[n % REPLICAS].send_events(session_id, KEY, [message(f"m{n}")], by=Actor(name="ann"))
         for n in range(30)
     ]
     await asyncio.gather(*writes, *sends)
@@ -92,7 +93,7 @@ async def test_an_idempotency_key_at_several_ledgers_at_once_acts_once(ledgers: 
     sent = await asyncio.gather(
         *(
             ledgers[n % REPLICAS].send_events(
-                made[0].id, KEY, [message("more")], decided_by="ann", idempotency_key="m"
+                made[0].id, KEY, [message("more")], by=Actor(name="ann"), idempotency_key="m"
             )
             for n in range(9)
         )
@@ -103,7 +104,7 @@ async def test_an_idempotency_key_at_several_ledgers_at_once_acts_once(ledgers: 
 async def test_a_key_recorded_at_several_ledgers_at_once_is_one(ledgers: list[CoreStore]):
     made = await asyncio.gather(*(ledgers[n % REPLICAS].add_key("first", "hash") for n in range(9)))
     assert len({key.id for key in made}) == 1
-    assert await ledgers[0].find_key("hash") == made[0]
+    assert key_of(await ledgers[0].find_identity("hash")) == made[0]
 
 
 async def test_leases_taken_at_once_have_different_epochs_and_only_the_last_may_write(
@@ -131,7 +132,7 @@ async def test_deleting_and_deciding_at_once_leaves_nothing_half(ledgers: list[C
         session_id = await asking(ledgers[0], "t1")
         answers = await asyncio.gather(
             ledgers[1].delete_session(session_id, KEY),
-            ledgers[2].send_events(session_id, KEY, [said("t1", "deny")], decided_by="ann"),
+            ledgers[2].send_events(session_id, KEY, [said("t1", "deny")], by=Actor(name="ann")),
             return_exceptions=True,
         )
         if isinstance(answers[1], NotFound):
@@ -188,7 +189,7 @@ async def test_a_decision_at_one_ledger_wakes_the_owner_at_another(ledgers: list
     session_id = await asking(ledgers[0], "t1")
     revision = (await ledgers[0].snapshot(session_id, 1)).session.revision
     waiting = asyncio.create_task(ledgers[0].wait_session(session_id, 1, revision, timeout_s=30))
-    await ledgers[1].send_events(session_id, KEY, [said("t1")], decided_by="ann")
+    await ledgers[1].send_events(session_id, KEY, [said("t1")], by=Actor(name="ann"))
     found = await asyncio.wait_for(waiting, 5)
     assert [a.state for a in found.approvals] == [ApprovalState.ALLOWED]
 
@@ -232,7 +233,7 @@ async def test_new_work_at_one_ledger_wakes_the_supervisor_at_another_and_it_the
     session = await create(ledgers[0], first=None)
     version = await agreed(ledgers, -1)
     waiting = asyncio.create_task(ledgers[1].wait_supervised(version, timeout_s=30))
-    await ledgers[0].send_events(session.id, KEY, [message()], decided_by="ann")
+    await ledgers[0].send_events(session.id, KEY, [message()], by=Actor(name="ann"))
     newer = await asyncio.wait_for(waiting, 5)
     assert newer != version
     assert await agreed(ledgers, newer) != version
@@ -298,7 +299,7 @@ async def test_no_acknowledged_decision_is_lost_while_connections_are_cut(
         async def once() -> list[Any]:
             nonlocal tries
             tries += 1
-            return await fragile.send_events(session_id, KEY, [said(call)], decided_by="ann")
+            return await fragile.send_events(session_id, KEY, [said(call)], by=Actor(name="ann"))
 
         await patiently(once)
 
@@ -319,7 +320,7 @@ async def test_no_acknowledged_decision_is_lost_while_connections_are_cut(
 @pytest.mark.parametrize("how", ["fast", "immediate"])
 async def test_all_goes_on_when_the_server_comes_back(fragile: CoreStore, own_server: Server, how: str):
     session_id = await asking(fragile, "t1", "t2")
-    await fragile.send_events(session_id, KEY, [said("t1")], decided_by="ann")
+    await fragile.send_events(session_id, KEY, [said("t1")], by=Actor(name="ann"))
     last = await fragile.last_seq(session_id, KEY)
     streaming = asyncio.create_task(
         patiently(lambda: fragile.wait_events(session_id, KEY, last, timeout_s=50))
@@ -329,7 +330,7 @@ async def test_all_goes_on_when_the_server_comes_back(fragile: CoreStore, own_se
     with pytest.raises(StoreUnreachable):
         await fragile.get_session(session_id)
     deciding = asyncio.create_task(
-        patiently(lambda: fragile.send_events(session_id, KEY, [said("t2")], decided_by="ann"))
+        patiently(lambda: fragile.send_events(session_id, KEY, [said("t2")], by=Actor(name="ann")))
     )
     await asyncio.to_thread(own_server.local.start, {"port": port})
     [event] = await deciding

@@ -21,6 +21,7 @@ from claude_hitl_template.domain.models import (
     Session,
     Usage,
 )
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import (
     AlreadyDecided,
     Conflict,
@@ -35,6 +36,7 @@ from claude_hitl_template.store.base import encode_cursor
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import NOW, Call, TimeRange, TranscriptKey, own_key
 from claude_hitl_template.testing.memory_backend import MemoryBackend
+from tests.contract.asking import key_of
 
 KEY, OTHER = "key_1", "key_2"
 S = ApprovalState
@@ -68,7 +70,7 @@ async def create(store: CoreStore, *initial: UserMessage, key: str = KEY, **more
 
 
 async def send(store: CoreStore, session_id: str, *said: Any, by: str = "ann", **more: Any) -> list[Event]:
-    return await store.send_events(session_id, KEY, said, decided_by=by, **more)
+    return await store.send_events(session_id, KEY, said, by=Actor(name=by), **more)
 
 
 async def log(store: CoreStore, session_id: str, *types: str) -> list[Event]:
@@ -289,7 +291,7 @@ async def test_another_keys_session_is_not_found(store: CoreStore):
         store.update_session(session_id, OTHER, changes={"title": "mine"}),
         store.archive_session(session_id, OTHER),
         store.delete_session(session_id, OTHER),
-        store.send_events(session_id, OTHER, [said("t1")], decided_by="eve"),
+        store.send_events(session_id, OTHER, [said("t1")], by=Actor(name="eve")),
         store.list_events(session_id, OTHER, limit=1),
         store.wait_events(session_id, OTHER, 0, timeout_s=0),
         store.last_seq(session_id, OTHER),
@@ -315,7 +317,7 @@ async def test_the_service_itself_sees_and_decides_across_keys(store: CoreStore,
     assert first == (await store.wait_events(others.id, None, 0, timeout_s=0))[0][:1]
     assert await store.last_seq(others.id, None) == await store.last_seq(others.id, OTHER)
 
-    [decided] = await store.send_events(mine, None, [said("t1")], decided_by="ann of the panel")
+    [decided] = await store.send_events(mine, None, [said("t1")], by=Actor(name="ann of the panel"))
     assert decided.payload["decided_by"] == "ann of the panel"
     with pytest.raises(AlreadyDecided, match="ann of the panel"):
         await send(store, mine, said("t1", "deny"))
@@ -336,18 +338,18 @@ async def test_the_services_idempotency_keys_are_not_a_clients(store: CoreStore)
     session = await create(store)
     [mine] = await send(store, session.id, message("one"), idempotency_key="i1")
     again = await store.send_events(
-        session.id, None, [message("one")], decided_by="ann", idempotency_key="i1"
+        session.id, None, [message("one")], by=Actor(name="ann"), idempotency_key="i1"
     )
     assert again[0].id != mine.id
     assert again == await store.send_events(
-        session.id, None, [message("one")], decided_by="ann", idempotency_key="i1"
+        session.id, None, [message("one")], by=Actor(name="ann"), idempotency_key="i1"
     )
 
 
 async def test_a_key_is_recorded_once(store: CoreStore):
     first, again = await store.add_key("a", "hash"), await store.add_key("b", "hash")
-    assert first == again == await store.find_key("hash") == await store.get_key(first.id)
-    assert await store.find_key("other") is None
+    assert first == again == key_of(await store.find_identity("hash")) == await store.get_key(first.id)
+    assert key_of(await store.find_identity("other")) is None
     with pytest.raises(NotFound):
         await store.get_key("key_other")
 
@@ -1508,7 +1510,7 @@ async def test_hostile_names_find_nothing_and_break_nothing(store: CoreStore, te
             await reading
     with pytest.raises(NotWaiting):
         await send(store, session_id, said(text or "none"))
-    assert await store.find_key(text) is None
+    assert key_of(await store.find_identity(text)) is None
     assert (await store.list_sessions(text, limit=5)).data == []
     assert (await store.list_sessions(KEY, limit=5, agent_id=text)).data == []
     assert await log(store, session_id, text) == []

@@ -10,6 +10,7 @@ from claude_hitl_template.config.secret_files import hash_api_key
 from claude_hitl_template.domain.models import Agent, Environment
 from claude_hitl_template.files.manifest import CHUNK_BYTES, Manifest, SavedFile, blob_name
 from claude_hitl_template.testing.threaded import Threaded
+from tests.contract.asking import key_of
 
 LARGE = bytes(range(256)) * (CHUNK_BYTES // 256) + b"the rest"
 FILES = {
@@ -29,7 +30,7 @@ def session_id(parking: Threaded) -> str:
 
 async def _with_files(served: Threaded) -> str:
     store = served.service.store
-    alice = await store.find_key(hash_api_key(served.service.keys["alice"]))
+    alice = key_of(await store.find_identity(hash_api_key(served.service.keys["alice"])))
     assert alice is not None
     made = await store.create_session(
         alice.id, agent=Agent(), environment=Environment(), title=None, metadata={}, initial=[]

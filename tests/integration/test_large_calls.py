@@ -24,13 +24,14 @@ from claude_hitl_template.domain import events
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.events import UserInterrupt
 from claude_hitl_template.domain.models import Agent, Environment, Usage, utcnow
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import InternalError
 from claude_hitl_template.files.manifest import CHUNK_BYTES, Manifest, SavedFile, blob_name
 from claude_hitl_template.store.access import OPENED, Authority
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.protocol import Call, Clients, Owners, Supervision
 from claude_hitl_template.store.supervision import EXISTING
-from tests.contract.asking import message, said
+from tests.contract.asking import key_of, message, said
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,7 +44,7 @@ BIG = "x" * 5_000_000  # more than the limit, as a system prompt, an input, or a
 MESSAGE = 900_000
 # Neither what is asked nor what is answered grows with what users, models or tools say.
 SMALL = frozenset({
-    "add_key", "find_key", "get_key", "list_keys", "revoke_key", "rotate_key", "set_first_key", "list_kept_decisions",
+    "add_key", "find_identity", "get_key", "list_keys", "revoke_key", "rotate_key", "set_first_key", "list_kept_decisions",
     "last_seq", "begin_turn", "hold", "defer", "remind", "release", "save_workspace",
     "missing_blobs", "add_files", "workspace_file", "list_transcripts", "delete_transcripts", "delete_session", "give_up",
     "tell_waiting", "drop_lease", "supervised", "existing", "wait_supervised", "expire_due", "retire", "ping",
@@ -154,7 +155,7 @@ async def a_life(store: Any) -> None:
     """Calls every method of the Store, and checks that the data written is the data read."""
     await store.ping()
     key = await store.add_key("someone", "hash")
-    assert (await store.find_key("hash"), await store.get_key(key.id)) == (key, key)
+    assert (key_of(await store.find_identity("hash")), await store.get_key(key.id)) == (key, key)
     five = [f"{number} {'m' * MESSAGE}" for number in range(5)]
     sid = await make(store, key.id, *five)
     assert [s.id for s in (await store.list_sessions(key.id, limit=10)).data] == [sid]
@@ -197,10 +198,10 @@ async def some_calls(store: Any, sid: str, epoch: int, key_id: str) -> None:
     assert await store.find_approval(sid, epoch, "a") == opened[0]
     edited = {"command": f"edited {BIG}"}
     [decided] = await store.send_events(
-        sid, key_id, [said("a", updated_input=edited)], decided_by="ann", idempotency_key="once"
+        sid, key_id, [said("a", updated_input=edited)], by=Actor(name="ann"), idempotency_key="once"
     )
     again = await store.send_events(
-        sid, key_id, [said("a", updated_input=edited)], decided_by="ann", idempotency_key="once"
+        sid, key_id, [said("a", updated_input=edited)], by=Actor(name="ann"), idempotency_key="once"
     )
     assert again == [decided]
     claimed = await store.claim(sid, epoch, "a", digest(edited), claim_id="claim")
@@ -208,14 +209,14 @@ async def some_calls(store: Any, sid: str, epoch: int, key_id: str) -> None:
     await store.hold(sid, epoch, "b")
     await store.defer(sid, epoch, None)
     assert [a.call_id for a in await store.lost_calls(sid, epoch)] == ["b"]
-    assert (await store.decide(opened[1].id, key_id, said("b", "deny"), decided_by="ann")).input == calls[
+    assert (await store.decide(opened[1].id, key_id, said("b", "deny"), by=Actor(name="ann"))).input == calls[
         1
     ].input
     await store.remind(sid, epoch, [opened[1].id])
     host = {"host": "files.example.org", "port": 443, "because": BIG}
     asked = await store.ask_network(sid, epoch, "n", host, cwd="/w", expires_at=None)
     assert asked.input == host
-    await store.decide(asked.id, key_id, said("n", "deny"), decided_by="ann")
+    await store.decide(asked.id, key_id, said("n", "deny"), by=Actor(name="ann"))
 
 
 async def rest(store: Any, page: Any, key_id: str, sid: str) -> list[Any]:
@@ -274,7 +275,7 @@ async def the_end(store: Any, sid: str, epoch: int, key_id: str) -> None:
     await store.drop_lease(sid, epoch)
     await store.give_up(sid, "no owner drives it")
     for _ in range(5):  # one for each message
-        await store.send_events(sid, key_id, [UserInterrupt(type="user.interrupt")], decided_by="ann")
+        await store.send_events(sid, key_id, [UserInterrupt(type="user.interrupt")], by=Actor(name="ann"))
     assert await store.release(sid, (await store.acquire(sid, "two", lease_s=LEASE_S)).epoch)
     assert (await store.archive_session(sid, key_id)).archived_at
     await store.delete_session(sid, key_id)

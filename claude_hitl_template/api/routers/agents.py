@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 
 from claude_hitl_template.api import resources
 from claude_hitl_template.api.agents import agent_wire
-from claude_hitl_template.api.auth import API_KEY
+from claude_hitl_template.api.auth import READ
 from claude_hitl_template.api.listing import single_page
 from claude_hitl_template.api.parameters import Limit, PageToken, Version
 from claude_hitl_template.api.routing import api_router, errors
@@ -17,7 +17,7 @@ from claude_hitl_template.errors import NotFound
 
 _CREATED_AT = "2026-01-01T00:00:00+00:00"  # built in, so it has no creation time
 
-router = api_router("agents", API_KEY)
+router = api_router("agents", READ)
 
 
 @router.get("/v1/agents", response_model=resources.Agents)

@@ -1,4 +1,4 @@
-"""The inbox: calls that wait for a decision, across all sessions of a key."""
+"""The inbox: calls that wait for a decision, across all sessions of a workspace."""
 
 from typing import Annotated, Any
 
@@ -6,7 +6,7 @@ from fastapi import Query, Request
 from fastapi.responses import JSONResponse
 
 from claude_hitl_template.api import resources
-from claude_hitl_template.api.auth import API_KEY, Caller
+from claude_hitl_template.api.auth import DECIDE, READ, CallerDep
 from claude_hitl_template.api.bodies import Decide
 from claude_hitl_template.api.listing import Cursor, each_once
 from claude_hitl_template.api.parameters import (
@@ -25,14 +25,15 @@ from claude_hitl_template.domain.models import ApprovalState
 
 _PENDING = [ApprovalState.PENDING]
 
-router = api_router("approvals", API_KEY)
+router = api_router("approvals", READ)
+decisions = api_router("approvals", DECIDE)
 
 
 @router.get("/v1/approvals", response_model=resources.Approvals)
 async def list_approvals(
     *,
     request: Request,
-    caller: Caller,
+    caller: CallerDep,
     service: ServiceDep,
     limit: Limit = 20,
     page: PageToken = None,
@@ -42,17 +43,17 @@ async def list_approvals(
     """List approvals; by default those that wait for a decision."""
     filters: dict[str, Any] = {"states": each_once(states), "session_id": session_id}
     cursor = Cursor.of(request, page, **filters)
-    found = await service.store.list_approvals(caller.id, limit=limit, page=cursor.page, **filters)
+    found = await service.store.list_approvals(caller.workspace_id, limit=limit, page=cursor.page, **filters)
     return cursor.response(found, approval_wire)
 
 
 @router.get("/v1/approvals/{approval_id}", response_model=resources.Approval, responses=errors(404))
-async def get_approval(approval_id: ApprovalId, caller: Caller, service: ServiceDep) -> JSONResponse:
+async def get_approval(approval_id: ApprovalId, caller: CallerDep, service: ServiceDep) -> JSONResponse:
     """Retrieve an approval."""
-    return JSONResponse(approval_wire(await service.store.get_approval(approval_id, caller.id)))
+    return JSONResponse(approval_wire(await service.store.get_approval(approval_id, caller.workspace_id)))
 
 
-@router.post(
+@decisions.post(
     "/v1/approvals/{approval_id}/decide",
     response_model=resources.Approval,
     responses=errors(404, 409, 413),
@@ -60,16 +61,16 @@ async def get_approval(approval_id: ApprovalId, caller: Caller, service: Service
 async def decide_approval(
     approval_id: ApprovalId,
     body: Decide,
-    caller: Caller,
+    caller: CallerDep,
     service: ServiceDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
     """Decide on a call. The first decision counts: the same one again is accepted, another one is a conflict."""
     approval = await service.store.decide(
         approval_id,
-        caller.id,
+        caller.workspace_id,
         body.confirmation(approval_id),
-        decided_by=caller.name,
+        by=caller.actor,
         idempotency_key=idempotency_key,
     )
     return JSONResponse(approval_wire(approval))

@@ -7,7 +7,7 @@ from fastapi import Path
 from fastapi.responses import JSONResponse
 
 from claude_hitl_template.api import resources
-from claude_hitl_template.api.auth import API_KEY
+from claude_hitl_template.api.auth import READ
 from claude_hitl_template.api.listing import single_page
 from claude_hitl_template.api.parameters import Limit, PageToken
 from claude_hitl_template.api.routing import api_router, errors
@@ -16,7 +16,7 @@ from claude_hitl_template.api.wire import environment_wire
 from claude_hitl_template.domain.models import Environment
 from claude_hitl_template.errors import NotFound
 
-router = api_router("environments", API_KEY)
+router = api_router("environments", READ)
 
 
 @router.get("/v1/environments", response_model=resources.Environments)

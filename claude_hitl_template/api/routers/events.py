@@ -6,7 +6,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from claude_hitl_template.api import resources
-from claude_hitl_template.api.auth import API_KEY, AuthenticatorDep, Caller, presented_key
+from claude_hitl_template.api.auth import READ, TAKE_PART, AuthenticatorDep, CallerDep, presented_key
 from claude_hitl_template.api.bodies import SendEvents
 from claude_hitl_template.api.listing import Cursor, each_once
 from claude_hitl_template.api.parameters import (
@@ -24,10 +24,13 @@ from claude_hitl_template.api.routing import api_router, content, errors
 from claude_hitl_template.api.service import FollowersDep, ServiceDep
 from claude_hitl_template.api.streams import EventStream, ended
 from claude_hitl_template.config.secret_files import hash_api_key
+from claude_hitl_template.domain.events import UserToolConfirmation
 from claude_hitl_template.domain.models import Event
+from claude_hitl_template.domain.people import Action
 from claude_hitl_template.errors import InvalidInput
 
-router = api_router("events", API_KEY)
+router = api_router("events", READ)
+inbound = api_router("events", TAKE_PART)
 
 
 @router.get("/v1/sessions/{session_id}/events", response_model=resources.Events, responses=errors(404))
@@ -35,7 +38,7 @@ async def list_events(
     *,
     request: Request,
     session_id: SessionId,
-    caller: Caller,
+    caller: CallerDep,
     service: ServiceDep,
     created: CreatedAt,
     limit: Limit = 100,
@@ -47,12 +50,12 @@ async def list_events(
     filters: dict[str, Any] = {"types": each_once(types), "created": created}
     cursor = Cursor.of(request, page, order=order, **filters)
     found = await service.store.list_events(
-        session_id, caller.id, limit=limit, page=cursor.page, order=order, **filters
+        session_id, caller.workspace_id, limit=limit, page=cursor.page, order=order, **filters
     )
     return cursor.response(found, Event.wire)
 
 
-@router.post(
+@inbound.post(
     "/v1/sessions/{session_id}/events",
     response_model=resources.SentEvents,
     responses=errors(404, 409, 413),
@@ -60,15 +63,17 @@ async def list_events(
 async def send_events(
     session_id: SessionId,
     body: SendEvents,
-    caller: Caller,
+    caller: CallerDep,
     service: ServiceDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
     """Send messages, interrupts and decisions. All of them are accepted, or none; only a confirmation decides a call."""
-    sent = await service.store.send_events(
-        session_id, caller.id, body.events, decided_by=caller.name, idempotency_key=idempotency_key
+    for event in body.events:
+        caller.check(Action.DECIDE if isinstance(event, UserToolConfirmation) else Action.REQUEST)
+    found = await service.store.send_events(
+        session_id, caller.workspace_id, body.events, by=caller.actor, idempotency_key=idempotency_key
     )
-    return JSONResponse({"data": [event.wire() for event in sent]})
+    return JSONResponse({"data": [event.wire() for event in found]})
 
 
 @router.get(
@@ -80,7 +85,7 @@ async def stream_events(
     *,
     request: Request,
     session_id: SessionId,
-    caller: Caller,
+    caller: CallerDep,
     service: ServiceDep,
     authenticator: AuthenticatorDep,
     followers: FollowersDep,
@@ -88,7 +93,7 @@ async def stream_events(
     event_deltas: Previews = None,
 ) -> StreamingResponse:
     """Stream events as they are committed, as server-sent events. Without `Last-Event-ID` it begins with the next one."""
-    session = await service.store.get_session(session_id, caller.id)
+    session = await service.store.get_session(session_id, caller.workspace_id)
     newest = session.next_seq - 1
     after = newest if last_event_id is None else last_event_id
     if after > newest:
@@ -99,7 +104,7 @@ async def stream_events(
         followers,
         authenticator,
         session_id,
-        caller.id,
+        caller.workspace_id,
         hash_api_key(presented_key(request)),
         after,
         frozenset(event_deltas or ()),

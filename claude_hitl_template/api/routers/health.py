@@ -6,7 +6,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from claude_hitl_template.api import resources
-from claude_hitl_template.api.auth import API_KEY, PUBLIC
+from claude_hitl_template.api.auth import PUBLIC, READ
 from claude_hitl_template.api.routing import api_router
 from claude_hitl_template.api.service import ServiceDep
 from claude_hitl_template.errors import Unavailable
@@ -15,7 +15,7 @@ PING_S = 10
 PUBLIC_FACTS = ("version", "code", "ray", "model")  # GET /v1/version, which needs a key, shows all
 
 public = api_router("health", PUBLIC)
-router = api_router("health", API_KEY)
+router = api_router("health", READ)
 
 
 @public.get("/v1/health", response_model=resources.Health)

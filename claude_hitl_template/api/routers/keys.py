@@ -65,7 +65,7 @@ async def rotate_key(
 async def list_kept_decisions(
     request: Request, service: ServiceDep, limit: Limit = 100, page: PageToken = None
 ) -> JSONResponse:
-    """List the decisions of deleted sessions, of all keys, oldest first."""
+    """List the decisions of deleted sessions, of all workspaces, oldest first."""
     cursor = Cursor.of(request, page)
     found = await service.store.list_kept_decisions(limit=limit, page=cursor.page)
     return cursor.response(found, _kept)
@@ -83,5 +83,5 @@ def _wire(key: ApiKey) -> dict[str, Any]:
 
 
 def _kept(decision: KeptDecision) -> dict[str, Any]:
-    known = decision.model_dump(mode="json", exclude={"id"})
+    known = decision.model_dump(mode="json", exclude={"id"}, by_alias=False)
     return {"type": "kept_decision", "approval_id": decision.id, **known}

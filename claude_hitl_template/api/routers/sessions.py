@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 
 from claude_hitl_template.api import resources
 from claude_hitl_template.api.agents import build_agent
-from claude_hitl_template.api.auth import API_KEY, Caller
+from claude_hitl_template.api.auth import READ, REQUEST, CallerDep
 from claude_hitl_template.api.bodies import CreateSession, UpdateSession
 from claude_hitl_template.api.listing import Cursor, each_once
 from claude_hitl_template.api.parameters import (
@@ -27,12 +27,13 @@ from claude_hitl_template.api.service import ServiceDep
 from claude_hitl_template.api.wire import session_wire
 from claude_hitl_template.errors import NotFound
 
-router = api_router("sessions", API_KEY)
+router = api_router("sessions", READ)
+requests = api_router("sessions", REQUEST)
 
 
-@router.post("/v1/sessions", response_model=resources.Session, responses=errors(404, 409, 413))
+@requests.post("/v1/sessions", response_model=resources.Session, responses=errors(404, 409, 413))
 async def create_session(
-    body: CreateSession, caller: Caller, service: ServiceDep, idempotency_key: IdempotencyKey = None
+    body: CreateSession, caller: CallerDep, service: ServiceDep, idempotency_key: IdempotencyKey = None
 ) -> JSONResponse:
     """Create a session. With `initial_events` it starts to work at once."""
     environment = service.environments.get(body.environment_id)
@@ -40,12 +41,13 @@ async def create_session(
         known = ", ".join(service.environments)
         raise NotFound(f"environment_id: there is no environment {body.environment_id!r}; available: {known}")
     session = await service.store.create_session(
-        caller.id,
+        caller.workspace_id,
         agent=build_agent(body.agent, service.agent, service.floor),
         environment=environment,
         title=body.title,
         metadata=body.metadata,
         initial=body.initial_events,
+        by=caller.actor,
         idempotency_key=idempotency_key,
     )
     return JSONResponse(session_wire(session))
@@ -55,7 +57,7 @@ async def create_session(
 async def list_sessions(
     *,
     request: Request,
-    caller: Caller,
+    caller: CallerDep,
     service: ServiceDep,
     created: CreatedAt,
     limit: Limit = 20,
@@ -65,7 +67,7 @@ async def list_sessions(
     agent_id: Annotated[NonEmpty | Omitted, Query(description="Only sessions of this agent.")] = None,
     include_archived: Annotated[Flag, Query(description="Also archived sessions.")] = False,
 ) -> JSONResponse:
-    """List this key's sessions."""
+    """List the workspace's sessions."""
     filters: dict[str, Any] = {
         "statuses": each_once(statuses),
         "agent_id": agent_id,
@@ -74,52 +76,54 @@ async def list_sessions(
     }
     cursor = Cursor.of(request, page, order=order, **filters)
     found = await service.store.list_sessions(
-        caller.id, limit=limit, page=cursor.page, order=order, **filters
+        caller.workspace_id, limit=limit, page=cursor.page, order=order, **filters
     )
     return cursor.response(found, session_wire)
 
 
 @router.get("/v1/sessions/{session_id}", response_model=resources.Session, responses=errors(404))
-async def get_session(session_id: SessionId, caller: Caller, service: ServiceDep) -> JSONResponse:
+async def get_session(session_id: SessionId, caller: CallerDep, service: ServiceDep) -> JSONResponse:
     """Retrieve a session."""
-    return JSONResponse(session_wire(await service.store.get_session(session_id, caller.id)))
+    return JSONResponse(session_wire(await service.store.get_session(session_id, caller.workspace_id)))
 
 
-@router.post("/v1/sessions/{session_id}", response_model=resources.Session, responses=errors(404, 409, 413))
+@requests.post("/v1/sessions/{session_id}", response_model=resources.Session, responses=errors(404, 409, 413))
 async def update_session(
     session_id: SessionId,
     body: UpdateSession,
-    caller: Caller,
+    caller: CallerDep,
     service: ServiceDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
     """Change a session's title or metadata."""
     session = await service.store.update_session(
         session_id,
-        caller.id,
+        caller.workspace_id,
         changes=body.model_dump(exclude_unset=True),
+        by=caller.actor,
         idempotency_key=idempotency_key,
     )
     return JSONResponse(session_wire(session))
 
 
-@router.delete(
+@requests.delete(
     "/v1/sessions/{session_id}", response_model=resources.SessionDeleted, responses=errors(404, 409)
 )
-async def delete_session(session_id: SessionId, caller: Caller, service: ServiceDep) -> JSONResponse:
+async def delete_session(session_id: SessionId, caller: CallerDep, service: ServiceDep) -> JSONResponse:
     """Delete a session that does not run. A record of each decision remains."""
-    await service.store.delete_session(session_id, caller.id)
+    await service.store.delete_session(session_id, caller.workspace_id, by=caller.actor)
     return JSONResponse({"type": "session_deleted", "id": session_id})
 
 
-@router.post(
+@requests.post(
     "/v1/sessions/{session_id}/archive", response_model=resources.Session, responses=errors(404, 409)
 )
 async def archive_session(
     session_id: SessionId,
-    caller: Caller,
+    caller: CallerDep,
     service: ServiceDep,
     idempotency_key: IdempotencyKey = None,  # archiving twice is archiving once, with any key
 ) -> JSONResponse:
     """Archive a session that does not run. Calls that wait for a decision are superseded."""
-    return JSONResponse(session_wire(await service.store.archive_session(session_id, caller.id)))
+    archived = await service.store.archive_session(session_id, caller.workspace_id, by=caller.actor)
+    return JSONResponse(session_wire(archived))

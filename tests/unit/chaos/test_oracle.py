@@ -31,7 +31,7 @@ def event(seq: int, type_: str, id_: str, **payload: Any) -> Event:
 def clean() -> Record:
     """Returns the record of one call, allowed as proposed and run once in epoch 2."""
     approval = Approval(
-        id="appr_1", session_id=SID, key_id="key_1", event_id=CALL, call_id=CALL, batch=(CALL,), tool_name="Bash",
+        id="appr_1", session_id=SID, workspace_id="key_1", event_id=CALL, call_id=CALL, batch=(CALL,), tool_name="Bash",
         input=PROPOSED, digest=digest(PROPOSED), cwd="/w", state=ApprovalState.SUCCEEDED, created_at=at(2),
         decision=Decision(result="allow", decided_by="ann", decided_at=at(3)), run_input=PROPOSED,
         run_digest=digest(PROPOSED), claimed_epoch=2, claim_id="claim",
@@ -44,7 +44,7 @@ def clean() -> Record:
         event(5, "session.status_idle", "sevt_5", stop_reason=events.END_TURN),
     ]
     session = Session(
-        id=SID, key_id="key_1", created_at=NOW, updated_at=NOW, epoch=2, next_seq=6, stop_reason=events.END_TURN,
+        id=SID, workspace_id="key_1", created_at=NOW, updated_at=NOW, epoch=2, next_seq=6, stop_reason=events.END_TURN,
         metadata={"conversation": "1"},
     )  # fmt: skip
     asked = {"type": "user.tool_confirmation", "tool_use_id": CALL, "result": "allow"}

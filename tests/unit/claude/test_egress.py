@@ -26,6 +26,7 @@ from claude_hitl_template.claude.egress import (
 )
 from claude_hitl_template.domain.events import UserInterrupt, UserMessage, UserToolConfirmation
 from claude_hitl_template.domain.models import Agent, Approval, ApprovalState, Environment, Networking
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule
 from claude_hitl_template.errors import Unavailable
 from claude_hitl_template.session.hosts import HostGate
@@ -416,7 +417,7 @@ class Asking:
         said = UserToolConfirmation(
             type="user.tool_confirmation", tool_use_id=approval.event_id, result=result, **more
         )
-        await self.store.send_events(self.session_id, KEY, [said], decided_by="ann")
+        await self.store.send_events(self.session_id, KEY, [said], by=Actor(name="ann"))
         await self.look()
 
     async def look(self) -> None:
@@ -648,7 +649,7 @@ async def test_after_an_interrupt_nothing_is_open_and_nobody_is_asked(address: s
         await a.decide(approval)
         assert (await a.get("one.example.org")).status_code == 200
         interrupt = UserInterrupt(type="user.interrupt")
-        await a.store.send_events(a.session_id, KEY, [interrupt], decided_by="ann")
+        await a.store.send_events(a.session_id, KEY, [interrupt], by=Actor(name="ann"))
         await a.look()
         assert [(await a.get(host)).status_code for host in ("one.example.org", "two.example.org")] == [
             403,

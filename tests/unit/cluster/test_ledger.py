@@ -11,6 +11,7 @@ from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorUnavailableError, ObjectStoreFullError, RayTaskError
 
 from claude_hitl_template.config.secret_files import SigningKey
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import InternalError, NotFound, Unavailable
 from claude_hitl_template.store.access import Authority, Dispatcher
 from claude_hitl_template.store.core import CoreStore
@@ -90,7 +91,7 @@ async def test_an_error_of_ours_comes_back_as_what_it_is() -> None:
 
 async def test_a_call_without_an_idempotency_key_gets_one_that_its_repetition_has_too() -> None:
     handle = Handle([GONE, (True, [])])
-    await reach(Clients, handle, "ours").send_events("s", None, [], decided_by="ann")
+    await reach(Clients, handle, "ours").send_events("s", None, [], by=Actor(name="ann"))
     first, second = (said["idempotency_key"] for _, _, said in handle.calls)
     assert first == second
     assert first.startswith(OWN_KEY)
@@ -104,10 +105,10 @@ class Ledger(LedgerService):
 async def test_a_defect_of_the_ledger_is_logged_with_its_traceback_and_is_no_try_again() -> None:
     ledger = Ledger(CoreStore(MemoryBackend()))
     with structlog.testing.capture_logs() as logged:
-        ok, error = await ledger.call(AUTHORITY.ingress(), "find_key")
+        ok, error = await ledger.call(AUTHORITY.ingress(), "find_identity")
     assert not ok
     assert isinstance(error, InternalError)
     assert not isinstance(error, Unavailable)
     assert [(line["event"], line["method"], line["exc_info"]) for line in logged] == [
-        ("the ledger failed", "find_key", True)
+        ("the ledger failed", "find_identity", True)
     ]

@@ -23,6 +23,7 @@ from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.events import UserInterrupt
 from claude_hitl_template.domain.models import Agent, Environment, Session, Usage
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.domain.policy.floor import BUILT_IN
 from claude_hitl_template.errors import ConfigError, Unavailable
 from claude_hitl_template.model import tokens
@@ -226,7 +227,7 @@ async def test_what_cannot_start_is_said_in_the_session_and_a_message_tries_agai
     await until_session(store, session.id, lambda found: found.status == "idle")
     assert await errors(store, session.id) == ["the image registry.example/worker:1 is missing"]
     assert not host.assigned
-    await store.send_events(session.id, KEY, [message("again")], decided_by="ann")
+    await store.send_events(session.id, KEY, [message("again")], by=Actor(name="ann"))
     await until(lambda: bool(host.assigned))
 
 
@@ -366,7 +367,7 @@ async def test_without_room_a_session_says_so_once_and_the_one_that_rests_longes
 ) -> None:
     resting = [await taken(store, host, f"rests {n}") for n in range(2)]
     for session in resting:
-        await store.send_events(session.id, KEY, [UserInterrupt(type="user.interrupt")], decided_by="ann")
+        await store.send_events(session.id, KEY, [UserInterrupt(type="user.interrupt")], by=Actor(name="ann"))
         await store.end_turn(
             session.id,
             session.epoch,
@@ -401,7 +402,7 @@ async def test_an_interrupted_session_waits_for_room_no_more(
     one = supervise()
     session = await create(store)
     await until_session(store, session.id, lambda found: found.waits_for_room)
-    await store.send_events(session.id, KEY, [UserInterrupt(type="user.interrupt")], decided_by="ann")
+    await store.send_events(session.id, KEY, [UserInterrupt(type="user.interrupt")], by=Actor(name="ann"))
     await store.archive_session(session.id, KEY)
     assert not (await store.get_session(session.id)).waits_for_room
     one.check_health()
@@ -580,7 +581,7 @@ async def test_a_drain_waits_until_what_runs_has_come_to_rest(
     await asyncio.sleep(0.3)
     assert not draining.done()
     given = host.assigned[0].session
-    await store.send_events(session.id, KEY, [UserInterrupt(type="user.interrupt")], decided_by="ann")
+    await store.send_events(session.id, KEY, [UserInterrupt(type="user.interrupt")], by=Actor(name="ann"))
     await store.end_turn(
         given.id, given.epoch, [], end_id="end", usage=Usage(), stop_reason={"type": "end_turn"}
     )

@@ -30,7 +30,7 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 def approval(state: ApprovalState) -> Approval:
     return Approval(
-        id="appr_1", session_id="sesn_1", key_id="key_1", event_id="toolu_1", call_id="toolu_1",
+        id="appr_1", session_id="sesn_1", workspace_id="key_1", event_id="toolu_1", call_id="toolu_1",
         batch=("toolu_1",), tool_name="Bash", input={}, digest="", cwd="/", state=state, created_at=NOW,
     )  # fmt: skip
 
@@ -97,7 +97,7 @@ def test_usage_adds_up_field_by_field():
 
 
 def test_a_transcript_id_is_a_uuid_that_stays_the_same():
-    session = Session(id="sesn_1", key_id="key_1", created_at=NOW, updated_at=NOW)
+    session = Session(id="sesn_1", workspace_id="key_1", created_at=NOW, updated_at=NOW)
     assert (
         session.transcript_id == session.but(epoch=7).transcript_id == str(uuid.UUID(session.transcript_id))
     )

@@ -17,7 +17,7 @@ QUESTIONS: dict[str, Any] = {
 def approval(tool: str = "Bash", given: dict[str, Any] | None = None, **changes: Any) -> Approval:
     given = {"command": "ls"} if given is None else given
     facts: dict[str, Any] = {
-        "id": new_id("appr"), "session_id": "sesn_1", "key_id": "key_1", "event_id": new_id("toolu"), "call_id": "c",
+        "id": new_id("appr"), "session_id": "sesn_1", "workspace_id": "key_1", "event_id": new_id("toolu"), "call_id": "c",
         "batch": (), "kind": KINDS.get(tool, "tool"), "tool_name": tool, "input": given, "digest": digest(given),
         "cwd": "/workspace", "created_at": utcnow(),
     }  # fmt: skip
@@ -26,5 +26,5 @@ def approval(tool: str = "Bash", given: dict[str, Any] | None = None, **changes:
 
 def asked(*approvals: Approval, title: str = "Title", requester: str = "ann") -> CallGroup:
     now = utcnow()
-    session = Session(id="sesn_1", key_id="key_1", title=title, created_at=now, updated_at=now)
+    session = Session(id="sesn_1", workspace_id="key_1", title=title, created_at=now, updated_at=now)
     return CallGroup(session, requester, approvals)

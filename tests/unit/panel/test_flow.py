@@ -12,6 +12,7 @@ import pytest
 from claude_hitl_template.domain import events
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.models import Agent, Environment, ImageFacts, Session, Usage
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import NotFound, Unavailable
 from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
 from claude_hitl_template.panel.flow import mirror
@@ -107,7 +108,7 @@ async def ask(store: CoreStore, session: Session, *ids: str) -> None:
 
 async def decide(store: CoreStore, session: Session, call: str, by: str) -> None:
     said = events.UserToolConfirmation(type="user.tool_confirmation", tool_use_id=call, result="allow")
-    await store.send_events(session.id, None, [said], decided_by=by)
+    await store.send_events(session.id, None, [said], by=Actor(name=by))
 
 
 def window(store: Store, runner: Runner, session_id: str, wait_s: float = 3600.0) -> "asyncio.Task[Any]":

@@ -98,7 +98,7 @@ def test_who_starts_a_conversation_without_a_sandbox_is_told(sandbox: str) -> No
 @given(texts, texts)
 def test_lists_of_sessions_and_approvals_hold_text_only(title: str, command: str) -> None:
     now = utcnow()
-    session = Session(id="sesn_1", key_id="k", title=title, created_at=now, updated_at=now)
+    session = Session(id="sesn_1", workspace_id="k", title=title, created_at=now, updated_at=now)
     rendered(forms.sessions_list([session], now))
     rendered(
         forms.approvals_list(

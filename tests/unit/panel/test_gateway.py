@@ -11,12 +11,21 @@ from kodosumi.core import InputsError, Launch, forms
 from starlette.requests import HTTPConnection
 
 from claude_hitl_template.api import problems
+from claude_hitl_template.domain.models import utcnow
+from claude_hitl_template.domain.people import Principal
 from claude_hitl_template.errors import Conflict, NotFound, Unauthorized
 from claude_hitl_template.panel.gateway import Gateway
 from claude_hitl_template.panel.users import PanelUser
 
 OWN, PANEL = "http://service/claude-hitl", "http://panel"
-ANN = PanelUser("role-of-ann", "ann", operator=False, approver=False, key_id="key_ann")
+ANN = PanelUser(
+    "role-of-ann",
+    "ann",
+    operator=False,
+    approver=False,
+    workspace_id="key_ann",
+    principal=Principal(id="user_ann", kind="user", name="ann", created_at=utcnow()),
+)
 
 
 class OnlyAnn:

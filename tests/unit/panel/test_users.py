@@ -18,6 +18,7 @@ from claude_hitl_template.errors import Unauthorized, Unavailable
 from claude_hitl_template.panel.users import Guard, PanelAccess, PanelUser, default_login, panel_user
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.memory_backend import MemoryBackend
+from tests.contract.asking import key_of
 from tests.serving import loopback
 
 SECRET, PASSWORD = "secret-of-the-panel-in-these-tests", "password-of-its-admin"
@@ -110,7 +111,7 @@ async def test_an_operator_is_recognised_and_may_decide_in_every_session(scene: 
 async def test_others_are_recognised_and_decide_in_their_own_sessions(scene: Scene) -> None:
     user = await scene.recognised(logged_in(token(ANN)))
     assert (user.id, user.name, user.operator) == (ANN, "ann", False)
-    assert user.may_decide(user.key_id)
+    assert user.may_decide(user.workspace_id)
     assert not user.may_decide("key of another")
 
 
@@ -127,10 +128,10 @@ async def test_a_login_may_come_in_kodosumis_header(scene: Scene) -> None:
 
 async def test_a_users_sessions_belong_to_one_key_that_no_secret_opens(scene: Scene) -> None:
     first = await scene.recognised(logged_in(token(ANN)))
-    assert (await scene.recognised(logged_in(token(ANN)))).key_id == first.key_id
-    key = await scene.store.find_key(f"panel:{ANN}")
+    assert (await scene.recognised(logged_in(token(ANN)))).workspace_id == first.workspace_id
+    key = key_of(await scene.store.find_identity(f"panel:{ANN}"))
     assert key
-    assert key.id == first.key_id
+    assert key.id == first.workspace_id
     assert (
         len(key.secret_hash) != 64
     )  # hexadecimal characters of a SHA-256, which is what a secret is looked up by

@@ -28,7 +28,7 @@ FIELDS = sorted({field for tool in TOOLS for field in known_fields(tool) or ()})
 
 def session(*rules: Rule, **more: Any) -> Session:
     now = utcnow()
-    return Session(id="sesn_1", key_id="key_1", created_at=now, updated_at=now, rules=rules, **more)
+    return Session(id="sesn_1", workspace_id="key_1", created_at=now, updated_at=now, rules=rules, **more)
 
 
 def gate(workspace: Path) -> Gate:

@@ -11,6 +11,7 @@ import pytest
 
 from claude_hitl_template.domain.events import UserInterrupt, UserMessage
 from claude_hitl_template.domain.models import Agent, Environment, Session
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import EngineError, StaleOwner
 from claude_hitl_template.session.engine import EngineEvent, RequestEnd, RequestStart, Text, ToolUse, TurnEnd
 from claude_hitl_template.session.gate import Gate
@@ -84,7 +85,7 @@ class House:
         await self.runner(session).run()
 
     async def send(self, *inbound: Any) -> None:
-        await self.store.send_events(self.session.id, KEY, inbound, decided_by="tester")
+        await self.store.send_events(self.session.id, KEY, inbound, by=Actor(name="tester"))
 
     async def stop_reason(self) -> str:
         session = await self.store.get_session(self.session.id)

@@ -15,6 +15,7 @@ from claude_hitl_template.cli.host.service import PORTS
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.events import UserToolConfirmation
 from claude_hitl_template.domain.models import ApprovalState
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import EngineError, Unavailable
 from claude_hitl_template.store.core import CoreStore
 from tools.bench import contenders, figures
@@ -163,7 +164,7 @@ def test_the_crowd_is_parked_and_waits_for_decisions_and_a_decision_wakes_nobody
             said = UserToolConfirmation.model_validate(
                 contenders.confirmation(parked_sessions[0].event_ids[0], "allow")
             )
-            await store.send_events(parked_sessions[0].session_id, key.id, [said], decided_by="ann")
+            await store.send_events(parked_sessions[0].session_id, key.id, [said], by=Actor(name="ann"))
             sessions = (await store.list_sessions(key.id, limit=10)).data
             assert all(s.parked for s in sessions)
             assert await store.supervised() == []

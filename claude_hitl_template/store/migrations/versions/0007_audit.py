@@ -6,7 +6,7 @@ from alembic import op
 from claude_hitl_template.store.tables import UtcDateTime
 
 revision = "0007"
-down_revision = "0004"
+down_revision = "0005"
 
 
 def upgrade() -> None:
