@@ -1,4 +1,4 @@
-"""The audit log: what is recorded, in the transaction of what it records, in one chain without gaps or forks."""
+"""Decisions and changes are recorded in the audit log, in their own transaction, in one chain without gaps or forks."""
 
 import asyncio
 import json
@@ -12,26 +12,28 @@ import pytest
 import pytest_asyncio
 
 from claude_hitl_template import fault_points
-from claude_hitl_template.domain.audit import Entry
+from claude_hitl_template.domain.audit import SERVICE_CHAIN, Entry
 from claude_hitl_template.domain.audit.checkpoints import EVERY
 from claude_hitl_template.domain.audit.receipts import verify_receipt
 from claude_hitl_template.domain.audit.signing import Signer, keys_of_jwks
 from claude_hitl_template.domain.audit.verification import Report, verify
-from claude_hitl_template.domain.people import Actor
+from claude_hitl_template.domain.models import Agent, Environment
+from claude_hitl_template.domain.people import Actor, Principal
 from claude_hitl_template.errors import AlreadyDecided, Conflict, InvalidInput, NotFound, NotWaiting
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.protocol import AuditFilter, TimeRange
 from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 from claude_hitl_template.testing.clock import FakeClock
-from tests.contract.asking import KEY, asking, said
+from tests.contract.asking import KEY, ask_for, asking, message, said
 
-ANN = Actor(name="ann", principal_id="prin_ann")
+BY = Actor(name="ann", key_id="key_ann")  # the service itself, which checks what ann may do
+ANN = Actor(name="ann", principal_id="user_ann")
 CANARY = "canary-5f1d"
 
 
 async def decide(store: CoreStore, session_id: str, *decisions: Any, **more: Any) -> None:
-    await store.send_events(session_id, KEY, decisions, decided_by="ann", **more)
+    await store.send_events(session_id, KEY, decisions, by=BY, **more)
 
 
 async def entries_of(store: CoreStore, workspace_id: str = KEY, **matching: Any) -> list[Entry]:
@@ -205,6 +207,86 @@ async def test_a_workspace_has_its_own_chain(store: CoreStore):
     assert (await verified(store)).entries == 2
 
 
+# -- keys and people
+
+
+async def test_keys_are_recorded_in_their_workspace_and_never_their_secret(store: CoreStore):
+    made = await store.add_key("bob", f"hash {CANARY}", "hitl_abc", by=ANN)
+    await store.add_key("bob", f"hash {CANARY}", "hitl_abc", by=ANN)
+    await store.rotate_key(made.id, f"hash 2 {CANARY}", "hitl_def", by=ANN)
+    await store.rotate_key(made.id, f"hash 2 {CANARY}", "hitl_def", by=ANN)
+    await store.revoke_key(made.id, by=ANN)
+    await store.revoke_key(made.id, by=ANN)
+    found = await entries_of(store, made.id)  # its own workspace has its id
+    assert [(entry.action, entry.target) for entry in found] == [
+        ("workspace.created", made.id),
+        ("principal.created", made.principal_id),
+        ("role.changed", made.principal_id),
+        ("key.created", made.id),
+        ("key.rotated", made.id),
+        ("key.revoked", made.id),
+    ]
+    assert {entry.actor.id for entry in found[3:]} == {ANN.principal_id}
+    assert found[4].details["prefix"] == "hitl_def"
+    assert CANARY not in "".join(entry.model_dump_json() for entry in found)
+    assert (await verified(store, made.id)).problems == ()
+
+
+async def test_the_first_key_and_its_replacement_are_recorded(store: CoreStore):
+    first = await store.set_first_key("hash 1")
+    await store.set_first_key("hash 1")
+    await store.set_first_key("hash 2")
+    found = [entry.action for entry in await entries_of(store, first.id)]
+    assert [action for action in found if action.startswith("key.")] == ["key.created", "key.rotated"]
+    [admin] = await entries_of(store, SERVICE_CHAIN)
+    assert (admin.action, admin.target) == ("role.changed", first.principal_id)
+    assert admin.details["after"] == ["admin"]
+
+
+async def test_roles_and_workspaces_are_recorded_where_they_change(store: CoreStore, clock: FakeClock):
+    one, two = [await store.add_workspace(name, by=ANN) for name in ("one", "two")]
+    bob = Principal(
+        id="user_bob", kind="user", name="bob", created_at=clock.now, email=f"{CANARY}@example.org"
+    )
+    await store.add_principal(bob, by=ANN)
+    await store.change_principal(bob.id, {"roles": {one.id: ["approver"]}}, by=ANN)
+    await store.change_principal(bob.id, {"roles": {one.id: ["approver"]}}, by=ANN)
+    await store.change_principal(bob.id, {"roles": {two.id: ["operator"]}, "groups": ["ops"]}, by=ANN)
+    await store.change_principal(bob.id, {"disabled": True}, by=ANN)
+    await store.change_workspace(one.id, {"separation_of_duties": True}, by=ANN)
+
+    async def said_in(workspace_id: str) -> list[tuple[str, dict[str, Any]]]:
+        return [(entry.action, entry.details) for entry in await entries_of(store, workspace_id)]
+
+    created, gained, lost, changed = await said_in(one.id)
+    assert created == ("workspace.created", {"name": {"before": None, "after": "one"}} | created[1])
+    assert gained == ("role.changed", {"name": "bob", "before": [], "after": ["approver"]})
+    assert lost == ("role.changed", {"name": "bob", "before": ["approver"], "after": []})
+    assert changed == ("workspace.changed", {"separation_of_duties": {"before": False, "after": True}})
+    assert [action for action, _ in await said_in(two.id)] == [
+        "workspace.created",
+        "principal.changed",
+        "role.changed",
+        "principal.disabled",
+    ]
+    [(action, details)] = await said_in(SERVICE_CHAIN)
+    assert (action, details["email"]) == ("principal.created", "changed")
+    assert CANARY not in json.dumps(details)
+
+
+async def test_a_decision_names_its_principal_and_its_key(store: CoreStore, clock: FakeClock):
+    made = await store.add_key("bob", "hash")
+    session = await store.create_session(
+        made.id, agent=Agent(), environment=Environment(), title=None, metadata={}, initial=[message()]
+    )
+    await store.acquire(session.id, "owner", lease_s=15)
+    await store.open_calls(session.id, 1, [], [ask_for("c1")], cwd="/w", expires_at=None)
+    by = Actor(name="bob", principal_id=made.principal_id, key_id=made.id)
+    await store.send_events(session.id, made.id, [said("c1")], by=by)
+    entry = (await entries_of(store, made.id))[-1]
+    assert entry.actor.model_dump() == {"id": made.principal_id, "name": "bob", "key_id": made.id}
+
+
 # -- races
 
 
@@ -227,7 +309,7 @@ async def ledgers(
 
 
 async def test_decisions_and_exports_at_once_give_no_gap_and_no_fork(ledgers: list[CoreStore]):
-    """The first ones begin the chain at the same time."""
+    """The first ones begin the chain at the same time; changes of keys append to other chains meanwhile."""
     sessions = [await asking(ledgers[0], *(f"c{n}" for n in range(10))) for _ in range(6)]
     tries = [
         decide(ledgers[(n + number) % 3], session_id, said(f"c{n}"))
@@ -237,9 +319,15 @@ async def test_decisions_and_exports_at_once_give_no_gap_and_no_fork(ledgers: li
     exports = [
         ledgers[n % 3].begin_export(KEY, f"exp {n}", form="jsonl", from_seq=1, by=ANN) for n in range(10)
     ]
-    ends = (await asyncio.gather(asyncio.gather(*tries), asyncio.gather(*exports)))[1]
+    keys = [ledgers[n % 3].add_key(f"key {n % 5}", f"hash {n % 5}") for n in range(15)]
+    _, ends, made = await asyncio.gather(
+        asyncio.gather(*tries), asyncio.gather(*exports), asyncio.gather(*keys)
+    )
     entries = await entries_of(ledgers[0])
     assert [entry.seq for entry in entries] == list(range(1, 71))
     assert {end["hash"] for end in ends} == {e.hash for e in entries if e.action == "audit.exported"}
     report = await verified(ledgers[1])
     assert (report.problems, report.entries) == ((), 71)
+    for key_id in {key.id for key in made}:
+        found = [entry.action for entry in await entries_of(ledgers[2], key_id)]
+        assert sorted(found) == ["key.created", "principal.created", "role.changed", "workspace.created"]

@@ -3,6 +3,7 @@
 from claude_hitl_template.api.routers import (
     agents,
     approvals,
+    audit,
     environments,
     events,
     health,
@@ -23,6 +24,8 @@ ROUTERS = (
     workspace.router,
     approvals.router,
     approvals.decisions,
+    audit.public,
+    audit.router,
     agents.router,
     environments.router,
     internal.router,

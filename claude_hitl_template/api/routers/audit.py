@@ -6,12 +6,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BeforeValidator, Field
 
 from claude_hitl_template.api import resources
 from claude_hitl_template.api.auth import MANAGE, PUBLIC, Caller, CallerDep
 from claude_hitl_template.api.listing import Cursor
-from claude_hitl_template.api.parameters import CreatedAt, Limit, NonEmpty, Omitted, Order, PageToken, digits
+from claude_hitl_template.api.parameters import CreatedAt, Limit, NonEmpty, Omitted, Order, PageToken, Seq
 from claude_hitl_template.api.routing import api_router, content
 from claude_hitl_template.api.service import Service, ServiceDep
 from claude_hitl_template.domain.audit import SERVICE_CHAIN
@@ -79,9 +78,7 @@ async def export_audit(
         ),
     ] = "jsonl",
     chain: Chain = "workspace",
-    from_seq: Annotated[
-        Annotated[int, Field(ge=1), BeforeValidator(digits)], Query(description="The first entry.")
-    ] = 1,
+    from_seq: Seq = 1,
 ) -> StreamingResponse:
     """Export the audit log as JSON Lines: entries by `seq`, signed checkpoints between them, and a signed end.
 

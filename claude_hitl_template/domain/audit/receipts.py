@@ -29,7 +29,7 @@ def receipt(signer: signing.Signer, entries: Sequence[Entry], at: datetime) -> d
 
 
 def verify_receipt(document: Any, keys: signing.Keys | None) -> tuple[Problem, ...]:
-    """What is wrong with a receipt; () if nothing.
+    """The problems of a receipt; () if there are none.
 
     Args:
         document: The receipt as `GET /v1/approvals/{id}/receipt` answers.

@@ -34,7 +34,7 @@ _ENDED: Mapping[str, type] = {**_SIGNED, "from_seq": int, "previous": str}
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, and with which entry; `message` continues its number. `seq` None: with the file, or with a line that
+    """One finding, and the entry it is about; `message` continues its number. `seq` None: with the file, or with a line that
     is not an entry."""
 
     kind: Kind
