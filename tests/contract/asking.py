@@ -26,9 +26,11 @@ def ask_for(call_id: str) -> Call:
     return Call(call_id=call_id, tool_name="Bash", input=INPUT, digest=digest(INPUT), verdict="ask")
 
 
-async def create(store: CoreStore, *, once: str | None = None, first: str | None = "go") -> Session:
+async def create(
+    store: CoreStore, *, once: str | None = None, first: str | None = "go", workspace_id: str = KEY
+) -> Session:
     return await store.create_session(
-        KEY,
+        workspace_id,
         agent=Agent(),
         environment=Environment(),
         title=None,

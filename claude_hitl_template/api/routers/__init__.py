@@ -24,7 +24,7 @@ ROUTERS = (
     workspace.router,
     approvals.router,
     approvals.decisions,
-    audit.public,
+    audit.keys,
     audit.router,
     agents.router,
     environments.router,

@@ -8,7 +8,7 @@ from fastapi import Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from claude_hitl_template.api import resources
-from claude_hitl_template.api.auth import MANAGE, PUBLIC, Caller, CallerDep
+from claude_hitl_template.api.auth import MANAGE, READ, Caller, CallerDep
 from claude_hitl_template.api.listing import Cursor
 from claude_hitl_template.api.parameters import CreatedAt, Limit, NonEmpty, Omitted, Order, PageToken, Seq
 from claude_hitl_template.api.routing import api_router, content
@@ -19,7 +19,7 @@ from claude_hitl_template.domain.models import new_id
 from claude_hitl_template.domain.people import Action
 from claude_hitl_template.store.protocol import AuditFilter
 
-public = api_router("audit", PUBLIC)
+keys = api_router("audit", READ)
 router = api_router("audit", MANAGE)
 
 Chain = Annotated[
@@ -31,7 +31,7 @@ Chain = Annotated[
 JSONL = "application/jsonl"
 
 
-@public.get("/v1/audit/keys", response_model=resources.AuditKeys)
+@keys.get("/v1/audit/keys", response_model=resources.AuditKeys)
 async def list_audit_keys(service: ServiceDep) -> JSONResponse:
     """List the public keys of the service (a JWK set), which verify its checkpoints, exports and receipts."""
     return JSONResponse({"keys": await service.store.audit_keys()})
