@@ -17,7 +17,7 @@ from claude_hitl_template.domain.audit.checkpoints import EVERY
 from claude_hitl_template.domain.audit.receipts import verify_receipt
 from claude_hitl_template.domain.audit.signing import Signer, keys_of_jwks
 from claude_hitl_template.domain.audit.verification import Report, verify
-from claude_hitl_template.domain.models import Agent, Environment
+from claude_hitl_template.domain.models import Agent, ApprovalState, Decision, Environment
 from claude_hitl_template.domain.people import Actor, Principal
 from claude_hitl_template.errors import AlreadyDecided, Conflict, InvalidInput, NotFound, NotWaiting
 from claude_hitl_template.store.core import CoreStore
@@ -197,6 +197,27 @@ async def test_a_receipt_says_who_decided_what(store: CoreStore):
     for approval_id, workspace_id in (("never", KEY), (first.id, "another"), (second.id, "another")):
         with pytest.raises(NotFound):
             await store.approval_receipt(approval_id, workspace_id)
+
+
+async def test_a_decision_from_before_the_log_was_kept_has_no_receipt(store: CoreStore, backend: Any):
+    session_id = await asking(store, "c1")
+    [approval] = (await store.list_approvals(KEY, limit=10, session_id=session_id)).data
+    decision = Decision(result="deny", decided_by="ann", decided_at=approval.created_at)
+    async with backend.begin(write=True) as tx:
+        await tx.put_approval(approval.to(ApprovalState.DENIED, decision=decision))
+    with pytest.raises(Conflict, match="before this service kept an audit log"):
+        await store.approval_receipt(approval.id, KEY)
+
+
+async def test_a_call_that_a_remembered_rule_allows_is_recorded_as_the_rules(store: CoreStore):
+    session_id = await asking(store, "c1")
+    await decide(store, session_id, said("c1", remember=True))
+    [rule] = (await store.get_session(session_id)).rules
+    again = ask_for("c2").model_copy(update={"standing_rule": str(rule)})
+    await store.open_calls(session_id, 1, [], [again], cwd="/w", expires_at=None)
+    first, second = await entries_of(store)
+    assert (second.actor.id, second.actor.name) == (None, "remembered rule")
+    assert first.details["remembered"] == second.details["rule"]
 
 
 async def test_a_workspace_has_its_own_chain(store: CoreStore):
