@@ -5,7 +5,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from claude_hitl_template.domain.models import new_id
 from claude_hitl_template.domain.people import EVERYWHERE, SERVICE, Actor, Principal, Role, Workspace
 from claude_hitl_template.errors import Conflict, InvalidInput, NotFound, Outdated
 from claude_hitl_template.store.backend import Tx
@@ -22,13 +21,15 @@ class PeopleRules(StoreBase):
         async with self._reading() as tx:
             return await _workspace(tx, workspace_id)
 
-    async def add_workspace(self, name: str, *, by: Actor = SERVICE) -> Workspace:
+    async def add_workspace(self, workspace: Workspace, *, by: Actor = SERVICE) -> Workspace:
         async with self._writing("add_key") as tx:
-            await _check_free(tx, name)
-            made = Workspace(id=new_id("wrkspc"), name=name, created_at=self._clock())
-            await tx.put_workspace(made)
-            record_workspace(tx, None, made, by, self._clock())
-            return made
+            known = await tx.workspace(workspace.id)
+            if known is not None:
+                return known
+            await _check_free(tx, workspace.name)
+            await tx.put_workspace(workspace)
+            record_workspace(tx, None, workspace, by, self._clock())
+            return workspace
 
     async def change_workspace(
         self,
@@ -40,13 +41,14 @@ class PeopleRules(StoreBase):
     ) -> Workspace:
         async with self._writing("add_key") as tx:
             workspace = await _workspace(tx, workspace_id)
-            check_version(workspace.version, if_version)
-            if changes.get("name", workspace.name) != workspace.name:
-                await _check_free(tx, changes["name"])
             changed = _changed(workspace, changes)
-            if changed != workspace:
-                await tx.put_workspace(changed)
-                record_workspace(tx, workspace, changed, by, self._clock())
+            if changed == workspace:
+                return workspace
+            check_version(workspace.version, if_version)
+            if changed.name != workspace.name:
+                await _check_free(tx, changed.name)
+            await tx.put_workspace(changed)
+            record_workspace(tx, workspace, changed, by, self._clock())
             return changed
 
     async def list_principals(self) -> list[Principal]:
@@ -63,9 +65,10 @@ class PeopleRules(StoreBase):
 
     async def add_principal(self, principal: Principal, *, by: Actor = SERVICE) -> Principal:
         async with self._writing("add_key") as tx:
-            if await tx.principal(principal.id) is not None:
-                raise Conflict(f"there is a principal {principal.id} already")
-            await _check_roles(tx, principal)
+            known = await tx.principal(principal.id)
+            if known is not None:
+                return known
+            await check_roles(tx, principal)
             await tx.put_principal(principal)
             record_principal(tx, None, principal, by, self._clock())
             return principal
@@ -80,7 +83,6 @@ class PeopleRules(StoreBase):
     ) -> Principal:
         async with self._writing("add_key") as tx:
             principal = await _principal(tx, principal_id)
-            check_version(principal.version, if_version)
             wanted = dict(changes)
             if "disabled" in wanted:
                 disabled = wanted.pop("disabled")
@@ -88,7 +90,8 @@ class PeopleRules(StoreBase):
             changed = _changed(principal, wanted)
             if changed == principal:
                 return principal
-            await _check_roles(tx, changed)
+            check_version(principal.version, if_version)
+            await check_roles(tx, changed)
             await _check_administered(tx, principal, changed)
             await tx.put_principal(changed)
             record_principal(tx, principal, changed, by, self._clock())
@@ -131,7 +134,8 @@ async def _check_free(tx: Tx, name: str) -> None:
         raise Conflict(f"there is a workspace {name!r} already")
 
 
-async def _check_roles(tx: Tx, principal: Principal) -> None:
+async def check_roles(tx: Tx, principal: Principal) -> None:
+    """Raises InvalidInput for a role in an unknown workspace, or one that is not of a workspace."""
     for workspace_id, roles in principal.roles.items():
         if workspace_id != EVERYWHERE and Role.ADMIN in roles:
             raise InvalidInput("admin is a role of the service; give it as a role everywhere", "roles")
@@ -140,7 +144,7 @@ async def _check_roles(tx: Tx, principal: Principal) -> None:
 
 
 async def _check_administered(tx: Tx, before: Principal, after: Principal) -> None:
-    """Raises Conflict if nobody would be left who administers the service."""
+    """Raises Conflict if no administrator of the service would be left."""
 
     def administers(one: Principal) -> bool:
         return Role.ADMIN in one.roles_in(None)

@@ -1,6 +1,7 @@
 """One module per resource; a route is one function in one of them."""
 
 from claude_hitl_template.api.routers import (
+    admin,
     agents,
     approvals,
     audit,
@@ -8,7 +9,6 @@ from claude_hitl_template.api.routers import (
     events,
     health,
     internal,
-    keys,
     secrets,
     sessions,
     workspace,
@@ -29,6 +29,8 @@ ROUTERS = (
     agents.router,
     environments.router,
     internal.router,
-    keys.router,
+    admin.managed,
+    admin.router,
+    admin.operator,
     secrets.router,
 )
