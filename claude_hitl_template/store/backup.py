@@ -111,12 +111,9 @@ def _write(connection: sa.Connection, file: Any) -> Copied:
 
 def _read(connection: sa.Connection, archive: zipfile.ZipFile, head: dict[str, Any]) -> Copied:
     counts = dict[str, int]()
-    known = set(archive.namelist()) if str(head["schema"]) < _revision(connection) else None
     for table in metadata.sorted_tables:
         connection.execute(sa.delete(table))
         counts[table.name] = 0
-        if known is not None and f"{table.name}.jsonl" not in known:
-            continue  # a younger schema added the table
         for rows in _batches(archive, table):
             connection.execute(sa.insert(table), rows)
             counts[table.name] += len(rows)

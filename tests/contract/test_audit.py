@@ -18,7 +18,7 @@ from claude_hitl_template.domain.audit.receipts import verify_receipt
 from claude_hitl_template.domain.audit.signing import Signer, keys_of_jwks
 from claude_hitl_template.domain.audit.verification import Report, verify
 from claude_hitl_template.domain.models import Agent, ApprovalState, Decision, Environment
-from claude_hitl_template.domain.people import Actor, Principal
+from claude_hitl_template.domain.people import Actor, Principal, Workspace
 from claude_hitl_template.errors import AlreadyDecided, Conflict, InvalidInput, NotFound, NotWaiting
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
@@ -265,7 +265,9 @@ async def test_the_first_key_and_its_replacement_are_recorded(store: CoreStore):
 
 
 async def test_roles_and_workspaces_are_recorded_where_they_change(store: CoreStore, clock: FakeClock):
-    one, two = [await store.add_workspace(name, by=ANN) for name in ("one", "two")]
+    one, two = [Workspace(id=f"wrkspc_{name}", name=name, created_at=clock.now) for name in ("one", "two")]
+    for workspace in (one, one, two):
+        await store.add_workspace(workspace, by=ANN)
     bob = Principal(
         id="user_bob", kind="user", name="bob", created_at=clock.now, email=f"{CANARY}@example.org"
     )

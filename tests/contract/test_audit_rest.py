@@ -182,8 +182,7 @@ def test_an_approver_gets_receipts_and_not_the_log(served: Threaded, api: httpx.
         created_at=FakeClock().now,
         roles={workspace_of(served, "first"): ("approver",)},  # type: ignore[dict-item]
     )
-    served.run(store.add_principal(approver))
-    served.run(store.add_key("ann's", hash_api_key("ann"), principal_id=approver.id))
+    served.run(store.add_key("ann's", hash_api_key("ann"), principal=approver))
     with client(served, "ann") as ann:
         assert ann.get(f"/v1/approvals/{approval_id}/receipt").status_code == 200
         assert ann.get("/v1/audit/keys").status_code == 200

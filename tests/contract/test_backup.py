@@ -211,30 +211,6 @@ async def test_a_backup_of_a_newer_version_is_refused(
         restore(url, tmp_path / "n.zip", force=True)
 
 
-async def test_a_backup_of_an_earlier_version_lacks_the_tables_that_were_added_since(
-    place: object, tmp_path: Path
-):
-    source, target = place("sqlite"), place("sqlite")  # type: ignore[operator]
-    async with opened(source) as store:
-        await fill(store, 1)
-    back_up(source, tmp_path / "b.zip")
-    for schema, whole in (("0004", True), (None, False)):
-        with zipfile.ZipFile(tmp_path / "b.zip") as new, zipfile.ZipFile(tmp_path / "o.zip", "w") as old:
-            for name in new.namelist():
-                head = json.loads(new.read(name)) if name == "backup.json" else {}
-                changed = json.dumps({**head, "schema": schema or head.get("schema")}).encode()
-                if not name.startswith("audit_"):
-                    old.writestr(name, changed if head else new.read(name))
-        if whole:
-            restore(target, tmp_path / "o.zip", force=True)
-            assert contents(target) == contents(source) | {
-                name: [] for name in contents(source) if name.startswith("audit_")
-            }
-        else:
-            with pytest.raises(InvalidInput, match="damaged"):
-                restore(target, tmp_path / "o.zip", force=True)
-
-
 def test_places_that_cannot_be_used_are_named(place: object, tmp_path: Path):
     url = place("sqlite")  # type: ignore[operator]
     migrate(url)

@@ -92,8 +92,10 @@ async def export_audit(
 
 
 def _chain(chain: Literal["workspace", "service"], caller: Caller) -> str:
-    caller.check(Action.MANAGE if chain == "workspace" else Action.ADMINISTER)
-    return caller.workspace_id if chain == "workspace" else SERVICE_CHAIN
+    if chain == "workspace":
+        return caller.workspace_id
+    caller.check(Action.ADMINISTER)
+    return SERVICE_CHAIN
 
 
 async def _lines(
