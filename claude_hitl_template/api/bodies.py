@@ -6,8 +6,10 @@ from pydantic import AfterValidator, Field, StringConstraints, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from claude_hitl_template.api.agents import AgentBody, by_id
+from claude_hitl_template.api.parameters import Timestamp
 from claude_hitl_template.api.strict_json import Body
 from claude_hitl_template.domain.events import ClientEvent, UserMessage, UserToolConfirmation
+from claude_hitl_template.domain.people import SCOPES, Scope
 
 Title = Annotated[str, StringConstraints(max_length=500)]
 MetaKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -72,16 +74,88 @@ class Secret(Body):
     value: str
 
 
-def _key_name(given: str) -> str:
+def _shown_name(given: str) -> str:
     name = given.strip()
     if not name:
-        raise ValueError("is empty; say whose key it is")
+        raise ValueError("is empty; say whose or what it is")
     if not name.isprintable():
         raise ValueError("contains characters that cannot be displayed")
     return name
 
 
-class NewKey(Body):
-    """An API key; `name` says whose it is."""
+ShownName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_shown_name)]
+WorkspaceRole = Literal["viewer", "requester", "approver", "operator"]
+RoleName = Literal["viewer", "requester", "approver", "operator", "admin"]
+Roles = Annotated[list[WorkspaceRole], Field(max_length=10)]
+Email = Annotated[str, StringConstraints(pattern=r"^[^@\s]+@[^@\s]+$", max_length=254)]
+Groups = Annotated[list[ShownName], Field(max_length=100)]
+RolesByWorkspace = Annotated[dict[str, list[RoleName]], Field(max_length=1000)]
 
-    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_key_name)]
+
+class NewKey(Body):
+    """An API key. `name` says whose it is; `principal_id` names a user or service account that there is.
+
+    Without `principal_id` it belongs to the service account of its name, which is made if there is none, with `roles` in
+    the workspace (default: requester and approver).
+    """
+
+    name: ShownName
+    principal_id: str | None = None
+    roles: Roles | None = None
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=10)] = Field(
+        default_factory=lambda: list(SCOPES)
+    )
+    expires_at: Annotated[Timestamp, Field(strict=False)] | None = None
+
+
+class NewWorkspace(Body):
+    """A workspace. Its name is shown to its members."""
+
+    name: ShownName
+
+
+class _Change(Body):
+    """Fields that are left out stay. `version` is the one that the change is made to; another one now is an error."""
+
+    version: int | None = None
+
+    def changes(self) -> dict[str, Any]:
+        return self.model_dump(exclude_unset=True, exclude={"version"})
+
+
+class ChangeWorkspace(_Change):
+    """A change of a workspace. `separation_of_duties`: who asked for a session may not decide on its
+    calls."""
+
+    name: ShownName | SkipJsonSchema[None] = None
+    separation_of_duties: bool | SkipJsonSchema[None] = None
+
+
+class Member(Body):
+    """The roles of a user or service account in a workspace."""
+
+    roles: Roles
+    version: int | None = None
+
+
+class NewPrincipal(Body):
+    """A user or a service account. `roles` is by workspace id; "*" stands for every workspace, and holds admin."""
+
+    kind: Literal["user", "service_account"]
+    name: ShownName
+    email: Email | None = None
+    roles: RolesByWorkspace = Field(default_factory=dict[str, list[RoleName]])
+    groups: Groups = Field(default_factory=list[str])
+
+    def fields(self) -> dict[str, Any]:
+        return self.model_dump()
+
+
+class ChangePrincipal(_Change):
+    """A change of a user or a service account."""
+
+    name: ShownName | SkipJsonSchema[None] = None
+    email: Email | None = None
+    roles: RolesByWorkspace | SkipJsonSchema[None] = None
+    groups: Groups | SkipJsonSchema[None] = None
+    disabled: bool | SkipJsonSchema[None] = None

@@ -30,9 +30,9 @@ def _flag(given: str) -> bool:
     return given == "true"
 
 
-def _rfc_3339(given: str) -> str:
+def _rfc_3339(given: object) -> str:
     """Pydantic alone would take numbers for seconds since 1970, too."""
-    if not _RFC_3339.fullmatch(given):
+    if not (isinstance(given, str) and _RFC_3339.fullmatch(given)):
         raise ValueError("a time with its zone, as in 2026-01-31T12:00:00Z")
     return given.upper()
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from claude_hitl_template.domain.events import EVENT_TYPES
 from claude_hitl_template.domain.models import ApprovalKind, ApprovalState, Decision, SessionStatus
+from claude_hitl_template.domain.people import Role, Scope
 
 _JSON = "application/json"
 REFERENCE = "#/components/schemas/{model}"
@@ -234,19 +235,81 @@ class SecretStates(_Resource):
     data: list[SecretState]
 
 
-class Key(_Resource):
-    """An API key without its secret."""
+class Workspace(_Resource):
+    """Owns sessions, agents and rules. The `default` one is that of the service's first key."""
 
+    type: Literal["workspace"]
+    id: str
+    name: str
+    created_at: datetime
+    default: bool
+    separation_of_duties: bool
+    version: int
+
+
+class Workspaces(_Resource):
+    """Workspaces by name, the default one first."""
+
+    data: list[Workspace]
+
+
+class Principal(_Resource):
+    """A user or a service account. `roles` is by workspace id; "*" stands for every workspace."""
+
+    type: Literal["principal"]
+    id: str
+    kind: Literal["user", "service_account"]
+    name: str
+    email: str | None
+    external_id: str | None
+    roles: dict[str, list[Role]]
+    groups: list[str]
+    created_at: datetime
+    disabled_at: datetime | None
+    version: int
+
+
+class Principals(_Resource):
+    """Users and service accounts by name."""
+
+    data: list[Principal]
+
+
+class Member(_Resource):
+    """The roles of a user or service account in a workspace. `version` is that of the user or service account."""
+
+    type: Literal["member"]
+    principal_id: str
+    kind: Literal["user", "service_account"]
+    name: str
+    roles: list[Role]
+    version: int
+
+
+class Members(_Resource):
+    """Who belongs to a workspace."""
+
+    data: list[Member]
+
+
+class Key(_Resource):
+    """An API key without its secret. `last_used_at` is right to within a minute."""
+
+    type: Literal["api_key"]
     id: str
     name: str
     prefix: str
     first: bool
+    principal_id: str | None
+    scopes: list[Scope]
     created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
     revoked_at: datetime | None
 
 
 class Keys(_Resource):
-    """All API keys, oldest first."""
+    """API keys, oldest first."""
 
     data: list[Key]
 

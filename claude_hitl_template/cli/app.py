@@ -18,6 +18,7 @@ from claude_hitl_template.cli.commands import (
     logs,
     secrets,
     status,
+    workspaces,
 )
 from claude_hitl_template.cli.common import step
 from claude_hitl_template.cli.deploy import rollout
@@ -117,6 +118,7 @@ def down() -> None:
 app.command(rich_help_panel=_OPERATE)(doctor.doctor)
 app.command(rich_help_panel=_OPERATE)(logs.logs)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
+app.add_typer(workspaces.app, name="workspaces", rich_help_panel=_OPERATE)
 app.add_typer(secrets.app, name="secrets", rich_help_panel=_OPERATE)
 app.command(rich_help_panel=_OPERATE)(rollout.deploy)
 app.add_typer(image.app, name="image", rich_help_panel=_OPERATE)

@@ -15,9 +15,11 @@ from claude_hitl_template.domain.models import new_id
 from claude_hitl_template.errors import (
     ConfigError,
     Conflict,
+    Forbidden,
     HitlError,
     InvalidInput,
     NotFound,
+    Outdated,
     RateLimited,
     TooLarge,
     Unauthorized,
@@ -33,8 +35,10 @@ _FIX_KEY = (
 )
 _ERRORS: dict[int, type[HitlError]] = {
     400: InvalidInput,
+    403: Forbidden,
     404: NotFound,
     409: Conflict,
+    412: Outdated,
     413: TooLarge,
     503: Unavailable,
 }
@@ -74,6 +78,10 @@ class Client:
 
     def close(self) -> None:
         self._http.close()
+
+    def in_workspace(self, workspace_id: str) -> None:
+        """Makes the following requests in this workspace."""
+        self._http.headers["anthropic-workspace-id"] = workspace_id
 
     def get(self, path: str, **params: Any) -> Any:
         return self._request("GET", path, params=params)

@@ -18,6 +18,7 @@ from claude_hitl_template.domain.people import (
 from claude_hitl_template.errors import Conflict, NotFound
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase
+from claude_hitl_template.store.people import check_roles
 
 FIRST = "./hitl key"  # the name of the first key, which ./hitl uses on the service's machine, and from which users copy it
 FORMER_FIRST = "first key"  # its name in a store that an earlier version made
@@ -31,16 +32,20 @@ class KeyRules(StoreBase):
         secret_hash: str,
         prefix: str = "",
         *,
-        principal_id: str | None = None,
+        principal: Principal | None = None,
         scopes: Sequence[Scope] = SCOPES,
         expires_at: datetime | None = None,
         by: Actor = SERVICE,
     ) -> ApiKey:
         async with self._writing("add_key") as tx:
-            if principal_id is not None and await tx.principal(principal_id) is None:
-                raise NotFound(f"there is no user or service account {principal_id!r}")
+            found = await tx.find_key(secret_hash)
+            if found is not None:
+                return found
+            if principal is not None and await tx.principal(principal.id) is None:
+                await check_roles(tx, principal)
+                await tx.put_principal(principal)
             return await self._add(
-                tx, name, secret_hash, prefix, principal_id=principal_id, scopes=scopes, expires_at=expires_at
+                tx, name, secret_hash, prefix, principal=principal, scopes=scopes, expires_at=expires_at
             )
 
     async def find_identity(self, secret_hash: str) -> Identity | None:
@@ -110,7 +115,7 @@ class KeyRules(StoreBase):
         secret_hash: str,
         prefix: str,
         *,
-        principal_id: str | None = None,
+        principal: Principal | None = None,
         scopes: Sequence[Scope] = SCOPES,
         expires_at: datetime | None = None,
     ) -> ApiKey:
@@ -123,7 +128,7 @@ class KeyRules(StoreBase):
             secret_hash=secret_hash,
             created_at=self._clock(),
             prefix=prefix,
-            principal_id=principal_id,
+            principal_id=principal and principal.id,
             scopes=tuple(scopes),
             expires_at=expires_at,
         )

@@ -5,7 +5,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from claude_hitl_template.domain.models import new_id
 from claude_hitl_template.domain.people import EVERYWHERE, SERVICE, Actor, Principal, Role, Workspace
 from claude_hitl_template.errors import Conflict, InvalidInput, NotFound, Outdated
 from claude_hitl_template.store.backend import Tx
@@ -21,12 +20,14 @@ class PeopleRules(StoreBase):
         async with self._reading() as tx:
             return await _workspace(tx, workspace_id)
 
-    async def add_workspace(self, name: str, *, by: Actor = SERVICE) -> Workspace:
+    async def add_workspace(self, workspace: Workspace, *, by: Actor = SERVICE) -> Workspace:
         async with self._writing("add_key") as tx:
-            await _check_free(tx, name)
-            made = Workspace(id=new_id("wrkspc"), name=name, created_at=self._clock())
-            await tx.put_workspace(made)
-            return made
+            known = await tx.workspace(workspace.id)
+            if known is not None:
+                return known
+            await _check_free(tx, workspace.name)
+            await tx.put_workspace(workspace)
+            return workspace
 
     async def change_workspace(
         self,
@@ -38,12 +39,13 @@ class PeopleRules(StoreBase):
     ) -> Workspace:
         async with self._writing("add_key") as tx:
             workspace = await _workspace(tx, workspace_id)
-            check_version(workspace.version, if_version)
-            if changes.get("name", workspace.name) != workspace.name:
-                await _check_free(tx, changes["name"])
             changed = _changed(workspace, changes)
-            if changed != workspace:
-                await tx.put_workspace(changed)
+            if changed == workspace:
+                return workspace
+            check_version(workspace.version, if_version)
+            if changed.name != workspace.name:
+                await _check_free(tx, changed.name)
+            await tx.put_workspace(changed)
             return changed
 
     async def list_principals(self) -> list[Principal]:
@@ -60,9 +62,10 @@ class PeopleRules(StoreBase):
 
     async def add_principal(self, principal: Principal, *, by: Actor = SERVICE) -> Principal:
         async with self._writing("add_key") as tx:
-            if await tx.principal(principal.id) is not None:
-                raise Conflict(f"there is a principal {principal.id} already")
-            await _check_roles(tx, principal)
+            known = await tx.principal(principal.id)
+            if known is not None:
+                return known
+            await check_roles(tx, principal)
             await tx.put_principal(principal)
             return principal
 
@@ -76,7 +79,6 @@ class PeopleRules(StoreBase):
     ) -> Principal:
         async with self._writing("add_key") as tx:
             principal = await _principal(tx, principal_id)
-            check_version(principal.version, if_version)
             wanted = dict(changes)
             if "disabled" in wanted:
                 disabled = wanted.pop("disabled")
@@ -84,7 +86,8 @@ class PeopleRules(StoreBase):
             changed = _changed(principal, wanted)
             if changed == principal:
                 return principal
-            await _check_roles(tx, changed)
+            check_version(principal.version, if_version)
+            await check_roles(tx, changed)
             await check_administered(tx, principal, changed)
             await tx.put_principal(changed)
             return changed
@@ -126,7 +129,8 @@ async def _check_free(tx: Tx, name: str) -> None:
         raise Conflict(f"there is a workspace {name!r} already")
 
 
-async def _check_roles(tx: Tx, principal: Principal) -> None:
+async def check_roles(tx: Tx, principal: Principal) -> None:
+    """Raises InvalidInput for a role in an unknown workspace, or one that is not of a workspace."""
     for workspace_id, roles in principal.roles.items():
         if workspace_id != EVERYWHERE and Role.ADMIN in roles:
             raise InvalidInput("admin is a role of the service; give it as a role everywhere", "roles")
@@ -135,7 +139,7 @@ async def _check_roles(tx: Tx, principal: Principal) -> None:
 
 
 async def check_administered(tx: Tx, before: Principal, after: Principal) -> None:
-    """Raises Conflict if nobody would be left who administers the service."""
+    """Raises Conflict if no administrator of the service would be left."""
 
     def administers(one: Principal) -> bool:
         return Role.ADMIN in one.roles_in(None)

@@ -255,15 +255,15 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
         secret_hash: str,
         prefix: str = "",
         *,
-        principal_id: str | None = None,
+        principal: Principal | None = None,
         scopes: Sequence[Scope] = SCOPES,
         expires_at: datetime | None = None,
         by: Actor = SERVICE,
     ) -> ApiKey:
         """Records a key. For a known hash it returns the existing key, which may be revoked.
 
-        Without `principal_id` it gets a service account, and a workspace with the key's id, of its own. Raises NotFound for
-        an unknown principal.
+        `principal` is whose it is, and is made with the key if it is new. Without, the key gets a service account, and a
+        workspace with the key's id, of its own. Raises Conflict, InvalidInput as `add_principal` does.
         """
         ...
 
@@ -310,14 +310,15 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
         """Raises NotFound."""
         ...
 
-    async def add_workspace(self, name: str, *, by: Actor) -> Workspace:
-        """Raises Conflict for a name that another workspace has."""
+    async def add_workspace(self, workspace: Workspace, *, by: Actor) -> Workspace:
+        """Returns the one that there is, if its id is known. Raises Conflict for a name that another workspace has."""
         ...
 
     async def change_workspace(
         self, workspace_id: str, changes: Mapping[str, Any], *, if_version: int | None = None, by: Actor
     ) -> Workspace:
-        """`changes` may hold `name` and `separation_of_duties`. Raises NotFound, Conflict, Outdated."""
+        """`changes` may hold `name` and `separation_of_duties`. Raises NotFound, Conflict, InvalidInput, Outdated. A change
+        that is there already has no effect, to whatever version it was made."""
         ...
 
     async def list_principals(self) -> list[Principal]:
@@ -333,13 +334,15 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
         ...
 
     async def add_principal(self, principal: Principal, *, by: Actor) -> Principal:
-        """Raises Conflict for a name or an external id that another one has, InvalidInput for an unknown workspace."""
+        """Returns the one that there is, if its id is known. Raises Conflict for a name or an external id that another one
+        has, InvalidInput for an unknown workspace."""
         ...
 
     async def change_principal(
         self, principal_id: str, changes: Mapping[str, Any], *, if_version: int | None = None, by: Actor
     ) -> Principal:
-        """`changes` may hold `name`, `email`, `roles`, `groups` and `disabled` (bool).
+        """`changes` may hold `name`, `email`, `roles`, `groups` and `disabled` (bool). A change that is there already has no
+        effect, to whatever version it was made.
 
         Raises NotFound, Conflict (a name that is taken; the last administrator), Outdated, InvalidInput.
         """

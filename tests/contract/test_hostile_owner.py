@@ -10,7 +10,7 @@ import pytest_asyncio
 from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.domain.events import draft
 from claude_hitl_template.domain.models import Agent, Environment, Session, Usage
-from claude_hitl_template.domain.people import Actor, Principal
+from claude_hitl_template.domain.people import Actor, Principal, Workspace
 from claude_hitl_template.errors import HitlError, StaleOwner, Unauthorized
 from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
 from claude_hitl_template.store.access import OPENED, Authority, Client, Dispatcher, client, methods_of
@@ -92,6 +92,7 @@ class House:
             "by": Actor(name="ann"), "confirmation": said(f"a-{session.id}"), "changes": {"title": "t"}, "agent": Agent(),
             "environment": Environment(), "title": None, "metadata": {}, "initial": [],
             "key_id": session.workspace_id, "principal_id": "user_x", "at": session.created_at,
+            "workspace": Workspace(id="wrkspc_x", name="x", created_at=session.created_at),
             "principal": Principal(id="user_x", kind="user", name="minted", created_at=session.created_at),
             "given": {"host": "files.example.org", "port": 443, "because": "curl"},
         }  # fmt: skip

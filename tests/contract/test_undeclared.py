@@ -60,7 +60,12 @@ BODIES: dict[str, Any] = {
     "POST /v1/approvals/{approval_id}/decide": {"result": "allow"},
     "POST /v1/internal/drain": {"grace_s": 0},
     "PUT /v1/internal/secrets/{name}": {"value": "x"},
-    "POST /v1/internal/keys": {"name": "x"},
+    "POST /v1/admin/keys": {"name": "x"},
+    "POST /v1/admin/workspaces": {"name": "x"},
+    "POST /v1/admin/workspaces/{workspace_id}": {"name": "x"},
+    "PUT /v1/admin/workspaces/{workspace_id}/members/{principal_id}": {"roles": ["viewer"]},
+    "POST /v1/admin/principals": {"kind": "user", "name": "x"},
+    "POST /v1/admin/principals/{principal_id}": {"groups": ["x"]},
 }  # fmt: skip
 
 
@@ -166,8 +171,6 @@ def test_a_near_miss_is_told_what_there_is(http: httpx.Client):
         (lambda beta, _: beta.sessions.list(agent_id="default", agent_version=1), "agent_version"),
         (lambda beta, _: beta.sessions.list(deployment_id="x"), "deployment_id"),
         (lambda beta, _: beta.sessions.list(memory_store_id="x"), "memory_store_id"),
-        (lambda beta, _: beta.sessions.list(workspace_id="wrkspc_1"), "anthropic-workspace-id"),
-        (lambda beta, _: beta.agents.retrieve("default", workspace_id="wrkspc_1"), "anthropic-workspace-id"),
         (lambda beta, _: beta.sessions.list(betas=["managed-agents-2099-01-01"]), "anthropic-beta"),
     ],
 )  # fmt: skip
@@ -225,7 +228,19 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(http: httpx.Client, path: 
 def test_every_route_refuses_a_header_that_asks_for_what_there_is_not(
     http: httpx.Client, sessions: list[str], route: str, header: str
 ):
-    refused(ask(http, route, sessions[0], headers={header: "x"}), header)
+    answer = ask(http, route, sessions[0], headers={header: "x"})
+    if header in {parameter["name"] for parameter in parameters(route, "header")}:
+        assert answer.status_code == 404, answer.text  # it is taken, and there is no such workspace
+    else:
+        refused(answer, header)
+
+
+def test_the_sdk_names_a_workspace(sdk: anthropic.Anthropic, sessions: list[str]):
+    workspace: Any = sdk.beta.sessions.retrieve(sessions[0])
+    found = sdk.beta.sessions.retrieve(sessions[0], workspace_id=workspace.workspace_id)
+    assert found.id == sessions[0]
+    with pytest.raises(anthropic.NotFoundError, match="wrkspc_1"):
+        sdk.beta.sessions.list(workspace_id="wrkspc_1")
 
 
 @pytest.mark.parametrize("route", ROUTES)

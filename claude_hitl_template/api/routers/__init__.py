@@ -1,13 +1,13 @@
 """One module per resource; a route is one function in one of them."""
 
 from claude_hitl_template.api.routers import (
+    admin,
     agents,
     approvals,
     environments,
     events,
     health,
     internal,
-    keys,
     secrets,
     sessions,
     workspace,
@@ -26,6 +26,8 @@ ROUTERS = (
     agents.router,
     environments.router,
     internal.router,
-    keys.router,
+    admin.managed,
+    admin.router,
+    admin.operator,
     secrets.router,
 )

@@ -1,4 +1,4 @@
-"""`hitl keys` uses the service of this machine only, and shows a key once."""
+"""`hitl keys` and `hitl workspaces`: keys are shown once, and roles are given by name."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from claude_hitl_template.cli.app import app
-from claude_hitl_template.cli.commands import keys
+from claude_hitl_template.cli.commands import workspaces
 from claude_hitl_template.config.secret_files import prepare
 from claude_hitl_template.config.settings import Settings
-from claude_hitl_template.errors import ConfigError, Conflict, HitlError, InvalidInput, NotFound
+from claude_hitl_template.errors import ConfigError, Conflict, HitlError, InvalidInput, NotFound, Unauthorized
 from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 
@@ -35,13 +35,13 @@ def here(served: Threaded, make_settings: Make, monkeypatch: pytest.MonkeyPatch)
     def key(_settings: Settings) -> str:
         return OPERATOR_KEY
 
-    monkeypatch.setattr(keys, "operator_key", key)
+    monkeypatch.setattr(workspaces, "operator_key", key)
     return settings
 
 
-def run(*arguments: str) -> str:
+def run(*arguments: str, group: str = "keys") -> str:
     """Runs a command and returns its output. Raises the command's errors."""
-    result = CliRunner().invoke(app, ["keys", *arguments])
+    result = CliRunner().invoke(app, [group, *arguments])
     if isinstance(result.exception, HitlError):
         raise result.exception
     assert result.exit_code == 0, result.output
@@ -76,7 +76,7 @@ def test_a_key_is_made_shown_once_listed_and_revoked(served: Threaded) -> None:
 def test_the_key_that_the_command_line_uses_is_replaced_never_revoked(
     served: Threaded, here: Settings
 ) -> None:
-    (first,) = re.findall(r"(key_\w+) .* first key +first key", run("list"))
+    (first,) = re.findall(r"(key_\w+) .* first key +\S+ +first key", run("list"))
     with pytest.raises(Conflict, match="hitl keys rotate"):
         run("revoke", first)
     said = run("rotate")
@@ -105,8 +105,51 @@ def test_where_a_setting_says_the_first_key_it_is_changed_there(here: Settings, 
         run("rotate")
 
 
-def test_keys_are_for_the_services_own_machine(make_settings: Make) -> None:
-    make_settings(serve_url="http://cluster.example:8001")
-    for command in (["list"], ["create", "x"], ["revoke", "x"], ["rotate"]):
-        with pytest.raises(ConfigError, match="own machine"):
-            run(*command)
+def test_elsewhere_an_administrators_key_opens_the_same(served: Threaded, make_settings: Make) -> None:
+    make_settings(serve_url=served.service.url.removesuffix("/claude-hitl"), api_key="unknown")
+    with pytest.raises(Unauthorized):
+        run("list")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_key_is_limited_by_roles_scopes_and_days(served: Threaded) -> None:
+    made = secret_in(run("create", "robot", "--role", "viewer", "--scope", "read", "--days", "3"))
+    headers = {"x-api-key": made}
+    assert httpx.get(f"{served.service.url}/v1/sessions", headers=headers).status_code == 200
+    body = {"agent": "default", "environment_id": "default"}
+    assert httpx.post(f"{served.service.url}/v1/sessions", headers=headers, json=body).status_code == 403
+    (line,) = [line for line in run("list").splitlines() if "robot" in line]
+    assert re.search(r"until \d{4}-\d\d-\d\d, only read", line)
+
+
+@pytest.mark.usefixtures("here")
+def test_workspaces_are_made_changed_and_given_members(served: Threaded) -> None:
+    assert "wrkspc_" in run("create", "research", group="workspaces")
+    secret = secret_in(run("create", "helper", "--workspace", "research"))
+    assert "helper" in run("members", "--workspace", "research", group="workspaces")
+    assert "helper" not in run("members", group="workspaces")
+    said = run("roles", "helper", "viewer", "approver", "--workspace", "research", group="workspaces")
+    assert "helper is viewer, approver in research" in said
+    body = {"agent": "default", "environment_id": "default"}
+    answer = httpx.post(f"{served.service.url}/v1/sessions", headers={"x-api-key": secret}, json=body)
+    assert answer.status_code == 403
+    assert "requester" in answer.json()["error"]["message"]
+    assert "separates duties" in run("set", "research", "--separation-of-duties", group="workspaces")
+    assert re.search(r"yes +research", run("list", group="workspaces"))
+    assert "does not belong" in run("roles", "helper", "--workspace", "research", group="workspaces")
+
+
+@pytest.mark.usefixtures("here")
+def test_an_unknown_name_of_a_workspace_role_or_holder_is_named() -> None:
+    with pytest.raises(InvalidInput, match="no workspace 'nowhere'"):
+        run("create", "x", "--workspace", "nowhere")
+    with pytest.raises(InvalidInput, match="unknown"):
+        run("roles", "unknown", "viewer", group="workspaces")
+    run("create", "one", group="workspaces")
+    with pytest.raises(Conflict, match="one"):
+        run("create", "one", group="workspaces")
+    run("create", "known", "--workspace", "one")
+    with pytest.raises(InvalidInput, match="roles"):
+        run("roles", "known", "king", group="workspaces")
+    with pytest.raises(InvalidInput, match="nothing to change"):
+        run("set", "one", group="workspaces")
