@@ -18,6 +18,7 @@ from claude_hitl_template.cli.commands import (
     logs,
     secrets,
     status,
+    users,
     workspaces,
 )
 from claude_hitl_template.cli.common import step
@@ -118,6 +119,7 @@ def down() -> None:
 app.command(rich_help_panel=_OPERATE)(doctor.doctor)
 app.command(rich_help_panel=_OPERATE)(logs.logs)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
+app.add_typer(users.app, name="users", rich_help_panel=_OPERATE)
 app.add_typer(workspaces.app, name="workspaces", rich_help_panel=_OPERATE)
 app.add_typer(secrets.app, name="secrets", rich_help_panel=_OPERATE)
 app.command(rich_help_panel=_OPERATE)(rollout.deploy)

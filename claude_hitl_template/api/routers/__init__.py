@@ -8,6 +8,7 @@ from claude_hitl_template.api.routers import (
     events,
     health,
     internal,
+    passwords,
     secrets,
     sessions,
     workspace,
@@ -29,5 +30,6 @@ ROUTERS = (
     admin.managed,
     admin.router,
     admin.operator,
+    passwords.router,
     secrets.router,
 )

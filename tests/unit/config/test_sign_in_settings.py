@@ -1,4 +1,4 @@
-"""Settings of the sign-in: what is wrong is named by its variable, and no secret is repeated."""
+"""Settings of the sign-in: a wrong one is named by its variable, and no secret is repeated."""
 
 from pathlib import Path
 
