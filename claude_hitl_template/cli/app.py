@@ -16,6 +16,7 @@ from claude_hitl_template.cli.commands import (
     image,
     keys,
     logs,
+    rules,
     secrets,
     status,
     workspaces,
@@ -118,6 +119,7 @@ app.command(rich_help_panel=_OPERATE)(doctor.doctor)
 app.command(rich_help_panel=_OPERATE)(logs.logs)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
 app.add_typer(workspaces.app, name="workspaces", rich_help_panel=_OPERATE)
+app.add_typer(rules.app, name="rules", rich_help_panel=_OPERATE)
 app.add_typer(secrets.app, name="secrets", rich_help_panel=_OPERATE)
 app.command(rich_help_panel=_OPERATE)(rollout.deploy)
 app.add_typer(image.app, name="image", rich_help_panel=_OPERATE)

@@ -25,6 +25,7 @@ from claude_hitl_template.domain.policy.tiers import (
     Requirement,
     Tier,
     WorkspacePolicy,
+    described,
     joined,
     unmet,
 )
@@ -97,7 +98,7 @@ class Poll:
                 f"{by.name} asked for this session, or sent its last message, and this workspace separates duties: "
                 "another approver decides"
             )
-        needed = "; ".join(dict.fromkeys(map(_described, self.requirements)))
+        needed = "; ".join(dict.fromkeys(map(described, self.requirements)))
         raise Forbidden(f"{by.name} may not decide on this call: it takes {needed}")
 
     def votes(self) -> list[Vote]:
@@ -108,12 +109,6 @@ class Poll:
         """What is not satisfied if these people, whose word counts, allow the call."""
         found = [self.people[one] for one in voters]
         return unmet(self.requirements, found, self.approval.workspace_id, self.requesters)
-
-
-def _described(requirement: Requirement) -> str:
-    people = "one" if requirement.quorum == 1 else str(requirement.quorum)
-    other = ", not who asked for the session" if requirement.exclude_requester else ""
-    return f"{people} of {requirement.approvers}{other}"
 
 
 async def agree(
@@ -174,7 +169,7 @@ def _voted(approval: Approval, vote: Vote, names: Sequence[str], missing: Sequen
         "by": vote.name,
         "allowed_by": list(names),
         "quorum": approval.quorum,
-        "missing": [_described(one) for one in missing],
+        "missing": [described(one) for one in missing],
     }
     return Draft(id=vote.event_id, type="approval.vote", payload=body | changed)
 

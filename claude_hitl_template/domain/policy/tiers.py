@@ -247,6 +247,13 @@ class WorkspacePolicy(_Frozen):
 NO_POLICY = WorkspacePolicy()
 
 
+def described(requirement: Requirement) -> str:
+    """Whose agreement a requirement takes: `2 of the group release, not who asked for the session`."""
+    people = "one" if requirement.quorum == 1 else str(requirement.quorum)
+    other = ", not who asked for the session" if requirement.exclude_requester else ""
+    return f"{people} of {requirement.approvers}{other}"
+
+
 def joined(known: Iterable[Requirement], more: Iterable[Requirement]) -> tuple[Requirement, ...]:
     """The requirements of an approval with those of a changed policy: a rule that is stricter now holds as well, and one
     that was loosened or removed holds as it was asked."""
