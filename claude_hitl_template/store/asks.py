@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from claude_hitl_template.domain import events
+from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.events import Draft
 from claude_hitl_template.domain.models import (
     KINDS,
@@ -15,6 +16,7 @@ from claude_hitl_template.domain.models import (
     new_id,
     workspace_of,
 )
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.domain.policy import JOINED, Verdict
 from claude_hitl_template.domain.policy.floor import STRICTNESS
 from claude_hitl_template.domain.policy.tiers import (
@@ -27,6 +29,7 @@ from claude_hitl_template.domain.policy.tiers import (
 )
 from claude_hitl_template.errors import Forbidden, InvalidInput
 from claude_hitl_template.store.protocol import Call
+from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import BY_RULE, SessionAggregate
 from claude_hitl_template.store.votes import judged, policy_of
 
@@ -143,12 +146,17 @@ async def open_approval(
 
 def _by_rule(unit: SessionAggregate, approval: Approval, rule: str) -> Approval:
     """`rule`: the text of a remembered rule; for a command line of all the rules that allow its commands."""
-    if not {rule, *rule.split(JOINED)} & {str(remembered) for remembered in unit.session.rules}:
+    remembered = {str(one) for one in unit.session.rules}
+    used = [one for one in (rule, *rule.split(JOINED)) if one in remembered]
+    if not used:
         raise InvalidInput("no such rule is remembered in this session", "calls.standing_rule")
     decision = Decision(result="allow", decided_by=f"{BY_RULE}{rule}", decided_at=unit.now)
-    return approval.to(
+    allowed = approval.to(
         ApprovalState.ALLOWED, decision=decision, run_input=approval.input, run_digest=approval.digest
     )
+    actor = Actor(name="remembered rule")
+    record_approval(unit.tx, "approval.decided", allowed, actor, unit.now, rule=digest(used[0]))
+    return allowed
 
 
 def _denied_by_rule(unit: SessionAggregate, approval: Approval, source: str) -> Approval:
@@ -158,7 +166,9 @@ def _denied_by_rule(unit: SessionAggregate, approval: Approval, source: str) -> 
         decided_by=f"{BY_RULE}{source}",
         decided_at=unit.now,
     )
-    return approval.to(ApprovalState.DENIED, decision=decision, closed_at=unit.now)
+    denied = approval.to(ApprovalState.DENIED, decision=decision, closed_at=unit.now)
+    record_approval(unit.tx, "approval.decided", denied, Actor(name="workspace rule"), unit.now)
+    return denied
 
 
 def _is_too_little(allowed: Approval, asked: Sequence[Requirement]) -> bool:

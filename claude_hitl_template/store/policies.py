@@ -7,6 +7,7 @@ from claude_hitl_template.errors import NotFound, Outdated
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase, wake_topic
 from claude_hitl_template.store.people import check_version
+from claude_hitl_template.store.recording import record_policy
 
 
 class PolicyRules(StoreBase):
@@ -32,6 +33,7 @@ class PolicyRules(StoreBase):
             )
             if not await tx.put_policy(made):
                 raise Outdated("it was changed at the same time; read the current version, and change that")
+            record_policy(tx, stored, made, by, self._clock())
         await self._wake_owners()
         return made
 

@@ -18,7 +18,7 @@ from claude_hitl_template.domain.models import (
     Vote,
     new_id,
 )
-from claude_hitl_template.domain.people import Actor, Principal
+from claude_hitl_template.domain.people import SERVICE, Actor, Principal
 from claude_hitl_template.domain.policy import Verdict
 from claude_hitl_template.domain.policy.tiers import (
     NO_POLICY,
@@ -31,6 +31,7 @@ from claude_hitl_template.domain.policy.tiers import (
 )
 from claude_hitl_template.errors import AlreadyDecided, Conflict, Forbidden, InvalidInput, Superseded
 from claude_hitl_template.store.backend import Tx
+from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 
@@ -151,6 +152,7 @@ async def agree(
     await unit.tx.put_approval(approval)
     names = [*(one.name for one in others), by.name]
     [event] = await unit.append([_voted(approval, vote, names, missing)])
+    record_approval(unit.tx, "approval.voted", approval, by, unit.now, run_digest=run_digest)
     return approval, event
 
 
@@ -192,6 +194,7 @@ async def hand_on(unit: SessionAggregate, before: Approval, after: Approval) -> 
         )
         for one in now
     ])  # fmt: skip
+    record_approval(unit.tx, "approval.escalated", after, SERVICE, unit.now)
 
 
 def check_waits(approval: Approval) -> None:
@@ -229,6 +232,7 @@ async def claim(unit: SessionAggregate, approval: Approval, by: Actor, seconds: 
             "approval.claimed", approval_id=approval.id, tool_use_id=approval.event_id, by=by.name, until=shown
         )
     ])  # fmt: skip
+    record_approval(unit.tx, "approval.claimed", claimed, by, unit.now, until=shown)
     return claimed
 
 
@@ -272,6 +276,9 @@ async def delegate(
             note=note,
         )
     ])  # fmt: skip
+    record_approval(
+        unit.tx, "approval.delegated", handed, by, unit.now, principal_id=principal_id, group=group
+    )
     return handed
 
 
