@@ -78,7 +78,8 @@ def as_asked(draft: Draft, asked: Asked | None) -> Draft:
     if asked is None or draft.type not in TOOL_USES:
         return draft
     verdict = "deny" if asked.denied else "allow" if asked.standing_rule else "ask"
-    if STRICTNESS[Verdict(verdict)] <= STRICTNESS[Verdict(draft.payload["evaluated_permission"])]:
+    before = draft.payload.get("evaluated_permission")
+    if before is None or STRICTNESS[Verdict(verdict)] <= STRICTNESS[Verdict(before)]:
         return draft
     return draft.model_copy(update={"payload": {**draft.payload, **events.evaluated(verdict)}})
 
