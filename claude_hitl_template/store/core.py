@@ -15,6 +15,7 @@ from claude_hitl_template.store.keys import KeyRules
 from claude_hitl_template.store.owners import OwnerRules
 from claude_hitl_template.store.people import PeopleRules
 from claude_hitl_template.store.policies import PolicyRules
+from claude_hitl_template.store.sign_ins import SignInRules
 from claude_hitl_template.store.supervision import SupervisorRules
 from claude_hitl_template.store.workspaces import WorkspaceRules
 
@@ -23,6 +24,7 @@ class CoreStore(
     KeyRules,
     PeopleRules,
     PolicyRules,
+    SignInRules,
     ClientRules,
     OwnerRules,
     SupervisorRules,
