@@ -315,7 +315,7 @@ class Vote(Frozen):
     updated_input: dict[str, Any] | None = None
 
 
-CLAIM_S = 300  # how long somebody who looks at a call is shown, unless they say otherwise
+CLAIM_S = 300  # how long a person is shown who looks at a call, unless the person says otherwise
 MAX_CLAIM_S = 24 * 3600
 
 

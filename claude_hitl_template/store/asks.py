@@ -86,7 +86,7 @@ def as_asked(draft: Draft, asked: Asked | None) -> Draft:
 
 async def take_over(unit: SessionAggregate, call: Call, asked: Asked) -> Approval | None:
     """The approval of a held call that is issued again. One that was allowed for less than the workspace's policy asks for
-    by now is superseded, and the call is asked for anew."""
+    by now is superseded, and the call is asked for again."""
     held = await _held_twin(unit, call)
     if held is None:
         return None

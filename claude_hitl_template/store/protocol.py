@@ -508,7 +508,7 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
         by: Actor,
         idempotency_key: str | None = None,
     ) -> Approval:
-        """Hands a call over to a person or a group that may decide on it. Nobody may decide who could not before.
+        """Hands a call over to a person or a group that may decide on it. It gives no one the right to decide.
 
         Raises NotFound, Forbidden (`by` may not decide on it), AlreadyDecided, Superseded, InvalidInput.
         """

@@ -107,7 +107,7 @@ class Poll:
         return [vote for vote in self.approval.votes if self.admits(vote.principal_id)]
 
     def missing(self, voters: Collection[str]) -> tuple[Requirement, ...]:
-        """What is not satisfied if these people, whose word counts, allow the call."""
+        """The requirements that are not satisfied if these people, whose word counts, allow the call."""
         found = [self.people[one] for one in voters]
         return unmet(self.requirements, found, self.approval.workspace_id, self.requesters)
 
@@ -209,7 +209,7 @@ def check_waits(approval: Approval) -> None:
 
 
 async def claim(unit: SessionAggregate, approval: Approval, by: Actor, seconds: int) -> Approval:
-    """Records that somebody is looking at a call, for so many seconds; 0 ends that.
+    """Records that a person is looking at a call, for so many seconds; 0 ends that.
 
     Raises Forbidden, Conflict (another person is looking at it), AlreadyDecided, Superseded, InvalidInput.
     """
@@ -261,7 +261,7 @@ async def delegate(
     else:
         members = [one.id for one in await unit.tx.principals() if group in one.groups]
         if not any(map((await Poll.open(unit, approval, *members)).admits, members)):
-            raise InvalidInput("nobody in this group may decide on this call", "group")
+            raise InvalidInput("no one in this group may decide on this call", "group")
         name = str(group)
     assignee = Assignee(principal_id=principal_id, group=group, name=name, note=note, by=by.name, at=unit.now)
     handed = approval.but(assignee=assignee, reviewer=None)

@@ -93,7 +93,7 @@ async def test_only_people_whom_a_rule_names_decide(store: CoreStore, result: st
     with pytest.raises(Forbidden, match="it takes one of the group release"):
         await team.say("zoe", approval, result)
     assert (await team.now(approval)).state is S.PENDING
-    with pytest.raises(Forbidden):  # a program of the service is nobody
+    with pytest.raises(Forbidden):  # the service itself is not a person
         await store.decide(approval.id, team.workspace_id, said("t1"), by=SERVICE)
 
 
