@@ -69,7 +69,8 @@ def run(*arguments: str) -> str:
     if isinstance(result.exception, HitlError):
         raise result.exception
     assert result.exit_code == 0, result.output
-    return result.stdout
+    lines = result.stdout.splitlines(keepends=True)
+    return "".join(line for line in lines if "[info " not in line)  # the log of the service, in this process
 
 
 async def _ask(served: Threaded, command: str) -> None:
