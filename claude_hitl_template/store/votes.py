@@ -15,13 +15,13 @@ from claude_hitl_template.domain.models import (
     Assignee,
     Event,
     Reviewer,
+    StoredPolicy,
     Vote,
     new_id,
 )
 from claude_hitl_template.domain.people import SERVICE, Actor, Principal
 from claude_hitl_template.domain.policy import Verdict
 from claude_hitl_template.domain.policy.tiers import (
-    NO_POLICY,
     Requirement,
     Tier,
     WorkspacePolicy,
@@ -35,9 +35,8 @@ from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 
-async def policy_of(tx: Tx, workspace_id: str) -> WorkspacePolicy:
-    stored = await tx.policy(workspace_id)
-    return stored.policy if stored else NO_POLICY
+async def stored_policy(tx: Tx, workspace_id: str) -> StoredPolicy:
+    return await tx.policy(workspace_id) or StoredPolicy(workspace_id=workspace_id)
 
 
 def judged(policy: WorkspacePolicy, approval: Approval, given: dict[str, Any]) -> Tier:
@@ -287,8 +286,11 @@ async def asked_now(unit: SessionAggregate, approval: Approval, given: dict[str,
 
     Raises Conflict if the policy denies it.
     """
-    tier = judged(await policy_of(unit.tx, approval.workspace_id), approval, given)
+    stored = await stored_policy(unit.tx, approval.workspace_id)
+    if stored.version == approval.policy_version and given == approval.input:
+        return approval
+    tier = judged(stored.policy, approval, given)
     if tier.verdict is Verdict.deny:
         raise Conflict(f"the workspace does not permit this call now ({tier.found.source}); deny it")
     requirements = joined(approval.requirements, tier.requirements(unit.now))
-    return approval if requirements == approval.requirements else approval.asking(requirements)
+    return approval.asking(requirements).but(policy_version=stored.version)

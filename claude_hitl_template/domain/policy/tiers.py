@@ -198,6 +198,13 @@ class Tier:
     def verdict(self) -> Verdict:
         return self.found.verdict
 
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns of the rules that ask; BY_DEFAULT where only the default does."""
+        if self.verdict is not Verdict.ask:
+            return ()
+        return tuple(rule.pattern for rule in self.asks) or (BY_DEFAULT,)
+
     def requirements(self, now: datetime) -> tuple[Requirement, ...]:
         """() unless the policy asks."""
         if self.verdict is not Verdict.ask:
