@@ -28,7 +28,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Mutant:
-    """A removed safeguard. `missed_by` is a test of tests/contract/test_store.py that must fail without it."""
+    """A removed safeguard. `missed_by` is a test of tests/contract/test_store.py or test_votes.py that must fail without
+    it."""
 
     missed_by: str
     changes: tuple[Change, ...]
@@ -182,6 +183,21 @@ MUTANTS = {
     "chains_fork": _mutant(
         "test_a_decision_and_its_entry_in_the_audit_log_are_committed_together",
         ("store.recording", "append", "await tx.audit_head(workspace_id)", "Head()"),
+    ),
+    "one_person_is_two": _mutant(
+        "test_a_person_counts_once_however_often_and_with_whatever_key",
+        (
+            "store.votes",
+            "agree",
+            "missing = poll.missing({by.principal_id, *(vote.principal_id for vote in others)})",
+            "missing = poll.missing([by.principal_id, *(vote.principal_id for vote in poll.votes())])",
+        ),
+        (
+            "domain.policy.tiers",
+            "unmet",
+            "people = {person.id: person for person in voters}",
+            "people = dict(enumerate(voters))",
+        ),
     ),
     "epochs_are_not_raised": _mutant(
         "test_an_owner_that_is_replaced_hears_of_it",

@@ -1,4 +1,4 @@
-"""What an approver must know of a call besides what it does: which of its commands asks, why, and who must agree."""
+"""What an approver must know of a call in addition to its input: which of its commands asks, why, and who must agree."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

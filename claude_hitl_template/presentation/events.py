@@ -95,7 +95,9 @@ def _escalated(event: WireEvent) -> EventView:
     to = event["to"] or {"roles": [], "groups": []}
     names = ", ".join([*to["roles"], *to["groups"]])
     return Notice(
-        f"Nobody decided in time: {names} may decide as well", "action", f"asked for by {event['rule']}"
+        f"There was no decision in time: {names} may decide as well",
+        "action",
+        f"asked for by {event['rule']}",
     )
 
 

@@ -69,12 +69,12 @@ class Tx(Protocol):
 
     async def principals(self) -> list[Principal]: ...
     async def people(self, principal_ids: Sequence[str]) -> dict[str, Principal]:
-        """Those of them that exist, by id. In a writing transaction nobody changes them until it ends.
+        """Those of them that exist, by id. In a writing transaction they do not change until it ends.
         Give the ids in order."""
         ...
 
     async def policy(self, workspace_id: str) -> StoredPolicy | None:
-        """In a writing transaction nobody changes it until that ends."""
+        """In a writing transaction it does not change until that ends."""
         ...
 
     async def put_policy(self, stored: StoredPolicy) -> bool:

@@ -23,8 +23,8 @@ from claude_hitl_template.store.workspaces import WorkspaceRules
 class CoreStore(
     KeyRules,
     PeopleRules,
-    SignInRules,
     PolicyRules,
+    SignInRules,
     ClientRules,
     OwnerRules,
     SupervisorRules,

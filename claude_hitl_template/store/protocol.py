@@ -86,7 +86,8 @@ class Call(BaseModel):
 
     `cwd` is the folder it runs in; None means that of its batch. `folder` and `targets`: see Approval. Without `folder`,
     `digest` is of the input alone. `model_call_id` is the id that the model's server gave the call. `rules` are the patterns
-    of the workspace's rules that ask for it where it runs, `segments` the commands of a command line.
+    of the workspace's rules that ask for it where it runs (BY_DEFAULT: none, but its default does), by the policy of version
+    `policy_version`; None: of an unknown one. `segments` are the commands of a command line.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -102,6 +103,7 @@ class Call(BaseModel):
     model_call_id: str | None = None
     standing_rule: str | None = None  # text of the remembered rule that allows the call, if one does
     rules: tuple[str, ...] = ()
+    policy_version: int | None = None
     segments: tuple[JudgedSegment, ...] = ()
 
 
@@ -508,7 +510,7 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
         by: Actor,
         idempotency_key: str | None = None,
     ) -> Approval:
-        """Hands a call over to a person or a group that may decide on it. Nobody may decide who could not before.
+        """Hands a call over to a person or a group that may decide on it. It gives no one the right to decide.
 
         Raises NotFound, Forbidden (`by` may not decide on it), AlreadyDecided, Superseded, InvalidInput.
         """
@@ -523,8 +525,8 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
     ) -> StoredPolicy:
         """Replaces a workspace's policy. It holds for calls that wait, too, where it is stricter.
 
-        The same policy again changes nothing. Raises NotFound, and Outdated unless `if_version` is the current version; None
-        replaces any version.
+        The same policy again changes nothing. Raises NotFound, TooLarge, and Outdated unless `if_version` is the current
+        version; None replaces any version.
         """
         ...
 
@@ -634,7 +636,8 @@ class Owners(Reachable, SavedBlobs, Protocol):
     ) -> list[Approval]:
         """Commits the batch's events, and an approval for each call that asks, in one transaction.
 
-        The workspace's policy holds as it is now: what the owner would have allowed may be asked for, or be denied.
+        The workspace's policy holds as it is now. Where the owner judged by another version of it, a call that it would have
+        allowed may be asked for, or be denied.
         If an identical call in the same folder was held, the new one takes its approval over and is not shown again:
         `event_id` of the approval stays the event that was decided on.
         Returns the approvals of `calls`, in order, for those that ask. Raises TooManyAsks, and then commits nothing.

@@ -77,6 +77,14 @@ principals = Table(
     Column("doc", JSON, nullable=False),
 )
 
+policies = Table(
+    "workspace_policies",
+    metadata,
+    Column("workspace_id", Name, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("doc", JSON, nullable=False),
+)
+
 # How users sign in: the hashes of their passwords, and what a sign-in provider's groups gave them.
 logins = Table(
     "logins",
@@ -95,14 +103,6 @@ browser_sessions = Table(
     Column("doc", JSON, nullable=False),
     Index("ix_browser_sessions_principal", "principal_id"),
     Index("ix_browser_sessions_expiry", "expires_at"),
-)
-
-policies = Table(
-    "workspace_policies",
-    metadata,
-    Column("workspace_id", Name, primary_key=True),
-    Column("version", Integer, nullable=False),
-    Column("doc", JSON, nullable=False),
 )
 
 sessions = Table(

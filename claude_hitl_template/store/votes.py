@@ -15,13 +15,13 @@ from claude_hitl_template.domain.models import (
     Assignee,
     Event,
     Reviewer,
+    StoredPolicy,
     Vote,
     new_id,
 )
 from claude_hitl_template.domain.people import SERVICE, Actor, Principal
 from claude_hitl_template.domain.policy import Verdict
 from claude_hitl_template.domain.policy.tiers import (
-    NO_POLICY,
     Requirement,
     Tier,
     WorkspacePolicy,
@@ -35,9 +35,8 @@ from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 
-async def policy_of(tx: Tx, workspace_id: str) -> WorkspacePolicy:
-    stored = await tx.policy(workspace_id)
-    return stored.policy if stored else NO_POLICY
+async def stored_policy(tx: Tx, workspace_id: str) -> StoredPolicy:
+    return await tx.policy(workspace_id) or StoredPolicy(workspace_id=workspace_id)
 
 
 def judged(policy: WorkspacePolicy, approval: Approval, given: dict[str, Any]) -> Tier:
@@ -107,7 +106,7 @@ class Poll:
         return [vote for vote in self.approval.votes if self.admits(vote.principal_id)]
 
     def missing(self, voters: Collection[str]) -> tuple[Requirement, ...]:
-        """What is not satisfied if these people, whose word counts, allow the call."""
+        """The requirements that are not satisfied if these people, whose word counts, allow the call."""
         found = [self.people[one] for one in voters]
         return unmet(self.requirements, found, self.approval.workspace_id, self.requesters)
 
@@ -209,7 +208,7 @@ def check_waits(approval: Approval) -> None:
 
 
 async def claim(unit: SessionAggregate, approval: Approval, by: Actor, seconds: int) -> Approval:
-    """Records that somebody is looking at a call, for so many seconds; 0 ends that.
+    """Records that a person is looking at a call, for so many seconds; 0 ends that.
 
     Raises Forbidden, Conflict (another person is looking at it), AlreadyDecided, Superseded, InvalidInput.
     """
@@ -261,7 +260,7 @@ async def delegate(
     else:
         members = [one.id for one in await unit.tx.principals() if group in one.groups]
         if not any(map((await Poll.open(unit, approval, *members)).admits, members)):
-            raise InvalidInput("nobody in this group may decide on this call", "group")
+            raise InvalidInput("no one in this group may decide on this call", "group")
         name = str(group)
     assignee = Assignee(principal_id=principal_id, group=group, name=name, note=note, by=by.name, at=unit.now)
     handed = approval.but(assignee=assignee, reviewer=None)
@@ -287,8 +286,11 @@ async def asked_now(unit: SessionAggregate, approval: Approval, given: dict[str,
 
     Raises Conflict if the policy denies it.
     """
-    tier = judged(await policy_of(unit.tx, approval.workspace_id), approval, given)
+    stored = await stored_policy(unit.tx, approval.workspace_id)
+    if stored.version == approval.policy_version and given == approval.input:
+        return approval
+    tier = judged(stored.policy, approval, given)
     if tier.verdict is Verdict.deny:
         raise Conflict(f"the workspace does not permit this call now ({tier.found.source}); deny it")
     requirements = joined(approval.requirements, tier.requirements(unit.now))
-    return approval if requirements == approval.requirements else approval.asking(requirements)
+    return approval.asking(requirements).but(policy_version=stored.version)

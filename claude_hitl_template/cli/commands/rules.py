@@ -16,7 +16,7 @@ from claude_hitl_template.domain.policy.tiers import WorkspacePolicy, WorkspaceR
 from claude_hitl_template.presentation.text import one_line, summary, visible
 
 app = typer.Typer(
-    help="Rules of a workspace: what is denied or asked for, and who decides.", no_args_is_help=True
+    help="Rules of a workspace: which calls are denied or asked for, and who decides.", no_args_is_help=True
 )
 HEADS = ("PATTERN", "ACTION", "SEVERITY", "TAKES", "DEADLINE", "REASON")
 TEXT_CHARS = 60
@@ -54,7 +54,7 @@ def set_rules(
         typer.Option(min=0, help="The version that you changed; refused if it is no longer current."),
     ] = None,
 ) -> None:
-    """Replaces the rules of a workspace. What is stricter in them also holds for calls that wait."""
+    """Replaces the rules of a workspace. Stricter ones also hold for calls that wait."""
     policy = _read(file)
     with administration() as client:
         found = chosen(client, workspace)

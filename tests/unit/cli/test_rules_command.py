@@ -69,7 +69,8 @@ def run(*arguments: str) -> str:
     if isinstance(result.exception, HitlError):
         raise result.exception
     assert result.exit_code == 0, result.output
-    return result.stdout
+    lines = result.stdout.splitlines(keepends=True)
+    return "".join(line for line in lines if "[info " not in line)  # the log of the service, in this process
 
 
 async def _ask(served: Threaded, command: str) -> None:
@@ -131,3 +132,14 @@ def test_recorded_calls_are_tried_on_a_changed_file(served: Threaded, tmp_path: 
     [one] = json.loads(run("test", str(stricter), "--json"))
     assert one["given"] == {"command": "terraform apply x"}
     assert run("test", str(free)) == "of 2 recorded calls 0 would be decided otherwise\n"
+
+
+def test_the_example_of_the_guide_is_set_and_shown(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "rules.md").read_text()
+    file = tmp_path / "rules.yaml"
+    file.write_text(guide.partition("```yaml\n")[2].partition("```")[0])
+    assert "recorded calls" in run("test", str(file))
+    run("set", str(file))
+    shown = run("list")
+    assert "2 of the group release, not who asked for the session" in shown
+    assert "1800 s, then the group oncall" in shown
