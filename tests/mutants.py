@@ -28,7 +28,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Mutant:
-    """A removed safeguard. `missed_by` is a test of tests/contract/test_store.py that must fail without it."""
+    """A removed safeguard. `missed_by` is a test of tests/contract/test_store.py or test_votes.py that must fail without
+    it."""
 
     missed_by: str
     changes: tuple[Change, ...]
@@ -127,12 +128,14 @@ MUTANTS = {
             "StoreBase._writing",
             """async with self._backend.begin(write=True) as tx:
         yield tx
+        await append(tx, self._signer)
         await fault_points.reach(f"{point}.before_commit")
 """,
             """undone = type("Undone", (Exception,), {})
     try:
         async with self._backend.begin(write=True) as tx:
             yield tx
+            await append(tx, self._signer)
             if point == "send_events":
                 raise undone
     except undone:
@@ -152,6 +155,48 @@ MUTANTS = {
             "_rests",
             "session.lease is not None or session.updated_at >= before",
             "True:\n        return True\n    if False",
+        ),
+    ),
+    "what_failed_is_recorded": _mutant(
+        "test_a_decision_and_its_entry_in_the_audit_log_are_committed_together",
+        (
+            "store.base",
+            "StoreBase._writing",
+            """async with self._backend.begin(write=True) as tx:
+        yield tx
+        await append(tx, self._signer)
+        await fault_points.reach(f"{point}.before_commit")
+""",
+            """drafts = []
+    try:
+        async with self._backend.begin(write=True) as tx:
+            drafts = tx.drafts
+            yield tx
+            await fault_points.reach(f"{point}.before_commit")
+    finally:
+        async with self._backend.begin(write=True) as later:
+            later.drafts.extend(drafts)
+            await append(later, self._signer)
+""",
+        ),
+    ),
+    "chains_fork": _mutant(
+        "test_a_decision_and_its_entry_in_the_audit_log_are_committed_together",
+        ("store.recording", "append", "await tx.audit_head(workspace_id)", "Head()"),
+    ),
+    "one_person_is_two": _mutant(
+        "test_a_person_counts_once_however_often_and_with_whatever_key",
+        (
+            "store.votes",
+            "agree",
+            "missing = poll.missing({by.principal_id, *(vote.principal_id for vote in others)})",
+            "missing = poll.missing([by.principal_id, *(vote.principal_id for vote in poll.votes())])",
+        ),
+        (
+            "domain.policy.tiers",
+            "unmet",
+            "people = {person.id: person for person in voters}",
+            "people = dict(enumerate(voters))",
         ),
     ),
     "epochs_are_not_raised": _mutant(

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from claude_hitl_template.config.passwords import Passwords
 from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.domain.models import new_id
-from claude_hitl_template.domain.people import SERVICE, Principal, Role
+from claude_hitl_template.domain.people import SERVICE, Principal, Role, Workspace
 from claude_hitl_template.inbox import pages
 from claude_hitl_template.signin.browser import BrowserUser, browser_user, check_csrf, install
 from claude_hitl_template.signin.cookies import Signer
@@ -115,6 +115,10 @@ def hidden_fields(html: str) -> dict[str, str]:
 def said(answer: httpx.Response) -> str:
     """The text of a page, without markup."""
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", answer.text)).split())
+
+
+def payments() -> Workspace:
+    return Workspace(id=new_id("wrkspc"), name="payments", created_at=datetime.now(UTC))
 
 
 async def add_user(

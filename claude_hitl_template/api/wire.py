@@ -9,6 +9,7 @@ from claude_hitl_template.domain.models import Approval, Environment, ImageFacts
 _PACKAGE_MANAGERS = ("apt", "cargo", "gem", "go", "npm", "pip")
 _INTERNAL = frozenset({
     "claim_id", "reminded", "call_id", "model_call_id", "claimed_epoch", "batch", "folder", "timeout_at", "segments",
+    "policy_version",
 })  # fmt: skip
 
 

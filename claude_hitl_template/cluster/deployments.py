@@ -156,10 +156,11 @@ class Ingress:
         signing_key = read_signing_key(settings)
         authority = Authority(signing_key)
         self._store = reach(Clients, ledger, authority.ingress())
-        api = build_app(_service(settings, self._store, supervisor, upstream))
+        service = _service(settings, self._store, supervisor, upstream)
+        api = build_app(service)
         model = build_model_app(upstream, self._store, signing_key)
         app = _mounted(settings, self._store, authority, _until_disconnect(api), _until_disconnect(model))
-        self._sign_in = build_sign_in(settings, self._store, signing_key)
+        self._sign_in = build_sign_in(settings, self._store, signing_key, service.passwords)
         sign_in = _until_disconnect(build_sign_in_app(self._sign_in))
         inbox = _until_disconnect(
             build_inbox_app(_pages(settings, self._store, self._sign_in, api.state.followers))

@@ -315,7 +315,7 @@ class Vote(Frozen):
     updated_input: dict[str, Any] | None = None
 
 
-CLAIM_S = 300  # how long somebody who looks at a call is shown, unless they say otherwise
+CLAIM_S = 300  # how long a person is shown who looks at a call, unless the person says otherwise
 MAX_CLAIM_S = 24 * 3600
 
 
@@ -358,7 +358,8 @@ class Approval(Frozen):
 
     `requirements` are what the workspace's rules asked for it; () for one approver. `votes` are of people who allowed it,
     which counts while they may. `segments` are the commands of a command line. `expires_at` is the first of all deadlines,
-    `timeout_at` the one that the service sets for every call.
+    `timeout_at` the one that the service sets for every call. `policy_version` is of the workspace's policy by which it was
+    judged last.
     """
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
@@ -387,6 +388,7 @@ class Approval(Frozen):
     expires_at: datetime | None = None
     timeout_at: datetime | None = None
     requirements: tuple[Requirement, ...] = ()
+    policy_version: int = 0
     votes: tuple[Vote, ...] = ()
     reviewer: Reviewer | None = None
     assignee: Assignee | None = None
@@ -566,7 +568,7 @@ class Snapshot(Frozen):
 
     `turn_event` is the user.message of a turn that has begun. `unreported_refusals` holds the approvals of
     `session.unreported_refusals`. Pass `session.revision` to `wait_session` to wait for the next change. `at` is the
-    ledger's time. `policy` is the workspace's.
+    ledger's time. `policy` is the workspace's, `policy_version` its version.
     """
 
     session: Session
@@ -576,6 +578,7 @@ class Snapshot(Frozen):
     unreported_refusals: tuple[Approval, ...]
     at: datetime
     policy: WorkspacePolicy = NO_POLICY
+    policy_version: int = 0
 
 
 class Event(Frozen):

@@ -103,6 +103,7 @@ class Gate:
         self._committed: set[str] = set()
         self._approvals: dict[str, Approval] = {}
         self._asked_at: dict[str, float] = {}
+        self._policy_version: int | None = None
         self._asking: dict[tuple[str, str], str] = {}  # the latest call that asked with a digest
         self._changed = asyncio.Event()
         self._interrupted = False
@@ -209,7 +210,8 @@ class Gate:
             model_call_id=use.model_id,
             verdict=effective.verdict.value,
             standing_rule=standing,
-            rules=tuple(rule.pattern for rule in self._judge.tier(use.name, use.input, folder).asks),
+            rules=self._judge.tier(use.name, use.input, folder).patterns,
+            policy_version=self._policy_version,
             segments=self._judge.segments(self._session, use.input, folder)
             if asks and use.name == "Bash"
             else (),
@@ -245,10 +247,15 @@ class Gate:
         self._wake()
 
     def update(
-        self, session: Session, approvals: Sequence[Approval], policy: WorkspacePolicy = NO_POLICY
+        self,
+        session: Session,
+        approvals: Sequence[Approval],
+        policy: WorkspacePolicy = NO_POLICY,
+        policy_version: int | None = None,
     ) -> None:
         """Takes over the store's state. An approval that is no longer open was denied, expired, superseded or closed."""
         self._session, self._judge.workspace_policy = session, policy
+        self._policy_version = policy_version
         self._interrupted = self._interrupted or session.interrupted
         self.hosts.update(session, approvals)
         for approval in approvals:

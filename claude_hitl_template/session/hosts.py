@@ -14,8 +14,9 @@ from typing import Literal
 import structlog
 
 from claude_hitl_template.domain.canonical_json import shown_host
-from claude_hitl_template.domain.models import Approval, ApprovalState, Session, new_id
+from claude_hitl_template.domain.models import Approval, ApprovalState, Session, new_id, utcnow
 from claude_hitl_template.domain.policy import NETWORK, Evaluation, Verdict
+from claude_hitl_template.domain.policy.tiers import covers
 from claude_hitl_template.errors import Conflict, HitlError, NotWaiting, StaleOwner
 from claude_hitl_template.session.judge import Judge
 from claude_hitl_template.store.protocol import Owners
@@ -107,11 +108,8 @@ class HostGate:
         except HitlError as error:
             log.warning("host not asked for", session=self._session.id, host=where, why=str(error))
             return MAY_NOT.format(where=where, why="no human can be asked now; try again in a minute")
-        return (
-            None
-            if approval.state is ApprovalState.ALLOWED
-            else MAY_NOT.format(where=where, why=denial(approval))
-        )
+        why = self._too_few(approval) if approval.state is ApprovalState.ALLOWED else denial(approval)
+        return MAY_NOT.format(where=where, why=why) if why else None
 
     async def used(self, host: Host) -> None:
         """Notes that a rule opened the host. If the rule was remembered with a decision, the model needs no reminder."""
@@ -140,6 +138,13 @@ class HostGate:
             return
         self._told.add(approval.id)
         await self._store.remind(self._session.id, self._session.epoch, [approval.id])
+
+    def _too_few(self, approval: Approval) -> str | None:
+        """Why a host that was allowed is not open: the workspace's rules ask for more people by now. None if it is."""
+        tier = self._judge.tier(NETWORK, _input(_host(approval)), self._workspace)
+        if covers(approval.requirements, tier.requirements(utcnow())):
+            return None
+        return f"it needs other approvers now ({tier.found.source})"
 
     def _evaluate(self, host: Host) -> Evaluation:
         return self._judge.evaluate(self._session, NETWORK, _input(host), self._workspace)[1]

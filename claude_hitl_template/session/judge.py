@@ -40,7 +40,7 @@ class Judge:
         floor: Floor = BUILT_IN,
     ) -> None:
         self._workspace, self._is_plan_folder, self._floor = workspace, is_plan_folder, floor
-        self.workspace_policy = NO_POLICY  # of the tenant; changed while calls wait
+        self.workspace_policy = NO_POLICY  # of the tenant; it may change while calls wait
         self._image_rules: tuple[Rule, ...] = ()
         self._folders: dict[str | None, Path] = {}  # by thread
         self._own_plans: Path | None = None

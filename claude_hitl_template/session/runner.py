@@ -168,7 +168,8 @@ class SessionRunner:
             return  # a concurrent read returned a newer state
         changed = seen.revision != now.revision
         self._snapshot, self._behind = found, found.at - utcnow()
-        self._gate.update(found.session, await self._with_closed(found.approvals), found.policy)
+        approvals = await self._with_closed(found.approvals)
+        self._gate.update(found.session, approvals, found.policy, found.policy_version)
         if changed:
             self._woken.set()
 
@@ -311,7 +312,8 @@ class SessionRunner:
             await self._take_up_calls(transcript or [])
         session = self._now.session
         self._gate = self._new_gate(session)
-        self._gate.update(session, self._now.approvals, self._now.policy)
+        now = self._now
+        self._gate.update(session, now.approvals, now.policy, now.policy_version)
         if session.deferred is not None:
             deferred = await self._store.find_approval(self._id, self._epoch, session.deferred)
             self._gate.register([deferred] if deferred else [])

@@ -37,6 +37,8 @@ class SignIn:
     Args:
         store: Keeps users and the sessions of browsers.
         signer: Makes cookies and tokens of forms.
+        passwords: Verifies passwords.
+        attempts: Limits sign-ins that fail.
         provider: The sign-in provider; None: passwords only.
         roles: What the provider's groups give.
         public_url: Under which browsers reach the service; None: under the address that they used.
@@ -48,7 +50,7 @@ class SignIn:
         store: Clients,
         signer: Signer,
         *,
-        passwords: Passwords | None = None,
+        passwords: Passwords,
         attempts: Attempts | None = None,
         provider: Provider | None = None,
         roles: Sequence[GroupRole] = (),
@@ -57,7 +59,7 @@ class SignIn:
     ) -> None:
         self._clock = clock
         self._store, self.signer, self.provider = store, signer, provider
-        self.passwords, self._attempts = passwords or Passwords(), attempts or Attempts()
+        self.passwords, self._attempts = passwords, attempts or Attempts()
         self._roles, self._public_url = roles, public_url
         self._known: OrderedDict[str, tuple[SignedIn, float]] = OrderedDict()
         self._looking: dict[str, asyncio.Future[SignedIn | None]] = {}

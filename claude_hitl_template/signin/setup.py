@@ -17,11 +17,14 @@ from claude_hitl_template.store.protocol import Clients
 log = structlog.get_logger()
 
 
-def build_sign_in(settings: Settings, store: Clients, signing_key: SigningKey) -> SignIn:
+def build_sign_in(
+    settings: Settings, store: Clients, signing_key: SigningKey, passwords: Passwords
+) -> SignIn:
     """Raises ConfigError."""
     return SignIn(
         store,
         Signer(signing_key),
+        passwords=passwords,
         provider=_provider(settings),
         roles=read_group_roles(settings.oidc_roles),
         public_url=settings.public_url,

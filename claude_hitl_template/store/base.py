@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from claude_hitl_template import fault_points
+from claude_hitl_template.domain.audit.signing import Signer
 from claude_hitl_template.domain.models import Approval, Session
 from claude_hitl_template.errors import InvalidInput, StoreUnreachable
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.backend import Backend, Tx
+from claude_hitl_template.store.recording import append
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 from claude_hitl_template.store.signals import Note, Previews, RecentChanges, Signals
 
@@ -47,9 +49,11 @@ class StoreBase:
         backend: Backend,
         files: FileArea,
         clock: Callable[[], datetime],
+        signer: Signer,
         limits: AskLimits | None = None,
     ) -> None:
-        self._backend, self._files, self._clock, self._limits = backend, files, clock, limits
+        self._backend, self._files, self._clock, self._signer = backend, files, clock, signer
+        self._limits = limits
         self._signals = Signals()
         self._previews = Previews()
         self._approvals = RecentChanges()
@@ -92,6 +96,7 @@ class StoreBase:
             async with self._backend.begin(write=True) as tx:
                 changed = tx.changed_approvals
                 yield tx
+                await append(tx, self._signer)
                 await fault_points.reach(f"{point}.before_commit")
         except (StoreUnreachable, asyncio.CancelledError):
             if changed:  # whether they were kept is not known

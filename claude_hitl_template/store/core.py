@@ -4,8 +4,10 @@ import uuid
 from collections.abc import Callable
 from datetime import datetime
 
+from claude_hitl_template.domain.audit.signing import Signer
 from claude_hitl_template.domain.models import utcnow
 from claude_hitl_template.files.blob_store import FileArea
+from claude_hitl_template.store.audit import AuditRules
 from claude_hitl_template.store.backend import Backend
 from claude_hitl_template.store.base import AskLimits, StoreBase
 from claude_hitl_template.store.clients import ClientRules
@@ -29,12 +31,13 @@ class CoreStore(
     SupervisorRules,
     WaitingRules,
     WorkspaceRules,
+    AuditRules,
     StoreBase,
 ):
     """Implements `store.protocol.Store` over any Backend. `clock` returns the current time.
 
-    Without `files`, saved workspaces are in memory and lost with the process. Without `ask_limits` a session may ask
-    without limit.
+    Without `files`, saved workspaces are in memory and lost with the process; without `signer`, the audit log is signed by
+    a key that is. Without `ask_limits` a session may ask without limit.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class CoreStore(
         clock: Callable[[], datetime] = utcnow,
         *,
         files: FileArea | None = None,
+        signer: Signer | None = None,
         ask_limits: AskLimits | None = None,
     ) -> None:
-        super().__init__(backend, files or FileArea(f"memory://{uuid.uuid4().hex}"), clock, ask_limits)
+        files = files or FileArea(f"memory://{uuid.uuid4().hex}")
+        super().__init__(backend, files, clock, signer or Signer.generate(), ask_limits)

@@ -34,7 +34,7 @@ from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase, preview_topic, wake_topic
 from claude_hitl_template.store.protocol import Call, TimeRange, TranscriptKey, TurnEnding
 from claude_hitl_template.store.session_aggregate import SessionAggregate
-from claude_hitl_template.store.votes import policy_of
+from claude_hitl_template.store.votes import stored_policy
 
 ANSWERABLE = (ApprovalState.PENDING, ApprovalState.ALLOWED, ApprovalState.DENIED, ApprovalState.EXPIRED)
 CLIENTS_EVENTS = ("user.", "system.")
@@ -53,6 +53,7 @@ class OwnerRules(StoreBase):
             unreported_refusals = [
                 await tx.approval(approval_id) for approval_id in unit.session.unreported_refusals
             ]
+            stored = await stored_policy(tx, unit.session.workspace_id)
             return Snapshot(
                 session=unit.session,
                 turn_event=await tx.event(session_id, turn) if turn else None,
@@ -60,7 +61,8 @@ class OwnerRules(StoreBase):
                 approvals=tuple(await tx.open_approvals(session_id)),
                 unreported_refusals=tuple(approval for approval in unreported_refusals if approval),
                 at=unit.now,
-                policy=await policy_of(tx, unit.session.workspace_id),
+                policy=stored.policy,
+                policy_version=stored.version,
             )
 
     async def find_approval(self, session_id: str, epoch: int, call_id: str) -> Approval | None:
@@ -145,7 +147,7 @@ class OwnerRules(StoreBase):
         expires_at: datetime | None,
     ) -> list[Approval]:
         async with self._changing(session_id, "open_calls", epoch=epoch) as unit:
-            policy = await policy_of(unit.tx, unit.session.workspace_id)
+            policy = await stored_policy(unit.tx, unit.session.workspace_id)
             asking = {call.call_id: asked for call in calls if (asked := asked_by(policy, call, cwd))}
             chosen = [call for call in calls if call.call_id in asking]
             known = [await unit.tx.approval_of_call(session_id, call.call_id) for call in chosen]
@@ -204,14 +206,16 @@ class OwnerRules(StoreBase):
             known = await _speaks_for(unit, given)
             if known is not None:
                 return known
-            policy = await policy_of(unit.tx, unit.session.workspace_id)
-            tier = policy.evaluate(NETWORK, given, Path(cwd))
+            stored = await stored_policy(unit.tx, unit.session.workspace_id)
+            tier = stored.policy.evaluate(NETWORK, given, Path(cwd))
             if tier.verdict is Verdict.deny:
                 raise NotWaiting(f"the workspace does not permit it ({tier.found.source})")
             asked = tier.requirements(unit.now)
             opened = await _ask(
                 unit, call_id, dict(given), cwd=cwd, expires_at=expires_at, requirements=asked
             )
+            opened = opened.but(policy_version=stored.version)
+            await unit.tx.put_approval(opened)
             self._count_asks(unit, 1)
             return opened
 

@@ -3,10 +3,13 @@
 from claude_hitl_template.domain.models import StoredPolicy
 from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.domain.policy.tiers import WorkspacePolicy
-from claude_hitl_template.errors import NotFound, Outdated
+from claude_hitl_template.errors import NotFound, Outdated, TooLarge
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase, wake_topic
 from claude_hitl_template.store.people import check_version
+from claude_hitl_template.store.recording import record_policy
+
+MAX_BYTES = 256 * 1024  # every owner of the workspace reads it with its session
 
 
 class PolicyRules(StoreBase):
@@ -17,6 +20,8 @@ class PolicyRules(StoreBase):
     async def set_policy(
         self, workspace_id: str, policy: WorkspacePolicy, *, if_version: int | None = None, by: Actor
     ) -> StoredPolicy:
+        if len(policy.model_dump_json()) > MAX_BYTES:
+            raise TooLarge(f"all rules together are larger than {MAX_BYTES // 1024} KiB", "rules")
         # Read in a transaction of its own: a lock that two writers share and then both want to raise is a deadlock.
         stored = await self.get_policy(workspace_id)
         if stored.policy == policy:
@@ -32,6 +37,7 @@ class PolicyRules(StoreBase):
             )
             if not await tx.put_policy(made):
                 raise Outdated("it was changed at the same time; read the current version, and change that")
+            record_policy(tx, stored, made, by, self._clock())
         await self._wake_owners()
         return made
 

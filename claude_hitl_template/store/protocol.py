@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, TypedDict
 
 from pydantic import BaseModel, ConfigDict
 
+from claude_hitl_template.domain.audit import Entry
 from claude_hitl_template.domain.events import Draft, UserInterrupt, UserMessage, UserToolConfirmation
 from claude_hitl_template.domain.models import (
     Agent,
@@ -69,12 +70,25 @@ class TimeRange(Frozen):
     lte: datetime | None = None
 
 
+class AuditFilter(Frozen):
+    """Which entries of an audit log are listed: `action` exactly, `actor` by a principal's id, `target` by its id."""
+
+    action: str | None = None
+    actor: str | None = None
+    target: str | None = None
+    created: TimeRange = TimeRange()
+
+
+EVERY_ENTRY = AuditFilter()
+
+
 class Call(BaseModel):
     """One tool call as the model issued it, with the policy's verdict.
 
     `cwd` is the folder it runs in; None means that of its batch. `folder` and `targets`: see Approval. Without `folder`,
     `digest` is of the input alone. `model_call_id` is the id that the model's server gave the call. `rules` are the patterns
-    of the workspace's rules that ask for it where it runs, `segments` the commands of a command line.
+    of the workspace's rules that ask for it where it runs (BY_DEFAULT: none, but its default does), by the policy of version
+    `policy_version`; None: of an unknown one. `segments` are the commands of a command line.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -90,6 +104,7 @@ class Call(BaseModel):
     model_call_id: str | None = None
     standing_rule: str | None = None  # text of the remembered rule that allows the call, if one does
     rules: tuple[str, ...] = ()
+    policy_version: int | None = None
     segments: tuple[JudgedSegment, ...] = ()
 
 
@@ -552,7 +567,7 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
         by: Actor,
         idempotency_key: str | None = None,
     ) -> Approval:
-        """Hands a call over to a person or a group that may decide on it. Nobody may decide who could not before.
+        """Hands a call over to a person or a group that may decide on it. It gives no one the right to decide.
 
         Raises NotFound, Forbidden (`by` may not decide on it), AlreadyDecided, Superseded, InvalidInput.
         """
@@ -567,8 +582,8 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
     ) -> StoredPolicy:
         """Replaces a workspace's policy. It holds for calls that wait, too, where it is stricter.
 
-        The same policy again changes nothing. Raises NotFound, and Outdated unless `if_version` is the current version; None
-        replaces any version.
+        The same policy again changes nothing. Raises NotFound, TooLarge, and Outdated unless `if_version` is the current
+        version; None replaces any version.
         """
         ...
 
@@ -626,6 +641,44 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
         """
         ...
 
+    async def list_audit(
+        self,
+        workspace_id: str,
+        *,
+        limit: int,
+        page: str | None = None,
+        order: Order = "desc",
+        matching: AuditFilter = EVERY_ENTRY,
+    ) -> Page[Entry]:
+        """Entries of a workspace's audit log, the newest first."""
+        ...
+
+    async def begin_export(
+        self, workspace_id: str, export_id: str, *, form: Literal["jsonl", "ocsf"], from_seq: int, by: Actor
+    ) -> dict[str, Any]:
+        """Records an export in the log and returns its signed end; its `seq` is that of the new entry, the last one that is
+        exported. Again with the same `export_id` nothing is recorded. Raises InvalidInput if the log has no entry
+        `from_seq`."""
+        ...
+
+    async def export_audit(
+        self, workspace_id: str, *, after: int, up_to: int
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Entries with seq > `after` as far as they fit into one answer, with the checkpoints between them, and the seq of
+        the last one; call it again after that one until it is `up_to`."""
+        ...
+
+    async def audit_keys(self) -> list[dict[str, str]]:
+        """The public keys that sign the audit log, as JWKs."""
+        ...
+
+    async def approval_receipt(self, approval_id: str, workspace_id: str) -> dict[str, Any]:
+        """The signed receipt of an approval, also of a session that was deleted.
+
+        Raises NotFound, and Conflict while there is no decision, or for one from before the log was kept.
+        """
+        ...
+
 
 class Owners(Reachable, SavedBlobs, Protocol):
     """Methods for the owner of a session under its lease. Every method but `ping` takes the session and the epoch."""
@@ -675,7 +728,8 @@ class Owners(Reachable, SavedBlobs, Protocol):
     ) -> list[Approval]:
         """Commits the batch's events, and an approval for each call that asks, in one transaction.
 
-        The workspace's policy holds as it is now: what the owner would have allowed may be asked for, or be denied.
+        The workspace's policy holds as it is now. Where the owner judged by another version of it, a call that it would have
+        allowed may be asked for, or be denied.
         If an identical call in the same folder was held, the new one takes its approval over and is not shown again:
         `event_id` of the approval stays the event that was decided on.
         Returns the approvals of `calls`, in order, for those that ask. Raises TooManyAsks, and then commits nothing.

@@ -15,27 +15,28 @@ from claude_hitl_template.domain.models import (
     Assignee,
     Event,
     Reviewer,
+    StoredPolicy,
     Vote,
     new_id,
 )
-from claude_hitl_template.domain.people import Actor, Principal
+from claude_hitl_template.domain.people import SERVICE, Actor, Principal
 from claude_hitl_template.domain.policy import Verdict
 from claude_hitl_template.domain.policy.tiers import (
-    NO_POLICY,
     Requirement,
     Tier,
     WorkspacePolicy,
+    described,
     joined,
     unmet,
 )
 from claude_hitl_template.errors import AlreadyDecided, Conflict, Forbidden, InvalidInput, Superseded
 from claude_hitl_template.store.backend import Tx
+from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 
-async def policy_of(tx: Tx, workspace_id: str) -> WorkspacePolicy:
-    stored = await tx.policy(workspace_id)
-    return stored.policy if stored else NO_POLICY
+async def stored_policy(tx: Tx, workspace_id: str) -> StoredPolicy:
+    return await tx.policy(workspace_id) or StoredPolicy(workspace_id=workspace_id)
 
 
 def judged(policy: WorkspacePolicy, approval: Approval, given: dict[str, Any]) -> Tier:
@@ -97,7 +98,7 @@ class Poll:
                 f"{by.name} asked for this session, or sent its last message, and this workspace separates duties: "
                 "another approver decides"
             )
-        needed = "; ".join(dict.fromkeys(map(_described, self.requirements)))
+        needed = "; ".join(dict.fromkeys(map(described, self.requirements)))
         raise Forbidden(f"{by.name} may not decide on this call: it takes {needed}")
 
     def votes(self) -> list[Vote]:
@@ -105,15 +106,9 @@ class Poll:
         return [vote for vote in self.approval.votes if self.admits(vote.principal_id)]
 
     def missing(self, voters: Collection[str]) -> tuple[Requirement, ...]:
-        """What is not satisfied if these people, whose word counts, allow the call."""
+        """The requirements that are not satisfied if these people, whose word counts, allow the call."""
         found = [self.people[one] for one in voters]
         return unmet(self.requirements, found, self.approval.workspace_id, self.requesters)
-
-
-def _described(requirement: Requirement) -> str:
-    people = "one" if requirement.quorum == 1 else str(requirement.quorum)
-    other = ", not who asked for the session" if requirement.exclude_requester else ""
-    return f"{people} of {requirement.approvers}{other}"
 
 
 async def agree(
@@ -156,6 +151,7 @@ async def agree(
     await unit.tx.put_approval(approval)
     names = [*(one.name for one in others), by.name]
     [event] = await unit.append([_voted(approval, vote, names, missing)])
+    record_approval(unit.tx, "approval.voted", approval, by, unit.now, run_digest=run_digest)
     return approval, event
 
 
@@ -174,7 +170,7 @@ def _voted(approval: Approval, vote: Vote, names: Sequence[str], missing: Sequen
         "by": vote.name,
         "allowed_by": list(names),
         "quorum": approval.quorum,
-        "missing": [_described(one) for one in missing],
+        "missing": [described(one) for one in missing],
     }
     return Draft(id=vote.event_id, type="approval.vote", payload=body | changed)
 
@@ -197,6 +193,7 @@ async def hand_on(unit: SessionAggregate, before: Approval, after: Approval) -> 
         )
         for one in now
     ])  # fmt: skip
+    record_approval(unit.tx, "approval.escalated", after, SERVICE, unit.now)
 
 
 def check_waits(approval: Approval) -> None:
@@ -211,7 +208,7 @@ def check_waits(approval: Approval) -> None:
 
 
 async def claim(unit: SessionAggregate, approval: Approval, by: Actor, seconds: int) -> Approval:
-    """Records that somebody is looking at a call, for so many seconds; 0 ends that.
+    """Records that a person is looking at a call, for so many seconds; 0 ends that.
 
     Raises Forbidden, Conflict (another person is looking at it), AlreadyDecided, Superseded, InvalidInput.
     """
@@ -234,6 +231,7 @@ async def claim(unit: SessionAggregate, approval: Approval, by: Actor, seconds: 
             "approval.claimed", approval_id=approval.id, tool_use_id=approval.event_id, by=by.name, until=shown
         )
     ])  # fmt: skip
+    record_approval(unit.tx, "approval.claimed", claimed, by, unit.now, until=shown)
     return claimed
 
 
@@ -262,7 +260,7 @@ async def delegate(
     else:
         members = [one.id for one in await unit.tx.principals() if group in one.groups]
         if not any(map((await Poll.open(unit, approval, *members)).admits, members)):
-            raise InvalidInput("nobody in this group may decide on this call", "group")
+            raise InvalidInput("no one in this group may decide on this call", "group")
         name = str(group)
     assignee = Assignee(principal_id=principal_id, group=group, name=name, note=note, by=by.name, at=unit.now)
     handed = approval.but(assignee=assignee, reviewer=None)
@@ -277,6 +275,9 @@ async def delegate(
             note=note,
         )
     ])  # fmt: skip
+    record_approval(
+        unit.tx, "approval.delegated", handed, by, unit.now, principal_id=principal_id, group=group
+    )
     return handed
 
 
@@ -285,8 +286,11 @@ async def asked_now(unit: SessionAggregate, approval: Approval, given: dict[str,
 
     Raises Conflict if the policy denies it.
     """
-    tier = judged(await policy_of(unit.tx, approval.workspace_id), approval, given)
+    stored = await stored_policy(unit.tx, approval.workspace_id)
+    if stored.version == approval.policy_version and given == approval.input:
+        return approval
+    tier = judged(stored.policy, approval, given)
     if tier.verdict is Verdict.deny:
         raise Conflict(f"the workspace does not permit this call now ({tier.found.source}); deny it")
     requirements = joined(approval.requirements, tier.requirements(unit.now))
-    return approval if requirements == approval.requirements else approval.asking(requirements)
+    return approval.asking(requirements).but(policy_version=stored.version)

@@ -36,6 +36,9 @@ from claude_hitl_template.inbox.live import Live
 from claude_hitl_template.inbox.services import Pages
 from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.signin.cookies import Signer
+from claude_hitl_template.signin.pages import build_sign_in_app, with_sign_in
+from claude_hitl_template.signin.service import SignIn
 from claude_hitl_template.store.access import Authority, Dispatcher, client
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
@@ -153,6 +156,8 @@ async def serve_in_process(
             served: ASGIApp = api
             if signed_in is not None:
                 served = with_pages(api, {PARTS: build_inbox_app(_pages(service, api, signed_in))})
+            sign_in = SignIn(clients, Signer(ledger.signing_key), passwords=service.passwords)
+            served = with_sign_in(served, build_sign_in_app(sign_in))
             driven = _supervising(ledger, settings, known, floor) if driving else contextlib.nullcontext()
             async with _serving(_mounted(served, clients, ledger.signing_key), listener), driven:
                 yield LocalService(settings.base_url, keys, store, folder, api)

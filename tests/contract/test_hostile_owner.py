@@ -11,6 +11,7 @@ from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.domain.events import draft
 from claude_hitl_template.domain.models import Agent, Environment, Session, Usage
 from claude_hitl_template.domain.people import Actor, Principal, Workspace
+from claude_hitl_template.domain.policy.tiers import WorkspacePolicy
 from claude_hitl_template.errors import HitlError, StaleOwner, Unauthorized
 from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
 from claude_hitl_template.store.access import OPENED, Authority, Client, Dispatcher, client, methods_of
@@ -91,6 +92,7 @@ class House:
             "lease_s": 1.0, "message": "m", "before": session.created_at, "path": "f", "inbound": [said(f"a-{session.id}")],
             "by": Actor(name="ann"), "confirmation": said(f"a-{session.id}"), "changes": {"title": "t"}, "agent": Agent(),
             "environment": Environment(), "title": None, "metadata": {}, "initial": [],
+            "seconds": 60, "policy": WorkspacePolicy(),
             "key_id": session.workspace_id, "principal_id": "user_x", "at": session.created_at,
             "workspace": Workspace(id="wrkspc_x", name="x", created_at=session.created_at),
             "principal": Principal(id="user_x", kind="user", name="minted", created_at=session.created_at),

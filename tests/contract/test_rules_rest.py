@@ -138,6 +138,7 @@ def test_of_two_admins_who_change_the_rules_the_second_is_told_the_version(rest:
         ({"rules": [{**RULE, "pattern": "Bash(a && b)", "action": "allow"}]}, "rules.0"),
         ({"rules": [RULE, {"pattern": "bash", "action": "deny"}]}, "rules.1"),
         ({"rules": [{**RULE, "qorum": 2}]}, "rules.0.qorum"),
+        ({"rules": [{**RULE, "pattern": f"Bash(x{n})", "reason": "r" * 2000} for n in range(200)]}, "rules"),
         ({"rules": [], "default": "loosen"}, "default"),
         ({"rules": [], "version": -1}, "version"),
         ({"default": "ask"}, "rules"),
@@ -145,7 +146,7 @@ def test_of_two_admins_who_change_the_rules_the_second_is_told_the_version(rest:
 )
 def test_what_is_wrong_with_rules_is_named(rest: Rest, body: dict[str, Any], field: str):
     answer = rest.ask("PUT", rest.policy, {"version": 0, **body})
-    assert answer.status_code == 400
+    assert answer.status_code in (400, 413)
     assert answer.json()["error"]["message"].startswith(f"{field}: ")
 
 

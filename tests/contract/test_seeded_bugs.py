@@ -26,7 +26,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.contract.seeding"),
-            *("--tier=fast", "tests/contract/test_store.py"),
+            *("--tier=fast", "tests/contract/test_store.py", "tests/contract/test_votes.py"),
         ],
         env={**os.environ, RESULTS_VARIABLE: str(path)},
         cwd=ROOT,

@@ -14,7 +14,7 @@ from claude_hitl_template.errors import Unauthorized
 from claude_hitl_template.signin.setup import make_first_user
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.clock import FakeClock
-from tests.sign_in import HOST, KEY, PASSWORD, PASSWORDS, Browser, add_user, replica, said
+from tests.sign_in import HOST, KEY, PASSWORD, PASSWORDS, Browser, add_user, payments, replica, said
 
 NEW = "another horse battery"
 
@@ -57,7 +57,7 @@ async def test_what_is_stored_opens_nothing(store: CoreStore) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "password"), [("ann", "wrong"), ("nobody-here", PASSWORD), ("", ""), ("ann\0", PASSWORD)]
+    ("name", "password"), [("ann", "wrong"), ("unknown", PASSWORD), ("", ""), ("ann\0", PASSWORD)]
 )
 async def test_a_wrong_name_and_a_wrong_password_are_answered_alike(
     store: CoreStore, name: str, password: str
@@ -370,7 +370,7 @@ async def test_a_user_who_loses_the_last_role_sees_nothing_more_and_may_sign_in_
 
 async def test_roles_are_those_of_now(store: CoreStore) -> None:
     user = await add_user(store)
-    other = await store.add_workspace("payments", by=SERVICE)
+    other = await store.add_workspace(payments(), by=SERVICE)
     browser = Browser(replica(store))
     await browser.sign_in()
     await store.change_principal(user.id, {"roles": {other.id: (Role.VIEWER,)}}, by=SERVICE)

@@ -18,7 +18,7 @@ from claude_hitl_template.errors import Conflict
 from claude_hitl_template.signin.oidc import Client, Provider
 from claude_hitl_template.store.core import CoreStore
 from tests.oidc_provider import CLIENT_ID, CLIENT_SECRET, LocalProvider, local_provider
-from tests.sign_in import HOST, Browser, add_user, replica, said
+from tests.sign_in import HOST, Browser, add_user, payments, replica, said
 
 ROLES = "approvers=default:approver;ops=default:operator;payers=payments:viewer;admins=*:admin"
 
@@ -90,13 +90,13 @@ async def test_each_sign_in_replaces_the_roles_of_groups_and_keeps_those_that_we
     store: CoreStore, there: LocalProvider
 ) -> None:
     workspace = await default_id(store)
-    payments = (await store.add_workspace("payments", by=SERVICE)).id
+    other = (await store.add_workspace(payments(), by=SERVICE)).id
     app = with_provider(store, there)
     there.user = user(groups=["approvers", "payers", "unknown"])
     browser = Browser(app)
     await sign_in(browser)
     one = await found(store, there)
-    assert one.roles == {workspace: (Role.APPROVER,), payments: (Role.VIEWER,)}
+    assert one.roles == {workspace: (Role.APPROVER,), other: (Role.VIEWER,)}
     given = {**one.roles, workspace: (Role.APPROVER, Role.REQUESTER)}
     await store.change_principal(one.id, {"roles": given}, by=SERVICE)
     there.user = user(groups=["ops"])

@@ -72,6 +72,7 @@ BODIES: dict[str, Any] = {
     },
     "POST /v1/admin/principals": {"kind": "user", "name": "x"},
     "POST /v1/admin/principals/{principal_id}": {"groups": ["x"]},
+    "PUT /v1/admin/principals/{user_id}/password": {"password": "x"},
 }  # fmt: skip
 
 

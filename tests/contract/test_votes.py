@@ -93,7 +93,7 @@ async def test_only_people_whom_a_rule_names_decide(store: CoreStore, result: st
     with pytest.raises(Forbidden, match="it takes one of the group release"):
         await team.say("zoe", approval, result)
     assert (await team.now(approval)).state is S.PENDING
-    with pytest.raises(Forbidden):  # a program of the service is nobody
+    with pytest.raises(Forbidden):  # the service itself is not a person
         await store.decide(approval.id, team.workspace_id, said("t1"), by=SERVICE)
 
 
@@ -514,3 +514,19 @@ async def test_a_host_that_the_workspace_asks_two_people_for_or_denies(store: Co
         await store.ask_network(
             session.id, 1, "t2", {**given, "host": "evil.example"}, cwd="/w", expires_at=None
         )
+
+
+async def test_what_the_owner_judged_by_the_current_policy_is_taken_as_it_judged_it(store: CoreStore):
+    team = await team_of_three(store, release(2), ask_rule("Edit(infra/**)"))
+    session = await team.session()
+    version = (await store.get_policy(team.workspace_id)).version
+    [through_a_link] = await team.ask(
+        session, "t1", given={"command": "x"}, rules=("Edit(infra/**)",), policy_version=version
+    )
+    assert [one.rule for one in through_a_link.requirements] == ["Edit(infra/**)"]
+    assert await team.ask(session, "t2", verdict="allow", policy_version=version) == []
+    [older] = await team.ask(session, "t3", verdict="allow", policy_version=version - 1)
+    assert older.quorum == 2
+    await team.rule()
+    [default] = await team.ask(session, "t4", rules=("default",), policy_version=version + 1)
+    assert [one.rule for one in default.requirements] == ["default"]

@@ -49,6 +49,10 @@ RUN = {
         "test_over_a_bad_line_a_package_is_sent_again_whole_and_a_secret_that_was_sent_before_counts",
     ),
     **dict.fromkeys(
+        ("./hitl rules test rules.yaml", "./hitl rules set rules.yaml", "./hitl rules list"),
+        "tests/unit/cli/test_rules_command.py::test_the_example_of_the_guide_is_set_and_shown",
+    ),
+    **dict.fromkeys(
         (
             "./hitl demo --answer allow",
             "./hitl status",

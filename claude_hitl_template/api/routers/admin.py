@@ -127,7 +127,7 @@ async def get_policy(workspace_id: WorkspaceId, caller: CallerDep, service: Serv
 async def set_policy(
     workspace_id: WorkspaceId, body: SetPolicy, caller: CallerDep, service: ServiceDep
 ) -> JSONResponse:
-    """Replace a workspace's rules. What is stricter in them also holds for calls that wait."""
+    """Replace a workspace's rules. Stricter ones also hold for calls that wait."""
     _check_manages(caller, workspace_id)
     stored = await service.store.set_policy(
         workspace_id, body.policy(), if_version=body.version, by=caller.actor

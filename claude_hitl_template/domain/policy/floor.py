@@ -98,9 +98,9 @@ class Floor(PermissionPolicy):
 BUILT_IN = Floor()
 
 
-def strictest(one: Evaluation, other: Evaluation) -> Evaluation:
-    """The stricter of two; the first if they are equally strict."""
-    return other if STRICTNESS[other.verdict] > STRICTNESS[one.verdict] else one
+def strictest(*found: Evaluation) -> Evaluation:
+    """The strictest evaluation; of equally strict ones the first in which a rule asks or denies, else the first."""
+    return max(found, key=lambda one: (STRICTNESS[one.verdict], one.rule is not None))
 
 
 def _commands(tool_input: Mapping[str, Any], asked: Rule | None, workspace: Path) -> list[str]:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from claude_hitl_template.domain.policy.bash import Segment, segments
 from claude_hitl_template.domain.policy.evaluation import Evaluation, Verdict
-from claude_hitl_template.domain.policy.floor import STRICTNESS
+from claude_hitl_template.domain.policy.floor import STRICTNESS, strictest
 from claude_hitl_template.domain.policy.lines import parts
 from claude_hitl_template.domain.policy.rules import Rule, bash_pattern, parse_rule
 
@@ -40,7 +40,7 @@ def judged_segments(
         judge: judges one command of it as if it were alone.
 
     Returns:
-        The commands in their order, those in substitutions after the one they stand in. () for a line that is one command,
+        The commands in their order, those in substitutions after the one that has them. () for a line that is one command,
         is not understood, or is more than MOST_JUDGED. Of more than MOST only those that ask or are denied, at most MOST.
     """
     places = segments(command)
@@ -48,14 +48,10 @@ def judged_segments(
         return ()
     guarded = [(whole, set(_guarded(command, whole.rule))) for whole in found]
     judged = [_judged(place, judge(place.text), guarded) for place in places]
-    strictest = max(found, key=_strictness)
-    if all(
-        STRICTNESS[one.verdict] < _strictness(strictest) for one in judged
-    ):  # only the line as a whole asks
-        judged = [
-            one.model_copy(update={"verdict": strictest.verdict, "source": strictest.source})
-            for one in judged
-        ]
+    whole = strictest(*found)
+    if all(STRICTNESS[one.verdict] < STRICTNESS[whole.verdict] for one in judged):
+        # Only the line as a whole asks.
+        judged = [one.model_copy(update={"verdict": whole.verdict, "source": whole.source}) for one in judged]
     if len(judged) > MOST:
         judged = [one for one in judged if one.verdict is not Verdict.allow][:MOST]
     return tuple(judged)
@@ -65,12 +61,8 @@ def _judged(
     place: Segment, alone: Evaluation, guarded: Sequence[tuple[Evaluation, set[Segment]]]
 ) -> JudgedSegment:
     named = [whole for whole, places in guarded if place in places]
-    strictest = max([alone, *named], key=_strictness)  # the first of several: the command's own
-    return JudgedSegment(start=place.start, end=place.end, verdict=strictest.verdict, source=strictest.source)
-
-
-def _strictness(found: Evaluation) -> int:
-    return STRICTNESS[found.verdict]
+    decided = strictest(alone, *named)
+    return JudgedSegment(start=place.start, end=place.end, verdict=decided.verdict, source=decided.source)
 
 
 def _guarded(command: str, rule: Rule | None) -> list[Segment]:

@@ -1,4 +1,4 @@
-"""A workspace's policy: rules beside the agent's, with who must agree to what they ask for.
+"""A workspace's policy: rules in addition to the agent's, and who must agree to the calls that they ask for.
 
 For each call the strictest of the agent's policy, the operator's floor and the workspace's policy holds: deny before ask
 before allow. An `allow` of the workspace excepts a call from the workspace's own default and loosens nothing else.
@@ -55,7 +55,7 @@ class Approvers(_Frozen):
     @model_validator(mode="after")
     def _names_someone(self) -> Self:
         if not self.roles and not self.groups:
-            raise ValueError("names nobody; give `roles` or `groups`, or leave it out for the role approver")
+            raise ValueError("names no one; give `roles` or `groups`, or leave it out for the role approver")
         return self
 
     def include(self, person: Principal, workspace_id: str) -> bool:
@@ -123,7 +123,7 @@ class Requirement(_Frozen):
         )
 
     def at_least(self, other: "Requirement") -> bool:
-        """Whether what satisfies this one satisfies the other, whoever the people are."""
+        """Whether what satisfies this one satisfies the other, independent of the people."""
         allowed = other.approvers if other.escalate_to is None else other.approvers.with_(other.escalate_to)
         return (
             self.quorum >= other.quorum
@@ -198,6 +198,13 @@ class Tier:
     def verdict(self) -> Verdict:
         return self.found.verdict
 
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns of the rules that ask; BY_DEFAULT where only the default does."""
+        if self.verdict is not Verdict.ask:
+            return ()
+        return tuple(rule.pattern for rule in self.asks) or (BY_DEFAULT,)
+
     def requirements(self, now: datetime) -> tuple[Requirement, ...]:
         """() unless the policy asks."""
         if self.verdict is not Verdict.ask:
@@ -245,6 +252,13 @@ class WorkspacePolicy(_Frozen):
 
 
 NO_POLICY = WorkspacePolicy()
+
+
+def described(requirement: Requirement) -> str:
+    """Whose agreement a requirement takes: `2 of the group release, not who asked for the session`."""
+    people = "one" if requirement.quorum == 1 else str(requirement.quorum)
+    other = ", not who asked for the session" if requirement.exclude_requester else ""
+    return f"{people} of {requirement.approvers}{other}"
 
 
 def joined(known: Iterable[Requirement], more: Iterable[Requirement]) -> tuple[Requirement, ...]:

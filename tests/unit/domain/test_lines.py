@@ -52,7 +52,7 @@ def test_a_line_of_simple_commands_is_taken_apart(line: str, commands: list[str]
 @pytest.mark.parametrize(
     "line",
     [
-        "git status",  # one command is no line
+        "git status",  # a single command
         "cd /other && make",  # the next one would run elsewhere
         "pushd x; make",
         "'cd' x && make",

@@ -222,7 +222,7 @@ def test_a_deadline_hands_on_once_and_then_denies() -> None:
         (
             "rules:\n- pattern: Bash\n  action: ask\n  approvers: {}\n",
             "line 4: rules.0.approvers",
-            "names nobody",
+            "names no one",
         ),
         (
             "rules:\n- pattern: Bash\n  action: ask\n  approvers:\n    roles: [boss]\n",

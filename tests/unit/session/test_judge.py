@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from claude_hitl_template.claude.cli_engine import TOOLS
 from claude_hitl_template.claude.cli_engine import is_plan_folder as is_cli_plan_folder
 from claude_hitl_template.domain.canonical_json import canonical_json
-from claude_hitl_template.domain.models import Session, utcnow
+from claude_hitl_template.domain.models import Agent, Approval, ApprovalState, Session, utcnow
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule, Verdict, from_folder, portable_rules
+from claude_hitl_template.domain.policy.tiers import WorkspacePolicy
 from claude_hitl_template.domain.tool_inputs import known_fields
 from claude_hitl_template.session.engine import Moment, ToolUse
 from claude_hitl_template.session.gate import Gate
@@ -168,3 +169,100 @@ def test_a_plan_is_read_only_where_plans_are_and_through_no_link(tmp_path: Path)
     plans.rename(tmp_path / "aside")
     plans.symlink_to(secrets)
     assert shown(plans / "key") is None
+
+
+# -- the workspace's policy, identical calls
+
+
+def ruled(*rules: dict[str, Any], **more: Any) -> WorkspacePolicy:
+    return WorkspacePolicy.model_validate({"rules": rules, **more})
+
+
+def allowing(*texts: str) -> Session:
+    rules = tuple(Rule(rule=text, policy="always_allow") for text in texts)
+    return session(agent=Agent(policy=PermissionPolicy(rules=rules)))
+
+
+def test_the_workspaces_policy_is_stricter_than_what_the_agent_or_a_human_allowed(tmp_path: Path):
+    one, agent = judge(tmp_path), allowing("Bash(git push)", "Bash(rm x)")
+    given = {"command": "git push"}
+    assert one.evaluate(agent, "Bash", given, tmp_path)[1].verdict is Verdict.allow
+    one.workspace_policy = ruled(
+        {"pattern": "Bash(git push:*)", "action": "ask"}, {"pattern": "Bash(rm:*)", "action": "deny"}
+    )
+    _, found = one.evaluate(agent, "Bash", given, tmp_path)
+    assert (found.verdict, found.source) == (Verdict.ask, "the workspace's rule: Bash(git push:*)")
+    remembering = session(Rule(rule="Bash(git push)", policy="always_allow"))
+    assert one.evaluate(remembering, "Bash", given, tmp_path)[1].verdict is Verdict.ask
+    assert one.evaluate(agent, "Bash", {"command": "rm x"}, tmp_path)[1].verdict is Verdict.deny
+
+
+def test_a_workspaces_rule_about_paths_follows_links_as_they_are(tmp_path: Path):
+    (tmp_path / "infra").mkdir()
+    (tmp_path / "elsewhere").symlink_to("infra")
+    one = judge(tmp_path)
+    one.workspace_policy = ruled({"pattern": "Edit(infra/**)", "action": "deny"})
+    given = {"file_path": "elsewhere/x", "content": ""}
+    assert one.evaluate(session(), "Write", given, tmp_path)[1].verdict is Verdict.deny
+
+
+def approved(one: Gate, **more: Any) -> Approval:
+    call = one.classify(ToolUse("t1", "Bash", {"command": "git push"}))
+    return Approval(
+        id="appr_1",
+        session_id="sesn_1",
+        workspace_id="key_1",
+        event_id="t1",
+        call_id="t1",
+        batch=("t1",),
+        tool_name="Bash",
+        input=call.input,
+        digest=call.digest,
+        cwd=str(call.cwd),
+        folder=call.folder,
+        created_at=utcnow(),
+        **more,
+    )
+
+
+def test_a_call_that_was_allowed_by_too_few_for_the_policy_of_now_does_not_run(tmp_path: Path):
+    one, use = judge(tmp_path), ToolUse("t1", "Bash", {"command": "git push"})
+    allowed = approved(gate(tmp_path), state=ApprovalState.ALLOWED, run_input={"command": "git push"})
+    assert one.differs(session(), allowed, use, tmp_path) is None
+    one.workspace_policy = ruled({"pattern": "Bash(git push:*)", "action": "ask"})
+    assert one.differs(session(), allowed, use, tmp_path) is None
+    one.workspace_policy = ruled({"pattern": "Bash(git push:*)", "action": "ask", "quorum": 2})
+    assert "needs other approvers now" in str(one.differs(session(), allowed, use, tmp_path))
+    waiting = allowed.but(state=ApprovalState.PENDING)
+    assert one.differs(session(), waiting, use, tmp_path) is None, "the decision itself takes two"
+    one.workspace_policy = ruled({"pattern": "Bash(git push:*)", "action": "deny"})
+    assert "is not permitted now" in str(one.differs(session(), waiting, use, tmp_path))
+
+
+def test_which_command_of_a_line_asks_is_sent_with_the_call(tmp_path: Path):
+    one = gate(tmp_path)
+    one.update(allowing("Bash(git status)"), [], ruled({"pattern": "Bash(rm:*)", "action": "ask"}))
+    call = one.classify(ToolUse("t1", "Bash", {"command": "git status && rm -rf x"}))
+    assert (call.verdict, call.rules) == ("ask", ("Bash(rm:*)",))
+    assert [(s.text(call.input["command"]), s.verdict.value, s.source) for s in call.segments] == [
+        ("git status", "allow", "Bash(git status)"),
+        ("rm -rf x", "ask", "the workspace's rule: Bash(rm:*)"),
+    ]
+    assert one.classify(ToolUse("t2", "Bash", {"command": "rm x"})).segments == ()
+
+
+def test_of_identical_calls_that_wait_a_human_is_asked_about_one(tmp_path: Path):
+    one, given = gate(tmp_path), {"command": "git push"}
+
+    def verdict(call_id: str, **other: Any) -> str:
+        return one.classify(ToolUse(call_id, "Bash", {**given, **other})).verdict
+
+    assert [verdict("t1"), verdict("t2"), verdict("t1")] == ["ask", "deny", "ask"]
+    assert verdict("t3", command="git push -f") == "ask"
+    waiting = approved(one)
+    one.register([waiting])
+    assert verdict("t4") == "deny"
+    one.register([waiting.but(held=True)])
+    assert verdict("t5") == "ask", "the call takes the held one's approval over"
+    one.register([approved(one).but(call_id="t5", state=ApprovalState.ALLOWED)])
+    assert verdict("t6") == "ask", "a decided call is over"

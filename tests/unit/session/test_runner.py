@@ -16,6 +16,7 @@ from claude_hitl_template.errors import EngineError, StaleOwner
 from claude_hitl_template.session.engine import EngineEvent, RequestEnd, RequestStart, Text, ToolUse, TurnEnd
 from claude_hitl_template.session.gate import Gate
 from claude_hitl_template.session.runner import HEARD_AT_ONCE, Limits, SessionRunner
+from claude_hitl_template.store.base import AskLimits
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.memory_backend import MemoryBackend
 from claude_hitl_template.workspace.sync import WorkspaceLocation
@@ -255,3 +256,31 @@ async def test_an_owner_that_gives_its_lease_up_is_not_told_that_it_was_taken_ov
     await asyncio.wait_for(h.drive(), 60)
     assert heard.is_set()
     assert (await h.store.get_session(h.session.id)).lease is None
+
+
+async def test_a_session_that_asks_too_often_rests_with_a_reason_until_a_human_says_more(tmp_path: Path):
+    async def play(engine: Scripted, _number: int) -> AsyncIterator[EngineEvent]:
+        yield RequestStart("m1")
+        if len(h.engines) == 1:
+            for n in range(3):
+                yield ToolUse(f"toolu_{n}", "Bash", {"command": f"rm {n}"})
+            yield RequestEnd("m1", {})
+            await engine.interrupted.wait()  # the CLI waits for answers
+        yield Text("sevt_1", "done")
+        yield RequestEnd("m1", {})
+        yield TurnEnd()
+
+    h = await house(tmp_path, play)
+    h.store = CoreStore(MemoryBackend(), ask_limits=AskLimits(per_minute=2, per_session=100))
+    h.session = await h.store.create_session(
+        KEY, agent=Agent(), environment=Environment(), title=None, metadata={}, initial=[user("go")]
+    )
+    await h.drive()
+    assert await h.stop_reason() == "retries_exhausted"
+    [reported] = await h.log("session.error")
+    assert "asked for 3 decisions within a minute, and may ask for 2" in reported["error"]["message"]
+    assert await h.log("agent.tool_use") == [], "no call is shown that cannot be decided"
+    assert h.engines[0].stopped
+    await h.send(user("go on"))
+    await h.drive()
+    assert await h.stop_reason() == "end_turn"

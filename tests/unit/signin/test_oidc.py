@@ -1,4 +1,4 @@
-"""Sign-in with an OpenID Connect provider: what is accepted, and what a user reads when something is wrong."""
+"""Sign-in with an OpenID Connect provider: which answers are accepted, and what a user reads about the others."""
 
 import re
 import time
