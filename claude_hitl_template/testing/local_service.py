@@ -36,6 +36,7 @@ from claude_hitl_template.inbox.live import Live
 from claude_hitl_template.inbox.services import Pages
 from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.signin.browser import browser_user, check_csrf, install
 from claude_hitl_template.signin.cookies import Signer
 from claude_hitl_template.signin.pages import build_sign_in_app, with_sign_in
 from claude_hitl_template.signin.service import SignIn
@@ -108,7 +109,7 @@ async def serve_in_process(
         images: Facts by image reference; sessions are local processes even in an environment with an image.
         driving: If False, no session gets an owner, so sessions wait.
         floor: The operator's policy.
-        signed_in: Who may open the pages; without it they are not served.
+        signed_in: Who may open the pages, without a sign-in; without it people sign in.
 
     Raises:
         BaseExceptionGroup: On exit: the unexpected exceptions of owners.
@@ -153,26 +154,24 @@ async def serve_in_process(
                 wrong_keys_per_minute=wrong_keys_per_minute,
             )
             api = build_app(service)
-            served: ASGIApp = api
-            if signed_in is not None:
-                served = with_pages(api, {PARTS: build_inbox_app(_pages(service, api, signed_in))})
             sign_in = SignIn(clients, Signer(ledger.signing_key), passwords=service.passwords)
-            served = with_sign_in(served, build_sign_in_app(sign_in))
+            inbox = build_inbox_app(_pages(service, api, sign_in, signed_in))
+            served = with_sign_in(with_pages(api, {PARTS: inbox}), build_sign_in_app(sign_in))
             driven = _supervising(ledger, settings, known, floor) if driving else contextlib.nullcontext()
             async with _serving(_mounted(served, clients, ledger.signing_key), listener), driven:
                 yield LocalService(settings.base_url, keys, store, folder, api)
 
 
-def _pages(service: Service, api: FastAPI, signed_in: SignedIn) -> Pages:
+def _pages(service: Service, api: FastAPI, sign_in: SignIn, signed_in: SignedIn | None) -> Pages:
     return Pages(
         store=service.store,
         agent=service.agent,
         environments=service.environments,
         followers=api.state.followers,
         live=Live(service.store.wait_approvals),
-        user=signed_in.user,
-        check_csrf=signed_in.check_csrf,
-        install=signed_in.install,
+        user=signed_in.user if signed_in else browser_user,
+        check_csrf=signed_in.check_csrf if signed_in else check_csrf,
+        install=signed_in.install if signed_in else lambda app: install(app, sign_in),
     )
 
 
