@@ -111,9 +111,12 @@ def _write(connection: sa.Connection, file: Any) -> Copied:
 
 def _read(connection: sa.Connection, archive: zipfile.ZipFile, head: dict[str, Any]) -> Copied:
     counts = dict[str, int]()
+    older = str(head["schema"]) < _revision(connection)
     for table in metadata.sorted_tables:
         connection.execute(sa.delete(table))
         counts[table.name] = 0
+        if older and f"{table.name}.jsonl" not in archive.namelist():
+            continue  # this version added the table
         for rows in _batches(archive, table):
             connection.execute(sa.insert(table), rows)
             counts[table.name] += len(rows)
@@ -133,7 +136,7 @@ def _batches(archive: zipfile.ZipFile, table: sa.Table) -> Iterator[list[dict[st
     def parsed(line: bytes) -> dict[str, Any]:
         row = json.loads(line)
         return {
-            column.name: datetime.fromisoformat(row[column.name])
+            column.key: datetime.fromisoformat(row[column.name])
             if column.name in times and row[column.name] is not None
             else row[column.name]
             for column in table.c

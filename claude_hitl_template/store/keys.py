@@ -158,29 +158,34 @@ class KeyRules(StoreBase):
         """
         if key.principal_id is not None:
             return key
-        of_a_role = key.secret_hash.startswith(OF_A_ROLE)
-        suffix = key.id.partition("_")[2]
-        principal_id = f"user_{suffix}" if of_a_role else f"svac_{suffix}"
-        name = key.name.removeprefix("panel: ") if of_a_role else key.name
-        taken = await tx.named_principal(name=name)
-        if taken is not None and taken.id != principal_id:
-            name = f"{name} ({suffix[-6:]})"
         now = self._clock()
         if await tx.workspace(key.id) is None:
             workspace = Workspace(id=key.id, name=key.name, created_at=key.created_at)
             await tx.put_workspace(workspace)
             record_workspace(tx, None, workspace, SERVICE, now)
-        if await tx.principal(principal_id) is None:
-            principal = Principal(
+        of_a_role = key.secret_hash.startswith(OF_A_ROLE)
+        suffix = key.id.partition("_")[2]
+        principal_id = f"user_{suffix}" if of_a_role else f"svac_{suffix}"
+        name = key.name.removeprefix("panel: ") if of_a_role else key.name
+        known = await tx.principal(principal_id) or await tx.named_principal(name=name)
+        if (
+            of_a_role and known is not None and known.kind == "user"
+        ):  # roles of the panel are users by their name
+            principal_id, roles = known.id, {**known.roles, key.id: WORKSPACE_ROLES}
+            changed = known.but(roles=roles, version=known.version + 1)
+            await tx.put_principal(changed)
+            record_principal(tx, known, changed, SERVICE, now)
+        elif known is None or known.id != principal_id:
+            made = Principal(
                 id=principal_id,
                 kind="user" if of_a_role else "service_account",
-                name=name,
+                name=name if known is None else f"{name} ({suffix[-6:]})",
                 created_at=key.created_at,
                 external_id=key.secret_hash if of_a_role else None,
                 roles={key.id: WORKSPACE_ROLES},
             )
-            await tx.put_principal(principal)
-            record_principal(tx, None, principal, SERVICE, now)
+            await tx.put_principal(made)
+            record_principal(tx, None, made, SERVICE, now)
         adopted = key.but(principal_id=principal_id)
         await tx.put_key(adopted)
         return adopted

@@ -211,6 +211,21 @@ async def test_a_backup_of_a_newer_version_is_refused(
         restore(url, tmp_path / "n.zip", force=True)
 
 
+async def test_a_backup_of_an_earlier_version_lacks_what_this_one_added(place: object, tmp_path: Path):
+    url = place("sqlite")  # type: ignore[operator]
+    async with opened(url) as store:
+        await fill(store, 1)
+    back_up(url, tmp_path / "b.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip") as ours, zipfile.ZipFile(tmp_path / "o.zip", "w") as old:
+        for name in set(ours.namelist()) - {"workspaces.jsonl", "principals.jsonl"}:
+            head = {**json.loads(ours.read(name)), "schema": "0004"} if name == "backup.json" else None
+            old.writestr(name, json.dumps(head) if head else ours.read(name))
+    restore(url, tmp_path / "o.zip", force=True)
+    async with opened(url) as store:
+        assert len((await store.list_sessions(KEY, limit=10)).data) == 1
+        assert await store.list_workspaces() == []
+
+
 def test_places_that_cannot_be_used_are_named(place: object, tmp_path: Path):
     url = place("sqlite")  # type: ignore[operator]
     migrate(url)

@@ -5,6 +5,7 @@ only in processes that it starts itself.
 """
 
 import functools
+import json
 import pickle
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
@@ -21,6 +22,8 @@ from claude_hitl_template.cli.host.processes import end, ray_environment
 from claude_hitl_template.config.secret_files import SIGNING_KEY, SigningKey
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain import events
+from claude_hitl_template.domain.audit.signing import keys_of_jwks
+from claude_hitl_template.domain.audit.verification import verify
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.events import UserInterrupt
 from claude_hitl_template.domain.models import Agent, Environment, Usage, utcnow
@@ -47,7 +50,7 @@ SMALL = frozenset({
     "add_key", "find_identity", "get_key", "list_keys", "revoke_key", "rotate_key", "set_first_key", "list_kept_decisions",
     "last_seq", "begin_turn", "hold", "defer", "remind", "release", "save_workspace",
     "missing_blobs", "add_files", "workspace_file", "list_transcripts", "delete_transcripts", "delete_session", "give_up",
-    "tell_waiting", "drop_lease", "supervised", "existing", "wait_supervised", "expire_due", "retire", "ping",
+    "list_audit", "begin_export", "export_audit", "audit_keys", "approval_receipt", "tell_waiting", "drop_lease", "supervised", "existing", "wait_supervised", "expire_due", "retire", "ping",
 })  # fmt: skip
 METHODS = frozenset().union(*OPENED.values())
 
@@ -217,6 +220,18 @@ async def some_calls(store: Any, sid: str, epoch: int, key_id: str) -> None:
     asked = await store.ask_network(sid, epoch, "n", host, cwd="/w", expires_at=None)
     assert asked.input == host
     await store.decide(asked.id, key_id, said("n", "deny"), by=Actor(name="ann"))
+    await the_audit_log(store, asked.id, key_id)
+
+
+async def the_audit_log(store: Any, approval_id: str, key_id: str) -> None:
+    signed = await store.begin_export(key_id, "exp_1", form="jsonl", from_seq=1, by=Actor(name="ann"))
+    documents, last = await store.export_audit(key_id, after=0, up_to=signed["seq"])
+    assert last == signed["seq"]
+    lines = [json.dumps(document) for document in (*documents, signed)]
+    assert verify(lines, keys_of_jwks({"keys": await store.audit_keys()})).problems == ()
+    [entry] = (await store.list_audit(key_id, limit=1)).data
+    assert entry.wire() in documents
+    assert (await store.approval_receipt(approval_id, key_id))["approval_id"] == approval_id
 
 
 async def rest(store: Any, page: Any, key_id: str, sid: str) -> list[Any]:
