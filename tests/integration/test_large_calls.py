@@ -50,7 +50,8 @@ SMALL = frozenset({
     "add_key", "find_identity", "get_key", "list_keys", "revoke_key", "rotate_key", "set_first_key", "list_kept_decisions",
     "last_seq", "begin_turn", "hold", "defer", "remind", "release", "save_workspace",
     "missing_blobs", "add_files", "workspace_file", "list_transcripts", "delete_transcripts", "delete_session", "give_up",
-    "list_audit", "begin_export", "export_audit", "audit_keys", "approval_receipt", "tell_waiting", "drop_lease", "supervised", "existing", "wait_supervised", "expire_due", "retire", "ping",
+    "list_audit", "begin_export", "export_audit", "audit_keys", "approval_receipt",
+    "tell_waiting", "drop_lease", "supervised", "existing", "wait_supervised", "expire_due", "retire", "ping",
 })  # fmt: skip
 METHODS = frozenset().union(*OPENED.values())
 
