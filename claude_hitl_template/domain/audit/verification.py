@@ -1,6 +1,7 @@
 """Verifies an export of an audit log, without the service: what was changed, dropped, moved, added or cut off, by seq."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -128,11 +129,10 @@ class _Chain:
             self.unchecked.append(document)
 
     def take_earlier(self, line: str | bytes) -> None:
-        try:
+        document: Any = None
+        with suppress(ValueError, RecursionError):
             document = parse(line)
-            kind = document["type"]
-        except (ValueError, RecursionError, TypeError, KeyError):
-            document = kind = None
+        kind = document.get("type") if isinstance(document, dict) else None
         if kind in (CHECKPOINT, EXPORT_END) and _has(document, _SIGNED):
             self.earlier.append(document)
         elif kind != "audit_entry":
