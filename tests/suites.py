@@ -82,7 +82,7 @@ SUITES = (
         "contract",
         ("tests/contract", "tests/unit"),
         400,
-        (*CORE, "model/", "api/", "workspace/", "testing/", "tools/", *BASICS),
+        (*CORE, "model/", "api/", "signin/", "inbox/", "workspace/", "testing/", "tools/", *BASICS),
     ),
     Suite(
         "kill points",

@@ -68,6 +68,12 @@ class Drain(Body):
     grace_s: Annotated[float, Field(strict=True, description="Seconds; at most 300.")] = 10
 
 
+class Password(Body):
+    """A user's password, of 12 to 1024 characters."""
+
+    password: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+
+
 class Secret(Body):
     """A secret that is stored on the service's machine."""
 

@@ -275,6 +275,21 @@ class Principals(_Resource):
     data: list[Principal]
 
 
+class PasswordSet(_Resource):
+    """A user has a new password."""
+
+    type: Literal["password"]
+    principal_id: str
+
+
+class SignedOut(_Resource):
+    """A user was signed out of so many browsers."""
+
+    type: Literal["signed_out"]
+    principal_id: str
+    browsers: int
+
+
 class Member(_Resource):
     """The roles of a user or service account in a workspace. `version` is that of the user or service account."""
 

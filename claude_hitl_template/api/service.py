@@ -1,13 +1,14 @@
 """The routes' dependencies on the rest of the program, and the FastAPI dependency that provides them."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
 from claude_hitl_template.api.auth import WRONG_KEYS
 from claude_hitl_template.api.followers import Followers
+from claude_hitl_template.config.passwords import Passwords
 from claude_hitl_template.config.secret_files import SecretFiles
 from claude_hitl_template.domain.models import Agent, Environment, ImageFacts
 from claude_hitl_template.domain.policy.floor import Floor
@@ -27,6 +28,7 @@ class Service:
         drain: Stops starting turns and waits up to the given seconds; returns how many sessions still run.
         drained_s: For how many more seconds nothing is started.
         operator_key: Opens the internal routes.
+        passwords: Hashes users' passwords.
         wrong_keys_per_minute: How many wrong keys one address may present.
     """
 
@@ -44,6 +46,7 @@ class Service:
     max_request_bytes: int
     requests_per_minute: int
     wrong_keys_per_minute: int = WRONG_KEYS
+    passwords: Passwords = field(default_factory=Passwords)
 
 
 async def _service(request: Request) -> Service:

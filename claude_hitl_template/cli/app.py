@@ -19,6 +19,7 @@ from claude_hitl_template.cli.commands import (
     logs,
     secrets,
     status,
+    users,
     workspaces,
 )
 from claude_hitl_template.cli.common import step
@@ -86,6 +87,7 @@ def up(
     made = chat.ensure_up(settings, make_postgres=postgres)
     facts = service.healthy(settings) or {}
     typer.echo(f"REST       {settings.base_url}/v1   (model: {facts.get('model')})")
+    typer.echo(chat.pages_line(settings))
     if panel := chat.panel_line(settings):
         typer.echo(panel)
     typer.echo(
@@ -119,6 +121,7 @@ app.command(rich_help_panel=_OPERATE)(doctor.doctor)
 app.command(rich_help_panel=_OPERATE)(logs.logs)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
 app.add_typer(audit.app, name="audit", rich_help_panel=_OPERATE)
+app.add_typer(users.app, name="users", rich_help_panel=_OPERATE)
 app.add_typer(workspaces.app, name="workspaces", rich_help_panel=_OPERATE)
 app.add_typer(secrets.app, name="secrets", rich_help_panel=_OPERATE)
 app.command(rich_help_panel=_OPERATE)(rollout.deploy)

@@ -31,6 +31,7 @@ from claude_hitl_template.config.secret_files import (
     hash_api_key,
     operator_key,
     public_prefix,
+    read_admin_password,
     read_api_key,
     read_model_key,
     read_panel_login,
@@ -48,6 +49,8 @@ from claude_hitl_template.model.endpoint import (
     upstream_client,
 )
 from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.signin.pages import build_sign_in_app, with_sign_in
+from claude_hitl_template.signin.setup import build_sign_in, make_first_user
 from claude_hitl_template.store.access import Authority
 from claude_hitl_template.store.connect import check_replicas
 from claude_hitl_template.store.protocol import Clients, Supervision, Windows
@@ -147,23 +150,28 @@ class Ingress:
         signing_key = read_signing_key(settings)
         authority = Authority(signing_key)
         self._store = reach(Clients, ledger, authority.ingress())
-        api = build_app(_service(settings, self._store, supervisor, upstream))
+        service = _service(settings, self._store, supervisor, upstream)
+        api = build_app(service)
         model = build_model_app(upstream, self._store, signing_key)
         app = _mounted(settings, self._store, authority, _until_disconnect(api), _until_disconnect(model))
-        self._app = with_request_ids(app)
+        self._sign_in = build_sign_in(settings, self._store, signing_key, service.passwords)
+        pages = _until_disconnect(build_sign_in_app(self._sign_in))
+        self._app = with_request_ids(with_sign_in(app, pages))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once the replica is made, so that nothing of the application is pickled."""
         return self._app
 
     async def reconfigure(self, _user_config: Any) -> None:
-        """Called by Serve at each deploy: takes the first API key as it is now, since it may have been replaced."""
+        """Called by Serve at each deploy: takes the first API key as it is now, since it may have been replaced, and
+        makes the first user once."""
         secret = read_api_key(self._settings)
         first = await self._store.set_first_key(hash_api_key(secret), public_prefix(secret))
         if first.revoked_at is not None:
             structlog.get_logger().error(
                 "the first API key in the data folder was replaced or revoked: ./hitl keys rotate makes another"
             )
+        await make_first_user(self._store, self._sign_in.passwords, read_admin_password(self._settings))
 
 
 def build(settings: Settings) -> Any:

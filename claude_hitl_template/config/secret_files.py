@@ -30,6 +30,12 @@ RAY_TOKEN = "ray-token"  # noqa: S105  (the name of a file)
 POSTGRES_PASSWORD = "postgres-password"  # noqa: S105
 PANEL_SECRET = "panel-secret"  # noqa: S105  (the names of files)
 PANEL_PASSWORD = "panel-password"  # noqa: S105
+OIDC_SECRET = "oidc-client-secret"  # noqa: S105
+SENT_OIDC_SECRET = "oidc-client-secret-sent"  # noqa: S105
+ADMIN, ADMIN_PASSWORD = (
+    "admin",
+    "admin-password",
+)  # the user that the first start makes, and the file of its password
 PANEL_PROOF = "x-hitl-panel-proof"  # the header of `panel_proof`
 
 
@@ -38,7 +44,7 @@ KEY_CHARS = len(KEY_BEGINS) + 43  # 32 random bytes
 PREFIX_CHARS = 6
 
 # What may be sent to a service that runs, and the file of each; such a file outlives every restart.
-SENT = {"ANTHROPIC_API_KEY": SENT_MODEL_KEY}
+SENT = {"ANTHROPIC_API_KEY": SENT_MODEL_KEY, "HITL_OIDC_CLIENT_SECRET": SENT_OIDC_SECRET}
 MAX_SECRET_CHARACTERS = 4096
 
 
@@ -61,6 +67,11 @@ def prepare(settings: Settings) -> Prepared:
         _keep(folder / SIGNING_KEY, secrets.token_hex(32))
         if settings.anthropic_api_key is not None:
             write_secret(folder / MODEL_KEY, settings.anthropic_api_key.get_secret_value())
+        if settings.oidc_client_secret is not None:
+            write_secret(folder / OIDC_SECRET, settings.oidc_client_secret.get_secret_value())
+        else:
+            (folder / OIDC_SECRET).unlink(missing_ok=True)
+        _keep(folder / ADMIN_PASSWORD, secrets.token_urlsafe(16))
         _keep_database_url(settings)
         if settings.ray_token is not None:
             write_secret(folder / RAY_TOKEN, settings.ray_token.get_secret_value())
@@ -152,6 +163,21 @@ def read_model_key(settings: Settings) -> SecretStr | None:
         if path.exists():
             return SecretStr(_read(path))
     return None
+
+
+def read_oidc_secret(settings: Settings) -> SecretStr | None:
+    """The client secret at the sign-in provider, first the one that was sent; None: there is none. Raises ConfigError."""
+    for name in (SENT_OIDC_SECRET, OIDC_SECRET):
+        path = settings.secrets_dir / name
+        if path.exists():
+            return SecretStr(_read(path))
+    return None
+
+
+def read_admin_password(settings: Settings) -> str | None:
+    """The first password of the user `admin`, which the first start makes; None if its file was removed."""
+    path = settings.secrets_dir / ADMIN_PASSWORD
+    return _read(path) if path.exists() else None
 
 
 class SecretFiles:

@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from claude_hitl_template.config import build_info
+from claude_hitl_template.domain.group_roles import read_group_roles
 from claude_hitl_template.domain.models import Environment, ImageReference, Networking
 from claude_hitl_template.domain.policy.floor import Floor, read_floor
 from claude_hitl_template.errors import ConfigError
@@ -85,7 +86,23 @@ def _listening_address(host: str) -> str:
     return str(found)
 
 
+def _issuer(url: str) -> str:
+    """Kept to the letter: the provider's answers name it in exactly this way."""
+    found = urlsplit(_without_credentials(url))
+    if found.scheme != "https" and not (found.scheme == "http" and found.hostname in _LOOPBACK_NAMES):
+        raise ValueError("must begin with https://; http only reaches a provider on this machine")
+    if not found.hostname or found.query or found.fragment:
+        raise ValueError("must be https://HOST/PATH without a query")
+    return url
+
+
+def _group_roles(text: str) -> str:
+    read_group_roles(text)  # raises ValueError
+    return text
+
+
 LOOPBACK = "127.0.0.1"
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _NO_HOST = ip_network("0.0.0.0/8")
 ListeningAddress = Annotated[str, AfterValidator(_listening_address)]
 
@@ -99,6 +116,7 @@ def _fits_in_a_header(secret: SecretStr) -> SecretStr:
 
 RayToken = Annotated[SecretStr, AfterValidator(_fits_in_a_header)]
 HttpAddress = Annotated[str, _address(("http", "https"))]
+Issuer = Annotated[str, AfterValidator(_issuer)]
 RayAddress = Annotated[str, _address(("ray",))]
 
 
@@ -318,6 +336,34 @@ class Settings(BaseSettings):
         1800.0, description="How long a conversation in the panel stays open without news."
     )
 
+    public_url: HttpAddress | None = Field(
+        None,
+        description="Address at which browsers reach the service, as https://HOST, without /claude-hitl. Default: the one "
+        "that the browser used. Set it behind a proxy that ends TLS or changes the Host header.",
+    )
+    oidc_issuer: Issuer | None = Field(
+        None,
+        description="Sign-in provider (OpenID Connect) of the pages that the service serves, as it calls itself. Default: "
+        "users sign in with a password. See docs/people.md.",
+    )
+    oidc_client_id: str | None = Field(None, description="The service's client id at the sign-in provider.")
+    oidc_client_secret: SecretStr | None = Field(
+        None,
+        description="The service's client secret there. Default: none, for a public client, which proves itself by PKCE "
+        "only.",
+    )
+    oidc_scopes: str = Field(
+        "openid profile email",
+        description="Scopes that are asked for, separated by spaces; some providers have one for groups.",
+    )
+    oidc_groups_claim: str = Field(
+        "groups", min_length=1, description="Claim with the names of the user's groups."
+    )
+    oidc_roles: Annotated[str, AfterValidator(_group_roles)] = Field(
+        "",
+        description="Roles that groups give, as GROUP=WORKSPACE:ROLE separated by semicolons: approvers=default:approver;"
+        "ops=default:operator. The group * is every user, the workspace * every workspace.",
+    )
     max_upload_bytes: int = Field(
         20 * 1024 * 1024,
         ge=1024,
@@ -344,6 +390,12 @@ class Settings(BaseSettings):
                     f"{variable(seen[port])} and {variable(name)} are both {port}: the ports must differ"
                 )
             seen[port] = name
+        return self
+
+    @model_validator(mode="after")
+    def _a_provider_knows_the_service(self) -> Self:
+        if self.oidc_issuer is not None and not self.oidc_client_id:
+            raise ValueError("HITL_OIDC_ISSUER needs HITL_OIDC_CLIENT_ID, the service's client id there")
         return self
 
     @classmethod
@@ -440,6 +492,11 @@ class Settings(BaseSettings):
     def base_url(self) -> str:
         """Where clients on this machine reach the service."""
         return f"http://{self.local_host}:{self.serve_port}/claude-hitl"
+
+    @property
+    def pages_url(self) -> str:
+        """Where browsers reach the pages of the service."""
+        return f"{self.public_url}/claude-hitl" if self.public_url else self.base_url
 
     @property
     def service_url(self) -> str:

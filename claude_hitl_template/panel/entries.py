@@ -23,7 +23,7 @@ from kodosumi.core import InputsError, Launch, ServeAPI, forms
 from claude_hitl_template.config import network
 from claude_hitl_template.domain.models import Approval, ApprovalState, Session, new_id, utcnow
 from claude_hitl_template.errors import HitlError, InvalidInput, NotFound
-from claude_hitl_template.panel import submissions, uploads
+from claude_hitl_template.panel import uploads
 from claude_hitl_template.panel.flow import DECIDE_LOCK, MESSAGE_LOCK
 from claude_hitl_template.panel.forms import (
     CallGroup,
@@ -31,17 +31,18 @@ from claude_hitl_template.panel.forms import (
     Filled,
     approvals_list,
     decision_form,
-    fate,
     message,
     message_form,
     sessions_list,
     start_form,
-    state_of,
 )
-from claude_hitl_template.panel.markup import inert, text
+from claude_hitl_template.panel.markup import inert
 from claude_hitl_template.panel.services import PanelServices
-from claude_hitl_template.panel.submissions import FormErrors, Inputs, field_text
 from claude_hitl_template.panel.users import COOKIE, HEADER, PanelUser, entries_path, panel_user
+from claude_hitl_template.presentation import submissions
+from claude_hitl_template.presentation.html import text
+from claude_hitl_template.presentation.sessions import fate, state_of
+from claude_hitl_template.presentation.submissions import FormErrors, Inputs, field_text
 from claude_hitl_template.presentation.text import texts
 from claude_hitl_template.workspace.sync import put_files
 

@@ -21,10 +21,10 @@ from kodosumi.helper import now, serialize
 from claude_hitl_template.domain.models import Approval, ApprovalState, Event, Session
 from claude_hitl_template.errors import NotFound, Unavailable
 from claude_hitl_template.panel import timeline
-from claude_hitl_template.panel.forms import state_of
 from claude_hitl_template.panel.services import Locks, WindowServices
 from claude_hitl_template.panel.uploads import collect
 from claude_hitl_template.panel.users import HEADER
+from claude_hitl_template.presentation.sessions import state_of
 
 log = structlog.get_logger()
 DECIDE_LOCK, MESSAGE_LOCK = "decide", "say"  # names that Kodosumi knows the locks by

@@ -5,7 +5,6 @@ text from others: they write values, labels and options into the page as they ar
 typed in the same way (`Model.set_data`). Its file input builds HTML from file names in the browser.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -16,9 +15,9 @@ from claude_hitl_template.domain.models import Agent, Approval, ApprovalState, E
 from claude_hitl_template.domain.policy import remember_rule
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.panel.markup import render
+from claude_hitl_template.presentation.sessions import POLICIES, editable, fate, state_of
 from claude_hitl_template.presentation.text import (
     age,
-    is_hidden,
     leads_to,
     rule_text,
     size,
@@ -28,11 +27,6 @@ from claude_hitl_template.presentation.tools import tool_view
 from claude_hitl_template.presentation.views import Question, ToolView
 
 type Elements = list[dict[str, str]]
-POLICIES = {
-    "risky": "Ask for what is risky: what writes, runs or leaves the machine",
-    "everything": "Ask for everything, reading too",
-    "plan": "Plan first: it shows a plan before it does anything",
-}
 _MAX_ROWS = 20  # of the text area in which an input is edited
 
 
@@ -183,18 +177,6 @@ def message_form(
     )
 
 
-def state_of(session: Session) -> str:
-    """A session's state in words."""
-    if session.archived_at is not None or session.status == "terminated":
-        return "ended"
-    reason = (session.stop_reason or {}).get("type")
-    if session.status == "idle" and reason == "requires_action":
-        return "waits for a decision"
-    return {"idle": "waits for your next message", "running": "works"}.get(
-        session.status, "is being started again"
-    )
-
-
 # -- approvals
 
 
@@ -287,25 +269,6 @@ def _facts(group: CallGroup, approval: Approval, now: datetime) -> list[tuple[st
     ]
 
 
-def fate(approval: Approval) -> str:
-    """The outcome of a call, and who decided on it."""
-    decision = approval.decision
-    if decision is None:
-        return {
-            ApprovalState.PENDING: "Waits for a decision.",
-            ApprovalState.EXPIRED: "Expired: no one decided in time. It never ran.",
-            ApprovalState.SUPERSEDED: "Superseded: the session went on without it. It never ran.",
-        }.get(approval.state, "Allowed by a remembered rule.")
-    word = "Allowed" if decision.result == "allow" else "Denied"
-    edited = ", edited," if decision.updated_input and approval.kind == "tool" else ""
-    reason = f": {decision.deny_message}" if decision.deny_message else ""
-    rule = f"; remembered: {rule_text(decision.remember.model_dump())}" if decision.remember else ""
-    when = decision.decided_at.isoformat(sep=" ", timespec="seconds")
-    return (
-        f"{word}{edited} by {decision.decided_by} at {when}{reason}{rule}. Outcome: {approval.state.value}."
-    )
-
-
 def _rule(approval: Approval) -> str:
     """The rule that "allow and remember" would record; "" if no rule can cover such calls."""
     if approval.folder not in (None, "."):
@@ -314,13 +277,3 @@ def _rule(approval: Approval) -> str:
         return rule_text(remember_rule(approval.tool_name, approval.input, Path(approval.cwd)).model_dump())
     except InvalidInput:
         return ""
-
-
-def editable(given: Mapping[str, Any]) -> str:
-    """A call's input as JSON to edit. Hidden characters are JSON escapes, so that a browser changes none of it."""
-    shown = json.dumps(given, ensure_ascii=False, indent=2)
-    return "".join(_json_escape(char) if is_hidden(char) else char for char in shown)
-
-
-def _json_escape(char: str) -> str:
-    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else json.dumps(char)[1:-1]

@@ -17,6 +17,7 @@ from claude_hitl_template.errors import InvalidInput
 
 SUMMARY_CHARS = 100
 _KEPT = frozenset("\n\t ")
+_NOT_PLAIN = re.compile(r"[^\n\t -~]")
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"})
 # Invisible letters and marks (Default_Ignorable_Code_Point, and the blank Braille pattern).
 _BLANK = frozenset(
@@ -49,11 +50,9 @@ def visible(text: str) -> str:
 
 def pieces(text: str) -> Iterator[tuple[str, bool]]:
     """`visible(text)` in pieces: unchanged text (False), and escapes of single characters (True)."""
-    if text.isascii() and text.isprintable():
-        yield text, False
-        return
     start = 0
-    for position, char in enumerate(text):
+    for match in _NOT_PLAIN.finditer(text):  # a text may have megabytes, and few of these
+        position, char = match.start(), match[0]
         if is_hidden(char):
             if position > start:
                 yield text[start:position], False

@@ -1,7 +1,7 @@
 """Backs up the whole store to one file and restores it, on either database, consistently while the service writes.
 
 The file is a zip: `backup.json` describes it, `<table>.jsonl` has a table's rows, one per line. It holds
-conversations and hashes of API keys, but no key.
+conversations and hashes of API keys and passwords, but no key, and no sessions of browsers.
 """
 
 import json
@@ -27,11 +27,13 @@ from claude_hitl_template.store.connect import migrate, unusable
 from claude_hitl_template.store.notifications import IN_USE
 from claude_hitl_template.store.postgres import connect_args, postgres_url
 from claude_hitl_template.store.sql import execute, to_json
-from claude_hitl_template.store.tables import UtcDateTime, api_keys, metadata, sessions
+from claude_hitl_template.store.tables import UtcDateTime, api_keys, browser_sessions, metadata, sessions
 
 FORMAT = 1
 HEAD = "backup.json"
 ROWS = 500  # read and written together
+# A restored session of a browser could be one that was ended since: after a restore, users sign in again.
+LEFT_OUT = frozenset({browser_sessions.name})
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,16 @@ def _write(connection: sa.Connection, file: Any) -> Copied:
         head = {"format": FORMAT, "schema": _revision(connection), "made_at": made_at.isoformat()}
         archive.writestr(HEAD, json.dumps(head))
         for table in metadata.sorted_tables:
+            if table.name in LEFT_OUT:
+                continue
             with archive.open(f"{table.name}.jsonl", "w", force_zip64=True) as member:
                 counts[table.name] = 0
                 rows = connection.execution_options(yield_per=ROWS).execute(
                     sa.select(table).order_by(*table.primary_key)
                 )
                 for row in rows.mappings():
-                    member.write(to_json({k: _plain(v) for k, v in row.items()}).encode() + b"\n")
+                    plain = {column.name: _plain(row[column]) for column in table.c}
+                    member.write(to_json(plain).encode() + b"\n")
                     counts[table.name] += 1
     return Copied(counts[sessions.name], sum(counts.values()), made_at)
 
@@ -115,8 +120,8 @@ def _read(connection: sa.Connection, archive: zipfile.ZipFile, head: dict[str, A
     for table in metadata.sorted_tables:
         connection.execute(sa.delete(table))
         counts[table.name] = 0
-        if older and f"{table.name}.jsonl" not in archive.namelist():
-            continue  # this version added the table
+        if table.name in LEFT_OUT or (older and f"{table.name}.jsonl" not in archive.namelist()):
+            continue  # `older`: this version added the table
         for rows in _batches(archive, table):
             connection.execute(sa.insert(table), rows)
             counts[table.name] += len(rows)

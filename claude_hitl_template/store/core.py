@@ -14,12 +14,21 @@ from claude_hitl_template.store.clients import ClientRules
 from claude_hitl_template.store.keys import KeyRules
 from claude_hitl_template.store.owners import OwnerRules
 from claude_hitl_template.store.people import PeopleRules
+from claude_hitl_template.store.sign_ins import SignInRules
 from claude_hitl_template.store.supervision import SupervisorRules
 from claude_hitl_template.store.workspaces import WorkspaceRules
 
 
 class CoreStore(
-    KeyRules, PeopleRules, ClientRules, OwnerRules, SupervisorRules, WorkspaceRules, AuditRules, StoreBase
+    KeyRules,
+    PeopleRules,
+    SignInRules,
+    ClientRules,
+    OwnerRules,
+    SupervisorRules,
+    WorkspaceRules,
+    AuditRules,
+    StoreBase,
 ):
     """Implements `store.protocol.Store` over any Backend. `clock` returns the current time.
 

@@ -168,25 +168,25 @@ class KeyRules(StoreBase):
         principal_id = f"user_{suffix}" if of_a_role else f"svac_{suffix}"
         name = key.name.removeprefix("panel: ") if of_a_role else key.name
         known = await tx.principal(principal_id) or await tx.named_principal(name=name)
+        principal = Principal(
+            id=principal_id,
+            kind="user" if of_a_role else "service_account",
+            name=name if known is None else f"{name} ({suffix[-6:]})",
+            created_at=key.created_at,
+            external_id=key.secret_hash if of_a_role else None,
+            roles={key.id: WORKSPACE_ROLES},
+        )
         if (
-            of_a_role and known is not None and known.kind == "user"
-        ):  # roles of the panel are users by their name
-            principal_id, roles = known.id, {**known.roles, key.id: WORKSPACE_ROLES}
-            changed = known.but(roles=roles, version=known.version + 1)
-            await tx.put_principal(changed)
-            record_principal(tx, known, changed, SERVICE, now)
-        elif known is None or known.id != principal_id:
-            made = Principal(
-                id=principal_id,
-                kind="user" if of_a_role else "service_account",
-                name=name if known is None else f"{name} ({suffix[-6:]})",
-                created_at=key.created_at,
-                external_id=key.secret_hash if of_a_role else None,
-                roles={key.id: WORKSPACE_ROLES},
+            known is not None and of_a_role and known.kind == "user"
+        ):  # a role of the panel is the user of its name
+            roles = {**known.roles, key.id: WORKSPACE_ROLES}
+            principal = known.but(roles=roles, version=known.version + 1)
+        if known is None or known.id != principal_id or known.kind == "user":
+            await tx.put_principal(principal)
+            record_principal(
+                tx, known if known and known.id == principal.id else None, principal, SERVICE, now
             )
-            await tx.put_principal(made)
-            record_principal(tx, None, made, SERVICE, now)
-        adopted = key.but(principal_id=principal_id)
+        adopted = key.but(principal_id=principal.id)
         await tx.put_key(adopted)
         return adopted
 

@@ -92,7 +92,7 @@ class PeopleRules(StoreBase):
                 return principal
             check_version(principal.version, if_version)
             await check_roles(tx, changed)
-            await _check_administered(tx, principal, changed)
+            await check_administered(tx, principal, changed)
             await tx.put_principal(changed)
             record_principal(tx, principal, changed, by, self._clock())
             return changed
@@ -143,7 +143,7 @@ async def check_roles(tx: Tx, principal: Principal) -> None:
             raise InvalidInput(f"there is no workspace {workspace_id!r}", "roles")
 
 
-async def _check_administered(tx: Tx, before: Principal, after: Principal) -> None:
+async def check_administered(tx: Tx, before: Principal, after: Principal) -> None:
     """Raises Conflict if no administrator of the service would be left."""
 
     def administers(one: Principal) -> bool:

@@ -42,6 +42,7 @@ from claude_hitl_template.domain.models import (
     new_id,
 )
 from claude_hitl_template.domain.people import SCOPES, SERVICE, Actor, Principal, Scope, Workspace
+from claude_hitl_template.domain.sign_in import BrowserSession, PasswordOf, ProviderUser, SignedIn, Way
 from claude_hitl_template.files.manifest import SavedFile
 
 type Order = Literal["asc", "desc"]
@@ -198,7 +199,67 @@ class Windows(Reachable, Sessions, Blobs, Protocol):
         ...
 
 
-class Clients(Windows, SavedBlobs, Protocol):
+class SignIns(Protocol):
+    """Methods for the pages that people sign in to. Only hashes of passwords and tokens come here."""
+
+    async def find_password(self, name: str) -> PasswordOf | None:
+        """The user of this name, with the stored hash of the password; None if no user has the name."""
+        ...
+
+    async def set_password(self, principal_id: str, password_hash: str, *, only_first: bool = False) -> bool:
+        """Sets a user's password and ends the user's browser sessions.
+
+        With `only_first`, a password that is there stays, and the result is False. Raises NotFound.
+        """
+        ...
+
+    async def put_provider_user(self, user: ProviderUser) -> Principal:
+        """The user whom a sign-in provider describes: found by `external_id`, else by an address that the provider has
+        verified, else made. Groups, and the roles that came from them, are replaced.
+
+        Raises Conflict if no administrator would be left.
+        """
+        ...
+
+    async def add_browser_session(
+        self,
+        principal_id: str,
+        token_hash: str,
+        *,
+        way: Way,
+        password_hash: str | None = None,
+        user_agent: str = "",
+        network: str = "",
+        replaces: str | None = None,
+    ) -> BrowserSession:
+        """Begins a browser's session; returns the one that has this token already.
+
+        Args:
+            principal_id: the user.
+            token_hash: of the new token.
+            way: how the user signed in.
+            password_hash: what the password was verified against, for the way "password".
+            user_agent: as the browser names itself.
+            network: where it is.
+            replaces: the token hash of the browser's session until now, which ends.
+
+        Raises:
+            Unauthorized: the user is disabled, or has another password now.
+        """
+        ...
+
+    async def find_browser_session(self, token_hash: str, *, seen_s: float) -> SignedIn | None:
+        """The session with its user; None if it ended, or the user is disabled. Its use is recorded every `seen_s`."""
+        ...
+
+    async def list_browser_sessions(self, principal_id: str) -> list[BrowserSession]: ...
+
+    async def end_browser_sessions(self, principal_id: str, session_id: str | None = None) -> None:
+        """Ends one session of the user, or all of them."""
+        ...
+
+
+class Clients(Windows, SavedBlobs, SignIns, Protocol):
     """Methods for the ingress on behalf of authenticated clients: API, panel and inbox."""
 
     async def add_key(

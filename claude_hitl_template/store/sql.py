@@ -22,6 +22,7 @@ from claude_hitl_template.domain.models import (
     Supervised,
 )
 from claude_hitl_template.domain.people import Principal, Workspace
+from claude_hitl_template.domain.sign_in import BrowserSession, Login
 from claude_hitl_template.errors import Conflict
 from claude_hitl_template.store.backend import NAME_TAKEN, OPEN, Reply
 from claude_hitl_template.store.protocol import AuditFilter, Order, TimeRange, TranscriptKey
@@ -31,8 +32,10 @@ from claude_hitl_template.store.tables import (
     audit_checkpoints,
     audit_entries,
     audit_heads,
+    browser_sessions,
     events,
     kept_decisions,
+    logins,
     principals,
     replies,
     sessions,
@@ -142,6 +145,42 @@ class SqlTx:
             raise Conflict(NAME_TAKEN)
         row = {"id": principal.id, "name": principal.name, "external_id": principal.external_id}
         await self._upsert(principals, {**row, "doc": _document(principal)})
+
+    # -- signing in
+
+    async def login(self, principal_id: str) -> Login | None:
+        query = sa.select(logins.c.doc).where(logins.c.principal_id == principal_id)
+        row = await self._one(query.with_for_update() if self._locking else query)
+        return _noun(Login, row) if row else None
+
+    async def put_login(self, login: Login) -> None:
+        row = {"principal_id": login.principal_id, "doc": _document(login)}
+        statement = self._insert(logins).values(row)
+        await self._c.execute(
+            statement.on_conflict_do_update(
+                index_elements=[logins.c.principal_id], set_={"doc": statement.excluded["doc"]}
+            )
+        )
+
+    async def browser_session(self, token_hash: str) -> BrowserSession | None:
+        query = sa.select(browser_sessions.c.doc).where(browser_sessions.c.token_hash == token_hash)
+        row = await self._one(query.with_for_update() if self._locking else query)
+        return _noun(BrowserSession, row) if row else None
+
+    async def browser_sessions(self, principal_id: str) -> list[BrowserSession]:
+        query = sa.select(browser_sessions.c.doc).where(browser_sessions.c.principal_id == principal_id)
+        return [_noun(BrowserSession, row) for row in await self._all(query)]
+
+    async def put_browser_session(self, session: BrowserSession) -> None:
+        names = ("id", "token_hash", "principal_id", "expires_at")
+        row = {name: getattr(session, name) for name in names}
+        await self._upsert(browser_sessions, {**row, "doc": _document(session)})
+
+    async def delete_browser_session(self, session_id: str) -> None:
+        await self._c.execute(sa.delete(browser_sessions).where(browser_sessions.c.id == session_id))
+
+    async def forget_browser_sessions(self, now: datetime) -> None:
+        await self._c.execute(sa.delete(browser_sessions).where(browser_sessions.c.expires_at <= now))
 
     # -- sessions
 

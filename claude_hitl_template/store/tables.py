@@ -77,6 +77,26 @@ principals = Table(
     Column("doc", JSON, nullable=False),
 )
 
+# How users sign in: the hashes of their passwords, and what a sign-in provider's groups gave them.
+logins = Table(
+    "logins",
+    metadata,
+    Column("principal_id", Name, primary_key=True),
+    Column("doc", JSON, nullable=False),
+)
+
+browser_sessions = Table(
+    "browser_sessions",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("token_hash", Name, nullable=False, unique=True),
+    Column("principal_id", Name, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("doc", JSON, nullable=False),
+    Index("ix_browser_sessions_principal", "principal_id"),
+    Index("ix_browser_sessions_expiry", "expires_at"),
+)
+
 sessions = Table(
     "sessions",
     metadata,

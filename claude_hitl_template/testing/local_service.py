@@ -33,6 +33,9 @@ from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.signin.cookies import Signer
+from claude_hitl_template.signin.pages import build_sign_in_app, with_sign_in
+from claude_hitl_template.signin.service import SignIn
 from claude_hitl_template.store.access import Authority, Dispatcher, client
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
@@ -144,8 +147,10 @@ async def serve_in_process(
                 wrong_keys_per_minute=wrong_keys_per_minute,
             )
             api = build_app(service)
+            sign_in = SignIn(clients, Signer(ledger.signing_key), passwords=service.passwords)
+            served = with_sign_in(api, build_sign_in_app(sign_in))
             driven = _supervising(ledger, settings, known, floor) if driving else contextlib.nullcontext()
-            async with _serving(_mounted(api, clients, ledger.signing_key), listener), driven:
+            async with _serving(_mounted(served, clients, ledger.signing_key), listener), driven:
                 yield LocalService(settings.base_url, keys, store, folder, api)
 
 
@@ -230,7 +235,7 @@ def _listener() -> socket.socket:
     return listener
 
 
-def _mounted(api: FastAPI, store: Clients, signing_key: SigningKey) -> ASGIApp:
+def _mounted(api: ASGIApp, store: Clients, signing_key: SigningKey) -> ASGIApp:
     """Mounts the model endpoint and the API under ROUTE, as in the cluster."""
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     problems.install(outer)

@@ -20,6 +20,7 @@ from claude_hitl_template.domain.models import (
     Supervised,
 )
 from claude_hitl_template.domain.people import Principal, Workspace
+from claude_hitl_template.domain.sign_in import BrowserSession, Login
 from claude_hitl_template.errors import Conflict
 from claude_hitl_template.store.backend import NAME_TAKEN, OPEN, Reply, Tx
 from claude_hitl_template.store.protocol import AuditFilter, Order, TimeRange, TranscriptKey
@@ -41,6 +42,8 @@ class _State:
     keys: dict[str, ApiKey] = field(default_factory=dict[str, ApiKey])
     workspaces: dict[str, Workspace] = field(default_factory=dict[str, Workspace])
     principals: dict[str, Principal] = field(default_factory=dict[str, Principal])
+    logins: dict[str, Login] = field(default_factory=dict[str, Login])
+    browser_sessions: dict[str, BrowserSession] = field(default_factory=dict[str, BrowserSession])
     sessions: dict[str, Session] = field(default_factory=dict[str, Session])
     events: dict[str, tuple[Event, ...]] = field(default_factory=dict[str, tuple[Event, ...]])
     approvals: dict[str, Approval] = field(default_factory=dict[str, Approval])
@@ -128,6 +131,28 @@ class _MemoryTx:
             if other.id != principal.id and same:
                 raise Conflict(NAME_TAKEN)
         self._s.principals[principal.id] = principal
+
+    async def login(self, principal_id: str) -> Login | None:
+        return self._s.logins.get(principal_id)
+
+    async def put_login(self, login: Login) -> None:
+        self._s.logins[login.principal_id] = login
+
+    async def browser_session(self, token_hash: str) -> BrowserSession | None:
+        return next((one for one in self._s.browser_sessions.values() if one.token_hash == token_hash), None)
+
+    async def browser_sessions(self, principal_id: str) -> list[BrowserSession]:
+        return [one for one in self._s.browser_sessions.values() if one.principal_id == principal_id]
+
+    async def put_browser_session(self, session: BrowserSession) -> None:
+        self._s.browser_sessions[session.id] = session
+
+    async def delete_browser_session(self, session_id: str) -> None:
+        self._s.browser_sessions.pop(session_id, None)
+
+    async def forget_browser_sessions(self, now: datetime) -> None:
+        kept = {k: one for k, one in self._s.browser_sessions.items() if one.expires_at > now}
+        self._s.browser_sessions = kept
 
     async def session(self, session_id: str) -> Session | None:
         return self._s.sessions.get(session_id)

@@ -62,6 +62,8 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "POST /v1/admin/principals": ADMINS,
     "GET /v1/admin/principals/{principal_id}": ADMINS,
     "POST /v1/admin/principals/{principal_id}": ADMINS,
+    "PUT /v1/admin/principals/{user_id}/password": ADMINS,
+    "DELETE /v1/admin/principals/{user_id}/browser_sessions": ADMINS,
     "GET /v1/admin/keys": MANAGERS,
     "POST /v1/admin/keys": MANAGERS,
     "DELETE /v1/admin/keys/{key_id}": MANAGERS,

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from claude_hitl_template.domain import events
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.models import Agent, Environment
+from claude_hitl_template.domain.sign_in import ProviderUser
 from claude_hitl_template.errors import ConfigError, InvalidInput
 from claude_hitl_template.store.backup import Copied, back_up, restore
 from claude_hitl_template.store.connect import migrate
@@ -209,6 +210,26 @@ async def test_a_backup_of_a_newer_version_is_refused(
             new.writestr(name, json.dumps(head) if head else old.read(name))
     with pytest.raises(InvalidInput, match=said):
         restore(url, tmp_path / "n.zip", force=True)
+
+
+async def test_passwords_come_back_and_sessions_of_browsers_do_not(place: object, tmp_path: Path):
+    source, target = place("sqlite"), place("sqlite")  # type: ignore[operator]
+    async with opened(source) as store:
+        user = await store.put_provider_user(ProviderUser(external_id="i|1", issuer_host="i", name="ann"))
+        await store.set_password(user.id, "hash of the password")
+        await store.add_browser_session(user.id, "hash of a token", way="provider")
+    back_up(source, tmp_path / "b.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip") as archive:
+        assert b"hash of a token" not in b"".join(archive.read(name) for name in archive.namelist())
+    async with opened(target) as store:
+        other = await store.put_provider_user(ProviderUser(external_id="i|2", issuer_host="i", name="bob"))
+        await store.add_browser_session(other.id, "hash of another token", way="provider")
+    restore(target, tmp_path / "b.zip", force=True)
+    async with opened(target) as store:
+        found = await store.find_password("ann")
+        assert found is not None
+        assert found.password_hash == "hash of the password"
+        assert await store.list_browser_sessions(user.id) == await store.list_browser_sessions(other.id) == []
 
 
 async def test_a_backup_of_an_earlier_version_lacks_what_this_one_added(place: object, tmp_path: Path):

@@ -66,6 +66,7 @@ BODIES: dict[str, Any] = {
     "PUT /v1/admin/workspaces/{workspace_id}/members/{principal_id}": {"roles": ["viewer"]},
     "POST /v1/admin/principals": {"kind": "user", "name": "x"},
     "POST /v1/admin/principals/{principal_id}": {"groups": ["x"]},
+    "PUT /v1/admin/principals/{user_id}/password": {"password": "x"},
 }  # fmt: skip
 
 

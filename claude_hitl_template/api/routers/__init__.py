@@ -9,6 +9,7 @@ from claude_hitl_template.api.routers import (
     events,
     health,
     internal,
+    passwords,
     secrets,
     sessions,
     workspace,
@@ -32,5 +33,6 @@ ROUTERS = (
     admin.managed,
     admin.router,
     admin.operator,
+    passwords.router,
     secrets.router,
 )

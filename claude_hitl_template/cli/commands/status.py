@@ -20,7 +20,13 @@ from claude_hitl_template.cli.host import panel, postgres, run_record, service
 from claude_hitl_template.cli.host.processes import temp_dir
 from claude_hitl_template.cli.terminal.sessions import state
 from claude_hitl_template.config.build_info import describe_origin
-from claude_hitl_template.config.secret_files import read_api_key, read_panel_login, read_ray_token
+from claude_hitl_template.config.secret_files import (
+    ADMIN,
+    read_admin_password,
+    read_api_key,
+    read_panel_login,
+    read_ray_token,
+)
 from claude_hitl_template.config.settings import Settings, variable
 from claude_hitl_template.errors import HitlError
 from claude_hitl_template.presentation.text import size, visible
@@ -40,7 +46,7 @@ def status(
         bool,
         typer.Option(
             "--show-secrets",
-            help="Also shows the API key, the panel's login and Ray's token.",
+            help="Also shows the API key, the panel's login, the first user's password and Ray's token.",
         ),
     ] = False,
     profile: Profile = None,
@@ -223,8 +229,10 @@ def _secrets(settings: Settings) -> dict[str, str]:
     """What a user needs to get in, by what it is for. Raises ConfigError when nothing was started yet."""
     login = read_panel_login(settings)
     entry = {"login": f"{panel.ADMIN}, password {login[1]}"} if settings.panel and login else {}
+    password = read_admin_password(settings)
+    first = {"sign-in": f"{ADMIN}, first password {password}"} if password else {}
     token = read_ray_token(settings)
-    return {"API key": read_api_key(settings), **entry, **({"Ray's token": token} if token else {})}
+    return {"API key": read_api_key(settings), **entry, **first, **({"Ray's token": token} if token else {})}
 
 
 def _work(settings: Settings) -> dict[str, Any] | str:

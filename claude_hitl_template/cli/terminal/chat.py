@@ -26,6 +26,7 @@ from claude_hitl_template.cli.terminal.conversation import (
 from claude_hitl_template.cli.terminal.dialogue import Body, Decider, scripted
 from claude_hitl_template.cli.terminal.render import approval_view, event_lines
 from claude_hitl_template.config.secret_files import (
+    ADMIN,
     API_KEY,
     SecretFiles,
     forget_model_key,
@@ -147,6 +148,12 @@ def panel_line(settings: Settings) -> str:
     return f"Panel      {settings.panel_url}   ({how})" if settings.panel else ""
 
 
+def pages_line(settings: Settings) -> str:
+    """Where people decide in a browser, and how to sign in for the first time."""
+    how = f"sign in as {ADMIN}; ./hitl status --show-secrets shows the first password"
+    return f"Inbox      {settings.pages_url}/inbox   ({how})"
+
+
 def export_line(settings: Settings) -> str:
     """A line to copy into a shell in which a client of the service is to run. The key stays in its file."""
     key = shlex.quote(str(settings.secrets_dir / API_KEY))
@@ -172,7 +179,10 @@ def _bring_up(settings: Settings, *, make_postgres: bool) -> str | None:
     prepared = prepare(settings)
     if settings.anthropic_api_key is None and forget_model_key(settings) and read_model_key(settings) is None:
         say("ANTHROPIC_API_KEY is no longer set: from now on the offline model answers in every session")
-    if settings.anthropic_api_key is not None and SecretFiles(settings.secrets_dir).names():
+    if (
+        settings.anthropic_api_key is not None
+        and "ANTHROPIC_API_KEY" in SecretFiles(settings.secrets_dir).names()
+    ):
         say(
             "ANTHROPIC_API_KEY is set, but the one that was sent is used: ./hitl secrets remove ANTHROPIC_API_KEY"
         )

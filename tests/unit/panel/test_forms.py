@@ -11,8 +11,8 @@ from kodosumi.service.inputs.forms import Model
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.models import Agent, ApprovalState, Decision, Environment, Session, utcnow
 from claude_hitl_template.panel import forms
-from claude_hitl_template.panel import submissions as decide
 from claude_hitl_template.panel.forms import Elements, Filled
+from claude_hitl_template.presentation import submissions as decide
 from tests.unit.panel.html import Reader
 from tests.unit.panel.made import QUESTIONS, approval, asked
 from tests.unit.panel.nasty import inputs, texts, tools

@@ -3,7 +3,8 @@
 import pytest
 from hypothesis import given
 
-from claude_hitl_template.panel.markup import inert, markdown, text
+from claude_hitl_template.panel.markup import inert
+from claude_hitl_template.presentation.html import markdown, text
 from tests.unit.panel.components import diff, facts, fold, line, shortened
 from tests.unit.panel.html import Reader
 from tests.unit.panel.nasty import PAYLOADS, texts

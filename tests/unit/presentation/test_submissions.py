@@ -6,7 +6,7 @@ import pytest
 
 from claude_hitl_template.domain.models import Agent, Environment
 from claude_hitl_template.errors import InvalidInput
-from claude_hitl_template.panel.submissions import (
+from claude_hitl_template.presentation.submissions import (
     FormErrors,
     confirmations,
     next_message,
