@@ -26,8 +26,9 @@ from claude_hitl_template.domain.audit.signing import keys_of_jwks
 from claude_hitl_template.domain.audit.verification import verify
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.events import UserInterrupt
-from claude_hitl_template.domain.models import Agent, Environment, Usage, utcnow
-from claude_hitl_template.domain.people import Actor
+from claude_hitl_template.domain.models import Agent, Environment, Usage, new_id, utcnow
+from claude_hitl_template.domain.people import Actor, Principal, Role, Workspace
+from claude_hitl_template.domain.sign_in import ProviderUser
 from claude_hitl_template.errors import InternalError
 from claude_hitl_template.files.manifest import CHUNK_BYTES, Manifest, SavedFile, blob_name
 from claude_hitl_template.store.access import OPENED, Authority
@@ -50,8 +51,11 @@ SMALL = frozenset({
     "add_key", "find_identity", "get_key", "list_keys", "revoke_key", "rotate_key", "set_first_key", "list_kept_decisions",
     "last_seq", "begin_turn", "hold", "defer", "remind", "release", "save_workspace",
     "missing_blobs", "add_files", "workspace_file", "list_transcripts", "delete_transcripts", "delete_session", "give_up",
-    "list_audit", "begin_export", "export_audit", "audit_keys", "approval_receipt",
-    "tell_waiting", "drop_lease", "supervised", "existing", "wait_supervised", "expire_due", "retire", "ping",
+    "note_key_use", "add_workspace", "change_workspace", "get_workspace", "list_workspaces", "add_principal",
+    "change_principal", "get_principal", "find_principal", "list_principals", "set_password", "find_password",
+    "add_browser_session", "find_browser_session", "list_browser_sessions", "end_browser_sessions",
+    "note_failed_sign_in", "put_provider_user", "list_audit", "begin_export", "export_audit", "audit_keys",
+    "approval_receipt", "tell_waiting", "drop_lease", "supervised", "existing", "wait_supervised", "expire_due", "retire", "ping",
 })  # fmt: skip
 METHODS = frozenset().union(*OPENED.values())
 
@@ -311,6 +315,34 @@ async def keys_and_what_is_kept(store: Any) -> None:
     assert (await store.rotate_key(spare.id, "rotated hash")).id == spare.id
     assert (await store.revoke_key(spare.id)).revoked_at
     await store.list_kept_decisions(limit=10)
+    await store.note_key_use(other.id, utcnow())
+    await people(store)
+
+
+async def people(store: Any) -> None:
+    made = await store.add_workspace(Workspace(id=new_id("wrkspc"), name="payments", created_at=utcnow()))
+    changed = await store.change_workspace(made.id, {"separation_of_duties": True})
+    assert await store.get_workspace(made.id) == changed
+    assert changed in await store.list_workspaces()
+    user = await store.add_principal(
+        Principal(
+            id=new_id("user"), kind="user", name="eve", created_at=utcnow(), roles={made.id: (Role.VIEWER,)}
+        )
+    )
+    user = await store.change_principal(user.id, {"groups": ["ops"]})
+    assert await store.get_principal(user.id) == await store.find_principal(name="eve") == user
+    assert user in await store.list_principals()
+    assert await store.set_password(user.id, "password hash")
+    assert (await store.find_password("eve")).password_hash == "password hash"
+    session = await store.add_browser_session(
+        user.id, "token hash", way="password", password_hash="password hash"
+    )
+    assert (await store.find_browser_session("token hash", seen_s=60)).session == session
+    assert await store.list_browser_sessions(user.id) == [session]
+    await store.end_browser_sessions(user.id)
+    await store.note_failed_sign_in("attempt_1", user.id, way="password", network="192.0.2.0")
+    known = ProviderUser(external_id="https://idp.example.org#1", issuer_host="idp.example.org", name="zoe")
+    assert (await store.put_provider_user(known)).name == "zoe"
 
 
 async def test_every_call_of_the_store_gets_through_at_its_largest_size(store: Weighed) -> None:
