@@ -55,7 +55,8 @@ SMALL = frozenset({
     "change_principal", "get_principal", "find_principal", "list_principals", "set_password", "find_password",
     "add_browser_session", "find_browser_session", "list_browser_sessions", "end_browser_sessions",
     "note_failed_sign_in", "put_provider_user", "list_audit", "begin_export", "export_audit", "audit_keys",
-    "approval_receipt", "tell_waiting", "drop_lease", "supervised", "existing", "wait_supervised", "expire_due", "retire", "ping",
+    "approval_receipt", "tell_waiting", "drop_lease", "supervised", "existing", "wait_supervised", "expire_due", "retire",
+    "ping",
 })  # fmt: skip
 METHODS = frozenset().union(*OPENED.values())
 
