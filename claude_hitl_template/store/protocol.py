@@ -214,7 +214,9 @@ class SignIns(Protocol):
         """The user of this name, with the stored hash of the password; None if no user has the name."""
         ...
 
-    async def set_password(self, principal_id: str, password_hash: str, *, only_first: bool = False) -> bool:
+    async def set_password(
+        self, principal_id: str, password_hash: str, *, only_first: bool = False, by: Actor = SERVICE
+    ) -> bool:
         """Sets a user's password and ends the user's browser sessions.
 
         With `only_first`, a password that is there stays, and the result is False. Raises NotFound.
@@ -262,7 +264,15 @@ class SignIns(Protocol):
 
     async def list_browser_sessions(self, principal_id: str) -> list[BrowserSession]: ...
 
-    async def end_browser_sessions(self, principal_id: str, session_id: str | None = None) -> None:
+    async def note_failed_sign_in(
+        self, attempt_id: str, principal_id: str | None, *, way: Way, network: str
+    ) -> None:
+        """Records an attempt in the audit log of the service, once. `principal_id` None: the name is not a user's."""
+        ...
+
+    async def end_browser_sessions(
+        self, principal_id: str, session_id: str | None = None, *, by: Actor = SERVICE
+    ) -> None:
         """Ends one session of the user, or all of them."""
         ...
 

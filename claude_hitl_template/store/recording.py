@@ -19,6 +19,8 @@ from claude_hitl_template.domain.models import ApiKey, Approval, StoredPolicy
 from claude_hitl_template.domain.people import EVERYWHERE, Actor, Principal, Workspace
 from claude_hitl_template.store.backend import Tx
 
+TOOL_NAME_CHARS = 200  # the model chooses it
+
 
 def record(
     tx: Tx,
@@ -57,7 +59,7 @@ def record_approval(
         "session_id": approval.session_id,
         "event_id": approval.event_id,
         "kind": approval.kind,
-        "tool_name": approval.tool_name,
+        "tool_name": approval.tool_name[:TOOL_NAME_CHARS],
         "digest": approval.digest,
         "asked_at": approval.created_at.isoformat(),
         **more,

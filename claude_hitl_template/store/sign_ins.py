@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from datetime import timedelta
 
+from claude_hitl_template.domain.audit import SERVICE_CHAIN
 from claude_hitl_template.domain.models import new_id
-from claude_hitl_template.domain.people import Principal
+from claude_hitl_template.domain.people import SERVICE, Actor, Principal
 from claude_hitl_template.domain.sign_in import (
     ABSOLUTE,
     BrowserSession,
@@ -19,8 +20,11 @@ from claude_hitl_template.errors import NotFound, Unauthorized
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase
 from claude_hitl_template.store.people import check_administered
+from claude_hitl_template.store.protocol import AuditFilter
+from claude_hitl_template.store.recording import record, record_principal
 
 NAME_CHARS = 200
+PROVIDER, UNKNOWN = Actor(name="sign-in provider"), Actor(name="unknown")  # in the audit log
 
 
 class SignInRules(StoreBase):
@@ -34,7 +38,9 @@ class SignInRules(StoreBase):
             login = await tx.login(principal.id)
             return PasswordOf(principal=principal, password_hash=login and login.password_hash)
 
-    async def set_password(self, principal_id: str, password_hash: str, *, only_first: bool = False) -> bool:
+    async def set_password(
+        self, principal_id: str, password_hash: str, *, only_first: bool = False, by: Actor = SERVICE
+    ) -> bool:
         async with self._writing("add_key") as tx:
             principal = await tx.principal(principal_id)
             if principal is None or principal.kind != "user":
@@ -45,6 +51,7 @@ class SignInRules(StoreBase):
             if login.password_hash != password_hash:
                 await tx.put_login(login.but(password_hash=password_hash, password_set_at=self._clock()))
                 await _end(tx, await tx.browser_sessions(principal_id))
+                self._record(tx, "password.changed", by, principal_id)
             return True
 
     # -- users of a sign-in provider
@@ -67,6 +74,7 @@ class SignInRules(StoreBase):
                 await check_administered(tx, found, changed)
             if changed != found:
                 await tx.put_principal(changed)
+                record_principal(tx, found, changed, PROVIDER, self._clock())
             if login.provider_roles != user.roles:
                 await tx.put_login(login.but(provider_roles=user.roles))
             return changed
@@ -105,7 +113,19 @@ class SignInRules(StoreBase):
                 expires_at=now + ABSOLUTE,
             )
             await tx.put_browser_session(made)
+            principal = await _known(tx, principal_id)
+            self._record(tx, "sign_in", principal, made.id, way=way, network=network)
             return made
+
+    async def note_failed_sign_in(
+        self, attempt_id: str, principal_id: str | None, *, way: Way, network: str
+    ) -> None:
+        this = AuditFilter(target=attempt_id)
+        async with self._writing("add_key") as tx:
+            if await tx.audit_entries(SERVICE_CHAIN, after=None, limit=1, order="asc", matching=this):
+                return
+            actor = await _known(tx, principal_id)
+            self._record(tx, "sign_in.failed", actor, attempt_id, way=way, network=network)
 
     async def _check_admitted(self, tx: Tx, principal_id: str, way: Way, password_hash: str | None) -> None:
         """Raises Unauthorized for what changed since the sign-in was checked."""
@@ -144,10 +164,24 @@ class SignInRules(StoreBase):
         async with self._reading() as tx:
             return [one for one in await tx.browser_sessions(principal_id) if not one.is_over(self._clock())]
 
-    async def end_browser_sessions(self, principal_id: str, session_id: str | None = None) -> None:
+    async def end_browser_sessions(
+        self, principal_id: str, session_id: str | None = None, *, by: Actor = SERVICE
+    ) -> None:
         async with self._writing("add_key") as tx:
             found = await tx.browser_sessions(principal_id)
-            await _end(tx, [one for one in found if session_id in (None, one.id)])
+            ended = [one for one in found if session_id in (None, one.id)]
+            await _end(tx, ended)
+            for session in ended:
+                self._record(tx, "sign_out", by, session.id, principal_id=principal_id)
+
+    def _record(self, tx: Tx, action: str, actor: Actor, target: str, **details: str) -> None:
+        record(tx, SERVICE_CHAIN, action, actor, target, details=details, now=self._clock())
+
+
+async def _known(tx: Tx, principal_id: str | None) -> Actor:
+    """Who signs in, for the audit log. What was typed as a name is not recorded: it may be a password."""
+    principal = None if principal_id is None else await tx.principal(principal_id)
+    return UNKNOWN if principal is None else Actor(name=principal.name, principal_id=principal.id)
 
 
 async def _end(tx: Tx, sessions: list[BrowserSession]) -> None:

@@ -8,7 +8,8 @@ import pytest
 import structlog
 
 from claude_hitl_template.config.secret_files import ADMIN
-from claude_hitl_template.domain.people import SERVICE, Role
+from claude_hitl_template.domain.audit import SERVICE_CHAIN
+from claude_hitl_template.domain.people import SERVICE, Actor, Role
 from claude_hitl_template.domain.sign_in import ABSOLUTE, IDLE
 from claude_hitl_template.errors import Unauthorized
 from claude_hitl_template.signin.setup import make_first_user
@@ -469,3 +470,52 @@ async def test_the_first_start_makes_an_admin_once(store: CoreStore) -> None:
     await store.set_password(admin.id, await PASSWORDS.hash(NEW))
     await make_first_user(store, PASSWORDS, "the generated one")
     assert (await browser.at(replica(store)).sign_in(ADMIN, "the generated one")).status_code == 401
+
+
+# -- the audit log
+
+
+async def test_sign_ins_failures_and_sign_outs_are_recorded_and_never_what_was_typed(
+    store: CoreStore,
+) -> None:
+    user = await add_user(store)
+    browser = Browser(replica(store))
+    typed = "a password in the field of the name"
+    assert (await browser.sign_in(typed, PASSWORD)).status_code == 401
+    assert (await browser.sign_in(password="wrong and secret")).status_code == 401
+    await browser.sign_in()
+    await browser.post("/sign-out", {"csrf": await browser.csrf()})
+    found = (await store.list_audit(SERVICE_CHAIN, limit=100, order="asc")).data
+    signs = [(entry.action, entry.actor.id) for entry in found if entry.action.startswith("sign_")]
+    assert signs == [
+        ("sign_in.failed", None),
+        ("sign_in.failed", user.id),
+        ("sign_in", user.id),
+        ("sign_out", user.id),
+    ]
+    text = "".join(entry.model_dump_json() for entry in found)
+    for secret in (typed, PASSWORD, "wrong and secret", browser.cookies.get("hitl_session", "none")):
+        assert secret not in text
+    begun, ended = found[-2:]
+    assert begun.target == ended.target
+    assert begun.details["way"] == "password"
+
+
+async def test_a_failed_sign_in_whose_answer_was_lost_is_recorded_once(store: CoreStore) -> None:
+    for _ in range(2):
+        await store.note_failed_sign_in("attempt_1", None, way="password", network="192.0.2.0")
+    [entry] = (await store.list_audit(SERVICE_CHAIN, limit=100)).data
+    assert (entry.action, entry.target) == ("sign_in.failed", "attempt_1")
+
+
+async def test_a_changed_password_is_recorded_under_who_changed_it(store: CoreStore) -> None:
+    user = await add_user(store)
+    by = Actor(name="admin", principal_id="user_admin")
+    for _ in range(2):
+        await store.set_password(user.id, "another hash", by=by)
+    found = (await store.list_audit(SERVICE_CHAIN, limit=100)).data
+    changes = [
+        entry for entry in found if (entry.action, entry.actor.id) == ("password.changed", "user_admin")
+    ]
+    assert [entry.target for entry in changes] == [user.id]
+    assert "another hash" not in found[0].model_dump_json()
