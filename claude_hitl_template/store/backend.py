@@ -42,7 +42,12 @@ class Reply:
 
 
 class Tx(Protocol):
-    """One transaction. Leaving its context normally commits, durably; leaving it by an error undoes everything."""
+    """One transaction. Leaving its context normally commits, durably; leaving it by an error undoes everything.
+
+    `changed_approvals`: those that were put, in order.
+    """
+
+    changed_approvals: list[Approval]
 
     async def add_key(self, key: ApiKey) -> None: ...
     async def find_key(self, secret_hash: str) -> ApiKey | None: ...

@@ -14,11 +14,20 @@ from claude_hitl_template.store.owners import OwnerRules
 from claude_hitl_template.store.people import PeopleRules
 from claude_hitl_template.store.sign_ins import SignInRules
 from claude_hitl_template.store.supervision import SupervisorRules
+from claude_hitl_template.store.waiting import WaitingRules
 from claude_hitl_template.store.workspaces import WorkspaceRules
 
 
 class CoreStore(
-    KeyRules, PeopleRules, SignInRules, ClientRules, OwnerRules, SupervisorRules, WorkspaceRules, StoreBase
+    KeyRules,
+    PeopleRules,
+    SignInRules,
+    ClientRules,
+    OwnerRules,
+    SupervisorRules,
+    WaitingRules,
+    WorkspaceRules,
+    StoreBase,
 ):
     """Implements `store.protocol.Store` over any Backend. `clock` returns the current time.
 

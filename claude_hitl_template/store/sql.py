@@ -66,6 +66,7 @@ class SqlTx:
 
     def __init__(self, connection: Executor, *, locking: bool = False) -> None:
         self._c, self._locking = connection, locking
+        self.changed_approvals: list[Approval] = []
         dialect = connection.dialect.name
         self._insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
 
@@ -348,6 +349,7 @@ class SqlTx:
         return _noun(Approval, row) if row else None
 
     async def put_approval(self, approval: Approval) -> None:
+        self.changed_approvals.append(approval)
         row = {
             name: getattr(approval, name)
             for name in (

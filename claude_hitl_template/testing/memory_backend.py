@@ -79,6 +79,7 @@ class MemoryBackend:
 class _MemoryTx:
     def __init__(self, state: _State) -> None:
         self._s = state
+        self.changed_approvals: list[Approval] = []
 
     async def add_key(self, key: ApiKey) -> None:
         self._s.keys[key.secret_hash] = key
@@ -265,6 +266,7 @@ class _MemoryTx:
         return next((a for a in mine if call_id in (a.event_id, a.call_id)), None)
 
     async def put_approval(self, approval: Approval) -> None:
+        self.changed_approvals.append(approval)
         self._s.approvals[approval.id] = approval
 
     async def open_approvals(self, session_id: str) -> list[Approval]:
