@@ -36,6 +36,7 @@ WRITES = (
     "tell_waiting",
     "save_workspace",
     "add_files",
+    "begin_export",
 )
 # Steps outside of the Store: reached before and after each.
 STEPS = (

@@ -14,7 +14,7 @@ from claude_hitl_template.domain import events
 from claude_hitl_template.domain.canonical_json import call_digest
 from claude_hitl_template.domain.events import UserMessage
 from claude_hitl_template.domain.models import Agent, Approval, Environment, Session, new_id, utcnow
-from claude_hitl_template.domain.people import SERVICE, Role
+from claude_hitl_template.domain.people import SERVICE, Role, Workspace
 from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
 from claude_hitl_template.inbox.app import build_inbox_app
 from claude_hitl_template.inbox.live import Live
@@ -113,7 +113,10 @@ async def desk(store: CoreStore | None = None) -> AsyncIterator[Desk]:
     """A desk over this store, or one in memory."""
     store = store or CoreStore(MemoryBackend())
     signed_in = SignedIn()
-    first, second = [await store.add_workspace(name, by=SERVICE) for name in ("First", "Second")]
+    first, second = [
+        await store.add_workspace(Workspace(id=new_id("wrkspc"), name=name, created_at=utcnow()), by=SERVICE)
+        for name in ("First", "Second")
+    ]
     signed_in.add("ann", {first.id: (Role.APPROVER, Role.REQUESTER)})
     signed_in.add("bob", {second.id: (Role.APPROVER, Role.REQUESTER)})
     signed_in.add("eve", {first.id: (Role.APPROVER,), second.id: (Role.APPROVER,)})

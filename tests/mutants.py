@@ -127,12 +127,14 @@ MUTANTS = {
             "StoreBase._writing",
             """async with self._backend.begin(write=True) as tx:
         yield tx
+        await append(tx, self._signer)
         await fault_points.reach(f"{point}.before_commit")
 """,
             """undone = type("Undone", (Exception,), {})
     try:
         async with self._backend.begin(write=True) as tx:
             yield tx
+            await append(tx, self._signer)
             if point == "send_events":
                 raise undone
     except undone:
@@ -153,6 +155,33 @@ MUTANTS = {
             "session.lease is not None or session.updated_at >= before",
             "True:\n        return True\n    if False",
         ),
+    ),
+    "what_failed_is_recorded": _mutant(
+        "test_a_decision_and_its_entry_in_the_audit_log_are_committed_together",
+        (
+            "store.base",
+            "StoreBase._writing",
+            """async with self._backend.begin(write=True) as tx:
+        yield tx
+        await append(tx, self._signer)
+        await fault_points.reach(f"{point}.before_commit")
+""",
+            """drafts = []
+    try:
+        async with self._backend.begin(write=True) as tx:
+            drafts = tx.drafts
+            yield tx
+            await fault_points.reach(f"{point}.before_commit")
+    finally:
+        async with self._backend.begin(write=True) as later:
+            later.drafts.extend(drafts)
+            await append(later, self._signer)
+""",
+        ),
+    ),
+    "chains_fork": _mutant(
+        "test_a_decision_and_its_entry_in_the_audit_log_are_committed_together",
+        ("store.recording", "append", "await tx.audit_head(workspace_id)", "Head()"),
     ),
     "epochs_are_not_raised": _mutant(
         "test_an_owner_that_is_replaced_hears_of_it",

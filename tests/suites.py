@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree  # of a report that pytest wrote here
 
 ROOT = Path(__file__).parents[1]
 GREEN = ROOT / "tests" / "green.json"
 BASE_VARIABLE = "HITL_TEST_BASE"  # the commit that the change is compared with; default: the first parent
 PACKAGE = "claude_hitl_template/"
 LANES = 2
+WHY_CHARS = 300
 PATIENCE = 3  # times what a suite takes, after which it hangs
 EVERYWHERE = ("pyproject.toml", "requirements", "tests/conftest.py", "tests/tiers.py", "tests/suites.py")
 # What every conversation goes through.
@@ -161,31 +164,35 @@ def _rotated(suites: list[Suite], turn: int) -> list[Suite]:
 
 @dataclass(frozen=True)
 class Ran:
+    """`failed`: the tests of the suite that failed; empty also for a suite that was ended or could not begin."""
+
     suite: Suite
     seconds: float
     passed: bool
+    failed: tuple[str, ...] = ()
 
 
-def within(
-    budget_s: float, suites: Iterable[Suite], run: Callable[[Suite], bool], clock: Callable[[], float]
-) -> list[Ran]:
+type Run = Callable[[Suite], tuple[bool, tuple[str, ...]]]  # whether it passed, and which tests failed
+
+
+def within(budget_s: float, suites: Iterable[Suite], run: Run, clock: Callable[[], float]) -> list[Ran]:
     """Runs suites whose cost fits into the rest of the budget, one by one. A running suite is not interrupted."""
     began, ran = clock(), list[Ran]()
     for suite in suites:
         before = clock()
         if before - began + suite.seconds <= budget_s:
-            passed = run(suite)
-            ran.append(Ran(suite, clock() - before, passed))
+            passed, failed = run(suite)
+            ran.append(Ran(suite, clock() - before, passed, failed))
     return ran
 
 
-def every(suites: Sequence[Suite], run: Callable[[Suite], bool], clock: Callable[[], float]) -> list[Ran]:
+def every(suites: Sequence[Suite], run: Run, clock: Callable[[], float]) -> list[Ran]:
     """Runs all suites: those that keep every CPU busy one by one, then the others, which mostly wait, concurrently."""
 
     def timed(suite: Suite) -> Ran:
         before = clock()
-        passed = run(suite)
-        return Ran(suite, clock() - before, passed)
+        passed, failed = run(suite)
+        return Ran(suite, clock() - before, passed, failed)
 
     busy = [timed(suite) for suite in suites if suite.busy]
     with ThreadPoolExecutor(LANES) as lanes:
@@ -204,18 +211,36 @@ def _ends_well(command: Sequence[str], limit_s: float) -> bool:
         return False
 
 
-def run_suite(suite: Suite, *, at_once: bool) -> bool:
-    """Runs a suite. With `at_once`, its output is shown while it runs, otherwise when it has ended."""
-    command = [sys.executable, "-m", "pytest", "--tier=slow", "-q", *arguments(suite)]
+def run_suite(suite: Suite, *, at_once: bool) -> tuple[bool, tuple[str, ...]]:
+    """Runs a suite; returns whether it passed, and the tests that failed. With `at_once`, its output is shown while it runs,
+    otherwise when it has ended."""
     title = f"\n== slow: {suite.name} (about {suite.seconds} s)"
-    if at_once:
-        print(title, flush=True)
-        return _ends_well(command, PATIENCE * suite.seconds)
-    done = subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
-    print(f"{title}\n{done.stdout}", flush=True)
-    return done.returncode == 0
+    with tempfile.TemporaryDirectory(prefix="hitl-suite-") as folder:
+        report = Path(folder) / "report.xml"
+        options = ["--tier=slow", "-q", f"--junit-xml={report}"]
+        command = [sys.executable, "-m", "pytest", *options, *arguments(suite)]
+        if at_once:
+            print(title, flush=True)
+            passed = _ends_well(command, PATIENCE * suite.seconds)
+        else:
+            done = subprocess.run(
+                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            )
+            print(f"{title}\n{done.stdout}", flush=True)
+            passed = done.returncode == 0
+        return passed, failed_in(report)
+
+
+def failed_in(report: Path) -> tuple[str, ...]:
+    """The tests that failed by pytest's report, each with the first line of why; () if there is no report."""
+    if not report.exists():
+        return ()
+    found = list[str]()
+    for case in ElementTree.parse(report).iter("testcase"):
+        for problem in (*case.findall("failure"), *case.findall("error")):
+            why = (problem.get("message") or "").partition("\n")[0][:WHY_CHARS]
+            found.append(f"{case.get('classname')}::{case.get('name')}: {why}")
+    return tuple(found)
 
 
 # -- what git knows
@@ -260,7 +285,7 @@ def told(suites: Sequence[Suite], ran: Iterable[Ran], green: Green) -> list[str]
             end = f"passed in {one.seconds:.0f} s"
         elif one is not None:
             unknown = "" if last else "; no run of it that passed is recorded"
-            end = f"FAILED in {one.seconds:.0f} s{unknown}"
+            end = "\n    ".join([f"FAILED in {one.seconds:.0f} s{unknown}", *one.failed])
         elif last is not None:
             end = f"did not run (about {suite.seconds} s); last recorded to pass at {last['commit']}, {last['day']}"
         else:

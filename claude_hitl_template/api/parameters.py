@@ -69,6 +69,10 @@ PageToken = Annotated[
     NonEmpty | Omitted,
     Query(description="`next_page` of the previous response to the same request: same filters, same order."),
 ]
+Seq = Annotated[
+    Annotated[int, Field(ge=1), BeforeValidator(_digits)],
+    Query(description="The number of the first entry that is exported."),
+]
 Order = Annotated[Literal["asc", "desc"], Query(description="By creation: oldest or newest first.")]
 Version = Annotated[
     Annotated[int, Field(ge=1), BeforeValidator(_digits)] | Omitted,

@@ -356,6 +356,76 @@ class KeptDecisions(_Resource):
     next_page: str | None
 
 
+class AuditActor(_Resource):
+    """Who did something. `id` is a principal's, null for the service and for remembered rules."""
+
+    id: str | None
+    name: str
+    key_id: str | None
+
+
+class AuditEntry(_Resource):
+    """An entry of an audit log. `hash` is the SHA-256 of the RFC 8785 JSON of everything else in it."""
+
+    type: Literal["audit_entry"]
+    workspace_id: str
+    seq: int
+    time: datetime
+    actor: AuditActor
+    action: str
+    target: str
+    details: dict[str, Any]
+    previous: str
+    hash: str
+
+
+class AuditEntries(_Resource):
+    """One page of a listing."""
+
+    data: list[AuditEntry]
+    next_page: str | None
+
+
+class AuditKey(_Resource):
+    """An Ed25519 public key as a JWK (RFC 8037). `kid` is its RFC 7638 thumbprint."""
+
+    kty: Literal["OKP"]
+    crv: Literal["Ed25519"]
+    x: str
+    kid: str
+
+
+class AuditKeys(_Resource):
+    """A JWK set (RFC 7517)."""
+
+    keys: list[AuditKey]
+
+
+class ReceiptDecision(_Resource):
+    """What the closing entry of a receipt says; `details` names the call by digest, and the result."""
+
+    action: str
+    time: datetime
+    actor: AuditActor
+    details: dict[str, Any]
+    seq: int
+    hash: str
+
+
+class Receipt(_Resource):
+    """A proof of what was decided on a call. `signature` is over the RFC 8785 JSON of everything else in it."""
+
+    type: Literal["approval_receipt"]
+    workspace_id: str
+    approval_id: str
+    decision: ReceiptDecision
+    entries: list[AuditEntry]
+    time: datetime
+    public_key: AuditKey
+    key_id: str
+    signature: str
+
+
 class Sessions(_Resource):
     """One page of a listing."""
 

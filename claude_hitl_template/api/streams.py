@@ -1,6 +1,7 @@
 """Server-sent events of one session: committed events in order, previews between them, and pings."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ class EventStream:
     previews: frozenset[str]
 
     async def messages(self) -> AsyncIterator[str]:
-        """Yields messages until the session is terminated or deleted, or the key is revoked."""
+        """Yields messages until the session is terminated or deleted, or the key opens nothing any more (an error)."""
         yield CONNECTED
         opened = set[str]()
         subscription = self.followers.subscribe(
@@ -51,8 +52,9 @@ class EventStream:
                         return
                 if not found:
                     yield PING
+            yield _refused()
         except Unauthorized:
-            return
+            yield _refused()
         except NotFound:
             yield Message(_deleted()).frame
         finally:
@@ -82,6 +84,12 @@ class EventStream:
 async def ended() -> AsyncIterator[str]:
     """A stream with nothing more to say."""
     yield CONNECTED
+
+
+def _refused() -> str:
+    """The protocol's error frame, for which the official SDK raises: the answer of 200 is sent already."""
+    error = {"type": "authentication_error", "message": "this API key has expired or was revoked"}
+    return f"event: error\ndata: {json.dumps({'type': 'error', 'error': error})}\n\n"
 
 
 def _deleted() -> dict[str, Any]:

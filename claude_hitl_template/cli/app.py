@@ -7,6 +7,7 @@ import typer
 from claude_hitl_template import __version__, code_version
 from claude_hitl_template.cli import completion
 from claude_hitl_template.cli.commands import (
+    audit,
     backup,
     bench,
     chaos,
@@ -119,6 +120,7 @@ def down() -> None:
 app.command(rich_help_panel=_OPERATE)(doctor.doctor)
 app.command(rich_help_panel=_OPERATE)(logs.logs)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
+app.add_typer(audit.app, name="audit", rich_help_panel=_OPERATE)
 app.add_typer(users.app, name="users", rich_help_panel=_OPERATE)
 app.add_typer(workspaces.app, name="workspaces", rich_help_panel=_OPERATE)
 app.add_typer(secrets.app, name="secrets", rich_help_panel=_OPERATE)

@@ -62,19 +62,29 @@ class Client:
         *,
         patience_s: float = 0.0,
         say: Callable[[str], None] = lambda _: None,
+        workspace: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.base_url, self._patience_s, self._say = base_url, patience_s, say
+        chosen = {} if workspace is None else {"anthropic-workspace-id": workspace}
         self._http = network.direct(
-            base_url=base_url, headers={"x-api-key": api_key}, timeout=TIMEOUT_S, transport=transport
+            base_url=base_url,
+            headers={"x-api-key": api_key, **chosen},
+            timeout=TIMEOUT_S,
+            transport=transport,
         )
 
     @classmethod
     def open(
-        cls, settings: Settings, *, patience_s: float = 0.0, say: Callable[[str], None] = lambda _: None
+        cls,
+        settings: Settings,
+        *,
+        patience_s: float = 0.0,
+        say: Callable[[str], None] = lambda _: None,
+        workspace: str | None = None,
     ) -> "Client":
         """A client of the service, here or at HITL_SERVE_URL. Raises ConfigError when there is no key yet."""
-        return cls(settings.service_url, _key(settings), patience_s=patience_s, say=say)
+        return cls(settings.service_url, _key(settings), patience_s=patience_s, say=say, workspace=workspace)
 
     def close(self) -> None:
         self._http.close()
@@ -122,6 +132,15 @@ class Client:
                 raise _error(answer)
             yield _lines(answer)
 
+    @contextmanager
+    def lines(self, path: str, **params: Any) -> Generator[Iterator[bytes]]:
+        """The lines of a response of JSON Lines. Raises as the other requests do, and Unavailable where it is cut off."""
+        with _reachable(self.base_url), self._http.stream("GET", path, params=params) as answer:
+            if not answer.is_success:
+                answer.read()
+                raise _error(answer)
+            yield _byte_lines(answer)
+
     def patiently[T](self, action: Callable[[], T]) -> T:
         """`action`, again while the service does not answer or asks to wait."""
         retrying = Retrying(
@@ -166,6 +185,15 @@ def _lines(answer: httpx.Response) -> Iterator[str]:
     for chunk in answer.iter_text():
         *lines, rest = (rest + chunk).split("\n")
         yield from (line.removesuffix("\r") for line in lines)
+
+
+def _byte_lines(answer: httpx.Response) -> Iterator[bytes]:
+    rest = b""
+    for chunk in answer.iter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
 
 
 def _pause_s(state: RetryCallState) -> float:

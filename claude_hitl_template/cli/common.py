@@ -55,8 +55,8 @@ def step(message: str) -> Generator[None]:
 
 
 @contextmanager
-def service_client(patience_s: float = 0.0) -> Generator[Client]:
-    client = Client.open(Settings.load(), patience_s=patience_s, say=say)
+def service_client(patience_s: float = 0.0, *, workspace: str | None = None) -> Generator[Client]:
+    client = Client.open(Settings.load(), patience_s=patience_s, say=say, workspace=workspace)
     try:
         yield client
     finally:

@@ -13,7 +13,7 @@ from ray.serve.exceptions import RayServeException
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from claude_hitl_template.config import logs
-from claude_hitl_template.config.secret_files import read_signing_key
+from claude_hitl_template.config.secret_files import audit_signer, read_signing_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import HitlError, InternalError, StoreUnreachable, Unavailable
 from claude_hitl_template.files.blob_store import FileArea
@@ -52,7 +52,11 @@ class LedgerService:
         settings = Settings.load()
         logs.configure(settings.log_level)
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        store = CoreStore(open_backend(settings, patience_s=AWAY_S), files=FileArea(settings.files_at))
+        store = CoreStore(
+            open_backend(settings, patience_s=AWAY_S),
+            files=FileArea(settings.files_at),
+            signer=audit_signer(settings),
+        )
         self._desk = Dispatcher(store, Authority(read_signing_key(settings)))
         self._tasks = asyncio.create_task(_sweep(store)), asyncio.create_task(_forget(store))
 

@@ -5,9 +5,11 @@ import hashlib
 import hmac
 import os
 import secrets
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import SecretStr
 
@@ -15,9 +17,13 @@ from claude_hitl_template.config.credentials import read_credentials
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError, InvalidInput, NotFound, Unavailable
 
+if TYPE_CHECKING:
+    from claude_hitl_template.domain.audit.signing import Signer
+
 SIGNING_KEY = "signing"
 MODEL_KEY = "model-key"
 SENT_MODEL_KEY = "model-key-sent"
+AUDIT_KEY = "audit-key"
 API_KEY = "api-key"
 DATABASE_URL = "database-url"
 RAY_TOKEN = "ray-token"  # noqa: S105  (the name of a file)
@@ -130,6 +136,24 @@ class SigningKey:
 def read_signing_key(settings: Settings) -> SigningKey:
     """Raises ConfigError."""
     return SigningKey(_read(settings.secrets_dir / SIGNING_KEY).encode())
+
+
+def audit_signer(settings: Settings) -> "Signer":
+    """Signs the audit log, with a key that is made at the first use. Raises ConfigError."""
+    from claude_hitl_template.domain.audit.signing import Signer  # noqa: PLC0415 - only the ledger needs it
+
+    path = settings.secrets_dir / AUDIT_KEY
+    try:
+        if not path.exists():
+            _make_once(path, Signer.generate().pem())
+        return Signer.of_pem(_read(path))
+    except OSError as error:
+        raise _not_writable(settings, error) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is not the key of the audit log",
+            "restore it from a copy; without one move it away, and what was signed before needs its public key",
+        ) from error
 
 
 def read_model_key(settings: Settings) -> SecretStr | None:
@@ -305,6 +329,19 @@ def _keep(path: Path, value: str) -> bool:
         return False
     write_secret(path, value)
     return True
+
+
+def _make_once(path: Path, value: str) -> None:
+    """Writes unless it is there, whole; of several processes that do so at once one does."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.name}.", delete=False) as file:
+        file.write(value)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        with suppress(FileExistsError):
+            os.link(file.name, path)  # with the mode 0600 of a temporary file
+    finally:
+        os.unlink(file.name)
 
 
 def write_secret(path: Path, value: str) -> None:

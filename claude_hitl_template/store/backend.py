@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from claude_hitl_template.domain.audit import Draft, Entry, Head
 from claude_hitl_template.domain.models import (
     ApiKey,
     Approval,
@@ -18,7 +19,7 @@ from claude_hitl_template.domain.models import (
 )
 from claude_hitl_template.domain.people import Principal, Workspace
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
-from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
+from claude_hitl_template.store.protocol import AuditFilter, Order, TimeRange, TranscriptKey
 from claude_hitl_template.store.signals import Note
 
 OPEN = (
@@ -44,9 +45,11 @@ class Reply:
 class Tx(Protocol):
     """One transaction. Leaving its context normally commits, durably; leaving it by an error undoes everything.
 
-    `changed_approvals`: those that were put, in order.
+    `drafts` are the entries of the audit log that it will append before it is committed (recording.py). `changed_approvals`
+    are those that were put, in order.
     """
 
+    drafts: list[Draft]
     changed_approvals: list[Approval]
 
     async def add_key(self, key: ApiKey) -> None: ...
@@ -179,6 +182,26 @@ class Tx(Protocol):
 
     async def list_transcripts(self, scope: str, project_key: str) -> list[tuple[TranscriptKey, int]]: ...
     async def delete_transcripts(self, key: TranscriptKey) -> None: ...
+
+    async def audit_head(self, workspace_id: str) -> Head:
+        """The end of a workspace's chain. A writing transaction that asks for it is the only one until it ends."""
+        ...
+
+    async def add_audit_entries(
+        self, entries: Sequence[Entry], checkpoints: Sequence[dict[str, Any]]
+    ) -> None:
+        """Appends entries of one workspace, after `audit_head`, with the signed checkpoints among them."""
+        ...
+
+    async def audit_entries(
+        self, workspace_id: str, *, after: int | None, limit: int, order: Order, matching: AuditFilter
+    ) -> list[Entry]:
+        """With order "desc", `after` means below it."""
+        ...
+
+    async def audit_checkpoints(self, workspace_id: str, *, after: int, up_to: int) -> list[dict[str, Any]]:
+        """Those of entries with `after` < seq <= `up_to`, in order."""
+        ...
 
 
 class Notifier(Protocol):

@@ -34,8 +34,6 @@ HEAD = "backup.json"
 ROWS = 500  # read and written together
 # A restored session of a browser could be one that was ended since: after a restore, users sign in again.
 LEFT_OUT = frozenset({browser_sessions.name})
-# The schemas that the tables came with; a backup of an earlier one does not have them.
-_SINCE = {"kept_decisions": "0004", "workspaces": "0005", "principals": "0005", "logins": "0008"}
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,12 @@ def _write(connection: sa.Connection, file: Any) -> Copied:
 
 def _read(connection: sa.Connection, archive: zipfile.ZipFile, head: dict[str, Any]) -> Copied:
     counts = dict[str, int]()
+    older = str(head["schema"]) < _revision(connection)
     for table in metadata.sorted_tables:
         connection.execute(sa.delete(table))
         counts[table.name] = 0
-        if table.name in LEFT_OUT or str(head["schema"]) < _SINCE.get(table.name, ""):
-            continue
+        if table.name in LEFT_OUT or (older and f"{table.name}.jsonl" not in archive.namelist()):
+            continue  # `older`: this version added the table
         for rows in _batches(archive, table):
             connection.execute(sa.insert(table), rows)
             counts[table.name] += len(rows)

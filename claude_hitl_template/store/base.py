@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from claude_hitl_template import fault_points
+from claude_hitl_template.domain.audit.signing import Signer
 from claude_hitl_template.domain.models import Approval, Session
 from claude_hitl_template.errors import InvalidInput, StoreUnreachable
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.backend import Backend, Tx
+from claude_hitl_template.store.recording import append
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 from claude_hitl_template.store.signals import Note, Previews, RecentChanges, Signals
 
@@ -33,8 +35,10 @@ def wake_topic(session_id: str) -> str:
 
 
 class StoreBase:
-    def __init__(self, backend: Backend, files: FileArea, clock: Callable[[], datetime]) -> None:
-        self._backend, self._files, self._clock = backend, files, clock
+    def __init__(
+        self, backend: Backend, files: FileArea, clock: Callable[[], datetime], signer: Signer
+    ) -> None:
+        self._backend, self._files, self._clock, self._signer = backend, files, clock, signer
         self._signals = Signals()
         self._previews = Previews()
         self._approvals = RecentChanges()
@@ -77,6 +81,7 @@ class StoreBase:
             async with self._backend.begin(write=True) as tx:
                 changed = tx.changed_approvals
                 yield tx
+                await append(tx, self._signer)
                 await fault_points.reach(f"{point}.before_commit")
         except (StoreUnreachable, asyncio.CancelledError):
             if changed:  # whether they were kept is not known

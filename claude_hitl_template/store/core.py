@@ -4,8 +4,10 @@ import uuid
 from collections.abc import Callable
 from datetime import datetime
 
+from claude_hitl_template.domain.audit.signing import Signer
 from claude_hitl_template.domain.models import utcnow
 from claude_hitl_template.files.blob_store import FileArea
+from claude_hitl_template.store.audit import AuditRules
 from claude_hitl_template.store.backend import Backend
 from claude_hitl_template.store.base import StoreBase
 from claude_hitl_template.store.clients import ClientRules
@@ -27,14 +29,22 @@ class CoreStore(
     SupervisorRules,
     WaitingRules,
     WorkspaceRules,
+    AuditRules,
     StoreBase,
 ):
     """Implements `store.protocol.Store` over any Backend. `clock` returns the current time.
 
-    Without `files`, saved workspaces are in memory and lost with the process.
+    Without `files`, saved workspaces are in memory and lost with the process; without `signer`, the audit log is signed by
+    a key that is.
     """
 
     def __init__(
-        self, backend: Backend, clock: Callable[[], datetime] = utcnow, *, files: FileArea | None = None
+        self,
+        backend: Backend,
+        clock: Callable[[], datetime] = utcnow,
+        *,
+        files: FileArea | None = None,
+        signer: Signer | None = None,
     ) -> None:
-        super().__init__(backend, files or FileArea(f"memory://{uuid.uuid4().hex}"), clock)
+        files = files or FileArea(f"memory://{uuid.uuid4().hex}")
+        super().__init__(backend, files, clock, signer or Signer.generate())

@@ -12,6 +12,7 @@ from claude_hitl_template.domain.people import Action, Actor
 from claude_hitl_template.domain.policy import Rule, Verdict
 from claude_hitl_template.domain.tool_inputs import check_edit
 from claude_hitl_template.errors import AlreadyDecided, Forbidden, InvalidInput, NotWaiting, Superseded
+from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 
@@ -49,7 +50,7 @@ async def confirm(unit: SessionAggregate, confirmation: UserToolConfirmation, by
         approval.expires_at is not None and approval.expires_at < unit.now
     ):  # and the sweep has not reached it yet
         raise Superseded(f"the call {approval.event_id} stopped waiting: it expired before this decision")
-    return await _decide(unit, approval, decision, run_input)
+    return await _decide(unit, approval, decision, run_input, by)
 
 
 async def _check_permitted(unit: SessionAggregate, by: Actor) -> None:
@@ -79,7 +80,11 @@ def _check_policy(session: Session, approval: Approval, edited: dict[str, Any]) 
 
 
 async def _decide(
-    unit: SessionAggregate, approval: Approval, decision: Decision, run_input: dict[str, Any] | None
+    unit: SessionAggregate,
+    approval: Approval,
+    decision: Decision,
+    run_input: dict[str, Any] | None,
+    by: Actor,
 ) -> list[Event]:
     if run_input is not None:
         decided = approval.to(
@@ -91,6 +96,7 @@ async def _decide(
     else:
         decided = approval.to(ApprovalState.DENIED, decision=decision, closed_at=unit.now)
     await unit.tx.put_approval(decided)
+    record_approval(unit.tx, "approval.decided", decided, by, unit.now)
     if decision.remember is not None and decision.remember not in unit.session.rules:
         unit.set(rules=(*unit.session.rules, decision.remember))
     sent = await unit.append([_confirmation(approval, decision)])

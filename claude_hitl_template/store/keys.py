@@ -19,6 +19,7 @@ from claude_hitl_template.errors import Conflict, NotFound
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase
 from claude_hitl_template.store.people import check_roles
+from claude_hitl_template.store.recording import record_key, record_principal, record_workspace
 
 FIRST = "./hitl key"  # the name of the first key, which ./hitl uses on the service's machine, and from which users copy it
 FORMER_FIRST = "first key"  # its name in a store that an earlier version made
@@ -44,8 +45,16 @@ class KeyRules(StoreBase):
             if principal is not None and await tx.principal(principal.id) is None:
                 await check_roles(tx, principal)
                 await tx.put_principal(principal)
+                record_principal(tx, None, principal, by, self._clock())
             return await self._add(
-                tx, name, secret_hash, prefix, principal=principal, scopes=scopes, expires_at=expires_at
+                tx,
+                name,
+                secret_hash,
+                prefix,
+                by,
+                principal=principal,
+                scopes=scopes,
+                expires_at=expires_at,
             )
 
     async def find_identity(self, secret_hash: str) -> Identity | None:
@@ -85,20 +94,21 @@ class KeyRules(StoreBase):
             if key.revoked_at is None:
                 key = key.but(revoked_at=self._clock())
                 await tx.put_key(key)
+                await record_key(tx, "key.revoked", key, by, self._clock())
             return key
 
     async def rotate_key(
         self, key_id: str, secret_hash: str, prefix: str = "", *, by: Actor = SERVICE
     ) -> ApiKey:
         async with self._writing("add_key") as tx:
-            return await self._rotate(tx, await _api_key(tx, key_id), secret_hash, prefix)
+            return await self._rotate(tx, await _api_key(tx, key_id), secret_hash, prefix, by)
 
     async def set_first_key(self, secret_hash: str, prefix: str = "") -> ApiKey:
         async with self._writing("add_key") as tx:
             found, first = await tx.find_key(secret_hash), await _first(tx)
             if found is None and first is not None:
-                found = await self._rotate(tx, first, secret_hash, prefix)
-            found = found or await self._add(tx, FIRST, secret_hash, prefix)
+                found = await self._rotate(tx, first, secret_hash, prefix, SERVICE)
+            found = found or await self._add(tx, FIRST, secret_hash, prefix, SERVICE)
             if (found.first and found.principal_id is not None) or found.revoked_at is not None:
                 return found  # a secret that was replaced opens nothing again
             if first is not None and first.id != found.id:
@@ -114,6 +124,7 @@ class KeyRules(StoreBase):
         name: str,
         secret_hash: str,
         prefix: str,
+        by: Actor,
         *,
         principal: Principal | None = None,
         scopes: Sequence[Scope] = SCOPES,
@@ -134,7 +145,10 @@ class KeyRules(StoreBase):
         )
         await tx.add_key(made)
         kept = await tx.find_key(secret_hash) or made  # another ledger may have been first
-        return await self._adopt(tx, kept)
+        adopted = await self._adopt(tx, kept)
+        if kept.id == made.id:
+            await record_key(tx, "key.created", adopted, by, self._clock())
+        return adopted
 
     async def _adopt(self, tx: Tx, key: ApiKey) -> ApiKey:
         """The key with a principal. One that was made without is its own: it gets a workspace with its id, to which the
@@ -144,27 +158,35 @@ class KeyRules(StoreBase):
         """
         if key.principal_id is not None:
             return key
+        now = self._clock()
+        if await tx.workspace(key.id) is None:
+            workspace = Workspace(id=key.id, name=key.name, created_at=key.created_at)
+            await tx.put_workspace(workspace)
+            record_workspace(tx, None, workspace, SERVICE, now)
         of_a_role = key.secret_hash.startswith(OF_A_ROLE)
         suffix = key.id.partition("_")[2]
         principal_id = f"user_{suffix}" if of_a_role else f"svac_{suffix}"
         name = key.name.removeprefix("panel: ") if of_a_role else key.name
-        taken = await tx.named_principal(name=name)
-        if taken is not None and taken.id != principal_id:
-            name = f"{name} ({suffix[-6:]})"
-        if await tx.workspace(key.id) is None:
-            await tx.put_workspace(Workspace(id=key.id, name=key.name, created_at=key.created_at))
-        if await tx.principal(principal_id) is None:
-            await tx.put_principal(
-                Principal(
-                    id=principal_id,
-                    kind="user" if of_a_role else "service_account",
-                    name=name,
-                    created_at=key.created_at,
-                    external_id=key.secret_hash if of_a_role else None,
-                    roles={key.id: WORKSPACE_ROLES},
-                )
+        known = await tx.principal(principal_id) or await tx.named_principal(name=name)
+        principal = Principal(
+            id=principal_id,
+            kind="user" if of_a_role else "service_account",
+            name=name if known is None else f"{name} ({suffix[-6:]})",
+            created_at=key.created_at,
+            external_id=key.secret_hash if of_a_role else None,
+            roles={key.id: WORKSPACE_ROLES},
+        )
+        if (
+            known is not None and of_a_role and known.kind == "user"
+        ):  # a role of the panel is the user of its name
+            roles = {**known.roles, key.id: WORKSPACE_ROLES}
+            principal = known.but(roles=roles, version=known.version + 1)
+        if known is None or known.id != principal_id or known.kind == "user":
+            await tx.put_principal(principal)
+            record_principal(
+                tx, known if known and known.id == principal.id else None, principal, SERVICE, now
             )
-        adopted = key.but(principal_id=principal_id)
+        adopted = key.but(principal_id=principal.id)
         await tx.put_key(adopted)
         return adopted
 
@@ -177,11 +199,15 @@ class KeyRules(StoreBase):
         for workspace in await tx.workspaces():
             if workspace.default != (workspace.id == home):
                 name = "default" if workspace.name in (FIRST, FORMER_FIRST) else workspace.name
-                await tx.put_workspace(workspace.but(default=workspace.id == home, name=name))
+                changed = workspace.but(default=workspace.id == home, name=name)
+                await tx.put_workspace(changed)
+                record_workspace(tx, workspace, changed, SERVICE, self._clock())
         roles = {**principal.roles, home: WORKSPACE_ROLES, EVERYWHERE: (Role.ADMIN,)}
-        await tx.put_principal(principal.but(roles=roles))
+        administrator = principal.but(roles=roles)
+        await tx.put_principal(administrator)
+        record_principal(tx, principal, administrator, SERVICE, self._clock())
 
-    async def _rotate(self, tx: Tx, key: ApiKey, secret_hash: str, prefix: str) -> ApiKey:
+    async def _rotate(self, tx: Tx, key: ApiKey, secret_hash: str, prefix: str, by: Actor) -> ApiKey:
         """The key with another secret. The one before stays known as revoked, so that nothing makes it a key again."""
         if key.secret_hash == secret_hash:
             return key
@@ -194,6 +220,7 @@ class KeyRules(StoreBase):
         now = self._clock()
         former = key.but(id=new_id("key"), name=f"{key.name}, replaced", first=False, revoked_at=now)
         await tx.add_key(former)
+        await record_key(tx, "key.rotated", changed, by, now, former=former.id)
         return changed
 
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from claude_hitl_template.domain import events
-from claude_hitl_template.domain.canonical_json import call_digest
+from claude_hitl_template.domain.canonical_json import call_digest, digest
 from claude_hitl_template.domain.events import Draft
 from claude_hitl_template.domain.models import (
     KINDS,
@@ -20,11 +20,13 @@ from claude_hitl_template.domain.models import (
     Usage,
     new_id,
 )
+from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.domain.policy import NETWORK
 from claude_hitl_template.errors import Conflict, InvalidInput, NotWaiting
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase, preview_topic, wake_topic
 from claude_hitl_template.store.protocol import Call, TimeRange, TranscriptKey, TurnEnding
+from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 ANSWERABLE = (ApprovalState.PENDING, ApprovalState.ALLOWED, ApprovalState.DENIED, ApprovalState.EXPIRED)
@@ -395,6 +397,10 @@ async def _open(
     )
     if call.standing_rule:
         approval = _by_rule(unit, approval, call.standing_rule)
+        rule = digest(call.standing_rule)
+        record_approval(
+            unit.tx, "approval.decided", approval, Actor(name="remembered rule"), unit.now, rule=rule
+        )
     await unit.tx.put_approval(approval)
     return approval
 

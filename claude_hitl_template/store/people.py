@@ -9,6 +9,7 @@ from claude_hitl_template.domain.people import EVERYWHERE, SERVICE, Actor, Princ
 from claude_hitl_template.errors import Conflict, InvalidInput, NotFound, Outdated
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase
+from claude_hitl_template.store.recording import record_principal, record_workspace
 
 
 class PeopleRules(StoreBase):
@@ -27,6 +28,7 @@ class PeopleRules(StoreBase):
                 return known
             await _check_free(tx, workspace.name)
             await tx.put_workspace(workspace)
+            record_workspace(tx, None, workspace, by, self._clock())
             return workspace
 
     async def change_workspace(
@@ -46,6 +48,7 @@ class PeopleRules(StoreBase):
             if changed.name != workspace.name:
                 await _check_free(tx, changed.name)
             await tx.put_workspace(changed)
+            record_workspace(tx, workspace, changed, by, self._clock())
             return changed
 
     async def list_principals(self) -> list[Principal]:
@@ -67,6 +70,7 @@ class PeopleRules(StoreBase):
                 return known
             await check_roles(tx, principal)
             await tx.put_principal(principal)
+            record_principal(tx, None, principal, by, self._clock())
             return principal
 
     async def change_principal(
@@ -90,6 +94,7 @@ class PeopleRules(StoreBase):
             await check_roles(tx, changed)
             await check_administered(tx, principal, changed)
             await tx.put_principal(changed)
+            record_principal(tx, principal, changed, by, self._clock())
             return changed
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, TypedDict
 
 from pydantic import BaseModel, ConfigDict
 
+from claude_hitl_template.domain.audit import Entry
 from claude_hitl_template.domain.events import Draft, UserInterrupt, UserMessage, UserToolConfirmation
 from claude_hitl_template.domain.models import (
     Agent,
@@ -64,6 +65,18 @@ class TimeRange(Frozen):
     gte: datetime | None = None
     lt: datetime | None = None
     lte: datetime | None = None
+
+
+class AuditFilter(Frozen):
+    """Which entries of an audit log are listed: `action` exactly, `actor` by a principal's id, `target` by its id."""
+
+    action: str | None = None
+    actor: str | None = None
+    target: str | None = None
+    created: TimeRange = TimeRange()
+
+
+EVERY_ENTRY = AuditFilter()
 
 
 class Call(BaseModel):
@@ -560,6 +573,44 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
         """Changes of approvals in all workspaces behind a position, as soon as there are any; none after `timeout_s`.
 
         Pass 0 first: that returns the position of now at once, not `complete`.
+        """
+        ...
+
+    async def list_audit(
+        self,
+        workspace_id: str,
+        *,
+        limit: int,
+        page: str | None = None,
+        order: Order = "desc",
+        matching: AuditFilter = EVERY_ENTRY,
+    ) -> Page[Entry]:
+        """Entries of a workspace's audit log, the newest first."""
+        ...
+
+    async def begin_export(
+        self, workspace_id: str, export_id: str, *, form: Literal["jsonl", "ocsf"], from_seq: int, by: Actor
+    ) -> dict[str, Any]:
+        """Records an export in the log and returns its signed end; its `seq` is that of the new entry, the last one that is
+        exported. Again with the same `export_id` nothing is recorded. Raises InvalidInput if the log has no entry
+        `from_seq`."""
+        ...
+
+    async def export_audit(
+        self, workspace_id: str, *, after: int, up_to: int
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Entries with seq > `after` as far as they fit into one answer, with the checkpoints between them, and the seq of
+        the last one; call it again after that one until it is `up_to`."""
+        ...
+
+    async def audit_keys(self) -> list[dict[str, str]]:
+        """The public keys that sign the audit log, as JWKs."""
+        ...
+
+    async def approval_receipt(self, approval_id: str, workspace_id: str) -> dict[str, Any]:
+        """The signed receipt of an approval, also of a session that was deleted.
+
+        Raises NotFound, and Conflict while there is no decision, or for one from before the log was kept.
         """
         ...
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 from sqlalchemy.dialects import postgresql, sqlite
 
+from claude_hitl_template.domain.audit import GENESIS, Draft, Entry, Head
 from claude_hitl_template.domain.models import (
     ApiKey,
     Approval,
@@ -24,10 +25,13 @@ from claude_hitl_template.domain.people import Principal, Workspace
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
 from claude_hitl_template.errors import Conflict
 from claude_hitl_template.store.backend import NAME_TAKEN, OPEN, Reply
-from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
+from claude_hitl_template.store.protocol import AuditFilter, Order, TimeRange, TranscriptKey
 from claude_hitl_template.store.tables import (
     api_keys,
     approvals,
+    audit_checkpoints,
+    audit_entries,
+    audit_heads,
     browser_sessions,
     events,
     kept_decisions,
@@ -67,6 +71,7 @@ class SqlTx:
     def __init__(self, connection: Executor, *, locking: bool = False) -> None:
         self._c, self._locking = connection, locking
         self.changed_approvals: list[Approval] = []
+        self.drafts: list[Draft] = []
         dialect = connection.dialect.name
         self._insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
 
@@ -457,6 +462,68 @@ class SqlTx:
     async def delete_transcripts(self, key: TranscriptKey) -> None:
         where = _transcript(key)
         await self._c.execute(sa.delete(transcripts).where(*(where if key["subpath"] else where[:-1])))
+
+    # -- the audit log
+
+    async def audit_head(self, workspace_id: str) -> Head:
+        t = audit_heads.c
+        query = sa.select(t.seq, t.hash).where(t.workspace_id == workspace_id)
+        if not self._locking:
+            row = await self._one(query)
+            return Head(row.seq, row.hash) if row else Head()
+        query = query.with_for_update()
+        row = await self._one(query)
+        if row is None:  # two that begin a chain at once: the second waits here for the first
+            first = {"workspace_id": workspace_id, "seq": 0, "hash": GENESIS}
+            await self._c.execute(self._insert(audit_heads).values(first).on_conflict_do_nothing())
+            row = await self._one(query)
+        return Head(row.seq, row.hash)
+
+    async def add_audit_entries(
+        self, entries: Sequence[Entry], checkpoints: Sequence[dict[str, Any]]
+    ) -> None:
+        rows = [
+            {
+                "workspace_id": entry.workspace_id,
+                "seq": entry.seq,
+                "created_at": entry.time,
+                "action": entry.action,
+                "actor_id": entry.actor.id,
+                "target": entry.target,
+                "doc": entry.wire(),
+            }
+            for entry in entries
+        ]
+        await self._c.execute(sa.insert(audit_entries), rows)
+        last = entries[-1]
+        head = {"workspace_id": last.workspace_id, "seq": last.seq, "hash": last.hash}
+        statement = self._insert(audit_heads).values(head)
+        moved = {"seq": last.seq, "hash": last.hash}
+        await self._c.execute(
+            statement.on_conflict_do_update(index_elements=[audit_heads.c.workspace_id], set_=moved)
+        )
+        if checkpoints:
+            signed = [{"workspace_id": c["workspace_id"], "seq": c["seq"], "doc": c} for c in checkpoints]
+            await self._c.execute(sa.insert(audit_checkpoints), signed)
+
+    async def audit_entries(
+        self, workspace_id: str, *, after: int | None, limit: int, order: Order, matching: AuditFilter
+    ) -> list[Entry]:
+        t = audit_entries.c
+        query = sa.select(t.doc).where(
+            t.workspace_id == workspace_id, *_bounds(t.created_at, matching.created)
+        )
+        wanted = ((t.action, matching.action), (t.actor_id, matching.actor), (t.target, matching.target))
+        query = query.where(*(column == value for column, value in wanted if value is not None))
+        if after is not None:
+            query = query.where(t.seq > after if order == "asc" else t.seq < after)
+        query = query.order_by(t.seq.asc() if order == "asc" else t.seq.desc()).limit(limit)
+        return [Entry.model_validate(row.doc) for row in await self._all(query, slow=True)]
+
+    async def audit_checkpoints(self, workspace_id: str, *, after: int, up_to: int) -> list[dict[str, Any]]:
+        t = audit_checkpoints.c
+        query = sa.select(t.doc).where(t.workspace_id == workspace_id, t.seq > after, t.seq <= up_to)
+        return [row.doc for row in await self._all(query.order_by(t.seq))]
 
 
 def _transcript(key: TranscriptKey) -> list[sa.ColumnElement[bool]]:

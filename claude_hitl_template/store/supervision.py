@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 
 from claude_hitl_template.domain import events
 from claude_hitl_template.domain.models import Approval, ApprovalState, Session, Supervised
+from claude_hitl_template.domain.people import SERVICE
 from claude_hitl_template.errors import InvalidInput, NotFound
 from claude_hitl_template.store.base import SUPERVISED, StoreBase
 from claude_hitl_template.store.clients import REPLIES_KEPT
+from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 
 RETIRED = 100  # sessions deleted in one call
@@ -94,6 +96,7 @@ class SupervisorRules(StoreBase):
                 return False
             expired = approval.to(ApprovalState.EXPIRED, closed_at=unit.now)
             await unit.tx.put_approval(expired)
+            record_approval(unit.tx, "approval.expired", expired, SERVICE, unit.now)
             if approval.held:
                 await unit.tell_later(expired)
             await unit.after_decisions()

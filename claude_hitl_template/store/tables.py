@@ -203,3 +203,37 @@ transcripts = Table(
     UniqueConstraint("scope", "project_key", "session_id", "subpath", "uuid", name="uq_transcripts_uuid"),
     Index("ix_transcripts_key", "scope", "project_key", "session_id", "subpath", "id"),
 )
+
+# The last entry of each workspace's audit log; its row's lock keeps those that append apart.
+audit_heads = Table(
+    "audit_heads",
+    metadata,
+    Column("workspace_id", Name, primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("hash", Name, nullable=False),
+)
+
+# Entries outlive sessions, keys and principals.
+audit_entries = Table(
+    "audit_entries",
+    metadata,
+    Column("workspace_id", Name, primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("action", Name, nullable=False),
+    Column("actor_id", Name),
+    Column("target", Name, nullable=False),
+    Column("doc", JSON, nullable=False),
+    Index("ix_audit_entries_time", "workspace_id", "created_at", "seq"),
+    Index("ix_audit_entries_action", "workspace_id", "action", "seq"),
+    Index("ix_audit_entries_actor", "workspace_id", "actor_id", "seq"),
+    Index("ix_audit_entries_target", "target", "seq"),
+)
+
+audit_checkpoints = Table(
+    "audit_checkpoints",
+    metadata,
+    Column("workspace_id", Name, primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("doc", JSON, nullable=False),
+)

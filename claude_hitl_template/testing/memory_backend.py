@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from claude_hitl_template.domain.audit import Draft, Entry, Head
 from claude_hitl_template.domain.models import (
     ApiKey,
     Approval,
@@ -22,7 +23,7 @@ from claude_hitl_template.domain.people import Principal, Workspace
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
 from claude_hitl_template.errors import Conflict
 from claude_hitl_template.store.backend import NAME_TAKEN, OPEN, Reply, Tx
-from claude_hitl_template.store.protocol import Order, TimeRange, TranscriptKey
+from claude_hitl_template.store.protocol import AuditFilter, Order, TimeRange, TranscriptKey
 
 type _Key = tuple[str, str, str, str]
 
@@ -54,6 +55,11 @@ class _State:
         default_factory=dict[_Key, tuple[tuple[dict[str, Any], ...], int]]
     )
 
+    audit: dict[str, tuple[Entry, ...]] = field(default_factory=dict[str, tuple[Entry, ...]])
+    checkpoints: dict[str, tuple[dict[str, Any], ...]] = field(
+        default_factory=dict[str, tuple[dict[str, Any], ...]]
+    )
+
     def fork(self) -> "_State":
         return _State(**{name: dict(value) for name, value in vars(self).items()})
 
@@ -80,6 +86,7 @@ class _MemoryTx:
     def __init__(self, state: _State) -> None:
         self._s = state
         self.changed_approvals: list[Approval] = []
+        self.drafts: list[Draft] = []
 
     async def add_key(self, key: ApiKey) -> None:
         self._s.keys[key.secret_hash] = key
@@ -336,6 +343,34 @@ class _MemoryTx:
             k for k in self._s.transcripts if k == flat or (not key["subpath"] and k[:3] == flat[:3])
         ]:
             del self._s.transcripts[found]
+
+    async def audit_head(self, workspace_id: str) -> Head:
+        entries = self._s.audit.get(workspace_id)
+        return Head(entries[-1].seq, entries[-1].hash) if entries else Head()
+
+    async def add_audit_entries(
+        self, entries: Sequence[Entry], checkpoints: Sequence[dict[str, Any]]
+    ) -> None:
+        workspace_id = entries[0].workspace_id
+        self._s.audit[workspace_id] = (*self._s.audit.get(workspace_id, ()), *entries)
+        self._s.checkpoints[workspace_id] = (*self._s.checkpoints.get(workspace_id, ()), *checkpoints)
+
+    async def audit_entries(
+        self, workspace_id: str, *, after: int | None, limit: int, order: Order, matching: AuditFilter
+    ) -> list[Entry]:
+        found = [
+            e
+            for e in self._s.audit.get(workspace_id, ())
+            if matching.action in (None, e.action)
+            and matching.actor in (None, e.actor.id)
+            and matching.target in (None, e.target)
+            and in_range(e.time, matching.created)
+            and (after is None or (e.seq > after if order == "asc" else e.seq < after))
+        ]
+        return (found if order == "asc" else found[::-1])[:limit]
+
+    async def audit_checkpoints(self, workspace_id: str, *, after: int, up_to: int) -> list[dict[str, Any]]:
+        return [c for c in self._s.checkpoints.get(workspace_id, ()) if after < c["seq"] <= up_to]
 
 
 def _flat(key: TranscriptKey) -> _Key:

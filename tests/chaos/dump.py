@@ -13,16 +13,20 @@ from tests.chaos.oracle import Record, Run
 
 
 def read_dump(backup: Path, **more: Any) -> Record:
-    """Returns the record with the sessions, approvals and events of a backup; `more` are its other fields."""
+    """Returns the record with the sessions, approvals, events and audit logs of a backup; `more` are its other fields."""
     with zipfile.ZipFile(backup) as archive:
         events: dict[str, list[Event]] = defaultdict(list)
         for row in _rows(archive, "events"):
             known = {name: row[name] for name in Event.model_fields}
             events[row["session_id"]].append(Event.model_validate(known))
+        audit: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in sorted(_rows(archive, "audit_entries"), key=lambda row: row["seq"]):
+            audit[row["workspace_id"]].append(row["doc"])
         return Record(
             sessions=[Session.model_validate(row["doc"]) for row in _rows(archive, "sessions")],
             approvals=[Approval.model_validate(row["doc"]) for row in _rows(archive, "approvals")],
             events={session_id: sorted(log, key=lambda e: e.seq) for session_id, log in events.items()},
+            audit=audit,
             **more,
         )
 

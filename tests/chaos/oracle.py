@@ -15,6 +15,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from claude_hitl_template.domain.audit.entries import GENESIS, hash_of
+from claude_hitl_template.domain.audit.receipts import CLOSING
 from claude_hitl_template.domain.events import tool_result_id
 from claude_hitl_template.domain.models import Approval, ApprovalState, Event, Session
 
@@ -82,6 +84,7 @@ class Record:
     Attributes:
         files: By session, the saved content of the file into which its commands write their tokens.
         processes: By session at rest, the ids of its remaining processes.
+        audit: By workspace, the entries of its audit log in order; None if the log was not read.
     """
 
     sessions: Sequence[Session]
@@ -94,6 +97,7 @@ class Record:
     files: Mapping[str, str] = field(default_factory=dict[str, str])
     processes: Mapping[str, Sequence[int]] = field(default_factory=dict[str, Sequence[int]])
     lost: Sequence[Lost] = ()
+    audit: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
 
     @cached_property
     def session(self) -> Mapping[str, Session]:
@@ -345,6 +349,48 @@ def _may_be_lost(record: Record, approval: Approval) -> bool:
     )
 
 
+# -- 9: every decision can be proved
+
+
+def chains_are_whole(record: Record) -> Iterator[Violation]:
+    """Each audit log is one chain without gap or fork, and has each decision of the store once."""
+    for workspace_id, entries in (record.audit or {}).items():
+        previous = GENESIS
+        for due, entry in enumerate(entries, 1):
+            if entry["seq"] != due:
+                yield _of_the_chain(workspace_id, entries, due, f"it has {entry['seq']} where {due} is due")
+                break
+            if entry["previous"] != previous or hash_of(entry) != entry["hash"]:
+                yield _of_the_chain(workspace_id, entries, due, f"entry {due} does not follow the one before")
+                break
+            previous = entry["hash"]
+    if record.audit is not None:
+        yield from _decisions_are_recorded(record, record.audit)
+
+
+def _decisions_are_recorded(
+    record: Record, audit: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Iterator[Violation]:
+    recorded: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for entry in (entry for entries in audit.values() for entry in entries):
+        if entry["action"] in CLOSING:
+            recorded[entry["target"]].append(entry)
+    for approval in record.approvals:
+        decision = approval.decision
+        due = decision.result if decision else None
+        decided = decision is not None or approval.state is ApprovalState.EXPIRED
+        found = [entry["details"].get("result") for entry in recorded[approval.id]]
+        if found != ([due] if decided else []):
+            what = f"{approval.event_id} is {approval.state.value}, and the audit log has {found} for it"
+            yield _around(record, 9, approval.session_id, what, None, approval)
+
+
+def _of_the_chain(workspace_id: str, entries: Sequence[Mapping[str, Any]], due: int, what: str) -> Violation:
+    near = entries[max(due - 3, 0) : due + 1]
+    history = tuple(f"{e['seq']} {e['action']} {e['target']} {e['hash'][:12]}" for e in near)
+    return Violation(9, workspace_id, f"the audit log is broken: {what}", history)
+
+
 CHECKS: Sequence[Callable[[Record], Iterable[Violation]]] = (
     decisions_are_kept,
     what_ran_was_allowed,
@@ -352,6 +398,7 @@ CHECKS: Sequence[Callable[[Record], Iterable[Violation]]] = (
     streams_are_the_log,
     what_rests_is_parked,
     work_is_kept,
+    chains_are_whole,
 )
 
 

@@ -23,7 +23,7 @@ from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.sqlite import sqlite_url
 from tests.chaos.crash_runs import UPLOADED, Home, live, write_all
 from tests.chaos.dump import make_journal, read_dump, read_journal
-from tests.chaos.oracle import judge, logs_are_whole
+from tests.chaos.oracle import chains_are_whole, judge, logs_are_whole
 from tests.chaos.plans import KINDS, WORK
 from tests.postgres import Server, serving
 
@@ -240,7 +240,7 @@ def test_a_write_whose_process_died_is_done_or_is_not_and_others_go_on(case: Cas
     assert played.exits == [KILLED, 0]
     assert played.struck() == [case.point]
     record = read_dump(played.backup)
-    assert [str(violation) for violation in logs_are_whole(record)] == []
+    assert [str(violation) for violation in (*logs_are_whole(record), *chains_are_whole(record))] == []
     assert set(record.events) == {s.id for s in record.sessions}
     assert {a.session_id for a in record.approvals} <= set(record.events)
 

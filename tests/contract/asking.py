@@ -1,5 +1,6 @@
 """Sessions of a Store that wait for a human, and the decisions that a human may send."""
 
+from datetime import datetime
 from typing import Any
 
 from claude_hitl_template.domain.canonical_json import digest
@@ -25,9 +26,11 @@ def ask_for(call_id: str) -> Call:
     return Call(call_id=call_id, tool_name="Bash", input=INPUT, digest=digest(INPUT), verdict="ask")
 
 
-async def create(store: CoreStore, *, once: str | None = None, first: str | None = "go") -> Session:
+async def create(
+    store: CoreStore, *, once: str | None = None, first: str | None = "go", workspace_id: str = KEY
+) -> Session:
     return await store.create_session(
-        KEY,
+        workspace_id,
         agent=Agent(),
         environment=Environment(),
         title=None,
@@ -37,12 +40,12 @@ async def create(store: CoreStore, *, once: str | None = None, first: str | None
     )
 
 
-async def asking(store: CoreStore, *call_ids: str) -> str:
+async def asking(store: CoreStore, *call_ids: str, expires_at: datetime | None = None) -> str:
     """Creates a session that waits for these calls; its owner has epoch 1."""
     session = await create(store)
     await store.acquire(session.id, "owner", lease_s=15)
     calls = [ask_for(call_id) for call_id in call_ids]
-    await store.open_calls(session.id, 1, [], calls, cwd="/w", expires_at=None)
+    await store.open_calls(session.id, 1, [], calls, cwd="/w", expires_at=expires_at)
     return session.id
 
 

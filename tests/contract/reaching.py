@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anthropic
 
+from claude_hitl_template.domain.people import SERVICE
 from claude_hitl_template.files.manifest import Manifest, blob_name
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.owners import LEASE_S
@@ -42,6 +43,7 @@ async def every_write(backend: SqliteBackend | PostgresBackend, once: str = "") 
     await store.put_blobs(blobs)
     await store.add_files(owned, KEY, blob_name(blobs[-1]))
     await store.release(owned, epoch)
+    await store.begin_export(KEY, f"export {once}", form="jsonl", from_seq=1, by=SERVICE)
     key = {"scope": owned, "project_key": "-", "session_id": "s", "subpath": ""}
     await store.delete_transcripts(key)  # type: ignore[arg-type]
     clock.now += timedelta(days=2)

@@ -15,7 +15,7 @@ from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 from tests.contract.routes import OPERATIONS
 
-# For each route the kinds of callers that get behind the check. Everybody else is refused: 401 without a known key,
+# For each route the kinds of callers that get behind the check. All others are refused: 401 without a known key,
 # else 403.
 READERS = frozenset({"viewer", "requester", "approver", "operator", "all", "first"})
 REQUESTERS = frozenset({"requester", "all", "first"})
@@ -24,11 +24,11 @@ MANAGERS = frozenset({"operator", "admin", "all", "first", "./hitl"})
 ADMINS = frozenset({"admin", "all", "first", "./hitl"})
 FIRST = frozenset({"first", "./hitl"})
 OPERATOR = frozenset({"./hitl"})
-EVERYBODY = frozenset({
+EACH = frozenset({
     "no key", "wrong key", "viewer", "requester", "approver", "operator", "admin", "all", "first", "./hitl",
 })  # fmt: skip
 ALLOWED: Mapping[str, frozenset[str]] = {
-    "GET /v1/health": EVERYBODY,
+    "GET /v1/health": EACH,
     "GET /v1/version": READERS,
     "GET /v1/openapi.json": READERS,
     "POST /v1/sessions": REQUESTERS,
@@ -45,6 +45,10 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "GET /v1/approvals": READERS,
     "GET /v1/approvals/{approval_id}": READERS,
     "POST /v1/approvals/{approval_id}/decide": APPROVERS,
+    "GET /v1/approvals/{approval_id}/receipt": READERS,
+    "GET /v1/audit": MANAGERS,
+    "GET /v1/audit/export": MANAGERS,
+    "GET /v1/audit/keys": READERS,
     "GET /v1/agents": READERS,
     "GET /v1/agents/{agent_id}": READERS,
     "GET /v1/environments": READERS,
@@ -142,7 +146,7 @@ def test_every_route_has_its_row() -> None:
     assert ALLOWED.keys() == OPERATIONS.keys()
 
 
-@pytest.mark.parametrize("caller", sorted(EVERYBODY))
+@pytest.mark.parametrize("caller", sorted(EACH))
 def test_each_caller_gets_behind_the_check_of_what_it_may_do_and_of_nothing_else(
     scene: Scene, caller: str
 ) -> None:
@@ -161,7 +165,7 @@ def test_each_caller_gets_behind_the_check_of_what_it_may_do_and_of_nothing_else
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_scope_takes_away_what_a_role_permits(scene: Scene, scope: Scope) -> None:
     for route, allowed in ALLOWED.items():
-        if allowed in (EVERYBODY, FIRST, OPERATOR):
+        if allowed in (EACH, FIRST, OPERATOR):
             continue
         answer = scene.ask(f"all with {scope}", route)
         assert (answer.status_code != 403) == bool(allowed & _of(scope)), (route, answer.text)

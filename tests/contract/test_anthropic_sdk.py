@@ -25,6 +25,7 @@ from anthropic.types.beta.sessions import (
 )
 from pydantic import BaseModel
 
+from claude_hitl_template.config.secret_files import hash_api_key
 from claude_hitl_template.testing.threaded import Threaded
 
 WAIT_S = 90
@@ -550,6 +551,29 @@ def test_failures_are_the_sdks_own_errors(parked: Client):
         parked.send(session_id, {"type": "user.message", "content": "not a list"})
     with pytest.raises(anthropic.BadRequestError):
         parked.confirm(session_id, "toolu_never_asked")
+
+
+def test_a_key_with_the_scope_sessions_does_all_but_decide(parked: Client, parking: Threaded):
+    store, run = parking.service.store, parking.run
+    alice = run(store.find_identity(hash_api_key(parking.service.keys["alice"])))
+    assert alice is not None
+    scoped = store.add_key("robot", hash_api_key("robots"), principal=alice.principal, scopes=["sessions"])
+    assert run(scoped).principal_id == alice.principal.id
+    sessions: Any = parked.sdk.with_options(api_key="robots").beta.sessions
+    made = sessions.create(
+        agent="default",
+        environment_id="default",
+        initial_events=[message("Write hello.txt with a greeting")],
+    )
+    [event_id] = parked.asked(made.id)
+    with pytest.raises(anthropic.PermissionDeniedError, match="approvals"):
+        sessions.events.send(made.id, events=[confirmation(event_id)])
+    sessions.update(made.id, title="named")
+    assert [e.id for e in sessions.events.list(made.id, types=["agent.tool_use"])] == [event_id]
+    parked.confirm(made.id, event_id)
+    parked.finished(made.id)
+    assert parked.wrote(made.id, "hello.txt")
+    sessions.archive(made.id)
 
 
 def test_agents_and_environments_are_found_and_listed(parked: Client):

@@ -1,5 +1,6 @@
 """API keys are created, listed, replaced and revoked; a revoked or replaced key is refused, and its sessions stay."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -125,7 +126,9 @@ def test_streams_of_a_key_end_within_five_seconds(
             assert (
                 operator.delete(path) if what == "revoke" else operator.post(f"{path}/rotate")
             ).status_code == 200
-            assert not [line for line in lines if line.startswith("data")]
+            said = [line for line in lines if line.startswith(("event: error", "data: {"))]
+            assert said[-2] == "event: error"
+            assert json.loads(said[-1].removeprefix("data: "))["error"]["type"] == "authentication_error"
             assert time.monotonic() - begun < 5
 
 

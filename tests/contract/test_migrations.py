@@ -151,6 +151,11 @@ async def test_a_session_that_waits_since_an_earlier_version_is_found_and_its_de
         said = {"type": "user.tool_confirmation", "tool_use_id": waiting.event_id, "result": "allow"}
         confirmation = UserToolConfirmation.model_validate(said)
         await store.send_events(waiting.session_id, key, [confirmation], by=Actor(name="ann"))
+        entries = (
+            await store.list_audit(key, limit=10)
+        ).data  # the chain begins with the key's new principal
+        assert (entries[0].action, entries[0].target) == ("approval.decided", waiting.id)
+        assert [entry.seq for entry in entries] == list(range(len(entries), 0, -1))
         session = await store.get_session(waiting.session_id)
         assert session.status == "running"
         assert session.deferred == waiting.event_id

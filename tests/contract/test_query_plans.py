@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from claude_hitl_template.domain.models import Agent, ApprovalState, Environment, utcnow
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.protocol import AuditFilter
 from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 
 PENDING = [ApprovalState.PENDING]
@@ -59,6 +60,11 @@ def plans(path: Path, said: list[tuple[str, Any]]) -> list[str]:
         pytest.param(lambda store, session: store.list_events(session, "key", limit=100), id="a log"),
         pytest.param(lambda store, _: store.retire(utcnow() - timedelta(hours=1)), id="what is old"),
         pytest.param(lambda store, session: store.last_seq(session, "key"), id="a cursor"),
+        pytest.param(lambda store, _: store.list_audit("key", limit=9), id="the audit log"),
+        pytest.param(lambda store, _: store.list_audit("key", limit=9, matching=AuditFilter(action="a")), id="of an action"),
+        pytest.param(lambda store, _: store.list_audit("key", limit=9, matching=AuditFilter(actor="a")), id="of an actor"),
+        pytest.param(lambda store, _: store.list_audit("key", limit=9, matching=AuditFilter(target="a")), id="on a target"),
+        pytest.param(lambda store, _: store.export_audit("key", after=3, up_to=9), id="an export"),
     ],
 )  # fmt: skip
 async def test_an_index_has_the_rows_in_order(asked: Any, tmp_path: Path):

@@ -122,6 +122,10 @@ async def told(store: CoreStore, sid: str) -> dict[str, Any]:
         "transcript": await store.load_transcript(
             {"scope": sid, "project_key": "-", "session_id": "s", "subpath": ""}
         ),
+        "audit": [
+            (entry.seq, entry.action, entry.details.get("result"))
+            for entry in (await store.list_audit(KEY, limit=100)).data
+        ],
         "key's sessions": len((await store.list_sessions(KEY, limit=100, include_archived=True)).data),
     }
 

@@ -175,6 +175,17 @@ async def test_what_is_sent_together_is_committed_all_or_nothing(store: CoreStor
     assert await state(store, session_id) is S.PENDING
 
 
+async def test_a_decision_and_its_entry_in_the_audit_log_are_committed_together(store: CoreStore):
+    session_id = await asking(store, a_call("t1"), a_call("t2", {"command": "pwd"}))
+    with pytest.raises(NotWaiting):
+        await send(store, session_id, said("t1"), said("never"))
+    assert (await store.list_audit(KEY, limit=10)).data == []
+    await send(store, session_id, said("t1"))
+    await send(store, session_id, said("t2", "deny"))
+    second, first = (await store.list_audit(KEY, limit=10)).data
+    assert (first.seq, second.seq, second.previous) == (1, 2, first.hash)
+
+
 async def test_an_event_reads_back_as_it_was_written(store: CoreStore, clock: Any):
     session_id = await begun(store)
     clock.now += timedelta(microseconds=7)

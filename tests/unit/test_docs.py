@@ -62,6 +62,19 @@ RUN = {
         (f"./hitl {name} --profile vm" for name in ("deploy", "status", "doctor")),
         "tests/acceptance/test_two_hosts.py::test_a_changed_working_tree_is_live_after_the_commands_of_the_guide",
     ),
+    **dict.fromkeys(
+        (
+            "./hitl workspaces create research",
+            "./hitl workspaces set research --separation-of-duties",
+            "./hitl keys create robot --workspace research --role requester --scope sessions --days 90",
+            "./hitl keys create ann --workspace research --role approver",
+            "./hitl workspaces members --workspace research",
+            "./hitl workspaces roles ann --workspace research",
+            "./hitl keys list",
+            "./hitl keys revoke ID",
+        ),
+        "tests/unit/cli/test_keys_command.py::test_the_example_of_the_guide_runs_as_written",
+    ),
     "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$PWD/.hitl/secrets/ray-token grpc_proxy= "
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper=true .venv/bin/ray start --address=10.0.0.5:6379": (
         "tests/acceptance/test_two_hosts.py::"

@@ -1,6 +1,8 @@
 """Every slow test is in one suite, suites that a change touches start first, and each has its turn."""
 
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from tests.suites import (
     Suite,
     arguments,
     every,
+    failed_in,
     failures,
     in_order,
     read_green,
@@ -94,24 +97,24 @@ def test_over_some_commits_each_suite_is_the_first_of_its_group() -> None:
 def test_a_suite_is_started_if_its_known_cost_fits_into_what_is_left(speed: float, ran: str) -> None:
     now = 0.0
 
-    def run(suite: Suite) -> bool:
+    def run(suite: Suite) -> tuple[bool, tuple[str, ...]]:
         nonlocal now
         now += suite.seconds * speed
-        return suite.name != "a"
+        return suite.name != "a", ("test_x: why",) if suite.name == "a" else ()
 
     done = within(140, FEW, run, lambda: now)
     assert "".join(one.suite.name for one in done) == ran
-    assert [one.suite.name for one in done if not one.passed] == ["a"]
+    assert [(one.suite.name, one.failed) for one in done if not one.passed] == [("a", ("test_x: why",))]
 
 
 def test_without_a_budget_all_run_the_busy_ones_alone_and_the_others_side_by_side() -> None:
     suites, together, order = [FEW[0], replace(FEW[1], busy=True), *FEW[2:]], Barrier(LANES), list[str]()
 
-    def run(suite: Suite) -> bool:
+    def run(suite: Suite) -> tuple[bool, tuple[str, ...]]:
         order.append(suite.name)
         if suite.name in "ac":
             together.wait(60)  # each of them waits for the other
-        return suite.name != "d"
+        return suite.name != "d", ()
 
     done = every(suites, run, monotonic)
     assert order[0] == "b"
@@ -120,9 +123,9 @@ def test_without_a_budget_all_run_the_busy_ones_alone_and_the_others_side_by_sid
 
 def test_what_ran_and_what_did_not_is_told_with_when_it_last_passed() -> None:
     green = {"c": {"commit": "abc", "day": "2030-01-01"}}
-    assert told(FEW, [Ran(FEW[0], 51.0, True), Ran(FEW[1], 9.0, False)], green) == [
+    assert told(FEW, [Ran(FEW[0], 51.0, True), Ran(FEW[1], 9.0, False, ("test_x: why",))], green) == [
         "a              passed in 51 s",
-        "b              FAILED in 9 s; no run of it that passed is recorded",
+        "b              FAILED in 9 s; no run of it that passed is recorded\n    test_x: why",
         "c              did not run (about 70 s); last recorded to pass at abc, 2030-01-01",
         "d              did not run (about 20 s); no run of it that passed is recorded",
     ]
@@ -133,6 +136,30 @@ def test_what_passed_is_recorded_and_what_failed_keeps_its_last_time(tmp_path: P
     record([Ran(FEW[0], 1.0, True), Ran(FEW[1], 1.0, True)], "first", "2030-01-01", path)
     record([Ran(FEW[0], 1.0, False), Ran(FEW[1], 1.0, True)], "second", "2030-01-02", path)
     assert {name: last["commit"] for name, last in read_green(path).items()} == {"a": "first", "b": "second"}
+
+
+def test_the_tests_that_failed_are_named_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n@pytest.fixture\ndef broken():\n    raise OSError('no disk')\n"
+        "def test_a():\n    assert 1 == 2, 'not equal'\ndef test_b(broken):\n    pass\ndef test_c():\n    pass\n"
+    )
+    report = tmp_path / "report.xml"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--junit-xml={report}",
+        "test_it.py",
+    ]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    a, b = sorted(failed_in(report))
+    assert a.startswith("test_it::test_a: AssertionError: not equal")
+    assert b.startswith("test_it::test_b: ")
+    assert "no disk" in b
+    assert failed_in(tmp_path / "none.xml") == ()
 
 
 def test_suites_have_names_of_their_own() -> None:

@@ -71,7 +71,7 @@ class Found(NamedTuple):
 
 def tracked_files() -> list[str]:
     listed = subprocess.run(
-        ["git", "ls-files", "--", ".", ":!*.lock", ":!*.json", ":!*.png"],
+        ["git", "ls-files", "--", ".", ":!*.lock", ":!*.json", ":!*.png", ":!*.min.js", ":!*LICENSE*"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -53,6 +53,14 @@ async def get_approval(approval_id: ApprovalId, caller: CallerDep, service: Serv
     return JSONResponse(approval_wire(await service.store.get_approval(approval_id, caller.workspace_id)))
 
 
+@router.get(
+    "/v1/approvals/{approval_id}/receipt", response_model=resources.Receipt, responses=errors(404, 409)
+)
+async def get_receipt(approval_id: ApprovalId, caller: CallerDep, service: ServiceDep) -> JSONResponse:
+    """Retrieve a signed receipt of what was decided, which can be verified without the service."""
+    return JSONResponse(await service.store.approval_receipt(approval_id, caller.workspace_id))
+
+
 @decisions.post(
     "/v1/approvals/{approval_id}/decide",
     response_model=resources.Approval,

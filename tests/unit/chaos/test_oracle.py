@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 
 from claude_hitl_template.domain import events
+from claude_hitl_template.domain.audit import Draft, Head, seal
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.models import Approval, ApprovalState, Decision, Event, Lease, Session
+from claude_hitl_template.domain.people import SERVICE
 from tests.chaos.oracle import Acknowledged, Lost, Record, Run, Stream, judge
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 SID, CALL = "sesn_1", "toolu_1"
 PROPOSED, EDITED = ({"command": f"echo run-{n * 12}"} for n in "ab")
+DECIDED = ("approval.decided", {"result": "allow"})
 TOKEN, EDITED_TOKEN = "run-" + "a" * 12, "run-" + "b" * 12
 
 
@@ -55,11 +58,28 @@ def clean() -> Record:
         runs=[Run(TOKEN, at(3.5), SID, 2)],
         files={SID: f"{EDITED_TOKEN}\n{TOKEN}\n"},
         processes={SID: []},
+        audit={"key_1": chain(DECIDED)},
     )
 
 
+def chain(*entries: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns an audit log with these actions on the call of `clean`, and their details."""
+    found, head = list[dict[str, Any]](), Head()
+    for action, details in entries:
+        entry = seal(Draft("key_1", action, SERVICE, "appr_1", details, NOW), head)
+        found, head = [*found, entry.wire()], Head(entry.seq, entry.hash)
+    return found
+
+
 def with_approval(record: Record, **changes: Any) -> Record:
-    return replace(record, approvals=[record.approvals[0].but(**changes)])
+    """With an audit log that has the changed decision."""
+    approval = record.approvals[0].but(**changes)
+    entries: list[tuple[str, dict[str, Any]]] = []
+    if approval.decision is not None:
+        entries = [("approval.decided", {"result": approval.decision.result})]
+    elif approval.state is ApprovalState.EXPIRED:
+        entries = [("approval.expired", {})]
+    return replace(record, approvals=[approval], audit={"key_1": chain(*entries)})
 
 
 def with_session(record: Record, **changes: Any) -> Record:
@@ -144,6 +164,21 @@ def broken(name: str) -> tuple[int, Record]:
             return 5, replace(record, processes={SID: [7]})
         case "not among the saved files":
             return 7, replace(record, files={SID: "something else"})
+        case "it has 2 where 1 is due":
+            return 9, replace(record, audit={"key_1": chain(("key.created", {}), DECIDED)[1:]})
+        case "entry 2 does not follow":
+            one, two = chain(("key.created", {}), DECIDED)
+            return 9, replace(record, audit={"key_1": [one, {**two, "previous": two["hash"]}]})
+        case "entry 1 does not follow":
+            [one] = chain(DECIDED)
+            return 9, replace(record, audit={"key_1": [{**one, "time": "2030-01-02T00:00:00Z"}]})
+        case "the audit log has [] for it":
+            return 9, replace(record, audit={})
+        case "the audit log has ['allow', 'allow'] for it":
+            return 9, replace(record, audit={"key_1": chain(DECIDED, DECIDED)})
+        case "the audit log has ['deny'] for it":
+            denied = chain(("approval.decided", {"result": "deny"}))
+            return 9, replace(record, audit={"key_1": denied})
         case _:
             raise AssertionError(name)
 
@@ -162,12 +197,19 @@ def test_a_clean_history_breaks_nothing():
         "is said to have run, and it did not", "neither told nor called unknown", "the log does not say so",
         "the one of its digest", "and the session is in 1", "where 4 is due", "the session counted 5",
         "is in the log twice", "was due", "it does not rest", "processes [7] are left", "not among the saved files",
+        "it has 2 where 1 is due", "entry 2 does not follow", "entry 1 does not follow", "the audit log has [] for it",
+        "the audit log has ['allow', 'allow'] for it", "the audit log has ['deny'] for it",
     ],
 )  # fmt: skip
 def test_each_broken_promise_is_found_and_no_other(what: str):
     promise, record = broken(what)
     [found] = judge(record)
-    assert (found.promise, found.session_id) in [(promise, SID), (promise, "sesn_2"), (promise, "1")]
+    assert (found.promise, found.session_id) in [
+        (promise, SID),
+        (promise, "sesn_2"),
+        (promise, "1"),
+        (promise, "key_1"),
+    ]
     assert what in found.what
 
 

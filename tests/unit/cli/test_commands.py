@@ -234,6 +234,8 @@ SLOW = (
     "fsspec",
     "grpc",
     "yaml",
+    "cryptography",
+    "rfc8785",
     "claude_hitl_template.image.build",
 )
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -113,30 +114,44 @@ def test_elsewhere_an_administrators_key_opens_the_same(served: Threaded, make_s
 
 @pytest.mark.usefixtures("here")
 def test_a_key_is_limited_by_roles_scopes_and_days(served: Threaded) -> None:
-    made = secret_in(run("create", "robot", "--role", "viewer", "--scope", "read", "--days", "3"))
+    made = secret_in(run("create", "limited", "--role", "viewer", "--scope", "read", "--days", "3"))
     headers = {"x-api-key": made}
     assert httpx.get(f"{served.service.url}/v1/sessions", headers=headers).status_code == 200
     body = {"agent": "default", "environment_id": "default"}
     assert httpx.post(f"{served.service.url}/v1/sessions", headers=headers, json=body).status_code == 403
-    (line,) = [line for line in run("list").splitlines() if "robot" in line]
+    (line,) = [line for line in run("list").splitlines() if "limited" in line]
     assert re.search(r"until \d{4}-\d\d-\d\d, only read", line)
 
 
 @pytest.mark.usefixtures("here")
+def test_the_example_of_the_guide_runs_as_written() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "people.md").read_text()
+    lines = re.findall(r"^    \./hitl (\S+) (.*?)(?: +#.*)?$", guide, re.MULTILINE)
+    assert len(lines) == 8
+    said = dict[str, str]()
+    for group, rest in lines:
+        key_id = re.search(r"key_\w+", said.get("keys create robot", ""))
+        words = [key_id[0] if key_id and word == "ID" else word for word in rest.split()]
+        said[" ".join((group, *words[:2]))] = run(*words, group=group)
+    assert "robot" in said["workspaces members --workspace"]
+    assert "ann does not belong to research" in said["workspaces roles ann"]
+
+
+@pytest.mark.usefixtures("here")
 def test_workspaces_are_made_changed_and_given_members(served: Threaded) -> None:
-    assert "wrkspc_" in run("create", "research", group="workspaces")
-    secret = secret_in(run("create", "helper", "--workspace", "research"))
-    assert "helper" in run("members", "--workspace", "research", group="workspaces")
+    assert "wrkspc_" in run("create", "studies", group="workspaces")
+    secret = secret_in(run("create", "helper", "--workspace", "studies"))
+    assert "helper" in run("members", "--workspace", "studies", group="workspaces")
     assert "helper" not in run("members", group="workspaces")
-    said = run("roles", "helper", "viewer", "approver", "--workspace", "research", group="workspaces")
-    assert "helper is viewer, approver in research" in said
+    said = run("roles", "helper", "viewer", "approver", "--workspace", "studies", group="workspaces")
+    assert "helper is viewer, approver in studies" in said
     body = {"agent": "default", "environment_id": "default"}
     answer = httpx.post(f"{served.service.url}/v1/sessions", headers={"x-api-key": secret}, json=body)
     assert answer.status_code == 403
     assert "requester" in answer.json()["error"]["message"]
-    assert "separates duties" in run("set", "research", "--separation-of-duties", group="workspaces")
-    assert re.search(r"yes +research", run("list", group="workspaces"))
-    assert "does not belong" in run("roles", "helper", "--workspace", "research", group="workspaces")
+    assert "separates duties" in run("set", "studies", "--separation-of-duties", group="workspaces")
+    assert re.search(r"yes +studies", run("list", group="workspaces"))
+    assert "does not belong" in run("roles", "helper", "--workspace", "studies", group="workspaces")
 
 
 @pytest.mark.usefixtures("here")

@@ -14,6 +14,8 @@ from jose import jwt
 from kodosumi.config import InternalSettings
 from starlette.requests import HTTPConnection
 
+from claude_hitl_template.domain.models import utcnow
+from claude_hitl_template.domain.people import Actor, Principal, Role
 from claude_hitl_template.errors import Unauthorized, Unavailable
 from claude_hitl_template.panel.users import Guard, PanelAccess, PanelUser, default_login, panel_user
 from claude_hitl_template.store.core import CoreStore
@@ -124,6 +126,31 @@ async def test_a_named_approver_decides_in_every_session(scene: Scene) -> None:
 async def test_a_login_may_come_in_kodosumis_header(scene: Scene) -> None:
     connection = HTTPConnection({"type": "http", "headers": [(b"kodosumi_api_key", token(ANN).encode())]})
     assert (await scene.recognised(connection)).name == "ann"
+
+
+async def test_a_role_of_the_panel_is_the_user_of_its_name(scene: Scene) -> None:
+    roles = {"*": (Role.APPROVER,)}
+    ann = Principal(id="user_ann", kind="user", name="ann", created_at=utcnow(), roles=roles)
+    await scene.store.add_principal(ann)
+    user = await scene.recognised(logged_in(token(ANN)), "ann")
+    assert user.actor == Actor(name="ann", principal_id="user_ann")
+    assert user.may_decide("key of another")
+    assert [one.name for one in await scene.store.list_principals()] == ["ann"]
+
+
+async def test_a_role_with_the_name_of_a_service_account_is_another_one(scene: Scene) -> None:
+    await scene.store.add_key("ann", "hash")
+    user = await scene.recognised(logged_in(token(ANN)))
+    assert user.name == "ann"
+    assert user.principal.kind == "user"
+    assert {one.kind for one in await scene.store.list_principals()} == {"user", "service_account"}
+
+
+async def test_a_disabled_user_is_refused(scene: Scene) -> None:
+    user = await scene.recognised(logged_in(token(ANN)))
+    await scene.store.change_principal(user.principal.id, {"disabled": True})
+    with pytest.raises(Unauthorized, match="disabled"):
+        await scene.recognised(logged_in(token(ANN)))
 
 
 async def test_a_users_sessions_belong_to_one_key_that_no_secret_opens(scene: Scene) -> None:
