@@ -123,6 +123,8 @@ class SignIn:
             log.warning(
                 "a sign-in failed", principal_id=found and found.principal.id, network=attempt.network
             )
+            if found is not None and stored is not None:
+                await self._store.note_failed_sign_in(found.principal.id, network=attempt.network)
             raise Unauthorized("This name and password do not belong together.")
         self._attempts.succeeded(attempt)
         await self._check_admitted(found.principal)
@@ -226,7 +228,7 @@ class SignIn:
 
     async def end(self, user: BrowserUser, session_id: str | None = None) -> None:
         """Signs out: one browser, or all of them."""
-        await self._store.end_browser_sessions(user.principal.id, session_id)
+        await self._store.end_browser_sessions(user.principal.id, session_id, by=user.actor)
         self._known.clear()  # other replicas notice within REMEMBER_S
         log.info("signed out", principal_id=user.principal.id, browser_session=session_id or "all")
 
@@ -244,7 +246,7 @@ class SignIn:
         check_length(new)
         await self.with_password(request, user.principal.name, old)
         hashed = await self.passwords.hash(new)
-        await self._store.set_password(user.principal.id, hashed)
+        await self._store.set_password(user.principal.id, hashed, by=user.actor)
         self._known.clear()
         log.info("password changed", principal_id=user.principal.id)
         return PasswordOf(principal=user.principal, password_hash=hashed)

@@ -254,7 +254,9 @@ class SignIns(Protocol):
         """The user of this name, with the stored hash of the password; None if no user has the name."""
         ...
 
-    async def set_password(self, principal_id: str, password_hash: str, *, only_first: bool = False) -> bool:
+    async def set_password(
+        self, principal_id: str, password_hash: str, *, only_first: bool = False, by: Actor = SERVICE
+    ) -> bool:
         """Sets a user's password and ends the user's browser sessions.
 
         With `only_first`, a password that is there stays, and the result is False. Raises NotFound.
@@ -296,14 +298,20 @@ class SignIns(Protocol):
         """
         ...
 
+    async def note_failed_sign_in(self, principal_id: str, *, network: str) -> None:
+        """Records in the audit log that a sign-in of this user failed. Raises NotFound."""
+        ...
+
     async def find_browser_session(self, token_hash: str, *, seen_s: float) -> SignedIn | None:
         """The session with its user; None if it ended, or the user is disabled. Its use is recorded every `seen_s`."""
         ...
 
     async def list_browser_sessions(self, principal_id: str) -> list[BrowserSession]: ...
 
-    async def end_browser_sessions(self, principal_id: str, session_id: str | None = None) -> None:
-        """Ends one session of the user, or all of them."""
+    async def end_browser_sessions(
+        self, principal_id: str, session_id: str | None = None, *, by: Actor = SERVICE
+    ) -> None:
+        """Ends one session of the user, or all of them. Raises NotFound for an unknown user."""
         ...
 
 

@@ -8,7 +8,7 @@ import pytest
 import structlog
 
 from claude_hitl_template.config.secret_files import ADMIN
-from claude_hitl_template.domain.people import SERVICE, Role
+from claude_hitl_template.domain.people import SERVICE, Actor, Role
 from claude_hitl_template.domain.sign_in import ABSOLUTE, IDLE
 from claude_hitl_template.errors import Unauthorized
 from claude_hitl_template.signin.setup import make_first_user
@@ -388,6 +388,37 @@ async def test_guessing_is_slowed_down_and_the_user_signs_in_from_elsewhere(stor
     assert refused.headers["retry-after"] == "2"
     assert "Too many sign-ins failed. Wait 2 s" in said(refused)
     assert (await Browser(app, address="198.51.100.1").sign_in()).status_code == 303
+
+
+async def test_every_sign_in_and_its_end_is_in_the_audit_log_with_who_did_it(store: CoreStore) -> None:
+    user = await add_user(store)
+    browser = Browser(replica(store))
+    await browser.sign_in("unknown", "wrong")
+    await browser.sign_in(password="wrong")
+    await browser.sign_in()
+    csrf = await browser.csrf()
+    await browser.post("/account/password", {"csrf": csrf, "old": PASSWORD, "new": NEW, "again": NEW})
+    await browser.post("/sign-out", {"csrf": await browser.at(replica(store)).csrf()})
+    admin = Actor(name="./hitl")
+    await browser.sign_in(password=NEW)
+    await store.end_browser_sessions(user.id, by=admin)
+    found = await store.list_audit(user.workspace_ids[0], limit=100, order="asc")
+    entries = [
+        entry for entry in found.data if entry.action.startswith("sign_") or "password" in entry.details
+    ]
+    assert [(entry.action, entry.actor.name) for entry in entries] == [
+        ("principal.changed", "claude-hitl"),
+        ("sign_in.failed", "ann"),
+        ("sign_in", "ann"),
+        ("principal.changed", "ann"),
+        ("sign_in", "ann"),
+        ("sign_out", "ann"),
+        ("sign_in", "ann"),
+        ("sign_out", "./hitl"),
+    ]
+    assert entries[2].details == {"way": "password", "network": "192.0.2.1"}
+    for secret in (PASSWORD, NEW, "wrong"):
+        assert secret not in str(entries)
 
 
 # -- secrets

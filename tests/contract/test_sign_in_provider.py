@@ -78,6 +78,12 @@ async def test_a_user_of_the_provider_is_made_signs_in_and_returns_to_the_page(
     principal = await found(store, there)
     assert (principal.kind, principal.name, principal.groups) == ("user", "ann", ("approvers",))
     assert principal.roles == {workspace: (Role.APPROVER,)}
+    entries = (await store.list_audit(workspace, limit=100, order="asc")).data
+    log = {entry.action: entry for entry in entries}
+    assert log["sign_in"].actor.id == principal.id
+    host = urlsplit(there.issuer).hostname
+    assert log["role.changed"].actor.name == f"sign-in provider {host}"
+    assert log["role.changed"].details == {"name": "ann", "before": [], "after": ["approver"]}
     [session] = await store.list_browser_sessions(principal.id)
     assert session.way == "provider"
     account = said(await browser.get("/account"))
