@@ -14,6 +14,8 @@ from claude_hitl_template.config.passwords import MIN_CHARS
 from claude_hitl_template.domain.people import Principal
 from claude_hitl_template.domain.sign_in import PasswordOf
 from claude_hitl_template.errors import (
+    Conflict,
+    Forbidden,
     HitlError,
     InvalidInput,
     NotFound,
@@ -45,7 +47,9 @@ MAX_FIELDS, MAX_FIELD_BYTES = 10, 16 * 1024
 _UNEXPECTED = "The service failed on this request. Its log says why."
 _STATUSES: tuple[tuple[type[HitlError], int], ...] = (
     (Unauthorized, 401),
+    (Forbidden, 403),
     (NotFound, 404),
+    (Conflict, 409),
     (TooLarge, 413),
     (InvalidInput, 400),
     (RateLimited, 429),

@@ -196,7 +196,8 @@ class SignIn:
             password: What was verified; None if the provider signed the user in.
 
         Raises:
-            Unauthorized: The password was changed meanwhile, or the user disabled.
+            Conflict: The password was changed meanwhile.
+            Forbidden: The user was disabled meanwhile.
         """
         secure, token = self.is_secure(request), cookies.new_token()
         before = cookies.get(request, "session", secure=secure)

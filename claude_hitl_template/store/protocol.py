@@ -294,7 +294,9 @@ class SignIns(Protocol):
             replaces: the token hash of the browser's session until now, which ends.
 
         Raises:
-            Unauthorized: the user is disabled, or has another password now.
+            NotFound: there is no such user.
+            Forbidden: the user is disabled.
+            Conflict: the user has another password now.
         """
         ...
 

@@ -15,7 +15,7 @@ from claude_hitl_template.domain.sign_in import (
     Way,
     replaced_roles,
 )
-from claude_hitl_template.errors import NotFound, Unauthorized
+from claude_hitl_template.errors import Conflict, Forbidden, NotFound
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase
 from claude_hitl_template.store.people import check_administered
@@ -124,14 +124,14 @@ class SignInRules(StoreBase):
             )
 
     async def _admitted(self, tx: Tx, principal_id: str, way: Way, password_hash: str | None) -> Principal:
-        """The user. Raises Unauthorized for what changed since the sign-in was checked."""
-        principal = await tx.principal(principal_id)
-        if principal is None or principal.disabled_at is not None:
-            raise Unauthorized("this account is disabled")
+        """The user. Raises Forbidden, Conflict for what changed since the sign-in was checked."""
+        principal = await _user(tx, principal_id)
+        if principal.disabled_at is not None:
+            raise Forbidden("this account is disabled")
         if way == "password":
             login = await tx.login(principal_id)
             if login is None or login.password_hash != password_hash:
-                raise Unauthorized("the password was changed meanwhile")
+                raise Conflict("the password was changed meanwhile; sign in again")
         return principal
 
     async def find_browser_session(self, token_hash: str, *, seen_s: float) -> SignedIn | None:

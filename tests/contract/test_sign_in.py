@@ -10,7 +10,7 @@ import structlog
 from claude_hitl_template.config.secret_files import ADMIN
 from claude_hitl_template.domain.people import SERVICE, Actor, Role
 from claude_hitl_template.domain.sign_in import ABSOLUTE, IDLE
-from claude_hitl_template.errors import Unauthorized
+from claude_hitl_template.errors import Conflict, Forbidden
 from claude_hitl_template.signin.setup import make_first_user
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.clock import FakeClock
@@ -313,10 +313,10 @@ async def test_a_password_that_was_changed_meanwhile_does_not_sign_in(store: Cor
     found = await store.find_password("ann")
     assert found is not None
     await store.set_password(user.id, await PASSWORDS.hash(NEW))
-    with pytest.raises(Unauthorized, match="changed meanwhile"):
+    with pytest.raises(Conflict, match="changed meanwhile"):
         await store.add_browser_session(user.id, "t", way="password", password_hash=found.password_hash)
     await store.change_principal(user.id, {"disabled": True}, by=SERVICE)
-    with pytest.raises(Unauthorized, match="disabled"):
+    with pytest.raises(Forbidden, match="disabled"):
         await store.add_browser_session(user.id, "t", way="provider")
 
 
