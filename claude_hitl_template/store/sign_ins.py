@@ -56,6 +56,7 @@ class SignInRules(StoreBase):
 
     async def put_provider_user(self, user: ProviderUser) -> Principal:
         async with self._writing("add_key") as tx:
+            await tx.lock("users of a sign-in provider")  # two new ones must not choose the same name
             found = await tx.named_principal(external_id=user.external_id) or await _linked(tx, user)
             before = found or Principal(
                 id=new_id("user"), kind="user", name=await _free_name(tx, user), created_at=self._clock()

@@ -1,5 +1,6 @@
 """Signing in with a password: what a browser gets, what ends it, and what does not get in. On each backend."""
 
+import asyncio
 import re
 from datetime import timedelta
 
@@ -483,6 +484,13 @@ async def test_a_form_that_is_too_large_is_refused(store: CoreStore) -> None:
 
 
 # -- the first user
+
+
+async def test_replicas_that_start_at_once_make_one_admin(store: CoreStore) -> None:
+    await store.set_first_key("hash of the first key")
+    await asyncio.gather(*(make_first_user(store, PASSWORDS, "the generated one") for _ in range(4)))
+    assert [one.name for one in await store.list_principals() if one.kind == "user"] == [ADMIN]
+    assert (await Browser(replica(store)).sign_in(ADMIN, "the generated one")).status_code == 303
 
 
 async def test_the_first_start_makes_an_admin_once(store: CoreStore) -> None:
