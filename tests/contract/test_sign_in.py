@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from claude_hitl_template.config.secret_files import ADMIN
-from claude_hitl_template.domain.people import SERVICE, Actor, Role
+from claude_hitl_template.domain.people import SERVICE, Actor, Principal, Role
 from claude_hitl_template.domain.sign_in import ABSOLUTE, IDLE
 from claude_hitl_template.errors import Conflict, Forbidden
 from claude_hitl_template.signin.setup import make_first_user
@@ -391,11 +391,21 @@ async def test_guessing_is_slowed_down_and_the_user_signs_in_from_elsewhere(stor
     assert (await Browser(app, address="198.51.100.1").sign_in()).status_code == 303
 
 
+async def failure_is_recorded(store: CoreStore, user: Principal) -> None:
+    async with asyncio.timeout(5):
+        while not any(
+            entry.action == "sign_in.failed"
+            for entry in (await store.list_audit(user.workspace_ids[0], limit=9)).data
+        ):
+            await asyncio.sleep(0.01)
+
+
 async def test_every_sign_in_and_its_end_is_in_the_audit_log_with_who_did_it(store: CoreStore) -> None:
     user = await add_user(store)
     browser = Browser(replica(store))
     await browser.sign_in("unknown", "wrong")
     await browser.sign_in(password="wrong")
+    await failure_is_recorded(store, user)
     await browser.sign_in()
     csrf = await browser.csrf()
     await browser.post("/account/password", {"csrf": csrf, "old": PASSWORD, "new": NEW, "again": NEW})
