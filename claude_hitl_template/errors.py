@@ -8,6 +8,7 @@
     |-- Conflict               the request contradicts what is already recorded
     |   |-- AlreadyDecided     another decision was first
     |   |-- Superseded         the approval stopped waiting before it was decided
+    |   |-- TooManyAsks        a session asked for more decisions than it may
     |   `-- IllegalTransition  a state change that the table of transitions does not have
     |-- NotWaiting             the named call does not wait for a decision
     |-- Unauthorized           no key, or a wrong one
@@ -74,6 +75,10 @@ class AlreadyDecided(Conflict):
 
 class Superseded(Conflict):
     """The approval stopped waiting (interrupted, expired, archived) before a decision came."""
+
+
+class TooManyAsks(Conflict):
+    """A session asked for more decisions than it may within a minute, or since the last message of a human."""
 
 
 class IllegalTransition(Conflict):

@@ -9,7 +9,9 @@ from claude_hitl_template.api.agents import AgentBody, by_id
 from claude_hitl_template.api.parameters import Timestamp
 from claude_hitl_template.api.strict_json import Body
 from claude_hitl_template.domain.events import ClientEvent, UserMessage, UserToolConfirmation
+from claude_hitl_template.domain.models import CLAIM_S, MAX_CLAIM_S
 from claude_hitl_template.domain.people import SCOPES, Scope
+from claude_hitl_template.domain.policy.tiers import MAX_RULES, RuleAction, WorkspacePolicy, WorkspaceRule
 
 Title = Annotated[str, StringConstraints(max_length=500)]
 MetaKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -60,6 +62,31 @@ class Decide(UserToolConfirmation):
         """This decision on the call of an approval."""
         given = self.model_dump(exclude_unset=True)
         return UserToolConfirmation(type="user.tool_confirmation", tool_use_id=approval_id, **given)
+
+
+class ClaimApproval(Body):
+    """For how long the caller says to be looking at a call; 0: no longer."""
+
+    seconds: Annotated[int, Field(ge=0, le=MAX_CLAIM_S)] = CLAIM_S
+
+
+class DelegateApproval(Body):
+    """Whom a call is handed over to: a person, or a group. One of `principal_id` and `group` is needed."""
+
+    principal_id: str | None = None
+    group: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    note: Annotated[str, StringConstraints(max_length=2000)] = ""
+
+
+class SetPolicy(Body):
+    """A workspace's policy. `version` is the one that it replaces, 0 for the first one; another one now is an error."""
+
+    rules: Annotated[list[WorkspaceRule], Field(max_length=MAX_RULES)]
+    default: RuleAction = "allow"
+    version: Annotated[int, Field(ge=0)]
+
+    def policy(self) -> WorkspacePolicy:
+        return WorkspacePolicy(rules=tuple(self.rules), default=self.default)
 
 
 class Drain(Body):

@@ -7,8 +7,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from claude_hitl_template.domain.events import EVENT_TYPES
-from claude_hitl_template.domain.models import ApprovalKind, ApprovalState, Decision, SessionStatus
+from claude_hitl_template.domain.models import (
+    ApprovalKind,
+    ApprovalState,
+    Assignee,
+    Decision,
+    Reviewer,
+    SessionStatus,
+    Vote,
+)
 from claude_hitl_template.domain.people import Role, Scope
+from claude_hitl_template.domain.policy import Verdict
+from claude_hitl_template.domain.policy.tiers import Requirement, RuleAction, Severity, WorkspaceRule
 
 _JSON = "application/json"
 REFERENCE = "#/components/schemas/{model}"
@@ -144,8 +154,23 @@ class SentEvents(_Resource):
     data: list[Event]
 
 
+class Segment(_Resource):
+    """One command of a command line: its place in code points, how it was judged, and the rule that decided."""
+
+    text: str
+    start: int
+    end: int
+    verdict: Verdict
+    source: str
+
+
 class Approval(_Resource):
-    """A call that waits, or waited, for a decision: what would run, where, and its outcome."""
+    """A call that waits, or waited, for a decision: what would run, where, and its outcome.
+
+    `requirements` are what the workspace's rules ask for, none for one approver; `severity` is the highest of them,
+    `quorum` the largest. `votes` are of people who allowed the call, `reviewer` is who is looking at it, `assignee` whom it
+    was handed over to. `segments` are the commands of a command line.
+    """
 
     type: Literal["approval"]
     id: str
@@ -162,6 +187,14 @@ class Approval(_Resource):
     agent_id: str | None
     state: ApprovalState
     held: bool
+    severity: Severity
+    reason: str
+    quorum: int
+    requirements: list[Requirement]
+    votes: list[Vote]
+    reviewer: Reviewer | None
+    assignee: Assignee | None
+    segments: list[Segment]
     created_at: datetime
     expires_at: datetime | None
     decision: Decision | None
@@ -466,6 +499,18 @@ class Environments(_Resource):
 
     data: list[Environment]
     next_page: str | None
+
+
+class Policy(_Resource):
+    """A workspace's rules. `version` counts changes; 0: there never was a rule."""
+
+    type: Literal["policy"]
+    workspace_id: str
+    version: int
+    rules: list[WorkspaceRule]
+    default: RuleAction
+    changed_at: datetime | None
+    changed_by: str | None
 
 
 class Document(_Resource):

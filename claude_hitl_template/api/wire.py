@@ -8,7 +8,7 @@ from claude_hitl_template.domain.models import Approval, Environment, ImageFacts
 
 _PACKAGE_MANAGERS = ("apt", "cargo", "gem", "go", "npm", "pip")
 _INTERNAL = frozenset({
-    "claim_id", "reminded", "call_id", "model_call_id", "claimed_epoch", "batch", "folder",
+    "claim_id", "reminded", "call_id", "model_call_id", "claimed_epoch", "batch", "folder", "timeout_at", "segments",
 })  # fmt: skip
 
 
@@ -92,4 +92,13 @@ def environment_wire(
 def approval_wire(approval: Approval) -> dict[str, Any]:
     """An approval as an approver needs it: the call, its folder, its requester, and its outcome."""
     shown = approval.model_dump(mode="json", exclude=set(_INTERNAL), by_alias=False)
-    return {"type": "approval", **shown, "batch": list(approval.batch)}
+    command = str(approval.input.get("command", ""))
+    return {
+        "type": "approval",
+        **shown,
+        "batch": list(approval.batch),
+        "severity": approval.severity,
+        "reason": approval.reason,
+        "quorum": approval.quorum,
+        "segments": [{"text": one.text(command), **one.model_dump(mode="json")} for one in approval.segments],
+    }

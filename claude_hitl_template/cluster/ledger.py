@@ -18,6 +18,7 @@ from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import HitlError, InternalError, StoreUnreachable, Unavailable
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.access import Authority, Dispatcher, client, methods_of
+from claude_hitl_template.store.base import AskLimits
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import Store, own_key
 
@@ -55,6 +56,7 @@ class LedgerService:
         store = CoreStore(
             open_backend(settings, patience_s=AWAY_S),
             files=FileArea(settings.files_at),
+            ask_limits=AskLimits(settings.asks_per_minute, settings.asks_per_session),
             signer=audit_signer(settings),
         )
         self._desk = Dispatcher(store, Authority(read_signing_key(settings)))

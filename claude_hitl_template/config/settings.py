@@ -222,6 +222,14 @@ class Settings(BaseSettings):
     approval_ttl_s: Seconds | None = Field(
         None, description="After this time an undecided call is denied. Default: never."
     )
+    asks_per_minute: int = Field(
+        20, ge=1, description="Calls of a session that may begin to wait for a human within a minute."
+    )
+    asks_per_session: int = Field(
+        200,
+        ge=1,
+        description="Calls of a session that may wait for a human between two messages. Above a limit the session rests.",
+    )
     max_recoveries: int = Field(
         5, ge=0, description="How often in a row a turn is resumed after its process died."
     )

@@ -21,6 +21,8 @@ EVENT_TYPES = frozenset({
     "session.error", "session.status_running", "session.status_idle", "session.status_rescheduled",
     "session.status_terminated", "session.updated", "session.deleted", "session.usage",
     "span.model_request_start", "span.model_request_end",
+    # Our own, about a call that waits for people: a vote of several, a claim, handing over by a person and by a deadline.
+    "approval.vote", "approval.claimed", "approval.delegated", "approval.escalated",
 })  # fmt: skip
 # Types of the protocol that this service never emits. A client may filter by them all the same, and finds none.
 FOREIGN_TYPES = frozenset({
@@ -149,13 +151,17 @@ def tool_use(
     tool_use_id: str, name: str, given: Mapping[str, Any], verdict: str, thread: str | None
 ) -> Draft:
     """agent.tool_use, or agent.mcp_tool_use for a tool named mcp__server__tool. Its id is the call's tool_use_id."""
-    evaluation = {"allow": {"type": "always_allow"}, "ask": {"type": "always_ask"}}.get(verdict)
-    body: dict[str, Any] = {"input": dict(given), "evaluated_permission": verdict, "evaluation": evaluation}
-    body |= _thread(thread)
+    body: dict[str, Any] = {"input": dict(given), **evaluated(verdict), **_thread(thread)}
     server, tool = mcp_parts(name)
     if server:
         return draft("agent.mcp_tool_use", tool_use_id, name=tool, mcp_server_name=server, **body)
     return draft("agent.tool_use", tool_use_id, name=name, **body)
+
+
+def evaluated(verdict: str) -> dict[str, Any]:
+    """The fields of a call's event that say how its policy judged it."""
+    evaluation = {"allow": {"type": "always_allow"}, "ask": {"type": "always_ask"}}.get(verdict)
+    return {"evaluated_permission": verdict, "evaluation": evaluation}
 
 
 def tool_result(

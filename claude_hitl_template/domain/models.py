@@ -19,6 +19,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from claude_hitl_template.domain.canonical_json import call_digest, digest
 from claude_hitl_template.domain.people import SCOPES, Principal, Scope, Workspace
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule
+from claude_hitl_template.domain.policy.segments import JudgedSegment
+from claude_hitl_template.domain.policy.tiers import (
+    NO_POLICY,
+    Requirement,
+    Severity,
+    WorkspacePolicy,
+    severity_of,
+)
 from claude_hitl_template.domain.policy.web import check_entry, covers
 from claude_hitl_template.errors import IllegalTransition
 
@@ -220,6 +228,8 @@ class Session(Frozen):
         None  # the CLI's id of what was said since the last /clear; None: nothing was cleared
     )
     last_end: str | None = None  # id of the last end_turn, which may be repeated
+    asked: int = 0  # calls that asked since the last user.message
+    asked_at: tuple[datetime, ...] = ()  # when the last of them did, within a minute
     rules: tuple[Rule, ...] = ()
     workspace: str | None = None  # the manifest of what was saved last; None: nothing yet
     uploads: tuple[str, ...] = ()  # manifests of files that the owner has yet to put into the workspace
@@ -290,6 +300,44 @@ class Decision(Frozen):
     decided_at: datetime
 
 
+class Vote(Frozen):
+    """One person's agreement to a call that needs several. `event_id` is its `approval.vote`.
+
+    `updated_input` is the whole input that was agreed to where it is not the proposed one, `run_digest` the digest of what
+    would run.
+    """
+
+    principal_id: str
+    name: str
+    at: datetime
+    event_id: str
+    run_digest: str
+    updated_input: dict[str, Any] | None = None
+
+
+CLAIM_S = 300  # how long somebody who looks at a call is shown, unless they say otherwise
+MAX_CLAIM_S = 24 * 3600
+
+
+class Reviewer(Frozen):
+    """Who said that they are looking at a call, and until when that is to be believed."""
+
+    principal_id: str | None
+    name: str
+    until: datetime
+
+
+class Assignee(Frozen):
+    """Whom a call was handed over to: a person, or a group. `by` is the name of who did that."""
+
+    principal_id: str | None = None
+    group: str | None = None
+    name: str
+    note: str = ""
+    by: str
+    at: datetime
+
+
 class Approval(Frozen):
     """The durable record of one call that waits, or waited, for a human.
 
@@ -307,6 +355,10 @@ class Approval(Frozen):
     an absolute path; None for an approval of an earlier release, which ran in the workspace, and whose digests are of
     the input alone. `targets` is where the paths of `input` led when it was shown, in the same form (`//x` outside);
     None where that was not recorded.
+
+    `requirements` are what the workspace's rules asked for it; () for one approver. `votes` are of people who allowed it,
+    which counts while they may. `segments` are the commands of a command line. `expires_at` is the first of all deadlines,
+    `timeout_at` the one that the service sets for every call.
     """
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
@@ -333,6 +385,12 @@ class Approval(Frozen):
     reminded: bool = False
     created_at: datetime
     expires_at: datetime | None = None
+    timeout_at: datetime | None = None
+    requirements: tuple[Requirement, ...] = ()
+    votes: tuple[Vote, ...] = ()
+    reviewer: Reviewer | None = None
+    assignee: Assignee | None = None
+    segments: tuple[JudgedSegment, ...] = ()
     decision: Decision | None = None
     run_input: dict[str, Any] | None = None
     run_digest: str | None = None
@@ -343,10 +401,38 @@ class Approval(Frozen):
     @property
     def workspace(self) -> Path | None:
         """The session's working folder; None where the call runs outside of it."""
-        folder, cwd = Path(self.folder or "."), Path(self.cwd)
-        if folder.is_absolute():
+        return workspace_of(Path(self.cwd), self.folder)
+
+    @property
+    def severity(self) -> Severity:
+        return severity_of(self.requirements)
+
+    @property
+    def quorum(self) -> int:
+        """How many people must allow it at least; rules with different approvers may take more."""
+        return max((one.quorum for one in self.requirements), default=1)
+
+    @property
+    def reason(self) -> str:
+        """The reasons of the rules that asked, one on each line."""
+        return "\n".join(dict.fromkeys(one.reason for one in self.requirements if one.reason))
+
+    def asking(self, requirements: tuple[Requirement, ...]) -> Self:
+        """This approval with these requirements, and the deadlines that follow."""
+        due = [one.due_at for one in requirements if one.due_at is not None]
+        timeout_at = self.timeout_at if self.requirements else self.expires_at
+        first = min([*due, *([timeout_at] if timeout_at is not None else [])], default=None)
+        return self.but(requirements=requirements, timeout_at=timeout_at, expires_at=first)
+
+    def escalated(self, now: datetime) -> Self | None:
+        """This approval after its deadlines until `now`; None if one of them denies the call."""
+        if not self.requirements or (self.timeout_at is not None and self.timeout_at <= now):
             return None
-        return cwd.parents[len(folder.parts) - 1] if folder.parts else cwd
+        due = [one for one in self.requirements if one.due_at is not None and one.due_at <= now]
+        handed = {id(one): one.escalated(now) for one in due}
+        if not due or None in handed.values():
+            return None
+        return self.asking(tuple(handed.get(id(one)) or one for one in self.requirements))
 
     def digest_of(self, given: dict[str, Any]) -> str:
         """Returns the `digest` that this input would have. Raises InvalidInput for input without canonical JSON."""
@@ -364,6 +450,14 @@ class Approval(Frozen):
                 f"approval {self.id} is {self.state.value}, it cannot become {state.value}"
             )
         return self.but(state=state, **changes)
+
+
+def workspace_of(cwd: Path, folder: str | None) -> Path | None:
+    """The working folder of a session of which `cwd` is the folder `folder`, as an approval names it; None outside of it."""
+    below = Path(folder or ".")
+    if below.is_absolute():
+        return None
+    return cwd.parents[len(below.parts) - 1] if below.parts else cwd
 
 
 def check_session_transition(old: SessionStatus, new: SessionStatus) -> None:
@@ -450,6 +544,16 @@ class KeptDecision(Frozen):
         )
 
 
+class StoredPolicy(Frozen):
+    """A workspace's policy as it is stored. `version` counts changes; 0: there never was one."""
+
+    workspace_id: str
+    version: int = 0
+    policy: WorkspacePolicy = NO_POLICY
+    changed_at: datetime | None = None
+    changed_by: str | None = None
+
+
 class Page[T](BaseModel):
     """A slice of a listing; `next_page` is the opaque cursor of the next one, None at the end."""
 
@@ -462,7 +566,7 @@ class Snapshot(Frozen):
 
     `turn_event` is the user.message of a turn that has begun. `unreported_refusals` holds the approvals of
     `session.unreported_refusals`. Pass `session.revision` to `wait_session` to wait for the next change. `at` is the
-    ledger's time.
+    ledger's time. `policy` is the workspace's.
     """
 
     session: Session
@@ -471,6 +575,7 @@ class Snapshot(Frozen):
     approvals: tuple[Approval, ...]
     unreported_refusals: tuple[Approval, ...]
     at: datetime
+    policy: WorkspacePolicy = NO_POLICY
 
 
 class Event(Frozen):

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from claude_hitl_template.domain.models import Agent, Approval, ApprovalState, Environment, Session
-from claude_hitl_template.domain.policy import remember_rule
+from claude_hitl_template.domain.policy.offers import granted
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.panel.markup import render
+from claude_hitl_template.presentation.approvals import approval_parts
 from claude_hitl_template.presentation.sessions import POLICIES, editable, fate, state_of
 from claude_hitl_template.presentation.text import (
     age,
@@ -239,6 +240,8 @@ def decision_form(
 
 def _call(group: CallGroup, approval: Approval, now: datetime, filled: Filled) -> _Call:
     view = tool_view(approval.tool_name, approval.input)
+    before = approval_parts(approval.model_dump(mode="json", by_alias=False))
+    view = replace(view, parts=(*before, *view.parts))
     is_pending = approval.state is ApprovalState.PENDING
     questions: list[Question] = []
     if approval.kind == "question" and is_pending:  # shown with their choices instead
@@ -271,9 +274,10 @@ def _facts(group: CallGroup, approval: Approval, now: datetime) -> list[tuple[st
 
 def _rule(approval: Approval) -> str:
     """The rule that "allow and remember" would record; "" if no rule can cover such calls."""
-    if approval.folder not in (None, "."):
+    if approval.folder not in (None, ".") or approval.requirements:
         return ""
     try:
-        return rule_text(remember_rule(approval.tool_name, approval.input, Path(approval.cwd)).model_dump())
+        rule = granted(approval.tool_name, approval.input, Path(approval.cwd), approval.segments)
+        return rule_text(rule.model_dump())
     except InvalidInput:
         return ""

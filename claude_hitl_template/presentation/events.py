@@ -71,6 +71,34 @@ def _confirmation(event: WireEvent) -> EventView:
     return Decision(allowed=True, by=by, answers=answers, edited_input=changed or None, rule=remembered)
 
 
+def _vote(event: WireEvent) -> EventView:
+    by = ", ".join(event["allowed_by"])
+    missing = "; ".join(event["missing"])
+    return Notice(
+        f"{event['by']} allows the call: {len(event['allowed_by'])} so far ({by})",
+        "action",
+        f"it takes {missing}",
+    )
+
+
+def _claimed(event: WireEvent) -> EventView:
+    if event["until"] is None:
+        return Notice(f"{event['by']} no longer looks at the call", "info")
+    return Notice(f"{event['by']} is looking at the call until {event['until']}", "info")
+
+
+def _delegated(event: WireEvent) -> EventView:
+    return Notice(f"{event['by']} handed the call over to {event['to']['name']}", "action", event["note"])
+
+
+def _escalated(event: WireEvent) -> EventView:
+    to = event["to"] or {"roles": [], "groups": []}
+    names = ", ".join([*to["roles"], *to["groups"]])
+    return Notice(
+        f"Nobody decided in time: {names} may decide as well", "action", f"asked for by {event['rule']}"
+    )
+
+
 def _error(event: WireEvent) -> EventView:
     error = event["error"]
     message = str(error["message"])
@@ -106,6 +134,10 @@ def _notice(text: str, tone: Tone) -> Callable[[WireEvent], EventView]:
 _VIEWS: Mapping[str, Callable[[WireEvent], EventView | None]] = {
     "user.message": _user_message,
     "user.tool_confirmation": _confirmation,
+    "approval.vote": _vote,
+    "approval.claimed": _claimed,
+    "approval.delegated": _delegated,
+    "approval.escalated": _escalated,
     "user.interrupt": _notice("The turn was interrupted; what waited is superseded.", "strong"),
     "agent.message": _agent_message,
     "agent.thinking": _thinking,

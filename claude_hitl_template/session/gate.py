@@ -27,8 +27,9 @@ from claude_hitl_template.domain.canonical_json import call_digest
 from claude_hitl_template.domain.models import Approval, ApprovalState, PermissionMode, Session
 from claude_hitl_template.domain.policy import Evaluation, Rule, Verdict, from_folder
 from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
+from claude_hitl_template.domain.policy.tiers import NO_POLICY, WorkspacePolicy
 from claude_hitl_template.domain.tool_inputs import flaw
-from claude_hitl_template.errors import NotWaiting
+from claude_hitl_template.errors import Forbidden, NotWaiting
 from claude_hitl_template.session.calls import IssuedCalls, Step
 from claude_hitl_template.session.engine import ToolResult, ToolUse
 from claude_hitl_template.session.hosts import HostGate
@@ -46,6 +47,10 @@ HELD_ALONE = (
 CHANGED = (
     "Not run: things have changed since this call was judged. It {why}. "
     "Issue this call again, exactly as given, to have it judged as they are now."
+)
+TWIN = (
+    "the same call waits for a human already, and one decision and one result are for both; issue it again after that "
+    "if it must run twice"
 )
 AMBIGUOUS = "several calls came with one id, and cannot be told apart: issue them again, one at a time"
 REGISTER_TIMEOUT_S = (
@@ -98,6 +103,7 @@ class Gate:
         self._committed: set[str] = set()
         self._approvals: dict[str, Approval] = {}
         self._asked_at: dict[str, float] = {}
+        self._asking: dict[tuple[str, str], str] = {}  # the latest call that asked with a digest
         self._changed = asyncio.Event()
         self._interrupted = False
         self._calls = IssuedCalls(workspace)
@@ -182,16 +188,20 @@ class Gate:
             own = effective = Evaluation(Verdict.deny, AMBIGUOUS)
         elif refused:
             own = effective = Evaluation(Verdict.deny, "the CLI refused it")
+        cwd = self._judge.shown(folder)
+        digest = call_digest(use.input, cwd)
+        if effective.verdict is Verdict.ask and self._waits_already(use, digest):
+            own = effective = Evaluation(Verdict.deny, TWIN)
         standing = (
             effective.source if (own.verdict, effective.verdict) == (Verdict.ask, Verdict.allow) else None
         )
         self._verdicts[use.call_id], self._issued[use.call_id] = effective, use
-        cwd = self._judge.shown(folder)
+        asks = effective.verdict is Verdict.ask
         return Call(
             call_id=use.call_id,
             tool_name=use.name,
             input=use.input,
-            digest=call_digest(use.input, cwd),
+            digest=digest,
             cwd=cwd,
             folder=self._judge.portable(folder),
             targets=self._judge.targets(use.name, use.input, folder),
@@ -199,7 +209,24 @@ class Gate:
             model_call_id=use.model_id,
             verdict=effective.verdict.value,
             standing_rule=standing,
+            rules=tuple(rule.pattern for rule in self._judge.tier(use.name, use.input, folder).asks),
+            segments=self._judge.segments(self._session, use.input, folder)
+            if asks and use.name == "Bash"
+            else (),
         )
+
+    def _waits_already(self, use: ToolUse, digest: str) -> bool:
+        """Whether an identical call waits: of several that come at once a human is asked about one. One that is held is
+        issued again, and takes its approval over."""
+        first = self._asking.get((use.name, digest), use.call_id)
+        approval = self._approvals.get(first)
+        if first != use.call_id and (
+            not self.knows(first)
+            or (approval is not None and approval.state is ApprovalState.PENDING and not approval.held)
+        ):
+            return True
+        self._asking[use.name, digest] = use.call_id
+        return False
 
     def postpone(self, call_id: str) -> None:
         """Delays the registration of a call until the CLI asks for it, because its effect is not known before."""
@@ -217,9 +244,11 @@ class Gate:
             self._asked_at.setdefault(approval.call_id, now)
         self._wake()
 
-    def update(self, session: Session, approvals: Sequence[Approval]) -> None:
+    def update(
+        self, session: Session, approvals: Sequence[Approval], policy: WorkspacePolicy = NO_POLICY
+    ) -> None:
         """Takes over the store's state. An approval that is no longer open was denied, expired, superseded or closed."""
-        self._session = session
+        self._session, self._judge.workspace_policy = session, policy
         self._interrupted = self._interrupted or session.interrupted
         self.hosts.update(session, approvals)
         for approval in approvals:
@@ -380,6 +409,8 @@ class Gate:
             return Answer("deny", f"This call cannot run: {wrong}.")
         if self._is_ambiguous(use):
             return Answer("deny", f"Not run: {AMBIGUOUS}.")
+        if verdict.source == TWIN:
+            return Answer("deny", f"Not run: {TWIN}.")
         if verdict.verdict is Verdict.allow:
             return Answer("allow")
         return Answer("deny", f"Not permitted by this session's policy ({verdict.source}).")
@@ -417,6 +448,11 @@ class Gate:
                 approval.digest_of(run_input),
                 claim_id=str(uuid.uuid4()),
             )
+        except Forbidden as error:
+            log.info(
+                "call not permitted as it runs", session=self._session.id, call=use.call_id, why=str(error)
+            )
+            return Answer("deny", CHANGED.format(why=error))
         except NotWaiting as error:
             log.warning("claim refused", session=self._session.id, call=use.call_id, why=str(error))
             return Answer("deny", OUTCOME_UNKNOWN)

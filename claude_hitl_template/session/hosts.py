@@ -77,6 +77,8 @@ class HostGate:
     def standing(self, host: Host) -> Access | None:
         """How the host may be reached without a question; None if it must be asked for."""
         networking = self._session.environment.networking
+        if self._judge.tier(NETWORK, _input(host), self._workspace).verdict is Verdict.ask:
+            return None
         if networking.declares(*host):
             return "anywhere"
         if networking.allows(*host) or self._evaluate(host).verdict is Verdict.allow:
@@ -140,8 +142,11 @@ class HostGate:
         await self._store.remind(self._session.id, self._session.epoch, [approval.id])
 
     def _evaluate(self, host: Host) -> Evaluation:
-        given = {"host": host[0], "port": host[1]}
-        return self._judge.evaluate(self._session, NETWORK, given, self._workspace)[1]
+        return self._judge.evaluate(self._session, NETWORK, _input(host), self._workspace)[1]
+
+
+def _input(host: Host) -> dict[str, str | int]:
+    return {"host": host[0], "port": host[1]}
 
 
 def _host(approval: Approval) -> Host:

@@ -13,9 +13,11 @@ from typing import Any
 import structlog
 
 from claude_hitl_template.domain import policy
-from claude_hitl_template.domain.models import Approval, Session
+from claude_hitl_template.domain.models import Approval, ApprovalState, Session, utcnow
 from claude_hitl_template.domain.policy import Evaluation, PermissionPolicy, Rule, Verdict
-from claude_hitl_template.domain.policy.floor import BUILT_IN, STRICTNESS, Floor
+from claude_hitl_template.domain.policy.floor import BUILT_IN, STRICTNESS, Floor, strictest
+from claude_hitl_template.domain.policy.segments import JudgedSegment, judged_segments
+from claude_hitl_template.domain.policy.tiers import NO_POLICY, Tier, covers
 from claude_hitl_template.files.safe_open import open_file
 from claude_hitl_template.session.engine import ToolUse
 
@@ -38,6 +40,7 @@ class Judge:
         floor: Floor = BUILT_IN,
     ) -> None:
         self._workspace, self._is_plan_folder, self._floor = workspace, is_plan_folder, floor
+        self.workspace_policy = NO_POLICY  # of the tenant; changed while calls wait
         self._image_rules: tuple[Rule, ...] = ()
         self._folders: dict[str | None, Path] = {}  # by thread
         self._own_plans: Path | None = None
@@ -80,7 +83,7 @@ class Judge:
     def evaluate(
         self, session: Session, name: str, given: Mapping[str, Any], folder: Path
     ) -> tuple[Evaluation, Evaluation]:
-        """Two evaluations: by the agent's policy and the floor alone, and with the remembered rules."""
+        """Two evaluations: by the agent's policy, the floor and the workspace's policy, and with the remembered rules."""
         if self.is_plan_file(name, given, folder):
             draft = Evaluation(Verdict.allow, "the draft of a plan")
             return draft, draft
@@ -88,11 +91,31 @@ class Judge:
         if self.portable(folder) != ".":
             remembered = policy.portable_rules(remembered)
         in_image = self._in_image(own)
+        tier = self.tier(name, given, folder).found
         one, other = (
-            self._floor.evaluate(in_image, name, given, self._workspace, cwd=folder, remembered=rules)
+            strictest(
+                self._floor.evaluate(in_image, name, given, self._workspace, cwd=folder, remembered=rules),
+                tier,
+            )
             for rules in ((), remembered)
         )
         return one, other
+
+    def tier(self, name: str, given: Mapping[str, Any], folder: Path) -> Tier:
+        """What the workspace's policy alone says of a call."""
+        return self.workspace_policy.evaluate(name, given, self._workspace, folder)
+
+    def segments(self, session: Session, given: Mapping[str, Any], folder: Path) -> tuple[JudgedSegment, ...]:
+        """How the commands of a Bash call's line are judged; () for one command."""
+        command = given.get("command")
+        if not isinstance(command, str):
+            return ()
+
+        def judge(one: str) -> Evaluation:
+            return self.evaluate(session, "Bash", {**given, "command": one}, folder)[1]
+
+        whole = [self.evaluate(session, "Bash", given, folder)[1], self.tier("Bash", given, folder).found]
+        return judged_segments(command, whole, judge)
 
     def _in_image(self, policy: PermissionPolicy) -> PermissionPolicy:
         held = [rule for rule in self._image_rules if rule.policy == "always_deny" or policy.default is None]
@@ -127,6 +150,9 @@ class Judge:
         by_rule = approval.decision is not None and approval.decision.decided_by.startswith("rule:")
         if by_rule and effective.verdict is not Verdict.allow:
             return "is not what was to be allowed unasked"
+        needed = self.tier(name, given, folder).requirements(utcnow())
+        if approval.state is ApprovalState.ALLOWED and not covers(approval.requirements, needed):
+            return f"needs other approvers now ({effective.source})"
         return self._leads_elsewhere(approval, given, folder) or self._other_plan(approval, asked)
 
     def _leads_elsewhere(self, approval: Approval, given: Mapping[str, Any], folder: Path) -> str | None:

@@ -27,7 +27,7 @@ from claude_hitl_template.domain.models import (
     utcnow,
 )
 from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
-from claude_hitl_template.errors import EngineError, HitlError, StaleOwner
+from claude_hitl_template.errors import EngineError, HitlError, StaleOwner, TooManyAsks
 from claude_hitl_template.session.autosave import Autosave
 from claude_hitl_template.session.engine import (
     Conversation,
@@ -168,7 +168,7 @@ class SessionRunner:
             return  # a concurrent read returned a newer state
         changed = seen.revision != now.revision
         self._snapshot, self._behind = found, found.at - utcnow()
-        self._gate.update(found.session, await self._with_closed(found.approvals))
+        self._gate.update(found.session, await self._with_closed(found.approvals), found.policy)
         if changed:
             self._woken.set()
 
@@ -311,7 +311,7 @@ class SessionRunner:
             await self._take_up_calls(transcript or [])
         session = self._now.session
         self._gate = self._new_gate(session)
-        self._gate.update(session, self._now.approvals)
+        self._gate.update(session, self._now.approvals, self._now.policy)
         if session.deferred is not None:
             deferred = await self._store.find_approval(self._id, self._epoch, session.deferred)
             self._gate.register([deferred] if deferred else [])
@@ -540,16 +540,23 @@ class SessionRunner:
 
     async def _open(self, batch: Sequence[ToolUse], refused: Collection[str] = ()) -> None:
         calls = [self._gate.classify(use, refused=use.call_id in refused) for use in batch]
-        drafts = self._turn.take_drafts()
+        before = self._turn.take_drafts()
+        drafts = [*before]
         drafts += [events.tool_use(c.call_id, c.tool_name, c.input, c.verdict, c.agent_id) for c in calls]
-        opened = await self._store.open_calls(
-            self._id,
-            self._epoch,
-            drafts,
-            calls,
-            cwd=str(self._workspace.folder),
-            expires_at=self._expiry(),
-        )
+        try:
+            opened = await self._store.open_calls(
+                self._id,
+                self._epoch,
+                drafts,
+                calls,
+                cwd=str(self._workspace.folder),
+                expires_at=self._expiry(),
+            )
+        except TooManyAsks as error:
+            # The CLI still waits for an answer about these calls, and is stopped without one.
+            self._turn.drafts = [*before, *self._turn.drafts]
+            self._hear_of(EngineError(str(error), retryable=False))
+            return
         self._gate.register(opened, calls)
 
     async def _register_again(self, use: ToolUse) -> None:

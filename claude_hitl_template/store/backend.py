@@ -15,6 +15,7 @@ from claude_hitl_template.domain.models import (
     KeptDecision,
     Session,
     SessionStatus,
+    StoredPolicy,
     Supervised,
 )
 from claude_hitl_template.domain.people import Principal, Workspace
@@ -69,6 +70,19 @@ class Tx(Protocol):
         ...
 
     async def principals(self) -> list[Principal]: ...
+    async def people(self, principal_ids: Sequence[str]) -> dict[str, Principal]:
+        """Those of them that exist, by id. In a writing transaction nobody changes them until it ends.
+        Give the ids in order."""
+        ...
+
+    async def policy(self, workspace_id: str) -> StoredPolicy | None:
+        """In a writing transaction nobody changes it until that ends."""
+        ...
+
+    async def put_policy(self, stored: StoredPolicy) -> bool:
+        """Stores a policy in place of the version before it; False if that is not the stored one."""
+        ...
+
     async def put_principal(self, principal: Principal) -> None:
         """Raises Conflict if another one has its name or its external id."""
         ...

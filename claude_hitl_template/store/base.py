@@ -5,6 +5,7 @@ import base64
 import binascii
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from claude_hitl_template import fault_points
@@ -34,11 +35,25 @@ def wake_topic(session_id: str) -> str:
     return f"{_WAKES}{session_id}"
 
 
+@dataclass(frozen=True)
+class AskLimits:
+    """How many calls of a session may wait for a human: within a minute, and between two messages of a user."""
+
+    per_minute: int
+    per_session: int
+
+
 class StoreBase:
     def __init__(
-        self, backend: Backend, files: FileArea, clock: Callable[[], datetime], signer: Signer
+        self,
+        backend: Backend,
+        files: FileArea,
+        clock: Callable[[], datetime],
+        signer: Signer,
+        limits: AskLimits | None = None,
     ) -> None:
         self._backend, self._files, self._clock, self._signer = backend, files, clock, signer
+        self._limits = limits
         self._signals = Signals()
         self._previews = Previews()
         self._approvals = RecentChanges()

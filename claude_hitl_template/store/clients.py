@@ -1,7 +1,7 @@
 """The Store's rules for clients: sessions, sent events, listings and decisions."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -35,6 +35,7 @@ from claude_hitl_template.store.decisions import confirm
 from claude_hitl_template.store.pages import fill
 from claude_hitl_template.store.protocol import NOW, OWN_KEY, Inbound, Order, TimeRange
 from claude_hitl_template.store.session_aggregate import SessionAggregate
+from claude_hitl_template.store.votes import claim, delegate
 
 REPLIES_KEPT = timedelta(days=2)
 OWN_REPLIES_KEPT = timedelta(
@@ -194,6 +195,60 @@ class ClientRules(StoreBase):
         async with self._changing(approval.session_id, "send_events", workspace_id=workspace_id) as unit:
             await _send_once(unit, workspace_id, [confirmation], by, idempotency_key)
             return await unit.tx.approval(approval_id) or approval
+
+    async def claim_approval(
+        self,
+        approval_id: str,
+        workspace_id: str | None,
+        *,
+        seconds: int,
+        by: Actor,
+        idempotency_key: str | None = None,
+    ) -> Approval:
+        async def change(unit: SessionAggregate, approval: Approval) -> Approval:
+            return await claim(unit, approval, by, seconds)
+
+        request = digest(["claim approval", approval_id, seconds])
+        return await self._change_approval(
+            approval_id, workspace_id, change, request=request, by=by, idempotency_key=idempotency_key
+        )
+
+    async def delegate_approval(
+        self,
+        approval_id: str,
+        workspace_id: str | None,
+        *,
+        principal_id: str | None = None,
+        group: str | None = None,
+        note: str = "",
+        by: Actor,
+        idempotency_key: str | None = None,
+    ) -> Approval:
+        async def change(unit: SessionAggregate, approval: Approval) -> Approval:
+            return await delegate(unit, approval, by, principal_id=principal_id, group=group, note=note)
+
+        request = digest(["delegate approval", approval_id, principal_id, group, note])
+        return await self._change_approval(
+            approval_id, workspace_id, change, request=request, by=by, idempotency_key=idempotency_key
+        )
+
+    async def _change_approval(
+        self,
+        approval_id: str,
+        workspace_id: str | None,
+        change: Callable[[SessionAggregate, Approval], Awaitable[Approval]],
+        *,
+        request: str,
+        by: Actor,
+        idempotency_key: str | None,
+    ) -> Approval:
+        found = await self.get_approval(approval_id, workspace_id)  # whose session never changes
+        async with self._changing(found.session_id, "send_events", workspace_id=workspace_id) as unit:
+            approval, scope = await unit.tx.approval(approval_id) or found, reply_scope(workspace_id, by)
+            if await earlier_reply(unit.tx, scope, idempotency_key, request) is None:
+                approval = await change(unit, approval)
+                await remember_reply(unit, scope, idempotency_key, request, approval_id)
+            return approval
 
     # -- what clients read
 
@@ -375,6 +430,8 @@ async def _queue(unit: SessionAggregate, message: UserMessage, by: Actor) -> lis
         unit.set(first_words=text[:FIRST_WORDS])
     if unit.session.last_sender != by.principal_id:
         unit.set(last_sender=by.principal_id)
+    if unit.session.asked:
+        unit.set(asked=0, asked_at=())
     queued = await unit.append([events.draft("user.message", queued=True, content=content)])
     waits = (unit.session.stop_reason or {}).get("type") == "requires_action"
     if not (waits and await unit.holds_up()):  # a message while a call waits is queued behind its turn

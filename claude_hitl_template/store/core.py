@@ -9,11 +9,12 @@ from claude_hitl_template.domain.models import utcnow
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.audit import AuditRules
 from claude_hitl_template.store.backend import Backend
-from claude_hitl_template.store.base import StoreBase
+from claude_hitl_template.store.base import AskLimits, StoreBase
 from claude_hitl_template.store.clients import ClientRules
 from claude_hitl_template.store.keys import KeyRules
 from claude_hitl_template.store.owners import OwnerRules
 from claude_hitl_template.store.people import PeopleRules
+from claude_hitl_template.store.policies import PolicyRules
 from claude_hitl_template.store.sign_ins import SignInRules
 from claude_hitl_template.store.supervision import SupervisorRules
 from claude_hitl_template.store.waiting import WaitingRules
@@ -24,6 +25,7 @@ class CoreStore(
     KeyRules,
     PeopleRules,
     SignInRules,
+    PolicyRules,
     ClientRules,
     OwnerRules,
     SupervisorRules,
@@ -35,7 +37,7 @@ class CoreStore(
     """Implements `store.protocol.Store` over any Backend. `clock` returns the current time.
 
     Without `files`, saved workspaces are in memory and lost with the process; without `signer`, the audit log is signed by
-    a key that is.
+    a key that is. Without `ask_limits` a session may ask without limit.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class CoreStore(
         *,
         files: FileArea | None = None,
         signer: Signer | None = None,
+        ask_limits: AskLimits | None = None,
     ) -> None:
         files = files or FileArea(f"memory://{uuid.uuid4().hex}")
-        super().__init__(backend, files, clock, signer or Signer.generate())
+        super().__init__(backend, files, clock, signer or Signer.generate(), ask_limits)

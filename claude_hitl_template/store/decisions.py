@@ -10,16 +10,19 @@ from claude_hitl_template.domain.events import UserToolConfirmation
 from claude_hitl_template.domain.models import Approval, ApprovalState, Decision, Event, Session
 from claude_hitl_template.domain.people import Action, Actor
 from claude_hitl_template.domain.policy import Rule, Verdict
+from claude_hitl_template.domain.policy.offers import check_granted, granted
 from claude_hitl_template.domain.tool_inputs import check_edit
 from claude_hitl_template.errors import AlreadyDecided, Forbidden, InvalidInput, NotWaiting, Superseded
 from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
+from claude_hitl_template.store.votes import Poll, agree, asked_now, hand_on
 
 
 async def confirm(unit: SessionAggregate, confirmation: UserToolConfirmation, by: Actor) -> list[Event]:
-    """Commits what `confirmation` decides; the same decision again is a success without effect.
+    """Commits what `confirmation` decides; the same decision again is a success without effect. Of a call that needs
+    several people an allow before the last is a vote, whose event is returned; a deny decides at once.
 
-    Raises NotWaiting, Forbidden, AlreadyDecided, Superseded, InvalidInput.
+    Raises NotWaiting, Forbidden, AlreadyDecided, Superseded, Conflict, InvalidInput.
     """
     await _check_permitted(unit, by)
     approval = await unit.tx.approval_of_call(unit.session.id, confirmation.tool_use_id)
@@ -46,27 +49,40 @@ async def confirm(unit: SessionAggregate, confirmation: UserToolConfirmation, by
     )
     if approval.state is not ApprovalState.PENDING:
         return [await _repeated(unit, approval, decision)]
-    if (
-        approval.expires_at is not None and approval.expires_at < unit.now
-    ):  # and the sweep has not reached it yet
-        raise Superseded(f"the call {approval.event_id} stopped waiting: it expired before this decision")
+    if approval.expires_at is not None and approval.expires_at < unit.now:  # the sweep has not reached it yet
+        approval = await _still_waiting(unit, approval)
+    if run_input is not None:
+        approval = await asked_now(unit, approval, run_input)
+    poll = await Poll.open(unit, approval, by.principal_id)
+    poll.check(by)
+    if run_input is not None:
+        if decision.remember is not None and approval.requirements:
+            raise InvalidInput(
+                f"the workspace asks for such a call every time ({approval.requirements[0].rule}); decide it once",
+                "remember",
+            )
+        approval, vote = await agree(unit, poll, by, run_input)
+        if vote is not None:
+            return [vote]
     return await _decide(unit, approval, decision, run_input, by)
+
+
+async def _still_waiting(unit: SessionAggregate, approval: Approval) -> Approval:
+    """The approval as its deadline leaves it. Raises Superseded if that denied the call."""
+    handed = approval.escalated(unit.now)
+    if handed is None:
+        raise Superseded(f"the call {approval.event_id} stopped waiting: it expired before this decision")
+    await hand_on(unit, approval, handed)
+    return handed
 
 
 async def _check_permitted(unit: SessionAggregate, by: Actor) -> None:
     """Reads the roles in the transaction of the decision: one that was taken away a moment ago permits nothing."""
     if by.principal_id is None:
         return
-    session, principal = unit.session, await unit.tx.principal(by.principal_id)
-    if principal is None or not principal.may(Action.DECIDE, session.workspace_id):
+    principal = await unit.tx.principal(by.principal_id)
+    if principal is None or not principal.may(Action.DECIDE, unit.session.workspace_id):
         raise Forbidden(f"{by.name} may not decide here; that takes the role approver in this workspace")
-    if by.principal_id in (session.created_by, session.last_sender):
-        workspace = await unit.tx.workspace(session.workspace_id)
-        if workspace is not None and workspace.separation_of_duties:
-            raise Forbidden(
-                f"{by.name} asked for this session, or sent its last message, and this workspace separates duties: "
-                "another approver decides"
-            )
 
 
 def _check_policy(session: Session, approval: Approval, edited: dict[str, Any]) -> None:
@@ -113,6 +129,8 @@ def _confirmation(approval: Approval, decision: Decision) -> events.Draft:
     body: dict[str, Any] = {"decided_by": decision.decided_by}
     if decision.updated_input is not None:
         body["updated_input"] = decision.updated_input
+    if approval.votes and decision.result == "allow":
+        body["allowed_by"] = [vote.name for vote in approval.votes]
     if decision.remember is not None:
         body["remember"] = decision.remember.model_dump(mode="json")
     return events.draft(
@@ -215,11 +233,12 @@ def _remember(
             f"the call runs in {approval.cwd}, and rules are remembered for the session's own folder; decide it once",
             "remember",
         )
+    segments = approval.segments if run_input == approval.input else ()
     if confirmation.remember is True:
-        return policy.remember_rule(approval.tool_name, run_input, workspace)
+        return granted(approval.tool_name, run_input, workspace, segments)
     try:
         rule = Rule(rule=confirmation.remember, policy="always_allow")
     except ValidationError as error:
         raise InvalidInput(str(error.errors()[0]["msg"]), "remember") from error
-    policy.validate_remember(rule, approval.tool_name, run_input, workspace)
+    check_granted(rule, approval.tool_name, run_input, workspace, segments)
     return rule

@@ -3,16 +3,15 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from claude_hitl_template.domain import events
-from claude_hitl_template.domain.canonical_json import call_digest, digest
+from claude_hitl_template.domain.canonical_json import call_digest
 from claude_hitl_template.domain.events import Draft
 from claude_hitl_template.domain.models import (
-    KINDS,
     Approval,
     ApprovalState,
-    Decision,
     Lease,
     PermissionMode,
     Session,
@@ -20,21 +19,29 @@ from claude_hitl_template.domain.models import (
     Usage,
     new_id,
 )
-from claude_hitl_template.domain.people import Actor
-from claude_hitl_template.domain.policy import NETWORK
-from claude_hitl_template.errors import Conflict, InvalidInput, NotWaiting
+from claude_hitl_template.domain.policy import NETWORK, Verdict
+from claude_hitl_template.domain.policy.tiers import Requirement
+from claude_hitl_template.errors import Conflict, InvalidInput, NotWaiting, TooManyAsks
+from claude_hitl_template.store.asks import (
+    TOOL_USES,
+    as_asked,
+    asked_by,
+    check_policy,
+    open_approval,
+    take_over,
+)
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase, preview_topic, wake_topic
 from claude_hitl_template.store.protocol import Call, TimeRange, TranscriptKey, TurnEnding
-from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
+from claude_hitl_template.store.votes import policy_of
 
 ANSWERABLE = (ApprovalState.PENDING, ApprovalState.ALLOWED, ApprovalState.DENIED, ApprovalState.EXPIRED)
 CLIENTS_EVENTS = ("user.", "system.")
-TOOL_USES = ("agent.tool_use", "agent.mcp_tool_use")
 TRANSCRIPT_PIECE = 200  # entries that are read at once
 LOST_CALLS = 10_000  # more than any session has
 HOSTS_AT_ONCE = 20  # that wait for a decision in one session
+MINUTE = timedelta(minutes=1)
 LEASE_S = 15.0  # a third of it passes between two renewals; see session.RENEW_S
 
 
@@ -53,6 +60,7 @@ class OwnerRules(StoreBase):
                 approvals=tuple(await tx.open_approvals(session_id)),
                 unreported_refusals=tuple(approval for approval in unreported_refusals if approval),
                 at=unit.now,
+                policy=await policy_of(tx, unit.session.workspace_id),
             )
 
     async def find_approval(self, session_id: str, epoch: int, call_id: str) -> Approval | None:
@@ -137,19 +145,50 @@ class OwnerRules(StoreBase):
         expires_at: datetime | None,
     ) -> list[Approval]:
         async with self._changing(session_id, "open_calls", epoch=epoch) as unit:
-            asking = [c for c in calls if c.verdict == "ask" or c.standing_rule]
-            known = [await unit.tx.approval_of_call(session_id, c.call_id) for c in asking]
-            taken = [old or await _take_over(unit, call) for call, old in zip(asking, known, strict=True)]
-            shown = {call.call_id: old.event_id for call, old in zip(asking, taken, strict=True) if old}
-            await _append(unit, [d for d in drafts if shown.get(d.id, d.id) == d.id])
-            batch = tuple(shown.get(c.call_id, c.call_id) for c in asking if not c.standing_rule)
+            policy = await policy_of(unit.tx, unit.session.workspace_id)
+            asking = {call.call_id: asked for call in calls if (asked := asked_by(policy, call, cwd))}
+            chosen = [call for call in calls if call.call_id in asking]
+            known = [await unit.tx.approval_of_call(session_id, call.call_id) for call in chosen]
+            taken = [
+                old or await take_over(unit, call, asking[call.call_id])
+                for call, old in zip(chosen, known, strict=True)
+            ]
+            fresh = [call for call, old in zip(chosen, taken, strict=True) if old is None]
+            self._count_asks(unit, sum(asking[call.call_id].waits for call in fresh))
+            shown = {call.call_id: old.event_id for call, old in zip(chosen, taken, strict=True) if old}
+            await _append(
+                unit, [as_asked(d, asking.get(d.id)) for d in drafts if shown.get(d.id, d.id) == d.id]
+            )
+            batch = tuple(
+                shown.get(call.call_id, call.call_id) for call in chosen if asking[call.call_id].waits
+            )
             opened = [
-                old or await _open(unit, call, batch, cwd, expires_at)
-                for call, old in zip(asking, taken, strict=True)
+                old
+                or await open_approval(
+                    unit, call, asking[call.call_id], batch=batch, cwd=cwd, expires_at=expires_at
+                )
+                for call, old in zip(chosen, taken, strict=True)
             ]
             if any(a.state is ApprovalState.PENDING for a in opened) and None in known:
                 await unit.after_decisions()
         return opened
+
+    def _count_asks(self, unit: SessionAggregate, count: int) -> None:
+        """Counts calls that wait for a human. Raises TooManyAsks if they are more than the session may have."""
+        limits, session = self._limits, unit.session
+        if not count or limits is None:
+            return
+        recent = [at for at in session.asked_at if at > unit.now - MINUTE]
+        for found, limit, what in (
+            (len(recent) + count, limits.per_minute, "within a minute"),
+            (session.asked + count, limits.per_session, "since the last message"),
+        ):
+            if found > limit:
+                raise TooManyAsks(
+                    f"this session asked for {found} decisions {what}, and may ask for {limit}: it rests. "
+                    "Send a message to let it go on"
+                )
+        unit.set(asked=session.asked + count, asked_at=(*recent, *[unit.now] * count))
 
     async def ask_network(
         self,
@@ -163,7 +202,18 @@ class OwnerRules(StoreBase):
     ) -> Approval:
         async with self._changing(session_id, "ask_network", epoch=epoch) as unit:
             known = await _speaks_for(unit, given)
-            return known or await _ask(unit, call_id, dict(given), cwd, expires_at)
+            if known is not None:
+                return known
+            policy = await policy_of(unit.tx, unit.session.workspace_id)
+            tier = policy.evaluate(NETWORK, given, Path(cwd))
+            if tier.verdict is Verdict.deny:
+                raise NotWaiting(f"the workspace does not permit it ({tier.found.source})")
+            asked = tier.requirements(unit.now)
+            opened = await _ask(
+                unit, call_id, dict(given), cwd=cwd, expires_at=expires_at, requirements=asked
+            )
+            self._count_asks(unit, 1)
+            return opened
 
     async def begin_turn(self, session_id: str, epoch: int, event_id: str) -> None:
         async with self._changing(session_id, "begin_turn", epoch=epoch) as unit:
@@ -189,6 +239,7 @@ class OwnerRules(StoreBase):
                 raise NotWaiting(f"call {call_id} was allowed with another input")
             if unit.session.interrupted:
                 raise NotWaiting(f"call {call_id} was interrupted")
+            await check_policy(unit, approval)
             claimed = approval.to(ApprovalState.CLAIMED, claimed_epoch=epoch, claim_id=claim_id)
             await unit.tx.put_approval(claimed)
         return claimed
@@ -308,7 +359,13 @@ def _is_same_host(approval: Approval, given: Mapping[str, Any]) -> bool:
 
 
 async def _ask(
-    unit: SessionAggregate, call_id: str, given: dict[str, Any], cwd: str, expires_at: datetime | None
+    unit: SessionAggregate,
+    call_id: str,
+    given: dict[str, Any],
+    *,
+    cwd: str,
+    expires_at: datetime | None,
+    requirements: tuple[Requirement, ...],
 ) -> Approval:
     if unit.session.interrupted:
         raise NotWaiting("the turn was interrupted")
@@ -330,7 +387,7 @@ async def _ask(
         held=True,
         created_at=unit.now,
         expires_at=expires_at,
-    )
+    ).asking(requirements)
     await unit.append([events.tool_use(call_id, NETWORK, given, "ask", None)])
     await unit.tx.put_approval(approval)
     return approval
@@ -359,79 +416,6 @@ async def _close(unit: SessionAggregate, event_id: str, state: ApprovalState) ->
         await unit.tx.put_approval(approval.to(ApprovalState.SUPERSEDED, closed_at=unit.now))
         if approval.state is ApprovalState.PENDING and unit.session.status == "idle":
             await unit.after_decisions()
-
-
-async def _take_over(unit: SessionAggregate, call: Call) -> Approval | None:
-    """The approval of a held call that is issued again."""
-    held = await _held_twin(unit, call)
-    if held is None:
-        return None
-    adopted = held.but(call_id=call.call_id, model_call_id=call.model_call_id, held=False)
-    await unit.tx.put_approval(adopted)
-    unit.set(unreported_refusals=tuple(i for i in unit.session.unreported_refusals if i != adopted.id))
-    return adopted
-
-
-async def _open(
-    unit: SessionAggregate, call: Call, batch: tuple[str, ...], cwd: str, expires_at: datetime | None
-) -> Approval:
-    """A new approval, of one asking call."""
-    approval = Approval(
-        id=new_id("appr"),
-        session_id=unit.session.id,
-        workspace_id=unit.session.workspace_id,
-        event_id=call.call_id,
-        call_id=call.call_id,
-        model_call_id=call.model_call_id,
-        batch=batch,
-        kind=KINDS.get(call.tool_name, "tool"),
-        tool_name=call.tool_name,
-        input=call.input,
-        digest=call.digest,
-        cwd=call.cwd or cwd,
-        folder=call.folder,
-        targets=call.targets,
-        agent_id=call.agent_id,
-        created_at=unit.now,
-        expires_at=expires_at,
-    )
-    if call.standing_rule:
-        approval = _by_rule(unit, approval, call.standing_rule)
-        rule = digest(call.standing_rule)
-        record_approval(
-            unit.tx, "approval.decided", approval, Actor(name="remembered rule"), unit.now, rule=rule
-        )
-    await unit.tx.put_approval(approval)
-    return approval
-
-
-def _by_rule(unit: SessionAggregate, approval: Approval, rule: str) -> Approval:
-    if rule not in {str(remembered) for remembered in unit.session.rules}:
-        raise InvalidInput("no such rule is remembered in this session", "calls.standing_rule")
-    decision = Decision(result="allow", decided_by=f"rule:{rule}", decided_at=unit.now)
-    return approval.to(
-        ApprovalState.ALLOWED, decision=decision, run_input=approval.input, run_digest=approval.digest
-    )
-
-
-async def _held_twin(unit: SessionAggregate, call: Call) -> Approval | None:
-    """A held approval of the identical call, decided or not. Its decision applies to this call, once."""
-    refused = [await unit.tx.approval(approval_id) for approval_id in unit.session.unreported_refusals]
-    for approval in [*await unit.open_approvals(), *refused]:
-        if approval is None or not approval.held or approval.state is ApprovalState.CLAIMED:
-            continue
-        if approval.kind == "network":  # which no call of the model's can be
-            continue
-        if approval.tool_name == call.tool_name and _is_same(approval, call):
-            return approval
-    return None
-
-
-def _is_same(approval: Approval, call: Call) -> bool:
-    """The same input in the same folder; an earlier release recorded no folder, and the workspace's path may change."""
-    if (approval.folder or ".") != (call.folder or "."):
-        return False
-    return approval.digest == approval.digest_of(call.input)
 
 
 async def _finish(unit: SessionAggregate, stop_reason: dict[str, Any]) -> None:

@@ -38,11 +38,14 @@ from claude_hitl_template.domain.models import (
     Session,
     SessionStatus,
     Snapshot,
+    StoredPolicy,
     Supervised,
     Usage,
     new_id,
 )
 from claude_hitl_template.domain.people import SCOPES, SERVICE, Actor, Principal, Scope, Workspace
+from claude_hitl_template.domain.policy.segments import JudgedSegment
+from claude_hitl_template.domain.policy.tiers import WorkspacePolicy
 from claude_hitl_template.domain.sign_in import BrowserSession, PasswordOf, ProviderUser, SignedIn, Way
 from claude_hitl_template.files.manifest import SavedFile
 
@@ -83,7 +86,8 @@ class Call(BaseModel):
     """One tool call as the model issued it, with the policy's verdict.
 
     `cwd` is the folder it runs in; None means that of its batch. `folder` and `targets`: see Approval. Without `folder`,
-    `digest` is of the input alone. `model_call_id` is the id that the model's server gave the call.
+    `digest` is of the input alone. `model_call_id` is the id that the model's server gave the call. `rules` are the patterns
+    of the workspace's rules that ask for it where it runs, `segments` the commands of a command line.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -98,6 +102,8 @@ class Call(BaseModel):
     verdict: Literal["allow", "ask", "deny"]
     model_call_id: str | None = None
     standing_rule: str | None = None  # text of the remembered rule that allows the call, if one does
+    rules: tuple[str, ...] = ()
+    segments: tuple[JudgedSegment, ...] = ()
 
 
 class WaitingCall(Frozen):
@@ -533,6 +539,53 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
         """
         ...
 
+    async def claim_approval(
+        self,
+        approval_id: str,
+        workspace_id: str | None,
+        *,
+        seconds: int,
+        by: Actor,
+        idempotency_key: str | None = None,
+    ) -> Approval:
+        """Tells others that `by` is looking at a call, for so many seconds (0: no longer). They may decide all the same.
+
+        Raises NotFound, Forbidden (`by` may not decide on it), AlreadyDecided, Superseded, InvalidInput, and Conflict while
+        another person is looking at it.
+        """
+        ...
+
+    async def delegate_approval(
+        self,
+        approval_id: str,
+        workspace_id: str | None,
+        *,
+        principal_id: str | None = None,
+        group: str | None = None,
+        note: str = "",
+        by: Actor,
+        idempotency_key: str | None = None,
+    ) -> Approval:
+        """Hands a call over to a person or a group that may decide on it. Nobody may decide who could not before.
+
+        Raises NotFound, Forbidden (`by` may not decide on it), AlreadyDecided, Superseded, InvalidInput.
+        """
+        ...
+
+    async def get_policy(self, workspace_id: str) -> StoredPolicy:
+        """A workspace's policy. Raises NotFound for an unknown workspace."""
+        ...
+
+    async def set_policy(
+        self, workspace_id: str, policy: WorkspacePolicy, *, if_version: int | None = None, by: Actor
+    ) -> StoredPolicy:
+        """Replaces a workspace's policy. It holds for calls that wait, too, where it is stricter.
+
+        The same policy again changes nothing. Raises NotFound, and Outdated unless `if_version` is the current version; None
+        replaces any version.
+        """
+        ...
+
     async def add_files(
         self,
         session_id: str,
@@ -673,9 +726,10 @@ class Owners(Reachable, SavedBlobs, Protocol):
     ) -> list[Approval]:
         """Commits the batch's events, and an approval for each call that asks, in one transaction.
 
+        The workspace's policy holds as it is now: what the owner would have allowed may be asked for, or be denied.
         If an identical call in the same folder was held, the new one takes its approval over and is not shown again:
         `event_id` of the approval stays the event that was decided on.
-        Returns the approvals of `calls`, in order, for those that ask.
+        Returns the approvals of `calls`, in order, for those that ask. Raises TooManyAsks, and then commits nothing.
         """
         ...
 
@@ -704,7 +758,8 @@ class Owners(Reachable, SavedBlobs, Protocol):
     async def claim(
         self, session_id: str, epoch: int, call_id: str, run_digest: str, *, claim_id: str
     ) -> Approval:
-        """Claims the right to run a call, once. Raises NotWaiting unless it is allowed, unclaimed and has this digest.
+        """Claims the right to run a call, once. Raises NotWaiting unless it is allowed, unclaimed and has this digest, and
+        Forbidden if the workspace's policy, by now, denies it or asks for more than was decided.
 
         `claim_id` is new for each attempt to run; the same id gets the same answer.
         """

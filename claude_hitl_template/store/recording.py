@@ -15,7 +15,7 @@ from claude_hitl_template.domain.audit import SERVICE_CHAIN, Draft, Entry, Head,
 from claude_hitl_template.domain.audit.checkpoints import EVERY, checkpoint
 from claude_hitl_template.domain.audit.signing import Signer
 from claude_hitl_template.domain.canonical_json import digest
-from claude_hitl_template.domain.models import ApiKey, Approval
+from claude_hitl_template.domain.models import ApiKey, Approval, StoredPolicy
 from claude_hitl_template.domain.people import EVERYWHERE, Actor, Principal, Workspace
 from claude_hitl_template.store.backend import Tx
 
@@ -50,7 +50,8 @@ def record_approval(
     """Records what happened to an approval: its session and call, by digest, and the decision if there is one.
 
     `remembered` is the digest of the rule that the decision adds to the session; the rule itself shows a part of the input.
-    A call that such a rule allows later has the same digest as its `rule`.
+    A call that such a rule allows later has the same digest as its `rule`. `asked_by` are the workspace's rules that asked,
+    `votes` the people who allowed it so far, where it takes several.
     """
     details: dict[str, Any] = {
         "session_id": approval.session_id,
@@ -61,6 +62,18 @@ def record_approval(
         "asked_at": approval.created_at.isoformat(),
         **more,
     }
+    if approval.requirements:
+        shown = {"rule", "severity", "quorum", "approvers", "exclude_requester"}
+        details["asked_by"] = [one.model_dump(mode="json", include=shown) for one in approval.requirements]
+        details["votes"] = [
+            {
+                "id": vote.principal_id,
+                "name": vote.name,
+                "at": vote.at.isoformat(),
+                "run_digest": vote.run_digest,
+            }
+            for vote in approval.votes
+        ]
     decision = approval.decision
     if decision is not None:
         details |= {
@@ -92,6 +105,19 @@ def record_workspace(tx: Tx, before: Workspace | None, after: Workspace, actor: 
     action = "workspace.created" if before is None else "workspace.changed"
     details = _differences(before, after, ("name", "default", "separation_of_duties"))
     record(tx, after.id, action, actor, after.id, details=details, now=now)
+
+
+def record_policy(tx: Tx, before: StoredPolicy, after: StoredPolicy, actor: Actor, now: datetime) -> None:
+    """Records a change of a workspace's rules, with those that were added and removed."""
+    old = [rule.model_dump(mode="json") for rule in before.policy.rules]
+    new = [rule.model_dump(mode="json") for rule in after.policy.rules]
+    details = {
+        "version": after.version,
+        "added": [rule for rule in new if rule not in old],
+        "removed": [rule for rule in old if rule not in new],
+        "default": after.policy.default,
+    }
+    record(tx, after.workspace_id, "policy.changed", actor, after.workspace_id, details=details, now=now)
 
 
 def record_principal(tx: Tx, before: Principal | None, after: Principal, actor: Actor, now: datetime) -> None:

@@ -22,6 +22,7 @@ OUTCOME_UNKNOWN = (
     "Outcome unknown: the process that ran this call ended before it recorded a result. "
     "The call may or may not have taken effect; it was not repeated."
 )
+BY_RULE = "rule:"  # what `decided_by` begins with where a rule decided
 NOT_RUN = "Not run: it was superseded before it began."
 
 
@@ -30,6 +31,8 @@ def denial(refused: Approval) -> str:
     if refused.state is ApprovalState.EXPIRED:
         return "Denied: there was no decision on this call in time."
     reason = refused.decision.deny_message if refused.decision else None
+    if refused.decision is not None and refused.decision.decided_by.startswith(BY_RULE):
+        return f"Denied: {reason}."
     return f"Denied by a human: {reason}" if reason else "Denied by a human. No reason was given."
 
 

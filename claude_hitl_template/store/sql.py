@@ -19,6 +19,7 @@ from claude_hitl_template.domain.models import (
     KeptDecision,
     Session,
     SessionStatus,
+    StoredPolicy,
     Supervised,
 )
 from claude_hitl_template.domain.people import Principal, Workspace
@@ -36,6 +37,7 @@ from claude_hitl_template.store.tables import (
     events,
     kept_decisions,
     logins,
+    policies,
     principals,
     replies,
     sessions,
@@ -134,6 +136,30 @@ class SqlTx:
 
     async def principals(self) -> list[Principal]:
         return [_noun(Principal, row) for row in await self._all(sa.select(principals.c.doc))]
+
+    async def people(self, principal_ids: Sequence[str]) -> dict[str, Principal]:
+        query = (
+            sa.select(principals.c.doc).where(principals.c.id.in_(principal_ids)).order_by(principals.c.id)
+        )
+        query = query.with_for_update(read=True) if self._locking else query
+        found = [_noun(Principal, row) for row in await self._all(query)] if principal_ids else []
+        return {one.id: one for one in found}
+
+    async def policy(self, workspace_id: str) -> StoredPolicy | None:
+        query = sa.select(policies.c.doc).where(policies.c.workspace_id == workspace_id)
+        row = await self._one(query.with_for_update(read=True) if self._locking else query)
+        return _noun(StoredPolicy, row) if row else None
+
+    async def put_policy(self, stored: StoredPolicy) -> bool:
+        t = policies.c
+        row = {"version": stored.version, "doc": _document(stored)}
+        if stored.version > 1:
+            where = (t.workspace_id == stored.workspace_id, t.version == stored.version - 1)
+            statement = sa.update(policies).where(*where).values(row)
+        else:
+            adding = self._insert(policies).values(workspace_id=stored.workspace_id, **row)
+            statement = adding.on_conflict_do_nothing()
+        return (await self._c.execute(statement.returning(t.version))).first() is not None
 
     async def put_principal(self, principal: Principal) -> None:
         t = principals.c

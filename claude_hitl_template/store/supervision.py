@@ -13,6 +13,7 @@ from claude_hitl_template.store.base import SUPERVISED, StoreBase
 from claude_hitl_template.store.clients import REPLIES_KEPT
 from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
+from claude_hitl_template.store.votes import hand_on
 
 RETIRED = 100  # sessions deleted in one call
 EXISTING = 1000  # ids looked up in one call
@@ -93,6 +94,10 @@ class SupervisorRules(StoreBase):
         async with self._changing(found.session_id, "expire") as unit:
             approval = await unit.tx.approval(found.id)
             if approval is None or approval.state is not ApprovalState.PENDING:
+                return False
+            handed = approval.escalated(unit.now)
+            if handed is not None:
+                await hand_on(unit, approval, handed)
                 return False
             expired = approval.to(ApprovalState.EXPIRED, closed_at=unit.now)
             await unit.tx.put_approval(expired)

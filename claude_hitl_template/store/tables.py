@@ -97,6 +97,14 @@ browser_sessions = Table(
     Index("ix_browser_sessions_expiry", "expires_at"),
 )
 
+policies = Table(
+    "workspace_policies",
+    metadata,
+    Column("workspace_id", Name, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("doc", JSON, nullable=False),
+)
+
 sessions = Table(
     "sessions",
     metadata,

@@ -17,6 +17,7 @@ from claude_hitl_template.domain.models import (
     KeptDecision,
     Session,
     SessionStatus,
+    StoredPolicy,
     Supervised,
 )
 from claude_hitl_template.domain.people import Principal, Workspace
@@ -44,6 +45,7 @@ class _State:
     principals: dict[str, Principal] = field(default_factory=dict[str, Principal])
     logins: dict[str, Login] = field(default_factory=dict[str, Login])
     browser_sessions: dict[str, BrowserSession] = field(default_factory=dict[str, BrowserSession])
+    policies: dict[str, StoredPolicy] = field(default_factory=dict[str, StoredPolicy])
     sessions: dict[str, Session] = field(default_factory=dict[str, Session])
     events: dict[str, tuple[Event, ...]] = field(default_factory=dict[str, tuple[Event, ...]])
     approvals: dict[str, Approval] = field(default_factory=dict[str, Approval])
@@ -123,6 +125,19 @@ class _MemoryTx:
 
     async def principals(self) -> list[Principal]:
         return list(self._s.principals.values())
+
+    async def people(self, principal_ids: Sequence[str]) -> dict[str, Principal]:
+        return {one: self._s.principals[one] for one in principal_ids if one in self._s.principals}
+
+    async def policy(self, workspace_id: str) -> StoredPolicy | None:
+        return self._s.policies.get(workspace_id)
+
+    async def put_policy(self, stored: StoredPolicy) -> bool:
+        before = self._s.policies.get(stored.workspace_id)
+        if (before.version if before else 0) != stored.version - 1:
+            return False
+        self._s.policies[stored.workspace_id] = stored
+        return True
 
     async def put_principal(self, principal: Principal) -> None:
         for other in self._s.principals.values():

@@ -58,12 +58,18 @@ BODIES: dict[str, Any] = {
         ]
     },
     "POST /v1/approvals/{approval_id}/decide": {"result": "allow"},
+    "POST /v1/approvals/{approval_id}/claim": {"seconds": 60},
+    "POST /v1/approvals/{approval_id}/delegate": {"group": "x"},
     "POST /v1/internal/drain": {"grace_s": 0},
     "PUT /v1/internal/secrets/{name}": {"value": "x"},
     "POST /v1/admin/keys": {"name": "x"},
     "POST /v1/admin/workspaces": {"name": "x"},
     "POST /v1/admin/workspaces/{workspace_id}": {"name": "x"},
     "PUT /v1/admin/workspaces/{workspace_id}/members/{principal_id}": {"roles": ["viewer"]},
+    "PUT /v1/admin/workspaces/{workspace_id}/policy": {
+        "rules": [{"pattern": "Bash", "action": "ask", "approvers": {"groups": ["x"]}}],
+        "version": 0,
+    },
     "POST /v1/admin/principals": {"kind": "user", "name": "x"},
     "POST /v1/admin/principals/{principal_id}": {"groups": ["x"]},
     "PUT /v1/admin/principals/{user_id}/password": {"password": "x"},

@@ -14,13 +14,14 @@ from claude_hitl_template.api.bodies import (
     NewKey,
     NewPrincipal,
     NewWorkspace,
+    SetPolicy,
 )
 from claude_hitl_template.api.listing import Cursor
 from claude_hitl_template.api.parameters import IdempotencyKey, Limit, PageToken
 from claude_hitl_template.api.routing import api_router, errors
 from claude_hitl_template.api.service import Service, ServiceDep
 from claude_hitl_template.config.secret_files import api_key_for, hash_api_key, new_api_key, public_prefix
-from claude_hitl_template.domain.models import ApiKey, KeptDecision, new_id, utcnow
+from claude_hitl_template.domain.models import ApiKey, KeptDecision, StoredPolicy, new_id, utcnow
 from claude_hitl_template.domain.people import Action, Principal, Role, Workspace
 from claude_hitl_template.errors import Conflict, Forbidden, NotFound
 
@@ -106,6 +107,32 @@ async def set_member(
         principal_id, {"roles": roles}, if_version=body.version or principal.version, by=caller.actor
     )
     return JSONResponse(_member(changed, workspace_id))
+
+
+# -- rules
+
+
+@managed.get("/v1/admin/workspaces/{workspace_id}/policy", response_model=resources.Policy)
+async def get_policy(workspace_id: WorkspaceId, caller: CallerDep, service: ServiceDep) -> JSONResponse:
+    """Retrieve a workspace's rules."""
+    _check_manages(caller, workspace_id)
+    return JSONResponse(_policy(await service.store.get_policy(workspace_id)))
+
+
+@managed.put(
+    "/v1/admin/workspaces/{workspace_id}/policy",
+    response_model=resources.Policy,
+    responses=errors(409, 412, 413),
+)
+async def set_policy(
+    workspace_id: WorkspaceId, body: SetPolicy, caller: CallerDep, service: ServiceDep
+) -> JSONResponse:
+    """Replace a workspace's rules. What is stricter in them also holds for calls that wait."""
+    _check_manages(caller, workspace_id)
+    stored = await service.store.set_policy(
+        workspace_id, body.policy(), if_version=body.version, by=caller.actor
+    )
+    return JSONResponse(_policy(stored))
 
 
 # -- users and service accounts
@@ -308,6 +335,11 @@ def _secret(request: Request, idempotency_key: str | None, operator_key: str) ->
 
 def _workspace(workspace: Workspace) -> dict[str, Any]:
     return {"type": "workspace", **workspace.model_dump(mode="json")}
+
+
+def _policy(stored: StoredPolicy) -> dict[str, Any]:
+    known = stored.model_dump(mode="json", exclude={"policy"})
+    return {"type": "policy", **known, **stored.policy.model_dump(mode="json")}
 
 
 def _principal(principal: Principal) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 
 from claude_hitl_template.api import resources
 from claude_hitl_template.api.auth import DECIDE, READ, CallerDep
-from claude_hitl_template.api.bodies import Decide
+from claude_hitl_template.api.bodies import ClaimApproval, Decide, DelegateApproval
 from claude_hitl_template.api.listing import Cursor, each_once
 from claude_hitl_template.api.parameters import (
     ApprovalId,
@@ -73,11 +73,56 @@ async def decide_approval(
     service: ServiceDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
-    """Decide on a call. The first decision counts: the same one again is accepted, another one is a conflict."""
+    """Decide on a call. The first decision counts: the same one again is accepted, another one is a conflict. Of a call that
+    takes several people an allow is a vote until there are enough; a deny decides at once."""
     approval = await service.store.decide(
         approval_id,
         caller.workspace_id,
         body.confirmation(approval_id),
+        by=caller.actor,
+        idempotency_key=idempotency_key,
+    )
+    return JSONResponse(approval_wire(approval))
+
+
+@decisions.post(
+    "/v1/approvals/{approval_id}/claim", response_model=resources.Approval, responses=errors(404, 409, 413)
+)
+async def claim_approval(
+    approval_id: ApprovalId,
+    body: ClaimApproval,
+    caller: CallerDep,
+    service: ServiceDep,
+    idempotency_key: IdempotencyKey = None,
+) -> JSONResponse:
+    """Tell others that the caller is looking at a call. They may decide on it all the same."""
+    approval = await service.store.claim_approval(
+        approval_id,
+        caller.workspace_id,
+        seconds=body.seconds,
+        by=caller.actor,
+        idempotency_key=idempotency_key,
+    )
+    return JSONResponse(approval_wire(approval))
+
+
+@decisions.post(
+    "/v1/approvals/{approval_id}/delegate", response_model=resources.Approval, responses=errors(404, 409, 413)
+)
+async def delegate_approval(
+    approval_id: ApprovalId,
+    body: DelegateApproval,
+    caller: CallerDep,
+    service: ServiceDep,
+    idempotency_key: IdempotencyKey = None,
+) -> JSONResponse:
+    """Hand a call over to a person or a group that may decide on it."""
+    approval = await service.store.delegate_approval(
+        approval_id,
+        caller.workspace_id,
+        principal_id=body.principal_id,
+        group=body.group,
+        note=body.note,
         by=caller.actor,
         idempotency_key=idempotency_key,
     )

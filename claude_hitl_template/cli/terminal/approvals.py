@@ -14,6 +14,7 @@ from claude_hitl_template.cli.terminal.dialogue import Body, denial, edit_input,
 from claude_hitl_template.cli.terminal.render import approval_view, table_lines
 from claude_hitl_template.domain.models import ApprovalState
 from claude_hitl_template.errors import InvalidInput
+from claude_hitl_template.presentation.approvals import votes_text
 from claude_hitl_template.presentation.text import age, parse_input, rule_text, summary, visible
 
 app = typer.Typer(help="Lists, shows and decides approvals.", no_args_is_help=False)
@@ -184,6 +185,8 @@ def outcome(approval: dict[str, Any]) -> list[str]:
     """The state of an approval, and who decided what."""
     lines = [f"session  {approval['session_id']}", f"state    {approval['state']}"]
     decision = approval["decision"]
+    if decision is None and (votes := votes_text(approval)):
+        lines.append(f"allowed  {visible(votes)}")
     if decision is not None:
         changed = "answers" if approval["kind"] == "question" else "an edited input"
         edited = f", with {changed}" if decision["updated_input"] else ""

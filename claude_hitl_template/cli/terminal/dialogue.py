@@ -10,6 +10,7 @@ from rich.text import Text
 
 from claude_hitl_template.cli.terminal.render import approval_view
 from claude_hitl_template.domain.policy.offers import Offer, offers
+from claude_hitl_template.domain.policy.segments import JudgedSegment
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.presentation.terminal import shown
 from claude_hitl_template.presentation.text import option_label, parse_input
@@ -136,8 +137,13 @@ def _show_rules(
     prompter: Prompter, approval: Mapping[str, Any], edited: Mapping[str, Any] | None
 ) -> list[Offer]:
     """Shows the rules that "always" would remember, each with its number."""
+    if approval.get("requirements"):  # the workspace asks every time
+        return []
     given = approval["input"] if edited is None else edited
-    found = offers(str(approval["tool_name"]), given, Path(str(approval["cwd"])))
+    segments = (
+        [] if edited else map(JudgedSegment.model_validate, map(_stored, approval.get("segments") or ()))
+    )
+    found = offers(str(approval["tool_name"]), given, Path(str(approval["cwd"])), tuple(segments))
     for number, offer in enumerate(found, start=1):
         head = "always  " if number == 1 else " " * 8
         rule = "" if offer.rule.digest else f"{offer.rule.rule}  "
@@ -147,8 +153,16 @@ def _show_rules(
     return found
 
 
+def _stored(segment: Mapping[str, Any]) -> dict[str, Any]:
+    """A segment without its text, which the wire repeats."""
+    return {name: value for name, value in segment.items() if name != "text"}
+
+
 def _chosen_rule(prompter: Prompter, rules: Sequence[Offer], number: str) -> bool | str | None:
     """Returns the `remember` of a decision; for an invalid number, None after a message. True means rule 1."""
+    if not rules:
+        prompter.show(shown("such a call cannot be remembered: decide it once", "yellow"))
+        return None
     if number in ("", "1"):
         return True
     if number.isdecimal() and 1 <= int(number) <= len(rules):

@@ -10,6 +10,7 @@ from rich.style import Style
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from claude_hitl_template.presentation.approvals import approval_parts
 from claude_hitl_template.presentation.events import event_view
 from claude_hitl_template.presentation.terminal import shown
 from claude_hitl_template.presentation.text import diff_lines, leads_to
@@ -143,7 +144,8 @@ def approval_view(approval: Mapping[str, Any], given: Mapping[str, Any] | None =
     proposed = approval["input"] if given is None else given
     if elsewhere := leads_to(proposed, approval.get("targets")):
         head.append(Text.assemble(("leads to", _NAME), " ", shown(elsewhere, _STRONG)))
-    return Group(*head, *(_part(part) for part in tool_view(str(approval["tool_name"]), proposed).parts))
+    parts = (*approval_parts(approval), *tool_view(str(approval["tool_name"]), proposed).parts)
+    return Group(*head, *map(_part, parts))
 
 
 def _part(part: Part) -> RenderableType:

@@ -13,7 +13,7 @@ Bash
     An allow pattern matches a command only if that is one simple command: no character of `_SHELL_SYNTAX`,
     quoted or not, no leading `VAR=value`, nothing unprintable; and then either exactly, or (`git status:*`,
     `git status *`) up to a word's end. The program is trusted with every argument: `Bash(git:*)` lets it run
-    whatever git can be told to run.
+    whatever git can be told to run. A line of such commands (`policy.lines`) is allowed if each of them is.
     A deny or ask pattern matches unless it is certain that nothing in the command runs the program that it names
     (`policy.bash`): the command is read with a shell parser, and what is not understood (`$X` as a program or
     before it, a shell that reads its input, a syntax error, more than 16 KiB) matches. Any program that is not
@@ -34,12 +34,14 @@ Paths
 
 from claude_hitl_template.domain.policy.bash import Segment, segments
 from claude_hitl_template.domain.policy.evaluation import (
+    JOINED,
     Evaluation,
     Verdict,
     compile_settings,
     evaluate,
     from_folder,
     is_harmless,
+    matching,
     mcp_parts,
     path_field,
     portable_rules,
@@ -52,6 +54,7 @@ from claude_hitl_template.domain.policy.rules import PermissionPolicy, PolicyNam
 from claude_hitl_template.domain.policy.tools import NETWORK
 
 __all__ = [
+    "JOINED",
     "NETWORK",
     "Evaluation",
     "PermissionPolicy",
@@ -63,6 +66,7 @@ __all__ = [
     "evaluate",
     "from_folder",
     "is_harmless",
+    "matching",
     "mcp_parts",
     "path_field",
     "portable_rules",

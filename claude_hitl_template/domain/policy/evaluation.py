@@ -4,7 +4,7 @@ import os.path
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Self
 from claude_hitl_template.domain import missing_dependency
 from claude_hitl_template.domain.canonical_json import canonical_json, digest, shown_host
 from claude_hitl_template.domain.policy.bash import may_run
+from claude_hitl_template.domain.policy.lines import parts
 from claude_hitl_template.domain.policy.paths import (
     GLOB_SYNTAX,
     folded,
@@ -58,6 +59,9 @@ _PLAIN_BASH_FIELDS = frozenset({"command", "description", "timeout", "run_in_bac
 _UNSEEN_BASH_FIELDS = frozenset({"description", "timeout"})
 
 
+JOINED = " && "  # no Bash allow rule contains it
+
+
 class Verdict(StrEnum):
     allow = "allow"
     ask = "ask"
@@ -66,10 +70,15 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A verdict, and its `source`: the text of the rule that decided, or "default"."""
+    """A verdict, and its `source`: the text of the rule that decided, or "default".
+
+    For a command line whose commands are allowed one by one, `source` is the text of those rules, joined by JOINED.
+    `rule` is the one that asked or denied.
+    """
 
     verdict: Verdict
     source: str
+    rule: Rule | None = field(default=None, compare=False)
 
 
 def evaluate(
@@ -86,16 +95,34 @@ def evaluate(
     """
     call = _Call.read(tool_name, tool_input, workspace, cwd)
     if denied := _first(policy, "always_deny", call):
-        return Evaluation(Verdict.deny, str(denied))
+        return Evaluation(Verdict.deny, str(denied), denied)
     if tool_name == missing_dependency.FULL_NAME:  # it only tells a human something
         return Evaluation(Verdict.allow, "built in")
     if asked := _first(policy, "always_ask", call):
-        return Evaluation(Verdict.ask, str(asked))
+        return Evaluation(Verdict.ask, str(asked), asked)
     if allowed := _first(policy, "always_allow", call):
         return Evaluation(Verdict.ask if call.name in QUESTIONS else Verdict.allow, str(allowed))
+    if each := _each_part(policy, call):
+        return Evaluation(Verdict.allow, JOINED.join(dict.fromkeys(map(str, each))))
     server, _ = mcp_parts(tool_name)
     default = policy.servers.get(server) or policy.default
     return Evaluation(_by_default(default, call), "default")
+
+
+def matching(
+    rules: Sequence[Rule],
+    tool_name: str,
+    tool_input: Mapping[str, Any],
+    workspace: Path,
+    cwd: Path | None = None,
+) -> list[bool]:
+    """Whether each of the rules matches the call, for itself; see `evaluate`."""
+    call = _Call.read(tool_name, tool_input, workspace, cwd)
+    return [
+        _matches(rule, call)
+        or (rule.policy == "always_allow" and bool(_each_part(PermissionPolicy(rules=(rule,)), call)))
+        for rule in rules
+    ]
 
 
 def targets(
@@ -242,6 +269,9 @@ class _Call:
         value = self.given.get(key)
         return value if isinstance(value, str) else ""
 
+    def with_command(self, command: str) -> Self:
+        return replace(self, given={**self.given, "command": command})
+
     @cached_property
     def digest(self) -> str:
         """Digest of a sound call's effect: the exact command, the exact file, else the exact input."""
@@ -271,6 +301,19 @@ class _Call:
 
 def _first(policy: PermissionPolicy, name: PolicyName, call: _Call) -> Rule | None:
     return next((rule for rule in policy.rules if rule.policy == name and _matches(rule, call)), None)
+
+
+def _each_part(policy: PermissionPolicy, call: "_Call") -> list[Rule]:
+    """The rules that allow the commands of a line, one for each; [] unless every command is allowed."""
+    if call.name != "Bash" or not call.sound:
+        return []
+    found: list[Rule] = []
+    for part in parts(call.text("command")):
+        rule = _first(policy, "always_allow", call.with_command(part.command))
+        if rule is None:
+            return []
+        found.append(rule)
+    return found
 
 
 def _by_default(default: PolicyName | None, call: _Call) -> Verdict:

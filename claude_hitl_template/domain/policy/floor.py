@@ -11,18 +11,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from claude_hitl_template.domain.policy import (
+    JOINED,
     Evaluation,
     PermissionPolicy,
     Rule,
     Verdict,
     evaluate,
+    matching,
     mcp_parts,
 )
+from claude_hitl_template.domain.policy.documents import read_file
+from claude_hitl_template.domain.policy.lines import parts
 from claude_hitl_template.domain.policy.programs import INTERPRETER, SHELL, WRAPPERS
-from claude_hitl_template.errors import ConfigError
 
 STRICTNESS = {Verdict.allow: 0, Verdict.ask: 1, Verdict.deny: 2}
 
@@ -68,17 +69,47 @@ class Floor(PermissionPolicy):
             return agents
         source = f"the operator's floor: {held.source}"
         if held.verdict is Verdict.deny:
-            return Evaluation(Verdict.deny, source)
+            return Evaluation(Verdict.deny, source, held.rule)
         narrow = [rule for rule in remembered if self.remember and is_narrow(rule)]
         if held.source != "default" or self.servers.get(mcp_parts(tool_name)[0]) or self.default:
             narrow = [rule for rule in narrow if _is_exact(rule)]
         elif tool_name in _FREE or _allows(of(*filter(is_narrow, policy.rules), default="always_ask")):
             return agents
         answered = of(*narrow, default="always_ask")
-        return answered if _allows(answered) else Evaluation(Verdict.ask, source)
+        if _allows(answered):
+            return answered
+        if tool_name == "Bash":
+            found = [
+                self.evaluate(
+                    policy,
+                    tool_name,
+                    {**tool_input, "command": part},
+                    workspace,
+                    cwd=cwd,
+                    remembered=remembered,
+                )
+                for part in _commands(tool_input, held.rule, workspace)
+            ]
+            if found and all(map(_allows, found)):
+                return Evaluation(Verdict.allow, JOINED.join(dict.fromkeys(one.source for one in found)))
+        return Evaluation(Verdict.ask, source, held.rule)
 
 
 BUILT_IN = Floor()
+
+
+def strictest(one: Evaluation, other: Evaluation) -> Evaluation:
+    """The stricter of two; the first if they are equally strict."""
+    return other if STRICTNESS[other.verdict] > STRICTNESS[one.verdict] else one
+
+
+def _commands(tool_input: Mapping[str, Any], asked: Rule | None, workspace: Path) -> list[str]:
+    """The commands of a line; [] if the rule that asks for the line asks for none of them alone."""
+    line = tool_input.get("command")
+    found = [part.command for part in parts(line)] if isinstance(line, str) else []
+    if asked is None or any(matching([asked], "Bash", {"command": one}, workspace)[0] for one in found):
+        return found
+    return []
 
 
 def _allows(found: Evaluation) -> bool:
@@ -117,45 +148,4 @@ def read_floor(path: Path | None) -> Floor:
     """The floor in a file of YAML or JSON; the built-in one for None. Raises ConfigError with the place and what to do."""
     if path is None:
         return BUILT_IN
-    import yaml  # noqa: PLC0415  (every owner imports this module, and reads no file)
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        found, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-    except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError(f"HITL_POLICY: {path} cannot be read: {why}", _FIX) from error
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"HITL_POLICY: {path}{line}: {problem or 'neither YAML nor JSON'}", _FIX) from error
-    try:
-        return Floor.model_validate({} if found is None else found)
-    except ValidationError as error:
-        # A misspelled name is reported as missing, too: name the misspelled one.
-        first = min(
-            error.errors(include_url=False, include_input=False), key=lambda e: e["type"] != "extra_forbidden"
-        )
-        problem = first["msg"].removeprefix("Value error, ")
-        field = ".".join(map(str, first["loc"]))
-        where = f", line {_line_of(node, first['loc'])}" if node is not None else ""
-        raise ConfigError(
-            f"HITL_POLICY: {path}{where}: {field + ': ' if field else ''}{problem}", _FIX
-        ) from error
-
-
-def _line_of(node: Any, place: Sequence[int | str]) -> int:
-    """The line of the innermost part of `place` that is there."""
-    line = node.start_mark.line + 1
-    for part in place:
-        if node.id == "sequence" and isinstance(part, int):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-            continue
-        pairs = node.value if node.id == "mapping" else []
-        found = [(key, value) for key, value in pairs if key.value == part]
-        if not found:
-            break
-        key, node = found[0]
-        line = key.start_mark.line + 1
-    return line
+    return read_file(path, Floor, "HITL_POLICY", _FIX)
