@@ -147,6 +147,14 @@ def record_principal(tx: Tx, before: Principal | None, after: Principal, actor: 
             record(tx, chain, "role.changed", actor, after.id, details=details, now=now)
 
 
+def record_sign_in(
+    tx: Tx, action: str, principal: Principal, actor: Actor, *, target: str, now: datetime, **details: Any
+) -> None:
+    """Records a sign-in, a failed one, or the end of browsers' sessions, in each workspace of the user."""
+    for workspace_id in _chains(principal):
+        record(tx, workspace_id, action, actor, target, details=details, now=now)
+
+
 def _chains(principal: Principal | None) -> tuple[str, ...]:
     """Where what concerns a principal is recorded: in its workspaces, without any in the log of the service."""
     return (principal.workspace_ids if principal is not None else ()) or (SERVICE_CHAIN,)

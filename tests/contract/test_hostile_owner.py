@@ -99,9 +99,9 @@ class House:
             "key_id": session.workspace_id, "principal_id": "user_x", "at": session.created_at,
             "workspace": Workspace(id="wrkspc_x", name="x", created_at=session.created_at),
             "principal": Principal(id="user_x", kind="user", name="minted", created_at=session.created_at),
-            "token_hash": "t", "password_hash": "p", "way": "provider", "seen_s": 60, "attempt_id": "attempt_x",
-            "network": "192.0.2.0", "user": ProviderUser(external_id="x", issuer_host="idp.example.org", name="zoe"),
-            "export_id": "exp_x", "form": "jsonl", "from_seq": 1, "up_to": 1,
+            "user": ProviderUser(external_id="i|x", issuer_host="i", name="x"), "password_hash": "h", "token_hash": "h",
+            "way": "provider", "network": "192.0.2.1", "seen_s": 60.0,
+            "workspace_ids": [session.workspace_id], "export_id": "e", "form": "jsonl", "from_seq": 1, "up_to": 1,
             "given": {"host": "files.example.org", "port": 443, "because": "curl"},
         }  # fmt: skip
         wanted = list(signature(EVERY[method]).parameters.values())[1:]
