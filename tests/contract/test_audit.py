@@ -313,7 +313,7 @@ async def test_what_a_sign_in_provider_gives_and_takes_is_recorded(store: CoreSt
         ("role.changed", made.id),
     ]
     assert found[-1].details == {"name": "zoe", "before": ["approver"], "after": []}
-    assert {entry.actor.name for entry in found[1:]} == {"sign-in provider"}
+    assert {entry.actor.name for entry in found[1:]} == {"sign-in provider idp.example.org"}
     assert CANARY not in "".join(entry.model_dump_json() for entry in found)
 
 
