@@ -117,7 +117,7 @@ async def desk(store: CoreStore | None = None) -> AsyncIterator[Desk]:
     store = store or CoreStore(MemoryBackend())
     signed_in = SignedIn()
     first, second = [
-        await store.add_workspace(Workspace(id=new_id("wrkspc"), name=name, created_at=utcnow()))
+        await store.add_workspace(Workspace(id=new_id("wrkspc"), name=name, created_at=utcnow()), by=SERVICE)
         for name in ("First", "Second")
     ]
     signed_in.add("ann", {first.id: (Role.APPROVER, Role.REQUESTER)})

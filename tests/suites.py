@@ -79,6 +79,13 @@ SUITES = (
         busy=True,
     ),
     Suite(
+        "vote races",
+        ("tests/contract/test_vote_races.py",),
+        500,
+        ("store/", "domain/policy/tiers", "domain/people"),
+        busy=True,
+    ),
+    Suite(
         "contract",
         ("tests/contract", "tests/unit"),
         400,

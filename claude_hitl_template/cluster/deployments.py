@@ -53,8 +53,9 @@ from claude_hitl_template.model.endpoint import (
     upstream_client,
 )
 from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.signin.addresses import PARTS as SIGN_IN_PARTS
 from claude_hitl_template.signin.browser import browser_user, check_csrf, install
-from claude_hitl_template.signin.pages import build_sign_in_app, with_sign_in
+from claude_hitl_template.signin.pages import build_sign_in_app
 from claude_hitl_template.signin.service import SignIn
 from claude_hitl_template.signin.setup import build_sign_in, make_first_user
 from claude_hitl_template.store.access import Authority
@@ -160,12 +161,13 @@ class Ingress:
         api = build_app(service)
         model = build_model_app(upstream, self._store, signing_key)
         app = _mounted(settings, self._store, authority, _until_disconnect(api), _until_disconnect(model))
-        self._sign_in = build_sign_in(settings, self._store, signing_key, service.passwords)
-        sign_in = _until_disconnect(build_sign_in_app(self._sign_in))
-        inbox = _until_disconnect(
-            build_inbox_app(_pages(settings, self._store, self._sign_in, api.state.followers))
-        )
-        self._app = with_request_ids(with_pages(with_sign_in(app, sign_in), {PARTS: inbox}))
+        self._sign_in = sign_in = build_sign_in(settings, self._store, signing_key, service.passwords)
+        inbox = build_inbox_app(_pages(settings, self._store, sign_in, api.state.followers))
+        pages = {
+            PARTS: _until_disconnect(inbox),
+            SIGN_IN_PARTS: _until_disconnect(build_sign_in_app(sign_in)),
+        }
+        self._app = with_request_ids(with_pages(app, pages))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once the replica is made, so that nothing of the application is pickled."""

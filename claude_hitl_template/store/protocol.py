@@ -143,6 +143,16 @@ class WaitingCall(Frozen):
         return all(word in said for word in text.casefold().split())
 
 
+class EarlierDecision(Frozen):
+    """A decision on a call with the same digest. `id` is the approval's."""
+
+    id: str
+    result: Literal["allow", "deny"]
+    deny_message: str | None
+    decided_by: str
+    decided_at: datetime
+
+
 class ApprovalChange(Frozen):
     """An approval was recorded, or changed. `decided_by`: who decided; `votes`: how many people agreed so far;
     `reviewer`: who said last that they look at it."""
@@ -271,7 +281,9 @@ class SignIns(Protocol):
         """The user of this name, with the stored hash of the password; None if no user has the name."""
         ...
 
-    async def set_password(self, principal_id: str, password_hash: str, *, only_first: bool = False) -> bool:
+    async def set_password(
+        self, principal_id: str, password_hash: str, *, only_first: bool = False, by: Actor = SERVICE
+    ) -> bool:
         """Sets a user's password and ends the user's browser sessions.
 
         With `only_first`, a password that is there stays, and the result is False. Raises NotFound.
@@ -309,8 +321,14 @@ class SignIns(Protocol):
             replaces: the token hash of the browser's session until now, which ends.
 
         Raises:
-            Unauthorized: the user is disabled, or has another password now.
+            NotFound: there is no such user.
+            Forbidden: the user is disabled.
+            Conflict: the user has another password now.
         """
+        ...
+
+    async def note_failed_sign_in(self, principal_id: str, *, network: str) -> None:
+        """Records in the audit log that a sign-in of this user failed. Raises NotFound."""
         ...
 
     async def find_browser_session(self, token_hash: str, *, seen_s: float) -> SignedIn | None:
@@ -319,8 +337,10 @@ class SignIns(Protocol):
 
     async def list_browser_sessions(self, principal_id: str) -> list[BrowserSession]: ...
 
-    async def end_browser_sessions(self, principal_id: str, session_id: str | None = None) -> None:
-        """Ends one session of the user, or all of them."""
+    async def end_browser_sessions(
+        self, principal_id: str, session_id: str | None = None, *, by: Actor = SERVICE
+    ) -> None:
+        """Ends one session of the user, or all of them. Raises NotFound for an unknown user."""
         ...
 
 
@@ -630,8 +650,8 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
         """Those of these approvals that wait in these workspaces, in the order of the ids."""
         ...
 
-    async def list_same_calls(self, approval_id: str, workspace_id: str | None) -> list[Approval]:
-        """The last decided calls of the same session with the same digest, the newest first. Raises NotFound."""
+    async def list_same_calls(self, approval_id: str, workspace_id: str | None) -> list[EarlierDecision]:
+        """The last decisions on calls of the same session with the same digest, the newest first. Raises NotFound."""
         ...
 
     async def wait_approvals(self, after: int, *, timeout_s: float) -> Changes:

@@ -174,6 +174,11 @@ class SqlTx:
         row = {"id": principal.id, "name": principal.name, "external_id": principal.external_id}
         await self._upsert(principals, {**row, "doc": _document(principal)})
 
+    async def lock(self, name: str) -> None:
+        if self._locking:
+            key = sa.func.hashtextextended(name.replace("\0", "\ufffd"), 0)
+            await self._c.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
+
     # -- signing in
 
     async def login(self, principal_id: str) -> Login | None:
@@ -437,9 +442,8 @@ class SqlTx:
     # -- idempotency
 
     async def remembered_reply(self, scope: str, idempotency_key: str) -> Reply | None:
-        if self._locking:  # of two requests with the same key, the second waits for the first one's reply
-            name = sa.func.hashtextextended(f"{scope} {idempotency_key}".replace("\0", "\ufffd"), 0)
-            await self._c.execute(sa.select(sa.func.pg_advisory_xact_lock(name)))
+        # Of two requests with the same key, the second waits for the first one's reply.
+        await self.lock(f"{scope} {idempotency_key}")
         where = (replies.c.scope == scope, replies.c.idempotency_key == idempotency_key)
         t = replies.c
         row = await self._one(sa.select(t.digest, t.reply, t.created_at, t.expires_at).where(*where))

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from claude_hitl_template.claude.sandbox import default_sandbox
 from claude_hitl_template.cluster.supervisor import Supervisor
 from claude_hitl_template.config.secret_files import SecretFiles, SigningKey, hash_api_key
 from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.domain.group_roles import GroupRole
 from claude_hitl_template.domain.models import Agent, Environment, ImageFacts
 from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.files.blob_store import FileArea
@@ -36,9 +37,11 @@ from claude_hitl_template.inbox.live import Live
 from claude_hitl_template.inbox.services import Pages
 from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.signin.addresses import PARTS as SIGN_IN_PARTS
 from claude_hitl_template.signin.browser import browser_user, check_csrf, install
 from claude_hitl_template.signin.cookies import Signer
-from claude_hitl_template.signin.pages import build_sign_in_app, with_sign_in
+from claude_hitl_template.signin.oidc import Provider
+from claude_hitl_template.signin.pages import build_sign_in_app
 from claude_hitl_template.signin.service import SignIn
 from claude_hitl_template.store.access import Authority, Dispatcher, client
 from claude_hitl_template.store.connect import migrate
@@ -95,6 +98,8 @@ async def serve_in_process(
     driving: bool = True,
     floor: Floor = BUILT_IN,
     signed_in: SignedIn | None = None,
+    provider: Provider | None = None,
+    group_roles: Sequence[GroupRole] = (),
 ) -> AsyncGenerator[LocalService]:
     """Serves on a free port of 127.0.0.1 until the context is left; no task and no CLI is left behind then.
 
@@ -109,7 +114,8 @@ async def serve_in_process(
         images: Facts by image reference; sessions are local processes even in an environment with an image.
         driving: If False, no session gets an owner, so sessions wait.
         floor: The operator's policy.
-        signed_in: Who may open the pages, without a sign-in; without it people sign in.
+        signed_in: Who may open the inbox; without it, users who have signed in.
+        provider: Signs users in, in addition to passwords; `group_roles`: which roles its groups give.
 
     Raises:
         BaseExceptionGroup: On exit: the unexpected exceptions of owners.
@@ -154,15 +160,24 @@ async def serve_in_process(
                 wrong_keys_per_minute=wrong_keys_per_minute,
             )
             api = build_app(service)
-            sign_in = SignIn(clients, Signer(ledger.signing_key), passwords=service.passwords)
-            inbox = build_inbox_app(_pages(service, api, sign_in, signed_in))
-            served = with_sign_in(with_pages(api, {PARTS: inbox}), build_sign_in_app(sign_in))
+            sign_in = SignIn(
+                clients,
+                Signer(ledger.signing_key),
+                passwords=service.passwords,
+                provider=provider,
+                roles=group_roles,
+            )
+            pages = {
+                PARTS: build_inbox_app(_pages(service, api, signed_in, sign_in)),
+                SIGN_IN_PARTS: build_sign_in_app(sign_in),
+            }
+            served = with_pages(api, pages)
             driven = _supervising(ledger, settings, known, floor) if driving else contextlib.nullcontext()
             async with _serving(_mounted(served, clients, ledger.signing_key), listener), driven:
                 yield LocalService(settings.base_url, keys, store, folder, api)
 
 
-def _pages(service: Service, api: FastAPI, sign_in: SignIn, signed_in: SignedIn | None) -> Pages:
+def _pages(service: Service, api: FastAPI, signed_in: SignedIn | None, sign_in: SignIn) -> Pages:
     return Pages(
         store=service.store,
         agent=service.agent,

@@ -149,6 +149,9 @@ class _MemoryTx:
                 raise Conflict(NAME_TAKEN)
         self._s.principals[principal.id] = principal
 
+    async def lock(self, name: str) -> None:
+        pass  # writing transactions are kept apart as it is
+
     async def login(self, principal_id: str) -> Login | None:
         return self._s.logins.get(principal_id)
 

@@ -15,7 +15,7 @@ from claude_hitl_template.cli.terminal.dialogue import Body, Decider, ask_about
 from claude_hitl_template.cli.terminal.follow import WireEvent, follow
 from claude_hitl_template.cli.terminal.render import approval_view, event_lines
 from claude_hitl_template.config.settings import Settings
-from claude_hitl_template.errors import Conflict, InvalidInput
+from claude_hitl_template.errors import Conflict, Forbidden, InvalidInput
 from claude_hitl_template.presentation.sessions import card_url
 from claude_hitl_template.presentation.terminal import shown
 
@@ -154,7 +154,7 @@ class Conversation:
             body = self._decide(approval)
             try:
                 self._client.post(f"/v1/approvals/{approval['id']}/decide", body)
-            except Conflict as error:
+            except (Conflict, Forbidden) as error:  # others decide, or have decided
                 self._warn(str(error))
             except InvalidInput as error:
                 if not sys.stdin.isatty() or not body.keys() - {"result", "deny_message"}:

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from claude_hitl_template.cli.terminal.dialogue import ask_about, choose, scripted
+from claude_hitl_template.domain.policy.tiers import Requirement
 from claude_hitl_template.errors import InvalidInput
 
 QUESTIONS = [
@@ -190,3 +191,30 @@ def test_a_number_that_is_no_choice_and_an_empty_answer_are_answered() -> None:
 def test_an_edit_that_changes_nothing_is_said() -> None:
     assert "the input is unchanged" in said_when("e", "a", edits=(None,))
     assert "unchanged" not in said_when("e", "a", edits=('{"command": "pwd"}',))
+
+
+LINE = "git status && rm -rf x"
+SEGMENTS = [
+    {"text": "git status", "start": 0, "end": 10, "verdict": "allow", "source": "Bash(git status)"},
+    {"text": "rm -rf x", "start": 14, "end": 22, "verdict": "ask", "source": "default"},
+]
+
+
+def test_of_a_line_the_command_that_asked_is_shown_and_remembered() -> None:
+    prompter = Typist("always 2")
+    with prompter.console.file:
+        body = ask_about(prompter, {**approval(command=LINE), "segments": SEGMENTS})
+        said = prompter.console.export_text()
+    assert body == {"result": "allow", "remember": "Bash(rm:*)"}
+    assert "1. Bash(rm -rf x)  exactly this command, alone or in a line" in said
+
+
+def test_a_call_that_the_workspace_asks_for_cannot_be_remembered() -> None:
+    prompter = Typist("always", "allow")
+    with prompter.console.file:
+        body = ask_about(
+            prompter, {**approval(), "requirements": [Requirement(rule="Bash").model_dump(mode="json")]}
+        )
+        said = prompter.console.export_text()
+    assert body == {"result": "allow"}
+    assert "cannot be remembered" in said

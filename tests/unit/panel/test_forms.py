@@ -10,6 +10,9 @@ from kodosumi.service.inputs.forms import Model
 
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.models import Agent, ApprovalState, Decision, Environment, Session, utcnow
+from claude_hitl_template.domain.policy import Verdict
+from claude_hitl_template.domain.policy.segments import JudgedSegment
+from claude_hitl_template.domain.policy.tiers import Approvers, Requirement
 from claude_hitl_template.panel import forms
 from claude_hitl_template.panel.forms import Elements, Filled
 from claude_hitl_template.presentation import submissions as decide
@@ -154,6 +157,27 @@ def test_a_decided_call_says_by_whom_and_asks_no_more() -> None:
 
 def test_the_rule_that_would_be_remembered_is_shown() -> None:
     assert "Bash(ls)" in decision(approval()).text
+
+
+def test_of_a_line_the_command_that_asks_is_shown_and_would_be_remembered() -> None:
+    segments = (
+        JudgedSegment(start=0, end=10, verdict=Verdict.allow, source="Bash(git status)"),
+        JudgedSegment(start=14, end=22, verdict=Verdict.ask, source="default"),
+    )
+    call = approval(given={"command": "git status && rm -rf x"}, segments=segments)
+    shown = decision(call).text
+    assert "Remembered, such calls run unasked in this session: Bash(rm -rf x)" in shown
+    assert "asks" in shown
+
+
+def test_who_must_agree_is_shown_and_such_a_call_is_not_remembered() -> None:
+    two = Requirement(
+        rule="Bash(git push:*)", severity="high", approvers=Approvers(groups=("release",)), quorum=2
+    )
+    shown = decision(approval(requirements=(two,))).text
+    assert "2 of the group release" in shown
+    assert "0 of 2" in shown
+    assert "Remembered" not in shown
 
 
 def test_all_names_in_forms_are_ours() -> None:
