@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 
 import anthropic
 import pytest
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from claude_hitl_template.domain.models import utcnow
 from claude_hitl_template.domain.people import SERVICE, Role
@@ -217,7 +217,7 @@ def test_the_keyboard_alone_does_everything(reader: Reader, inbox: Inbox) -> Non
     reader.page.get_by_role("button", name="Show the change").focus()
     reader.key("Enter")
     reader.sees("Your edit")
-    reader.page.wait_for_function("document.activeElement.dataset.key === 'allow'")
+    expect(reader.page.get_by_role("button", name="Allow this edit")).to_be_focused()
     reader.key("Enter")
     reader.sees("Allowed, edited, by ann")
     reader.open(f"inbox/a/{four}")

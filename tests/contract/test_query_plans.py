@@ -53,6 +53,8 @@ def plans(path: Path, said: list[tuple[str, Any]]) -> list[str]:
         pytest.param(lambda store, _: store.expire_due(), id="what has expired"),
         pytest.param(lambda store, _: store.list_approvals("key", limit=100, states=PENDING), id="the inbox"),
         pytest.param(lambda store, _: store.list_approvals(None, limit=100, states=PENDING), id="the inbox of all keys"),
+        pytest.param(lambda store, _: store.list_waiting(["key"], limit=50), id="the inbox by severity"),
+        pytest.param(lambda store, _: store.list_waiting(None, limit=50), id="the inbox of all workspaces by severity"),
         pytest.param(lambda store, _: store.list_approvals("key", limit=100), id="approvals in any state"),
         pytest.param(lambda store, _: store.list_sessions("key", limit=100), id="sessions"),
         pytest.param(lambda store, _: store.list_sessions("key", limit=9, statuses=["running"]), id="running sessions"),
