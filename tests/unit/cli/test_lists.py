@@ -89,7 +89,9 @@ def test_a_call_is_denied_by_the_beginning_of_its_id_with_a_reason(client: Clien
     assert "deny by ann" in hitl("approvals", "deny", begin, "not today").stdout
     decided = client.get(f"/v1/approvals/{first}")["decision"]
     assert (decided["result"], decided["deny_message"]) == ("deny", "not today")
-    assert "not today" in hitl("approvals", "show", begin).stdout
+    shown = hitl("approvals", "show", begin).stdout
+    assert "not today" in shown
+    assert "/claude-hitl/inbox/a/appr_" in shown
     assert hitl("approvals", "deny", others[0], "one", "--message", "two").returncode == 2
     for other in others:
         assert hitl("approvals", "deny", other).returncode == 0

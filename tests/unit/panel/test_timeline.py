@@ -13,6 +13,7 @@ from claude_hitl_template.domain.policy import PermissionPolicy, Rule
 from claude_hitl_template.panel import timeline as render
 from tests.unit.panel.components import call_view
 from tests.unit.panel.html import Reader
+from tests.unit.panel.made import approval
 from tests.unit.panel.nasty import inputs, texts, tools, values
 
 
@@ -174,3 +175,11 @@ def test_a_missing_tool_is_shown_as_what_it_is_and_as_text(name: str, why: str) 
 def test_files_on_offer_keep_their_names_as_text(name: str, why: str) -> None:
     reader = Reader(render.downloads("f" * 24, [(name, "1-x", 3)], [(why, name)]))
     reader.check()
+
+
+def test_a_call_that_waits_leads_to_its_form_and_to_its_card_in_the_inbox() -> None:
+    call = approval("Bash", {"command": "ls <b>"})
+    reader = Reader(render.decide_link([call], "/inputs/lock/1/2", "http://pages.test/claude-hitl"))
+    reader.check()
+    links = [attributes["href"] for tag, attributes in reader.elements if tag == "a"]
+    assert links == ["/inputs/lock/1/2", f"http://pages.test/claude-hitl/inbox/a/{call.id}"]
