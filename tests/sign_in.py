@@ -17,9 +17,11 @@ from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.domain.models import new_id
 from claude_hitl_template.domain.people import SERVICE, Principal, Role, Workspace
 from claude_hitl_template.inbox import pages
+from claude_hitl_template.inbox.app import with_pages
+from claude_hitl_template.signin.addresses import PARTS
 from claude_hitl_template.signin.browser import BrowserUser, browser_user, check_csrf, install
 from claude_hitl_template.signin.cookies import Signer
-from claude_hitl_template.signin.pages import build_sign_in_app, with_sign_in
+from claude_hitl_template.signin.pages import build_sign_in_app
 from claude_hitl_template.signin.service import SignIn
 from claude_hitl_template.store.core import CoreStore
 
@@ -46,7 +48,7 @@ def replica(store: CoreStore, **options: Any) -> ASGIApp:
         await check_csrf(request, user)
         return JSONResponse({"done_by": user.actor.principal_id, "form": dict(await request.form())})
 
-    return with_sign_in(app, build_sign_in_app(sign_in))
+    return with_pages(app, {PARTS: build_sign_in_app(sign_in)})
 
 
 class Browser:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from claude_hitl_template import __version__, code_version
 from claude_hitl_template.api.app import Service, build_app
+from claude_hitl_template.api.followers import Followers
 from claude_hitl_template.api.model_endpoint import build_model_app
 from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.sandbox import has_sandboxes
@@ -40,6 +41,9 @@ from claude_hitl_template.config.secret_files import (
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.models import Agent, ImageFacts
 from claude_hitl_template.errors import ConfigError
+from claude_hitl_template.inbox.app import PARTS, build_inbox_app, with_pages
+from claude_hitl_template.inbox.live import Live
+from claude_hitl_template.inbox.services import Pages
 from claude_hitl_template.model.endpoint import (
     Answer,
     AnthropicUpstream,
@@ -49,7 +53,10 @@ from claude_hitl_template.model.endpoint import (
     upstream_client,
 )
 from claude_hitl_template.model.offline import Scenarios
-from claude_hitl_template.signin.pages import build_sign_in_app, with_sign_in
+from claude_hitl_template.signin.addresses import PARTS as SIGN_IN_PARTS
+from claude_hitl_template.signin.browser import browser_user, check_csrf, install
+from claude_hitl_template.signin.pages import build_sign_in_app
+from claude_hitl_template.signin.service import SignIn
 from claude_hitl_template.signin.setup import build_sign_in, make_first_user
 from claude_hitl_template.store.access import Authority
 from claude_hitl_template.store.connect import check_replicas
@@ -154,9 +161,13 @@ class Ingress:
         api = build_app(service)
         model = build_model_app(upstream, self._store, signing_key)
         app = _mounted(settings, self._store, authority, _until_disconnect(api), _until_disconnect(model))
-        self._sign_in = build_sign_in(settings, self._store, signing_key, service.passwords)
-        pages = _until_disconnect(build_sign_in_app(self._sign_in))
-        self._app = with_request_ids(with_sign_in(app, pages))
+        self._sign_in = sign_in = build_sign_in(settings, self._store, signing_key, service.passwords)
+        inbox = build_inbox_app(_pages(settings, self._store, sign_in, api.state.followers))
+        pages = {
+            PARTS: _until_disconnect(inbox),
+            SIGN_IN_PARTS: _until_disconnect(build_sign_in_app(sign_in)),
+        }
+        self._app = with_request_ids(with_pages(app, pages))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once the replica is made, so that nothing of the application is pickled."""
@@ -213,6 +224,19 @@ def _service(settings: Settings, store: Clients, supervisor: Any, upstream: "Cur
         shelf=SecretFiles(settings.secrets_dir),
         max_request_bytes=settings.max_request_bytes,
         requests_per_minute=settings.requests_per_minute,
+    )
+
+
+def _pages(settings: Settings, store: Clients, sign_in: SignIn, followers: Followers) -> Pages:
+    return Pages(
+        store=store,
+        agent=default_agent(settings),
+        environments=settings.all_environments(),
+        followers=followers,
+        live=Live(store.wait_approvals),
+        user=browser_user,
+        check_csrf=check_csrf,
+        install=lambda app: install(app, sign_in),
     )
 
 

@@ -12,6 +12,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from claude_hitl_template.domain.models import utcnow
+from claude_hitl_template.domain.policy import mcp_parts
 from claude_hitl_template.errors import NotFound
 from claude_hitl_template.presentation.html import line_count, templates
 from claude_hitl_template.presentation.text import age, visible
@@ -44,6 +45,15 @@ def _age(at: datetime) -> str:
     return age(at.isoformat())
 
 
+_LABELS = {"AskUserQuestion": "Question", "ExitPlanMode": "Plan", "Network": "Host"}
+
+
+def tool_label(tool_name: str) -> str:
+    """A tool's short name for people."""
+    server, tool = mcp_parts(tool_name)
+    return f"{server}: {tool}" if server else _LABELS.get(tool_name, tool_name)
+
+
 def time_left(at: datetime, now: datetime | None = None) -> str:
     """How long until a time: `5s`, `12m`, `3h`, `4d`; "0s" once it is past."""
     return age((now or utcnow()).isoformat(), at.astimezone(UTC))
@@ -56,6 +66,7 @@ def environment(*folders: Path) -> Environment:
         TEMPLATES,
         age=_age,
         left=time_left,
+        tool_label=tool_label,
         line_count=line_count,
         PERMISSION_TEXT=PERMISSION_TEXT,
     )

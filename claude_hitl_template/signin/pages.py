@@ -8,12 +8,14 @@ import structlog
 from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from claude_hitl_template.config.passwords import MIN_CHARS
 from claude_hitl_template.domain.people import Principal
 from claude_hitl_template.domain.sign_in import PasswordOf
 from claude_hitl_template.errors import (
+    Conflict,
+    Forbidden,
     HitlError,
     InvalidInput,
     NotFound,
@@ -24,7 +26,7 @@ from claude_hitl_template.errors import (
 )
 from claude_hitl_template.inbox import pages
 from claude_hitl_template.signin import cookies
-from claude_hitl_template.signin.addresses import ACCOUNT, PARTS, SIGN_IN, own_path
+from claude_hitl_template.signin.addresses import ACCOUNT, SIGN_IN, own_path
 from claude_hitl_template.signin.browser import (
     CSRF_FIELD,
     TEMPLATES,
@@ -45,7 +47,9 @@ MAX_FIELDS, MAX_FIELD_BYTES = 10, 16 * 1024
 _UNEXPECTED = "The service failed on this request. Its log says why."
 _STATUSES: tuple[tuple[type[HitlError], int], ...] = (
     (Unauthorized, 401),
+    (Forbidden, 403),
     (NotFound, 404),
+    (Conflict, 409),
     (TooLarge, 413),
     (InvalidInput, 400),
     (RateLimited, 429),
@@ -64,17 +68,6 @@ def build_sign_in_app(sign_in: SignIn) -> ASGIApp:
     for kind in (HitlError, HTTPException, Exception):
         app.add_exception_handler(kind, _problem)
     return pages.secured(app)
-
-
-def with_sign_in(app: ASGIApp, sign_in: ASGIApp) -> ASGIApp:
-    """Serves the paths of the sign-in by its application, and everything else by `app`."""
-
-    async def chosen(scope: Scope, receive: Receive, send: Send) -> None:
-        path = str(scope.get("path", "")).removeprefix(scope.get("root_path", ""))
-        own = scope["type"] == "http" and path.split("/")[1:2] in [[part] for part in PARTS]
-        await (sign_in if own else app)(scope, receive, send)
-
-    return chosen
 
 
 def _sign_in(request: Request) -> SignIn:

@@ -15,7 +15,7 @@ from claude_hitl_template.domain.group_roles import DEFAULT, EVERYONE, GroupRole
 from claude_hitl_template.domain.people import EVERYWHERE, Principal, Role, Workspace
 from claude_hitl_template.domain.rate_limit import network_of
 from claude_hitl_template.domain.sign_in import BrowserSession, PasswordOf, ProviderUser, SignedIn
-from claude_hitl_template.errors import Unauthorized
+from claude_hitl_template.errors import HitlError, Unauthorized
 from claude_hitl_template.signin import cookies
 from claude_hitl_template.signin.addresses import CALLBACK
 from claude_hitl_template.signin.attempts import Attempt, Attempts
@@ -62,6 +62,7 @@ class SignIn:
         self.passwords, self._attempts = passwords, attempts or Attempts()
         self._roles, self._public_url = roles, public_url
         self._known: OrderedDict[str, tuple[SignedIn, float]] = OrderedDict()
+        self._noting = set[asyncio.Task[None]]()
         self._looking: dict[str, asyncio.Future[SignedIn | None]] = {}
 
     # -- who the browser is
@@ -123,10 +124,24 @@ class SignIn:
             log.warning(
                 "a sign-in failed", principal_id=found and found.principal.id, network=attempt.network
             )
+            if found is not None and stored is not None:
+                self._note_failure(found.principal, attempt.network)
             raise Unauthorized("This name and password do not belong together.")
         self._attempts.succeeded(attempt)
         await self._check_admitted(found.principal)
         return found
+
+    def _note_failure(self, principal: Principal, network: str) -> None:
+        """Has a failure recorded after the response: the time of an answer must not say which names exist."""
+        noting = asyncio.create_task(self._noted(principal.id, network))
+        self._noting.add(noting)
+        noting.add_done_callback(self._noting.discard)
+
+    async def _noted(self, principal_id: str, network: str) -> None:
+        try:
+            await self._store.note_failed_sign_in(principal_id, network=network)
+        except HitlError as error:
+            log.warning("a failed sign-in is not in the audit log", principal_id=principal_id, why=str(error))
 
     def start(self, request: Request, next_url: str) -> tuple[PendingFlow, str]:
         """A sign-in with the provider, and its cookie."""
@@ -194,7 +209,8 @@ class SignIn:
             password: What was verified; None if the provider signed the user in.
 
         Raises:
-            Unauthorized: The password was changed meanwhile, or the user disabled.
+            Conflict: The password was changed meanwhile.
+            Forbidden: The user was disabled meanwhile.
         """
         secure, token = self.is_secure(request), cookies.new_token()
         before = cookies.get(request, "session", secure=secure)
@@ -226,7 +242,7 @@ class SignIn:
 
     async def end(self, user: BrowserUser, session_id: str | None = None) -> None:
         """Signs out: one browser, or all of them."""
-        await self._store.end_browser_sessions(user.principal.id, session_id)
+        await self._store.end_browser_sessions(user.principal.id, session_id, by=user.actor)
         self._known.clear()  # other replicas notice within REMEMBER_S
         log.info("signed out", principal_id=user.principal.id, browser_session=session_id or "all")
 
@@ -244,7 +260,7 @@ class SignIn:
         check_length(new)
         await self.with_password(request, user.principal.name, old)
         hashed = await self.passwords.hash(new)
-        await self._store.set_password(user.principal.id, hashed)
+        await self._store.set_password(user.principal.id, hashed, by=user.actor)
         self._known.clear()
         log.info("password changed", principal_id=user.principal.id)
         return PasswordOf(principal=user.principal, password_hash=hashed)

@@ -6,9 +6,8 @@ from claude_hitl_template.config.passwords import Passwords
 from claude_hitl_template.config.secret_files import ADMIN, SigningKey, read_oidc_secret
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.group_roles import read_group_roles
-from claude_hitl_template.domain.models import new_id, utcnow
+from claude_hitl_template.domain.models import utcnow
 from claude_hitl_template.domain.people import EVERYWHERE, SERVICE, WORKSPACE_ROLES, Principal, Role
-from claude_hitl_template.errors import Conflict
 from claude_hitl_template.signin.cookies import Signer
 from claude_hitl_template.signin.oidc import Client, Provider
 from claude_hitl_template.signin.service import SignIn
@@ -67,16 +66,10 @@ async def make_first_user(store: Clients, passwords: Passwords, password: str | 
 async def _add_admin(store: Clients) -> Principal:
     default = next(workspace for workspace in await store.list_workspaces() if workspace.default)
     made = Principal(
-        id=new_id("user"),
+        id=f"user_{ADMIN}",  # the same in each replica
         kind="user",
         name=ADMIN,
         created_at=utcnow(),
         roles={default.id: WORKSPACE_ROLES, EVERYWHERE: (Role.ADMIN,)},
     )
-    try:
-        return await store.add_principal(made, by=SERVICE)
-    except Conflict:  # another replica was first
-        found = await store.find_principal(name=ADMIN)
-        if found is None:
-            raise
-        return found
+    return await store.add_principal(made, by=SERVICE)

@@ -46,10 +46,12 @@ class Reply:
 class Tx(Protocol):
     """One transaction. Leaving its context normally commits, durably; leaving it by an error undoes everything.
 
-    `drafts` are the entries of the audit log that it will append before it is committed (recording.py).
+    `drafts` are the entries of the audit log that it will append before it is committed (recording.py). `changed_approvals`
+    are those that were put, in order.
     """
 
     drafts: list[Draft]
+    changed_approvals: list[Approval]
 
     async def add_key(self, key: ApiKey) -> None: ...
     async def find_key(self, secret_hash: str) -> ApiKey | None: ...
@@ -83,6 +85,10 @@ class Tx(Protocol):
 
     async def put_principal(self, principal: Principal) -> None:
         """Raises Conflict if another one has its name or its external id."""
+        ...
+
+    async def lock(self, name: str) -> None:
+        """Keeps writing transactions with the same name apart, until they end."""
         ...
 
     async def login(self, principal_id: str) -> Login | None: ...

@@ -10,15 +10,16 @@ from datetime import UTC, datetime
 
 from claude_hitl_template import fault_points
 from claude_hitl_template.domain.audit.signing import Signer
-from claude_hitl_template.domain.models import Session
+from claude_hitl_template.domain.models import Approval, Session
 from claude_hitl_template.errors import InvalidInput, StoreUnreachable
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.backend import Backend, Tx
 from claude_hitl_template.store.recording import append
 from claude_hitl_template.store.session_aggregate import SessionAggregate
-from claude_hitl_template.store.signals import Note, Previews, Signals
+from claude_hitl_template.store.signals import Note, Previews, RecentChanges, Signals
 
 SUPERVISED = "supervised"
+APPROVALS = "approvals"
 _WAKES = "wake:"
 
 
@@ -55,6 +56,7 @@ class StoreBase:
         self._limits = limits
         self._signals = Signals()
         self._previews = Previews()
+        self._approvals = RecentChanges()
         self._contents: dict[str, frozenset[str]] = {}  # what manifests name, the one used last at the end
         self._drivers: dict[str, int] = {}  # the epochs of leases, as far as they were looked up
         self._mark = 0  # of the last message to all ledgers in which `supervised()` changed; 0: not known
@@ -89,11 +91,20 @@ class StoreBase:
 
     @asynccontextmanager
     async def _writing(self, point: str) -> AsyncGenerator[Tx]:
-        async with self._backend.begin(write=True) as tx:
-            yield tx
-            await append(tx, self._signer)
-            await fault_points.reach(f"{point}.before_commit")
+        changed: list[Approval] = []
+        try:
+            async with self._backend.begin(write=True) as tx:
+                changed = tx.changed_approvals
+                yield tx
+                await append(tx, self._signer)
+                await fault_points.reach(f"{point}.before_commit")
+        except (StoreUnreachable, asyncio.CancelledError):
+            if changed:  # whether they were kept is not known
+                self._approvals.forget()
+                self._signals.notify(APPROVALS)
+            raise
         await fault_points.reach(f"{point}.after_commit")
+        self._announce_approvals(changed)
 
     async def _check_driver(self, session_id: str, epoch: int) -> None:
         """Raises StaleOwner unless `epoch` is the session's present lease; another ledger's change may be missed for as
@@ -118,6 +129,20 @@ class StoreBase:
         if before is None or after.lease != before.lease or (after.status != before.status and not owned):
             self._notify(SUPERVISED)
 
+    def _announce_approvals(self, changed: Sequence[Approval]) -> None:
+        for approval in {approval.id: approval for approval in changed}.values():
+            decision = approval.decision
+            change = {
+                "id": approval.id,
+                "workspace_id": approval.workspace_id,
+                "session_id": approval.session_id,
+                "state": approval.state.value,
+                "decided_by": decision.decided_by if decision else None,
+            }
+            self._post(["approval", self._approvals.add(change), change])
+        if changed:
+            self._signals.notify(APPROVALS)
+
     # -- notifications to and from the other ledgers
 
     def _notify(self, topic: str) -> None:
@@ -136,6 +161,7 @@ class StoreBase:
         if not mark:
             self._mark = 0
             self._drivers.clear()
+            self._approvals.forget()
             self._signals.wake_all()
         for note in notes:
             match note:
@@ -150,6 +176,9 @@ class StoreBase:
                 case ["forget", str(session_id)] if not own:
                     self._previews.forget(session_id)
                     self._drivers.pop(session_id, None)
+                case ["approval", int(position), dict(change)] if not own:
+                    self._approvals.add(change, position)
+                    self._signals.wake(APPROVALS)
                 case _:
                     pass
 

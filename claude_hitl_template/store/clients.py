@@ -161,7 +161,9 @@ class ClientRules(StoreBase):
         async with self._writing("delete_session") as tx:
             unit = await SessionAggregate.load(tx, session_id, self._clock(), workspace_id=workspace_id)
             await _refuse_running(unit, "deleted")
+            gone = [a.to(ApprovalState.SUPERSEDED) for a in await unit.pending()]
             await tx.delete_session(session_id)
+            tx.changed_approvals += gone
         # An owner and streams that still wait find the session gone.
         self._announce(None, unit.session)
 

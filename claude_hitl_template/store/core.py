@@ -17,6 +17,7 @@ from claude_hitl_template.store.people import PeopleRules
 from claude_hitl_template.store.policies import PolicyRules
 from claude_hitl_template.store.sign_ins import SignInRules
 from claude_hitl_template.store.supervision import SupervisorRules
+from claude_hitl_template.store.waiting import WaitingRules
 from claude_hitl_template.store.workspaces import WorkspaceRules
 
 
@@ -28,6 +29,7 @@ class CoreStore(
     ClientRules,
     OwnerRules,
     SupervisorRules,
+    WaitingRules,
     WorkspaceRules,
     AuditRules,
     StoreBase,

@@ -26,6 +26,7 @@ from claude_hitl_template.domain.models import (
     Agent,
     ApiKey,
     Approval,
+    ApprovalKind,
     ApprovalState,
     Environment,
     Event,
@@ -105,6 +106,53 @@ class Call(BaseModel):
     rules: tuple[str, ...] = ()
     policy_version: int | None = None
     segments: tuple[JudgedSegment, ...] = ()
+
+
+class WaitingCall(Frozen):
+    """A line of the inbox: an approval that waits, without its input.
+
+    `effect` is the call on one line with hidden characters as escapes; `is_whole`: it says all of the input. `title` is of
+    the session, in one line. `requester`: who created the session.
+    """
+
+    id: str
+    workspace_id: str
+    session_id: str
+    title: str
+    requester: str
+    tool_name: str
+    kind: ApprovalKind
+    effect: str
+    is_whole: bool
+    digest: str
+    by_subagent: bool
+    created_at: datetime
+    expires_at: datetime | None
+
+    def mentions(self, text: str) -> bool:
+        """Whether every word of a search is in the line."""
+        said = " ".join(
+            (self.effect, self.title, self.requester, self.tool_name, self.id, self.session_id)
+        ).casefold()
+        return all(word in said for word in text.casefold().split())
+
+
+class ApprovalChange(Frozen):
+    """An approval was recorded, or changed its state. `decided_by`: who decided; None if no one did."""
+
+    id: str
+    workspace_id: str
+    session_id: str
+    state: ApprovalState
+    decided_by: str | None
+
+
+class Changes(Frozen):
+    """Changes of approvals. Without `complete` some may be missing, and the reader must look at the store again."""
+
+    changes: tuple[ApprovalChange, ...]
+    position: int
+    complete: bool
 
 
 class TranscriptKey(TypedDict):
@@ -214,7 +262,9 @@ class SignIns(Protocol):
         """The user of this name, with the stored hash of the password; None if no user has the name."""
         ...
 
-    async def set_password(self, principal_id: str, password_hash: str, *, only_first: bool = False) -> bool:
+    async def set_password(
+        self, principal_id: str, password_hash: str, *, only_first: bool = False, by: Actor = SERVICE
+    ) -> bool:
         """Sets a user's password and ends the user's browser sessions.
 
         With `only_first`, a password that is there stays, and the result is False. Raises NotFound.
@@ -252,8 +302,14 @@ class SignIns(Protocol):
             replaces: the token hash of the browser's session until now, which ends.
 
         Raises:
-            Unauthorized: the user is disabled, or has another password now.
+            NotFound: there is no such user.
+            Forbidden: the user is disabled.
+            Conflict: the user has another password now.
         """
+        ...
+
+    async def note_failed_sign_in(self, principal_id: str, *, network: str) -> None:
+        """Records in the audit log that a sign-in of this user failed. Raises NotFound."""
         ...
 
     async def find_browser_session(self, token_hash: str, *, seen_s: float) -> SignedIn | None:
@@ -262,8 +318,10 @@ class SignIns(Protocol):
 
     async def list_browser_sessions(self, principal_id: str) -> list[BrowserSession]: ...
 
-    async def end_browser_sessions(self, principal_id: str, session_id: str | None = None) -> None:
-        """Ends one session of the user, or all of them."""
+    async def end_browser_sessions(
+        self, principal_id: str, session_id: str | None = None, *, by: Actor = SERVICE
+    ) -> None:
+        """Ends one session of the user, or all of them. Raises NotFound for an unknown user."""
         ...
 
 
@@ -547,6 +605,40 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
 
     async def workspace_file(self, session_id: str, workspace_id: str | None, path: str) -> SavedFile:
         """One saved file, by its path as `manifest.shown` has it. Raises NotFound."""
+        ...
+
+    async def list_waiting(
+        self,
+        workspace_ids: Sequence[str] | None,
+        *,
+        limit: int,
+        page: str | None = None,
+        session_id: str | None = None,
+        tool_name: str | None = None,
+        text: str = "",
+    ) -> Page[WaitingCall]:
+        """The calls that wait in these workspaces (None: in all), the oldest first.
+
+        `text`: every word of it is in the line. A page may have fewer lines than `limit`, even none, and a next page: a
+        search looks at a limited number of calls. Raises InvalidInput for a cursor of another listing.
+        """
+        ...
+
+    async def get_waiting(
+        self, approval_ids: Sequence[str], workspace_ids: Sequence[str] | None
+    ) -> list[WaitingCall]:
+        """Those of these approvals that wait in these workspaces, in the order of the ids."""
+        ...
+
+    async def list_same_calls(self, approval_id: str, workspace_id: str | None) -> list[Approval]:
+        """The last decided calls of the same session with the same digest, the newest first. Raises NotFound."""
+        ...
+
+    async def wait_approvals(self, after: int, *, timeout_s: float) -> Changes:
+        """Changes of approvals in all workspaces behind a position, as soon as there are any; none after `timeout_s`.
+
+        Pass 0 first: that returns the position of now at once, not `complete`.
+        """
         ...
 
     async def list_audit(

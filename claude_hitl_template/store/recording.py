@@ -19,6 +19,8 @@ from claude_hitl_template.domain.models import ApiKey, Approval, StoredPolicy
 from claude_hitl_template.domain.people import EVERYWHERE, Actor, Principal, Workspace
 from claude_hitl_template.store.backend import Tx
 
+TOOL_NAME_CHARS = 200  # the model chooses it
+
 
 def record(
     tx: Tx,
@@ -57,7 +59,7 @@ def record_approval(
         "session_id": approval.session_id,
         "event_id": approval.event_id,
         "kind": approval.kind,
-        "tool_name": approval.tool_name,
+        "tool_name": approval.tool_name[:TOOL_NAME_CHARS],
         "digest": approval.digest,
         "asked_at": approval.created_at.isoformat(),
         **more,
@@ -143,6 +145,14 @@ def record_principal(tx: Tx, before: Principal | None, after: Principal, actor: 
             chain = SERVICE_CHAIN if workspace_id == EVERYWHERE else workspace_id
             details = {"name": after.name, **roles}
             record(tx, chain, "role.changed", actor, after.id, details=details, now=now)
+
+
+def record_sign_in(
+    tx: Tx, action: str, principal: Principal, actor: Actor, *, target: str, now: datetime, **details: Any
+) -> None:
+    """Records a sign-in, a failed one, or the end of browsers' sessions, in each workspace of the user."""
+    for workspace_id in _chains(principal):
+        record(tx, workspace_id, action, actor, target, details=details, now=now)
 
 
 def _chains(principal: Principal | None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from claude_hitl_template.domain.models import new_id
-from claude_hitl_template.domain.people import Principal
+from claude_hitl_template.domain.people import SERVICE, Actor, Principal
 from claude_hitl_template.domain.sign_in import (
     ABSOLUTE,
     BrowserSession,
@@ -15,10 +15,11 @@ from claude_hitl_template.domain.sign_in import (
     Way,
     replaced_roles,
 )
-from claude_hitl_template.errors import NotFound, Unauthorized
+from claude_hitl_template.errors import Conflict, Forbidden, NotFound
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase
 from claude_hitl_template.store.people import check_administered
+from claude_hitl_template.store.recording import record_principal, record_sign_in
 
 NAME_CHARS = 200
 
@@ -34,23 +35,28 @@ class SignInRules(StoreBase):
             login = await tx.login(principal.id)
             return PasswordOf(principal=principal, password_hash=login and login.password_hash)
 
-    async def set_password(self, principal_id: str, password_hash: str, *, only_first: bool = False) -> bool:
+    async def set_password(
+        self, principal_id: str, password_hash: str, *, only_first: bool = False, by: Actor = SERVICE
+    ) -> bool:
         async with self._writing("add_key") as tx:
-            principal = await tx.principal(principal_id)
-            if principal is None or principal.kind != "user":
-                raise NotFound(f"there is no user {principal_id!r}")
+            principal = await _user(tx, principal_id)
             login = await tx.login(principal_id) or Login(principal_id=principal_id)
             if only_first and login.password_hash is not None:
                 return False
             if login.password_hash != password_hash:
                 await tx.put_login(login.but(password_hash=password_hash, password_set_at=self._clock()))
                 await _end(tx, await tx.browser_sessions(principal_id))
+                changed = {"name": principal.name, "password": "changed"}
+                record_sign_in(
+                    tx, "principal.changed", principal, by, target=principal_id, now=self._clock(), **changed
+                )
             return True
 
     # -- users of a sign-in provider
 
     async def put_provider_user(self, user: ProviderUser) -> Principal:
         async with self._writing("add_key") as tx:
+            await tx.lock("users of a sign-in provider")  # two new ones must not choose the same name
             found = await tx.named_principal(external_id=user.external_id) or await _linked(tx, user)
             before = found or Principal(
                 id=new_id("user"), kind="user", name=await _free_name(tx, user), created_at=self._clock()
@@ -67,6 +73,8 @@ class SignInRules(StoreBase):
                 await check_administered(tx, found, changed)
             if changed != found:
                 await tx.put_principal(changed)
+                provider = Actor(name=f"sign-in provider {user.issuer_host}")
+                record_principal(tx, found, changed, provider, self._clock())
             if login.provider_roles != user.roles:
                 await tx.put_login(login.but(provider_roles=user.roles))
             return changed
@@ -88,7 +96,7 @@ class SignInRules(StoreBase):
             known = await tx.browser_session(token_hash)
             if known is not None:
                 return known
-            await self._check_admitted(tx, principal_id, way, password_hash)
+            principal = await self._admitted(tx, principal_id, way, password_hash)
             now = self._clock()
             former = await tx.browser_session(replaces) if replaces else None
             await _end(tx, [former] if former else [])
@@ -105,17 +113,27 @@ class SignInRules(StoreBase):
                 expires_at=now + ABSOLUTE,
             )
             await tx.put_browser_session(made)
+            user = _actor(principal)
+            record_sign_in(tx, "sign_in", principal, user, target=made.id, now=now, way=way, network=network)
             return made
 
-    async def _check_admitted(self, tx: Tx, principal_id: str, way: Way, password_hash: str | None) -> None:
-        """Raises Unauthorized for what changed since the sign-in was checked."""
-        principal = await tx.principal(principal_id)
-        if principal is None or principal.disabled_at is not None:
-            raise Unauthorized("this account is disabled")
+    async def note_failed_sign_in(self, principal_id: str, *, network: str) -> None:
+        async with self._writing("add_key") as tx:
+            user, now = await _user(tx, principal_id), self._clock()
+            record_sign_in(
+                tx, "sign_in.failed", user, _actor(user), target=principal_id, now=now, network=network
+            )
+
+    async def _admitted(self, tx: Tx, principal_id: str, way: Way, password_hash: str | None) -> Principal:
+        """The user. Raises Forbidden, Conflict for what changed since the sign-in was checked."""
+        principal = await _user(tx, principal_id)
+        if principal.disabled_at is not None:
+            raise Forbidden("this account is disabled")
         if way == "password":
             login = await tx.login(principal_id)
             if login is None or login.password_hash != password_hash:
-                raise Unauthorized("the password was changed meanwhile")
+                raise Conflict("the password was changed meanwhile; sign in again")
+        return principal
 
     async def find_browser_session(self, token_hash: str, *, seen_s: float) -> SignedIn | None:
         async with self._reading() as tx:
@@ -144,10 +162,28 @@ class SignInRules(StoreBase):
         async with self._reading() as tx:
             return [one for one in await tx.browser_sessions(principal_id) if not one.is_over(self._clock())]
 
-    async def end_browser_sessions(self, principal_id: str, session_id: str | None = None) -> None:
+    async def end_browser_sessions(
+        self, principal_id: str, session_id: str | None = None, *, by: Actor = SERVICE
+    ) -> None:
         async with self._writing("add_key") as tx:
-            found = await tx.browser_sessions(principal_id)
-            await _end(tx, [one for one in found if session_id in (None, one.id)])
+            user, found = await _user(tx, principal_id), await tx.browser_sessions(principal_id)
+            for session in found:
+                if session_id in (None, session.id):
+                    await _end(tx, [session])
+                    record_sign_in(
+                        tx, "sign_out", user, by, target=session.id, now=self._clock(), user=user.name
+                    )
+
+
+async def _user(tx: Tx, principal_id: str) -> Principal:
+    principal = await tx.principal(principal_id)
+    if principal is None or principal.kind != "user":
+        raise NotFound(f"there is no user {principal_id!r}")
+    return principal
+
+
+def _actor(principal: Principal) -> Actor:
+    return Actor(name=principal.name, principal_id=principal.id)
 
 
 async def _end(tx: Tx, sessions: list[BrowserSession]) -> None:

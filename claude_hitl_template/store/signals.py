@@ -6,8 +6,9 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+CHANGES_KEPT = 5000  # of all approvals; a reader is rarely more than a few behind
 PREVIEWS_KEPT = 1000  # of one session; who streams is rarely more than a few behind
-# ["wake", topic], ["preview", session id, position, delta] or ["forget", session id]
+# ["wake", topic], ["preview", session id, position, delta], ["forget", session id] or ["approval", position, change]
 type Note = list[Any]
 
 
@@ -63,6 +64,41 @@ class Listener:
             return False
         self._event.clear()
         return True
+
+
+class RecentChanges:
+    """Changes of approvals, for those who show them live. Positions are times, so that a reader can go on at another
+    ledger; what is no longer kept, or was before this process, is said to be missing."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[int, dict[str, Any]]] = deque(maxlen=CHANGES_KEPT)
+        self._newest = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Something may have been missed: every reader must look at the store again."""
+        self._kept.clear()
+        self._since = self._now()
+
+    def add(self, change: Mapping[str, Any], position: int | None = None) -> int:
+        """Returns its position: microseconds, or one more than the newest, whichever is later."""
+        position = self._now() if position is None else position
+        if len(self._kept) == CHANGES_KEPT:
+            self._since = self._kept[0][0]
+        self._kept.append((position, dict(change)))
+        self._newest = max(self._newest, position)
+        return position
+
+    def after(self, position: int) -> tuple[list[dict[str, Any]], int, bool]:
+        """The changes behind `position`, the position to ask from next, and whether these are all."""
+        complete = position >= self._since
+        found = [(at, change) for at, change in self._kept if at > position]
+        newest = max([position if complete else self._now(), *(at for at, _ in found)])
+        return [change for _, change in found], newest, complete
+
+    def _now(self) -> int:
+        self._newest = max(self._newest + 1, time.time_ns() // 1000)
+        return self._newest
 
 
 class Previews:

@@ -72,6 +72,7 @@ class SqlTx:
 
     def __init__(self, connection: Executor, *, locking: bool = False) -> None:
         self._c, self._locking = connection, locking
+        self.changed_approvals: list[Approval] = []
         self.drafts: list[Draft] = []
         dialect = connection.dialect.name
         self._insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
@@ -171,6 +172,11 @@ class SqlTx:
             raise Conflict(NAME_TAKEN)
         row = {"id": principal.id, "name": principal.name, "external_id": principal.external_id}
         await self._upsert(principals, {**row, "doc": _document(principal)})
+
+    async def lock(self, name: str) -> None:
+        if self._locking:
+            key = sa.func.hashtextextended(name.replace("\0", "\ufffd"), 0)
+            await self._c.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
 
     # -- signing in
 
@@ -379,6 +385,7 @@ class SqlTx:
         return _noun(Approval, row) if row else None
 
     async def put_approval(self, approval: Approval) -> None:
+        self.changed_approvals.append(approval)
         row = {
             name: getattr(approval, name)
             for name in (
@@ -430,9 +437,8 @@ class SqlTx:
     # -- idempotency
 
     async def remembered_reply(self, scope: str, idempotency_key: str) -> Reply | None:
-        if self._locking:  # of two requests with the same key, the second waits for the first one's reply
-            name = sa.func.hashtextextended(f"{scope} {idempotency_key}".replace("\0", "\ufffd"), 0)
-            await self._c.execute(sa.select(sa.func.pg_advisory_xact_lock(name)))
+        # Of two requests with the same key, the second waits for the first one's reply.
+        await self.lock(f"{scope} {idempotency_key}")
         where = (replies.c.scope == scope, replies.c.idempotency_key == idempotency_key)
         t = replies.c
         row = await self._one(sa.select(t.digest, t.reply, t.created_at, t.expires_at).where(*where))

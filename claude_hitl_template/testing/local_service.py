@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +28,20 @@ from claude_hitl_template.claude.sandbox import default_sandbox
 from claude_hitl_template.cluster.supervisor import Supervisor
 from claude_hitl_template.config.secret_files import SecretFiles, SigningKey, hash_api_key
 from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.domain.group_roles import GroupRole
 from claude_hitl_template.domain.models import Agent, Environment, ImageFacts
 from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.files.blob_store import FileArea
+from claude_hitl_template.inbox.app import PARTS, build_inbox_app, with_pages
+from claude_hitl_template.inbox.live import Live
+from claude_hitl_template.inbox.services import Pages
 from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.signin.addresses import PARTS as SIGN_IN_PARTS
+from claude_hitl_template.signin.browser import browser_user, check_csrf, install
 from claude_hitl_template.signin.cookies import Signer
-from claude_hitl_template.signin.pages import build_sign_in_app, with_sign_in
+from claude_hitl_template.signin.oidc import Provider
+from claude_hitl_template.signin.pages import build_sign_in_app
 from claude_hitl_template.signin.service import SignIn
 from claude_hitl_template.store.access import Authority, Dispatcher, client
 from claude_hitl_template.store.connect import migrate
@@ -44,6 +51,7 @@ from claude_hitl_template.store.protocol import Clients, Owners, Supervision
 from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 from claude_hitl_template.testing.local_host import LocalOwnerHost
 from claude_hitl_template.testing.memory_backend import MemoryBackend
+from claude_hitl_template.testing.signed_in import SignedIn
 
 ROUTE = "/claude-hitl"
 OPERATOR_KEY = "operator-key-for-tests"
@@ -89,6 +97,9 @@ async def serve_in_process(
     images: Mapping[str, ImageFacts] | None = None,
     driving: bool = True,
     floor: Floor = BUILT_IN,
+    signed_in: SignedIn | None = None,
+    provider: Provider | None = None,
+    group_roles: Sequence[GroupRole] = (),
 ) -> AsyncGenerator[LocalService]:
     """Serves on a free port of 127.0.0.1 until the context is left; no task and no CLI is left behind then.
 
@@ -103,6 +114,8 @@ async def serve_in_process(
         images: Facts by image reference; sessions are local processes even in an environment with an image.
         driving: If False, no session gets an owner, so sessions wait.
         floor: The operator's policy.
+        signed_in: Who may open the inbox; without it, users who have signed in.
+        provider: Signs users in, in addition to passwords; `group_roles`: which roles its groups give.
 
     Raises:
         BaseExceptionGroup: On exit: the unexpected exceptions of owners.
@@ -147,11 +160,34 @@ async def serve_in_process(
                 wrong_keys_per_minute=wrong_keys_per_minute,
             )
             api = build_app(service)
-            sign_in = SignIn(clients, Signer(ledger.signing_key), passwords=service.passwords)
-            served = with_sign_in(api, build_sign_in_app(sign_in))
+            sign_in = SignIn(
+                clients,
+                Signer(ledger.signing_key),
+                passwords=service.passwords,
+                provider=provider,
+                roles=group_roles,
+            )
+            pages = {
+                PARTS: build_inbox_app(_pages(service, api, signed_in, sign_in)),
+                SIGN_IN_PARTS: build_sign_in_app(sign_in),
+            }
+            served = with_pages(api, pages)
             driven = _supervising(ledger, settings, known, floor) if driving else contextlib.nullcontext()
             async with _serving(_mounted(served, clients, ledger.signing_key), listener), driven:
                 yield LocalService(settings.base_url, keys, store, folder, api)
+
+
+def _pages(service: Service, api: FastAPI, signed_in: SignedIn | None, sign_in: SignIn) -> Pages:
+    return Pages(
+        store=service.store,
+        agent=service.agent,
+        environments=service.environments,
+        followers=api.state.followers,
+        live=Live(service.store.wait_approvals),
+        user=signed_in.user if signed_in else browser_user,
+        check_csrf=signed_in.check_csrf if signed_in else check_csrf,
+        install=signed_in.install if signed_in else lambda app: install(app, sign_in),
+    )
 
 
 def _facts_of(images: Mapping[str, ImageFacts] | None) -> Callable[[str], Awaitable[ImageFacts | None]]:

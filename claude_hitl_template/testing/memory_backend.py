@@ -87,6 +87,7 @@ class MemoryBackend:
 class _MemoryTx:
     def __init__(self, state: _State) -> None:
         self._s = state
+        self.changed_approvals: list[Approval] = []
         self.drafts: list[Draft] = []
 
     async def add_key(self, key: ApiKey) -> None:
@@ -146,6 +147,9 @@ class _MemoryTx:
             if other.id != principal.id and same:
                 raise Conflict(NAME_TAKEN)
         self._s.principals[principal.id] = principal
+
+    async def lock(self, name: str) -> None:
+        pass  # writing transactions are kept apart as it is
 
     async def login(self, principal_id: str) -> Login | None:
         return self._s.logins.get(principal_id)
@@ -287,6 +291,7 @@ class _MemoryTx:
         return next((a for a in mine if call_id in (a.event_id, a.call_id)), None)
 
     async def put_approval(self, approval: Approval) -> None:
+        self.changed_approvals.append(approval)
         self._s.approvals[approval.id] = approval
 
     async def open_approvals(self, session_id: str) -> list[Approval]:

@@ -1,16 +1,18 @@
 """A person's actions in the panel: start, decide, answer and continue, and the errors that may occur meanwhile."""
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 
 from tests.acceptance.browser import Panel
-from tests.integration.harness import Service
+from tests.integration.harness import Conversation, Service
 from tests.serving import loopback
 
 WRITE, COMMAND = "Write hello.txt with a greeting", "Run a command"
@@ -225,6 +227,48 @@ def test_a_session_that_rest_started_is_decided_from_approvals(panel: Panel) -> 
     session.until_idle()
     (said,) = session.events("user.tool_confirmation")
     assert said["decided_by"] == "admin"
+
+
+@pytest.mark.slow
+def test_two_approvers_agree_in_the_panel_and_the_terminal_and_the_requester_may_not(panel: Panel) -> None:
+    service = panel.service
+    policy = service.root / "rules.yaml"
+    policy.write_text("rules:\n- {pattern: Bash, action: ask, quorum: 2, reason: two pairs of eyes}\n")
+    assert service.hitl("rules", "set", str(policy)).returncode == 0
+    assert service.hitl("workspaces", "set", "default", "--separation-of-duties").returncode == 0
+    created = service.hitl("keys", "create", "robot", "--role", "requester", "--role", "approver").stdout
+    key = re.search(r"hitl_[\w-]{43}", created)
+    assert key
+    try:
+        robot = {"x-api-key": key[0]}
+        message = {"type": "user.message", "content": [{"type": "text", "text": COMMAND}]}
+        body = {"agent": "default", "environment_id": "default", "initial_events": [message]}
+        made = httpx.post(f"{service.base}/v1/sessions", json=body, headers=robot, timeout=30)
+        session = Conversation(service, made.json()["id"])
+        asked = session.until_asked()
+        (waiting,) = [one for one in session.approvals() if one["event_id"] == asked]
+        decide = f"{service.base}/v1/approvals/{waiting['id']}/decide"
+        own = httpx.post(decide, json={"result": "allow"}, headers=robot, timeout=30)
+        assert own.status_code == 403
+        assert "separates duties" in own.json()["error"]["message"]
+        said = service.hitl("approvals", "allow", waiting["id"])
+        assert said.returncode == 0, said.stderr
+        (waiting,) = [one for one in session.approvals() if one["event_id"] == asked]
+        assert (waiting["state"], [vote["name"] for vote in waiting["votes"]]) == ("pending", ["./hitl key"])
+        panel.page.goto(panel.entry("approvals"))
+        panel.page.locator("button[name=open]", has_text=session.id).click()
+        panel.page.get_by_text("two pairs of eyes").first.wait_for()
+        panel.page.get_by_text("1 of 2").first.wait_for()
+        panel.picture("one-of-two")
+        panel.press("Allow")
+        panel.page.get_by_text("Done. Bash: Allowed by admin").wait_for()
+        session.until_idle()
+        (said,) = session.events("user.tool_confirmation")
+        assert said["decided_by"] == "admin"
+    finally:
+        policy.write_text("rules: []\n")
+        assert service.hitl("rules", "set", str(policy)).returncode == 0
+        assert service.hitl("workspaces", "set", "default", "--no-separation-of-duties").returncode == 0
 
 
 @pytest.mark.slow

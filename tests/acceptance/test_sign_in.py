@@ -1,71 +1,31 @@
-"""A person signs in with a provider in a real browser, does something, signs out, and is removed.
+"""A person signs in with a provider in a real browser, allows a call, signs out, and is removed.
 
 The provider is the package oidc-provider-mock: one that was not written here.
 """
 
 import asyncio
-import os
-import threading
-from collections.abc import Coroutine, Generator, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import oidc_provider_mock
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page
-from starlette.applications import Starlette
-from starlette.routing import Mount
-from starlette.types import ASGIApp
 
 from claude_hitl_template.domain.group_roles import read_group_roles
+from claude_hitl_template.domain.models import Approval
 from claude_hitl_template.signin.oidc import Client, Provider
+from claude_hitl_template.signin.service import REMEMBER_S
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.testing.memory_backend import MemoryBackend
-from tests.serving import serving
-from tests.sign_in import PASSWORD, add_user, replica
+from claude_hitl_template.testing.signed_in import SignedIn
+from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+from tests.acceptance.conftest import PICTURES
+from tests.inbox import Desk
+from tests.sign_in import PASSWORD, add_user
 
-PICTURES = Path(os.environ.get("HITL_TEST_ARTIFACTS", Path(__file__).parents[2] / "test-artifacts"))
+AXE = (Path(__file__).parent / "axe.min.js").read_text()
 SIZES = {"laptop": (1280, 900), "phone": (360, 800)}
 SUBJECT = "ann"
-
-
-@dataclass(frozen=True)
-class Pages:
-    """The sign-in pages on loopback, and the loop that their store belongs to."""
-
-    url: str
-    store: CoreStore
-    loop: asyncio.AbstractEventLoop
-
-    def run[T](self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
-
-
-@contextmanager
-def served(provider: Provider) -> Generator[Pages]:
-    started: Future[Pages] = Future()
-    ended = threading.Event()
-
-    async def serve() -> None:
-        store = CoreStore(MemoryBackend())
-        await add_user(store, "bob")
-        roles = read_group_roles("approvers=default:approver")
-        app: ASGIApp = replica(store, provider=provider, roles=roles)
-        async with serving(Starlette(routes=[Mount("/claude-hitl", app)])) as address:
-            started.set_result(Pages(f"{address}/claude-hitl", store, asyncio.get_running_loop()))
-            await asyncio.to_thread(ended.wait)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    try:
-        yield started.result(timeout=20)
-    finally:
-        ended.set()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +37,24 @@ def there() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def pages(there: str) -> Iterator[Pages]:
-    with served(Provider(Client(there, "hitl"))) as made:
+def served(there: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
+    """The service, with a local user `bob`."""
+    with serve_in_thread(
+        tmp_path_factory.mktemp("sign-in"),
+        keys={"first": "first-secret"},
+        backing="memory",
+        driving=False,
+        provider=Provider(Client(there, "hitl")),
+        group_roles=read_group_roles("approvers=default:approver"),
+    ) as made:
+        made.run(add_user(made.service.store, "bob"))
         yield made
+
+
+async def a_call_waits(store: CoreStore) -> Approval:
+    [default] = [workspace.id for workspace in await store.list_workspaces() if workspace.default]
+    desk = Desk(store, SignedIn(), (default, default))
+    return await desk.ask(given={"command": "make release"}, title="Release")
 
 
 def _claims(groups: list[str]) -> dict[str, object]:
@@ -87,24 +62,27 @@ def _claims(groups: list[str]) -> dict[str, object]:
 
 
 @pytest.fixture
-def page(browser: Browser, pages: Pages) -> Iterator[Page]:
+def page(browser: Browser, served: Threaded) -> Iterator[Page]:
     """A browser window of a person who is not signed in. Asserts that the pages' own policy refused nothing of theirs."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="dark")
     refused: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
-        if pages.url in str(message.location) and message.type == "error":
+        if served.service.url in str(message.location) and "Content Security Policy" in message.text:
             refused.append(message.text)
 
     context.on("console", note)
     context.set_default_timeout(10_000)
     yield context.new_page()
     context.close()
-    assert not [text for text in refused if "Content Security Policy" in text]
+    assert refused == []
 
 
 def picture(page: Page, name: str) -> None:
-    """Takes pictures as on a laptop and on a phone; asserts that the page is not wider than either."""
+    """Takes pictures as on a laptop and on a phone; asserts that the page is not wider than either, and accessible."""
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
     PICTURES.mkdir(parents=True, exist_ok=True)
     for size, (width, height) in SIZES.items():
         page.set_viewport_size({"width": width, "height": height})
@@ -120,24 +98,33 @@ def sign_in_with_provider(page: Page) -> None:
     page.get_by_role("button", name=f"Authorize as {SUBJECT}").first.click()
 
 
-def test_a_person_signs_in_with_the_provider_signs_out_and_is_removed(
-    page: Page, pages: Pages, there: str
+def test_a_person_signs_in_with_the_provider_allows_a_call_signs_out_and_is_removed(
+    page: Page, served: Threaded, there: str
 ) -> None:
-    page.goto(f"{pages.url}/inbox?state=pending")
+    url, store = served.service.url, served.service.store
+    approval = served.run(a_call_waits(store))
+    page.goto(f"{url}/inbox?state=pending")
     page.get_by_role("heading", name="Sign in").wait_for()
     picture(page, "sign-in")
     sign_in_with_provider(page)
     page.wait_for_url("**/claude-hitl/inbox?state=pending")
-    assert "ann@example.org" in page.inner_text("body")
     assert page.evaluate("document.cookie") == ""
+    page.get_by_role("link", name="make release").click()
+    page.get_by_role("button", name="Allow").click()
+    page.get_by_text("Allowed").first.wait_for()
+    decided = served.run(store.get_approval(approval.id, None)).decision
+    user = served.run(store.find_principal(external_id=f"{there}|{SUBJECT}"))
+    assert user is not None
+    assert decided is not None
+    assert (decided.result, decided.decided_by, decided.decider_id) == ("allow", "ann@example.org", user.id)
 
-    page.goto(f"{pages.url}/account")
+    page.goto(f"{url}/account")
     assert "Chrome on Linux (this browser)" in page.inner_text("main")
     assert "approver" in page.inner_text("main")
     picture(page, "account")
     page.get_by_role("button", name="Sign out", exact=True).click()
     page.wait_for_url("**/claude-hitl/sign-in")
-    page.goto(f"{pages.url}/inbox")
+    page.goto(f"{url}/inbox")
     page.get_by_role("heading", name="Sign in").wait_for()
 
     answer = httpx.put(f"{there}/users/{SUBJECT}", json=_claims([]))
@@ -146,14 +133,16 @@ def test_a_person_signs_in_with_the_provider_signs_out_and_is_removed(
     page.get_by_text("you have no role in any workspace").wait_for()
     page.get_by_text("Ask an administrator of the service for a role").wait_for()
     picture(page, "refused")
-    page.goto(f"{pages.url}/inbox")
+    page.goto(f"{url}/inbox")
     page.get_by_role("heading", name="Sign in").wait_for()
 
 
+@pytest.mark.slow
 def test_a_person_signs_in_with_a_password_changes_it_and_signs_out_everywhere(
-    page: Page, pages: Pages, browser: Browser
+    page: Page, served: Threaded, browser: Browser
 ) -> None:
-    page.goto(f"{pages.url}/account")
+    url = served.service.url
+    page.goto(f"{url}/account")
     assert page.evaluate("document.activeElement.name") == "name"
     page.get_by_label("Name").fill("bob")
     page.get_by_label("Password").fill("wrong")
@@ -174,13 +163,13 @@ def test_a_person_signs_in_with_a_password_changes_it_and_signs_out_everywhere(
 
     other = browser.new_context()
     elsewhere = other.new_page()
-    elsewhere.goto(f"{pages.url}/sign-in?next=/claude-hitl/account")
+    elsewhere.goto(f"{url}/sign-in?next=/claude-hitl/account")
     elsewhere.get_by_label("Name").fill("bob")
     elsewhere.get_by_label("Password").fill(new)
     elsewhere.keyboard.press("Enter")
     elsewhere.get_by_role("button", name="Sign out everywhere").click()
     elsewhere.wait_for_url("**/claude-hitl/sign-in")
     other.close()
-    pages.run(asyncio.sleep(0.5))  # as long as a session that was found is cached
+    served.run(asyncio.sleep(REMEMBER_S))  # as long as a session that was found is cached
     page.reload()
     page.get_by_role("heading", name="Sign in").wait_for()

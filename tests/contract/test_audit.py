@@ -18,7 +18,8 @@ from claude_hitl_template.domain.audit.receipts import verify_receipt
 from claude_hitl_template.domain.audit.signing import Signer, keys_of_jwks
 from claude_hitl_template.domain.audit.verification import Report, verify
 from claude_hitl_template.domain.models import Agent, ApprovalState, Decision, Environment
-from claude_hitl_template.domain.people import Actor, Principal, Workspace
+from claude_hitl_template.domain.people import Actor, Principal, Role, Workspace
+from claude_hitl_template.domain.sign_in import ProviderUser
 from claude_hitl_template.errors import AlreadyDecided, Conflict, InvalidInput, NotFound, NotWaiting
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.postgres import PostgresBackend
@@ -295,6 +296,25 @@ async def test_roles_and_workspaces_are_recorded_where_they_change(store: CoreSt
     [(action, details)] = await said_in(SERVICE_CHAIN)
     assert (action, details["email"]) == ("principal.created", "changed")
     assert CANARY not in json.dumps(details)
+
+
+async def test_what_a_sign_in_provider_gives_and_takes_is_recorded(store: CoreStore, clock: FakeClock):
+    one = await store.add_workspace(Workspace(id="wrkspc_one", name="one", created_at=clock.now))
+    zoe = ProviderUser(
+        external_id=f"https://idp.example.org#{CANARY}", issuer_host="idp.example.org", name="zoe",
+        roles={one.id: (Role.APPROVER,)},
+    )  # fmt: skip
+    for roles in (zoe.roles, zoe.roles, {}):
+        made = await store.put_provider_user(zoe.but(roles=roles))
+    found = await entries_of(store, one.id)
+    assert [(entry.action, entry.target) for entry in found[1:]] == [
+        ("principal.created", made.id),
+        ("role.changed", made.id),
+        ("role.changed", made.id),
+    ]
+    assert found[-1].details == {"name": "zoe", "before": ["approver"], "after": []}
+    assert {entry.actor.name for entry in found[1:]} == {"sign-in provider idp.example.org"}
+    assert CANARY not in "".join(entry.model_dump_json() for entry in found)
 
 
 async def test_a_decision_names_its_principal_and_its_key(store: CoreStore, clock: FakeClock):

@@ -219,6 +219,10 @@ def test_another_keys_session_and_approvals_are_not_found(alice: Api, bob: Api, 
 def _well_formed(method: str, path: str) -> Any:
     if method == "POST" and path.endswith("/events"):
         return {"events": [message("hello")]}
+    if path.endswith("/members/{principal_id}"):
+        return {"roles": ["viewer"]}
+    if path.endswith("/password"):
+        return {"password": "a long password"}
     return {"result": "deny"} if path.endswith("/decide") else {}
 
 

@@ -9,9 +9,10 @@ import pytest_asyncio
 
 from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.domain.events import draft
-from claude_hitl_template.domain.models import Agent, Environment, Session, Usage
+from claude_hitl_template.domain.models import Agent, Environment, Session, Usage, utcnow
 from claude_hitl_template.domain.people import Actor, Principal, Workspace
 from claude_hitl_template.domain.policy.tiers import WorkspacePolicy
+from claude_hitl_template.domain.sign_in import ProviderUser
 from claude_hitl_template.errors import HitlError, StaleOwner, Unauthorized
 from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
 from claude_hitl_template.store.access import OPENED, Authority, Client, Dispatcher, client, methods_of
@@ -55,6 +56,8 @@ class House:
             await self._ask(session)
             await self._save(session, self.blobs[name])
             self.sessions[name] = await self.store.get_session(session.id)
+        user = Principal(id="user_x", kind="user", name="user", created_at=utcnow())
+        await self.store.add_principal(user)
 
     async def _ask(self, session: Session) -> None:
         calls = [
@@ -96,6 +99,9 @@ class House:
             "key_id": session.workspace_id, "principal_id": "user_x", "at": session.created_at,
             "workspace": Workspace(id="wrkspc_x", name="x", created_at=session.created_at),
             "principal": Principal(id="user_x", kind="user", name="minted", created_at=session.created_at),
+            "user": ProviderUser(external_id="i|x", issuer_host="i", name="x"), "password_hash": "h", "token_hash": "h",
+            "way": "provider", "network": "192.0.2.1", "seen_s": 60.0,
+            "workspace_ids": [session.workspace_id], "export_id": "e", "form": "jsonl", "from_seq": 1, "up_to": 1,
             "given": {"host": "files.example.org", "port": 443, "because": "curl"},
         }  # fmt: skip
         wanted = list(signature(EVERY[method]).parameters.values())[1:]

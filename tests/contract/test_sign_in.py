@@ -1,5 +1,6 @@
 """Signing in with a password: what a browser gets, what ends it, and what does not get in. On each backend."""
 
+import asyncio
 import re
 from datetime import timedelta
 
@@ -8,9 +9,9 @@ import pytest
 import structlog
 
 from claude_hitl_template.config.secret_files import ADMIN
-from claude_hitl_template.domain.people import SERVICE, Role
+from claude_hitl_template.domain.people import SERVICE, Actor, Principal, Role
 from claude_hitl_template.domain.sign_in import ABSOLUTE, IDLE
-from claude_hitl_template.errors import Unauthorized
+from claude_hitl_template.errors import Conflict, Forbidden
 from claude_hitl_template.signin.setup import make_first_user
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.clock import FakeClock
@@ -313,10 +314,10 @@ async def test_a_password_that_was_changed_meanwhile_does_not_sign_in(store: Cor
     found = await store.find_password("ann")
     assert found is not None
     await store.set_password(user.id, await PASSWORDS.hash(NEW))
-    with pytest.raises(Unauthorized, match="changed meanwhile"):
+    with pytest.raises(Conflict, match="changed meanwhile"):
         await store.add_browser_session(user.id, "t", way="password", password_hash=found.password_hash)
     await store.change_principal(user.id, {"disabled": True}, by=SERVICE)
-    with pytest.raises(Unauthorized, match="disabled"):
+    with pytest.raises(Forbidden, match="disabled"):
         await store.add_browser_session(user.id, "t", way="provider")
 
 
@@ -390,6 +391,47 @@ async def test_guessing_is_slowed_down_and_the_user_signs_in_from_elsewhere(stor
     assert (await Browser(app, address="198.51.100.1").sign_in()).status_code == 303
 
 
+async def failure_is_recorded(store: CoreStore, user: Principal) -> None:
+    async with asyncio.timeout(5):
+        while not any(
+            entry.action == "sign_in.failed"
+            for entry in (await store.list_audit(user.workspace_ids[0], limit=9)).data
+        ):
+            await asyncio.sleep(0.01)
+
+
+async def test_every_sign_in_and_its_end_is_in_the_audit_log_with_who_did_it(store: CoreStore) -> None:
+    user = await add_user(store)
+    browser = Browser(replica(store))
+    await browser.sign_in("unknown", "wrong")
+    await browser.sign_in(password="wrong")
+    await failure_is_recorded(store, user)
+    await browser.sign_in()
+    csrf = await browser.csrf()
+    await browser.post("/account/password", {"csrf": csrf, "old": PASSWORD, "new": NEW, "again": NEW})
+    await browser.post("/sign-out", {"csrf": await browser.at(replica(store)).csrf()})
+    admin = Actor(name="./hitl")
+    await browser.sign_in(password=NEW)
+    await store.end_browser_sessions(user.id, by=admin)
+    found = await store.list_audit(user.workspace_ids[0], limit=100, order="asc")
+    entries = [
+        entry for entry in found.data if entry.action.startswith("sign_") or "password" in entry.details
+    ]
+    assert [(entry.action, entry.actor.name) for entry in entries] == [
+        ("principal.changed", "claude-hitl"),
+        ("sign_in.failed", "ann"),
+        ("sign_in", "ann"),
+        ("principal.changed", "ann"),
+        ("sign_in", "ann"),
+        ("sign_out", "ann"),
+        ("sign_in", "ann"),
+        ("sign_out", "./hitl"),
+    ]
+    assert entries[2].details == {"way": "password", "network": "192.0.2.1"}
+    for secret in (PASSWORD, NEW, "wrong"):
+        assert secret not in str(entries)
+
+
 # -- secrets
 
 
@@ -452,6 +494,13 @@ async def test_a_form_that_is_too_large_is_refused(store: CoreStore) -> None:
 
 
 # -- the first user
+
+
+async def test_replicas_that_start_at_once_make_one_admin(store: CoreStore) -> None:
+    await store.set_first_key("hash of the first key")
+    await asyncio.gather(*(make_first_user(store, PASSWORDS, "the generated one") for _ in range(4)))
+    assert [one.name for one in await store.list_principals() if one.kind == "user"] == [ADMIN]
+    assert (await Browser(replica(store)).sign_in(ADMIN, "the generated one")).status_code == 303
 
 
 async def test_the_first_start_makes_an_admin_once(store: CoreStore) -> None:

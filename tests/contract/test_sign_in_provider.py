@@ -1,5 +1,6 @@
 """Signing in with a provider: who the user is here, which roles the groups give, and what a user reads when it fails."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -78,6 +79,12 @@ async def test_a_user_of_the_provider_is_made_signs_in_and_returns_to_the_page(
     principal = await found(store, there)
     assert (principal.kind, principal.name, principal.groups) == ("user", "ann", ("approvers",))
     assert principal.roles == {workspace: (Role.APPROVER,)}
+    entries = (await store.list_audit(workspace, limit=100, order="asc")).data
+    log = {entry.action: entry for entry in entries}
+    assert log["sign_in"].actor.id == principal.id
+    host = urlsplit(there.issuer).hostname
+    assert log["role.changed"].actor.name == f"sign-in provider {host}"
+    assert log["role.changed"].details == {"name": "ann", "before": [], "after": ["approver"]}
     [session] = await store.list_browser_sessions(principal.id)
     assert session.way == "provider"
     account = said(await browser.get("/account"))
@@ -169,6 +176,15 @@ async def test_no_one_gets_the_name_of_another_user(store: CoreStore, there: Loc
         await sign_in(Browser(app))
     names = [(await found(store, there, sub)).name for sub in ("u-1", "u-2", "u-3", "u-4")]
     assert names == [f"Admin ({host})", f"admin ({host}, 2)", f"admin ({host}, 3)", "x" * 200]
+
+
+async def test_users_who_sign_in_for_the_first_time_at_once_are_made_once_with_names_of_their_own(
+    store: CoreStore,
+) -> None:
+    given = [ProviderUser(external_id=f"i|{n % 3}", issuer_host="i", name="ann") for n in range(12)]
+    made = await asyncio.gather(*(store.put_provider_user(one) for one in given))
+    assert len({one.id for one in made}) == 3
+    assert sorted({one.name for one in made}) == ["ann", "ann (i)", "ann (i, 2)"]
 
 
 async def test_a_subject_of_another_issuer_is_another_user(store: CoreStore, there: LocalProvider) -> None:

@@ -5,6 +5,7 @@ only in processes that it starts itself.
 """
 
 import functools
+import json
 import pickle
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
@@ -21,10 +22,13 @@ from claude_hitl_template.cli.host.processes import end, ray_environment
 from claude_hitl_template.config.secret_files import SIGNING_KEY, SigningKey
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain import events
+from claude_hitl_template.domain.audit.signing import keys_of_jwks
+from claude_hitl_template.domain.audit.verification import verify
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.events import UserInterrupt
-from claude_hitl_template.domain.models import Agent, Environment, Usage, utcnow
-from claude_hitl_template.domain.people import Actor
+from claude_hitl_template.domain.models import Agent, Environment, Usage, new_id, utcnow
+from claude_hitl_template.domain.people import Actor, Principal, Role, Workspace
+from claude_hitl_template.domain.sign_in import ProviderUser
 from claude_hitl_template.errors import InternalError
 from claude_hitl_template.files.manifest import CHUNK_BYTES, Manifest, SavedFile, blob_name
 from claude_hitl_template.store.access import OPENED, Authority
@@ -47,7 +51,12 @@ SMALL = frozenset({
     "add_key", "find_identity", "get_key", "list_keys", "revoke_key", "rotate_key", "set_first_key", "list_kept_decisions",
     "last_seq", "begin_turn", "hold", "defer", "remind", "release", "save_workspace",
     "missing_blobs", "add_files", "workspace_file", "list_transcripts", "delete_transcripts", "delete_session", "give_up",
-    "tell_waiting", "drop_lease", "supervised", "existing", "wait_supervised", "expire_due", "retire", "ping",
+    "note_key_use", "add_workspace", "change_workspace", "get_workspace", "list_workspaces", "add_principal",
+    "change_principal", "get_principal", "find_principal", "list_principals", "set_password", "find_password",
+    "add_browser_session", "find_browser_session", "list_browser_sessions", "end_browser_sessions",
+    "note_failed_sign_in", "put_provider_user", "list_audit", "begin_export", "export_audit", "audit_keys",
+    "approval_receipt", "tell_waiting", "drop_lease", "supervised", "existing", "wait_supervised", "expire_due", "retire",
+    "ping",
 })  # fmt: skip
 METHODS = frozenset().union(*OPENED.values())
 
@@ -217,6 +226,18 @@ async def some_calls(store: Any, sid: str, epoch: int, key_id: str) -> None:
     asked = await store.ask_network(sid, epoch, "n", host, cwd="/w", expires_at=None)
     assert asked.input == host
     await store.decide(asked.id, key_id, said("n", "deny"), by=Actor(name="ann"))
+    await the_audit_log(store, asked.id, key_id)
+
+
+async def the_audit_log(store: Any, approval_id: str, key_id: str) -> None:
+    signed = await store.begin_export(key_id, "exp_1", form="jsonl", from_seq=1, by=Actor(name="ann"))
+    documents, last = await store.export_audit(key_id, after=0, up_to=signed["seq"])
+    assert last == signed["seq"]
+    lines = [json.dumps(document) for document in (*documents, signed)]
+    assert verify(lines, keys_of_jwks({"keys": await store.audit_keys()})).problems == ()
+    [entry] = (await store.list_audit(key_id, limit=1)).data
+    assert entry.wire() in documents
+    assert (await store.approval_receipt(approval_id, key_id))["approval_id"] == approval_id
 
 
 async def rest(store: Any, page: Any, key_id: str, sid: str) -> list[Any]:
@@ -295,6 +316,34 @@ async def keys_and_what_is_kept(store: Any) -> None:
     assert (await store.rotate_key(spare.id, "rotated hash")).id == spare.id
     assert (await store.revoke_key(spare.id)).revoked_at
     await store.list_kept_decisions(limit=10)
+    await store.note_key_use(other.id, utcnow())
+    await people(store)
+
+
+async def people(store: Any) -> None:
+    made = await store.add_workspace(Workspace(id=new_id("wrkspc"), name="payments", created_at=utcnow()))
+    changed = await store.change_workspace(made.id, {"separation_of_duties": True})
+    assert await store.get_workspace(made.id) == changed
+    assert changed in await store.list_workspaces()
+    user = await store.add_principal(
+        Principal(
+            id=new_id("user"), kind="user", name="eve", created_at=utcnow(), roles={made.id: (Role.VIEWER,)}
+        )
+    )
+    user = await store.change_principal(user.id, {"groups": ["ops"]})
+    assert await store.get_principal(user.id) == await store.find_principal(name="eve") == user
+    assert user in await store.list_principals()
+    assert await store.set_password(user.id, "password hash")
+    assert (await store.find_password("eve")).password_hash == "password hash"
+    session = await store.add_browser_session(
+        user.id, "token hash", way="password", password_hash="password hash"
+    )
+    assert (await store.find_browser_session("token hash", seen_s=60)).session == session
+    assert await store.list_browser_sessions(user.id) == [session]
+    await store.end_browser_sessions(user.id)
+    await store.note_failed_sign_in("attempt_1", user.id, way="password", network="192.0.2.0")
+    known = ProviderUser(external_id="https://idp.example.org#1", issuer_host="idp.example.org", name="zoe")
+    assert (await store.put_provider_user(known)).name == "zoe"
 
 
 async def test_every_call_of_the_store_gets_through_at_its_largest_size(store: Weighed) -> None:

@@ -19,7 +19,7 @@ ROUTERS = (
     health.public,
     health.router,
     sessions.router,
-    sessions.requests,
+    sessions.changes,
     events.router,
     events.inbound,
     workspace.router,

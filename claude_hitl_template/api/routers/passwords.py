@@ -6,7 +6,7 @@ from fastapi import Path
 from fastapi.responses import JSONResponse
 
 from claude_hitl_template.api import resources
-from claude_hitl_template.api.auth import ADMINISTER
+from claude_hitl_template.api.auth import ADMINISTER, CallerDep
 from claude_hitl_template.api.bodies import Password
 from claude_hitl_template.api.routing import api_router, errors
 from claude_hitl_template.api.service import ServiceDep
@@ -21,17 +21,20 @@ router = api_router("admin", ADMINISTER)
     response_model=resources.PasswordSet,
     responses=errors(413),
 )
-async def set_password(user_id: UserId, body: Password, service: ServiceDep) -> JSONResponse:
+async def set_password(
+    user_id: UserId, body: Password, caller: CallerDep, service: ServiceDep
+) -> JSONResponse:
     """Set a user's password for the pages of the service, and sign the user's browsers out."""
     await service.store.get_principal(user_id)  # before the work of hashing
-    await service.store.set_password(user_id, await service.passwords.hash(body.password))
+    hashed = await service.passwords.hash(body.password)
+    await service.store.set_password(user_id, hashed, by=caller.actor)
     return JSONResponse({"type": "password", "principal_id": user_id})
 
 
 @router.delete("/v1/admin/principals/{user_id}/browser_sessions", response_model=resources.SignedOut)
-async def sign_out(user_id: UserId, service: ServiceDep) -> JSONResponse:
+async def sign_out(user_id: UserId, caller: CallerDep, service: ServiceDep) -> JSONResponse:
     """Sign a user's browsers out."""
     await service.store.get_principal(user_id)
     ended = await service.store.list_browser_sessions(user_id)
-    await service.store.end_browser_sessions(user_id)
+    await service.store.end_browser_sessions(user_id, by=caller.actor)
     return JSONResponse({"type": "signed_out", "principal_id": user_id, "browsers": len(ended)})

@@ -28,10 +28,10 @@ from claude_hitl_template.api.wire import session_wire
 from claude_hitl_template.errors import NotFound
 
 router = api_router("sessions", READ)
-requests = api_router("sessions", REQUEST)
+changes = api_router("sessions", REQUEST)
 
 
-@requests.post("/v1/sessions", response_model=resources.Session, responses=errors(404, 409, 413))
+@changes.post("/v1/sessions", response_model=resources.Session, responses=errors(404, 409, 413))
 async def create_session(
     body: CreateSession, caller: CallerDep, service: ServiceDep, idempotency_key: IdempotencyKey = None
 ) -> JSONResponse:
@@ -87,7 +87,7 @@ async def get_session(session_id: SessionId, caller: CallerDep, service: Service
     return JSONResponse(session_wire(await service.store.get_session(session_id, caller.workspace_id)))
 
 
-@requests.post("/v1/sessions/{session_id}", response_model=resources.Session, responses=errors(404, 409, 413))
+@changes.post("/v1/sessions/{session_id}", response_model=resources.Session, responses=errors(404, 409, 413))
 async def update_session(
     session_id: SessionId,
     body: UpdateSession,
@@ -106,7 +106,7 @@ async def update_session(
     return JSONResponse(session_wire(session))
 
 
-@requests.delete(
+@changes.delete(
     "/v1/sessions/{session_id}", response_model=resources.SessionDeleted, responses=errors(404, 409)
 )
 async def delete_session(session_id: SessionId, caller: CallerDep, service: ServiceDep) -> JSONResponse:
@@ -115,7 +115,7 @@ async def delete_session(session_id: SessionId, caller: CallerDep, service: Serv
     return JSONResponse({"type": "session_deleted", "id": session_id})
 
 
-@requests.post(
+@changes.post(
     "/v1/sessions/{session_id}/archive", response_model=resources.Session, responses=errors(404, 409)
 )
 async def archive_session(

@@ -1,8 +1,8 @@
 """`hitl audit`: shows and exports a workspace's audit log, and verifies exports and receipts on any machine."""
 
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
@@ -77,12 +77,19 @@ def export(
 
 
 @app.command()
-def verify(file: File, key: Keys = None) -> None:
+def verify(
+    file: File,
+    key: Keys = None,
+    earlier: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An earlier export of the same log, which this one must continue."),
+    ] = None,
+) -> None:
     """Verifies an export, without the service. Exit status 1, and which entries, if anything is wrong."""
     from claude_hitl_template.domain.audit import verification  # noqa: PLC0415 - slow to import
 
-    with _opened(file) as stream:
-        report = verification.verify((line.rstrip(b"\r\n") for line in stream), _read_keys(key))
+    with _opened(file) as stream, _opened(earlier) if earlier else nullcontext(()) as before:
+        report = verification.verify(_lines(stream), _read_keys(key), earlier=_lines(before))
     if report.problems:
         _fail(report.problems)
     what = f"entries {report.from_seq} to {report.to_seq} of workspace {visible(str(report.workspace_id))}"
@@ -139,6 +146,10 @@ def _read_keys(files: list[Path] | None) -> Any:
         with _opened(file) as stream:
             found |= read_keys(stream.read().decode("utf-8", "replace"))
     return found
+
+
+def _lines(stream: Iterable[bytes]) -> Iterator[bytes]:
+    return (line.rstrip(b"\r\n") for line in stream)
 
 
 @contextmanager

@@ -40,6 +40,7 @@ _BY_ACTION: Mapping[str, _Mapped] = {
     "principal.enabled": _Mapped(_ACCOUNT_CHANGE, (2, "Enable")),
     "principal.disabled": _Mapped(_ACCOUNT_CHANGE, (5, "Disable")),
     "principal.changed": _Mapped(_ACCOUNT_CHANGE, _OTHER),
+    "password.changed": _Mapped(_ACCOUNT_CHANGE, (3, "Password Change")),
     "principal.locked": _Mapped(_ACCOUNT_CHANGE, (9, "Lock"), _MEDIUM),
     "key.created": _Mapped(_ENTITY_MANAGEMENT, _CREATE),
     "key.rotated": _Mapped(_ENTITY_MANAGEMENT, _UPDATE),

@@ -1,6 +1,7 @@
 """Verifies an export of an audit log, without the service: what was changed, dropped, moved, added or cut off, by seq."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -60,15 +61,20 @@ class Report:
     problems: tuple[Problem, ...]
 
 
-def verify(lines: Iterable[str | bytes], keys: signing.Keys | None) -> Report:
+def verify(
+    lines: Iterable[str | bytes], keys: signing.Keys | None, *, earlier: Iterable[str | bytes] = ()
+) -> Report:
     """Verifies the lines of an export.
 
     Args:
         lines: JSON Lines as `GET /v1/audit/export` sends them.
         keys: the public keys that the signatures may be of. None: the one that the end of the export names itself, which
             shows that nothing was changed since it was signed, and not who signed it.
+        earlier: the lines of an earlier export of the same log; its signatures must fit the log as it is now.
     """
     found = _Chain(keys)
+    for line in earlier:
+        found.take_earlier(line)
     for number, line in enumerate(lines, 1):
         found.take(number, line)
     return found.report()
@@ -84,7 +90,11 @@ class _Chain:
     highest: int = 0
     gaps: list[range] = field(default_factory=list[range])
     signed: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])  # with valid signatures
+    earlier: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
     unchecked: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
+    before: list[Mapping[str, Any]] = field(
+        default_factory=list[Mapping[str, Any]]
+    )  # of the earlier file, valid
     end: Mapping[str, Any] | None = None  # with a valid signature
     ended: bool = False
     problems: list[Problem] = field(default_factory=list[Problem])
@@ -118,10 +128,20 @@ class _Chain:
             self.ended = self.ended or kind == EXPORT_END
             self.unchecked.append(document)
 
+    def take_earlier(self, line: str | bytes) -> None:
+        document: Any = None
+        with suppress(ValueError, RecursionError):
+            document = parse(line)
+        kind = document.get("type") if isinstance(document, dict) else None
+        if kind in (CHECKPOINT, EXPORT_END) and _has(document, _SIGNED):
+            self.earlier.append(document)
+        elif kind != "audit_entry":
+            self._add("malformed", None, "the earlier file is not an export of an audit log")
+
     def report(self) -> Report:
         self._check_signatures()
         end = self.end
-        for signed in self.signed:
+        for signed in (*self.signed, *self.before):
             known = self.hashes.get(signed["seq"])
             if known is not None and known != signed["hash"].encode("utf-8", "replace"):
                 self._add("rebuilt", signed["seq"], _REBUILT.format(at=signed["time"]))
@@ -133,9 +153,8 @@ class _Chain:
             cut = "is the last one: the export is cut off behind it, because its signed end is missing"
             self._add("truncated", self.highest, cut)
         missing = [gap for gap in self.gaps if gap]
-        missing += [
-            range(s["seq"], s["seq"] + 1) for s in self.signed if s is not end and s["seq"] > self._last
-        ]
+        vouched = (signed["seq"] for signed in (*self.signed, *self.before))
+        missing += [range(seq, seq + 1) for seq in vouched if seq > self._last]
         for gap in missing:
             self._add("missing", gap[0], f"{_and_up_to(gap[-1], gap[0])} missing")
         problems = sorted(self.problems, key=lambda problem: (problem.seq is None, problem.seq or 0))
@@ -213,6 +232,18 @@ class _Chain:
                 self.signed.append(signed)
                 if signed["type"] == EXPORT_END:
                     self.end = signed
+        for signed in self.earlier:
+            if signed["workspace_id"] != self.workspace_id:
+                self._add("other_workspace", signed["seq"], "was signed before, and for another workspace")
+                continue
+            try:
+                signing.check(signed, keys)
+            except ValueError as error:
+                self._add(
+                    "bad_signature", signed["seq"], f"has no valid signature in the earlier file: {error}"
+                )
+            else:
+                self.before.append(signed)
 
     def _check_end(self, end: Mapping[str, Any]) -> None:
         if end["from_seq"] < self.lowest or not self.hashes:

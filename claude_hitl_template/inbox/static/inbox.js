@@ -42,7 +42,7 @@
     toastTimer = setTimeout(() => { shown.hidden = true; }, 6000);
   }
   document.addEventListener("htmx:sendError", () => toast("The service does not answer. Try again: the same decision counts once."));
-  document.addEventListener("htmx:responseError", () => toast("The service failed on this request. Nothing more is known: reload the page."));
+  document.addEventListener("htmx:responseError", () => toast("The service failed on this request. Reload the page to see what was recorded."));
 
   // -- the stream, and what is said while it is cut
 
@@ -153,7 +153,7 @@
     fresh = new Set();
     if (!ids.length || !list) return;
     if (!one(".item", list)) { refresh(); return; }
-    if (list.dataset.complete !== "yes") { counted(); return; } // they come after the rows that are not loaded yet
+    if (one("#more-row", list) !== null) { counted(); return; } // they come after the rows that are not loaded yet
     const query = new URLSearchParams(list.dataset.filters);
     ids.forEach((id) => query.append("id", id));
     htmx.ajax("GET", `${base}/inbox/rows?${query}`, {target: "#rows", swap: "beforeend"});
@@ -161,7 +161,7 @@
   function counted() {
     const list = one("#list"), count = one("#count");
     if (!list || !count) return;
-    const rows = all(".item:not(.gone)", list), more = list.dataset.complete !== "yes";
+    const rows = all(".item:not(.gone)", list), more = one("#more-row", list) !== null;
     count.textContent = rows.length + (more ? "+" : "");
     count.hidden = !rows.length;
     document.title = (rows.length ? `(${rows.length}${more ? "+" : ""}) ` : "") + document.title.replace(/^\(\d+\+?\) /, "");
@@ -328,6 +328,12 @@
     counted();
     enable();
   }
+  document.addEventListener("htmx:afterSwap", (event) => {
+    if (event.detail.target.id !== "results") return;
+    for (const box of all(".tick input:checked")) box.checked = false;
+    counted();
+    event.detail.target.scrollIntoView({block: "nearest"});
+  });
   document.addEventListener("htmx:load", (event) => begin(event.detail.elt));
   begin(document.body);
 })();

@@ -79,6 +79,15 @@ def test_many_problems_are_counted(file: Path, key: Path, tmp_path: Path):
     assert "... and " in run("verify", written(tmp_path, documents), "--key", key, status=1)
 
 
+def test_an_earlier_export_shows_a_log_that_was_made_again(file: Path, key: Path, tmp_path: Path):
+    earlier = tmp_path / "earlier.jsonl"
+    file.rename(earlier)
+    again = written(tmp_path, exported(chained([draft(number, note="x") for number in range(1, 12)])))
+    assert run("verify", earlier, "--key", key, "--earlier", earlier)
+    said = run("verify", again, "--key", key, "--earlier", earlier, status=1)
+    assert "entry 4 has another hash than the service signed at" in said
+
+
 def test_a_receipt_is_verified(tmp_path: Path, key: Path):
     path = tmp_path / "receipt.json"
     path.write_text(json.dumps(receipt(SIGNER, chained([draft(1, digest="abc")]), NOON)))

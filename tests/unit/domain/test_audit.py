@@ -317,6 +317,40 @@ def test_the_signing_key_stays_in_its_process():
         SIGNER.__reduce__()
 
 
+# -- an earlier export of the same log
+
+
+def compared(documents: Documents, earlier: Documents) -> list[tuple[str, int | None]]:
+    report = verify(map(json.dumps, documents), KEYS, earlier=map(json.dumps, earlier))
+    return [(problem.kind, problem.seq) for problem in report.problems]
+
+
+def test_a_log_continues_an_earlier_export(documents: Documents):
+    entries = chained([draft(number) for number in range(1, 11)])
+    assert compared(documents, exported(entries[:6])) == []
+    assert compared(exported(entries[7:]), exported(entries[:9])) == []
+
+
+def test_a_log_that_was_made_again_since_is_found_even_if_it_was_signed():
+    before = exported(chained([draft(number) for number in range(1, 7)]))
+    again = exported(chained([draft(number, note="another") for number in range(1, 11)]))
+    assert compared(again, before) == [("rebuilt", 4), ("rebuilt", 6)]
+
+
+def test_a_log_that_lost_entries_since_is_found():
+    entries = chained([draft(number) for number in range(1, 11)])
+    assert compared(exported(entries[:7]), exported(entries)) == [("missing", 8), ("missing", 10)]
+
+
+def test_an_earlier_export_of_another_workspace_key_or_form_is_found(documents: Documents):
+    entries = chained([draft(number, "wrkspc_2") for number in range(1, 4)])
+    assert compared(documents, exported(entries)) == [("other_workspace", 3)]
+    assert compared(documents, exported(chained([draft(1)]), OTHER)) == [("bad_signature", 1)]
+    assert compared(documents, [{"type": "audit_checkpoint"}]) == [("malformed", None)]
+    report = verify(map(json.dumps, documents), KEYS, earlier=["no JSON"])
+    assert [problem.kind for problem in report.problems] == ["malformed"]
+
+
 # -- how much work it is
 
 

@@ -1,0 +1,310 @@
+"""The inbox: every call that waits, the card of each, and decisions on them."""
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+
+from claude_hitl_template.domain.models import Approval, Page
+from claude_hitl_template.domain.people import Action
+from claude_hitl_template.errors import (
+    HitlError,
+)
+from claude_hitl_template.inbox import pages
+from claude_hitl_template.inbox.card import Card, Change, load
+from claude_hitl_template.inbox.forms import (
+    Form,
+    PagesDep,
+    UserDep,
+    approval_for,
+    is_partial,
+    names_of,
+    readable,
+)
+from claude_hitl_template.inbox.services import Pages, User
+from claude_hitl_template.store.protocol import ApprovalChange, WaitingCall
+
+router = APIRouter()
+LINES = 50
+MAX_IDS = 50
+MAX_TEXT = 200
+PING_S = 10.0  # a page that hears nothing for some of these is offline
+QUICK_REASONS = ("Not needed", "Too broad", "Wrong file or place", "Explain first", "Too risky")
+_MAX_ROWS = 14  # of the text area in which an input is edited
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a list is limited to."""
+
+    workspace: str = ""
+    session: str = ""
+    tool: str = ""
+    text: str = ""
+
+    @classmethod
+    def of(cls, request: Request) -> "Filters":
+        given = request.query_params
+        return cls(
+            given.get("workspace", ""),
+            given.get("session", ""),
+            given.get("tool", ""),
+            given.get("q", "")[:MAX_TEXT],
+        )
+
+    @property
+    def is_set(self) -> bool:
+        return any((self.workspace, self.session, self.tool, self.text))
+
+    @property
+    def query(self) -> str:
+        given = {"workspace": self.workspace, "session": self.session, "tool": self.tool, "q": self.text}
+        return urlencode({name: value for name, value in given.items() if value})
+
+
+# -- the list
+
+
+@router.get("/inbox")
+async def show_inbox(request: Request, services: PagesDep, user: UserDep) -> Response:
+    """The page of the list."""
+    filters = Filters.of(request)
+    found = await _waiting(services, user, filters, request.query_params.get("page"))
+    tools = sorted({call.tool_name for call in found.data} | ({filters.tool} if filters.tool else set()))
+    return _list(
+        request,
+        user,
+        "inbox.html.j2",
+        filters,
+        found,
+        tools=tools,
+        workspaces=await names_of(services, readable(user)),
+    )
+
+
+@router.get("/inbox/list")
+async def show_list(request: Request, services: PagesDep, user: UserDep) -> Response:
+    """The list alone, from its beginning."""
+    filters = Filters.of(request)
+    return _list(request, user, "list.html.j2", filters, await _waiting(services, user, filters, None))
+
+
+@router.get("/inbox/more")
+async def show_more(request: Request, services: PagesDep, user: UserDep) -> Response:
+    """The next lines."""
+    filters = Filters.of(request)
+    found = await _waiting(services, user, filters, request.query_params.get("page"))
+    return _list(request, user, "rows.html.j2", filters, found)
+
+
+@router.get("/inbox/rows")
+async def show_rows(request: Request, services: PagesDep, user: UserDep) -> Response:
+    """The lines of these calls, as far as they wait and match."""
+    filters = Filters.of(request)
+    ids = request.query_params.getlist("id")[:MAX_IDS]
+    found = await services.store.get_waiting(ids, _chosen(user, filters))
+    matching = [call for call in found if _matches(call, filters)]
+    return _list(request, user, "rows.html.j2", filters, Page(data=matching))
+
+
+@router.get("/inbox/next")
+async def show_next(request: Request, services: PagesDep, user: UserDep) -> Response:
+    """Leads to the card of the call that has waited longest, or to the empty list."""
+    found = await services.store.list_waiting(readable(user, Action.DECIDE), limit=1)
+    base = request.scope.get("root_path", "")
+    return RedirectResponse(f"{base}/inbox/a/{found.data[0].id}" if found.data else f"{base}/inbox", 303)
+
+
+async def _waiting(services: Pages, user: User, filters: Filters, page: str | None) -> Page[WaitingCall]:
+    return await services.store.list_waiting(
+        _chosen(user, filters),
+        limit=LINES,
+        page=page or None,
+        session_id=filters.session or None,
+        tool_name=filters.tool or None,
+        text=filters.text,
+    )
+
+
+def _chosen(user: User, filters: Filters) -> list[str]:
+    return [name for name in readable(user) if filters.workspace in ("", name)]
+
+
+def _matches(call: WaitingCall, filters: Filters) -> bool:
+    return (
+        filters.session in ("", call.session_id)
+        and filters.tool in ("", call.tool_name)
+        and call.mentions(filters.text)
+    )
+
+
+def _list(
+    request: Request, user: User, template: str, filters: Filters, found: Page[WaitingCall], **more: Any
+) -> Response:
+    return pages.page(
+        request,
+        template,
+        user=user.principal,
+        reader=user,
+        nav="inbox",
+        filters=filters,
+        calls=found.data,
+        more=found.next_page,
+        may_decide=bool(readable(user, Action.DECIDE)),
+        nonce=secrets.token_hex(16),
+        **more,
+    )
+
+
+# -- the stream
+
+
+@router.get("/inbox/stream")
+async def stream(request: Request, services: PagesDep, user: UserDep) -> Response:
+    """Changes of approvals as server-sent events, as long as the user is signed in."""
+    return StreamingResponse(
+        _changes(request, services, frozenset(readable(user))),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+    )
+
+
+async def _changes(request: Request, services: Pages, workspaces: frozenset[str]) -> AsyncIterator[str]:
+    with services.live.listen() as listening:
+        yield frame("hello", {})
+        while True:
+            notes = await listening.next(PING_S)
+            if not notes:
+                try:
+                    workspaces = frozenset(readable(await services.user(request)))
+                except HitlError:
+                    yield frame("signed-out", {})
+                    return
+                yield frame("ping", {})
+            for note in notes:
+                if note is None:
+                    yield frame("refresh", {})
+                elif note.workspace_id in workspaces:
+                    yield frame("approval", _change(note))
+
+
+def frame(event: str, data: Mapping[str, Any]) -> str:
+    """One server-sent event with JSON."""
+    return f"event: {event}\ndata: {json.dumps(data)}\n\n"
+
+
+def _change(change: ApprovalChange) -> dict[str, Any]:
+    return {
+        "id": change.id,
+        "session": change.session_id,
+        "state": change.state.value,
+        "by": change.decided_by,
+    }
+
+
+# -- the card
+
+
+@router.get("/inbox/a/{approval_id}")
+async def show_card(approval_id: str, request: Request, services: PagesDep, user: UserDep) -> Response:
+    """The card of one call; `part=card` is the card alone."""
+    approval = await approval_for(services, user, approval_id)
+    return await card_page(request, services, user, approval)
+
+
+async def card_page(
+    request: Request,
+    services: Pages,
+    user: User,
+    approval: Approval,
+    *,
+    status: int = 200,
+    said: str = "",
+    tone: str = "good",
+    typed: Form | None = None,
+    errors: Mapping[str, str] | None = None,
+    preview: "Preview | None" = None,
+    just_decided: bool = False,
+) -> Response:
+    """A card, alone for a script, else as a page.
+
+    Args:
+        request: The request that it answers.
+        services: The dependencies of the pages.
+        user: Who reads it.
+        approval: The call.
+        status: The response's status.
+        said: A message above the call, whose `tone` is good, warn or bad.
+        typed: What a form held, to be filled in again.
+        errors: Messages by the names of the form's fields; "" is the form itself.
+        preview: An edit that is to be decided on, in place of the call.
+        just_decided: Whether the reader decided with this request.
+    """
+    [*line] = await services.store.get_waiting([approval.id], None)
+    card = await load(services, approval, requester=line[0].requester if line else "")
+    typed = typed or {}
+    edited = typed.get("text", card.edit.text if card.edit else "")
+    return pages.page(
+        request,
+        "card.html.j2" if is_partial(request) else "card_page.html.j2",
+        status=status,
+        user=user.principal,
+        reader=user,
+        nav="inbox",
+        card=card,
+        title=card.session.title or card.session.first_words or card.session.id,
+        refusal=await _refusal(services, user, card),
+        words=_WORDS[approval.kind],
+        quick=QUICK_REASONS,
+        rows=min(edited.count("\n") + 2, _MAX_ROWS),
+        nonce=typed.get("nonce") or secrets.token_hex(16),
+        said=said,
+        tone=tone,
+        typed=typed,
+        errors=errors or {},
+        preview=preview,
+        just_decided=just_decided,
+    )
+
+
+async def _refusal(services: Pages, user: User, card: Card) -> str:
+    """Why this user may not decide on a call; "" if nothing forbids it."""
+    workspace_id = card.approval.workspace_id
+    if not user.may(Action.DECIDE, workspace_id):
+        return "You may look at this call. Deciding on it needs the role approver in its workspace."
+    involved = user.principal.id in (card.session.created_by, card.session.last_sender)
+    if involved and any(
+        w.separation_of_duties for w in await services.store.list_workspaces() if w.id == workspace_id
+    ):
+        return "You asked for this session, or wrote to it last. This workspace separates duties: another approver decides."
+    return ""
+
+
+@dataclass(frozen=True)
+class _Words:
+    action: str
+    allow: str
+    deny: str
+    why: str
+
+
+_WHY = "Why not? The agent gets the reason."
+_WORDS: Mapping[str, _Words] = {
+    "tool": _Words("allow", "Allow", "Deny", _WHY),
+    "network": _Words("allow", "Allow for now", "Deny", _WHY),
+    "question": _Words("answer", "Answer", "Decline", _WHY),
+    "plan": _Words("allow", "Accept the plan", "Send it back", "What should the plan say instead?"),
+}
+
+
+@dataclass(frozen=True)
+class Preview:
+    """An edit before it is decided on. `fields` send it again."""
+
+    change: Change
+    fields: Mapping[str, str]

@@ -1,0 +1,183 @@
+"""The Store's rules for the inbox: calls that wait, in all sessions of some workspaces, and the changes of approvals."""
+
+import heapq
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from datetime import datetime
+
+from claude_hitl_template.domain.models import Approval, ApprovalState, Page, Session
+from claude_hitl_template.errors import NotFound
+from claude_hitl_template.presentation.text import one_line, summary, visible
+from claude_hitl_template.store.backend import Tx
+from claude_hitl_template.store.base import APPROVALS, StoreBase, decode_time_cursor, encode_cursor
+from claude_hitl_template.store.protocol import ApprovalChange, Changes, WaitingCall
+
+LOOKED_AT = 1000  # approvals that one search looks at; the next page continues
+PIECE = 64  # read at once
+EARLIER = 5
+TITLE_CHARS = 120
+
+_PENDING = (ApprovalState.PENDING,)
+_DECIDED = tuple(state for state in ApprovalState if state is not ApprovalState.PENDING)
+
+
+class WaitingRules(StoreBase):
+    async def list_waiting(
+        self,
+        workspace_ids: Sequence[str] | None,
+        *,
+        limit: int,
+        page: str | None = None,
+        session_id: str | None = None,
+        tool_name: str | None = None,
+        text: str = "",
+    ) -> Page[WaitingCall]:
+        after = decode_time_cursor("waiting", page)
+        found: list[WaitingCall] = []
+        looked_at, last = 0, None
+        async with self._reading() as tx:
+            about = _Sessions(tx)
+            async for approval in _in_order(tx, workspace_ids, after, session_id):
+                if len(found) == limit or looked_at == LOOKED_AT:
+                    assert last is not None  # noqa: S101  (the loop came here before)
+                    return Page(data=found, next_page=encode_cursor("waiting", last[0].isoformat(), last[1]))
+                looked_at, last = looked_at + 1, (approval.created_at, approval.id)
+                if tool_name is None or approval.tool_name == tool_name:
+                    call = await about.call(approval)
+                    if call.mentions(text):
+                        found.append(call)
+        return Page(data=found)
+
+    async def get_waiting(
+        self, approval_ids: Sequence[str], workspace_ids: Sequence[str] | None
+    ) -> list[WaitingCall]:
+        async with self._reading() as tx:
+            about = _Sessions(tx)
+            read = [await tx.approval(approval_id) for approval_id in approval_ids]
+            return [
+                await about.call(approval)
+                for approval in read
+                if approval is not None
+                and approval.state is ApprovalState.PENDING
+                and (workspace_ids is None or approval.workspace_id in workspace_ids)
+            ]
+
+    async def list_same_calls(self, approval_id: str, workspace_id: str | None) -> list[Approval]:
+        async with self._reading() as tx:
+            shown = await tx.approval(approval_id)
+            if shown is None or workspace_id not in (None, shown.workspace_id):
+                raise NotFound(f"there is no approval {approval_id!r}")
+            same: deque[Approval] = deque(maxlen=EARLIER)
+            after: tuple[datetime, str] | None = None
+            while True:
+                piece = await tx.approvals(
+                    shown.workspace_id, after=after, limit=PIECE, states=_DECIDED, session_id=shown.session_id
+                )
+                same.extend(a for a in piece if a.digest == shown.digest and a.id != shown.id and a.decision)
+                if len(piece) < PIECE:
+                    return list(reversed(same))
+                after = piece[-1].created_at, piece[-1].id
+
+    async def wait_approvals(self, after: int, *, timeout_s: float) -> Changes:
+        deadline = time.monotonic() + timeout_s
+        with self._signals.listen(APPROVALS) as listener:
+            while True:
+                found, position, complete = self._approvals.after(after)
+                left = max(deadline - time.monotonic(), 0)
+                if found or not complete or not await listener.wait(left):
+                    changes = tuple(ApprovalChange.model_validate(change) for change in found)
+                    return Changes(changes=changes, position=position, complete=complete)
+
+
+class _Sessions:
+    """What the inbox says of the sessions of approvals, each read once."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+        self._sessions: dict[str, Session | None] = {}
+        self._names: dict[str, str] = {}
+
+    async def call(self, approval: Approval) -> WaitingCall:
+        if approval.session_id not in self._sessions:
+            self._sessions[approval.session_id] = await self._tx.session(approval.session_id)
+        session = self._sessions[approval.session_id]
+        return WaitingCall(
+            id=approval.id,
+            workspace_id=approval.workspace_id,
+            session_id=approval.session_id,
+            title=_title(session),
+            requester=await self._requester(session),
+            tool_name=approval.tool_name,
+            kind=approval.kind,
+            effect=summary(approval.input),
+            is_whole=is_whole(approval),
+            digest=approval.digest,
+            by_subagent=approval.agent_id is not None,
+            created_at=approval.created_at,
+            expires_at=approval.expires_at,
+        )
+
+    async def _requester(self, session: Session | None) -> str:
+        """The name of who created the session; "" if that is not known."""
+        made_by = session.created_by if session else None
+        if made_by is None:
+            return ""
+        if made_by not in self._names:
+            principal = await self._tx.principal(made_by)
+            self._names[made_by] = principal.name if principal else ""
+        return self._names[made_by]
+
+
+def is_whole(approval: Approval) -> bool:
+    """Whether the one line that a list shows of a call says all that it does."""
+    if approval.kind not in ("tool", "network"):
+        return False
+    shown = summary(approval.input)
+    if approval.kind == "network":
+        return not shown.endswith("…")
+    rest = [value for name, value in approval.input.items() if name != "description"]
+    return len(rest) == 1 and isinstance(rest[0], str) and visible(rest[0]) == shown
+
+
+def _title(session: Session | None) -> str:
+    if session is None:
+        return ""
+    return one_line(session.title or session.first_words or session.id, TITLE_CHARS)
+
+
+async def _in_order(
+    tx: Tx, workspace_ids: Sequence[str] | None, after: tuple[datetime, str] | None, session_id: str | None
+) -> AsyncGenerator[Approval]:
+    """Pending approvals of these workspaces behind a place, the oldest first. Reads little more than is taken."""
+    sources = [
+        _of_workspace(tx, workspace_id, after, session_id)
+        for workspace_id in (workspace_ids if workspace_ids is not None else [None])
+    ]
+    heads: list[tuple[datetime, str, int, Approval]] = []
+
+    async def advance(number: int) -> None:
+        async for approval in sources[number]:
+            heapq.heappush(heads, (approval.created_at, approval.id, number, approval))
+            return
+
+    for number in range(len(sources)):
+        await advance(number)
+    while heads:
+        _, _, number, approval = heapq.heappop(heads)
+        yield approval
+        await advance(number)
+
+
+async def _of_workspace(
+    tx: Tx, workspace_id: str | None, after: tuple[datetime, str] | None, session_id: str | None
+) -> AsyncGenerator[Approval]:
+    while True:
+        piece = await tx.approvals(
+            workspace_id, after=after, limit=PIECE, states=_PENDING, session_id=session_id
+        )
+        for approval in piece:
+            yield approval
+        if len(piece) < PIECE:
+            return
+        after = piece[-1].created_at, piece[-1].id
