@@ -15,6 +15,7 @@ from claude_hitl_template.domain.canonical_json import call_digest
 from claude_hitl_template.domain.events import UserMessage
 from claude_hitl_template.domain.models import Agent, Approval, Environment, Session, new_id, utcnow
 from claude_hitl_template.domain.people import SERVICE, Role, Workspace
+from claude_hitl_template.domain.policy.segments import JudgedSegment
 from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
 from claude_hitl_template.inbox.app import build_inbox_app
 from claude_hitl_template.inbox.live import Live
@@ -44,7 +45,7 @@ class Desk:
     sessions: dict[str, Session] = field(default_factory=dict[str, Session])
 
     async def session(self, title: str = "A title", *, workspace: int = 0, said: str = "I do it.") -> Session:
-        """A session whose owner is at work, and in which the agent has said something."""
+        """A session with an owner, in which the agent has said something."""
         session = await self.store.create_session(
             self.workspaces[workspace],
             agent=Agent(),
@@ -65,6 +66,7 @@ class Desk:
         session: Session | None = None,
         targets: Sequence[str] = (),
         expires_at: datetime | None = None,
+        segments: Sequence[JudgedSegment] = (),
         **about: Any,
     ) -> Approval:
         """A call that waits. `about`: of the session that is created for it, unless there is one."""
@@ -78,6 +80,7 @@ class Desk:
             verdict="ask",
             folder=".",
             targets=tuple(targets),
+            segments=tuple(segments),
         )
         shown = [events.tool_use(call_id, tool, given, "ask", None)]
         [approval] = await self.store.open_calls(

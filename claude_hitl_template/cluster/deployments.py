@@ -325,6 +325,7 @@ async def mirror_session(inputs: dict[str, Any], tracer: Any, *, capability: str
         image_facts=image_facts,
         wait_s=settings.panel_wait_s,
         max_upload_bytes=settings.max_upload_bytes,
+        pages_url=settings.pages_url,
     )
     return await flow.mirror(inputs, tracer, services, kodosumi.RunnerLocks(tracer.fid))
 

@@ -66,7 +66,7 @@ def with_pages(api: ASGIApp, others: Mapping[frozenset[str], ASGIApp]) -> ASGIAp
 
 
 async def _problem(request: Request, error: Exception) -> Response:
-    """The page about a request that failed. What is not an error of ours is in the log only."""
+    """The page about a request that failed. The cause of an unexpected one is in the log only."""
     if isinstance(error, HTTPException):
         return _page(
             request, error.status_code, "Not found" if error.status_code == 404 else "Not possible", ""

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,10 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from claude_hitl_template.domain.models import Approval, Page
+from claude_hitl_template.domain.models import Approval, Page, utcnow
 from claude_hitl_template.domain.people import Action
-from claude_hitl_template.errors import (
-    HitlError,
-)
+from claude_hitl_template.domain.policy.tiers import SEVERITIES, Severity
+from claude_hitl_template.errors import HitlError, Unavailable
 from claude_hitl_template.inbox import pages
 from claude_hitl_template.inbox.card import Card, Change, load
 from claude_hitl_template.inbox.forms import (
@@ -33,7 +33,9 @@ router = APIRouter()
 LINES = 50
 MAX_IDS = 50
 MAX_TEXT = 200
-PING_S = 10.0  # a page that hears nothing for some of these is offline
+CHECK_S = (
+    5.0  # how often a stream checks that its user is still signed in; a page that hears nothing is offline
+)
 QUICK_REASONS = ("Not needed", "Too broad", "Wrong file or place", "Explain first", "Too risky")
 _MAX_ROWS = 14  # of the text area in which an input is edited
 
@@ -45,6 +47,7 @@ class Filters:
     workspace: str = ""
     session: str = ""
     tool: str = ""
+    severity: Severity | None = None
     text: str = ""
 
     @classmethod
@@ -54,16 +57,23 @@ class Filters:
             given.get("workspace", ""),
             given.get("session", ""),
             given.get("tool", ""),
+            next((one for one in SEVERITIES if one == given.get("severity")), None),
             given.get("q", "")[:MAX_TEXT],
         )
 
     @property
     def is_set(self) -> bool:
-        return any((self.workspace, self.session, self.tool, self.text))
+        return any((self.workspace, self.session, self.tool, self.severity, self.text))
 
     @property
     def query(self) -> str:
-        given = {"workspace": self.workspace, "session": self.session, "tool": self.tool, "q": self.text}
+        given = {
+            "workspace": self.workspace,
+            "session": self.session,
+            "tool": self.tool,
+            "severity": self.severity,
+            "q": self.text,
+        }
         return urlencode({name: value for name, value in given.items() if value})
 
 
@@ -127,6 +137,7 @@ async def _waiting(services: Pages, user: User, filters: Filters, page: str | No
         page=page or None,
         session_id=filters.session or None,
         tool_name=filters.tool or None,
+        severity=filters.severity,
         text=filters.text,
     )
 
@@ -139,6 +150,7 @@ def _matches(call: WaitingCall, filters: Filters) -> bool:
     return (
         filters.session in ("", call.session_id)
         and filters.tool in ("", call.tool_name)
+        and filters.severity in (None, call.severity)
         and call.mentions(filters.text)
     )
 
@@ -157,6 +169,7 @@ def _list(
         more=found.next_page,
         may_decide=bool(readable(user, Action.DECIDE)),
         nonce=secrets.token_hex(16),
+        severities=tuple(reversed(SEVERITIES)),
         **more,
     )
 
@@ -177,9 +190,14 @@ async def stream(request: Request, services: PagesDep, user: UserDep) -> Respons
 async def _changes(request: Request, services: Pages, workspaces: frozenset[str]) -> AsyncIterator[str]:
     with services.live.listen() as listening:
         yield frame("hello", {})
+        checked_at = time.monotonic()
         while True:
-            notes = await listening.next(PING_S)
-            if not notes:
+            try:
+                notes = await listening.next(CHECK_S)
+            except Unavailable:
+                return  # the page connects again
+            if time.monotonic() - checked_at >= CHECK_S:
+                checked_at = time.monotonic()
                 try:
                     workspaces = frozenset(readable(await services.user(request)))
                 except HitlError:
@@ -204,6 +222,7 @@ def _change(change: ApprovalChange) -> dict[str, Any]:
         "session": change.session_id,
         "state": change.state.value,
         "by": change.decided_by,
+        "news": f"{change.votes} {change.reviewer or ''}",
     }
 
 
@@ -212,7 +231,7 @@ def _change(change: ApprovalChange) -> dict[str, Any]:
 
 @router.get("/inbox/a/{approval_id}")
 async def show_card(approval_id: str, request: Request, services: PagesDep, user: UserDep) -> Response:
-    """The card of one call; `part=card` is the card alone."""
+    """The card of one call."""
     approval = await approval_for(services, user, approval_id)
     return await card_page(request, services, user, approval)
 
@@ -245,8 +264,7 @@ async def card_page(
         preview: An edit that is to be decided on, in place of the call.
         just_decided: Whether the reader decided with this request.
     """
-    [*line] = await services.store.get_waiting([approval.id], None)
-    card = await load(services, approval, requester=line[0].requester if line else "")
+    card = await load(services, approval)
     typed = typed or {}
     edited = typed.get("text", card.edit.text if card.edit else "")
     return pages.page(
@@ -259,6 +277,8 @@ async def card_page(
         card=card,
         title=card.session.title or card.session.first_words or card.session.id,
         refusal=await _refusal(services, user, card),
+        has_voted=user.principal.id in {vote.principal_id for vote in approval.votes},
+        now=utcnow(),
         words=_WORDS[approval.kind],
         quick=QUICK_REASONS,
         rows=min(edited.count("\n") + 2, _MAX_ROWS),
@@ -277,7 +297,13 @@ async def _refusal(services: Pages, user: User, card: Card) -> str:
     workspace_id = card.approval.workspace_id
     if not user.may(Action.DECIDE, workspace_id):
         return "You may look at this call. Deciding on it needs the role approver in its workspace."
-    involved = user.principal.id in (card.session.created_by, card.session.last_sender)
+    approval, session = card.approval, card.session
+    asked = frozenset(one for one in (session.created_by, session.last_sender) if one is not None)
+    if approval.requirements and not any(
+        one.admits(user.principal, workspace_id, asked) for one in approval.requirements
+    ):
+        return f"You may look at this call. Deciding on it takes {'; '.join(ask.who.lower() for ask in card.asks)}."
+    involved = user.principal.id in asked
     if involved and any(
         w.separation_of_duties for w in await services.store.list_workspaces() if w.id == workspace_id
     ):

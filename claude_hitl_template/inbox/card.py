@@ -3,26 +3,29 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from claude_hitl_template.domain.events import tool_result_id
 from claude_hitl_template.domain.models import Approval, ApprovalState, Event, Session
-from claude_hitl_template.domain.policy import mcp_parts
-from claude_hitl_template.domain.policy.offers import Offer, offers
+from claude_hitl_template.domain.policy import Verdict, mcp_parts
+from claude_hitl_template.domain.policy.offers import Offer, granted, offers
+from claude_hitl_template.domain.policy.tiers import BY_DEFAULT, Requirement
 from claude_hitl_template.errors import NotFound
 from claude_hitl_template.files.manifest import SavedFile, contents
 from claude_hitl_template.inbox.services import Pages
 from claude_hitl_template.presentation.diff import CONTEXT, Diff, Row, diff, shifted
 from claude_hitl_template.presentation.flags import Flag, Segment, marks
 from claude_hitl_template.presentation.sessions import editable
-from claude_hitl_template.presentation.text import is_hidden, leads_to, texts, without_hook
-from claude_hitl_template.presentation.tools import tool_view
+from claude_hitl_template.presentation.text import hidden_count, leads_to, texts, without_hook
+from claude_hitl_template.presentation.tools import pretty_json, tool_view
 from claude_hitl_template.presentation.views import Code, Part, Question
 from claude_hitl_template.presentation.views import Diff as DiffPart
 
 MAX_FILE_BYTES = 512 * 1024  # of a saved file that a card compares with
 LONG_CHARS, LONG_LINES = 3000, 60  # of an input that is read to its end before it is allowed
+MAX_EDITED_CHARS = 200_000
 RESULTS = 100  # of a session's last results, among which the call's is looked for
 RESULT_CHARS = 20_000
 _EXIT = re.compile(r"\s*Exit code (\d+)")
@@ -73,7 +76,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Note:
-    """What is not known about the file of a call."""
+    """A sentence about the file of a call, which cannot be compared."""
 
     kind: ClassVar = "note"
     flag: Flag
@@ -104,6 +107,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """Why a call asks: a rule in words, who must allow the call for it, and when its deadline passes."""
+
+    rule: str
+    reason: str
+    who: str
+    due_at: datetime | None
+    on_deadline: str
+
+
+@dataclass(frozen=True)
 class Card:
     """A call as its card shows it. `questions`: those to answer, each with the beginning of the names of its inputs."""
 
@@ -120,6 +134,7 @@ class Card:
     leads_to: str
     last_words: str
     earlier: tuple[Approval, ...]
+    asks: tuple[Ask, ...]
     outcome: Outcome | None
 
     @property
@@ -127,12 +142,12 @@ class Card:
         return self.approval.state is ApprovalState.PENDING
 
 
-async def load(pages: Pages, approval: Approval, *, requester: str) -> Card:
+async def load(pages: Pages, approval: Approval) -> Card:
     """Reads what the card of this call shows. Raises NotFound if its session is deleted meanwhile."""
     workspace_id = approval.workspace_id
     session = await pages.store.get_session(approval.session_id, workspace_id)
     found = marks(approval.tool_name, approval.input, folder=approval.folder, targets=approval.targets)
-    blocks = await _blocks(pages, approval, found.segments)
+    blocks = await _blocks(pages, approval, _judged(approval, found.segments))
     waits = approval.state is ApprovalState.PENDING
     questions: tuple[Question, ...] = ()
     if approval.kind == "question" and waits:  # shown with their choices instead
@@ -142,32 +157,70 @@ async def load(pages: Pages, approval: Approval, *, requester: str) -> Card:
         approval=approval,
         session=session,
         heading=_heading(approval),
-        requester=requester,
+        requester=await _name_of(pages, session.created_by),
         blocks=tuple(blocks),
         flags=found.flags,
         questions=tuple((f"{approval.id}.q{number}", asked) for number, asked in enumerate(questions)),
         offers=offers_for(approval) if waits else (),
-        edit=edit_of(approval) if approval.kind == "tool" and waits else None,
+        edit=edit_of(approval) if waits and _is_editable(approval) else None,
         is_long=is_long(approval),
         leads_to=leads_to(approval.input, approval.targets),
         last_words=await _last_words(pages, approval),
+        asks=tuple(_ask(one) for one in approval.requirements),
         earlier=tuple(await pages.store.list_same_calls(approval.id, workspace_id)),
         outcome=None if waits else await _outcome(pages, approval),
     )
+
+
+def _judged(approval: Approval, segments: Sequence[Segment]) -> list[Segment]:
+    """The commands of a line with what the policy says of each."""
+    asked = {(one.start, one.end) for one in approval.segments if one.verdict is not Verdict.allow}
+    sources = {(one.start, one.end): one.source for one in approval.segments}
+    return [
+        replace(one, asked=(one.start, one.end) in asked, rule=sources.get((one.start, one.end), ""))
+        for one in segments
+    ]
+
+
+def _ask(requirement: Requirement) -> Ask:
+    people = "One" if requirement.quorum == 1 else str(requirement.quorum)
+    who = f"{people} of {requirement.approvers}" + (
+        ", but not who asked for the session" if requirement.exclude_requester else ""
+    )
+    rule = "" if requirement.rule == BY_DEFAULT else requirement.rule
+    later = requirement.escalate_to if requirement.escalated_at is None else None
+    on_deadline = f"then {later} may decide, too" if later else "then it is denied"
+    return Ask(rule, requirement.reason, who, requirement.due_at, on_deadline)
+
+
+async def _name_of(pages: Pages, principal_id: str | None) -> str:
+    """The name of who created a session; "" if that is not known."""
+    if principal_id is None:
+        return ""
+    try:
+        return (await pages.store.get_principal(principal_id)).name
+    except NotFound:
+        return ""
 
 
 def offers_for(approval: Approval) -> tuple[Offer, ...]:
     """The rules that "allow and remember" offers, the narrowest first."""
     if approval.kind not in ("tool", "network") or approval.folder not in (None, "."):
         return ()
-    return tuple(offers(approval.tool_name, approval.input, Path(approval.cwd)))
+    folder = Path(approval.cwd)
+    found = offers(approval.tool_name, approval.input, folder, approval.segments)
+    if not found:
+        return ()
+    narrowest = granted(approval.tool_name, approval.input, folder, approval.segments)
+    # A rule with a digest has no text to name it by: it can be chosen only where "remember" alone records it.
+    return tuple(one for one in found if one.rule.digest is None or one.rule == narrowest)
 
 
 def is_long(approval: Approval) -> bool:
     """Whether the input is too long to be seen at once, so that it is allowed only after it was scrolled through."""
     if approval.kind == "question":
         return False
-    shown = editable(approval.input)
+    shown = pretty_json(approval.input)  # a line break in a text is "\\n" there
     return len(shown) > LONG_CHARS or shown.count("\\n") + shown.count("\n") > LONG_LINES
 
 
@@ -181,8 +234,13 @@ def edit_of(approval: Approval) -> Edit:
     field, label = _EDITED_FIELD.get(approval.tool_name, ("", ""))
     text = approval.input.get(field)
     # A browser sends line breaks as CRLF, and hidden characters cannot be seen while they are edited.
-    plain = isinstance(text, str) and not any(map(is_hidden, text))
+    plain = isinstance(text, str) and not hidden_count(text)
     return Edit(field if plain else None, label, str(text) if plain else "", editable(approval.input))
+
+
+def _is_editable(approval: Approval) -> bool:
+    """Larger inputs are edited in a terminal: a browser would get them three times."""
+    return approval.kind == "tool" and len(pretty_json(approval.input)) <= MAX_EDITED_CHARS
 
 
 async def _last_words(pages: Pages, approval: Approval) -> str:

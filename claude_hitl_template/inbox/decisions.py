@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
 from claude_hitl_template.domain.events import UserToolConfirmation
-from claude_hitl_template.domain.models import Approval, ApprovalState
+from claude_hitl_template.domain.models import CLAIM_S, Approval, ApprovalState
 from claude_hitl_template.domain.people import Action
 from claude_hitl_template.errors import Conflict, Forbidden, HitlError, InvalidInput, NotFound
 from claude_hitl_template.inbox import pages
@@ -28,7 +28,10 @@ from claude_hitl_template.presentation.text import parse_input, summary
 from claude_hitl_template.store.waiting import is_whole
 
 router = APIRouter()
+MAX_BATCH = 200
 _DONE = {"allow": "Allowed.", "deny": "Denied."}
+_MIXED = "Calls of different severity were ticked: decide on those of one severity at a time."
+_CRITICAL = "A critical call is decided on its own: open it."
 
 type Show = Callable[..., Awaitable[Response]]
 
@@ -54,7 +57,28 @@ async def decide(approval_id: str, request: Request, services: PagesDep, user: U
     except (FormErrors, Forbidden, Conflict) as error:
         return await _refused(show, await services.store.get_approval(approval_id, None), form, error)
     if is_partial(request):
-        return await show(decided, just_decided=True)
+        waits = decided.state is ApprovalState.PENDING
+        said = "Your agreement is recorded. Others must allow it, too." if waits else ""
+        return await show(decided, said=said, just_decided=True)
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/inbox/a/{approval_id}", 303)
+
+
+@router.post("/inbox/a/{approval_id}/claim")
+async def claim(approval_id: str, request: Request, services: PagesDep, user: UserDep) -> Response:
+    """Tells others that the reader looks at a call, or no longer does."""
+    approval = await approval_for(services, user, approval_id, Action.DECIDE)
+    form = await read_form(request, services, user)
+    seconds = CLAIM_S if field_text(form, "do") == "claim" else 0
+    show: Show = functools.partial(card_page, request, services, user)
+    try:
+        now = await services.store.claim_approval(
+            approval_id, approval.workspace_id, seconds=seconds, by=user.actor
+        )
+    except (Forbidden, Conflict) as error:
+        now = await services.store.get_approval(approval_id, None)
+        return await show(now, status=409, said=str(error), tone="warn")
+    if is_partial(request):
+        return await show(now)
     return RedirectResponse(f"{request.scope.get('root_path', '')}/inbox/a/{approval_id}", 303)
 
 
@@ -130,12 +154,13 @@ def _reason(form: Form) -> str:
 
 
 def _rule(approval: Approval, form: Form) -> bool | str:
-    """The rule that was chosen; True for the narrowest, which may need a digest."""
+    """The rule that was chosen; True for one with a digest, which is the one that "remember" alone records."""
     chosen = field_text(form, "rule")
     found = offers_for(approval)
     if not chosen.isdecimal() or int(chosen) >= len(found):
         raise FormErrors({"rule": "Choose one of the rules. Nothing was decided."})
-    return True if int(chosen) == 0 else found[int(chosen)].rule.rule
+    rule = found[int(chosen)].rule
+    return True if rule.digest is not None else rule.rule
 
 
 def _edited(approval: Approval, form: Form) -> dict[str, Any]:
@@ -191,7 +216,7 @@ async def decide_batch(request: Request, services: PagesDep, user: UserDep) -> R
     """Decides on each ticked call on its own; the result says what happened to each."""
     fields = await read_form(request, services, user)
     ticked = [str(value) for value in (await request.form()).getlist("call")]  # it was read already
-    results = [await _decide_one(services, user, one, fields) for one in dict.fromkeys(ticked)]
+    results = await _decide_all(services, user, list(dict.fromkeys(ticked)), fields)
     partly = is_partial(request)
     return pages.page(
         request,
@@ -203,15 +228,36 @@ async def decide_batch(request: Request, services: PagesDep, user: UserDep) -> R
     )
 
 
-async def _decide_one(services: Pages, user: User, ticked: str, form: Form) -> Result:
-    approval_id, _, digest = ticked.partition(":")
+async def _decide_all(services: Pages, user: User, ticked: list[str], form: Form) -> list[Result]:
+    """Decides on each call on its own. Raises InvalidInput for another choice, and for too many calls."""
     if field_text(form, "do") not in _DONE:
         raise InvalidInput("a batch is allowed or denied", "do")
-    try:
-        approval = await approval_for(services, user, approval_id, Action.DECIDE)
-    except (NotFound, Forbidden) as error:
-        return Result(approval_id, approval_id, False, str(error))
-    name = f"{approval.tool_name} {summary(approval.input)}"
+    if len(ticked) > MAX_BATCH:
+        raise InvalidInput(f"at most {MAX_BATCH} calls at once", "call")
+    found: dict[str, Approval] = {}
+    results: dict[str, Result] = {}
+    for one in ticked:
+        approval_id = one.partition(":")[0]
+        try:
+            found[one] = await approval_for(services, user, approval_id, Action.DECIDE)
+        except (NotFound, Forbidden) as error:
+            results[one] = Result(approval_id, approval_id, False, str(error))
+    mixed = len({approval.severity for approval in found.values()}) > 1
+    for one, approval in found.items():
+        why = _MIXED if mixed else _CRITICAL if approval.severity == "critical" and len(found) > 1 else ""
+        refused = Result(approval.id, _named(approval), False, why)
+        results[one] = (
+            refused if why else await _decide_one(services, user, approval, one.partition(":")[2], form)
+        )
+    return [results[one] for one in ticked]
+
+
+def _named(approval: Approval) -> str:
+    return f"{approval.tool_name} {summary(approval.input)}"
+
+
+async def _decide_one(services: Pages, user: User, approval: Approval, digest: str, form: Form) -> Result:
+    approval_id, name = approval.id, _named(approval)
     if digest != approval.digest:
         return Result(approval_id, name, False, "It is not the call that was shown any more: open it.")
     if field_text(form, "do") == "allow" and not is_whole(approval):
@@ -219,10 +265,12 @@ async def _decide_one(services: Pages, user: User, ticked: str, form: Form) -> R
             approval_id, name, False, "Its line does not say all that it does: open it to allow it."
         )
     try:
-        await _decide(services, user, approval, form)
+        decided = await _decide(services, user, approval, form)
     except FormErrors as error:
         return Result(approval_id, name, False, " ".join(error.errors.values()))
     except HitlError as error:
         now = await services.store.get_approval(approval_id, None)
         return Result(approval_id, name, False, _first(now) or str(error))
+    if decided.state is ApprovalState.PENDING:
+        return Result(approval_id, name, True, "Your agreement is recorded. Others must allow it, too.")
     return Result(approval_id, name, True, _DONE[field_text(form, "do")])

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from claude_hitl_template.errors import HitlError
+from claude_hitl_template.errors import HitlError, Unavailable
 from claude_hitl_template.store.protocol import ApprovalChange, Changes
 
 log = structlog.get_logger()
@@ -17,6 +17,7 @@ WAITING = 200  # changes that one page may be behind; it looks at the whole list
 
 type Wait = Callable[..., Awaitable[Changes]]
 type Note = ApprovalChange | None  # None: something may be missing, so look at the store again
+type _Item = Note | Unavailable
 
 
 class Live:
@@ -24,16 +25,17 @@ class Live:
 
     def __init__(self, wait_approvals: Wait) -> None:
         self._wait = wait_approvals
-        self._queues: set[asyncio.Queue[Note]] = set()
+        self._queues: set[asyncio.Queue[_Item]] = set()
         self._task: asyncio.Task[None] | None = None
 
     @contextmanager
     def listen(self) -> Generator["Listening"]:
         """What happens from now on, in all workspaces."""
-        queue: asyncio.Queue[Note] = asyncio.Queue(WAITING)
+        queue: asyncio.Queue[_Item] = asyncio.Queue(WAITING)
         self._queues.add(queue)
         if self._task is None:
             self._task = asyncio.create_task(self._run())
+            self._task.add_done_callback(self._ended)
         try:
             yield Listening(queue)
         finally:
@@ -45,6 +47,16 @@ class Live:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Ends the streams of a reader that failed: their pages connect again, and start another one."""
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            return
+        log.error("the reader of changes failed", exc_info=error)
+        self._task = None
+        for queue in self._queues:
+            _put(queue, Unavailable("changes of approvals cannot be read"))
 
     async def _run(self) -> None:
         position = 0
@@ -63,25 +75,34 @@ class Live:
 
     def _send(self, note: Note) -> None:
         for queue in self._queues:
-            if queue.full():
-                while not queue.empty():
-                    queue.get_nowait()
-                queue.put_nowait(None)
-            else:
-                queue.put_nowait(note)
+            _put(queue, note)
+
+
+def _put(queue: "asyncio.Queue[_Item]", item: _Item) -> None:
+    if queue.full():
+        while not queue.empty():
+            queue.get_nowait()
+        item = item if isinstance(item, Unavailable) else None
+    queue.put_nowait(item)
 
 
 class Listening:
     """One page's changes."""
 
-    def __init__(self, queue: asyncio.Queue[Note]) -> None:
+    def __init__(self, queue: asyncio.Queue[_Item]) -> None:
         self._queue = queue
 
     async def next(self, timeout_s: float) -> list[Note]:
-        """Those since the last call, as soon as there are any; none after `timeout_s`."""
-        found: list[Note] = []
+        """Those since the last call, as soon as there are any; none after `timeout_s`. Raises Unavailable once they cannot
+        be read any more."""
+        found: list[_Item] = []
         with contextlib.suppress(TimeoutError):
             found.append(await asyncio.wait_for(self._queue.get(), timeout_s))
         while not self._queue.empty():
             found.append(self._queue.get_nowait())
-        return found
+        notes: list[Note] = []
+        for item in found:
+            if isinstance(item, Unavailable):
+                raise item
+            notes.append(item)
+        return notes

@@ -54,6 +54,11 @@ def tool_label(tool_name: str) -> str:
     return f"{server}: {tool}" if server else _LABELS.get(tool_name, tool_name)
 
 
+def _lines(text: str) -> str:
+    count = line_count(text.removesuffix("\n"))
+    return f"{count} line{'' if count == 1 else 's'}"
+
+
 def time_left(at: datetime, now: datetime | None = None) -> str:
     """How long until a time: `5s`, `12m`, `3h`, `4d`; "0s" once it is past."""
     return age((now or utcnow()).isoformat(), at.astimezone(UTC))
@@ -67,7 +72,7 @@ def environment(*folders: Path) -> Environment:
         age=_age,
         left=time_left,
         tool_label=tool_label,
-        line_count=line_count,
+        lines=_lines,
         PERMISSION_TEXT=PERMISSION_TEXT,
     )
     made.filters["visible"] = visible

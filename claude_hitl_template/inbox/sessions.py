@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from claude_hitl_template.domain.people import Action
 from claude_hitl_template.errors import Conflict, HitlError, NotFound
 from claude_hitl_template.files.manifest import SavedFile, shown
 from claude_hitl_template.inbox import pages
-from claude_hitl_template.inbox.approvals import PING_S, frame
+from claude_hitl_template.inbox.approvals import CHECK_S, frame
 from claude_hitl_template.inbox.forms import PagesDep, UserDep, check, names_of, read_form, readable
 from claude_hitl_template.inbox.services import Pages, User
 from claude_hitl_template.presentation import submissions
@@ -47,6 +48,8 @@ async def session_for(services: Pages, user: User, session_id: str, action: Acti
 async def show_sessions(request: Request, services: PagesDep, user: UserDep) -> Response:
     """Sessions of a workspace, the newest first."""
     mine = readable(user)
+    if not mine:
+        raise NotFound("you have no role in any workspace; an administrator gives roles")
     workspace = request.query_params.get("workspace") or mine[0]
     if workspace not in mine:
         raise NotFound("there is no such workspace, or you may not see it")
@@ -255,15 +258,17 @@ async def stream(session_id: str, request: Request, services: PagesDep, user: Us
 
 async def _frames(request: Request, services: Pages, session: Session, after: int) -> AsyncIterator[str]:
     yield frame("hello", {})
+    checked_at = time.monotonic()
     subscription = services.followers.subscribe(session.id, session.workspace_id, after, previews=True)
     try:
         while True:
-            found = await subscription.next(PING_S)
+            found = await subscription.next(CHECK_S)
             for message in found:
                 written = _entry(request, message) if message.event is not None else _typing(message)
                 if written:
                     yield written
-            if not found:
+            if time.monotonic() - checked_at >= CHECK_S:
+                checked_at = time.monotonic()
                 try:
                     check(await services.user(request), session.workspace_id, Action.READ, "")
                 except HitlError:
@@ -286,7 +291,7 @@ def _entry(request: Request, message: Message) -> str:
 
 
 def _typing(message: Message) -> str:
-    """A piece of unfinished text, with hidden characters as escapes; "" for what is no text."""
+    """A piece of unfinished text, with hidden characters as escapes; "" for another kind of message."""
     body: Mapping[str, Any] = message.body
     text = body.get("delta", {}).get("text") or body.get("delta", {}).get("content", {}).get("text")
     if body.get("type") != "event_delta" or not isinstance(text, str):

@@ -232,7 +232,9 @@ class _Window:
         await self._send_event(EVENT_LOCK, known)
         path = f"/inputs/lock/{self._tracer.fid}/{lock.id}"
         await self._tracer.html(
-            timeline.decide_link(waiting, path) if waiting else timeline.message_link(path)
+            timeline.decide_link(waiting, path, self._services.pages_url)
+            if waiting
+            else timeline.message_link(path)
         )
 
     async def _keep_answerable(self, lock: _Lock, data: Mapping[str, Any]) -> None:

@@ -38,12 +38,14 @@ class WindowServices:
         image_facts: As in `api.app.Service`.
         wait_s: How long a flow waits without any change before it ends with its session parked.
         max_upload_bytes: The most that one turn offers for download.
+        pages_url: Where browsers reach the pages of the service.
     """
 
     store: Windows
     image_facts: Callable[[str], Awaitable[ImageFacts | None]]
     wait_s: float
     max_upload_bytes: int
+    pages_url: str
 
 
 @dataclass(frozen=True)

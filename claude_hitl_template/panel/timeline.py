@@ -8,6 +8,7 @@ from claude_hitl_template.domain.models import Approval, ImageFacts, Session
 from claude_hitl_template.domain.policy import PermissionPolicy
 from claude_hitl_template.panel.markup import render
 from claude_hitl_template.presentation.events import event_view
+from claude_hitl_template.presentation.sessions import card_url
 from claude_hitl_template.presentation.text import summary
 
 
@@ -107,16 +108,24 @@ def turn_end(usage: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
     return note(f"Turn ended: {', '.join(parts)}")
 
 
-def decide_link(approvals: Sequence[Approval], path: str) -> str:
-    """A card that leads to the form, at `path`, where these calls are decided."""
+def decide_link(approvals: Sequence[Approval], path: str, pages_url: str) -> str:
+    """A card that leads to the form, at `path`, where these calls are decided, and to the inbox at `pages_url`."""
     lines = [f"{a.tool_name}: {summary(a.input)}" for a in approvals]
     count = "this call" if len(approvals) == 1 else f"these {len(approvals)} calls"
-    return str(render("go.html.j2", lines=lines, path=path, label=f"Decide on {count}"))
+    return str(
+        render(
+            "go.html.j2",
+            lines=lines,
+            path=path,
+            label=f"Decide on {count}",
+            inbox=card_url(pages_url, approvals[0].id),
+        )
+    )
 
 
 def message_link(path: str) -> str:
     """A card that leads to the form, at `path`, for the next message."""
-    return str(render("go.html.j2", lines=[], path=path, label="Go on, or end the conversation"))
+    return str(render("go.html.j2", lines=[], path=path, label="Go on, or end the conversation", inbox=""))
 
 
 def downloads(

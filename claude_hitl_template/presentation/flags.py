@@ -12,7 +12,7 @@ from claude_hitl_template.domain.canonical_json import shown_host
 from claude_hitl_template.domain.policy import path_field
 from claude_hitl_template.domain.policy.bash import segments
 from claude_hitl_template.domain.policy.shell import UNKNOWN, NotUnderstood, Run, read
-from claude_hitl_template.presentation.text import is_hidden, is_host
+from claude_hitl_template.presentation.text import hidden_count, is_host
 
 type Level = Literal["danger", "warning", "note"]
 MAX_NAMED = 5  # files or hosts that one mark names
@@ -106,7 +106,7 @@ class Flag:
 class Segment:
     """A simple command of a command line; `start` and `end` are places in it, in characters.
 
-    `asked`: a rule that asks covers this one.
+    `asked`: this one made the line ask, because of `rule` ("default": no rule speaks of it).
     """
 
     text: str
@@ -114,6 +114,7 @@ class Segment:
     end: int
     flags: tuple[Flag, ...] = ()
     asked: bool = False
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def marks(
         found.add("warning", "goes on in the background")
     if given.get("dangerouslyDisableSandbox"):
         found.add("danger", "asks to leave the sandbox")
-    hidden = sum(sum(map(is_hidden, text)) for text in _texts(given))
+    hidden = sum(map(hidden_count, _texts(given)))
     if hidden:
         found.add("danger", "hidden characters", f"{hidden}, shown as escapes")
     return Marks(found.flags(), parts)

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from claude_hitl_template.domain.models import Approval, ApprovalState, Session
-from claude_hitl_template.presentation.text import is_hidden, rule_text
+from claude_hitl_template.presentation.text import rule_text, with_escapes
 
 POLICIES = {
     "risky": "Ask for what is risky: what writes, runs or leaves the machine",
@@ -45,10 +46,15 @@ def fate(approval: Approval) -> str:
     )
 
 
+def card_url(base_url: str, approval_id: str) -> str:
+    """The address of the inbox's card of a call. `base_url`: where browsers reach the service."""
+    return f"{base_url}/inbox/a/{quote(approval_id, safe='')}"
+
+
 def editable(given: Mapping[str, Any]) -> str:
     """A call's input as JSON to edit. Hidden characters are JSON escapes, so that a browser changes none of it."""
     shown = json.dumps(given, ensure_ascii=False, indent=2)
-    return "".join(_json_escape(char) if is_hidden(char) else char for char in shown)
+    return with_escapes(shown, _json_escape)
 
 
 def _json_escape(char: str) -> str:

@@ -8,7 +8,7 @@ import json
 import os.path
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -66,6 +66,16 @@ def one_line(text: str, width: int) -> str:
     """The beginning of `text` on one line of at most `width` characters, with hidden characters escaped."""
     line = visible(re.sub(r"\s+", " ", text[: width * 4]).strip())
     return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
+
+
+def hidden_count(text: str) -> int:
+    """How many hidden characters a text has."""
+    return sum(is_hidden(match[0]) for match in _NOT_PLAIN.finditer(text))
+
+
+def with_escapes(text: str, escape: Callable[[str], str]) -> str:
+    """A text with `escape(character)` in the place of each hidden one."""
+    return _NOT_PLAIN.sub(lambda match: escape(match[0]) if is_hidden(match[0]) else match[0], text)
 
 
 def is_hidden(char: str) -> bool:

@@ -19,6 +19,7 @@ from claude_hitl_template.domain.models import (
     Supervised,
 )
 from claude_hitl_template.domain.people import Principal, Workspace
+from claude_hitl_template.domain.policy.tiers import Severity
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
 from claude_hitl_template.store.protocol import AuditFilter, Order, TimeRange, TranscriptKey
 from claude_hitl_template.store.signals import Note
@@ -171,6 +172,7 @@ class Tx(Protocol):
         limit: int,
         states: Sequence[ApprovalState],
         session_id: str | None,
+        severity: Severity | None = None,
     ) -> list[Approval]: ...
     async def due_approvals(self, now: datetime) -> list[Approval]: ...
 

@@ -138,6 +138,8 @@ class StoreBase:
                 "session_id": approval.session_id,
                 "state": approval.state.value,
                 "decided_by": decision.decided_by if decision else None,
+                "votes": len(approval.votes),
+                "reviewer": approval.reviewer.name if approval.reviewer else None,
             }
             self._post(["approval", self._approvals.add(change), change])
         if changed:

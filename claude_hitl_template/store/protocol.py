@@ -45,7 +45,7 @@ from claude_hitl_template.domain.models import (
 )
 from claude_hitl_template.domain.people import SCOPES, SERVICE, Actor, Principal, Scope, Workspace
 from claude_hitl_template.domain.policy.segments import JudgedSegment
-from claude_hitl_template.domain.policy.tiers import WorkspacePolicy
+from claude_hitl_template.domain.policy.tiers import Severity, WorkspacePolicy
 from claude_hitl_template.domain.sign_in import BrowserSession, PasswordOf, ProviderUser, SignedIn, Way
 from claude_hitl_template.files.manifest import SavedFile
 
@@ -112,7 +112,8 @@ class WaitingCall(Frozen):
     """A line of the inbox: an approval that waits, without its input.
 
     `effect` is the call on one line with hidden characters as escapes; `is_whole`: it says all of the input. `title` is of
-    the session, in one line. `requester`: who created the session.
+    the session, in one line. `requester`: who created the session. `votes`: how many people allowed it; at least
+    `quorum` must. `reviewer`: who said that they look at it; `assignee`: whom it was handed over to.
     """
 
     id: str
@@ -125,6 +126,11 @@ class WaitingCall(Frozen):
     effect: str
     is_whole: bool
     digest: str
+    severity: Severity
+    quorum: int
+    votes: int
+    reviewer: str | None
+    assignee: str | None
     by_subagent: bool
     created_at: datetime
     expires_at: datetime | None
@@ -138,13 +144,16 @@ class WaitingCall(Frozen):
 
 
 class ApprovalChange(Frozen):
-    """An approval was recorded, or changed its state. `decided_by`: who decided; None if no one did."""
+    """An approval was recorded, or changed. `decided_by`: who decided; `votes`: how many people agreed so far;
+    `reviewer`: who said last that they look at it."""
 
     id: str
     workspace_id: str
     session_id: str
     state: ApprovalState
     decided_by: str | None
+    votes: int
+    reviewer: str | None
 
 
 class Changes(Frozen):
@@ -615,9 +624,10 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
         page: str | None = None,
         session_id: str | None = None,
         tool_name: str | None = None,
+        severity: Severity | None = None,
         text: str = "",
     ) -> Page[WaitingCall]:
-        """The calls that wait in these workspaces (None: in all), the oldest first.
+        """The calls that wait in these workspaces (None: in all): the most severe first, and of these the oldest.
 
         `text`: every word of it is in the line. A page may have fewer lines than `limit`, even none, and a next page: a
         search looks at a limited number of calls. Raises InvalidInput for a cursor of another listing.

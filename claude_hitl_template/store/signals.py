@@ -68,7 +68,7 @@ class Listener:
 
 class RecentChanges:
     """Changes of approvals, for those who show them live. Positions are times, so that a reader can go on at another
-    ledger; what is no longer kept, or was before this process, is said to be missing."""
+    ledger; changes that are no longer kept, or were before this process, are reported as missing."""
 
     def __init__(self) -> None:
         self._kept: deque[tuple[int, dict[str, Any]]] = deque(maxlen=CHANGES_KEPT)

@@ -23,6 +23,7 @@ from claude_hitl_template.domain.models import (
     Supervised,
 )
 from claude_hitl_template.domain.people import Principal, Workspace
+from claude_hitl_template.domain.policy.tiers import SEVERITIES, Severity
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
 from claude_hitl_template.errors import Conflict
 from claude_hitl_template.store.backend import NAME_TAKEN, OPEN, Reply
@@ -398,7 +399,8 @@ class SqlTx:
                 "expires_at",
             )
         }
-        await self._upsert(approvals, {**row, "state": approval.state.value, "doc": _document(approval)})
+        row |= {"state": approval.state.value, "severity": SEVERITIES.index(approval.severity)}
+        await self._upsert(approvals, {**row, "doc": _document(approval)})
 
     async def open_approvals(self, session_id: str) -> list[Approval]:
         t = approvals.c
@@ -413,6 +415,7 @@ class SqlTx:
         limit: int,
         states: Sequence[ApprovalState],
         session_id: str | None,
+        severity: Severity | None = None,
     ) -> list[Approval]:
         t = approvals.c
         key, state = t.workspace_id, t.state
@@ -424,6 +427,8 @@ class SqlTx:
         query = query.where(*_of(key, workspace_id))
         if states:
             query = query.where(state.in_([s.value for s in states]))
+        if severity is not None:
+            query = query.where(t.severity == SEVERITIES.index(severity))
         rows = await self._all(
             _paged(query, t.created_at, t.id, after=after, limit=limit, order="asc"), slow=True
         )

@@ -154,10 +154,13 @@ approvals = Table(
     Column("state", Name, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime),
+    Column("severity", Integer, nullable=False, server_default="1"),  # its place in tiers.SEVERITIES
     Column("doc", JSON, nullable=False),
     UniqueConstraint("session_id", "event_id", name="uq_approvals_event"),
     Index("ix_approvals_inbox", "workspace_id", "state", "created_at", "id"),
     Index("ix_approvals_key", "workspace_id", "created_at", "id"),
+    Index("ix_approvals_severity", "state", "severity", "created_at", "id"),
+    Index("ix_approvals_inbox_severity", "workspace_id", "state", "severity", "created_at", "id"),
     # The inbox of users who may decide on all keys' calls.
     Index("ix_approvals_state", "state", "created_at", "id"),
     Index("ix_approvals_call", "session_id", "call_id"),

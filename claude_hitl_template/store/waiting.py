@@ -3,14 +3,21 @@
 import heapq
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 
 from claude_hitl_template.domain.models import Approval, ApprovalState, Page, Session
-from claude_hitl_template.errors import NotFound
+from claude_hitl_template.domain.policy.tiers import SEVERITIES, Severity
+from claude_hitl_template.errors import InvalidInput, NotFound
 from claude_hitl_template.presentation.text import one_line, summary, visible
 from claude_hitl_template.store.backend import Tx
-from claude_hitl_template.store.base import APPROVALS, StoreBase, decode_time_cursor, encode_cursor
+from claude_hitl_template.store.base import (
+    APPROVALS,
+    StoreBase,
+    decode_cursor,
+    decode_time_cursor,
+    encode_cursor,
+)
 from claude_hitl_template.store.protocol import ApprovalChange, Changes, WaitingCall
 
 LOOKED_AT = 1000  # approvals that one search looks at; the next page continues
@@ -18,6 +25,7 @@ PIECE = 64  # read at once
 EARLIER = 5
 TITLE_CHARS = 120
 
+_BY_NAME: Mapping[str, Severity] = {severity: severity for severity in SEVERITIES}
 _PENDING = (ApprovalState.PENDING,)
 _DECIDED = tuple(state for state in ApprovalState if state is not ApprovalState.PENDING)
 
@@ -31,18 +39,21 @@ class WaitingRules(StoreBase):
         page: str | None = None,
         session_id: str | None = None,
         tool_name: str | None = None,
+        severity: Severity | None = None,
         text: str = "",
     ) -> Page[WaitingCall]:
-        after = decode_time_cursor("waiting", page)
+        begin = _place(page)
+        wanted = tuple(reversed(SEVERITIES)) if severity is None else (severity,)
         found: list[WaitingCall] = []
         looked_at, last = 0, None
         async with self._reading() as tx:
-            about = _Sessions(tx)
-            async for approval in _in_order(tx, workspace_ids, after, session_id):
+            about = _Sessions(tx, self._clock())
+            async for approval in _in_order(tx, workspace_ids, begin, wanted, session_id):
                 if len(found) == limit or looked_at == LOOKED_AT:
                     assert last is not None  # noqa: S101  (the loop came here before)
-                    return Page(data=found, next_page=encode_cursor("waiting", last[0].isoformat(), last[1]))
-                looked_at, last = looked_at + 1, (approval.created_at, approval.id)
+                    cursor = encode_cursor("waiting", last.severity, last.created_at.isoformat(), last.id)
+                    return Page(data=found, next_page=cursor)
+                looked_at, last = looked_at + 1, approval
                 if tool_name is None or approval.tool_name == tool_name:
                     call = await about.call(approval)
                     if call.mentions(text):
@@ -53,7 +64,7 @@ class WaitingRules(StoreBase):
         self, approval_ids: Sequence[str], workspace_ids: Sequence[str] | None
     ) -> list[WaitingCall]:
         async with self._reading() as tx:
-            about = _Sessions(tx)
+            about = _Sessions(tx, self._clock())
             read = [await tx.approval(approval_id) for approval_id in approval_ids]
             return [
                 await about.call(approval)
@@ -93,15 +104,15 @@ class WaitingRules(StoreBase):
 class _Sessions:
     """What the inbox says of the sessions of approvals, each read once."""
 
-    def __init__(self, tx: Tx) -> None:
-        self._tx = tx
+    def __init__(self, tx: Tx, now: datetime) -> None:
+        self._tx, self._now = tx, now
         self._sessions: dict[str, Session | None] = {}
         self._names: dict[str, str] = {}
 
     async def call(self, approval: Approval) -> WaitingCall:
         if approval.session_id not in self._sessions:
             self._sessions[approval.session_id] = await self._tx.session(approval.session_id)
-        session = self._sessions[approval.session_id]
+        session, reviewer = self._sessions[approval.session_id], approval.reviewer
         return WaitingCall(
             id=approval.id,
             workspace_id=approval.workspace_id,
@@ -113,6 +124,11 @@ class _Sessions:
             effect=summary(approval.input),
             is_whole=is_whole(approval),
             digest=approval.digest,
+            severity=approval.severity,
+            quorum=approval.quorum,
+            votes=len(approval.votes),
+            reviewer=reviewer.name if reviewer and reviewer.until > self._now else None,
+            assignee=approval.assignee.name if approval.assignee else None,
             by_subagent=approval.agent_id is not None,
             created_at=approval.created_at,
             expires_at=approval.expires_at,
@@ -146,12 +162,47 @@ def _title(session: Session | None) -> str:
     return one_line(session.title or session.first_words or session.id, TITLE_CHARS)
 
 
+type _Place = tuple[Severity, tuple[datetime, str]]  # a severity, and where a call of it is
+
+
+def _place(page: str | None) -> _Place | None:
+    """Where a page begins. Raises InvalidInput for a cursor of another listing."""
+    parts = decode_cursor("waiting", page, 3)
+    if parts is None:
+        return None
+    severity = _BY_NAME.get(parts[0])
+    if severity is None:
+        raise InvalidInput("this is not a cursor; use next_page of an earlier answer", "page")
+    after = decode_time_cursor("waiting", encode_cursor("waiting", *parts[1:]))
+    return (severity, after) if after is not None else None
+
+
 async def _in_order(
-    tx: Tx, workspace_ids: Sequence[str] | None, after: tuple[datetime, str] | None, session_id: str | None
+    tx: Tx,
+    workspace_ids: Sequence[str] | None,
+    begin: _Place | None,
+    severities: Sequence[Severity],
+    session_id: str | None,
 ) -> AsyncGenerator[Approval]:
-    """Pending approvals of these workspaces behind a place, the oldest first. Reads little more than is taken."""
+    """Pending approvals of these workspaces behind a place, the most severe first, then the oldest."""
+    for severity in severities:
+        if begin is not None and SEVERITIES.index(severity) > SEVERITIES.index(begin[0]):
+            continue
+        after = begin[1] if begin is not None and begin[0] == severity else None
+        async for approval in _by_age(tx, workspace_ids, after, severity, session_id):
+            yield approval
+
+
+async def _by_age(
+    tx: Tx,
+    workspace_ids: Sequence[str] | None,
+    after: tuple[datetime, str] | None,
+    severity: Severity,
+    session_id: str | None,
+) -> AsyncGenerator[Approval]:
+    """Those of one severity, the oldest first. Reads little more than is taken."""
     sources = [
-        _of_workspace(tx, workspace_id, after, session_id)
+        _of_workspace(tx, workspace_id, after, severity, session_id)
         for workspace_id in (workspace_ids if workspace_ids is not None else [None])
     ]
     heads: list[tuple[datetime, str, int, Approval]] = []
@@ -170,11 +221,20 @@ async def _in_order(
 
 
 async def _of_workspace(
-    tx: Tx, workspace_id: str | None, after: tuple[datetime, str] | None, session_id: str | None
+    tx: Tx,
+    workspace_id: str | None,
+    after: tuple[datetime, str] | None,
+    severity: Severity,
+    session_id: str | None,
 ) -> AsyncGenerator[Approval]:
     while True:
         piece = await tx.approvals(
-            workspace_id, after=after, limit=PIECE, states=_PENDING, session_id=session_id
+            workspace_id,
+            after=after,
+            limit=PIECE,
+            states=_PENDING,
+            session_id=session_id,
+            severity=severity,
         )
         for approval in piece:
             yield approval

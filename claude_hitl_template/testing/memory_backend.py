@@ -21,6 +21,7 @@ from claude_hitl_template.domain.models import (
     Supervised,
 )
 from claude_hitl_template.domain.people import Principal, Workspace
+from claude_hitl_template.domain.policy.tiers import Severity
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
 from claude_hitl_template.errors import Conflict
 from claude_hitl_template.store.backend import NAME_TAKEN, OPEN, Reply, Tx
@@ -306,6 +307,7 @@ class _MemoryTx:
         limit: int,
         states: Sequence[ApprovalState],
         session_id: str | None,
+        severity: Severity | None = None,
     ) -> list[Approval]:
         found = [
             a
@@ -313,6 +315,7 @@ class _MemoryTx:
             if workspace_id in (None, a.workspace_id)
             and (not states or a.state in states)
             and (session_id is None or a.session_id == session_id)
+            and severity in (None, a.severity)
         ]
         return _slice(found, after, limit, "asc")
 

@@ -112,7 +112,7 @@ async def test_a_viewer_sees_a_call_without_buttons_and_is_refused(on: Desk) -> 
 
 async def test_a_browser_that_is_not_signed_in_sees_nothing(on: Desk) -> None:
     approval = await on.ask(title="secret title")
-    async with browser(on, "nobody-known") as client:
+    async with browser(on, "a stranger") as client:
         for address in (
             "inbox",
             "inbox/list",
@@ -257,6 +257,14 @@ async def test_a_long_call_is_allowed_only_by_a_form_that_says_it_was_read(
     assert refused.status_code == 400
     assert "read it to its end" in refused.text
     assert (await decide(client, approval, "allow", read="on")).status_code == 303
+
+
+async def test_a_very_large_call_is_shown_whole_and_once(on: Desk, client: httpx.AsyncClient) -> None:
+    content = "a line of a large file\n" * 50_000
+    approval = await on.ask("Write", {"file_path": "/w/a", "content": content}, targets=["./a"])
+    card = (await client.get(f"inbox/a/{approval.id}")).text
+    assert card.count("a line of a large file") == 50_000
+    assert 'data-sheet="edit"' not in card
 
 
 async def test_questions_are_answered_by_choice_and_in_own_words(on: Desk, client: httpx.AsyncClient) -> None:

@@ -1,8 +1,8 @@
 """The prose of code and docs is plain, standard English: words that obscure who does what are refused.
 
 Prose is every docstring, comment and string literal of a tracked .py file, and every line of other tracked files except
-locks, JSON and images. To refuse a further word, add a line to ODD_WORDS. A real use (a user's name, a quotation) goes
-to ALLOWED with a reason.
+locks, JSON, images, and libraries of others with their licences. To refuse a further word, add a line to ODD_WORDS. A
+real use (a user's name, a quotation) goes to ALLOWED with a reason.
 
     python tests/unit/test_words.py     # odd words per 10,000 words of prose, by folder
 """

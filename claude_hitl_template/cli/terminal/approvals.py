@@ -15,6 +15,7 @@ from claude_hitl_template.cli.terminal.render import approval_view, table_lines
 from claude_hitl_template.domain.models import ApprovalState
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.presentation.approvals import votes_text
+from claude_hitl_template.presentation.sessions import card_url
 from claude_hitl_template.presentation.text import age, parse_input, rule_text, summary, visible
 
 app = typer.Typer(help="Lists, shows and decides approvals.", no_args_is_help=False)
@@ -66,12 +67,13 @@ def show(approval_id: Id, as_json: AsJson = False) -> None:
     with service_client() as client:
         approval_id = ids.approval_id(client, approval_id)
         approval = client.get(f"/v1/approvals/{approval_id}")
+        address = card_url(client.base_url, approval_id)
     if as_json:
         print_json(approval)
         return
     terminal = Terminal(console())
     terminal.show(approval_view(approval, approval["run_input"]))
-    for line in outcome(approval):
+    for line in [*outcome(approval), f"browser  {address}"]:
         typer.echo(line)
 
 

@@ -16,6 +16,7 @@ from claude_hitl_template.cli.terminal.follow import WireEvent, follow
 from claude_hitl_template.cli.terminal.render import approval_view, event_lines
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import Conflict, Forbidden, InvalidInput
+from claude_hitl_template.presentation.sessions import card_url
 from claude_hitl_template.presentation.terminal import shown
 
 OFFLINE_NOTE = (
@@ -143,6 +144,9 @@ class Conversation:
         for number, approval in enumerate(waiting, start=1):
             count = f" {number} of {len(waiting)}" if len(waiting) > 1 else ""
             self._terminal.show(Text(f"── call{count} waits for a decision ──", style="bold yellow"))
+            self._terminal.show(
+                Text(f"also at {card_url(self._client.base_url, approval['id'])}", style="dim")
+            )
             self._decide_one(approval)
 
     def _decide_one(self, approval: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@
   const base = document.body.dataset.base || "";
   const one = (selector, within = document) => within.querySelector(selector);
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
-  const TIMES_MS = 15000, SILENT_MS = 25000, GRACE_MS = 1000, ROWS_MS = 120;
+  const TIMES_MS = 15000, SILENT_MS = 25000, GRACE_MS = 1000, AGAIN_MS = 3000, ROWS_MS = 120;
   const ORDER = "hitl-inbox-order"; // ids of the list as it was shown last, for the keys j and k on a card
 
   // -- times
@@ -46,7 +46,7 @@
 
   // -- the stream, and what is said while it is cut
 
-  let stream, heard = Date.now(), cut = false, cutTimer, greeted = false;
+  let stream, heard = Date.now(), cut = false, cutTimer, againTimer, greeted = false;
   const address = (one("[data-stream]") || {dataset: {}}).dataset.stream;
 
   function setOffline(isCut) {
@@ -73,6 +73,8 @@
     setOffline(false);
   }
   function connect() {
+    clearTimeout(againTimer);
+    if (stream) stream.close();
     stream = new EventSource(address);
     stream.addEventListener("hello", () => {
       isHeard();
@@ -93,7 +95,9 @@
     stream.addEventListener("typing", (event) => { isHeard(); typing(JSON.parse(event.data)); });
     stream.addEventListener("error", () => {
       cutTimer = cutTimer || setTimeout(() => setOffline(true), GRACE_MS);
-      if (stream.readyState === EventSource.CLOSED) setTimeout(connect, 3000);
+      if (stream.readyState !== EventSource.CLOSED) return; // else the browser connects again by itself
+      clearTimeout(againTimer);
+      againTimer = setTimeout(again, AGAIN_MS);
     });
   }
   if (address) {
@@ -101,35 +105,64 @@
     setInterval(() => {
       if (Date.now() - heard < SILENT_MS) return;
       setOffline(true);
-      stream.close();
       connect();
     }, 5000);
     addEventListener("offline", () => setOffline(true));
-    addEventListener("pagehide", () => stream.close());
+    addEventListener("online", connect);
+    addEventListener("pagehide", () => { clearTimeout(againTimer); stream.close(); });
     addEventListener("pageshow", (event) => { if (event.persisted) connect(); });
   }
 
+  // The service answered with something else than a stream: it failed, or the reader is no longer signed in.
+  async function again() {
+    const answer = await fetch(`${base}/inbox/rows`, {headers: {"HX-Request": "true"}}).catch(() => undefined);
+    if (answer && (answer.status === 401 || answer.status === 403)) location.reload();
+    else connect();
+  }
   function refresh() {
     const list = one("#list"), card = one("#card");
     if (list) htmx.ajax("GET", list.dataset.address, {target: "#list", swap: "outerHTML"});
     if (card) htmx.ajax("GET", card.dataset.address, {target: "#card", swap: "outerHTML"});
   }
+  // While a decision of this page is under way its answer shows the call; what changes meanwhile is looked at afterwards.
+  let sending = false, missed = false;
+  document.addEventListener("htmx:beforeRequest", (event) => { if (event.detail.elt.id === "decide") sending = true; });
+  document.addEventListener("htmx:afterOnLoad", sent);
+  document.addEventListener("htmx:sendError", sent);
+  function sent() {
+    if (!sending) return;
+    sending = false;
+    if (missed) setTimeout(refresh, 50);
+    missed = false;
+  }
   function changed(call) {
     const card = one("#card");
-    if (card && card.dataset.id === call.id && card.dataset.state !== call.state) {
-      if (card.dataset.state === "pending" && call.by) toast(`Decided by ${call.by}`);
-      htmx.ajax("GET", card.dataset.address, {target: "#card", swap: "outerHTML"});
+    if (card && card.dataset.id === call.id) {
+      const waits = card.dataset.state === "pending" && call.state === "pending";
+      const isBusy = one("details[data-sheet][open], [name=do][value=edit]", card) || card.contains(document.activeElement);
+      if (sending) {
+        missed = true;
+      } else if (waits && card.dataset.news === call.news) {
+        // nothing that the card shows
+      } else if (waits && isBusy) {
+        toast("Someone voted on this call, or looks at it"); // the reader is about to decide: the card stays as it is
+      } else if (waits || card.dataset.state !== call.state) {
+        if (card.dataset.state === "pending" && call.by) toast(`Decided by ${call.by}`);
+        htmx.ajax("GET", card.dataset.address, {target: "#card", swap: "outerHTML"});
+      }
     }
     if (one("#list")) changedRow(call);
   }
 
   // -- the list
 
+  const RANKS = ["critical", "high", "medium", "low"];
+  const inOrder = (a, b) => RANKS.indexOf(a.dataset.severity) - RANKS.indexOf(b.dataset.severity) || (a.dataset.id < b.dataset.id ? -1 : 1);
   let fresh = new Set(), freshTimer;
   function changedRow(call) {
     const row = document.getElementById(`row-${call.id}`), list = one("#list");
     if (call.state === "pending") {
-      if (row) return;
+      if (row && row.dataset.news === call.news) return;
       fresh.add(call.id);
       freshTimer = freshTimer || setTimeout(addRows, ROWS_MS);
     } else {
@@ -147,16 +180,33 @@
     }
     counted();
   }
-  function addRows() {
+  // New lines, and lines that changed, at their place. What belongs behind the lines that are loaded comes with them.
+  async function addRows() {
     freshTimer = undefined;
     const list = one("#list"), ids = [...fresh].slice(0, 50);
     fresh = new Set();
     if (!ids.length || !list) return;
     if (!one(".item", list)) { refresh(); return; }
-    if (one("#more-row", list) !== null) { counted(); return; } // they come after the rows that are not loaded yet
     const query = new URLSearchParams(list.dataset.filters);
     ids.forEach((id) => query.append("id", id));
-    htmx.ajax("GET", `${base}/inbox/rows?${query}`, {target: "#rows", swap: "beforeend"});
+    const answer = await fetch(`${base}/inbox/rows?${query}`, {headers: {"HX-Request": "true"}});
+    if (!answer.ok) return;
+    const made = document.createElement("template");
+    made.innerHTML = await answer.text(); // written by the service's own templates
+    const more = one("#more-row", list), rows = all(".item", list), last = rows[rows.length - 1];
+    for (const row of all(".item", made.content)) {
+      const known = document.getElementById(row.id);
+      if (known && known.classList.contains("gone")) continue;
+      const ticked = known && one(".tick input:checked", known), focused = known && known.contains(document.activeElement);
+      if (known) known.remove();
+      else if (more && last && inOrder(row, last) > 0) continue;
+      const next = all(".item", list).find((other) => inOrder(row, other) < 0) || more;
+      one("#rows", list).insertBefore(row, next);
+      if (ticked && one(".tick input", row)) one(".tick input", row).checked = true;
+      if (focused) one("a.open", row).focus();
+    }
+    showTimes();
+    counted();
   }
   function counted() {
     const list = one("#list"), count = one("#count");
@@ -166,7 +216,10 @@
     count.hidden = !rows.length;
     document.title = (rows.length ? `(${rows.length}${more ? "+" : ""}) ` : "") + document.title.replace(/^\(\d+\+?\) /, "");
     sessionStorage.setItem(ORDER, JSON.stringify(rows.map((row) => row.dataset.id)));
-    const ticked = all(".tick input:checked", list).length, batch = one("#batch");
+    const boxes = all(".tick input:checked", list), ticked = boxes.length;
+    const severity = ticked ? boxes[0].closest(".item").dataset.severity : undefined; // one severity at a time
+    for (const box of all(".item:not(.gone) .tick input", list)) box.disabled = ticked > 0 && box.closest(".item").dataset.severity !== severity;
+    const batch = one("#batch");
     if (batch) {
       batch.hidden = !ticked;
       one("#ticked").textContent = ticked === 1 ? "1 call" : `${ticked} calls`;
@@ -233,7 +286,7 @@
   function entry(event) {
     const log = one("#log");
     if (!log) return;
-    const atEnd = innerHeight + scrollY > document.documentElement.scrollHeight - 160;
+    const atEnd = !log.lastElementChild || log.lastElementChild.getBoundingClientRect().top < innerHeight;
     const live = one("#typing");
     if (live) { live.hidden = true; one("pre, .typing", live).textContent = ""; live.dataset.event = ""; }
     if (event.data) {
@@ -243,7 +296,7 @@
       showTimes();
     }
     if (event.lastEventId) log.dataset.after = event.lastEventId;
-    if (atEnd) scrollTo({top: document.documentElement.scrollHeight});
+    if (atEnd && log.lastElementChild) log.lastElementChild.scrollIntoView({block: "end"});
     clearTimeout(stateTimer);
     stateTimer = setTimeout(() => {
       const state = one("#state");
@@ -336,4 +389,6 @@
   });
   document.addEventListener("htmx:load", (event) => begin(event.detail.elt));
   begin(document.body);
+  const last = one("#log > :last-child");
+  if (last && !one("#state .main-button")) last.scrollIntoView({block: "end"}); // what waits for a decision is at the top
 })();

@@ -115,7 +115,7 @@ def window(store: Store, runner: Runner, session_id: str, wait_s: float = 3600.0
     async def known(_image: str) -> ImageFacts | None:
         return None
 
-    services = WindowServices(store, known, wait_s, 1000)
+    services = WindowServices(store, known, wait_s, 1000, "http://pages.test/claude-hitl")
     inputs = {"session": session_id, "after": 0, "entries": "/e"}
     return asyncio.create_task(mirror(inputs, cast(Any, runner), services, cast(Any, runner)))
 
