@@ -22,6 +22,7 @@ from claude_hitl_template.presentation.text import hidden_count, leads_to, texts
 from claude_hitl_template.presentation.tools import pretty_json, tool_view
 from claude_hitl_template.presentation.views import Code, Part, Question
 from claude_hitl_template.presentation.views import Diff as DiffPart
+from claude_hitl_template.store.protocol import EarlierDecision
 
 MAX_FILE_BYTES = 512 * 1024  # of a saved file that a card compares with
 LONG_CHARS, LONG_LINES = 3000, 60  # of an input that is read to its end before it is allowed
@@ -133,7 +134,7 @@ class Card:
     is_long: bool
     leads_to: str
     last_words: str
-    earlier: tuple[Approval, ...]
+    earlier: tuple[EarlierDecision, ...]
     asks: tuple[Ask, ...]
     outcome: Outcome | None
 

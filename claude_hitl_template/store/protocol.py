@@ -143,6 +143,16 @@ class WaitingCall(Frozen):
         return all(word in said for word in text.casefold().split())
 
 
+class EarlierDecision(Frozen):
+    """A decision on a call with the same digest. `id` is the approval's."""
+
+    id: str
+    result: Literal["allow", "deny"]
+    deny_message: str | None
+    decided_by: str
+    decided_at: datetime
+
+
 class ApprovalChange(Frozen):
     """An approval was recorded, or changed. `decided_by`: who decided; `votes`: how many people agreed so far;
     `reviewer`: who said last that they look at it."""
@@ -640,8 +650,8 @@ class Clients(Windows, SavedBlobs, SignIns, Protocol):
         """Those of these approvals that wait in these workspaces, in the order of the ids."""
         ...
 
-    async def list_same_calls(self, approval_id: str, workspace_id: str | None) -> list[Approval]:
-        """The last decided calls of the same session with the same digest, the newest first. Raises NotFound."""
+    async def list_same_calls(self, approval_id: str, workspace_id: str | None) -> list[EarlierDecision]:
+        """The last decisions on calls of the same session with the same digest, the newest first. Raises NotFound."""
         ...
 
     async def wait_approvals(self, after: int, *, timeout_s: float) -> Changes:

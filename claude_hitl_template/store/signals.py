@@ -81,12 +81,13 @@ class RecentChanges:
         self._since = self._now()
 
     def add(self, change: Mapping[str, Any], position: int | None = None) -> int:
-        """Returns its position: microseconds, or one more than the newest, whichever is later."""
-        position = self._now() if position is None else position
+        """Returns its position: microseconds, or one more than the newest, whichever is later. `position`: the one it has
+        at another ledger, whose clock may be behind; a reader of this one must see it all the same."""
+        position = self._now() if position is None else max(position, self._newest + 1)
         if len(self._kept) == CHANGES_KEPT:
             self._since = self._kept[0][0]
         self._kept.append((position, dict(change)))
-        self._newest = max(self._newest, position)
+        self._newest = position
         return position
 
     def after(self, position: int) -> tuple[list[dict[str, Any]], int, bool]:

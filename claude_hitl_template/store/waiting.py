@@ -3,7 +3,7 @@
 import heapq
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from claude_hitl_template.domain.models import Approval, ApprovalState, Page, Session
@@ -18,7 +18,7 @@ from claude_hitl_template.store.base import (
     decode_time_cursor,
     encode_cursor,
 )
-from claude_hitl_template.store.protocol import ApprovalChange, Changes, WaitingCall
+from claude_hitl_template.store.protocol import ApprovalChange, Changes, EarlierDecision, WaitingCall
 
 LOOKED_AT = 1000  # approvals that one search looks at; the next page continues
 PIECE = 64  # read at once
@@ -74,18 +74,18 @@ class WaitingRules(StoreBase):
                 and (workspace_ids is None or approval.workspace_id in workspace_ids)
             ]
 
-    async def list_same_calls(self, approval_id: str, workspace_id: str | None) -> list[Approval]:
+    async def list_same_calls(self, approval_id: str, workspace_id: str | None) -> list[EarlierDecision]:
         async with self._reading() as tx:
             shown = await tx.approval(approval_id)
             if shown is None or workspace_id not in (None, shown.workspace_id):
                 raise NotFound(f"there is no approval {approval_id!r}")
-            same: deque[Approval] = deque(maxlen=EARLIER)
+            same: deque[EarlierDecision] = deque(maxlen=EARLIER)
             after: tuple[datetime, str] | None = None
             while True:
                 piece = await tx.approvals(
                     shown.workspace_id, after=after, limit=PIECE, states=_DECIDED, session_id=shown.session_id
                 )
-                same.extend(a for a in piece if a.digest == shown.digest and a.id != shown.id and a.decision)
+                same.extend(_earlier(piece, shown))
                 if len(piece) < PIECE:
                     return list(reversed(same))
                 after = piece[-1].created_at, piece[-1].id
@@ -99,6 +99,19 @@ class WaitingRules(StoreBase):
                 if found or not complete or not await listener.wait(left):
                     changes = tuple(ApprovalChange.model_validate(change) for change in found)
                     return Changes(changes=changes, position=position, complete=complete)
+
+
+def _earlier(approvals: Sequence[Approval], shown: Approval) -> Iterator[EarlierDecision]:
+    for approval in approvals:
+        decision = approval.decision
+        if decision is not None and approval.digest == shown.digest and approval.id != shown.id:
+            yield EarlierDecision(
+                id=approval.id,
+                result=decision.result,
+                deny_message=decision.deny_message,
+                decided_by=decision.decided_by,
+                decided_at=decision.decided_at,
+            )
 
 
 class _Sessions:

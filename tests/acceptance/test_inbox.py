@@ -11,10 +11,12 @@ import anthropic
 import pytest
 from playwright.sync_api import Browser, Locator, Page
 
+from claude_hitl_template.domain.models import utcnow
 from claude_hitl_template.domain.people import SERVICE, Role
 from claude_hitl_template.testing.signed_in import COOKIE, SignedIn
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 from tests.acceptance.conftest import PICTURES
+from tests.sign_in import PASSWORD, add_user
 
 AXE = (Path(__file__).parent / "axe.min.js").read_text()
 SIZES = {"phone": (390, 844), "desktop": (1440, 900)}
@@ -390,3 +392,29 @@ def test_no_page_is_wider_than_its_screen(browser: Browser, inbox: Inbox, width:
         reader.open(path)
         assert reader.page.evaluate("document.documentElement.scrollWidth") <= width, path
     context.close()
+
+
+@pytest.mark.slow
+def test_a_link_to_a_call_leads_there_after_the_sign_in_and_signing_out_elsewhere_ends_it(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with serve_in_thread(
+        tmp_path, keys={"first": SECRET}, hot_window_s=600.0, idle_timeout_s=5.0
+    ) as threaded:
+        store = threaded.service.store
+        inbox = Inbox(threaded, SignedIn())
+        user = threaded.run(add_user(store, "zoe"))
+        [approval] = inbox.ask("A link in a mail", ("Bash", {"command": "echo linked"}))
+        context = browser.new_context()
+        reader = Reader(inbox, context.new_page(), "desktop")
+        reader.page.goto(f"{inbox.url}/inbox/a/{approval}")
+        reader.page.locator("input[name=name]").fill("zoe")
+        reader.page.locator("input[name=password]").fill(PASSWORD)
+        reader.page.keyboard.press("Enter")
+        reader.page.wait_for_url(f"**/inbox/a/{approval}")
+        reader.press("[data-key=allow]")
+        reader.sees("Allowed by zoe")
+        threaded.run(store.change_principal(user.id, {"disabled_at": utcnow()}, by=SERVICE))
+        reader.page.wait_for_url("**/sign-in*")
+        context.close()
+        assert reader.problems == []

@@ -101,6 +101,18 @@ async def test_an_idempotency_key_at_several_ledgers_at_once_acts_once(ledgers: 
     assert len({event.id for [event] in sent}) == 1
 
 
+async def test_a_change_of_an_approval_is_announced_at_every_ledger(ledgers: list[CoreStore]):
+    here = await ledgers[0].wait_approvals(0, timeout_s=0)
+    there = await ledgers[1].wait_approvals(0, timeout_s=0)
+    session_id = await asking(ledgers[2], "t1")
+    for ledger, start in ((ledgers[0], here), (ledgers[1], there)):
+        asked = await ledger.wait_approvals(start.position, timeout_s=10)
+        assert [(c.session_id, c.state) for c in asked.changes] == [(session_id, ApprovalState.PENDING)]
+    await ledgers[0].send_events(session_id, KEY, [said("t1", "deny")], by=Actor(name="ann"))
+    decided = await ledgers[1].wait_approvals(asked.position, timeout_s=10)
+    assert [(c.state, c.decided_by) for c in decided.changes] == [(ApprovalState.DENIED, "ann")]
+
+
 async def test_a_key_recorded_at_several_ledgers_at_once_is_one(ledgers: list[CoreStore]):
     made = await asyncio.gather(*(ledgers[n % REPLICAS].add_key("first", "hash") for n in range(9)))
     assert len({key.id for key in made}) == 1

@@ -56,7 +56,7 @@ SMALL = frozenset({
     "add_browser_session", "find_browser_session", "list_browser_sessions", "end_browser_sessions",
     "note_failed_sign_in", "put_provider_user", "list_audit", "begin_export", "export_audit", "audit_keys",
     "approval_receipt", "tell_waiting", "drop_lease", "supervised", "existing", "wait_supervised", "expire_due", "retire",
-    "ping",
+    "ping", "list_waiting", "get_waiting", "list_same_calls", "wait_approvals",
 })  # fmt: skip
 METHODS = frozenset().union(*OPENED.values())
 
@@ -205,6 +205,11 @@ async def some_calls(store: Any, sid: str, epoch: int, key_id: str) -> None:
     assert [page.data[0], *await rest(store, page, key_id, sid)] == opened
     assert await store.get_approval(opened[0].id, key_id) == opened[0]
     assert await store.find_approval(sid, epoch, "a") == opened[0]
+    waiting = (await store.list_waiting([key_id], limit=50)).data
+    assert [call.id for call in waiting] == [approval.id for approval in opened]
+    assert await store.get_waiting([opened[0].id], None) == waiting[:1]
+    assert await store.list_same_calls(opened[0].id, key_id) == []
+    assert not (await store.wait_approvals(0, timeout_s=0)).complete
     edited = {"command": f"edited {BIG}"}
     [decided] = await store.send_events(
         sid, key_id, [said("a", updated_input=edited)], by=Actor(name="ann"), idempotency_key="once"

@@ -194,17 +194,20 @@
     const made = document.createElement("template");
     made.innerHTML = await answer.text(); // written by the service's own templates
     const more = one("#more-row", list), rows = all(".item", list), last = rows[rows.length - 1];
+    let added = 0;
     for (const row of all(".item", made.content)) {
       const known = document.getElementById(row.id);
       if (known && known.classList.contains("gone")) continue;
       const ticked = known && one(".tick input:checked", known), focused = known && known.contains(document.activeElement);
       if (known) known.remove();
       else if (more && last && inOrder(row, last) > 0) continue;
+      else added++;
       const next = all(".item", list).find((other) => inOrder(row, other) < 0) || more;
       one("#rows", list).insertBefore(row, next);
       if (ticked && one(".tick input", row)) one(".tick input", row).checked = true;
       if (focused) one("a.open", row).focus();
     }
+    if (added) one("#news").textContent = added === 1 ? "A new call waits" : `${added} new calls wait`;
     showTimes();
     counted();
   }
