@@ -11,6 +11,9 @@ from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase
 from claude_hitl_template.store.recording import record_principal, record_workspace
 
+# Changes of people follow one another: two administrators must not remove each other, nor undo each other's change.
+PEOPLE = "people"
+
 
 class PeopleRules(StoreBase):
     async def list_workspaces(self) -> list[Workspace]:
@@ -65,6 +68,7 @@ class PeopleRules(StoreBase):
 
     async def add_principal(self, principal: Principal, *, by: Actor = SERVICE) -> Principal:
         async with self._writing("add_key") as tx:
+            await tx.lock(PEOPLE)
             known = await tx.principal(principal.id)
             if known is not None:
                 return known
@@ -82,6 +86,7 @@ class PeopleRules(StoreBase):
         by: Actor = SERVICE,
     ) -> Principal:
         async with self._writing("add_key") as tx:
+            await tx.lock(PEOPLE)
             principal = await _principal(tx, principal_id)
             wanted = dict(changes)
             if "disabled" in wanted:

@@ -18,7 +18,7 @@ from claude_hitl_template.domain.sign_in import (
 from claude_hitl_template.errors import Conflict, Forbidden, NotFound
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase
-from claude_hitl_template.store.people import check_administered
+from claude_hitl_template.store.people import PEOPLE, check_administered
 from claude_hitl_template.store.recording import record_principal, record_sign_in
 
 NAME_CHARS = 200
@@ -56,7 +56,7 @@ class SignInRules(StoreBase):
 
     async def put_provider_user(self, user: ProviderUser) -> Principal:
         async with self._writing("add_key") as tx:
-            await tx.lock("users of a sign-in provider")  # two new ones must not choose the same name
+            await tx.lock(PEOPLE)
             found = await tx.named_principal(external_id=user.external_id) or await _linked(tx, user)
             before = found or Principal(
                 id=new_id("user"), kind="user", name=await _free_name(tx, user), created_at=self._clock()

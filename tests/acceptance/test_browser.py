@@ -76,7 +76,7 @@ def test_a_call_is_shown_and_allowed_and_its_file_offered(panel: Panel) -> None:
     panel.sees("Waiting for you: one call waits for a decision")
     panel.picture("waiting")
     panel.open_form()
-    for part in ("hello.txt", "This file was written by a Claude Code session", "panel: admin", session):
+    for part in ("hello.txt", "This file was written by a Claude Code session", "admin", session):
         assert part in panel.page.inner_text("form")
     panel.picture("allow")
     panel.decide("Allow")

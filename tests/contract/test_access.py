@@ -1,5 +1,6 @@
 """Who may call which route: every route of the API document, for each kind of caller."""
 
+import asyncio
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import pytest
 from claude_hitl_template.config.secret_files import hash_api_key
 from claude_hitl_template.domain.models import Agent, Environment, new_id, utcnow
 from claude_hitl_template.domain.people import EVERYWHERE, SERVICE, Principal, Role, Scope, Workspace
+from claude_hitl_template.errors import Conflict, Outdated
+from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 from tests.contract.routes import OPERATIONS
@@ -334,3 +337,30 @@ def test_a_key_that_cannot_be_is_refused_by_its_field(scene: Scene, body: dict[s
     answer = scene.ask("all", "POST /v1/admin/keys", json=body)
     assert answer.status_code == 400
     assert field in answer.json()["error"]["message"]
+
+
+async def test_changes_of_people_at_once_are_all_kept_and_an_administrator_stays(store: CoreStore) -> None:
+    admins = [
+        Principal(
+            id=new_id("user"),
+            kind="user",
+            name=f"admin {n}",
+            created_at=utcnow(),
+            roles={EVERYWHERE: (Role.ADMIN,)},
+        )
+        for n in range(6)
+    ]
+    for admin in admins:
+        await store.add_principal(admin, by=SERVICE)
+    disabling = (store.change_principal(admin.id, {"disabled": True}, by=SERVICE) for admin in admins)
+    results = await asyncio.gather(*disabling, return_exceptions=True)
+    assert sum(isinstance(result, Conflict) for result in results) == 1
+    assert sum(one.disabled_at is None for one in await store.list_principals()) == 1
+    left = next(one for one in await store.list_principals() if one.disabled_at is None)
+    changing = (
+        store.change_principal(left.id, {"groups": [str(n)]}, if_version=left.version, by=SERVICE)
+        for n in range(6)
+    )
+    results = await asyncio.gather(*changing, return_exceptions=True)
+    assert sum(isinstance(result, Outdated) for result in results) == 5
+    assert (await store.get_principal(left.id)).version == left.version + 1

@@ -1,5 +1,6 @@
 """What a workspace's rules ask of a call: how many people, who, by when; and what of that holds while it waits."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -530,3 +531,17 @@ async def test_what_the_owner_judged_by_the_current_policy_is_taken_as_it_judged
     await team.rule()
     [default] = await team.ask(session, "t4", rules=("default",), policy_version=version + 1)
     assert [one.rule for one in default.requirements] == ["default"]
+
+
+async def test_an_awake_owner_sees_a_changed_policy_at_once(store: CoreStore):
+    team = await team_of_three(store)
+    session = await team.session()
+    revision = (await store.snapshot(session.id, 1)).session.revision
+    waiting = asyncio.create_task(store.wait_session(session.id, 1, revision, timeout_s=60))
+    while not waiting.done():
+        await team.rule(release(2))
+        await team.rule(release(3))
+        await asyncio.wait([waiting], timeout=0.1)
+    found = waiting.result()
+    assert found.policy_version > 0
+    assert found.policy.rules[0].approvers.groups == ("release",)

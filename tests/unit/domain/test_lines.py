@@ -1,5 +1,8 @@
 """A command line is judged by its commands: which one asks is shown, and a rule may answer for one of them."""
 
+import random
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -240,3 +243,76 @@ def test_where_several_commands_ask_or_the_line_is_not_sure_exactly_the_line_is_
         rule = granted("Bash", {"command": line}, WORKSPACE, judged)
         assert rule.digest is not None, line
         assert rule in [offer.rule for offer in offers("Bash", {"command": line}, WORKSPACE, judged)]
+
+
+# -- against a shell
+
+PROGRAMS = ("a", "b", "c", "cat", "'d'", '"b"')
+ARGUMENTS = ("-x", "'x y'", "2>&1", ">/dev/null", "2> /dev/null", "a")
+JOINTS = ("&&", "||", ";", "|", "\n")
+ODD = (
+    *(
+        "cd",
+        "set",
+        "if",
+        "then",
+        "fi",
+        "{",
+        "}",
+        "!",
+        "&",
+        "|&",
+        ";;",
+        "<f",
+        ">f",
+        "#",
+        "$x",
+        "$(c)",
+        "eval",
+        "'",
+    ),
+    *("\\", "time", "exec", "x=1", "&>/dev/null", "<<x", "`c`", "(", ")", "*", "-"),
+)
+STUB = '#!/bin/sh\necho "${0##*/}|$*" >>"$LOG"\n'
+
+
+def _random_line(chance: random.Random) -> str:
+    words: list[str] = []
+    for _ in range(chance.randint(2, 4)):
+        words += [
+            chance.choice(PROGRAMS),
+            *chance.choices(ARGUMENTS, k=chance.randint(0, 2)),
+            chance.choice(JOINTS),
+        ]
+    for _ in range(chance.choice((0, 0, 1, 2))):
+        words.insert(chance.randint(0, len(words)), chance.choice(ODD))
+    return " ".join(words[: -chance.randint(0, 1) or None])
+
+
+def test_a_shell_runs_nothing_but_the_parts_of_a_line(tmp_path: Path) -> None:
+    """Random lines over words that matter to a shell: what it runs is among the parts that were judged."""
+    stubs, chance = tmp_path / "bin", random.Random("lines")
+    stubs.mkdir()
+    for name in ("a", "b", "c", "d", "cat"):
+        (stubs / name).write_text(STUB)
+        (stubs / name).chmod(0o755)
+    lines = {_random_line(chance) for _ in range(1_200)}
+    taken = [(line, found) for line in sorted(lines) if (found := parts(line))]
+    assert len(taken) > 50
+    for number, (line, found) in enumerate(chance.sample(taken, 40)):
+        log = tmp_path / str(number)
+        environment = {"PATH": str(stubs), "LOG": str(log)}
+        done = subprocess.run(
+            ["/bin/bash", "--norc", "--noprofile", "-c", line],
+            env=environment,
+            cwd=stubs,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        assert b"syntax error" not in done.stderr, line
+        ran = log.read_text().splitlines() if log.exists() else []
+        judged = {
+            f"{words[0]}|{' '.join(words[1:])}" for words in (shlex.split(one.command) for one in found)
+        }
+        assert set(ran) <= judged, (line, ran)
