@@ -113,11 +113,14 @@ def test_the_readmes_example_runs_as_it_stands(service: Service):
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=environment,
+        input="y\n",
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "session.status_idle"
+    assert "Write {'file_path': 'hello.txt'" in done.stdout
+    assert "allow? [y/n] " in done.stdout
+    assert "Done: `hello.txt`" in done.stdout.splitlines()[-1]
     assert (workspaces(service)[-1] / "hello.txt").exists()

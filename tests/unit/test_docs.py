@@ -87,6 +87,8 @@ RUN = {
 }
 # What no test runs, and why; it is held against the command line's own description of itself, as all the others are.
 NOT_RUN = {
+    "export HITL_URL=http://127.0.0.1:8001/claude-hitl": "the services of the tests have addresses of their own",
+    'export HITL_API_KEY="$(cat .hitl/secrets/api-key)"': "the services of the tests have folders of their own",
     "./hitl bench": "takes minutes",
     "./hitl bench --rounds 40 --json figures.json": "takes minutes",
     "./hitl bench --only crowd --sessions 10000": "takes minutes",
