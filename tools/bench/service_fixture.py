@@ -45,6 +45,8 @@ def bench_settings(folder: Path) -> Settings:
             "files_url": None,
             "anthropic_api_key": None,
             "requests_per_minute": UNLIMITED,
+            "asks_per_minute": UNLIMITED,
+            "asks_per_session": UNLIMITED,
             "idle_timeout_s": LONG_S,
             "approval_ttl_s": None,
             "panel": False,
