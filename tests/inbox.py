@@ -15,7 +15,7 @@ from claude_hitl_template.domain.canonical_json import call_digest
 from claude_hitl_template.domain.events import UserMessage
 from claude_hitl_template.domain.models import Agent, Approval, Environment, Session, new_id, utcnow
 from claude_hitl_template.domain.people import SERVICE, Role, Workspace
-from claude_hitl_template.domain.policy.segments import JudgedSegment
+from claude_hitl_template.domain.policy.command_segments import JudgedSegment
 from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
 from claude_hitl_template.inbox.app import build_inbox_app
 from claude_hitl_template.inbox.live import Live

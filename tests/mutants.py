@@ -126,20 +126,14 @@ MUTANTS = {
         (
             "store.base",
             "StoreBase._writing",
-            """async with self._backend.begin(write=True) as tx:
-        yield tx
-        await append(tx, self._signer)
-        await fault_points.reach(f"{point}.before_commit")
+            """await fault_points.reach(f"{point}.before_commit")
+    except (StoreUnreachable, asyncio.CancelledError):
 """,
-            """undone = type("Undone", (Exception,), {})
-    try:
-        async with self._backend.begin(write=True) as tx:
-            yield tx
-            await append(tx, self._signer)
-            if point == "send_events":
-                raise undone
-    except undone:
+            """if point == "send_events":
+                raise InterruptedError
+    except InterruptedError:
         pass
+    except (StoreUnreachable, asyncio.CancelledError):
 """,
         ),
     ),
@@ -162,15 +156,16 @@ MUTANTS = {
         (
             "store.base",
             "StoreBase._writing",
-            """async with self._backend.begin(write=True) as tx:
-        yield tx
-        await append(tx, self._signer)
-        await fault_points.reach(f"{point}.before_commit")
+            """yield tx
+            await append(tx, self._signer)
+            await fault_points.reach(f"{point}.before_commit")
+    except (StoreUnreachable, asyncio.CancelledError):
+        if changed:  # whether they were kept is not known
+            self._approvals.forget()
+            self._signals.notify(APPROVALS)
+        raise
 """,
-            """drafts = []
-    try:
-        async with self._backend.begin(write=True) as tx:
-            drafts = tx.drafts
+            """drafts = tx.drafts
             yield tx
             await fault_points.reach(f"{point}.before_commit")
     finally:

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from claude_hitl_template.domain.canonical_json import call_digest, digest
 from claude_hitl_template.domain.people import SCOPES, Principal, Scope, Workspace
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule
-from claude_hitl_template.domain.policy.segments import JudgedSegment
+from claude_hitl_template.domain.policy.command_segments import JudgedSegment
 from claude_hitl_template.domain.policy.tiers import (
     NO_POLICY,
     Requirement,

@@ -15,8 +15,8 @@ import structlog
 from claude_hitl_template.domain import policy
 from claude_hitl_template.domain.models import Approval, ApprovalState, Session, utcnow
 from claude_hitl_template.domain.policy import Evaluation, PermissionPolicy, Rule, Verdict
+from claude_hitl_template.domain.policy.command_segments import JudgedSegment, judged_segments
 from claude_hitl_template.domain.policy.floor import BUILT_IN, STRICTNESS, Floor, strictest
-from claude_hitl_template.domain.policy.segments import JudgedSegment, judged_segments
 from claude_hitl_template.domain.policy.tiers import NO_POLICY, Tier, covers
 from claude_hitl_template.files.safe_open import open_file
 from claude_hitl_template.session.engine import ToolUse

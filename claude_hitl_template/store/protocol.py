@@ -44,7 +44,7 @@ from claude_hitl_template.domain.models import (
     new_id,
 )
 from claude_hitl_template.domain.people import SCOPES, SERVICE, Actor, Principal, Scope, Workspace
-from claude_hitl_template.domain.policy.segments import JudgedSegment
+from claude_hitl_template.domain.policy.command_segments import JudgedSegment
 from claude_hitl_template.domain.policy.tiers import Severity, WorkspacePolicy
 from claude_hitl_template.domain.sign_in import BrowserSession, PasswordOf, ProviderUser, SignedIn, Way
 from claude_hitl_template.files.manifest import SavedFile

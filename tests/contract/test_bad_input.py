@@ -221,8 +221,8 @@ def _well_formed(method: str, path: str) -> Any:
         return {"events": [message("hello")]}
     if path.endswith("/members/{principal_id}"):
         return {"roles": ["viewer"]}
-    if path.endswith("/policy"):
-        return {"rules": []}
+    if method == "PUT" and path.endswith("/policy"):
+        return {"rules": [], "version": 0}
     if path.endswith("/password"):
         return {"password": "a long password"}
     return {"result": "deny"} if path.endswith("/decide") else {}

@@ -10,7 +10,7 @@ import pytest_asyncio
 from claude_hitl_template.domain.models import Approval, ApprovalState
 from claude_hitl_template.domain.people import SERVICE
 from claude_hitl_template.domain.policy import Verdict
-from claude_hitl_template.domain.policy.segments import JudgedSegment
+from claude_hitl_template.domain.policy.command_segments import JudgedSegment
 from claude_hitl_template.domain.policy.tiers import WorkspacePolicy
 from claude_hitl_template.store.core import CoreStore
 from tests.inbox import Desk, browser, decision, desk

@@ -11,7 +11,7 @@ from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.models import ApprovalState
 from claude_hitl_template.domain.people import SERVICE, Actor, Role
 from claude_hitl_template.domain.policy import Verdict
-from claude_hitl_template.domain.policy.segments import JudgedSegment
+from claude_hitl_template.domain.policy.command_segments import JudgedSegment
 from claude_hitl_template.errors import (
     AlreadyDecided,
     Conflict,

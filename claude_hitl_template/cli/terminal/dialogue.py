@@ -9,8 +9,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from claude_hitl_template.cli.terminal.render import approval_view
+from claude_hitl_template.domain.policy.command_segments import JudgedSegment
 from claude_hitl_template.domain.policy.offers import Offer, offers
-from claude_hitl_template.domain.policy.segments import JudgedSegment
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.presentation.terminal import shown
 from claude_hitl_template.presentation.text import option_label, parse_input

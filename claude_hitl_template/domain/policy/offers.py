@@ -19,8 +19,8 @@ from claude_hitl_template.domain.policy import (
     remember_rule,
     validate_remember,
 )
+from claude_hitl_template.domain.policy.command_segments import JudgedSegment, asking
 from claude_hitl_template.domain.policy.floor import BUILT_IN
-from claude_hitl_template.domain.policy.segments import JudgedSegment, asking
 from claude_hitl_template.errors import InvalidInput
 
 _NO_RULES = PermissionPolicy(default="always_ask")

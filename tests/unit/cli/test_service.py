@@ -98,7 +98,7 @@ def test_secrets_are_for_their_owner_only(make_settings: Make) -> None:
     assert prepare(settings) == Prepared()
     assert stat.S_IMODE(settings.data_dir.stat().st_mode) == 0o700
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in settings.secrets_dir.iterdir()}
-    assert modes == dict.fromkeys(("api-key", "model-key", "ray-token", "signing"), 0o600)
+    assert modes == dict.fromkeys(("admin-password", "api-key", "model-key", "ray-token", "signing"), 0o600)
 
 
 def test_a_model_key_that_is_gone_is_forgotten(make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ from claude_hitl_template.domain.policy import (
     Verdict,
     evaluate,
 )
+from claude_hitl_template.domain.policy.command_segments import MOST, asking, judged_segments
 from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.domain.policy.lines import parts
 from claude_hitl_template.domain.policy.offers import check_granted, granted, offers
-from claude_hitl_template.domain.policy.segments import MOST, asking, judged_segments
 from claude_hitl_template.errors import InvalidInput
 
 WORKSPACE = Path("/workspace")

@@ -11,7 +11,7 @@ from kodosumi.service.inputs.forms import Model
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.models import Agent, ApprovalState, Decision, Environment, Session, utcnow
 from claude_hitl_template.domain.policy import Verdict
-from claude_hitl_template.domain.policy.segments import JudgedSegment
+from claude_hitl_template.domain.policy.command_segments import JudgedSegment
 from claude_hitl_template.domain.policy.tiers import Approvers, Requirement
 from claude_hitl_template.panel import forms
 from claude_hitl_template.panel.forms import Elements, Filled

@@ -7,7 +7,7 @@ import pytest
 
 from claude_hitl_template.domain.models import Approval, Assignee, Reviewer, Vote
 from claude_hitl_template.domain.policy import Verdict
-from claude_hitl_template.domain.policy.segments import JudgedSegment
+from claude_hitl_template.domain.policy.command_segments import JudgedSegment
 from claude_hitl_template.domain.policy.tiers import Approvers, Requirement
 from claude_hitl_template.presentation.approvals import approval_parts, votes_text
 from claude_hitl_template.presentation.events import event_view
