@@ -110,6 +110,12 @@ SUITES = (
         ("panel/", "query", "api/", "presentation/", "cli/host/panel", "data/config/"),
     ),
     Suite(
+        "inbox",
+        ("tests/acceptance/test_inbox.py", "tests/acceptance/test_sign_in.py"),
+        200,
+        ("inbox/", "signin/", "presentation/", "store/waiting", "api/"),
+    ),
+    Suite(
         "deploy",
         ("tests/integration/test_deploy.py",),
         300,
