@@ -52,7 +52,7 @@ def kodosumi(service: Service) -> dict[str, psutil.Process]:
     for process in psutil.process_iter():
         try:
             line, folder = process.cmdline(), process.cwd()
-        except psutil.Error:
+        except (psutil.Error, FileNotFoundError):  # it ended meanwhile
             continue
         if {"kodosumi.cli", SERVER}.isdisjoint(line) or not Path(folder).is_relative_to(service.root):
             continue

@@ -84,7 +84,10 @@ class Plain:
                 ours = Path(process.cwd()) == self.folder or str(self.temp) in " ".join(process.cmdline())
                 for one in (process, *process.children(recursive=True)) if ours else ():
                     found[one.pid] = one
-            except psutil.Error:
+            except (
+                psutil.Error,
+                FileNotFoundError,
+            ):  # it ended; psutil passes on what the system says of its folder
                 continue
         found.pop(os.getpid(), None)
         return list(found.values())

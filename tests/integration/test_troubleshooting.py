@@ -385,7 +385,7 @@ def is_panel(cluster: Service, process: psutil.Process) -> bool:
     try:
         line = process.cmdline()
         return SERVER in line and Path(process.cwd()).is_relative_to(cluster.root)
-    except psutil.Error:
+    except (psutil.Error, FileNotFoundError):  # it ended meanwhile
         return False
 
 
