@@ -21,7 +21,6 @@ from claude_hitl_template.errors import (
     Unavailable,
 )
 from claude_hitl_template.inbox import approvals, decisions, pages, sessions
-from claude_hitl_template.inbox.forms import is_partial
 from claude_hitl_template.inbox.services import Pages
 
 log = structlog.get_logger()
@@ -79,7 +78,7 @@ async def _problem(request: Request, error: Exception) -> Response:
 
 
 def _page(request: Request, status: int, heading: str, said: str) -> Response:
-    if is_partial(request):  # a whole page would be put into a part of the page
+    if pages.is_partial(request):  # a whole page would be put into a part of the page
         response = pages.page(request, "flash.html.j2", status=status, heading=heading, said=said)
         response.headers.update({"hx-retarget": "#flash", "hx-reswap": "innerHTML"})
         return response

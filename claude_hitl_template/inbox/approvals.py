@@ -22,7 +22,6 @@ from claude_hitl_template.inbox.forms import (
     PagesDep,
     UserDep,
     approval_for,
-    is_partial,
     names_of,
     readable,
 )
@@ -269,7 +268,7 @@ async def card_page(
     edited = typed.get("text", card.edit.text if card.edit else "")
     return pages.page(
         request,
-        "card.html.j2" if is_partial(request) else "card_page.html.j2",
+        "card.html.j2" if pages.is_partial(request) else "card_page.html.j2",
         status=status,
         user=user.principal,
         reader=user,

@@ -18,7 +18,7 @@ from claude_hitl_template.errors import Conflict, Forbidden, HitlError, InvalidI
 from claude_hitl_template.inbox import pages
 from claude_hitl_template.inbox.approvals import Preview, card_page
 from claude_hitl_template.inbox.card import Change, Edit, changed_input, edit_of, is_long, offers_for
-from claude_hitl_template.inbox.forms import Form, PagesDep, UserDep, approval_for, is_partial, read_form
+from claude_hitl_template.inbox.forms import Form, PagesDep, UserDep, approval_for, read_form
 from claude_hitl_template.inbox.services import Pages, User
 from claude_hitl_template.presentation import submissions
 from claude_hitl_template.presentation.diff import diff
@@ -56,7 +56,7 @@ async def decide(approval_id: str, request: Request, services: PagesDep, user: U
         decided = await _decide(services, user, approval, form)
     except (FormErrors, Forbidden, Conflict) as error:
         return await _refused(show, await services.store.get_approval(approval_id, None), form, error)
-    if is_partial(request):
+    if pages.is_partial(request):
         waits = decided.state is ApprovalState.PENDING
         said = "Your agreement is recorded. Others must allow it, too." if waits else ""
         return await show(decided, said=said, just_decided=True)
@@ -77,7 +77,7 @@ async def claim(approval_id: str, request: Request, services: PagesDep, user: Us
     except (Forbidden, Conflict) as error:
         now = await services.store.get_approval(approval_id, None)
         return await show(now, status=409, said=str(error), tone="warn")
-    if is_partial(request):
+    if pages.is_partial(request):
         return await show(now)
     return RedirectResponse(f"{request.scope.get('root_path', '')}/inbox/a/{approval_id}", 303)
 
@@ -217,7 +217,7 @@ async def decide_batch(request: Request, services: PagesDep, user: UserDep) -> R
     fields = await read_form(request, services, user)
     ticked = [str(value) for value in (await request.form()).getlist("call")]  # it was read already
     results = await _decide_all(services, user, list(dict.fromkeys(ticked)), fields)
-    partly = is_partial(request)
+    partly = pages.is_partial(request)
     return pages.page(
         request,
         "results.html.j2" if partly else "results_page.html.j2",

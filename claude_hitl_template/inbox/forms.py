@@ -28,11 +28,6 @@ PagesDep = Annotated[Pages, Depends(_pages)]
 UserDep = Annotated[User, Depends(_user)]
 
 
-def is_partial(request: Request) -> bool:
-    """Whether a script of a page asks, for a part of it."""
-    return request.headers.get("hx-request") == "true"
-
-
 async def read_form(request: Request, services: Pages, user: User) -> Form:
     """The fields of a form that a page of this service sent. Raises TooLarge, and what `check_csrf` does."""
     length = request.headers.get("content-length", "")

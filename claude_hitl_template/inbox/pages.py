@@ -82,6 +82,11 @@ def environment(*folders: Path) -> Environment:
 _ENVIRONMENT = environment()
 
 
+def is_partial(request: HTTPConnection) -> bool:
+    """Whether a script of a page asks, for a part of it."""
+    return request.headers.get("hx-request") == "true"
+
+
 def render(
     request: HTTPConnection,
     template: str,

@@ -136,16 +136,11 @@ def check_same_origin(request: Request) -> None:
         )
 
 
-def is_htmx(request: Request) -> bool:
-    """Whether a script of a page asks for a part of it."""
-    return request.headers.get("hx-request") == "true"
-
-
 async def _to_sign_in(request: Request, error: Exception) -> Response:
     if not isinstance(error, SignInNeeded):
         raise error
     headers = {"cache-control": "no-store"}
-    if is_htmx(request):  # a redirect would put the sign-in page into a part of the page
+    if pages.is_partial(request):  # a redirect would put the sign-in page into a part of the page
         return Response("sign in first", 401, {**headers, "hx-redirect": error.address})
     return Response(status_code=303, headers={**headers, "location": error.address})
 
@@ -166,7 +161,7 @@ def problem_page(request: Request, what: str, fix: str, *, status: int) -> Respo
 
 def _return_path(request: Request) -> str:
     """The page that the user is on: of a script's or a form's request the one that sent it."""
-    if request.method in ("GET", "HEAD") and not is_htmx(request):
+    if request.method in ("GET", "HEAD") and not pages.is_partial(request):
         query = request.url.query
         return own_path(request.url.path + (f"?{query}" if query else ""))
     page = urlsplit(request.headers.get("hx-current-url") or request.headers.get("referer", ""))
