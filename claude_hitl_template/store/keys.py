@@ -130,9 +130,7 @@ class KeyRules(StoreBase):
         scopes: Sequence[Scope] = SCOPES,
         expires_at: datetime | None = None,
     ) -> ApiKey:
-        found = await tx.find_key(secret_hash)
-        if found:
-            return found
+        """A key with a hash that is not known."""
         made = ApiKey(
             id=new_id("key"),
             name=name,
