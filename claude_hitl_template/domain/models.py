@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from claude_hitl_template.domain.canonical_json import call_digest, digest
+from claude_hitl_template.domain.frozen import Frozen
 from claude_hitl_template.domain.people import SCOPES, Principal, Scope, Workspace
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule
 from claude_hitl_template.domain.policy.command_segments import JudgedSegment
@@ -51,16 +52,6 @@ def new_id(prefix: str) -> str:
 
 def utcnow() -> datetime:
     return datetime.now(UTC)
-
-
-class Frozen(BaseModel):
-    """Base of all records: immutable, without undeclared fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def but(self, **changes: Any) -> Self:
-        """A copy with these fields changed; the values are taken as they are."""
-        return self.model_copy(update=changes)
 
 
 PermissionMode = Literal["default", "plan"]

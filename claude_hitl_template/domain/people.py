@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from claude_hitl_template.domain.frozen import Frozen
 
 
 class Role(StrEnum):
@@ -57,15 +59,7 @@ EVERYWHERE = "*"  # in `Principal.roles`: in every workspace
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def but(self, **changes: Any) -> Self:
-        """A copy with these fields changed; the values are checked."""
-        return type(self).model_validate({**dict(self), **changes})
-
-
-class Workspace(_Frozen):
+class Workspace(Frozen):
     """Owns sessions, agents and rules.
 
     `default`: the one of the service's first key, of which there is one. `separation_of_duties`: who created a session, or
@@ -80,7 +74,7 @@ class Workspace(_Frozen):
     version: int = 1
 
 
-class Principal(_Frozen):
+class Principal(Frozen):
     """A user (a person) or a service account (a program).
 
     `name` is unique; decisions are recorded under it. `roles` is by workspace id, or EVERYWHERE. `groups` are names that
@@ -115,7 +109,7 @@ class Principal(_Frozen):
         return tuple(sorted(workspace for workspace in self.roles if workspace != EVERYWHERE))
 
 
-class Actor(_Frozen):
+class Actor(Frozen):
     """Who does something, for the Store.
 
     `principal_id` None stands for the service itself, whose permissions are not checked. Decisions are recorded under

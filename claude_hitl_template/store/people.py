@@ -112,9 +112,12 @@ def check_version(current: int, expected: int | None) -> None:
 
 
 def _changed[T: (Workspace, Principal)](noun: T, changes: Mapping[str, Any]) -> T:
+    """The record with checked changes. Fields that a newer version added to it stay."""
+    declared = {name: getattr(noun, name) for name in type(noun).model_fields}
     try:
-        changed = noun.but(**changes)
-        return noun if changed == noun else noun.but(**changes, version=noun.version + 1)
+        checked = type(noun).model_validate({**declared, **changes})
+        changed = noun.but(**{name: getattr(checked, name) for name in changes})
+        return noun if changed == noun else changed.but(version=noun.version + 1)
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidInput(str(first["msg"]), ".".join(map(str, first["loc"]))) from error

@@ -12,7 +12,7 @@ import pytest
 from claude_hitl_template.config.secret_files import hash_api_key
 from claude_hitl_template.domain.models import Agent, Environment, new_id, utcnow
 from claude_hitl_template.domain.people import EVERYWHERE, SERVICE, Principal, Role, Scope, Workspace
-from claude_hitl_template.errors import Conflict, Outdated
+from claude_hitl_template.errors import Conflict, InvalidInput, Outdated
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.local_service import OPERATOR_KEY
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
@@ -364,3 +364,13 @@ async def test_changes_of_people_at_once_are_all_kept_and_an_administrator_stays
     results = await asyncio.gather(*changing, return_exceptions=True)
     assert sum(isinstance(result, Outdated) for result in results) == 5
     assert (await store.get_principal(left.id)).version == left.version + 1
+
+
+async def test_what_a_newer_version_added_to_a_user_stays_with_a_change(store: CoreStore) -> None:
+    record = {"id": "user_new", "kind": "user", "name": "new", "created_at": utcnow(), "novel": [1]}
+    await store.add_principal(Principal.model_validate(record, extra="allow"), by=SERVICE)
+    changed = await store.change_principal("user_new", {"groups": ["release"]}, by=SERVICE)
+    assert (changed.groups, changed.version) == (("release",), 2)
+    assert (await store.get_principal("user_new")).model_extra == {"novel": [1]}
+    with pytest.raises(InvalidInput):
+        await store.change_principal("user_new", {"unknown": 1}, by=SERVICE)

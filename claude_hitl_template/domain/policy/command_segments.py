@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from pydantic import BaseModel, ConfigDict
-
+from claude_hitl_template.domain.frozen import Frozen
 from claude_hitl_template.domain.policy.bash import Segment, segments
 from claude_hitl_template.domain.policy.evaluation import Evaluation, Verdict
 from claude_hitl_template.domain.policy.floor import STRICTNESS, strictest
@@ -14,11 +13,9 @@ MOST = 50  # segments that an approval lists
 MOST_JUDGED = 200
 
 
-class JudgedSegment(BaseModel):
+class JudgedSegment(Frozen):
     """A simple command of a line: its place in the text (characters), its verdict, and the rule that decided ("default":
     none did)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     start: int
     end: int
@@ -51,7 +48,7 @@ def judged_segments(
     whole = strictest(*found)
     if all(STRICTNESS[one.verdict] < STRICTNESS[whole.verdict] for one in judged):
         # Only the line as a whole asks.
-        judged = [one.model_copy(update={"verdict": whole.verdict, "source": whole.source}) for one in judged]
+        judged = [one.but(verdict=whole.verdict, source=whole.source) for one in judged]
     if len(judged) > MOST:
         judged = [one for one in judged if one.verdict is not Verdict.allow][:MOST]
     return tuple(judged)

@@ -14,9 +14,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from claude_hitl_template.domain import missing_dependency
+from claude_hitl_template.domain.frozen import Frozen
 from claude_hitl_template.domain.people import Action, Principal, Role
 from claude_hitl_template.domain.policy.evaluation import Evaluation, Verdict, evaluate, matching
 from claude_hitl_template.domain.policy.rules import PermissionPolicy, PolicyName, Rule
@@ -38,14 +39,10 @@ BY_DEFAULT = "default"  # the rule of a requirement that comes from a policy's d
 _ASK_FIELDS = ("approvers", "quorum", "exclude_requester", "deadline_s", "on_deadline", "escalate_to")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 Group = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class Approvers(_Frozen):
+class Approvers(Frozen):
     """People who may decide: those with any of the roles or in any of the groups, as far as they may decide at all
     (role approver)."""
 
@@ -84,7 +81,7 @@ class Approvers(_Frozen):
 EVERY_APPROVER = Approvers(roles=(Role.APPROVER,))
 
 
-class Requirement(_Frozen):
+class Requirement(Frozen):
     """What one rule asks of an approval.
 
     Attributes:
@@ -114,12 +111,10 @@ class Requirement(_Frozen):
         """This requirement after its deadline; None if the call is denied by it."""
         if self.escalate_to is None or self.escalated_at is not None or self.deadline_s is None:
             return None
-        return self.model_copy(
-            update={
-                "approvers": self.approvers.with_(self.escalate_to),
-                "escalated_at": now,
-                "due_at": now + timedelta(seconds=self.deadline_s),
-            }
+        return self.but(
+            approvers=self.approvers.with_(self.escalate_to),
+            escalated_at=now,
+            due_at=now + timedelta(seconds=self.deadline_s),
         )
 
     def at_least(self, other: "Requirement") -> bool:
@@ -132,7 +127,7 @@ class Requirement(_Frozen):
         )
 
 
-class WorkspaceRule(_Frozen):
+class WorkspaceRule(Frozen):
     """One rule. Everything but `pattern`, `action`, `severity` and `reason` goes with the action `ask` only."""
 
     pattern: str = Field(max_length=2000, description="For instance `Bash(git push:*)` or `Edit(src/**)`.")
@@ -212,7 +207,7 @@ class Tier:
         return tuple(rule.requirement(now) for rule in self.asks) or (Requirement(),)
 
 
-class WorkspacePolicy(_Frozen):
+class WorkspacePolicy(Frozen):
     """A workspace's rules. `default` is for calls that match none: `allow` leaves them to the agent's policy and the
     operator's floor."""
 
