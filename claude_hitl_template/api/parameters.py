@@ -10,7 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from claude_hitl_template.domain.events import EVENT_TYPES, FOREIGN_TYPES
 from claude_hitl_template.domain.models import ApprovalState, SessionStatus
-from claude_hitl_template.store.protocol import TimeRange
+from claude_hitl_template.store.filters import TimeRange
 
 MAX_KEY_CHARS = 255
 _MAX_DIGITS = 9  # more than any limit needs, and always quick to parse

@@ -9,8 +9,8 @@ from claude_hitl_template.domain.models import Page
 from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import Conflict, InvalidInput, NotFound
 from claude_hitl_template.store.base import StoreBase, decode_seq_cursor, encode_cursor
+from claude_hitl_template.store.filters import EVERY_ENTRY, AuditFilter, Order
 from claude_hitl_template.store.pages import fill
-from claude_hitl_template.store.protocol import EVERY_ENTRY, AuditFilter, Order
 from claude_hitl_template.store.recording import record
 
 EXPORTED_AT_ONCE = 500  # entries

@@ -21,7 +21,8 @@ from claude_hitl_template.domain.models import (
 from claude_hitl_template.domain.people import Principal, Workspace
 from claude_hitl_template.domain.policy.tiers import Severity
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
-from claude_hitl_template.store.protocol import AuditFilter, Order, TimeRange, TranscriptKey
+from claude_hitl_template.store.filters import AuditFilter, Order, TimeRange
+from claude_hitl_template.store.protocol import TranscriptKey
 from claude_hitl_template.store.signals import Note
 
 OPEN = (

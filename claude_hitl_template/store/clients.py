@@ -32,8 +32,9 @@ from claude_hitl_template.store.base import (
     preview_topic,
 )
 from claude_hitl_template.store.decisions import confirm
+from claude_hitl_template.store.filters import Order, TimeRange
 from claude_hitl_template.store.pages import fill
-from claude_hitl_template.store.protocol import NOW, OWN_KEY, Inbound, Order, TimeRange
+from claude_hitl_template.store.protocol import NOW, OWN_KEY, Inbound
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 from claude_hitl_template.store.votes import claim, delegate
 

@@ -32,7 +32,8 @@ from claude_hitl_template.store.asks import (
 )
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase, preview_topic, wake_topic
-from claude_hitl_template.store.protocol import Call, TimeRange, TranscriptKey, TurnEnding
+from claude_hitl_template.store.filters import TimeRange
+from claude_hitl_template.store.protocol import Call, TranscriptKey, TurnEnding
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 from claude_hitl_template.store.votes import stored_policy
 

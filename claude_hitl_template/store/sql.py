@@ -27,7 +27,8 @@ from claude_hitl_template.domain.policy.tiers import SEVERITIES, Severity
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
 from claude_hitl_template.errors import Conflict
 from claude_hitl_template.store.backend import NAME_TAKEN, OPEN, Reply
-from claude_hitl_template.store.protocol import AuditFilter, Order, TimeRange, TranscriptKey
+from claude_hitl_template.store.filters import AuditFilter, Order, TimeRange
+from claude_hitl_template.store.protocol import TranscriptKey
 from claude_hitl_template.store.tables import (
     api_keys,
     approvals,

@@ -25,7 +25,8 @@ from claude_hitl_template.domain.policy.tiers import Severity
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
 from claude_hitl_template.errors import Conflict
 from claude_hitl_template.store.backend import NAME_TAKEN, OPEN, Reply, Tx
-from claude_hitl_template.store.protocol import AuditFilter, Order, TimeRange, TranscriptKey
+from claude_hitl_template.store.filters import AuditFilter, Order, TimeRange
+from claude_hitl_template.store.protocol import TranscriptKey
 
 type _Key = tuple[str, str, str, str]
 

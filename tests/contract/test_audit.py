@@ -22,8 +22,8 @@ from claude_hitl_template.domain.people import Actor, Principal, Role, Workspace
 from claude_hitl_template.domain.sign_in import ProviderUser
 from claude_hitl_template.errors import AlreadyDecided, Conflict, InvalidInput, NotFound, NotWaiting
 from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.filters import AuditFilter, TimeRange
 from claude_hitl_template.store.postgres import PostgresBackend
-from claude_hitl_template.store.protocol import AuditFilter, TimeRange
 from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 from claude_hitl_template.testing.clock import FakeClock
 from tests.contract.asking import KEY, ask_for, asking, message, said

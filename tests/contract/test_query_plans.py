@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from claude_hitl_template.domain.models import Agent, ApprovalState, Environment, utcnow
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.protocol import AuditFilter
+from claude_hitl_template.store.filters import AuditFilter
 from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
 
 PENDING = [ApprovalState.PENDING]

@@ -34,7 +34,8 @@ from claude_hitl_template.errors import (
 )
 from claude_hitl_template.store.base import encode_cursor
 from claude_hitl_template.store.core import CoreStore
-from claude_hitl_template.store.protocol import NOW, Call, TimeRange, TranscriptKey, own_key
+from claude_hitl_template.store.filters import TimeRange
+from claude_hitl_template.store.protocol import NOW, Call, TranscriptKey, own_key
 from claude_hitl_template.testing.memory_backend import MemoryBackend
 from tests.contract.asking import key_of
 

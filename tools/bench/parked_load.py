@@ -18,9 +18,10 @@ from claude_hitl_template.domain.models import Agent, Environment, Usage
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.connect import open_backend
 from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.filters import TimeRange
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.postgres import PostgresBackend
-from claude_hitl_template.store.protocol import Call, TimeRange
+from claude_hitl_template.store.protocol import Call
 from claude_hitl_template.store.sqlite import SqliteBackend
 from claude_hitl_template.testing.memory_backend import MemoryBackend
 

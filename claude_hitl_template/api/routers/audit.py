@@ -17,7 +17,7 @@ from claude_hitl_template.domain.audit import SERVICE_CHAIN
 from claude_hitl_template.domain.audit.ocsf import to_ocsf
 from claude_hitl_template.domain.models import new_id
 from claude_hitl_template.domain.people import Action
-from claude_hitl_template.store.protocol import AuditFilter
+from claude_hitl_template.store.filters import AuditFilter
 
 keys = api_router("audit", READ)
 router = api_router("audit", MANAGE)
