@@ -21,6 +21,7 @@ from claude_hitl_template.store.access import Authority, Dispatcher, client, met
 from claude_hitl_template.store.base import AskLimits
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import Store, own_key
+from claude_hitl_template.store.sealing import SEALING, Sealer
 
 log = structlog.get_logger()
 
@@ -53,13 +54,15 @@ class LedgerService:
         settings = Settings.load()
         logs.configure(settings.log_level)
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        signing_key = read_signing_key(settings)
         store = CoreStore(
             open_backend(settings, patience_s=AWAY_S),
             files=FileArea(settings.files_at),
             ask_limits=AskLimits(settings.asks_per_minute, settings.asks_per_session),
             signer=audit_signer(settings),
+            sealer=Sealer(signing_key.mac(SEALING, "channels")),
         )
-        self._desk = Dispatcher(store, Authority(read_signing_key(settings)))
+        self._desk = Dispatcher(store, Authority(signing_key))
         self._tasks = asyncio.create_task(_sweep(store)), asyncio.create_task(_forget(store))
 
     async def call(

@@ -18,6 +18,7 @@ from claude_hitl_template.domain.models import (
     StoredPolicy,
     Supervised,
 )
+from claude_hitl_template.domain.notices import Channel
 from claude_hitl_template.domain.people import Principal, Workspace
 from claude_hitl_template.domain.policy.tiers import Severity
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
@@ -101,6 +102,18 @@ class Tx(Protocol):
     async def delete_browser_session(self, session_id: str) -> None: ...
     async def forget_browser_sessions(self, now: datetime) -> None:
         """Deletes those whose `expires_at` is past."""
+        ...
+
+    async def channel(self, channel_id: str) -> tuple[Channel, str] | None:
+        """A channel with its encrypted secrets. In a writing transaction it does not change until that ends."""
+        ...
+
+    async def channels(
+        self, workspace_ids: Sequence[str] | None, *, principal_id: str | None = None
+    ) -> list[Channel]: ...
+    async def put_channel(self, channel: Channel, secret: str) -> None: ...
+    async def delete_channel(self, channel_id: str) -> None:
+        """With its deliveries."""
         ...
 
     async def session(self, session_id: str) -> Session | None: ...

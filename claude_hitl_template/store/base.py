@@ -15,6 +15,7 @@ from claude_hitl_template.errors import InvalidInput, StoreUnreachable
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.backend import Backend, Tx
 from claude_hitl_template.store.recording import append
+from claude_hitl_template.store.sealing import Sealer
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 from claude_hitl_template.store.signals import Note, Previews, RecentChanges, Signals
 
@@ -50,10 +51,12 @@ class StoreBase:
         files: FileArea,
         clock: Callable[[], datetime],
         signer: Signer,
-        limits: AskLimits | None = None,
+        *,
+        limits: AskLimits | None,
+        sealer: Sealer,
     ) -> None:
         self._backend, self._files, self._clock, self._signer = backend, files, clock, signer
-        self._limits = limits
+        self._limits, self._sealer = limits, sealer
         self._signals = Signals()
         self._previews = Previews()
         self._approvals = RecentChanges()

@@ -45,6 +45,7 @@ from claude_hitl_template.domain.policy.tiers import Severity
 from claude_hitl_template.files.manifest import SavedFile
 from claude_hitl_template.store.administration import Administration
 from claude_hitl_template.store.filters import Order, TimeRange
+from claude_hitl_template.store.notifying import Channels
 
 type TurnEnding = Literal["over", "parked", "broken off"]
 NOW = -1  # position after the newest preview
@@ -249,7 +250,7 @@ class Windows(Reachable, Sessions, Blobs, Protocol):
         ...
 
 
-class Clients(Windows, SavedBlobs, Administration, Protocol):
+class Clients(Windows, SavedBlobs, Administration, Channels, Protocol):
     """Methods for the ingress on behalf of authenticated clients: API, panel and inbox."""
 
     async def create_session(

@@ -22,6 +22,7 @@ from claude_hitl_template.domain.models import (
     StoredPolicy,
     Supervised,
 )
+from claude_hitl_template.domain.notices import Channel
 from claude_hitl_template.domain.people import Principal, Workspace
 from claude_hitl_template.domain.policy.tiers import SEVERITIES, Severity
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
@@ -36,6 +37,8 @@ from claude_hitl_template.store.tables import (
     audit_entries,
     audit_heads,
     browser_sessions,
+    channels,
+    deliveries,
     events,
     kept_decisions,
     logins,
@@ -215,6 +218,35 @@ class SqlTx:
 
     async def forget_browser_sessions(self, now: datetime) -> None:
         await self._c.execute(sa.delete(browser_sessions).where(browser_sessions.c.expires_at <= now))
+
+    # -- channels and notices
+
+    async def channel(self, channel_id: str) -> tuple[Channel, str] | None:
+        t = channels.c
+        query = sa.select(t.doc, t.secret).where(t.id == channel_id)
+        row = await self._one(query.with_for_update() if self._locking else query)
+        return (_noun(Channel, row), row.secret) if row else None
+
+    async def channels(
+        self, workspace_ids: Sequence[str] | None, *, principal_id: str | None = None
+    ) -> list[Channel]:
+        t = channels.c
+        query = sa.select(t.doc)
+        if workspace_ids is not None:
+            query = query.where(t.workspace_id.in_(workspace_ids))
+        if principal_id is not None:
+            query = query.where(t.principal_id == principal_id)
+        return [_noun(Channel, row) for row in await self._all(query.order_by(t.id))]
+
+    async def put_channel(self, channel: Channel, secret: str) -> None:
+        row = {name: getattr(channel, name) for name in ("id", "workspace_id", "principal_id")}
+        kinds = " ".join(sorted(channel.kinds)) if channel.enabled else ""
+        row |= {"kinds": kinds, "secret": secret}
+        await self._upsert(channels, {**row, "doc": _document(channel)})
+
+    async def delete_channel(self, channel_id: str) -> None:
+        await self._c.execute(sa.delete(deliveries).where(deliveries.c.channel_id == channel_id))
+        await self._c.execute(sa.delete(channels).where(channels.c.id == channel_id))
 
     # -- sessions
 

@@ -248,3 +248,55 @@ audit_checkpoints = Table(
     Column("seq", BigInteger, primary_key=True),
     Column("doc", JSON, nullable=False),
 )
+
+# Where notices are sent; `kinds` are the notices that it gets, `secret` its encrypted secrets.
+channels = Table(
+    "channels",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("workspace_id", Name, nullable=False),
+    Column("principal_id", Name),
+    Column("kinds", String, nullable=False),
+    Column("secret", String, nullable=False),
+    Column("doc", JSON, nullable=False),
+    Index("ix_channels_workspace", "workspace_id", "kinds"),
+    Index("ix_channels_principal", "principal_id"),
+)
+
+# The outbox: notices that have no deliveries yet.
+notices = Table(
+    "notices",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("session_id", Name),
+    Column("doc", JSON, nullable=False),
+    Index("ix_notices_session", "session_id"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("workspace_id", Name, nullable=False),
+    Column("channel_id", Name),
+    Column("session_id", Name),
+    Column("approval_id", Name),
+    Column("state", Name, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("next_at", UtcDateTime, nullable=False),
+    Column("doc", JSON, nullable=False),
+    Index("ix_deliveries_due", "state", "next_at"),
+    Index("ix_deliveries_created", "created_at", "id"),
+    Index("ix_deliveries_workspace", "workspace_id", "created_at", "id"),
+    Index("ix_deliveries_channel", "channel_id", "created_at", "id"),
+    Index("ix_deliveries_session", "session_id", "created_at", "id"),
+    Index("ix_deliveries_approval", "approval_id", "channel_id"),
+)
+
+# When a person last had the inbox open and visible.
+readers = Table(
+    "readers",
+    metadata,
+    Column("principal_id", Name, primary_key=True),
+    Column("seen_at", UtcDateTime, nullable=False),
+)

@@ -20,6 +20,7 @@ from claude_hitl_template.domain.models import (
     StoredPolicy,
     Supervised,
 )
+from claude_hitl_template.domain.notices import Channel
 from claude_hitl_template.domain.people import Principal, Workspace
 from claude_hitl_template.domain.policy.tiers import Severity
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
@@ -48,6 +49,7 @@ class _State:
     policies: dict[str, StoredPolicy] = field(default_factory=dict[str, StoredPolicy])
     logins: dict[str, Login] = field(default_factory=dict[str, Login])
     browser_sessions: dict[str, BrowserSession] = field(default_factory=dict[str, BrowserSession])
+    channels: dict[str, tuple[Channel, str]] = field(default_factory=dict[str, tuple[Channel, str]])
     sessions: dict[str, Session] = field(default_factory=dict[str, Session])
     events: dict[str, tuple[Event, ...]] = field(default_factory=dict[str, tuple[Event, ...]])
     approvals: dict[str, Approval] = field(default_factory=dict[str, Approval])
@@ -174,6 +176,29 @@ class _MemoryTx:
     async def forget_browser_sessions(self, now: datetime) -> None:
         kept = {k: one for k, one in self._s.browser_sessions.items() if one.expires_at > now}
         self._s.browser_sessions = kept
+
+    async def channel(self, channel_id: str) -> tuple[Channel, str] | None:
+        return self._s.channels.get(channel_id)
+
+    async def channels(
+        self, workspace_ids: Sequence[str] | None, *, principal_id: str | None = None
+    ) -> list[Channel]:
+        found = [channel for channel, _ in self._s.channels.values()]
+        return sorted(
+            (
+                one
+                for one in found
+                if (workspace_ids is None or one.workspace_id in workspace_ids)
+                and principal_id in (None, one.principal_id)
+            ),
+            key=lambda one: one.id,
+        )
+
+    async def put_channel(self, channel: Channel, secret: str) -> None:
+        self._s.channels[channel.id] = (channel, secret)
+
+    async def delete_channel(self, channel_id: str) -> None:
+        self._s.channels.pop(channel_id, None)
 
     async def session(self, session_id: str) -> Session | None:
         return self._s.sessions.get(session_id)

@@ -10,6 +10,7 @@ import pytest_asyncio
 from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.domain.events import draft
 from claude_hitl_template.domain.models import Agent, Environment, Session, Usage, utcnow
+from claude_hitl_template.domain.notices import Channel
 from claude_hitl_template.domain.people import Actor, Principal, Workspace
 from claude_hitl_template.domain.policy.tiers import WorkspacePolicy
 from claude_hitl_template.domain.sign_in import ProviderUser
@@ -101,6 +102,10 @@ class House:
             "principal": Principal(id="user_x", kind="user", name="minted", created_at=session.created_at),
             "user": ProviderUser(external_id="i|x", issuer_host="i", name="x"), "password_hash": "h", "token_hash": "h",
             "way": "provider", "network": "192.0.2.1", "seen_s": 60.0,
+            "channel_id": "chan_x", "secret": {"signing": "s"},
+            "channel": Channel(
+                id="chan_x", kind="webhook", workspace_id=session.workspace_id, created_at=session.created_at
+            ),
             "workspace_ids": [session.workspace_id], "export_id": "e", "form": "jsonl", "from_seq": 1, "up_to": 1,
             "given": {"host": "files.example.org", "port": 443, "because": "curl"},
         }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Sends notices of approvals and sessions to people and programs."""
