@@ -255,7 +255,7 @@ def test_doctor_names_commands_that_were_installed_elsewhere(tmp_path: Path, sec
         assert (found.level, str(place) in found.found) == (level, level == "wrong")
 
 
-STUB = "import pathlib, sys; print(sys.prefix, pathlib.Path(__file__).parents[2])"
+STUB = "import pathlib, sys; print(sys.prefix, pathlib.Path(__file__).parents[2], sys.dont_write_bytecode)"
 
 
 @pytest.mark.slow
@@ -272,9 +272,14 @@ def test_a_checkout_that_was_moved_or_copied_makes_its_venv_anew(
     def run(checkout: Path) -> subprocess.CompletedProcess[str]:
         """Runs this checkout's command from another checkout's folder."""
         done = subprocess.run(
-            [checkout / "hitl"], cwd=run_record.CHECKOUT, capture_output=True, text=True, check=False
+            [checkout / "hitl"],
+            cwd=run_record.CHECKOUT,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        assert done.stdout == f"{checkout}/.venv {checkout}\n", done.stderr
+        assert done.stdout == f"{checkout}/.venv {checkout} False\n", done.stderr
         return done
 
     run(old)
