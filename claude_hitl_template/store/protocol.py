@@ -3,9 +3,9 @@
 Each kind of caller has its own protocol, and its capability permits exactly the methods of that protocol
 (`store.access`).
 
-- *Clients* (REST, panel, terminal; what administers is in `store.administration`) name the workspace they act in; another workspace's session is NotFound. `workspace_id`
+- *Clients* (REST, panel, terminal) name the workspace they act in; another workspace's session is NotFound. `workspace_id`
   None stands for every workspace: the service itself, which checks permissions on its own. Those that change something also
-  name the actor.
+  name the actor. Their methods that administer are in `store.administration`.
 - *Owners* (one per awake session) name their lease epoch; a stale one gets StaleOwner and must stop.
 - *The supervisor* grants leases and handles expiry.
 - *Windows* (flows of the panel) read one session.
