@@ -41,7 +41,11 @@ CONNECT_S = 10.0
 PORTS = {"http": 80, "https": 443}
 
 REFUSALS_TOLD = 20
-NEVER_PUBLIC = ("localhost", "local", "internal", "home.arpa")
+# Top-level names that the internet has not: RFC 6761, 6762 (appendix G) and 8375, and what systems call themselves.
+NEVER_PUBLIC = (
+    "corp", "home", "home.arpa", "internal", "intranet", "invalid", "lan", "local", "localdomain", "localhost", "private",
+    "test",
+)  # fmt: skip
 # What Python's list of addresses that are not global lacks.
 NOT_PUBLIC = tuple(
     ipaddress.ip_network(network)

@@ -33,6 +33,20 @@ class Victims:
     """Targets that this test started for the probes: listeners, sockets, files and a process with a secret."""
 
     targets: dict[str, Any]
+    listeners: list[socket.socket]
+
+    def reached(self) -> int:
+        """How many connections the listeners got, whatever the probes made of them."""
+        return sum(_is_waiting(one) for one in self.listeners)
+
+
+def _is_waiting(listener: socket.socket) -> bool:
+    listener.setblocking(False)
+    try:
+        listener.accept()[0].close()
+    except BlockingIOError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -41,15 +55,18 @@ def victims(tmp_path: Path) -> Iterator[Victims]:
     others.mkdir()
     with contextlib.ExitStack() as stack:
         ports: dict[str, int] = {}
+        listeners: list[socket.socket] = []
         for name in SERVICES:
             listener = stack.enter_context(socket.create_server(("0.0.0.0", 0)))
             ports[name] = listener.getsockname()[1]
+            listeners.append(listener)
         own = stack.enter_context(socket.socket(socket.AF_UNIX))
         own.bind(str(others / "sock"))
         own.listen()
         abstract = stack.enter_context(socket.socket(socket.AF_UNIX))
         abstract.bind(f"\0hitl-probe-{os.getpid()}")
         abstract.listen()
+        listeners += [own, abstract]
         files = {
             "a key": others / "key",
             "a database": others / "hitl.sqlite3",
@@ -63,7 +80,7 @@ def victims(tmp_path: Path) -> Iterator[Victims]:
         stack.callback(sleeping.wait)
         stack.callback(sleeping.kill)
         code = {"the code of the gate": probe_of("session/gate.py"), "this checkout": Path(__file__)}
-        yield Victims({
+        targets = {
             "addresses": ["127.0.0.1", outer_address()],
             "ports": ports,
             "unix": {"another process": str(others / "sock")},
@@ -72,7 +89,8 @@ def victims(tmp_path: Path) -> Iterator[Victims]:
             "secrets": [SECRET, "token"],
             "pids": {"a process with a secret": sleeping.pid, "the owner": os.getpid()},
             "hostname": socket.gethostname(),
-        })  # fmt: skip
+        }  # fmt: skip
+        yield Victims(targets, listeners)
 
 
 def probe_of(path: str) -> Path:
@@ -92,7 +110,7 @@ def outer_address() -> str:
 def test_the_probes_find_what_there_is_where_there_is_no_sandbox(victims: Victims):
     """Otherwise they could fail in a sandbox for another reason."""
     tried = dict(probe.attempts(victims.targets))
-    assert len(tried) >= 60
+    assert len(tried) >= 300
     there = [
         name
         for name in tried
@@ -100,6 +118,7 @@ def test_the_probes_find_what_there_is_where_there_is_no_sandbox(victims: Victim
     ]
     assert len(there) == 2 * len(SERVICES) + 1 + 1 + 3 + 1
     assert [name for name in there if not probe.came_to_something(tried[name])] == []
+    assert victims.reached() == len(SERVICES) + 2
 
 
 @pytest.mark.slow
@@ -118,10 +137,11 @@ async def test_an_approved_command_reaches_nothing(tmp_path: Path, model_url: st
     assert (await h.until_idle())["type"] == "requires_action"
     waiting = (await h.store.list_approvals(KEY, limit=100, states=[ApprovalState.PENDING])).data
     assert {a.kind for a in waiting} == {"network"}
-    addresses = [a.input["host"] for a in waiting if not a.input["host"][-1].isalpha()]
-    assert all(is_public(address) for address in addresses)
+    hosts = {a.input["host"] for a in waiting}
+    assert all(host == "example.org" or is_public(host) for host in hosts), hosts
     [result] = [e for e in await h.log("agent.tool_result") if e.payload["tool_use_id"] == event_id]
     said = result.payload["content"][0]["text"].splitlines()
     # That the proxy and the model answer shows that nothing was refused because nothing worked.
+    assert victims.reached() == 0
     assert said == ["the proxy answers", f"tried {len(list(probe.attempts(targets)))}"], "\n".join(said)
     assert "The model answers." in await h.said()
