@@ -122,6 +122,10 @@ def host_of(url: str) -> Host | None:
     return (name, port) if name and port else None
 
 
+def _hosts_of(urls: Iterable[str]) -> set[Host]:
+    return {host for url in urls if (host := host_of(url)) is not None}
+
+
 def is_private_name(name: str) -> bool:
     """Whether a name certainly has no public address, without a DNS query."""
     return "." not in name or name.endswith(tuple(f".{top}" for top in NEVER_PUBLIC))
@@ -136,7 +140,11 @@ def is_address(name: str) -> bool:
 
 
 class Egress:
-    """The proxy of one sandbox, until `close`. Hosts in `declared` are permitted at any address, including loopback."""
+    """The proxy of one sandbox, until `close`.
+
+    The hosts of the URLs in `declared` are permitted at any address, including loopback; those in `closed`, the service's
+    own, never.
+    """
 
     def __init__(
         self,
@@ -144,10 +152,11 @@ class Egress:
         hosts: HostGate,
         injector: Injector | None = None,
         *,
+        closed: Iterable[str] = (),
         resolve: Resolve = resolve,
         allows_address: Callable[[str], bool] = may_reach,
     ) -> None:
-        self._declared = {host for url in declared if (host := host_of(url)) is not None}
+        self._declared, self._closed = _hosts_of(declared), _hosts_of(closed)
         self._hosts = hosts
         self._injector = injector or Injector((), Path())
         self._opened: dict[str, set[Host]] = {}
@@ -291,6 +300,10 @@ class Egress:
 
     async def _access(self, host: Host) -> Access:
         """Raises Refused, also when a human was asked just now."""
+        if host in self._closed:
+            raise Refused(
+                403, MAY_NOT.format(where=shown_host(*host), why="it is this service's own address")
+            )
         if denied := self._hosts.denied(host):
             raise Refused(403, denied)
         if host in self._declared:

@@ -37,7 +37,8 @@ class Outlets:
         self._places = SandboxPaths(run, workspace, cli)
         self._model = ModelSocket(url, token, Budget(config.requests, config.model_bytes))
         self._injector = Injector(config.credentials, run)
-        self.egress = Egress(servers if hosts.allows_mcp_servers else (), hosts, self._injector)
+        servers = servers if hosts.allows_mcp_servers else ()
+        self.egress = Egress(servers, hosts, self._injector, closed=config.closed)
         self._groups, self._joined = ControlGroups(), list[str]()
         self._taking: asyncio.Task[None] | None = None
         self._hand_over: socket.socket | None = None

@@ -86,6 +86,7 @@ class SandboxConfig:
 
     `readable`, `writable`: further folders and files of this machine. `requests` and `model_bytes`:
     limits of one turn: requests to the model, and bytes in both directions. `credentials` stay with the owner.
+    `closed`: URLs whose hosts no session reaches, whatever allows them.
     `limits`: what all its processes together, and each of them, may use.
     """
 
@@ -95,6 +96,7 @@ class SandboxConfig:
     requests: int = 2000
     model_bytes: int = 4 * 1024**3
     credentials: tuple[Credential, ...] = ()
+    closed: tuple[str, ...] = ()
     limits: HardLimits = field(default_factory=HardLimits)
 
 

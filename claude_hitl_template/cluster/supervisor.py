@@ -424,6 +424,7 @@ class Supervisor:
             requests=settings.turn_requests,
             model_bytes=settings.turn_model_bytes,
             credentials=self._credentials(),
+            closed=(settings.public_url,) if settings.public_url else (),
             limits=HardLimits(
                 settings.session_processes,
                 settings.session_memory_bytes,

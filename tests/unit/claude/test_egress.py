@@ -58,8 +58,9 @@ def made(
     hosts: HostGate | None = None,
     resolve: Resolve = resolve,
     allows_address: Callable[[str], bool] = may_reach,
+    closed: Sequence[str] = (),
 ) -> Egress:
-    return Egress(declared, hosts or Unasked(), resolve=resolve, allows_address=allows_address)
+    return Egress(declared, hosts or Unasked(), closed=closed, resolve=resolve, allows_address=allows_address)
 
 
 class Site:
@@ -435,6 +436,7 @@ async def asking(
     running: str = "pip install x",
     led_to: str = "127.0.0.1",
     store: CoreStore | None = None,
+    closed: Sequence[str] = (),
 ) -> AsyncGenerator[Asking]:
     store = store or CoreStore(MemoryBackend())
     policy = PermissionPolicy(rules=tuple(Rule(rule=r, policy=p) for r, p in rules), default=default)
@@ -459,7 +461,7 @@ async def asking(
         looked_up.append(name)
         return [led_to]
 
-    egress = made([], hosts, resolve=resolve, allows_address=lambda one: one == "127.0.0.1")
+    egress = made(closed, hosts, resolve, lambda one: one == "127.0.0.1", closed)
     async with proxied(egress) as proxy:
         yield Asking(store, created.id, hosts, proxy, int(address.rpartition(":")[2]), looked_up)
 
@@ -568,6 +570,18 @@ async def test_a_name_that_leads_into_a_private_network_is_refused_after_an_allo
         await a.decide(approval)
         answer = await a.get("innocent.example.org")
     assert (answer.status_code, "private network" in answer.json()["error"]) == (403, True)
+
+
+async def test_the_services_own_public_address_is_closed_whatever_allows_it(address: str):
+    """Behind a load balancer it may be an address like any other; its sign-in page is not for agents."""
+    async with asking(
+        address, networking=Networking(type="unrestricted"), closed=["https://hitl.example.org"]
+    ) as a:
+        assert b" 403 " in await connect(a.proxy, "HITL.example.org.:443")
+        assert a.looked_up == []
+        assert b" 200 " in await connect(
+            a.proxy, f"hitl.example.org:{a.port}"
+        )  # another service of that host
 
 
 async def test_a_redirect_into_a_private_network_leads_nowhere(address: str):
