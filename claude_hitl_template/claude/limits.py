@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,15 +30,15 @@ CGROUP, MOUNTINFO = Path("/proc/self/cgroup"), Path("/proc/self/mountinfo")
 
 @dataclass(frozen=True)
 class HardLimits:
-    """`processes`, `memory_bytes`: the session's share, as the watch has it; the hard limits are above it.
+    """`processes`, `memory_bytes`, `disk_bytes`: the session's share, as the watch has it; the hard limits are above it.
 
-    `open_files`: of one process. `file_bytes`: the largest file that may be written; None: any.
+    `open_files`: of one process. No file is larger than the share of the disk.
     """
 
     processes: int = 256
     memory_bytes: int = 1024**3
     open_files: int = 4096
-    file_bytes: int | None = None
+    disk_bytes: int = 10 * 1024**3
 
     @property
     def tasks(self) -> int:
@@ -50,11 +51,13 @@ class HardLimits:
 
     def resources(self, release: str | None = None) -> list[tuple[int, int]]:
         """What `setrlimit` takes: resource and value. `release` is the kernel's."""
-        found = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, self.open_files)]
+        found = [
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_NOFILE, self.open_files),
+            (resource.RLIMIT_FSIZE, self.disk_bytes),
+        ]
         if counts_by_namespace(release or os.uname().release):
             found.append((resource.RLIMIT_NPROC, self.tasks))
-        if self.file_bytes is not None:
-            found.append((resource.RLIMIT_FSIZE, self.file_bytes))
         return found
 
 
@@ -64,6 +67,57 @@ def over_memory(used_bytes: int, share_bytes: int) -> str:
         f"the session's processes used {size(used_bytes)} of memory, and {size(share_bytes)} are its share "
         "(HITL_SESSION_MEMORY_BYTES): they were stopped. Send a message to go on, with work in smaller pieces"
     )
+
+
+class DiskUse:
+    """What a session's folders use of the disk. They are measured only after the disk filled by half of the session's share
+    (or of what was free): a look at the disk as a whole is all that a session costs otherwise.
+
+    A session that is over its share when it starts may go on, and remove files, as long as the disk does not fill again.
+    """
+
+    def __init__(self, folders: Iterable[Path], share_bytes: int) -> None:
+        self._folders, self._most = tuple(folders), share_bytes
+        self._least: int | None = None  # bytes of the disk that were used since the last measurement
+        self._room = 0
+
+    def over(self) -> str | None:
+        """Why the session is stopped, for its log. Blocking."""
+        used, free = self._disk()
+        if self._least is None:
+            self._least, self._room = used, min(self._most, free)
+            if free < self._most:  # a session takes most of it at most: the service needs the rest
+                self._most = min(self._most, self._measured() + free * 9 // 10)
+            return None
+        self._least = min(self._least, used)
+        if used - self._least < self._room / 2:
+            return None
+        measured, self._least = self._measured(), used
+        if measured <= self._most:
+            self._room = min(self._most - measured, free)
+            return None
+        return (
+            f"the session's files take {size(measured)} of the disk, and {size(self._most)} are the most "
+            "(HITL_SESSION_DISK_BYTES): its processes were stopped. Send a message to go on, and have files removed first"
+        )
+
+    def _there(self) -> list[Path]:
+        return [folder for folder in self._folders if folder.is_dir()]
+
+    def _disk(self) -> tuple[int, int]:
+        """Used and free bytes of the disks with the folders."""
+        disks = {folder.stat().st_dev: shutil.disk_usage(folder) for folder in self._there()}.values()
+        return sum(disk.used for disk in disks), min((disk.free for disk in disks), default=0)
+
+    def _measured(self) -> int:
+        """Bytes on the disk of the files in the folders; links are not followed."""
+        found = 0
+        for folder in self._there():
+            for _, _, names, descriptor in os.fwalk(folder, follow_symlinks=False):
+                for name in names:
+                    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                        found += os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_blocks * 512
+        return found
 
 
 def counts_by_namespace(release: str) -> bool:

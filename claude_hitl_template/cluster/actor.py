@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, cast
 
 import psutil
@@ -13,7 +15,7 @@ import structlog
 from ray.util import list_named_actors
 
 from claude_hitl_template import code_version
-from claude_hitl_template.claude.limits import over_memory
+from claude_hitl_template.claude.limits import DiskUse, over_memory
 from claude_hitl_template.cluster.containers import runtime_env
 from claude_hitl_template.cluster.ledger import handle, reach
 from claude_hitl_template.cluster.owner import SessionOwner, home_of
@@ -60,13 +62,18 @@ class ClaudeSessionActor:
         # The SDK keeps a resumed transcript in the temporary folder: it lasts no longer than the owner.
         tempfile.tempdir = str(home_of(assignment))
         try:
-            return await self._owner.run(assignment, watch=partial(watch, share=assignment.share))
+            folders = (home_of(assignment), assignment.workspace.folder)
+            return await self._owner.run(
+                assignment, watch=partial(watch, share=assignment.share, folders=folders)
+            )
         finally:
             await asyncio.to_thread(_end_children)  # the next session of this process starts with none
 
 
-async def watch(runner: SessionRunner, share: Share) -> None:
-    """Stops a session that uses more than its share, before the machine's other sessions run out of it."""
+async def watch(runner: SessionRunner, share: Share, folders: Iterable[Path]) -> None:
+    """Stops a session that uses more than its share, before the machine's other sessions run out of it. Its files are in the
+    folders."""
+    disk = DiskUse(folders, share.disk_bytes)
     while True:
         memory_bytes, processes = await asyncio.to_thread(_used)
         if memory_bytes > share.memory_bytes:
@@ -77,6 +84,8 @@ async def watch(runner: SessionRunner, share: Share) -> None:
                 f"the session had {processes} processes, and {share.processes} are its share (HITL_SESSION_PROCESSES): "
                 "they were stopped. Send a message to go on",
             )
+        elif why := await asyncio.to_thread(disk.over):
+            await _stop_for(runner, why)
         await asyncio.sleep(WATCH_S)
 
 

@@ -17,12 +17,13 @@ PARKED = "parked"  # an owner's result when its session has parked; the owner ca
 
 @dataclass(frozen=True)
 class Share:
-    """What an awake session may use. The host reserves CPUs and memory; memory and processes are watched, and the session's
-    sandbox has hard limits above them (`claude/limits.py`)."""
+    """What an awake session may use. The host reserves CPUs and memory; memory, processes and disk are watched, and the
+    session's sandbox has hard limits above them (`claude/limits.py`)."""
 
     cpus: float
     memory_bytes: int
     processes: int
+    disk_bytes: int
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,12 @@ class OwnerPool:
         self, settings: Settings, host: OwnerHost, on_wait: OnWait, *, queue_s: float = QUEUE_S
     ) -> None:
         self._settings, self._host, self._on_wait, self._queue_s = settings, host, on_wait, queue_s
-        self.share = Share(settings.session_cpus, settings.session_memory_bytes, settings.session_processes)
+        self.share = Share(
+            settings.session_cpus,
+            settings.session_memory_bytes,
+            settings.session_processes,
+            settings.session_disk_bytes,
+        )
         self._spare_environment = next(iter(settings.all_environments().values()))
         self._spares: deque[Owner] = deque()
         self._warming: asyncio.Task[None] | None = None

@@ -429,7 +429,7 @@ class Supervisor:
                 settings.session_processes,
                 settings.session_memory_bytes,
                 settings.session_open_files,
-                settings.session_file_bytes,
+                settings.session_disk_bytes,
             ),
         )
 

@@ -249,8 +249,11 @@ class Settings(BaseSettings):
     session_open_files: int = Field(
         4096, ge=256, description="Files that each process of a sandbox may have open at once."
     )
-    session_file_bytes: int | None = Field(
-        None, ge=1024**2, description="Largest file that a sandbox may write. Default: any size."
+    session_disk_bytes: int = Field(
+        10 * 1024**3,
+        ge=64 * 1024**2,
+        description="What an awake session's workspace and temporary files may take of the disk, and its largest file. One "
+        "that takes more is stopped with a reason.",
     )
     spare_owners: int = Field(
         1,

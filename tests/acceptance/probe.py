@@ -181,7 +181,7 @@ TRICKS = {
     "socks": "\x04\x01\x00\x50\x7f\x00\x00\x01\x00",
 }
 NETLINK_AUDIT, NETLINK_CONNECTOR = 9, 11
-# Settings below /proc/sys that belong to a namespace: what is written there counts in the sandbox alone.
+# Settings below /proc/sys that belong to a namespace: they count in the sandbox alone.
 OWN_SETTINGS = ("net/", "user/", "fs/mqueue/", "kernel/msg", "kernel/sem", "kernel/shm", "kernel/auto_msgmni")
 OWN_SETTING_NAMES = ("kernel/hostname", "kernel/domainname", "kernel/ns_last_pid")
 
@@ -352,7 +352,7 @@ def any_family() -> bool:
 
 
 def hears(protocol: int) -> bool:
-    """Whether the kernel tells of processes that start and end, such as one of this probe's."""
+    """Whether the kernel reports processes that start and end, such as one of this probe's."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, protocol) as one:
         one.settimeout(0.5)
         one.bind((0, 1))

@@ -125,6 +125,16 @@ def test_memory_that_no_process_has_mapped_is_limited_where_control_groups_can_b
     assert said.split()[-1] == "137", said
 
 
+def test_a_file_of_a_hundred_gibibytes_is_refused_at_the_limit(tmp_path: Path):
+    """At once, and before it takes the disk's place: a file need not be written to take it."""
+    said = run_in_sandbox(
+        tmp_path,
+        "fallocate -l 100G huge; head -c 9M /dev/zero > large; stat -c %s huge large",
+        SandboxConfig(limits=HardLimits(disk_bytes=8 * MIB)),
+    )
+    assert [int(line) for line in said.splitlines() if line.isdigit()] == [0, 8 * MIB], said
+
+
 # -- a whole session, with the watch of its owner
 
 
@@ -134,10 +144,10 @@ async def approved(root: Path, model_url: str, command: str, limits: HardLimits)
     steps = script({"tools": [bash(command)]})
     h = await house(root, model_url, steps, policy=PermissionPolicy(rules=rules), floor=Floor(rules=rules))
     h.sandbox = SandboxConfig(limits=limits)
-    share = Share(0.25, limits.memory_bytes, limits.processes)
+    share = Share(0.25, limits.memory_bytes, limits.processes, limits.disk_bytes)
 
     async def run(runner: SessionRunner) -> None:
-        await first_of(runner.run(), watch(runner, share))
+        await first_of(runner.run(), watch(runner, share, [h.root]))
 
     h.runs = run
     await h.drive()
@@ -171,3 +181,19 @@ async def test_a_session_whose_command_the_kernel_ended_for_its_memory_is_stoppe
         HardLimits(memory_bytes=600 * MIB),
     )
     assert "HITL_SESSION_MEMORY_BYTES" in await why_it_was_stopped(h)
+
+
+async def test_a_session_whose_files_fill_the_disk_is_stopped_with_the_reason_and_can_remove_them(
+    tmp_path: Path, model_url: str
+):
+    h = await approved(
+        tmp_path,
+        model_url,
+        "for n in 1 2 3 4; do head -c 30M /dev/zero > large$n; done; sleep 60",
+        HardLimits(disk_bytes=40 * MIB),
+    )
+    assert "HITL_SESSION_DISK_BYTES" in await why_it_was_stopped(h)
+    await h.send(user(script({"tools": [bash("rm large*")]}, {"text": "They are gone."})))
+    await h.drive()
+    assert (await h.until_idle())["type"] == "end_turn"
+    assert not list(h.workspace.glob("large*"))

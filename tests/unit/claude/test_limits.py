@@ -3,11 +3,15 @@
 import os
 import resource
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from claude_hitl_template.claude.limits import ControlGroups, HardLimits
+from claude_hitl_template.claude import limits
+from claude_hitl_template.claude.limits import ControlGroups, DiskUse, HardLimits
 
+MIB = 1024**2
 LIMITS = HardLimits(processes=10, memory_bytes=1000, open_files=100)
 
 
@@ -39,9 +43,50 @@ def test_tasks_are_limited_only_where_the_kernel_counts_them_for_each_sandbox():
     assert (resource.RLIMIT_CORE, 0) in LIMITS.resources("4.18.0-553.el8")
 
 
-def test_the_size_of_files_is_limited_only_where_a_setting_says_so():
-    assert resource.RLIMIT_FSIZE not in dict(LIMITS.resources())
-    assert dict(HardLimits(file_bytes=7).resources())[resource.RLIMIT_FSIZE] == 7
+class Disk:
+    """A disk of 1,000 bytes, and a session's folder on it."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.used, self.looks = folder, 0, 0
+        monkeypatch.setattr(limits.shutil, "disk_usage", self._usage)
+
+    def _usage(self, _: Path) -> Any:
+        self.looks += 1
+        return SimpleNamespace(used=self.used, free=1000 * MIB - self.used)
+
+    def write(self, name: str, mib: int) -> None:
+        with (self.folder / name).open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, mib * MIB)
+        self.used += mib * MIB
+
+
+def test_files_are_measured_where_the_disk_fills_and_only_their_own_session_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    disk = Disk(tmp_path, monkeypatch)
+    use = DiskUse([tmp_path, tmp_path / "missing"], 10 * MIB)
+    assert use.over() is None
+    disk.write("small", 4)
+    assert use.over() is None
+    disk.used += 900 * MIB  # by others
+    assert use.over() is None
+    disk.write("more", 7)
+    assert "HITL_SESSION_DISK_BYTES" in (use.over() or "")
+    assert use.over() is None  # it may go on, and remove files
+
+
+def test_where_less_than_its_share_is_free_a_session_takes_most_of_it_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    disk = Disk(tmp_path, monkeypatch)
+    disk.write("before", 3)
+    disk.used = 990 * MIB
+    use = DiskUse([tmp_path], 100 * MIB)
+    assert use.over() is None
+    disk.write("one", 5)
+    assert use.over() is None
+    disk.write("two", 5)
+    assert "12.0 MiB" in (use.over() or "")
 
 
 def test_hard_limits_are_above_the_share_so_that_the_watch_gives_the_reason():
