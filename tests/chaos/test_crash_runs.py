@@ -248,3 +248,9 @@ def test_a_write_whose_process_died_is_done_or_is_not_and_others_go_on(case: Cas
 def test_every_point_of_the_product_is_struck_but_those_that_need_ray():
     """The other points are the supervisor's: tests/integration/test_handing_over.py."""
     assert set(fault_points.POINTS) - set(POINTS) - set(STORE_POINTS) == {"own.before", "own.after"}
+
+
+def test_the_guarantees_count_what_is_struck():
+    said = (Path(__file__).parents[2] / "docs/guarantees.md").read_text()
+    assert f"at each of {len(POINTS) + len(STORE_POINTS)} fault points" in said
+    assert f"at each fault point, {len(conversations()) + len(writes())} cases" in said
