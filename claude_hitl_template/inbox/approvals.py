@@ -302,10 +302,7 @@ async def _refusal(services: Pages, user: User, card: Card) -> str:
         one.admits(user.principal, workspace_id, asked) for one in approval.requirements
     ):
         return f"You may look at this call. Deciding on it takes {'; '.join(ask.who.lower() for ask in card.asks)}."
-    involved = user.principal.id in asked
-    if involved and any(
-        w.separation_of_duties for w in await services.store.list_workspaces() if w.id == workspace_id
-    ):
+    if user.principal.id in asked and (await services.store.get_workspace(workspace_id)).separation_of_duties:
         return "You asked for this session, or wrote to it last. This workspace separates duties: another approver decides."
     return ""
 
