@@ -13,7 +13,7 @@ from ray.serve.exceptions import RayServeException
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from claude_hitl_template.config import logs
-from claude_hitl_template.config.secret_files import audit_signer, read_signing_key
+from claude_hitl_template.config.secret_files import audit_signer, make_data_folder, read_signing_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import HitlError, InternalError, StoreUnreachable, Unavailable
 from claude_hitl_template.files.blob_store import FileArea
@@ -53,7 +53,7 @@ class LedgerService:
 
         settings = Settings.load()
         logs.configure(settings.log_level)
-        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_data_folder(settings)
         signing_key = read_signing_key(settings)
         store = CoreStore(
             open_backend(settings, patience_s=AWAY_S),

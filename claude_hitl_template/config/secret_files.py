@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import stat
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -63,6 +64,12 @@ def prepare(settings: Settings) -> Prepared:
     try:
         for folder in (settings.secrets_dir, settings.logs_dir):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _close(folder)
+        for path in (
+            *settings.secrets_dir.iterdir(),
+            *settings.data_dir.glob(f"{settings.database_path.name}*"),
+        ):
+            _close(path)
         folder = settings.secrets_dir
         _keep(folder / SIGNING_KEY, secrets.token_hex(32))
         if settings.anthropic_api_key is not None:
@@ -86,11 +93,22 @@ def prepare(settings: Settings) -> Prepared:
 
 
 def make_data_folder(settings: Settings) -> None:
-    """Makes the data folder itself, where there is none. Raises ConfigError."""
+    """Makes the data folder, and closes one that is there to other users. Raises ConfigError."""
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _close(settings.data_dir)
     except OSError as error:
         raise _not_writable(settings, error) from error
+
+
+def _close(path: Path) -> None:
+    """Takes other users' permissions away, where the file is ours. The server of a local Postgres may pass through."""
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        return
+    passes_only = stat.S_ISDIR(found.st_mode) and found.st_mode & 0o077 == 0o011
+    if found.st_uid == os.geteuid() and found.st_mode & 0o077 and not passes_only:
+        path.chmod(stat.S_IMODE(found.st_mode) & 0o700)
 
 
 def forget_model_key(settings: Settings) -> bool:

@@ -170,7 +170,8 @@ class Settings(BaseSettings):
     panel_port: Port = Field(3370, description="Kodosumi's panel: conversations and approvals in a browser.")
     ray_temp_dir: Path | None = Field(
         None,
-        description="Folder of Ray's temporary files. Default: a folder under /tmp named after the data folder.",
+        description="Folder of Ray's temporary files, closed to other users. Default: a folder under /tmp named "
+        "after the data folder.",
     )
     ray_num_cpus: int | None = Field(
         None, ge=1, description="CPUs that Ray may schedule. Default: all of the machine's."

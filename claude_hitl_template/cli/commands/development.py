@@ -12,7 +12,7 @@ import typer
 
 from claude_hitl_template.cli.commands.status import folder_bytes
 from claude_hitl_template.cli.host import postgres, run_record
-from claude_hitl_template.cli.host.processes import intruder, temp_dir
+from claude_hitl_template.cli.host.processes import intruder, private_dir
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.presentation.text import size
@@ -67,7 +67,7 @@ def _clean_data(settings: Settings, *, yes: bool) -> None:
 
 def _delete_ray_folder(settings: Settings) -> None:
     """Unless the cluster of another data folder, which names the same one, works in it."""
-    folder = temp_dir(settings)
+    folder = private_dir(settings)
     if folder.exists() and intruder(settings) is None:
         _delete(folder)
 

@@ -21,7 +21,7 @@ from claude_hitl_template.cli.deploy import remote
 from claude_hitl_template.cli.deploy.cluster import asks_for_token
 from claude_hitl_template.cli.deploy.rollout import Profile
 from claude_hitl_template.cli.host import panel, ports, postgres, run_record, service
-from claude_hitl_template.cli.host.processes import is_ours, temp_dir
+from claude_hitl_template.cli.host.processes import is_ours, private_dir, temp_dir
 from claude_hitl_template.cluster import containers
 from claude_hitl_template.config import network
 from claude_hitl_template.config.settings import Settings, variable
@@ -159,11 +159,13 @@ def socket_check(folder: Path) -> Check:
 
 
 def ray_folder_check(folder: Path, uid: int) -> Check:
-    """Ray's folder belongs to the user that created it; another user cannot use it."""
+    """Ray's folder belongs to the user that created it, and is closed to others: they could change what Ray runs."""
     name = "Ray's folder's owner"
     if not folder.exists():
         return Check(name, "ok", "not made yet")
-    owner = folder.stat().st_uid
+    owner, mode = folder.stat().st_uid, folder.stat().st_mode
+    if owner == uid and mode & 0o077:
+        return Check(name, "wrong", f"{folder} is open to other users", f"chmod 700 {folder}")
     if owner == uid:
         return Check(name, "ok", f"you ({uid})")
     return Check(
@@ -318,7 +320,7 @@ def _ray_checks(settings: Settings) -> Iterator[Check]:
     yield ray_version_check(version("ray"), app.get("ray") if app else None)
     yield from remote.token_checks(asks_for_token(settings))
     yield socket_check(temp_dir(settings))
-    yield ray_folder_check(temp_dir(settings), os.getuid())
+    yield ray_folder_check(private_dir(settings), os.getuid())
 
 
 def _belongs(settings: Settings, process: psutil.Process) -> bool:

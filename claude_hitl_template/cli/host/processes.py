@@ -62,6 +62,11 @@ def _is_of_another(settings: Settings, environment: Mapping[str, str]) -> bool:
 
 def temp_dir(settings: Settings) -> Path:
     """Ray's folder. Short: Ray puts sockets there, and their paths may have 107 characters."""
+    return settings.ray_temp_dir or private_dir(settings) / "ray"
+
+
+def private_dir(settings: Settings) -> Path:
+    """The folder around Ray's own, unless a setting names another one. Ray lets every user write to its folders."""
     name = hashlib.sha256(str(settings.data_dir).encode()).hexdigest()[:8]
     return settings.ray_temp_dir or Path(f"/tmp/hitl-{os.getuid()}-{name}")  # noqa: S108
 

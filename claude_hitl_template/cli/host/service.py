@@ -1,7 +1,9 @@
 """Starting and stopping what `hitl` runs on this machine: a Ray head of its own, and the application on it."""
 
 import hmac
+import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ from claude_hitl_template.cli.host.processes import (
     end,
     intruder,
     node_address,
+    private_dir,
     ray_environment,
     strays,
     temp_dir,
@@ -130,6 +133,7 @@ def _start_missing(settings: Settings, step: Step, make_postgres: bool, *, resta
         what = "Starting Ray and the application" if done or restarted else "Deploying the application"
         with step(f"{what} (about half a minute)"):
             _deploy_patiently(settings)
+        private_dir(settings).chmod(0o700)  # one that a setting names was opened by Ray
         done.append("deployed the application" if found is None else "deployed the changed code")
     else:
         undrain(settings)  # an earlier stop may have been broken off
@@ -219,7 +223,22 @@ def ports(settings: Settings) -> tuple[str, ...]:
     return (*PORTS, "panel_port") if settings.panel else PORTS
 
 
+def make_ray_folder(settings: Settings) -> None:
+    """Closes Ray's folder to other users. Raises ConfigError for one that belongs to another user, or to all, as /tmp."""
+    folder = private_dir(settings)
+    if not os.path.lexists(folder):
+        folder.mkdir(mode=0o700, parents=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & stat.S_ISVTX:
+        raise ConfigError(
+            f"{folder} is not a folder of yours alone, so another user could change what Ray runs",
+            f"remove {folder}, or choose another folder with HITL_RAY_TEMP_DIR",
+        )
+    folder.chmod(0o700)
+
+
 def _start_ray(settings: Settings) -> None:
+    make_ray_folder(settings)
     command = [
         *RAY, "start", "--head", "--block", "--disable-usage-stats",
         f"--port={settings.ray_port}", f"--ray-client-server-port={settings.ray_client_port}",

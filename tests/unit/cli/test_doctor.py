@@ -137,5 +137,8 @@ def test_ray_of_another_user_is_told_by_its_folder(tmp_path: Path) -> None:
     me = tmp_path.stat().st_uid
     assert doctor.ray_folder_check(tmp_path / "none", me).level == "ok"
     assert doctor.ray_folder_check(tmp_path, me).level == "ok"
+    tmp_path.chmod(0o777)  # as Ray makes it
+    found = doctor.ray_folder_check(tmp_path, me)
+    assert (found.level, found.fix) == ("wrong", f"chmod 700 {tmp_path}")
     found = doctor.ray_folder_check(tmp_path, me + 1)
     assert (found.level, "HITL_RAY_TEMP_DIR" in found.fix) == ("wrong", True)

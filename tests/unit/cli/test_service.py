@@ -13,7 +13,13 @@ import psutil
 import pytest
 
 from claude_hitl_template.cli.host import service
-from claude_hitl_template.cli.host.processes import LOOPBACK, node_address, ray_environment, temp_dir
+from claude_hitl_template.cli.host.processes import (
+    LOOPBACK,
+    node_address,
+    private_dir,
+    ray_environment,
+    temp_dir,
+)
 from claude_hitl_template.config.secret_files import Prepared, forget_model_key, prepare
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
@@ -195,3 +201,20 @@ def test_rays_folder_is_short_and_one_per_data_folder(make_settings: Make, tmp_p
     one, other = (temp_dir(make_settings(data_dir=tmp_path / name)) for name in ("a", "b"))
     assert one != other
     assert len(str(one)) < 40
+
+
+def test_rays_folder_is_in_one_that_is_closed_to_others(make_settings: Make, tmp_path: Path) -> None:
+    """Ray makes its own folders writable for every user of the machine."""
+    settings = make_settings()
+    around = private_dir(settings)
+    try:
+        around.mkdir(mode=0o755)
+        service.make_ray_folder(settings)
+        assert around.stat().st_mode & 0o777 == 0o700
+        around.rmdir()
+        around.symlink_to(tmp_path)  # by another user, to a folder of theirs
+        for unsafe in (settings, make_settings(ray_temp_dir="/tmp")):
+            with pytest.raises(ConfigError, match="not a folder of yours alone"):
+                service.make_ray_folder(unsafe)
+    finally:
+        around.unlink()
