@@ -1,6 +1,6 @@
 """Fixtures: a small service on loopback that gives the test's answers, and settings with their own folder."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -8,9 +8,15 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
+from claude_hitl_template.cli.commands import workspaces
 from claude_hitl_template.cli.host.ports import free_ports
+from claude_hitl_template.config.secret_files import prepare
 from claude_hitl_template.config.settings import Settings, variable
+from claude_hitl_template.testing.local_service import OPERATOR_KEY
+from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 from tests.serving import loopback
+
+FIRST = "key-of-the-command-line"
 
 
 @pytest.fixture
@@ -48,3 +54,26 @@ def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         return Settings.load()
 
     return make
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
+    """A service that drives no session, whose first key is FIRST."""
+    folder = tmp_path_factory.mktemp("served")
+    with serve_in_thread(folder, keys={"first key": FIRST}, backing="memory", driving=False) as one:
+        yield one
+
+
+@pytest.fixture
+def here(
+    served: Threaded, make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """Settings of the machine on which `served` runs."""
+    settings = make_settings(serve_port=served.service.url.rpartition(":")[2].partition("/")[0])
+    prepare(settings)
+
+    def key(_settings: Settings) -> str:
+        return OPERATOR_KEY
+
+    monkeypatch.setattr(workspaces, "operator_key", key)
+    return settings

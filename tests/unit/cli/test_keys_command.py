@@ -1,7 +1,7 @@
 """`hitl keys` and `hitl workspaces`: keys are shown once, and roles are given by name."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -9,35 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from claude_hitl_template.cli.app import app
-from claude_hitl_template.cli.commands import workspaces
-from claude_hitl_template.config.secret_files import prepare
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError, Conflict, HitlError, InvalidInput, NotFound, Unauthorized
-from claude_hitl_template.testing.local_service import OPERATOR_KEY
-from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+from claude_hitl_template.testing.threaded import Threaded
 
 type Make = Callable[..., Settings]
-FIRST = "key-of-the-command-line"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
-    folder = tmp_path_factory.mktemp("keys")
-    with serve_in_thread(folder, keys={"first key": FIRST}, backing="memory", driving=False) as one:
-        yield one
-
-
-@pytest.fixture
-def here(served: Threaded, make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings of the machine on which `served` runs."""
-    settings = make_settings(serve_port=served.service.url.rpartition(":")[2].partition("/")[0])
-    prepare(settings)
-
-    def key(_settings: Settings) -> str:
-        return OPERATOR_KEY
-
-    monkeypatch.setattr(workspaces, "operator_key", key)
-    return settings
 
 
 def run(*arguments: str, group: str = "keys") -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import httpx
@@ -10,37 +10,15 @@ import pytest
 from typer.testing import CliRunner
 
 from claude_hitl_template.cli.app import app
-from claude_hitl_template.cli.commands import users, workspaces
-from claude_hitl_template.config.secret_files import prepare
+from claude_hitl_template.cli.commands import users
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError, Conflict, HitlError, InvalidInput, NotFound
 from claude_hitl_template.signin.service import REMEMBER_S
-from claude_hitl_template.testing.local_service import OPERATOR_KEY
-from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+from claude_hitl_template.testing.threaded import Threaded
 from tests.sign_in import hidden_fields
 
 type Make = Callable[..., Settings]
 PASSWORD, NEW = "canary horse battery", "another canary battery"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
-    folder = tmp_path_factory.mktemp("users")
-    with serve_in_thread(folder, keys={"first key": "first-secret"}, backing="memory", driving=False) as one:
-        yield one
-
-
-@pytest.fixture
-def here(served: Threaded, make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings of the machine on which `served` runs."""
-    settings = make_settings(serve_port=served.service.url.rpartition(":")[2].partition("/")[0])
-    prepare(settings)
-
-    def key(_settings: Settings) -> str:
-        return OPERATOR_KEY
-
-    monkeypatch.setattr(workspaces, "operator_key", key)
-    return settings
 
 
 def run(*arguments: str, typed: str = "") -> str:
