@@ -124,10 +124,11 @@ def service(image: str) -> Iterator[Worker]:
     finally:
         one.down()
         as_user("podman", "system", "migrate")  # ends the process that holds the user's namespace
-        left = [line for process in one.processes("") if (line := command_line(process))]
-        shutil.rmtree(folder)
-        shutil.rmtree(raylet_folder, ignore_errors=True)
-    assert not left
+        try:
+            wait_for("its processes to end", lambda: not [*filter(command_line, one.processes(""))])
+        finally:
+            shutil.rmtree(folder)
+            shutil.rmtree(raylet_folder, ignore_errors=True)
 
 
 def said(session: Conversation) -> str:
