@@ -98,7 +98,7 @@ class Desk:
         await self.store.put_blobs(manifest)
         await self.store.save_workspace(session.id, OWNER, blob_name(manifest[-1]))
 
-    def pages(self) -> Pages:
+    def pages(self, *, sandboxed: bool = True) -> Pages:
         return Pages(
             store=self.store,
             agent=Agent(),
@@ -108,6 +108,7 @@ class Desk:
             user=self.signed_in.user,
             check_csrf=self.signed_in.check_csrf,
             install=self.signed_in.install,
+            sandboxed=sandboxed,
         )
 
 
@@ -130,10 +131,12 @@ async def desk(store: CoreStore | None = None) -> AsyncIterator[Desk]:
 
 
 @asynccontextmanager
-async def browser(on: Desk, person: str = "ann") -> AsyncIterator[httpx.AsyncClient]:
+async def browser(
+    on: Desk, person: str = "ann", *, sandboxed: bool = True
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client with this person's cookie, without scripts. Addresses begin with the service's own path."""
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    outer.mount(ROOT, build_inbox_app(on.pages()))
+    outer.mount(ROOT, build_inbox_app(on.pages(sandboxed=sandboxed)))
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(outer, raise_app_exceptions=False),
         base_url=f"http://inbox.test{ROOT}/",

@@ -237,6 +237,7 @@ def _pages(settings: Settings, store: Clients, sign_in: SignIn, followers: Follo
         user=browser_user,
         check_csrf=check_csrf,
         install=lambda app: install(app, sign_in),
+        sandboxed=sandbox_fact(settings) == "on",
     )
 
 

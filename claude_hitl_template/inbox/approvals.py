@@ -274,6 +274,7 @@ async def card_page(
         reader=user,
         nav="inbox",
         card=card,
+        sandboxed=services.sandboxed,
         title=card.session.title or card.session.first_words or card.session.id,
         refusal=await _refusal(services, user, card),
         has_voted=user.principal.id in {vote.principal_id for vote in approval.votes},

@@ -39,6 +39,7 @@ class Pages:
         user: Returns who the browser is. Raises what `install` has handlers for.
         check_csrf: Raises for a request that a page of this service did not send. Takes what `user` returned.
         install: Prepares the application for `user` and `check_csrf`.
+        sandboxed: Whether commands run in a sandbox; a card says where they do not.
     """
 
     store: Clients
@@ -49,3 +50,4 @@ class Pages:
     user: Callable[[Request], Awaitable[User]]
     check_csrf: Callable[[Request, Any], Awaitable[None]]
     install: Callable[[FastAPI], None]
+    sandboxed: bool = True

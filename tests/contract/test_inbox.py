@@ -110,6 +110,14 @@ async def test_a_viewer_sees_a_call_without_buttons_and_is_refused(on: Desk) -> 
     assert (await state(on, approval)).state is ApprovalState.PENDING
 
 
+@pytest.mark.parametrize("sandboxed", [True, False])
+async def test_a_card_says_where_there_is_no_sandbox(on: Desk, sandboxed: bool) -> None:
+    approval = await on.ask()
+    async with browser(on, sandboxed=sandboxed) as client:
+        card = (await client.get(f"inbox/a/{approval.id}")).text
+    assert ("There is no sandbox" in card) is not sandboxed
+
+
 async def test_a_browser_that_is_not_signed_in_sees_nothing(on: Desk) -> None:
     approval = await on.ask(title="secret title")
     async with browser(on, "a stranger") as client:
