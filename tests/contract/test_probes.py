@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import claude_hitl_template
-from claude_hitl_template.claude.egress import is_public
+from claude_hitl_template.config.addresses import is_public
 from claude_hitl_template.domain.models import ApprovalState
 from tests.acceptance import probe
 from tests.contract.test_layers import bash, script

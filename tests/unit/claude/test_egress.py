@@ -14,16 +14,8 @@ import httpx
 import pytest
 import structlog
 
-from claude_hitl_template.claude.egress import (
-    REFUSALS_TOLD,
-    Egress,
-    Resolve,
-    host_of,
-    is_own,
-    is_public,
-    may_reach,
-    resolve,
-)
+from claude_hitl_template.claude.egress import REFUSALS_TOLD, Egress
+from claude_hitl_template.config.addresses import Resolve, host_of, is_own, is_public, may_reach, resolve
 from claude_hitl_template.domain.events import UserInterrupt, UserMessage, UserToolConfirmation
 from claude_hitl_template.domain.models import Agent, Approval, ApprovalState, Environment, Networking
 from claude_hitl_template.domain.people import Actor
