@@ -37,6 +37,9 @@ WRITES = (
     "save_workspace",
     "add_files",
     "begin_export",
+    "distribute",
+    "take",
+    "settle",
 )
 # Steps outside of the Store: reached before and after each.
 STEPS = (
@@ -46,6 +49,7 @@ STEPS = (
     "flush",  # what was heard, to the log
     "park",  # giving the lease up, the CLI gone
     "run",  # a claimed call's permission, to the CLI
+    "send",  # a notice, to its target
     "own",  # handing a session with its new epoch to an owner
 )
 POINTS = (

@@ -18,6 +18,7 @@ ApprovalNotice = Literal[
     "approval.requested",  # a call waits for a decision
     "approval.voted",  # one of several people allowed it, and more are needed
     "approval.escalated",  # its deadline handed it on to more people
+    "approval.delegated",  # it was handed over to a person or a group
     "approval.decided",
     "approval.expired",
     "approval.superseded",  # it stopped waiting without a decision
@@ -36,12 +37,16 @@ SessionNotice = Literal[
 NoticeKind = Literal[ApprovalNotice, SessionNotice, "test", "digest"]
 APPROVAL_KINDS: tuple[ApprovalNotice, ...] = get_args(ApprovalNotice)
 SESSION_KINDS: tuple[SessionNotice, ...] = get_args(SessionNotice)
-ASKING: frozenset[NoticeKind] = frozenset({"approval.requested", "approval.voted", "approval.escalated"})
+# Sent while the call waits, and no longer: a decision supersedes them.
+ASKING: frozenset[NoticeKind] = frozenset({
+    "approval.requested", "approval.voted", "approval.escalated", "approval.delegated",
+})  # fmt: skip
 # What a person or a group is told unless the channel says otherwise.
 DEFAULT_KINDS: tuple[NoticeKind, ...] = (
     "approval.requested",
     "approval.voted",
     "approval.escalated",
+    "approval.delegated",
     "session.failed",
 )
 
@@ -171,8 +176,11 @@ class Delivery(Frozen):
     """One notice on one channel.
 
     Attributes:
-        attempts: How often it was begun to be sent.
+        attempts: How often a courier began to send it.
         next_at: When it is due; while it is being sent, when another courier may try.
+        sending: Whether a courier has it, until `next_at`.
+        first_at: When a courier first had it.
+        by_hand: A user asked for it, so it is sent at once, and even if the call was decided.
         last_error: Why the last attempt failed, without any content.
         external_ref: What the sender returned for the message that it sent, such as the time stamp of a Slack message.
     """
@@ -184,9 +192,21 @@ class Delivery(Frozen):
     attempts: int = 0
     created_at: datetime
     next_at: datetime
+    sending: bool = False
+    first_at: datetime | None = None
+    by_hand: bool = False
     last_error: str | None = None
     external_ref: dict[str, Any] | None = None
     closed_at: datetime | None = None
+
+
+class Settled(Frozen):
+    """What came out of a send, for the Store. `retry_s`: it is tried again in so many seconds."""
+
+    state: Literal["sent", "retry", "refused", "gone"]
+    why: Annotated[str, Field(max_length=500)] = ""
+    retry_s: float = 0.0
+    external_ref: dict[str, Any] | None = None
 
 
 class Parcel(Frozen):

@@ -17,9 +17,10 @@ from typing import Any, Literal, NoReturn, cast
 
 from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.errors import Unauthorized
+from claude_hitl_template.store.notifying import Couriers
 from claude_hitl_template.store.protocol import Clients, Owners, Reachable, Store, Supervision, Windows
 
-type Role = Literal["ingress", "supervisor", "owner", "window"]
+type Role = Literal["ingress", "supervisor", "courier", "owner", "window"]
 type Send = Callable[[str, tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
 
 PREFIX = "hitl-ledger-"
@@ -40,6 +41,7 @@ OPEN = frozenset(methods_of(Reachable))  # to everyone who reaches the ledger
 _PROTOCOLS: Mapping[Role, type] = {
     "ingress": Clients,
     "supervisor": Supervision,
+    "courier": Couriers,
     "owner": Owners,
     "window": Windows,
 }
@@ -66,6 +68,9 @@ class Authority:
 
     def supervisor(self) -> str:
         return self._issue("supervisor")
+
+    def courier(self) -> str:
+        return self._issue("courier")
 
     def owner(self, session_id: str, epoch: int) -> str:
         """Mints the capability of the owner with this lease."""

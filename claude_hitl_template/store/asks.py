@@ -29,6 +29,7 @@ from claude_hitl_template.domain.policy.tiers import (
     joined,
 )
 from claude_hitl_template.errors import Forbidden, InvalidInput
+from claude_hitl_template.store.outbox import tell_approval
 from claude_hitl_template.store.protocol import Call
 from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import BY_RULE, SessionAggregate
@@ -160,6 +161,7 @@ async def open_approval(
         approval = _by_rule(unit, approval, asked.standing_rule)
     else:
         approval = approval.asking(asked.requirements(unit.now))
+        tell_approval(unit.tx, "approval.requested", approval, unit.now)
     await unit.tx.put_approval(approval)
     return approval
 

@@ -18,7 +18,7 @@ from claude_hitl_template.domain.models import (
     StoredPolicy,
     Supervised,
 )
-from claude_hitl_template.domain.notices import Channel
+from claude_hitl_template.domain.notices import Channel, Delivery, DeliveryState, Notice
 from claude_hitl_template.domain.people import Principal, Workspace
 from claude_hitl_template.domain.policy.tiers import Severity
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
@@ -49,11 +49,12 @@ class Reply:
 class Tx(Protocol):
     """One transaction. Leaving its context normally commits, durably; leaving it by an error undoes everything.
 
-    `drafts` are the entries of the audit log that it will append before it is committed (recording.py). `changed_approvals`
-    are those that were put, in order.
+    `drafts` are the entries of the audit log that it will append before it is committed (recording.py), `told` the notices
+    that it will add (outbox.py). `changed_approvals` are those that were put, in order.
     """
 
     drafts: list[Draft]
+    told: list[Notice]
     changed_approvals: list[Approval]
 
     async def add_key(self, key: ApiKey) -> None: ...
@@ -111,9 +112,67 @@ class Tx(Protocol):
     async def channels(
         self, workspace_ids: Sequence[str] | None, *, principal_id: str | None = None
     ) -> list[Channel]: ...
+    async def channels_of(self, channel_ids: Sequence[str]) -> dict[str, tuple[Channel, str]]:
+        """Those of them that exist, by id, with their encrypted secrets."""
+        ...
+
     async def put_channel(self, channel: Channel, secret: str) -> None: ...
     async def delete_channel(self, channel_id: str) -> None:
         """With its deliveries."""
+        ...
+
+    async def wanted_kinds(self, workspace_id: str) -> set[str]:
+        """The kinds of notices that any channel of the workspace, or of a person, gets."""
+        ...
+
+    async def add_notices(self, notices: Sequence[Notice]) -> None: ...
+    async def notices(self, limit: int) -> list[Notice]:
+        """The oldest ones that have no deliveries yet."""
+        ...
+
+    async def take_notices(self, notice_ids: Sequence[str]) -> list[str]:
+        """Deletes them, and returns which of them this transaction deleted."""
+        ...
+
+    async def put_delivery(self, delivery: Delivery) -> None: ...
+    async def locked_deliveries(self, delivery_ids: Sequence[str]) -> list[Delivery]:
+        """Those of them that exist and no other transaction is changing, in order of their ids. None changes until this
+        transaction ends."""
+        ...
+
+    async def delivery(self, delivery_id: str) -> Delivery | None: ...
+    async def due_deliveries(
+        self, now: datetime, *, limit: int, of_each: int, busy: Sequence[str]
+    ) -> list[str]:
+        """Ids of pending deliveries that are due, the first ones `of_each` channel that is not `busy`."""
+        ...
+
+    async def next_due(self, busy: Sequence[str]) -> datetime | None:
+        """When the first pending delivery of a channel that is not `busy` is due."""
+        ...
+
+    async def pending_of_channel(self, channel_id: str, limit: int) -> list[Delivery]: ...
+    async def deliveries_of_approval(self, approval_id: str) -> list[Delivery]: ...
+    async def deliveries(
+        self,
+        workspace_id: str | None,
+        *,
+        after: tuple[datetime, str] | None,
+        limit: int,
+        channel_id: str | None,
+        session_id: str | None,
+        states: Sequence[DeliveryState],
+    ) -> list[Delivery]:
+        """The newest first."""
+        ...
+
+    async def forget_deliveries(self, before: datetime) -> int:
+        """Deletes those from before that are not pending; returns their number."""
+        ...
+
+    async def note_reader(self, principal_id: str, at: datetime) -> None: ...
+    async def readers(self, principal_ids: Sequence[str], since: datetime) -> set[str]:
+        """Which of these people had the inbox open since."""
         ...
 
     async def session(self, session_id: str) -> Session | None: ...

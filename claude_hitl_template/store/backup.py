@@ -26,7 +26,8 @@ from claude_hitl_template.errors import ConfigError, HitlError, InvalidInput
 from claude_hitl_template.store.connect import migrate, unusable
 from claude_hitl_template.store.notifications import IN_USE
 from claude_hitl_template.store.postgres import connect_args, postgres_url
-from claude_hitl_template.store.sql import execute, to_json
+from claude_hitl_template.store.rows import to_json
+from claude_hitl_template.store.sql import execute
 from claude_hitl_template.store.tables import UtcDateTime, api_keys, browser_sessions, metadata, sessions
 
 FORMAT = 1

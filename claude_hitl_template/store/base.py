@@ -14,6 +14,7 @@ from claude_hitl_template.domain.models import Approval, Session
 from claude_hitl_template.errors import InvalidInput, StoreUnreachable
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.backend import Backend, Tx
+from claude_hitl_template.store.outbox import post
 from claude_hitl_template.store.recording import append
 from claude_hitl_template.store.sealing import Sealer
 from claude_hitl_template.store.session_aggregate import SessionAggregate
@@ -21,6 +22,7 @@ from claude_hitl_template.store.signals import Note, Previews, RecentChanges, Si
 
 SUPERVISED = "supervised"
 APPROVALS = "approvals"
+NOTICES = "notices"
 _WAKES = "wake:"
 
 
@@ -95,19 +97,25 @@ class StoreBase:
     @asynccontextmanager
     async def _writing(self, point: str) -> AsyncGenerator[Tx]:
         changed: list[Approval] = []
+        told = False
         try:
             async with self._backend.begin(write=True) as tx:
                 changed = tx.changed_approvals
                 yield tx
+                told = await post(tx)
                 await append(tx, self._signer)
                 await fault_points.reach(f"{point}.before_commit")
         except (StoreUnreachable, asyncio.CancelledError):
             if changed:  # whether they were kept is not known
                 self._approvals.forget()
                 self._signals.notify(APPROVALS)
+            if told:
+                self._notify(NOTICES)
             raise
         await fault_points.reach(f"{point}.after_commit")
         self._announce_approvals(changed)
+        if told:
+            self._notify(NOTICES)
 
     async def _check_driver(self, session_id: str, epoch: int) -> None:
         """Raises StaleOwner unless `epoch` is the session's present lease; another ledger's change may be missed for as

@@ -33,6 +33,7 @@ from claude_hitl_template.store.base import (
 )
 from claude_hitl_template.store.decisions import confirm
 from claude_hitl_template.store.filters import Order, TimeRange
+from claude_hitl_template.store.outbox import tell_session
 from claude_hitl_template.store.pages import fill
 from claude_hitl_template.store.protocol import NOW, OWN_KEY, Inbound
 from claude_hitl_template.store.session_aggregate import SessionAggregate
@@ -88,6 +89,7 @@ class ClientRules(StoreBase):
                 )
                 unit = SessionAggregate(tx, session, now)
                 await tx.put_session(session)
+                tell_session(tx, "session.created", session, now)
                 await _send_all(unit, initial, by)
                 session = await unit.save()
                 await remember_reply(unit, scope, idempotency_key, request, session.id)
@@ -156,6 +158,7 @@ class ClientRules(StoreBase):
                 await unit.terminate()
                 unit.set(archived_at=unit.now, lease=None, turn=None, deferred=None, interrupted=False)
                 unit.wake()
+                tell_session(unit.tx, "session.archived", unit.session, unit.now)
         return unit.session
 
     async def delete_session(self, session_id: str, workspace_id: str, *, by: Actor = SERVICE) -> None:
@@ -164,6 +167,7 @@ class ClientRules(StoreBase):
             await _refuse_running(unit, "deleted")
             gone = [a.to(ApprovalState.SUPERSEDED) for a in await unit.pending()]
             await tx.delete_session(session_id)
+            tell_session(tx, "session.deleted", unit.session, unit.now)
             tx.changed_approvals += gone
         # An owner and streams that still wait find the session gone.
         self._announce(None, unit.session)

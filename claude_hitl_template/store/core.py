@@ -12,6 +12,7 @@ from claude_hitl_template.store.backend import Backend
 from claude_hitl_template.store.base import AskLimits, StoreBase
 from claude_hitl_template.store.channels import ChannelRules
 from claude_hitl_template.store.clients import ClientRules
+from claude_hitl_template.store.couriers import CourierRules
 from claude_hitl_template.store.keys import KeyRules
 from claude_hitl_template.store.owners import OwnerRules
 from claude_hitl_template.store.people import PeopleRules
@@ -30,6 +31,7 @@ class CoreStore(
     SignInRules,
     ChannelRules,
     ClientRules,
+    CourierRules,
     OwnerRules,
     SupervisorRules,
     WaitingRules,

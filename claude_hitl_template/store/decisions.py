@@ -13,6 +13,7 @@ from claude_hitl_template.domain.policy import Rule, Verdict
 from claude_hitl_template.domain.policy.offers import check_granted, granted
 from claude_hitl_template.domain.tool_inputs import check_edit
 from claude_hitl_template.errors import AlreadyDecided, Forbidden, InvalidInput, NotWaiting, Superseded
+from claude_hitl_template.store.outbox import tell_approval
 from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 from claude_hitl_template.store.votes import Poll, agree, asked_now, hand_on
@@ -113,6 +114,7 @@ async def _decide(
         decided = approval.to(ApprovalState.DENIED, decision=decision, closed_at=unit.now)
     await unit.tx.put_approval(decided)
     record_approval(unit.tx, "approval.decided", decided, by, unit.now)
+    tell_approval(unit.tx, "approval.decided", decided, unit.now)
     if decision.remember is not None and decision.remember not in unit.session.rules:
         unit.set(rules=(*unit.session.rules, decision.remember))
     sent = await unit.append([_confirmation(approval, decision)])

@@ -33,6 +33,7 @@ from claude_hitl_template.store.asks import (
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase, preview_topic, wake_topic
 from claude_hitl_template.store.filters import TimeRange
+from claude_hitl_template.store.outbox import tell_approval, tell_superseded
 from claude_hitl_template.store.protocol import Call, TranscriptKey, TurnEnding
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 from claude_hitl_template.store.votes import stored_policy
@@ -395,6 +396,7 @@ async def _ask(
     ).asking(requirements)
     await unit.append([events.tool_use(call_id, NETWORK, given, "ask", None)])
     await unit.tx.put_approval(approval)
+    tell_approval(unit.tx, "approval.requested", approval, unit.now)
     return approval
 
 
@@ -419,6 +421,7 @@ async def _close(unit: SessionAggregate, event_id: str, state: ApprovalState) ->
         await unit.tx.put_approval(approval.to(state, closed_at=unit.now))
     elif approval.state in (ApprovalState.PENDING, ApprovalState.ALLOWED) and not approval.held:
         await unit.tx.put_approval(approval.to(ApprovalState.SUPERSEDED, closed_at=unit.now))
+        tell_superseded(unit.tx, approval, unit.now)
         if approval.state is ApprovalState.PENDING and unit.session.status == "idle":
             await unit.after_decisions()
 

@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from claude_hitl_template.errors import ConfigError, StoreUnreachable, Unavailable
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.notifications import Notifier
-from claude_hitl_template.store.sql import SqlTx, to_json
+from claude_hitl_template.store.rows import to_json
+from claude_hitl_template.store.sql import SqlTx
 
 WRITERS, READERS = 8, 8
 CONNECTIONS = WRITERS + READERS + 2  # of one ledger: two for notifications

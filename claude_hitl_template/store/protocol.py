@@ -8,6 +8,7 @@ Each kind of caller has its own protocol, and its capability permits exactly the
   name the actor. Their methods that administer are in `store.administration`.
 - *Owners* (one per awake session) name their lease epoch; a stale one gets StaleOwner and must stop.
 - *The supervisor* grants leases and handles expiry.
+- *Couriers* send notices (`store.notifying`).
 - *Windows* (flows of the panel) read one session.
 
 Every method is one transaction. Every write may be repeated with the same arguments, for instance after a lost answer,
@@ -45,7 +46,7 @@ from claude_hitl_template.domain.policy.tiers import Severity
 from claude_hitl_template.files.manifest import SavedFile
 from claude_hitl_template.store.administration import Administration
 from claude_hitl_template.store.filters import Order, TimeRange
-from claude_hitl_template.store.notifying import Channels
+from claude_hitl_template.store.notifying import Channels, Couriers
 
 type TurnEnding = Literal["over", "parked", "broken off"]
 NOW = -1  # position after the newest preview
@@ -661,8 +662,12 @@ class Supervision(Reachable, Sessions, Protocol):
         ...
 
 
-class Store(Clients, Owners, Supervision, Protocol):
+class Store(Clients, Owners, Supervision, Couriers, Protocol):
     """The whole protocol, with the ledger's own maintenance."""
+
+    async def sweep_deliveries(self) -> int:
+        """Deletes deliveries from more than two weeks ago that are not pending; returns their number."""
+        ...
 
     async def sweep_blobs(self) -> int:
         """Removes blobs that no session names and that were put more than a day ago; returns how many."""

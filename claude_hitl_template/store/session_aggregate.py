@@ -17,6 +17,7 @@ from claude_hitl_template.domain.models import (
 )
 from claude_hitl_template.errors import NotFound, StaleOwner
 from claude_hitl_template.store.backend import Tx
+from claude_hitl_template.store.outbox import tell_session, tell_superseded
 
 OUTCOME_UNKNOWN = (
     "Outcome unknown: the process that ran this call ended before it recorded a result. "
@@ -113,24 +114,39 @@ class SessionAggregate:
         if rescheduled:
             check_session_transition(self.session.status, "rescheduling")
             await self.append([events.status_rescheduled()])
+            tell_session(self.tx, "session.status_rescheduled", self.session, self.now)
         elif self.session.status == "running":
             return
         check_session_transition("rescheduling" if rescheduled else self.session.status, "running")
         since = self.session.running_since or self.now
         self.set(status="running", stop_reason=None, running_since=since)
         await self.append([events.status_running()])
+        tell_session(self.tx, "session.status_run_started", self.session, self.now)
 
     async def idle(self, stop_reason: dict[str, Any]) -> None:
         check_session_transition(self.session.status, "idle")
+        self._tell_idle(stop_reason)
         self._stop_clock()
         self.set(status="idle", stop_reason=stop_reason, waits_for_room=False)
         await self.append([events.status_idle(stop_reason)])
+
+    def _tell_idle(self, stop_reason: dict[str, Any]) -> None:
+        """Tells that it stopped, not that it waits for one call less."""
+        before, why = self.session, stop_reason["type"]
+        if before.status == "idle" and before.stop_reason and before.stop_reason["type"] == why:
+            return
+        tell_session(self.tx, "session.status_idled", before, self.now)
+        if why == "requires_action":
+            tell_session(self.tx, "session.requires_action", before, self.now)
+        elif why == "retries_exhausted":
+            tell_session(self.tx, "session.failed", before, self.now)
 
     async def terminate(self) -> None:
         check_session_transition(self.session.status, "terminated")
         self._stop_clock()
         self.set(status="terminated", stop_reason=None, waits_for_room=False)
         await self.append([events.draft("session.status_terminated")])
+        tell_session(self.tx, "session.status_terminated", self.session, self.now)
 
     def _stop_clock(self) -> None:
         since = self.session.running_since
@@ -161,6 +177,7 @@ class SessionAggregate:
             await self.tx.put_approval(claimed.to(ApprovalState.SUCCEEDED, closed_at=self.now))
             return
         await self.tx.put_approval(approval.to(ApprovalState.SUPERSEDED, closed_at=self.now))
+        tell_superseded(self.tx, approval, self.now)
         await self._append_result(approval, NOT_RUN)
 
     async def tell_later(self, refused: Approval) -> None:

@@ -1,14 +1,11 @@
 """The Store's transactions on SQLAlchemy, for SQLite (sqlite.py) and Postgres (postgres.py)."""
 
-import json
 import operator
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel
-from sqlalchemy.dialects import postgresql, sqlite
 
 from claude_hitl_template.domain.audit import GENESIS, Draft, Entry, Head
 from claude_hitl_template.domain.models import (
@@ -22,14 +19,16 @@ from claude_hitl_template.domain.models import (
     StoredPolicy,
     Supervised,
 )
-from claude_hitl_template.domain.notices import Channel
+from claude_hitl_template.domain.notices import Notice
 from claude_hitl_template.domain.people import Principal, Workspace
 from claude_hitl_template.domain.policy.tiers import SEVERITIES, Severity
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
 from claude_hitl_template.errors import Conflict
 from claude_hitl_template.store.backend import NAME_TAKEN, OPEN, Reply
 from claude_hitl_template.store.filters import AuditFilter, Order, TimeRange
+from claude_hitl_template.store.notices_sql import NoticesSql
 from claude_hitl_template.store.protocol import TranscriptKey
+from claude_hitl_template.store.rows import Executor, document, of_workspace, paged, stored
 from claude_hitl_template.store.tables import (
     api_keys,
     approvals,
@@ -37,8 +36,6 @@ from claude_hitl_template.store.tables import (
     audit_entries,
     audit_heads,
     browser_sessions,
-    channels,
-    deliveries,
     events,
     kept_decisions,
     logins,
@@ -50,70 +47,40 @@ from claude_hitl_template.store.tables import (
     workspaces,
 )
 
-SLOW = "slow"  # an execution option of statements that may scan a table, or return much of one
-
-
-def to_json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
 
 def execute(connection: sa.Connection, *, statement: str) -> None:
     connection.exec_driver_sql(statement)
 
 
-class Executor(Protocol):
-    """Executes statements: SQLAlchemy's AsyncConnection, or a similar class."""
-
-    @property
-    def dialect(self) -> sa.Dialect: ...
-
-    async def execute(
-        self, statement: Any, parameters: Any = None, *, execution_options: Any = None
-    ) -> Any: ...
-
-
-class SqlTx:
-    """`locking`: writers are kept apart by locks, each session's on its row; otherwise they do not meet at all."""
+class SqlTx(NoticesSql):
+    """A transaction of SQLAlchemy."""
 
     def __init__(self, connection: Executor, *, locking: bool = False) -> None:
-        self._c, self._locking = connection, locking
+        super().__init__(connection, locking=locking)
         self.changed_approvals: list[Approval] = []
         self.drafts: list[Draft] = []
-        dialect = connection.dialect.name
-        self._insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-
-    async def _one(self, query: sa.Select[*tuple[Any, ...]]) -> Any:
-        return (await self._c.execute(query)).first()
-
-    async def _all(self, query: sa.Select[*tuple[Any, ...]], *, slow: bool = False) -> Sequence[Any]:
-        """`slow`: it may scan a table, or return much of one."""
-        return (await self._c.execute(query, execution_options={SLOW: slow})).all()
-
-    async def _upsert(self, table: sa.Table, row: dict[str, Any]) -> None:
-        statement = self._insert(table).values(row)
-        changed = {name: statement.excluded[name] for name in row if name != "id"}
-        await self._c.execute(statement.on_conflict_do_update(index_elements=[table.c.id], set_=changed))
+        self.told: list[Notice] = []
 
     # -- keys
 
     async def add_key(self, key: ApiKey) -> None:
-        row = {"id": key.id, "secret_hash": key.secret_hash, "doc": _document(key)}
+        row = {"id": key.id, "secret_hash": key.secret_hash, "doc": document(key)}
         await self._c.execute(self._insert(api_keys).values(row).on_conflict_do_nothing())
 
     async def find_key(self, secret_hash: str) -> ApiKey | None:
         row = await self._one(sa.select(api_keys.c.doc).where(api_keys.c.secret_hash == secret_hash))
-        return _noun(ApiKey, row) if row else None
+        return stored(ApiKey, row) if row else None
 
     async def key(self, key_id: str) -> ApiKey | None:
         query = sa.select(api_keys.c.doc).where(api_keys.c.id == key_id)
         row = await self._one(query.with_for_update() if self._locking else query)
-        return _noun(ApiKey, row) if row else None
+        return stored(ApiKey, row) if row else None
 
     async def keys(self) -> list[ApiKey]:
-        return [_noun(ApiKey, row) for row in await self._all(sa.select(api_keys.c.doc))]
+        return [stored(ApiKey, row) for row in await self._all(sa.select(api_keys.c.doc))]
 
     async def put_key(self, key: ApiKey) -> None:
-        changed = {"secret_hash": key.secret_hash, "doc": _document(key)}
+        changed = {"secret_hash": key.secret_hash, "doc": document(key)}
         await self._c.execute(sa.update(api_keys).where(api_keys.c.id == key.id).values(changed))
 
     # -- people
@@ -121,43 +88,43 @@ class SqlTx:
     async def workspace(self, workspace_id: str) -> Workspace | None:
         query = sa.select(workspaces.c.doc).where(workspaces.c.id == workspace_id)
         row = await self._one(query.with_for_update() if self._locking else query)
-        return _noun(Workspace, row) if row else None
+        return stored(Workspace, row) if row else None
 
     async def workspaces(self) -> list[Workspace]:
-        return [_noun(Workspace, row) for row in await self._all(sa.select(workspaces.c.doc))]
+        return [stored(Workspace, row) for row in await self._all(sa.select(workspaces.c.doc))]
 
     async def put_workspace(self, workspace: Workspace) -> None:
-        await self._upsert(workspaces, {"id": workspace.id, "doc": _document(workspace)})
+        await self._upsert(workspaces, {"id": workspace.id, "doc": document(workspace)})
 
     async def principal(self, principal_id: str) -> Principal | None:
         row = await self._one(sa.select(principals.c.doc).where(principals.c.id == principal_id))
-        return _noun(Principal, row) if row else None
+        return stored(Principal, row) if row else None
 
     async def named_principal(self, *, name: str = "", external_id: str = "") -> Principal | None:
         t = principals.c
         where = t.external_id == external_id if external_id else t.name == name
         row = await self._one(sa.select(t.doc).where(where))
-        return _noun(Principal, row) if row else None
+        return stored(Principal, row) if row else None
 
     async def principals(self) -> list[Principal]:
-        return [_noun(Principal, row) for row in await self._all(sa.select(principals.c.doc))]
+        return [stored(Principal, row) for row in await self._all(sa.select(principals.c.doc))]
 
     async def people(self, principal_ids: Sequence[str]) -> dict[str, Principal]:
         query = (
             sa.select(principals.c.doc).where(principals.c.id.in_(principal_ids)).order_by(principals.c.id)
         )
         query = query.with_for_update(read=True) if self._locking else query
-        found = [_noun(Principal, row) for row in await self._all(query)] if principal_ids else []
+        found = [stored(Principal, row) for row in await self._all(query)] if principal_ids else []
         return {one.id: one for one in found}
 
     async def policy(self, workspace_id: str) -> StoredPolicy | None:
         query = sa.select(policies.c.doc).where(policies.c.workspace_id == workspace_id)
         row = await self._one(query.with_for_update(read=True) if self._locking else query)
-        return _noun(StoredPolicy, row) if row else None
+        return stored(StoredPolicy, row) if row else None
 
     async def put_policy(self, stored: StoredPolicy) -> bool:
         t = policies.c
-        row = {"version": stored.version, "doc": _document(stored)}
+        row = {"version": stored.version, "doc": document(stored)}
         if stored.version > 1:
             where = (t.workspace_id == stored.workspace_id, t.version == stored.version - 1)
             statement = sa.update(policies).where(*where).values(row)
@@ -176,7 +143,7 @@ class SqlTx:
         if await self._one(query):
             raise Conflict(NAME_TAKEN)
         row = {"id": principal.id, "name": principal.name, "external_id": principal.external_id}
-        await self._upsert(principals, {**row, "doc": _document(principal)})
+        await self._upsert(principals, {**row, "doc": document(principal)})
 
     async def lock(self, name: str) -> None:
         if self._locking:
@@ -188,10 +155,10 @@ class SqlTx:
     async def login(self, principal_id: str) -> Login | None:
         query = sa.select(logins.c.doc).where(logins.c.principal_id == principal_id)
         row = await self._one(query.with_for_update() if self._locking else query)
-        return _noun(Login, row) if row else None
+        return stored(Login, row) if row else None
 
     async def put_login(self, login: Login) -> None:
-        row = {"principal_id": login.principal_id, "doc": _document(login)}
+        row = {"principal_id": login.principal_id, "doc": document(login)}
         statement = self._insert(logins).values(row)
         await self._c.execute(
             statement.on_conflict_do_update(
@@ -202,51 +169,22 @@ class SqlTx:
     async def browser_session(self, token_hash: str) -> BrowserSession | None:
         query = sa.select(browser_sessions.c.doc).where(browser_sessions.c.token_hash == token_hash)
         row = await self._one(query.with_for_update() if self._locking else query)
-        return _noun(BrowserSession, row) if row else None
+        return stored(BrowserSession, row) if row else None
 
     async def browser_sessions(self, principal_id: str) -> list[BrowserSession]:
         query = sa.select(browser_sessions.c.doc).where(browser_sessions.c.principal_id == principal_id)
-        return [_noun(BrowserSession, row) for row in await self._all(query)]
+        return [stored(BrowserSession, row) for row in await self._all(query)]
 
     async def put_browser_session(self, session: BrowserSession) -> None:
         names = ("id", "token_hash", "principal_id", "expires_at")
         row = {name: getattr(session, name) for name in names}
-        await self._upsert(browser_sessions, {**row, "doc": _document(session)})
+        await self._upsert(browser_sessions, {**row, "doc": document(session)})
 
     async def delete_browser_session(self, session_id: str) -> None:
         await self._c.execute(sa.delete(browser_sessions).where(browser_sessions.c.id == session_id))
 
     async def forget_browser_sessions(self, now: datetime) -> None:
         await self._c.execute(sa.delete(browser_sessions).where(browser_sessions.c.expires_at <= now))
-
-    # -- channels and notices
-
-    async def channel(self, channel_id: str) -> tuple[Channel, str] | None:
-        t = channels.c
-        query = sa.select(t.doc, t.secret).where(t.id == channel_id)
-        row = await self._one(query.with_for_update() if self._locking else query)
-        return (_noun(Channel, row), row.secret) if row else None
-
-    async def channels(
-        self, workspace_ids: Sequence[str] | None, *, principal_id: str | None = None
-    ) -> list[Channel]:
-        t = channels.c
-        query = sa.select(t.doc)
-        if workspace_ids is not None:
-            query = query.where(t.workspace_id.in_(workspace_ids))
-        if principal_id is not None:
-            query = query.where(t.principal_id == principal_id)
-        return [_noun(Channel, row) for row in await self._all(query.order_by(t.id))]
-
-    async def put_channel(self, channel: Channel, secret: str) -> None:
-        row = {name: getattr(channel, name) for name in ("id", "workspace_id", "principal_id")}
-        kinds = " ".join(sorted(channel.kinds)) if channel.enabled else ""
-        row |= {"kinds": kinds, "secret": secret}
-        await self._upsert(channels, {**row, "doc": _document(channel)})
-
-    async def delete_channel(self, channel_id: str) -> None:
-        await self._c.execute(sa.delete(deliveries).where(deliveries.c.channel_id == channel_id))
-        await self._c.execute(sa.delete(channels).where(channels.c.id == channel_id))
 
     # -- sessions
 
@@ -255,7 +193,7 @@ class SqlTx:
         if self._locking:  # everything of a session changes behind this lock, by whichever ledger
             query = query.with_for_update()
         row = await self._one(query)
-        return _noun(Session, row) if row else None
+        return stored(Session, row) if row else None
 
     async def put_session(self, session: Session) -> None:
         supervised = session.lease is not None or session.status in ("running", "rescheduling")
@@ -267,13 +205,14 @@ class SqlTx:
             "archived": session.archived_at is not None,
             "supervised": supervised,
             "created_at": session.created_at,
-            "doc": _document(session),
+            "doc": document(session),
         }
         await self._upsert(sessions, row)
 
     async def delete_session(self, session_id: str) -> None:
         await self._c.execute(sa.delete(events).where(events.c.session_id == session_id))
         await self._keep_decisions(session_id)
+        await self.delete_notices_of(session_id)
         await self._c.execute(sa.delete(approvals).where(approvals.c.session_id == session_id))
         await self._c.execute(sa.delete(transcripts).where(transcripts.c.scope == session_id))
         await self._c.execute(sa.delete(replies).where(replies.c.session_id == session_id))
@@ -282,20 +221,20 @@ class SqlTx:
     async def _keep_decisions(self, session_id: str) -> None:
         query = sa.select(approvals.c.doc).where(approvals.c.session_id == session_id)
         for row in await self._all(query):
-            kept = KeptDecision.of(_noun(Approval, row))
+            kept = KeptDecision.of(stored(Approval, row))
             if kept is not None:
                 values = {
                     "id": kept.id,
                     "session_id": session_id,
                     "decided_at": kept.decided_at,
-                    "doc": _document(kept),
+                    "doc": document(kept),
                 }
                 await self._c.execute(self._insert(kept_decisions).values(values).on_conflict_do_nothing())
 
     async def kept_decisions(self, *, after: tuple[datetime, str] | None, limit: int) -> list[KeptDecision]:
         t = kept_decisions.c
-        query = _paged(sa.select(t.doc), t.decided_at, t.id, after=after, limit=limit, order="asc")
-        return [_noun(KeptDecision, row) for row in await self._all(query)]
+        query = paged(sa.select(t.doc), t.decided_at, t.id, after=after, limit=limit, order="asc")
+        return [stored(KeptDecision, row) for row in await self._all(query)]
 
     async def sessions(
         self,
@@ -310,7 +249,9 @@ class SqlTx:
         include_archived: bool,
     ) -> list[Session]:
         t = sessions.c
-        query = sa.select(t.doc).where(*_of(t.workspace_id, workspace_id), *_bounds(t.created_at, created))
+        query = sa.select(t.doc).where(
+            *of_workspace(t.workspace_id, workspace_id), *_bounds(t.created_at, created)
+        )
         if statuses:
             query = query.where(t.status.in_(statuses))
         if agent_id is not None:
@@ -318,9 +259,9 @@ class SqlTx:
         if not include_archived:
             query = query.where(t.archived.is_(False))
         rows = await self._all(
-            _paged(query, t.created_at, t.id, after=after, limit=limit, order=order), slow=True
+            paged(query, t.created_at, t.id, after=after, limit=limit, order=order), slow=True
         )
-        return [_noun(Session, row) for row in rows]
+        return [stored(Session, row) for row in rows]
 
     async def supervised(self) -> list[Supervised]:
         t, doc = sessions.c, sessions.c.doc
@@ -408,7 +349,7 @@ class SqlTx:
 
     async def approval(self, approval_id: str) -> Approval | None:
         row = await self._one(sa.select(approvals.c.doc).where(approvals.c.id == approval_id))
-        return _noun(Approval, row) if row else None
+        return stored(Approval, row) if row else None
 
     async def approval_of_call(self, session_id: str, call_id: str) -> Approval | None:
         t = approvals.c
@@ -416,7 +357,7 @@ class SqlTx:
         row = await self._one(query.where(t.event_id == call_id)) or await self._one(
             query.where(t.call_id == call_id)
         )
-        return _noun(Approval, row) if row else None
+        return stored(Approval, row) if row else None
 
     async def put_approval(self, approval: Approval) -> None:
         self.changed_approvals.append(approval)
@@ -433,12 +374,12 @@ class SqlTx:
             )
         }
         row |= {"state": approval.state.value, "severity": SEVERITIES.index(approval.severity)}
-        await self._upsert(approvals, {**row, "doc": _document(approval)})
+        await self._upsert(approvals, {**row, "doc": document(approval)})
 
     async def open_approvals(self, session_id: str) -> list[Approval]:
         t = approvals.c
         query = sa.select(t.doc).where(t.session_id == session_id, t.state.in_([s.value for s in OPEN]))
-        return [_noun(Approval, row) for row in await self._all(query.order_by(t.created_at, t.id))]
+        return [stored(Approval, row) for row in await self._all(query.order_by(t.created_at, t.id))]
 
     async def approvals(
         self,
@@ -457,20 +398,20 @@ class SqlTx:
             query = query.where(t.session_id == session_id)
             # SQLite would look for its few rows among all that wait, for those are in order: no index has expressions.
             key, state = key + "", state + ""
-        query = query.where(*_of(key, workspace_id))
+        query = query.where(*of_workspace(key, workspace_id))
         if states:
             query = query.where(state.in_([s.value for s in states]))
         if severity is not None:
             query = query.where(t.severity == SEVERITIES.index(severity))
         rows = await self._all(
-            _paged(query, t.created_at, t.id, after=after, limit=limit, order="asc"), slow=True
+            paged(query, t.created_at, t.id, after=after, limit=limit, order="asc"), slow=True
         )
-        return [_noun(Approval, row) for row in rows]
+        return [stored(Approval, row) for row in rows]
 
     async def due_approvals(self, now: datetime) -> list[Approval]:
         t = approvals.c
         query = sa.select(t.doc).where(t.state == ApprovalState.PENDING.value, t.expires_at <= now)
-        return [_noun(Approval, row) for row in await self._all(query)]
+        return [stored(Approval, row) for row in await self._all(query)]
 
     # -- idempotency
 
@@ -604,30 +545,6 @@ def _transcript(key: TranscriptKey) -> list[sa.ColumnElement[bool]]:
     ]
 
 
-def _noun[T: BaseModel](kind: type[T], row: Any) -> T:
-    """A stored record. Unknown fields of a newer version are kept and written back: it may run at the same time."""
-    return kind.model_validate(row.doc, extra="allow")
-
-
-def _document(noun: BaseModel) -> dict[str, Any]:
-    document = noun.model_dump(mode="json")
-    _put_back(noun, document)
-    return document
-
-
-def _put_back(noun: BaseModel, document: dict[str, Any]) -> None:
-    """Adds the unknown fields that `_noun` kept: a model that forbids extra fields does not serialise them."""
-    document.update(noun.model_extra or {})
-    for name, field in type(noun).model_fields.items():
-        value, stored = getattr(noun, name), document[field.serialization_alias or name]
-        if isinstance(value, BaseModel):
-            _put_back(value, stored)
-        elif isinstance(value, tuple):
-            for part, its in zip(value, stored, strict=True):  # pyright: ignore[reportUnknownVariableType]
-                if isinstance(part, BaseModel):
-                    _put_back(part, its)
-
-
 def _event_query() -> sa.Select[*tuple[Any, ...]]:
     t = events.c
     return sa.select(t.seq, t.id, t.type, t.created_at, t.processed_at, t.payload)
@@ -637,28 +554,7 @@ def _event(row: Any) -> Event:
     return Event(**row._mapping)
 
 
-def _of(column: sa.ColumnElement[str], workspace_id: str | None) -> list[sa.ColumnElement[bool]]:
-    return [] if workspace_id is None else [column == workspace_id]
-
-
 def _bounds(column: sa.Column[datetime], created: TimeRange) -> list[sa.ColumnElement[bool]]:
     compare = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
     bounds = ((name, getattr(created, name)) for name in compare)
     return [compare[name](column, bound) for name, bound in bounds if bound is not None]
-
-
-def _paged(
-    query: sa.Select[Any],
-    at: sa.Column[datetime],
-    id_: sa.Column[str],
-    *,
-    after: tuple[datetime, str] | None,
-    limit: int,
-    order: Order,
-) -> sa.Select[Any]:
-    if after is not None:
-        here = sa.tuple_(at, id_)
-        there = sa.tuple_(sa.literal(after[0], at.type), sa.literal(after[1], id_.type))
-        query = query.where(here > there if order == "asc" else here < there)
-    ordering = (at.asc(), id_.asc()) if order == "asc" else (at.desc(), id_.desc())
-    return query.order_by(*ordering).limit(limit)

@@ -18,7 +18,8 @@ from sqlalchemy.exc import DBAPIError
 
 from claude_hitl_template.errors import Unavailable
 from claude_hitl_template.store.backend import Tx
-from claude_hitl_template.store.sql import SLOW, SqlTx, to_json
+from claude_hitl_template.store.rows import SLOW, to_json
+from claude_hitl_template.store.sql import SqlTx
 
 BUSY_TIMEOUT_MS = 10_000
 READERS = 4

@@ -11,6 +11,7 @@ from claude_hitl_template.domain.people import SERVICE
 from claude_hitl_template.errors import InvalidInput, NotFound
 from claude_hitl_template.store.base import SUPERVISED, StoreBase
 from claude_hitl_template.store.clients import REPLIES_KEPT
+from claude_hitl_template.store.outbox import tell_approval, tell_session
 from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 from claude_hitl_template.store.votes import hand_on
@@ -102,6 +103,7 @@ class SupervisorRules(StoreBase):
             expired = approval.to(ApprovalState.EXPIRED, closed_at=unit.now)
             await unit.tx.put_approval(expired)
             record_approval(unit.tx, "approval.expired", expired, SERVICE, unit.now)
+            tell_approval(unit.tx, "approval.expired", expired, unit.now)
             if approval.held:
                 await unit.tell_later(expired)
             await unit.after_decisions()
@@ -124,6 +126,7 @@ class SupervisorRules(StoreBase):
             if session is None or not await _rests(SessionAggregate(tx, session, self._clock()), before):
                 return False
             await tx.delete_session(session_id)
+            tell_session(tx, "session.deleted", session, self._clock())
         self._announce(None, session)
         return True
 

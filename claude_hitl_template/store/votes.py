@@ -31,6 +31,7 @@ from claude_hitl_template.domain.policy.tiers import (
 )
 from claude_hitl_template.errors import AlreadyDecided, Conflict, Forbidden, InvalidInput, Superseded
 from claude_hitl_template.store.backend import Tx
+from claude_hitl_template.store.outbox import tell_approval
 from claude_hitl_template.store.recording import record_approval
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 
@@ -152,6 +153,7 @@ async def agree(
     names = [*(one.name for one in others), by.name]
     [event] = await unit.append([_voted(approval, vote, names, missing)])
     record_approval(unit.tx, "approval.voted", approval, by, unit.now, run_digest=run_digest)
+    tell_approval(unit.tx, "approval.voted", approval, unit.now)
     return approval, event
 
 
@@ -194,6 +196,7 @@ async def hand_on(unit: SessionAggregate, before: Approval, after: Approval) -> 
         for one in now
     ])  # fmt: skip
     record_approval(unit.tx, "approval.escalated", after, SERVICE, unit.now)
+    tell_approval(unit.tx, "approval.escalated", after, unit.now)
 
 
 def check_waits(approval: Approval) -> None:
@@ -278,6 +281,7 @@ async def delegate(
     record_approval(
         unit.tx, "approval.delegated", handed, by, unit.now, principal_id=principal_id, group=group
     )
+    tell_approval(unit.tx, "approval.delegated", handed, unit.now)
     return handed
 
 

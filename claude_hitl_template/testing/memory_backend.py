@@ -20,7 +20,7 @@ from claude_hitl_template.domain.models import (
     StoredPolicy,
     Supervised,
 )
-from claude_hitl_template.domain.notices import Channel
+from claude_hitl_template.domain.notices import Channel, Delivery, Notice
 from claude_hitl_template.domain.people import Principal, Workspace
 from claude_hitl_template.domain.policy.tiers import Severity
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
@@ -28,6 +28,7 @@ from claude_hitl_template.errors import Conflict
 from claude_hitl_template.store.backend import NAME_TAKEN, OPEN, Reply, Tx
 from claude_hitl_template.store.filters import AuditFilter, Order, TimeRange
 from claude_hitl_template.store.protocol import TranscriptKey
+from claude_hitl_template.testing.memory_notices import MemoryNotices
 
 type _Key = tuple[str, str, str, str]
 
@@ -50,6 +51,9 @@ class _State:
     logins: dict[str, Login] = field(default_factory=dict[str, Login])
     browser_sessions: dict[str, BrowserSession] = field(default_factory=dict[str, BrowserSession])
     channels: dict[str, tuple[Channel, str]] = field(default_factory=dict[str, tuple[Channel, str]])
+    notices: dict[str, Notice] = field(default_factory=dict[str, Notice])
+    sent: dict[str, Delivery] = field(default_factory=dict[str, Delivery])
+    readers: dict[str, datetime] = field(default_factory=dict[str, datetime])
     sessions: dict[str, Session] = field(default_factory=dict[str, Session])
     events: dict[str, tuple[Event, ...]] = field(default_factory=dict[str, tuple[Event, ...]])
     approvals: dict[str, Approval] = field(default_factory=dict[str, Approval])
@@ -88,11 +92,12 @@ class MemoryBackend:
             self._state = fork
 
 
-class _MemoryTx:
+class _MemoryTx(MemoryNotices):
     def __init__(self, state: _State) -> None:
         self._s = state
         self.changed_approvals: list[Approval] = []
         self.drafts: list[Draft] = []
+        self.told: list[Notice] = []
 
     async def add_key(self, key: ApiKey) -> None:
         self._s.keys[key.secret_hash] = key
@@ -177,29 +182,6 @@ class _MemoryTx:
         kept = {k: one for k, one in self._s.browser_sessions.items() if one.expires_at > now}
         self._s.browser_sessions = kept
 
-    async def channel(self, channel_id: str) -> tuple[Channel, str] | None:
-        return self._s.channels.get(channel_id)
-
-    async def channels(
-        self, workspace_ids: Sequence[str] | None, *, principal_id: str | None = None
-    ) -> list[Channel]:
-        found = [channel for channel, _ in self._s.channels.values()]
-        return sorted(
-            (
-                one
-                for one in found
-                if (workspace_ids is None or one.workspace_id in workspace_ids)
-                and principal_id in (None, one.principal_id)
-            ),
-            key=lambda one: one.id,
-        )
-
-    async def put_channel(self, channel: Channel, secret: str) -> None:
-        self._s.channels[channel.id] = (channel, secret)
-
-    async def delete_channel(self, channel_id: str) -> None:
-        self._s.channels.pop(channel_id, None)
-
     async def session(self, session_id: str) -> Session | None:
         return self._s.sessions.get(session_id)
 
@@ -207,6 +189,7 @@ class _MemoryTx:
         self._s.sessions[session.id] = session
 
     async def delete_session(self, session_id: str) -> None:
+        await self.delete_notices_of(session_id)
         self._s.sessions.pop(session_id, None)
         self._s.events.pop(session_id, None)
         mine = (KeptDecision.of(a) for a in self._s.approvals.values() if a.session_id == session_id)

@@ -10,7 +10,7 @@ import pytest_asyncio
 from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.domain.events import draft
 from claude_hitl_template.domain.models import Agent, Environment, Session, Usage, utcnow
-from claude_hitl_template.domain.notices import Channel
+from claude_hitl_template.domain.notices import Channel, Settled
 from claude_hitl_template.domain.people import Actor, Principal, Workspace
 from claude_hitl_template.domain.policy.tiers import WorkspacePolicy
 from claude_hitl_template.domain.sign_in import ProviderUser
@@ -18,6 +18,7 @@ from claude_hitl_template.errors import HitlError, StaleOwner, Unauthorized
 from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
 from claude_hitl_template.store.access import OPENED, Authority, Client, Dispatcher, client, methods_of
 from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.notifying import Couriers
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.protocol import Call, Clients, Owners, Reachable, Store, Supervision, Windows
 from claude_hitl_template.testing.memory_backend import MemoryBackend
@@ -102,7 +103,8 @@ class House:
             "principal": Principal(id="user_x", kind="user", name="minted", created_at=session.created_at),
             "user": ProviderUser(external_id="i|x", issuer_host="i", name="x"), "password_hash": "h", "token_hash": "h",
             "way": "provider", "network": "192.0.2.1", "seen_s": 60.0,
-            "channel_id": "chan_x", "secret": {"signing": "s"},
+            "delivery_id": "dlv_x", "delivery_ids": ["dlv_x"], "attempt": 1, "settled": Settled(state="sent"),
+            "notice_id": "ntc_x", "channel_id": "chan_x", "secret": {"signing": "s"},
             "channel": Channel(
                 id="chan_x", kind="webhook", workspace_id=session.workspace_id, created_at=session.created_at
             ),
@@ -161,6 +163,7 @@ TABLE: dict[str, tuple[Callable[[House], Any], str, frozenset[str]]] = {
     "a window on its session": (lambda h: h.authority.window(h.sessions[OWN].id), OWN, OPENED["window"]),
     "a window on another session": (lambda h: h.authority.window(h.sessions[OWN].id), OTHER, PING),
     "the ingress": (lambda h: h.authority.ingress(), OWN, OPENED["ingress"]),
+    "a courier": (lambda h: h.authority.courier(), OWN, OPENED["courier"]),
     "the supervisor": (lambda h: h.authority.supervisor(), OWN, OPENED["supervisor"]),
 }
 
@@ -223,7 +226,7 @@ async def test_an_owner_says_nothing_in_a_humans_name(house: House) -> None:
         await mine.open_calls(session.id, session.epoch, [], [unasked], cwd="/w", expires_at=None)
 
 
-@pytest.mark.parametrize("protocol", [Clients, Owners, Supervision, Windows, Reachable])
+@pytest.mark.parametrize("protocol", [Clients, Owners, Supervision, Couriers, Windows, Reachable])
 def test_a_client_has_the_methods_of_its_protocol_and_no_other(protocol: type) -> None:
     async def never(*_: Any) -> None:
         raise AssertionError

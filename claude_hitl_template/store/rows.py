@@ -1,0 +1,95 @@
+"""How records are rows: documents, pages, and what all statements share."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from pydantic import BaseModel
+from sqlalchemy.dialects import postgresql, sqlite
+
+from claude_hitl_template.store.filters import Order
+
+SLOW = "slow"  # an execution option of statements that may scan a table, or return much of one
+
+
+def to_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+class Executor(Protocol):
+    """Executes statements: SQLAlchemy's AsyncConnection, or a similar class."""
+
+    @property
+    def dialect(self) -> sa.Dialect: ...
+
+    async def execute(
+        self, statement: Any, parameters: Any = None, *, execution_options: Any = None
+    ) -> Any: ...
+
+
+class Statements:
+    """`locking`: writers are kept apart by locks, each session's on its row; otherwise they do not meet at all."""
+
+    def __init__(self, connection: Executor, *, locking: bool = False) -> None:
+        self._c, self._locking = connection, locking
+        dialect = connection.dialect.name
+        self._insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+
+    async def _one(self, query: sa.Select[*tuple[Any, ...]]) -> Any:
+        return (await self._c.execute(query)).first()
+
+    async def _all(self, query: sa.Select[*tuple[Any, ...]], *, slow: bool = False) -> Sequence[Any]:
+        """`slow`: it may scan a table, or return much of one."""
+        return (await self._c.execute(query, execution_options={SLOW: slow})).all()
+
+    async def _upsert(self, table: sa.Table, row: dict[str, Any]) -> None:
+        statement = self._insert(table).values(row)
+        changed = {name: statement.excluded[name] for name in row if name != "id"}
+        await self._c.execute(statement.on_conflict_do_update(index_elements=[table.c.id], set_=changed))
+
+
+def stored[T: BaseModel](kind: type[T], row: Any) -> T:
+    """A stored record. Unknown fields of a newer version are kept and written back: it may run at the same time."""
+    return kind.model_validate(row.doc, extra="allow")
+
+
+def document(noun: BaseModel) -> dict[str, Any]:
+    found = noun.model_dump(mode="json")
+    _put_back(noun, found)
+    return found
+
+
+def _put_back(noun: BaseModel, document: dict[str, Any]) -> None:
+    """Adds the unknown fields that `stored` kept: a model that forbids extra fields does not serialise them."""
+    document.update(noun.model_extra or {})
+    for name, field in type(noun).model_fields.items():
+        value, stored = getattr(noun, name), document[field.serialization_alias or name]
+        if isinstance(value, BaseModel):
+            _put_back(value, stored)
+        elif isinstance(value, tuple):
+            for part, its in zip(value, stored, strict=True):  # pyright: ignore[reportUnknownVariableType]
+                if isinstance(part, BaseModel):
+                    _put_back(part, its)
+
+
+def of_workspace(column: sa.ColumnElement[str], workspace_id: str | None) -> list[sa.ColumnElement[bool]]:
+    return [] if workspace_id is None else [column == workspace_id]
+
+
+def paged(
+    query: sa.Select[Any],
+    at: sa.Column[datetime],
+    id_: sa.Column[str],
+    *,
+    after: tuple[datetime, str] | None,
+    limit: int,
+    order: Order,
+) -> sa.Select[Any]:
+    if after is not None:
+        here = sa.tuple_(at, id_)
+        there = sa.tuple_(sa.literal(after[0], at.type), sa.literal(after[1], id_.type))
+        query = query.where(here > there if order == "asc" else here < there)
+    ordering = (at.asc(), id_.asc()) if order == "asc" else (at.desc(), id_.desc())
+    return query.order_by(*ordering).limit(limit)
