@@ -157,12 +157,15 @@ MUTANTS = {
             "store.base",
             "StoreBase._writing",
             """yield tx
+            told = await post(tx)
             await append(tx, self._signer)
             await fault_points.reach(f"{point}.before_commit")
     except (StoreUnreachable, asyncio.CancelledError):
         if changed:  # whether they were kept is not known
             self._approvals.forget()
             self._signals.notify(APPROVALS)
+        if told:
+            self._notify(NOTICES)
         raise
 """,
             """drafts = tx.drafts

@@ -10,8 +10,15 @@ from claude_hitl_template.api.parameters import Timestamp
 from claude_hitl_template.api.strict_json import Body
 from claude_hitl_template.domain.events import ClientEvent, UserMessage, UserToolConfirmation
 from claude_hitl_template.domain.models import CLAIM_S, MAX_CLAIM_S
+from claude_hitl_template.domain.notices import ApprovalNotice, SessionNotice
 from claude_hitl_template.domain.people import SCOPES, Scope
-from claude_hitl_template.domain.policy.tiers import MAX_RULES, RuleAction, WorkspacePolicy, WorkspaceRule
+from claude_hitl_template.domain.policy.tiers import (
+    MAX_RULES,
+    RuleAction,
+    Severity,
+    WorkspacePolicy,
+    WorkspaceRule,
+)
 
 Title = Annotated[str, StringConstraints(max_length=500)]
 MetaKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -87,6 +94,31 @@ class SetPolicy(Body):
 
     def policy(self) -> WorkspacePolicy:
         return WorkspacePolicy(rules=tuple(self.rules), default=self.default)
+
+
+WebhookUrl = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+WebhookEvent = ApprovalNotice | SessionNotice
+WebhookEvents = Annotated[list[WebhookEvent], Field(min_length=1, max_length=50)]
+WebhookName = Annotated[str, StringConstraints(max_length=200)]
+
+
+class NewWebhook(Body):
+    """A webhook. `url` is https; `min_severity` is of approvals."""
+
+    url: WebhookUrl
+    events: WebhookEvents
+    name: WebhookName = ""
+    min_severity: Severity = "low"
+
+
+class ChangeWebhook(Body):
+    """Fields that are left out stay. Nothing is sent, or kept to be sent, while `enabled` is false."""
+
+    url: WebhookUrl | SkipJsonSchema[None] = None
+    events: WebhookEvents | SkipJsonSchema[None] = None
+    name: WebhookName | SkipJsonSchema[None] = None
+    min_severity: Severity | SkipJsonSchema[None] = None
+    enabled: bool | SkipJsonSchema[None] = None
 
 
 class Drain(Body):

@@ -16,6 +16,7 @@ from claude_hitl_template.domain.models import (
     SessionStatus,
     Vote,
 )
+from claude_hitl_template.domain.notices import ChannelKind, DeliveryState, NoticeKind
 from claude_hitl_template.domain.people import Role, Scope
 from claude_hitl_template.domain.policy import Verdict
 from claude_hitl_template.domain.policy.tiers import Requirement, RuleAction, Severity, WorkspaceRule
@@ -511,6 +512,98 @@ class Policy(_Resource):
     default: RuleAction
     changed_at: datetime | None
     changed_by: str | None
+
+
+class ChannelState(_Resource):
+    """How a channel does: `failing` after several sends in a row that failed."""
+
+    status: Literal["unused", "active", "failing", "gone"]
+    last_at: datetime | None
+    last_error: str | None
+    failures: int
+    failing_since: datetime | None
+
+
+class Webhook(_Resource):
+    """Where events of a workspace are posted."""
+
+    type: Literal["webhook"]
+    id: str
+    workspace_id: str
+    name: str
+    url: str
+    events: list[NoticeKind]
+    min_severity: Severity
+    enabled: bool
+    created_at: datetime
+    state: ChannelState
+
+
+class WebhookWithSecret(Webhook):
+    """A webhook with the secret that signs its events, which no other response has."""
+
+    secret: str
+
+
+class Webhooks(_Resource):
+    """A whole listing."""
+
+    data: list[Webhook]
+
+
+class Channel(_Resource):
+    """Where notices are sent: a webhook, or another kind of channel of a workspace or a person."""
+
+    type: Literal["channel"]
+    id: str
+    kind: ChannelKind
+    workspace_id: str
+    principal_id: str | None
+    name: str
+    kinds: list[NoticeKind]
+    min_severity: Severity
+    enabled: bool
+    created_at: datetime
+    state: ChannelState
+
+
+class Channels(_Resource):
+    """A whole listing."""
+
+    data: list[Channel]
+
+
+class Notification(_Resource):
+    """A notice on a channel, and what came out of it."""
+
+    type: Literal["notification"]
+    id: str
+    kind: NoticeKind
+    title: str
+    workspace_id: str
+    session_id: str | None
+    approval_id: str | None
+    channel_id: str | None
+    state: DeliveryState
+    attempts: int
+    created_at: datetime
+    next_at: datetime | None
+    last_error: str | None
+    closed_at: datetime | None
+
+
+class Notifications(_Resource):
+    """One page of a listing."""
+
+    data: list[Notification]
+    next_page: str | None
+
+
+class Removed(_Resource):
+    """What was removed."""
+
+    id: str
+    type: str
 
 
 class Document(_Resource):

@@ -12,6 +12,7 @@ from claude_hitl_template.config.passwords import Passwords
 from claude_hitl_template.config.secret_files import SecretFiles
 from claude_hitl_template.domain.models import Agent, Environment, ImageFacts
 from claude_hitl_template.domain.policy.floor import Floor
+from claude_hitl_template.notify.addresses import Targets
 from claude_hitl_template.store.protocol import Clients
 
 
@@ -28,6 +29,7 @@ class Service:
         drain: Stops starting turns and waits up to the given seconds; returns how many sessions still run.
         drained_s: For how many more seconds nothing is started.
         operator_key: Opens the internal routes.
+        targets: Says which addresses a webhook may have.
         passwords: Hashes users' passwords.
         wrong_keys_per_minute: How many wrong keys one address may present.
     """
@@ -46,6 +48,7 @@ class Service:
     max_request_bytes: int
     requests_per_minute: int
     wrong_keys_per_minute: int = WRONG_KEYS
+    targets: Targets = field(default_factory=Targets)
     passwords: Passwords = field(default_factory=Passwords)
 
 

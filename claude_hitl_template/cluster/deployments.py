@@ -53,6 +53,9 @@ from claude_hitl_template.model.endpoint import (
     upstream_client,
 )
 from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.notify.addresses import Targets
+from claude_hitl_template.notify.courier import Courier
+from claude_hitl_template.notify.senders import build_senders
 from claude_hitl_template.signin.addresses import PARTS as SIGN_IN_PARTS
 from claude_hitl_template.signin.browser import browser_user, check_csrf, install
 from claude_hitl_template.signin.pages import build_sign_in_app
@@ -60,6 +63,7 @@ from claude_hitl_template.signin.service import SignIn
 from claude_hitl_template.signin.setup import build_sign_in, make_first_user
 from claude_hitl_template.store.access import Authority
 from claude_hitl_template.store.connect import check_replicas
+from claude_hitl_template.store.notifying import Couriers
 from claude_hitl_template.store.protocol import Clients, Supervision, Windows
 
 if TYPE_CHECKING:
@@ -88,7 +92,7 @@ class Ledger(LedgerService):
 
 @serve.deployment(name="Supervisor", num_replicas=1, max_ongoing_requests=100, ray_actor_options=_LIGHT)
 class SupervisorService:
-    """Runs the supervisor, with owners as Ray actors, and reports facts about their images."""
+    """Runs the supervisor, with owners as Ray actors, and the courier; and reports facts about images."""
 
     def __init__(self, ledger: Any) -> None:
         self._settings = settings = Settings.load()
@@ -104,6 +108,12 @@ class SupervisorService:
             floor=settings.floor(),
         )
         self._supervisor.start()
+        self._courier = Courier(
+            reach(Couriers, ledger, Authority(signing_key).courier()),
+            build_senders(settings),
+            pages_url=settings.pages_url,
+        )
+        self._courier.start()
 
     async def drain(self, grace_s: float) -> int:
         """See `Supervisor.drain`."""
@@ -136,8 +146,9 @@ class SupervisorService:
             return None
 
     def check_health(self) -> None:
-        """Called by Serve. Raises RuntimeError when the supervisor has stopped."""
+        """Called by Serve. Raises RuntimeError when the supervisor or the courier has stopped."""
         self._supervisor.check_health()
+        self._courier.check_health()
 
 
 @serve.deployment(
@@ -222,6 +233,7 @@ def _service(settings: Settings, store: Clients, supervisor: Any, upstream: "Cur
         drained_s=drained_s,
         operator_key=operator_key(settings),
         shelf=SecretFiles(settings.secrets_dir),
+        targets=Targets(settings.webhook_hosts),
         max_request_bytes=settings.max_request_bytes,
         requests_per_minute=settings.requests_per_minute,
     )

@@ -101,13 +101,14 @@ async def _sweep(store: Store) -> None:
 
 
 async def _forget(store: Store) -> None:
-    """Removes, at intervals, old answers to requests with an idempotency key; every request may have left one."""
+    """Removes, at intervals, old notifications, and old answers to requests with an idempotency key."""
     while True:
         await asyncio.sleep(REPLIES_S)
         try:
             await store.sweep_replies()
+            await store.sweep_deliveries()
         except HitlError as error:
-            log.warning("old replies not forgotten", why=str(error))
+            log.warning("old replies and notifications not forgotten", why=str(error))
 
 
 class _Line:

@@ -26,6 +26,7 @@ from claude_hitl_template.config import build_info
 from claude_hitl_template.domain.group_roles import read_group_roles
 from claude_hitl_template.domain.models import Environment, ImageReference, Networking
 from claude_hitl_template.domain.policy.floor import Floor, read_floor
+from claude_hitl_template.domain.policy.web import check_entry
 from claude_hitl_template.errors import ConfigError
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -98,6 +99,16 @@ def _issuer(url: str) -> str:
 
 def _group_roles(text: str) -> str:
     read_group_roles(text)  # raises ValueError
+    return text
+
+
+def _entries(text: str) -> tuple[str, ...]:
+    return tuple(entry.strip() for entry in text.split(",") if entry.strip())
+
+
+def _host_entries(text: str) -> str:
+    for entry in _entries(text):
+        check_entry(entry)  # raises ValueError
     return text
 
 
@@ -383,6 +394,11 @@ class Settings(BaseSettings):
         "turn offers there.",
     )
 
+    webhook_private_hosts: Annotated[str, AfterValidator(_host_entries)] = Field(
+        "",
+        description="Hosts that webhooks may reach at private addresses, and by http: names, *.domains or addresses, "
+        "separated by commas; with :PORT if the port is neither 80 nor 443. Default: public addresses only, by https.",
+    )
     ingress_replicas: int = Field(1, ge=1, le=64, description="Processes that answer REST requests.")
     max_request_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest request body.")
     requests_per_minute: int = Field(
@@ -495,6 +511,10 @@ class Settings(BaseSettings):
     @property
     def panel_dir(self) -> Path:
         return self.data_dir / "panel"
+
+    @property
+    def webhook_hosts(self) -> tuple[str, ...]:
+        return _entries(self.webhook_private_hosts)
 
     @property
     def approvers(self) -> frozenset[str]:

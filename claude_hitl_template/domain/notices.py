@@ -41,7 +41,7 @@ SESSION_KINDS: tuple[SessionNotice, ...] = get_args(SessionNotice)
 ASKING: frozenset[NoticeKind] = frozenset({
     "approval.requested", "approval.voted", "approval.escalated", "approval.delegated",
 })  # fmt: skip
-# What a person or a group is told unless the channel says otherwise.
+# What a person or a group gets unless the channel says otherwise.
 DEFAULT_KINDS: tuple[NoticeKind, ...] = (
     "approval.requested",
     "approval.voted",

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import hashlib
 import json
 import secrets
 from base64 import b64encode
@@ -34,10 +35,15 @@ def new_secret() -> str:
     return f"whsec_{b64encode(secrets.token_bytes(32)).decode()}"
 
 
-def rotated(secret: Mapping[str, str], now: datetime) -> dict[str, str]:
-    """A new secret; the one until now signs as well for a day."""
+def secret_of(seed: str) -> str:
+    """The same secret for the same seed, which only the service knows."""
+    return f"whsec_{b64encode(hashlib.sha256(f'webhook\n{seed}'.encode()).digest()).decode()}"
+
+
+def rotated(before: Mapping[str, str], secret: str, now: datetime) -> dict[str, str]:
+    """The secrets of a channel with a new one; the one until now signs as well for a day."""
     until = (now + OLD_SECRET_FOR).isoformat()
-    return {"signing": new_secret(), "previous": secret["signing"], "previous_until": until}
+    return {"signing": secret, "previous": before["signing"], "previous_until": until}
 
 
 def payload(parcel: Parcel, link: str) -> dict[str, Any]:
@@ -73,17 +79,19 @@ def signed(secret: Mapping[str, str], message_id: str, body: str, now: datetime)
 class WebhookSender:
     """Posts to the URL in the channel's settings. Its secret is `signing`."""
 
-    def __init__(self, targets: Targets, clock: Callable[[], datetime] = utcnow) -> None:
-        self._targets, self._clock = targets, clock
+    def __init__(
+        self, targets: Targets, clock: Callable[[], datetime] = utcnow, *, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        self._targets, self._clock, self._timeout_s = targets, clock, timeout_s
         # No connection is kept: it belongs to an address that was checked for one delivery.
         self._client = direct_async(
-            timeout=TIMEOUT_S, follow_redirects=False, limits=httpx.Limits(max_keepalive_connections=0)
+            timeout=timeout_s, follow_redirects=False, limits=httpx.Limits(max_keepalive_connections=0)
         )
 
     async def send(self, parcel: Parcel, link: str) -> Outcome:
         url = str(parcel.channel.settings.get("url", ""))
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(self._timeout_s):
                 found = await self._targets.address(url)
                 if isinstance(found, (Refused, Retry)):
                     return found
@@ -92,7 +100,7 @@ class WebhookSender:
                 headers = signed(parcel.secret, parcel.notice.id, body, self._clock())
                 return await self._post(at_address(url, address), host, headers, body)
         except TimeoutError:
-            return Retry(f"no answer within {TIMEOUT_S:g} s")
+            return Retry(f"no answer within {self._timeout_s:g} s")
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -112,7 +120,7 @@ class WebhookSender:
                 await _read_some(answer)
                 return outcome_of(answer.status_code, answer.headers.get("retry-after"))
         except httpx.TimeoutException:
-            return Retry(f"no answer within {TIMEOUT_S:g} s")
+            return Retry(f"no answer within {self._timeout_s:g} s")
         except (*UNREACHABLE, httpx.DecodingError) as error:
             return Retry(f"{name} cannot be reached, or does not speak HTTP ({type(error).__name__})")
 

@@ -32,7 +32,7 @@ GIVEN_UP = timedelta(days=1)
 READING = timedelta(seconds=45)  # how long a sign of an open inbox is believed
 LOOK_AGAIN = timedelta(seconds=30)
 KEPT = timedelta(days=14)
-NOTED = timedelta(seconds=60)  # how exactly a channel's last send is recorded while all is well
+NOTED = timedelta(seconds=60)  # how exactly a channel's last send is recorded while none fails
 SHORTEST_WAIT_S = 0.2
 
 

@@ -89,7 +89,7 @@ class Couriers(Protocol):
     async def take_deliveries(
         self, *, limit: int, busy: Sequence[str] = (), timeout_s: float = 0.0
     ) -> list[Parcel]:
-        """What is to be sent now, as soon as there is something; none after `timeout_s`.
+        """The notices to send now, as soon as there are any; none after `timeout_s`.
 
         Another courier gets the same only if its outcome is not recorded within a minute. Of each channel that is not `busy`
         a few are taken. Of one approval a channel gets one notice after the other.

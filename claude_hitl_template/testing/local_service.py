@@ -37,6 +37,9 @@ from claude_hitl_template.inbox.live import Live
 from claude_hitl_template.inbox.services import Pages
 from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.notify.addresses import Targets
+from claude_hitl_template.notify.courier import Courier
+from claude_hitl_template.notify.senders import build_senders
 from claude_hitl_template.signin.addresses import PARTS as SIGN_IN_PARTS
 from claude_hitl_template.signin.browser import browser_user, check_csrf, install
 from claude_hitl_template.signin.cookies import Signer
@@ -46,6 +49,7 @@ from claude_hitl_template.signin.service import SignIn
 from claude_hitl_template.store.access import Authority, Dispatcher, client
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.notifying import Couriers
 from claude_hitl_template.store.postgres import PostgresBackend
 from claude_hitl_template.store.protocol import Clients, Owners, Supervision
 from claude_hitl_template.store.sqlite import SqliteBackend, sqlite_url
@@ -99,6 +103,7 @@ async def serve_in_process(
     floor: Floor = BUILT_IN,
     signed_in: SignedIn | None = None,
     provider: Provider | None = None,
+    webhook_private_hosts: str = "",
     group_roles: Sequence[GroupRole] = (),
 ) -> AsyncGenerator[LocalService]:
     """Serves on a free port of 127.0.0.1 until the context is left; no task and no CLI is left behind then.
@@ -134,6 +139,7 @@ async def serve_in_process(
                 idle_timeout_s=idle_timeout_s,
                 approval_ttl_s=approval_ttl_s,
                 spare_owners=0,
+                webhook_private_hosts=webhook_private_hosts,
             )
             ledger = LocalLedger(store)
             known = environments or {"default": Environment()}
@@ -158,6 +164,7 @@ async def serve_in_process(
                 max_request_bytes=max_request_bytes,
                 requests_per_minute=requests_per_minute,
                 wrong_keys_per_minute=wrong_keys_per_minute,
+                targets=Targets(settings.webhook_hosts),
             )
             api = build_app(service)
             sign_in = SignIn(
@@ -173,7 +180,11 @@ async def serve_in_process(
             }
             served = with_pages(api, pages)
             driven = _supervising(ledger, settings, known, floor) if driving else contextlib.nullcontext()
-            async with _serving(_mounted(served, clients, ledger.signing_key), listener), driven:
+            async with (
+                _serving(_mounted(served, clients, ledger.signing_key), listener),
+                _sending(ledger, settings),
+                driven,
+            ):
                 yield LocalService(settings.base_url, keys, store, folder, api)
 
 
@@ -248,6 +259,19 @@ async def _supervising(
         await supervisor.close()
     if host.failures:
         raise BaseExceptionGroup("owners failed", host.failures)
+
+
+@asynccontextmanager
+async def _sending(ledger: LocalLedger, settings: Settings) -> AsyncGenerator[None]:
+    """Runs the courier of the cluster's supervisor."""
+    store = ledger.reach(Couriers, ledger.authority.courier())
+    courier = Courier(store, build_senders(settings), pages_url=settings.pages_url)
+    courier.start()
+    try:
+        yield
+        courier.check_health()
+    finally:
+        await courier.close()
 
 
 @asynccontextmanager

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import anthropic
 
+from claude_hitl_template.domain.notices import SESSION_KINDS, Channel, Parcel
 from claude_hitl_template.domain.people import SERVICE
 from claude_hitl_template.files.manifest import Manifest, blob_name
+from claude_hitl_template.notify.courier import Courier
+from claude_hitl_template.notify.sender import Outcome, Sent
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.postgres import PostgresBackend
@@ -23,12 +26,25 @@ from tests.contract.asking import KEY
 from tests.contract.test_repeated_writes import live
 
 
+class Taking:
+    """A sender whose target takes everything."""
+
+    async def send(self, parcel: Parcel, link: str) -> Outcome:
+        return Sent()
+
+    async def close(self) -> None: ...
+
+
 async def every_write(backend: SqliteBackend | PostgresBackend, once: str = "") -> None:
     """Calls every write method, over three sessions. `once` makes their ids differ from those of other calls of this
     function."""
     clock = FakeClock()
     store = CoreStore(backend, clock)
     await store.add_key("first", f"hash {once}")
+    channel = Channel(
+        id=f"chan {once}", kind="webhook", workspace_id=KEY, kinds=SESSION_KINDS, created_at=clock()
+    )
+    await store.add_channel(channel, {"signing": "s"})
     archived = await live(store, clock, until="archive", once=once)
     deleted = await live(store, clock, until="archive", once=f"{once} 2")
     await store.delete_session(deleted, KEY)
@@ -48,6 +64,10 @@ async def every_write(backend: SqliteBackend | PostgresBackend, once: str = "") 
     await store.delete_transcripts(key)  # type: ignore[arg-type]
     clock.now += timedelta(days=2)
     assert archived in await store.retire(clock.now - timedelta(days=1))
+    courier = Courier(store, {"webhook": Taking()}, pages_url="http://127.0.0.1")
+    while await courier.send_due():
+        await courier.settled()
+    await courier.close()
     await asyncio.sleep(0.2)  # for the last notification
     await backend.close()
 

@@ -1,4 +1,4 @@
-"""The outbox: what is committed is told, once it is committed, to those whom it concerns, and at the right time."""
+"""The outbox: a notice of each change, once it is committed, to those whom it concerns, and at the right time."""
 
 from collections.abc import Sequence
 from datetime import timedelta

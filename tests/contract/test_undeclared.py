@@ -60,6 +60,8 @@ BODIES: dict[str, Any] = {
     "POST /v1/approvals/{approval_id}/decide": {"result": "allow"},
     "POST /v1/approvals/{approval_id}/claim": {"seconds": 60},
     "POST /v1/approvals/{approval_id}/delegate": {"group": "x"},
+    "POST /v1/webhooks": {"url": "https://hooks.example.org/", "events": ["session.created"]},
+    "POST /v1/webhooks/{webhook_id}": {"enabled": False},
     "POST /v1/internal/drain": {"grace_s": 0},
     "PUT /v1/internal/secrets/{name}": {"value": "x"},
     "POST /v1/admin/keys": {"name": "x"},

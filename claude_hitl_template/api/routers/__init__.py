@@ -9,9 +9,11 @@ from claude_hitl_template.api.routers import (
     events,
     health,
     internal,
+    notifications,
     passwords,
     secrets,
     sessions,
+    webhooks,
     workspace,
 )
 
@@ -33,6 +35,8 @@ ROUTERS = (
     admin.managed,
     admin.router,
     admin.operator,
+    webhooks.router,
+    notifications.router,
     passwords.router,
     secrets.router,
 )
