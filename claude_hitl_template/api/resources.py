@@ -584,6 +584,7 @@ class Notification(_Resource):
     session_id: str | None
     approval_id: str | None
     channel_id: str | None
+    over: str
     state: DeliveryState
     attempts: int
     created_at: datetime

@@ -17,6 +17,7 @@ from claude_hitl_template.cli.commands import (
     image,
     keys,
     logs,
+    notifications,
     rules,
     secrets,
     status,
@@ -125,6 +126,7 @@ app.add_typer(audit.app, name="audit", rich_help_panel=_OPERATE)
 app.add_typer(users.app, name="users", rich_help_panel=_OPERATE)
 app.add_typer(workspaces.app, name="workspaces", rich_help_panel=_OPERATE)
 app.add_typer(rules.app, name="rules", rich_help_panel=_OPERATE)
+app.add_typer(notifications.app, name="notifications", rich_help_panel=_OPERATE)
 app.add_typer(secrets.app, name="secrets", rich_help_panel=_OPERATE)
 app.command(rich_help_panel=_OPERATE)(rollout.deploy)
 app.add_typer(image.app, name="image", rich_help_panel=_OPERATE)

@@ -153,6 +153,10 @@ class Channel(Frozen):
     created_at: datetime
     state: ChannelState = ChannelState()
 
+    @property
+    def label(self) -> str:
+        return self.kind if self.principal_id is not None else f"{self.kind} {self.name}".strip()
+
     def wants(self, notice: Notice) -> bool:
         """Whether its own settings let the notice through; who may decide is another question."""
         if not self.enabled or self.state.gone or notice.kind not in self.kinds:
@@ -176,6 +180,7 @@ class Delivery(Frozen):
     """One notice on one channel.
 
     Attributes:
+        over: What the channel is called, for people; without the name that a person gave to an own channel.
         attempts: How often a courier began to send it.
         next_at: When it is due; while it is being sent, when another courier may try.
         sending: Whether a courier has it, until `next_at`.
@@ -188,6 +193,7 @@ class Delivery(Frozen):
     id: str
     notice: Notice
     channel_id: str | None
+    over: str = ""
     state: DeliveryState = "pending"
     attempts: int = 0
     created_at: datetime

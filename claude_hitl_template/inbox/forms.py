@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from claude_hitl_template.domain.models import Approval
+from claude_hitl_template.domain.notices import Channel
 from claude_hitl_template.domain.people import Action
 from claude_hitl_template.errors import Forbidden, NotFound, TooLarge
 from claude_hitl_template.inbox.services import Pages, User
@@ -64,6 +65,16 @@ async def names_of(services: Pages, workspace_ids: Sequence[str]) -> dict[str, s
     known = {workspace.id: workspace.name for workspace in await services.store.list_workspaces()}
     found = {workspace_id: known.get(workspace_id, workspace_id) for workspace_id in workspace_ids}
     return dict(sorted(found.items(), key=lambda pair: pair[1].casefold()))
+
+
+async def failing_channels(services: Pages, user: User, workspace_ids: Sequence[str]) -> list[Channel]:
+    """The channels of these workspaces that fail, as far as the user manages them."""
+    found: list[Channel] = []
+    for workspace_id in workspace_ids:
+        if user.may(Action.MANAGE, workspace_id):
+            channels = await services.store.list_channels(workspace_id)
+            found += [one for one in channels if one.state.status in ("failing", "gone")]
+    return found
 
 
 def readable(user: User, action: Action = Action.READ) -> list[str]:

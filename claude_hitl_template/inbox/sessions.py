@@ -13,12 +13,21 @@ from claude_hitl_template.api.files import download
 from claude_hitl_template.api.followers import Message
 from claude_hitl_template.domain.events import UserInterrupt
 from claude_hitl_template.domain.models import Approval, ApprovalState, Event, Session
+from claude_hitl_template.domain.notices import Delivery
 from claude_hitl_template.domain.people import Action
 from claude_hitl_template.errors import Conflict, HitlError, NotFound
 from claude_hitl_template.files.manifest import SavedFile, shown
 from claude_hitl_template.inbox import pages
 from claude_hitl_template.inbox.approvals import CHECK_S, frame
-from claude_hitl_template.inbox.forms import PagesDep, UserDep, check, names_of, read_form, readable
+from claude_hitl_template.inbox.forms import (
+    PagesDep,
+    UserDep,
+    check,
+    failing_channels,
+    names_of,
+    read_form,
+    readable,
+)
 from claude_hitl_template.inbox.services import Pages, User
 from claude_hitl_template.presentation import submissions
 from claude_hitl_template.presentation.events import event_view
@@ -31,6 +40,7 @@ router = APIRouter()
 LISTED = 50
 EVENTS = 200  # of the log, the last ones
 FILES = 100
+NOTIFICATIONS = 20
 _NOT_SHOWN = frozenset({"session.usage", "session.status_running"})
 
 
@@ -164,6 +174,8 @@ async def _session(
         more_files=files.next_page is not None,
         entries=entries,
         after=session.next_seq - 1,
+        notifications=await _notifications(services, session),
+        failing=await failing_channels(services, user, [session.workspace_id]),
         may_write=user.may(Action.REQUEST, session.workspace_id),
         nonce=secrets.token_hex(16),
         typed=typed,
@@ -184,6 +196,14 @@ def _view(event: Event) -> EventView | None:
 async def _waiting(services: Pages, session: Session) -> list[Approval]:
     page = await services.store.list_approvals(
         session.workspace_id, limit=LISTED, states=[ApprovalState.PENDING], session_id=session.id
+    )
+    return page.data
+
+
+async def _notifications(services: Pages, session: Session) -> list[Delivery]:
+    """What was sent about a session, the newest first."""
+    page = await services.store.list_deliveries(
+        session.workspace_id, limit=NOTIFICATIONS, session_id=session.id
     )
     return page.data
 

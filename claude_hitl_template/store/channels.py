@@ -128,6 +128,7 @@ class ChannelRules(StoreBase):
                 id=found.id,
                 notice=found.notice,
                 channel_id=found.channel_id,
+                over=channel[0].label,
                 created_at=found.created_at,
                 next_at=self._clock(),
                 attempts=found.attempts,
@@ -168,6 +169,7 @@ class ChannelRules(StoreBase):
                 id=delivery_id,
                 notice=notice,
                 channel_id=channel_id,
+                over=channel.label,
                 created_at=now,
                 next_at=now,
                 by_hand=True,
@@ -177,6 +179,8 @@ class ChannelRules(StoreBase):
         return made
 
     async def note_reader(self, principal_id: str) -> None:
+        if not await self.list_channels(None, principal_id=principal_id):
+            return  # there is nothing to hold back
         async with self._backend.begin(write=True) as tx:
             await tx.note_reader(principal_id, self._clock())
 

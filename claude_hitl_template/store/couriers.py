@@ -131,6 +131,7 @@ class CourierRules(StoreBase):
                 id=new_id("dlv"),
                 notice=notice,
                 channel_id=one.id,
+                over=one.label,
                 created_at=now,
                 next_at=await _first_due(tx, one, notice, now),
             )

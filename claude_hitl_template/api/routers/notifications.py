@@ -69,7 +69,7 @@ def wire(delivery: Delivery) -> dict[str, Any]:
     """A delivery in the API's form."""
     known = delivery.model_dump(
         mode="json",
-        include={"id", "channel_id", "state", "attempts", "created_at", "last_error", "closed_at"},
+        include={"id", "channel_id", "over", "state", "attempts", "created_at", "last_error", "closed_at"},
     )
     about = delivery.notice.model_dump(
         mode="json", include={"kind", "title", "workspace_id", "session_id", "approval_id"}

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +16,7 @@ import psutil
 import typer
 
 from claude_hitl_template import code_version
+from claude_hitl_template.cli.commands.notifications import failing_channels
 from claude_hitl_template.cli.common import report_checks
 from claude_hitl_template.cli.deploy import remote
 from claude_hitl_template.cli.deploy.cluster import asks_for_token
@@ -80,6 +81,8 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield service_check(service.healthy(settings), service.ray_process(settings) is not None, code_version())
     if settings.panel and service.healthy(settings):
         yield panel_check(panel.check_panel(settings))
+    if service.healthy(settings):
+        yield channels_check(failing_channels(settings))
     yield sandbox_check(settings.sandbox)
     yield floor_check(settings)
     if sys.platform == "linux":
@@ -313,6 +316,14 @@ def panel_check(found: panel.PanelStatus) -> Check:
     if found.problem is None:
         return Check("panel", "ok", f"lists our entries; {found.flows} conversations open in it")
     return Check("panel", "wrong", found.problem, found.fix)
+
+
+def channels_check(failing: Sequence[str]) -> Check:
+    """Whether notifications arrive."""
+    if not failing:
+        return Check("notifications", "ok", "no channel fails")
+    fix = "correct the channel or its target, or switch it off; ./hitl notifications shows each failure"
+    return Check("notifications", "warning", "; ".join(failing), fix)
 
 
 def _ray_checks(settings: Settings) -> Iterator[Check]:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +12,7 @@ import typer
 
 from claude_hitl_template import code_version
 from claude_hitl_template.cli.client import Client
+from claude_hitl_template.cli.commands.notifications import failing_channels
 from claude_hitl_template.cli.common import print_json
 from claude_hitl_template.cli.deploy.cluster import asks_for_token
 from claude_hitl_template.cli.deploy.remote import OPEN, OPEN_FIX
@@ -91,6 +92,7 @@ def gather(settings: Settings) -> dict[str, Any]:
         else None,
         database=database.problem,
         drained_s=service.drained_s(settings) if head and app else 0.0,
+        channels=failing_channels(settings) if isinstance(work, dict) else (),
     )
     return {
         "healthy": not problems,
@@ -124,6 +126,7 @@ def find_problems(
     panel: str | None = None,
     database: str | None = None,
     drained_s: float = 0.0,
+    channels: Sequence[str] = (),
 ) -> list[str]:
     """The problems, worst first; [] when there are none.
 
@@ -158,6 +161,7 @@ def find_problems(
         problems.append(f"{', '.join(changed)} changed since the start: ./hitl up")
     if database is not None:
         problems.append(f"the database: {database}")
+    problems += [f"notifications are not delivered over {one}; ./hitl notifications" for one in channels]
     return [*problems, *(problem for problem in (refused, panel) if problem)]
 
 

@@ -75,7 +75,9 @@
   function connect() {
     clearTimeout(againTimer);
     if (stream) stream.close();
-    stream = new EventSource(address);
+    // A page that is not visible says so: its reader is notified meanwhile.
+    const hidden = document.visibilityState === "hidden";
+    stream = new EventSource(hidden ? `${address}${address.includes("?") ? "&" : "?"}hidden=1` : address);
     stream.addEventListener("hello", () => {
       isHeard();
       const live = one("#live");
@@ -109,6 +111,7 @@
     }, 5000);
     addEventListener("offline", () => setOffline(true));
     addEventListener("online", connect);
+    document.addEventListener("visibilitychange", () => { if (!one("#log")) connect(); });
     addEventListener("pagehide", () => { clearTimeout(againTimer); stream.close(); });
     addEventListener("pageshow", (event) => { if (event.persisted) connect(); });
   }

@@ -53,6 +53,8 @@ def mended(check: Check) -> bool:
         (doctor.service_check({"code": "c"}, True, "c"), "ok"),
         (doctor.setpriv_check("/usr/bin/setpriv"), "ok"),
         (doctor.setpriv_check(None), "wrong"),
+        (doctor.channels_check([]), "ok"),
+        (doctor.channels_check(["webhook deploys (wbhk_1): HTTP 500"]), "warning"),
         (sandbox_check("off"), "wrong"),
     ],
     ids=str,

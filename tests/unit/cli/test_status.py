@@ -56,6 +56,7 @@ def test_a_row_says_how_many_decisions_a_session_waits_for() -> None:
         ({"changed": ["HITL_HOT_WINDOW_S"]}, "HITL_HOT_WINDOW_S changed"),
         ({"drained_s": 12.3}, "starts no session for 12 s more; ./hitl up"),
         ({"refused": "this key is not known"}, "this key is not known"),
+        ({"channels": ["webhook x (wbhk_1): HTTP 500"]}, "not delivered over webhook x (wbhk_1): HTTP 500"),
         ({"head": False}, "not started from this data folder"),
     ],
 )

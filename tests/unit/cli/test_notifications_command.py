@@ -1,0 +1,105 @@
+"""`hitl notifications`: what was sent over which channel, how each channel does, and a notification sent again."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import pytest
+from typer.testing import CliRunner
+
+from claude_hitl_template.cli.app import app
+from claude_hitl_template.cli.commands import notifications, workspaces
+from claude_hitl_template.config.secret_files import hash_api_key, prepare
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.domain.models import Agent, Environment, utcnow
+from claude_hitl_template.domain.notices import FAILING, Channel
+from claude_hitl_template.errors import HitlError
+from claude_hitl_template.testing.local_service import OPERATOR_KEY
+from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+
+type Make = Callable[..., Settings]
+FIRST = "key-of-the-command-line"
+HOOK = "https://127.0.0.1/"  # which no webhook may reach
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
+    folder = tmp_path_factory.mktemp("notifications")
+    with serve_in_thread(folder, keys={"first key": FIRST}, backing="memory", driving=False) as one:
+        yield one
+
+
+@pytest.fixture(autouse=True)
+def here(served: Threaded, make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of the machine on which `served` runs."""
+    monkeypatch.setenv("HITL_API_KEY", FIRST)
+    settings = make_settings(serve_port=served.service.url.rpartition(":")[2].partition("/")[0])
+    prepare(settings)
+
+    def key(_settings: Settings) -> str:
+        return OPERATOR_KEY
+
+    monkeypatch.setattr(workspaces, "operator_key", key)
+    monkeypatch.setattr(notifications, "operator_key", key)
+    return settings
+
+
+def run(*arguments: str) -> str:
+    """Runs `hitl notifications` and returns what it prints to stdout. Raises the command's errors."""
+    result = CliRunner().invoke(app, ["notifications", *arguments])
+    if isinstance(result.exception, HitlError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+async def _refuse(served: Threaded) -> str:
+    """A channel whose sends fail; returns the id of a notification that was refused."""
+    store = served.service.store
+    identity = await store.find_identity(hash_api_key(FIRST))
+    assert identity is not None
+    home = identity.workspaces[0].id
+    made = Channel(
+        id="wbhk_1",
+        kind="webhook",
+        name="deploys",
+        workspace_id=home,
+        kinds=("session.created",),
+        settings={"url": HOOK},
+        created_at=utcnow(),
+    )
+    await store.add_channel(made, {"signing": "whsec_c2VjcmV0"})
+    await store.create_session(
+        home, agent=Agent(), environment=Environment(), title=None, metadata={}, initial=[]
+    )
+    delivery_id = await _refused(served, home)
+    for _ in range(FAILING - 1):
+        await store.redeliver(delivery_id, home)
+        await _refused(served, home)
+    return delivery_id
+
+
+async def _refused(served: Threaded, home: str) -> str:
+    """The id of the one notification, once the service's courier has recorded that it was refused."""
+    while True:
+        page = await served.service.store.list_deliveries(home, limit=1, states=["refused"])
+        if page.data:
+            return page.data[0].id
+        await asyncio.sleep(0.01)
+
+
+def test_what_was_sent_how_a_channel_does_and_a_notification_sent_again(served: Threaded, here: Settings):
+    assert "no notifications" in run()
+    assert "no channels" in run("channels")
+    assert notifications.failing_channels(here) == []
+    notification_id = served.run(_refuse(served))
+    shown = run("--state", "refused")
+    assert notification_id in shown
+    assert "A session was created" in shown
+    assert "webhook deploys" in shown
+    assert "failing" in run("channels")
+    [failing] = notifications.failing_channels(here)
+    assert failing.startswith("webhook deploys (wbhk_1): ")
+    assert "no notifications" in run("--state", "sent")
+    assert f"{notification_id} is sent again over webhook deploys" in run("retry", notification_id)
+    with pytest.raises(HitlError):
+        run("retry", "dlv_none")
