@@ -139,7 +139,7 @@ class CourierRules(StoreBase):
         ]
 
     async def _supersede(self, tx: Tx, approval_id: str) -> None:
-        """Drops what asks for a decision that is no longer needed. What is being sent is left to its courier."""
+        """Drops what asks for a decision that is no longer needed. Anything being sent is left to its courier."""
         found = await tx.deliveries_of_approval(approval_id)
         asking = [one.id for one in found if one.state == "pending" and one.notice.kind in ASKING]
         for one in await tx.locked_deliveries(asking) if asking else []:

@@ -1,9 +1,15 @@
 """Webhooks over REST: registered, sent by the service to a real target, verified by the official SDK, sent again."""
 
+import json
+import os
+import re
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from queue import Queue
 from typing import Any
 
@@ -15,7 +21,7 @@ from standardwebhooks import WebhookVerificationError
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 
 KEY = "key-of-alice"
-ASKING = "Write hello.txt with a greeting"
+GUIDE = (Path(__file__).parents[2] / "docs" / "notifications.md").read_text()
 
 
 class Target:
@@ -169,6 +175,26 @@ def test_nothing_is_posted_while_a_webhook_is_off_or_of_events_that_it_does_not_
     assert '"session.deleted"' in body
     assert target.posted.empty()
     http.delete(path).raise_for_status()
+
+
+@pytest.mark.skipif(any(shutil.which(one) is None for one in ("bash", "curl")), reason="needs bash, curl")
+def test_the_guides_commands_register_a_webhook_and_its_code_reads_an_event(
+    served: Threaded, http: httpx.Client, target: Target, capsys: pytest.CaptureFixture[str]
+):
+    [register], [code] = (
+        re.findall(rf"^```{language}\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+        for language in ("bash", "python")
+    )
+    environment = {**os.environ, "HITL_URL": served.service.url, "HITL_API_KEY": KEY}
+    command = register.replace("https://hooks.example.org/claude", target.url)
+    done = subprocess.run(["bash", "-ec", command], env=environment, capture_output=True, check=True)
+    webhook = json.loads(done.stdout)
+    http.post(f"/webhooks/{webhook['id']}/test").raise_for_status()
+    headers, body = target.next()
+    code = code.replace("anthropic.Anthropic()", 'anthropic.Anthropic(api_key="none")')
+    exec(code, {"body": body, "headers": headers, "secret": webhook["secret"]})
+    assert f"test {webhook['id']}" in capsys.readouterr().out
+    http.delete(f"/webhooks/{webhook['id']}").raise_for_status()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Webhooks against real servers: what they receive, and what becomes of a delivery that they take, refuse or spoil."""
+"""Webhooks against real servers: what they receive, and the outcome when they take, refuse or spoil it."""
 
 import asyncio
 from base64 import b64decode
