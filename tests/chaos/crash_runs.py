@@ -81,17 +81,17 @@ def write_all(home: Home, number: int) -> None:
     faults.install(home.root / "faults")
 
     async def write() -> None:
-        await asyncio.wait_for(every_write(_backend(home), f"life {number}"), LIFE_S)
+        await asyncio.wait_for(every_write(backend_of(home), f"life {number}"), LIFE_S)
 
     asyncio.run(write())
 
 
-def _backend(home: Home) -> SqliteBackend | PostgresBackend:
+def backend_of(home: Home) -> SqliteBackend | PostgresBackend:
     return SqliteBackend(home.url) if home.url.startswith("sqlite") else PostgresBackend(home.url)
 
 
 async def _live(home: Home, plan: Plan) -> None:
-    backend = _backend(home)
+    backend = backend_of(home)
     store = CoreStore(backend, files=FileArea((home.root / "files").as_uri()))
     message = {"type": "user.message", "content": [{"type": "text", "text": plan.prompt}]}
     async with serving(model_app(OfflineUpstream(Scenarios.load()))) as model_url:
