@@ -34,6 +34,7 @@ class Courier:
         senders: By kind of channel; a channel without one is refused.
         pages_url: Where browsers reach the pages of the service.
         jitter: Returns a factor between its two arguments, for the time between two tries.
+        send_s: Timeout of one send.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Courier:
         *,
         pages_url: str,
         jitter: Callable[[float, float], float] = random.uniform,
+        send_s: float = SEND_S,
     ) -> None:
         self._store, self._senders, self._pages_url, self._jitter = store, senders, pages_url, jitter
+        self._send_s = send_s
         self._sending = Counter[str]()  # by channel
         self._tasks = set[asyncio.Task[None]]()
         self._loop: asyncio.Task[None] | None = None
@@ -118,10 +121,10 @@ class Courier:
         if sender is None:
             return Refused(f"this service is not set up to send over {kind}; see docs/notifications.md")
         try:
-            async with asyncio.timeout(SEND_S):
+            async with asyncio.timeout(self._send_s):
                 outcome = await sender.send(parcel, link_to(self._pages_url, parcel))
         except TimeoutError:
-            outcome = Retry(f"no answer within {SEND_S:g} s")
+            outcome = Retry(f"no answer within {self._send_s:g} s")
         except Exception as error:  # noqa: BLE001
             # A defect of one sender must not stop the others. The error's message may quote a secret, so it is not logged.
             where = traceback.extract_tb(error.__traceback__)[-1]

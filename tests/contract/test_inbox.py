@@ -4,14 +4,18 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
+from fastapi import Request
 
 from claude_hitl_template.domain import events
-from claude_hitl_template.domain.models import Approval, ApprovalState
-from claude_hitl_template.domain.people import Actor
+from claude_hitl_template.domain.models import Approval, ApprovalState, new_id, utcnow
+from claude_hitl_template.domain.notices import FAILING, Channel, Settled
+from claude_hitl_template.domain.people import Actor, Role
+from claude_hitl_template.inbox.approvals import _changes
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.clock import FakeClock
 from tests.contract.asking import said
@@ -569,3 +573,49 @@ async def test_times_are_shown_to_the_reader_as_how_long_ago(on: Desk, client: h
     assert f'datetime="{approval.created_at.isoformat()}"' in page
     assert " left</span>" in page
     assert FOLDER in (await client.get(f"inbox/a/{approval.id}")).text
+
+
+# -- notifications
+
+
+async def channel(on: Desk, **more: Any) -> Channel:
+    given: dict[str, Any] = {"kind": "webhook", "name": "deploys", "workspace_id": on.workspaces[0]} | more
+    return await on.store.add_channel(Channel(id=new_id("chan"), created_at=utcnow(), **given), {})
+
+
+async def test_a_sessions_page_shows_what_was_sent_about_it_and_managers_see_that_a_channel_fails(
+    on: Desk, client: httpx.AsyncClient
+) -> None:
+    await channel(on)
+    approval = await on.ask()
+    for attempt in range(1, FAILING + 1):
+        [parcel] = await on.store.take_deliveries(limit=1)
+        refused = Settled(state="refused", why=f"HTTP 40{attempt}")
+        await on.store.settle_delivery(parcel.delivery_ids, parcel.attempt, refused)
+        if attempt < FAILING:
+            await on.store.redeliver(parcel.delivery_ids[0], None)
+    on.signed_in.add("meg", {on.workspaces[0]: (Role.OPERATOR,)})
+    said = "Bash waits for approval"
+    page = f"sessions/{approval.session_id}"
+    shown = (await client.get(page)).text
+    assert said in shown
+    assert f"webhook deploys refused: HTTP 40{FAILING}" in shown
+    alarm = "Notifications over webhook deploys are not delivered"
+    assert alarm not in shown + (await client.get("inbox")).text
+    async with browser(on, "meg") as manager:
+        for address in (page, "inbox"):
+            assert alarm in (await manager.get(address)).text
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+async def test_a_visible_inbox_keeps_its_readers_own_channels_quiet(on: Desk, is_seen: bool) -> None:
+    ann = on.signed_in.people["ann"]
+    await channel(on, workspace_id="*", principal_id=ann.principal.id)
+    stream = _changes(Request({"type": "http"}), on.pages(), ann, is_seen=is_seen)
+    assert "hello" in await anext(stream)
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(anext(stream))
+        await on.ask()
+        assert "approval" in await reading
+    await stream.aclose()
+    assert len(await on.store.take_deliveries(limit=1)) == (not is_seen)
