@@ -344,7 +344,7 @@ def _digest(merged: Sequence[Delivery], now: datetime) -> Notice:
         id=new_id("ntc"),
         kind="digest",
         workspace_id=first.workspace_id,
-        severity=max((one.notice.severity for one in merged), key=SEVERITIES.index),
+        severity=SEVERITIES[max(SEVERITIES.index(one.notice.severity) for one in merged)],
         created_at=now,
         title=f"{len(merged)} {what}",
         count=len(merged),

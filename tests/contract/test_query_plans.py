@@ -66,6 +66,9 @@ def plans(path: Path, said: list[tuple[str, Any]]) -> list[str]:
         pytest.param(lambda store, _: store.list_audit("key", limit=9, matching=AuditFilter(action="a")), id="of an action"),
         pytest.param(lambda store, _: store.list_audit("key", limit=9, matching=AuditFilter(actor="a")), id="of an actor"),
         pytest.param(lambda store, _: store.list_audit("key", limit=9, matching=AuditFilter(target="a")), id="on a target"),
+        pytest.param(lambda store, _: store.list_deliveries("key", limit=9), id="notifications"),
+        pytest.param(lambda store, session: store.list_deliveries("key", limit=9, session_id=session), id="of a session"),
+        pytest.param(lambda store, _: store.list_deliveries("key", limit=9, channel_id="c"), id="of a channel"),
         pytest.param(lambda store, _: store.export_audit("key", after=3, up_to=9), id="an export"),
     ],
 )  # fmt: skip

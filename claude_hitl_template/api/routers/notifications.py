@@ -35,9 +35,23 @@ async def list_notifications(
     states: NotificationStates = None,
 ) -> JSONResponse:
     """List what was sent, or is to be sent, the newest first. It is kept for two weeks."""
-    filters = {"channel_id": channel_id, "session_id": session_id, "states": each_once(states)}
-    cursor = Cursor.of(request, page, workspace_id=caller.workspace_id, **filters)
-    found = await service.store.list_deliveries(caller.workspace_id, limit=limit, page=cursor.page, **filters)
+    chosen = each_once(states)
+    cursor = Cursor.of(
+        request,
+        page,
+        workspace_id=caller.workspace_id,
+        channel_id=channel_id,
+        session_id=session_id,
+        states=chosen,
+    )
+    found = await service.store.list_deliveries(
+        caller.workspace_id,
+        limit=limit,
+        page=cursor.page,
+        channel_id=channel_id,
+        session_id=session_id,
+        states=chosen,
+    )
     return cursor.response(found, wire)
 
 
