@@ -70,6 +70,7 @@ SUITES = (
         (*CORE, "fault_points", "workspace/", "tests/chaos/"),
         busy=True,
     ),
+    Suite("outbox", ("tests/chaos/test_outbox.py",), 60, ("store/", "notify/", "tests/chaos/")),
     Suite("decisions", ("tests/chaos",), 60, ("store/", "cluster/ledger", "tests/chaos/")),
     Suite(
         "gate",

@@ -1,4 +1,4 @@
-"""A process dies at each fault point of the outbox: every approval is told at least once, nothing before its commit."""
+"""A process dies at each fault point of the outbox: each approval has its notices, and none comes before its commit."""
 
 import asyncio
 import json

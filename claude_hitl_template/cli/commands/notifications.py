@@ -1,18 +1,15 @@
 """`hitl notifications`: what was sent about approvals and sessions, over which channel, and what came out of it."""
 
 from collections.abc import Iterator
-from contextlib import closing
 from itertools import islice
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
-from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.commands.workspaces import Workspace, administration
 from claude_hitl_template.cli.common import print_json, table_width
 from claude_hitl_template.cli.terminal.render import table_lines
-from claude_hitl_template.config.secret_files import operator_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.notices import DeliveryState
 from claude_hitl_template.errors import Forbidden, NotFound
@@ -85,9 +82,7 @@ def retry(
 def failing_channels(settings: Settings) -> list[str]:
     """What to know of each channel that fails; [] where no administrator's key is at hand, or the service has no channels
     yet. Raises HitlError if the service does not answer."""
-    here = settings.serve_url is None
-    opened = Client(settings.base_url, operator_key(settings)) if here else Client.open(settings)
-    with closing(opened) as client:
+    with administration(settings=settings) as client:
         try:
             found = client.get(f"{PATH}/channels")["data"]
         except (Forbidden, NotFound):

@@ -27,12 +27,12 @@ Workspace = Annotated[
 
 
 @contextmanager
-def administration(workspace: str | None = None) -> Generator[Client]:
+def administration(workspace: str | None = None, *, settings: Settings | None = None) -> Generator[Client]:
     """Yields a client for the routes of administrators, in this workspace.
 
     On the service's machine it has the operator key; elsewhere the API key, which must be an administrator's.
     """
-    settings = Settings.load()
+    settings = settings or Settings.load()
     here = settings.serve_url is None
     client = Client(settings.base_url, operator_key(settings)) if here else Client.open(settings)
     try:

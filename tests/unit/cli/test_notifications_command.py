@@ -1,46 +1,27 @@
 """`hitl notifications`: what was sent over which channel, how each channel does, and a notification sent again."""
 
 import asyncio
-from collections.abc import Callable, Iterator
 
 import pytest
 from typer.testing import CliRunner
 
 from claude_hitl_template.cli.app import app
-from claude_hitl_template.cli.commands import notifications, workspaces
-from claude_hitl_template.config.secret_files import hash_api_key, prepare
+from claude_hitl_template.cli.commands import notifications
+from claude_hitl_template.config.secret_files import hash_api_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.models import Agent, Environment, utcnow
 from claude_hitl_template.domain.notices import FAILING, Channel
 from claude_hitl_template.errors import HitlError
-from claude_hitl_template.testing.local_service import OPERATOR_KEY
-from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
+from claude_hitl_template.testing.threaded import Threaded
+from tests.unit.cli.conftest import FIRST
 
-type Make = Callable[..., Settings]
-FIRST = "key-of-the-command-line"
 HOOK = "https://127.0.0.1/"  # which no webhook may reach
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
-    folder = tmp_path_factory.mktemp("notifications")
-    with serve_in_thread(folder, keys={"first key": FIRST}, backing="memory", driving=False) as one:
-        yield one
-
-
 @pytest.fixture(autouse=True)
-def here(served: Threaded, make_settings: Make, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings of the machine on which `served` runs."""
+def first_key(here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line has the first key."""
     monkeypatch.setenv("HITL_API_KEY", FIRST)
-    settings = make_settings(serve_port=served.service.url.rpartition(":")[2].partition("/")[0])
-    prepare(settings)
-
-    def key(_settings: Settings) -> str:
-        return OPERATOR_KEY
-
-    monkeypatch.setattr(workspaces, "operator_key", key)
-    monkeypatch.setattr(notifications, "operator_key", key)
-    return settings
 
 
 def run(*arguments: str) -> str:
