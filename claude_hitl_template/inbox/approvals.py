@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-import structlog
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from claude_hitl_template.domain.models import Approval, Page, utcnow
 from claude_hitl_template.domain.people import Action
 from claude_hitl_template.domain.policy.tiers import SEVERITIES, Severity
-from claude_hitl_template.errors import HitlError, Unavailable
+from claude_hitl_template.errors import HitlError, NotFound, Unavailable
 from claude_hitl_template.inbox import pages
 from claude_hitl_template.inbox.card import Card, Change, load
 from claude_hitl_template.inbox.forms import (
@@ -30,7 +29,6 @@ from claude_hitl_template.inbox.forms import (
 from claude_hitl_template.inbox.services import Pages, User
 from claude_hitl_template.store.protocol import ApprovalChange, WaitingCall
 
-log = structlog.get_logger()
 router = APIRouter()
 LINES = 50
 MAX_IDS = 50
@@ -38,7 +36,6 @@ MAX_TEXT = 200
 CHECK_S = (
     5.0  # how often a stream checks that its user is still signed in; a page that hears nothing is offline
 )
-SEEN_S = 20.0  # how often it is recorded that a page is visible
 QUICK_REASONS = ("Not needed", "Too broad", "Wrong file or place", "Explain first", "Too risky")
 _MAX_ROWS = 14  # of the text area in which an input is edited
 
@@ -178,6 +175,15 @@ def _list(
     )
 
 
+@router.get("/inbox/seen")
+async def note_seen(request: Request, services: PagesDep, user: UserDep) -> Response:
+    """Says that the inbox is visible: the reader's own channels are quiet for a while. For scripts of our pages alone."""
+    if not pages.is_partial(request):
+        raise NotFound("there is no such page")
+    await services.store.note_reader(user.principal.id)
+    return Response(status_code=204)
+
+
 # -- the stream
 
 
@@ -185,22 +191,17 @@ def _list(
 async def stream(request: Request, services: PagesDep, user: UserDep) -> Response:
     """Changes of approvals as server-sent events, as long as the user is signed in."""
     return StreamingResponse(
-        _changes(request, services, user, is_seen="hidden" not in request.query_params),
+        _changes(request, services, frozenset(readable(user))),
         media_type="text/event-stream",
         headers={"cache-control": "no-store", "x-accel-buffering": "no"},
     )
 
 
-async def _changes(request: Request, services: Pages, user: User, *, is_seen: bool) -> AsyncIterator[str]:
-    """`is_seen`: the page is visible, so its reader's own channels are quiet meanwhile."""
-    workspaces, seen_at = frozenset(readable(user)), float("-inf")
+async def _changes(request: Request, services: Pages, workspaces: frozenset[str]) -> AsyncIterator[str]:
     with services.live.listen() as listening:
         yield frame("hello", {})
         checked_at = time.monotonic()
         while True:
-            if is_seen and time.monotonic() - seen_at >= SEEN_S:
-                seen_at = time.monotonic()
-                await _note_reader(services, user)
             try:
                 notes = await listening.next(CHECK_S)
             except Unavailable:
@@ -218,13 +219,6 @@ async def _changes(request: Request, services: Pages, user: User, *, is_seen: bo
                     yield frame("refresh", {})
                 elif note.workspace_id in workspaces:
                     yield frame("approval", _change(note))
-
-
-async def _note_reader(services: Pages, user: User) -> None:
-    try:
-        await services.store.note_reader(user.principal.id)
-    except HitlError as error:  # then the reader's channels say what the page shows, too
-        log.warning("that the inbox is open could not be recorded", why=str(error))
 
 
 def frame(event: str, data: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@
   const base = document.body.dataset.base || "";
   const one = (selector, within = document) => within.querySelector(selector);
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
-  const TIMES_MS = 15000, SILENT_MS = 25000, GRACE_MS = 1000, AGAIN_MS = 3000, ROWS_MS = 120;
+  const TIMES_MS = 15000, SILENT_MS = 25000, GRACE_MS = 1000, AGAIN_MS = 3000, ROWS_MS = 120, SEEN_MS = 20000;
   const ORDER = "hitl-inbox-order"; // ids of the list as it was shown last, for the keys j and k on a card
 
   // -- times
@@ -75,9 +75,7 @@
   function connect() {
     clearTimeout(againTimer);
     if (stream) stream.close();
-    // A page that is not visible says so: its reader is notified meanwhile.
-    const hidden = document.visibilityState === "hidden";
-    stream = new EventSource(hidden ? `${address}${address.includes("?") ? "&" : "?"}hidden=1` : address);
+    stream = new EventSource(address);
     stream.addEventListener("hello", () => {
       isHeard();
       const live = one("#live");
@@ -111,9 +109,20 @@
     }, 5000);
     addEventListener("offline", () => setOffline(true));
     addEventListener("online", connect);
-    document.addEventListener("visibilitychange", () => { if (!one("#log")) connect(); });
     addEventListener("pagehide", () => { clearTimeout(againTimer); stream.close(); });
     addEventListener("pageshow", (event) => { if (event.persisted) connect(); });
+  }
+
+  // While the inbox is visible its reader is not notified elsewhere; the service forgets that after a while.
+  function seen() {
+    if (document.visibilityState === "visible") {
+      fetch(`${base}/inbox/seen`, {headers: {"HX-Request": "true"}}).catch(() => undefined);
+    }
+  }
+  if (one("#list") || one("#card")) {
+    seen();
+    setInterval(seen, SEEN_MS);
+    document.addEventListener("visibilitychange", seen);
   }
 
   // The service answered with something else than a stream: it failed, or the reader is no longer signed in.
