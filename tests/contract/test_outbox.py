@@ -1,5 +1,6 @@
 """The outbox: a notice of each change, once it is committed, to those whom it concerns, and at the right time."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -394,3 +395,31 @@ async def test_old_deliveries_are_forgotten_and_those_of_a_deleted_session_at_on
     for session_id in (other.session_id, third.session_id):
         await store.delete_session(session_id, team.workspace_id)
     assert await post.states() == []
+
+
+async def test_couriers_that_take_at_once_get_each_notice_once(store: CoreStore, post: Post):
+    team = await Team.make(store)
+    await team.person("ann")
+    channels = [await post.channel(team.workspace_id) for _ in range(3)]
+    approvals = [await waiting(team) for _ in range(4)]
+    found: list[str] = []
+
+    async def courier() -> None:
+        while parcels := await post.take():
+            for parcel in parcels:
+                found.extend(parcel.delivery_ids)
+                await post.settle(parcel)
+
+    # Decisions, the end of a session and of a channel at the same time: none waits for another in a circle.
+    await asyncio.gather(
+        *(courier() for _ in range(4)),
+        *(team.say("ann", approval) for approval in approvals[:2]),
+        store.archive_session(approvals[2].session_id, team.workspace_id),
+        store.remove_channel(channels[0].id, team.workspace_id),
+    )
+    await courier()
+    assert len(found) == len(set(found))
+    left = (await store.list_deliveries(None, limit=100, states=["pending"])).data
+    assert left == []
+    decided = await store.list_deliveries(None, limit=100, channel_id=channels[1].id, states=["sent"])
+    assert [one.notice.kind for one in decided.data].count("approval.decided") == 2
