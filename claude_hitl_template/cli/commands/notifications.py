@@ -12,7 +12,7 @@ from claude_hitl_template.cli.common import print_json, table_width
 from claude_hitl_template.cli.terminal.render import table_lines
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.notices import DeliveryState
-from claude_hitl_template.errors import Forbidden, NotFound
+from claude_hitl_template.errors import ConfigError, Forbidden, NotFound, Unauthorized
 from claude_hitl_template.presentation.text import one_line, visible
 
 app = typer.Typer(help="Notifications: what was sent, over which channels, and what came out of it.")
@@ -82,11 +82,11 @@ def retry(
 def failing_channels(settings: Settings) -> list[str]:
     """What to know of each channel that fails; [] where no administrator's key is at hand, or the service has no channels
     yet. Raises HitlError if the service does not answer."""
-    with administration(settings=settings) as client:
-        try:
+    try:
+        with administration(settings=settings) as client:
             found = client.get(f"{PATH}/channels")["data"]
-        except (Forbidden, NotFound):
-            return []
+    except (ConfigError, Forbidden, NotFound, Unauthorized):
+        return []
     return list(_failures(found))
 
 

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from claude_hitl_template.cli.app import app
-from claude_hitl_template.cli.commands import notifications
+from claude_hitl_template.cli.commands import notifications, workspaces
 from claude_hitl_template.config.secret_files import hash_api_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.models import Agent, Environment, utcnow
@@ -84,3 +84,13 @@ def test_what_was_sent_how_a_channel_does_and_a_notification_sent_again(served: 
     assert f"{notification_id} is sent again over webhook deploys" in run("retry", notification_id)
     with pytest.raises(HitlError):
         run("retry", "dlv_none")
+
+
+def test_a_key_that_opens_no_channels_raises_no_alarm(
+    here: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(_settings: Settings) -> str:
+        return "the key of another data folder"
+
+    monkeypatch.setattr(workspaces, "operator_key", wrong)
+    assert notifications.failing_channels(here) == []
