@@ -1,6 +1,7 @@
 """Renders the pages. `templates/base.html.j2` is the frame of every page of this service, also of those for signing in."""
 
 import hashlib
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -20,10 +21,18 @@ from claude_hitl_template.presentation.views import PERMISSION_TEXT
 
 TEMPLATES = Path(__file__).parent / "templates"
 STATIC = Path(__file__).parent / "static"
-_KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".txt": "text/plain"}
+_KINDS = {
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain",
+    ".webmanifest": "application/manifest+json",
+}
+_SHELL = ("base.html.j2", "offline.html.j2")  # templates of the page that the service worker keeps
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "connect-src 'self'; worker-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "cross-origin-opener-policy": "same-origin",
@@ -95,13 +104,14 @@ def render(
     environment: Environment = _ENVIRONMENT,
     **context: Any,
 ) -> str:
-    """The HTML of a template. `base`, `static`, `user` and `nav` are defined in each."""
+    """The HTML of a template. `base`, `static`, `user`, `nav` and `shell_version` are defined in each."""
     base = request.scope.get("root_path", "")
 
     def static(name: str) -> str:
         return f"{base}/inbox/static/{name}?v={_version(name)}"
 
-    defined = {"base": base, "static": static, "user": user, "nav": "", **context}
+    defined: dict[str, Any] = {"base": base, "static": static, "user": user, "nav": "", "shell_version": _shell_version()}
+    defined.update(context)
     return environment.get_template(template).render(defined)
 
 
@@ -130,6 +140,26 @@ async def static_file(request: Request) -> Response:
     )
     kind = _KINDS[Path(name).suffix]
     return Response(_content(name), media_type=kind, headers={"cache-control": kept})
+
+
+async def manifest(_request: Request) -> Response:
+    """What a browser needs to install the inbox as an application."""
+    return _unversioned("manifest.webmanifest")
+
+
+async def worker(request: Request) -> Response:
+    """The service worker, for all pages of the service."""
+    return _unversioned("worker.js", {"service-worker-allowed": f"{request.scope.get('root_path', '')}/"})
+
+
+def _unversioned(name: str, headers: Mapping[str, str] | None = None) -> Response:
+    kind = _KINDS[Path(name).suffix]
+    return Response(_content(name), media_type=kind, headers={"cache-control": "no-cache", **(headers or {})})
+
+
+async def offline(request: Request) -> Response:
+    """The page that the service worker shows without a connection."""
+    return page(request, "offline.html.j2")
 
 
 def secured(app: ASGIApp) -> ASGIApp:
@@ -167,3 +197,10 @@ def _content(name: str) -> bytes:
 @cache
 def _version(name: str) -> str:
     return hashlib.sha256(_content(name)).hexdigest()[:12]
+
+
+@cache
+def _shell_version() -> str:
+    """Differs after each change of what the service worker keeps, and of the worker itself."""
+    parts = [_content(name) for name in sorted(_names())] + [(TEMPLATES / name).read_bytes() for name in _SHELL]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]

@@ -319,6 +319,31 @@ def test_a_session_is_started_and_followed_in_the_browser(reader: Reader, inbox:
 
 
 @pytest.mark.slow
+def test_the_inbox_can_be_installed_and_keeps_no_page_with_a_call(reader: Reader, inbox: Inbox) -> None:
+    [approval] = inbox.ask("Installed", ("Bash", {"command": "echo installed"}))
+    reader.open(f"inbox/a/{approval}")
+    devtools = reader.page.context.new_cdp_session(reader.page)
+    assert devtools.send("Page.getAppManifest")["errors"] == []
+    assert devtools.send("Page.getInstallabilityErrors")["installabilityErrors"] == []
+    reader.page.evaluate("navigator.serviceWorker.ready.then(() => undefined)")
+    reader.open("inbox")  # through the service worker
+    kept = reader.page.evaluate(
+        "caches.keys().then((names) => Promise.all(names.map((name) => caches.open(name).then((one) => one.keys()))))"
+        ".then((found) => found.flat().map((request) => new URL(request.url).pathname))"
+    )
+    shell = [path for path in kept if path.startswith("/claude-hitl/inbox/static/")]
+    assert shell
+    assert set(kept) - set(shell) == {"/claude-hitl/inbox/offline"}
+    reader.page.context.set_offline(True)
+    reader.page.goto(f"{inbox.url}/inbox/a/{approval}")
+    reader.sees("nothing can be decided until the connection is back")
+    assert reader.page.get_by_text("echo installed").count() == 0
+    reader.picture("no-connection")
+    reader.page.context.set_offline(False)
+    reader.sees("echo installed")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_serious_violation(new_reader: Callable[..., Reader], inbox: Inbox, scheme: str) -> None:
     reader = new_reader(color_scheme=scheme, reduced_motion="reduce")

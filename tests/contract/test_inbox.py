@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -615,3 +616,34 @@ async def test_a_visible_inbox_keeps_its_readers_own_channels_quiet(
     assert await on.store.take_deliveries(limit=1) == []
     clock.move(60)
     assert len(await on.store.take_deliveries(limit=1)) == 1
+@pytest.mark.parametrize("is_seen", [True, False])
+async def test_a_visible_inbox_keeps_its_readers_own_channels_quiet(on: Desk, is_seen: bool) -> None:
+    ann = on.signed_in.people["ann"]
+    await channel(on, workspace_id="*", principal_id=ann.principal.id)
+    stream = _changes(Request({"type": "http"}), on.pages(), ann, is_seen=is_seen)
+    assert "hello" in await anext(stream)
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(anext(stream))
+        await on.ask()
+        assert "approval" in await reading
+    await stream.aclose()
+    assert len(await on.store.take_deliveries(limit=1)) == (not is_seen)
+
+
+async def test_the_shell_of_the_installed_inbox_is_served_to_everyone_and_says_nothing_of_anyone(
+    on: Desk,
+) -> None:
+    await on.ask(title="secret title")
+    async with browser(on, "a stranger") as client:
+        manifest = await client.get("inbox/manifest.webmanifest")
+        assert manifest.headers["content-type"].startswith("application/manifest+json")
+        assert urljoin(str(manifest.url), manifest.json()["start_url"]).endswith("/claude-hitl/inbox")
+        for icon in manifest.json()["icons"]:
+            image = await client.get(urljoin(str(manifest.url), icon["src"]))
+            assert (image.status_code, image.headers["content-type"]) == (200, icon["type"])
+        worker = await client.get("inbox/worker.js")
+        assert worker.headers["service-worker-allowed"] == "/claude-hitl/"
+        assert worker.headers["cache-control"] == "no-cache"
+        offline = await client.get("inbox/offline")
+        assert "nothing can be decided" in offline.text
+        assert "secret title" not in offline.text

@@ -229,6 +229,7 @@
     const rows = all(".item:not(.gone)", list), more = one("#more-row", list) !== null;
     count.textContent = rows.length + (more ? "+" : "");
     count.hidden = !rows.length;
+    if (!list.dataset.filters) document.dispatchEvent(new CustomEvent("hitl:count", {detail: rows.length}));
     document.title = (rows.length ? `(${rows.length}${more ? "+" : ""}) ` : "") + document.title.replace(/^\(\d+\+?\) /, "");
     sessionStorage.setItem(ORDER, JSON.stringify(rows.map((row) => row.dataset.id)));
     const boxes = all(".tick input:checked", list), ticked = boxes.length;
