@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import SecretStr
 
 from claude_hitl_template.config.credentials import read_credentials
@@ -25,6 +27,7 @@ SIGNING_KEY = "signing"
 MODEL_KEY = "model-key"
 SENT_MODEL_KEY = "model-key-sent"
 AUDIT_KEY = "audit-key"
+PUSH_KEY = "push-key"
 API_KEY = "api-key"
 DATABASE_URL = "database-url"
 RAY_TOKEN = "ray-token"  # noqa: S105  (the name of a file)
@@ -172,6 +175,23 @@ def audit_signer(settings: Settings) -> "Signer":
             f"{path} is not the key of the audit log",
             "restore it from a copy; without one move it away, and what was signed before needs its public key",
         ) from error
+
+
+def push_key_pem(settings: Settings) -> str:
+    """The private key with which the service shows push services who it is (VAPID), made at the first use. Browsers
+    subscribed to its public half, so another key ends all subscriptions. Raises ConfigError."""
+    path = settings.secrets_dir / PUSH_KEY
+    try:
+        if not path.exists():
+            _make_once(path, _new_push_key())
+        return _read(path)
+    except OSError as error:
+        raise _not_writable(settings, error) from error
+
+
+def _new_push_key() -> str:
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
 def read_model_key(settings: Settings) -> SecretStr | None:

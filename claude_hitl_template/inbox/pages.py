@@ -32,7 +32,8 @@ _KINDS = {
 _SHELL = ("base.html.j2", "offline.html.j2")  # templates of the page that the service worker keeps
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; worker-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "connect-src 'self'; worker-src 'self'; manifest-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "cross-origin-opener-policy": "same-origin",
@@ -110,7 +111,13 @@ def render(
     def static(name: str) -> str:
         return f"{base}/inbox/static/{name}?v={_version(name)}"
 
-    defined: dict[str, Any] = {"base": base, "static": static, "user": user, "nav": "", "shell_version": _shell_version()}
+    defined: dict[str, Any] = {
+        "base": base,
+        "static": static,
+        "user": user,
+        "nav": "",
+        "shell_version": _shell_version(),
+    }
     defined.update(context)
     return environment.get_template(template).render(defined)
 
@@ -202,5 +209,7 @@ def _version(name: str) -> str:
 @cache
 def _shell_version() -> str:
     """Differs after each change of what the service worker keeps, and of the worker itself."""
-    parts = [_content(name) for name in sorted(_names())] + [(TEMPLATES / name).read_bytes() for name in _SHELL]
+    parts = [_content(name) for name in sorted(_names())] + [
+        (TEMPLATES / name).read_bytes() for name in _SHELL
+    ]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]

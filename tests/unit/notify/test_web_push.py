@@ -1,0 +1,213 @@
+"""A push is what its receiver can decrypt and check, and what the push service answers decides what becomes of it."""
+
+import asyncio
+import base64
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from email.utils import format_datetime
+from itertools import batched
+from typing import Any
+
+import http_ece
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from claude_hitl_template.config import secret_files
+from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.domain.models import utcnow
+from claude_hitl_template.domain.notices import EVERY_WORKSPACE, Channel, Notice, Parcel
+from claude_hitl_template.errors import InvalidInput
+from claude_hitl_template.notify.push_keys import PushKey, Subscription
+from claude_hitl_template.notify.sender import Gone, Outcome, Refused, Retry, Sent
+from claude_hitl_template.notify.web_push import WebPushSender
+
+CONTACT = "https://hitl.example.org"
+
+
+def unbase64url(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def checked_claims(token: str, public: str) -> dict[str, Any]:
+    """The claims of an ES256 token. Raises InvalidSignature."""
+    signed, _, signature = token.rpartition(".")
+    r, s = (int.from_bytes(part) for part in batched(unbase64url(signature), 32))
+    key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), unbase64url(public))
+    key.verify(encode_dss_signature(r, s), signed.encode(), ec.ECDSA(SHA256()))
+    return json.loads(unbase64url(signed.split(".")[1]))
+
+
+def base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+@dataclass
+class Device:
+    """A browser, and its push service on a port of this machine."""
+
+    answer: bytes = b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n"
+    key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
+    auth: bytes = field(default_factory=lambda: os.urandom(16))
+    origin: str = ""
+    heads: list[str] = field(default_factory=list[str])
+    bodies: list[bytes] = field(default_factory=list[bytes])
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator["Device"]:
+        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
+            self.origin = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            yield self
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.heads.append(head)
+        self.bodies.append(await reader.readexactly(int(self.header("content-length"))))
+        writer.write(self.answer)
+        if self.answer:
+            writer.close()
+        else:  # it hangs
+            await reader.read()
+            writer.close()
+
+    def header(self, name: str) -> str:
+        lines = [line.partition(": ") for line in self.heads[-1].split("\r\n")]
+        return next(value for found, _, value in lines if found.lower() == name)
+
+    @property
+    def subscription(self) -> dict[str, str]:
+        point = self.key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        return {"endpoint": f"{self.origin}/p/1", "p256dh": base64url(point), "auth": base64url(self.auth)}
+
+    def read(self) -> dict[str, Any]:
+        """The last push, decrypted."""
+        found = http_ece.decrypt(
+            self.bodies[-1], private_key=self.key, auth_secret=self.auth, version="aes128gcm"
+        )
+        return json.loads(found)
+
+
+def parcel(device: Device, **about: Any) -> Parcel:
+    notice = Notice(
+        id="ntce_1",
+        kind="approval.requested",
+        workspace_id="w",
+        session_id="sesn_1",
+        approval_id="appr_1",
+        created_at=utcnow(),
+        title="Bash waits for approval",
+    ).but(**about)
+    channel = Channel(
+        id="chan_1",
+        kind="web_push",
+        workspace_id=EVERY_WORKSPACE,
+        principal_id="user_ann",
+        created_at=utcnow(),
+    )
+    return Parcel(
+        delivery_ids=("dlvr_1",), attempt=1, notice=notice, channel=channel, secret=device.subscription
+    )
+
+
+@pytest.fixture
+def key(tmp_path: Any) -> PushKey:
+    settings = Settings(data_dir=tmp_path)  # pyright: ignore[reportCallIssue]
+    settings.secrets_dir.mkdir()
+    made = secret_files.push_key_pem(settings)
+    assert secret_files.push_key_pem(settings) == made, "it is made once"
+    assert (settings.secrets_dir / secret_files.PUSH_KEY).stat().st_mode & 0o777 == 0o600
+    return PushKey.of_pem(made)
+
+
+async def push(device: Device, key: PushKey, *, timeout_s: float = 5.0, **about: Any) -> Outcome:
+    sender = WebPushSender(httpx.AsyncClient(timeout=timeout_s, trust_env=False), key, CONTACT)
+    try:
+        return await sender.send(parcel(device, **about), "https://hitl.example.org/claude-hitl/inbox")
+    finally:
+        await sender.close()
+
+
+async def test_the_device_decrypts_the_push_and_its_service_knows_who_sent_it(key: PushKey) -> None:
+    async with Device().listening() as device:
+        assert await push(device, key, severity="high") == Sent()
+        assert device.read() == {
+            "id": "ntce_1",
+            "kind": "approval.requested",
+            "title": "Bash waits for approval",
+            "severity": "high",
+            "approval": "appr_1",
+            "session": "sesn_1",
+            "at": device.read()["at"],
+        }
+        assert device.header("content-encoding") == "aes128gcm"
+        assert device.header("urgency") == "high"
+        scheme, _, given = device.header("authorization").partition(" ")
+        token, public = (part.partition("=")[2] for part in given.split(","))
+        assert (scheme, public) == ("vapid", key.public)
+        claims = checked_claims(token, public)
+        assert (claims["aud"], claims["sub"]) == (device.origin, CONTACT)
+        assert 0 < claims["exp"] - utcnow().timestamp() <= 24 * 3600
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "expected"),
+    [
+        ("404 Not Found", "", Gone("the push service answered 404")),
+        ("410 Gone", "", Gone("the push service answered 410")),
+        ("429 Slow", "retry-after: 120\r\n", Retry("the push service answered 429", 120.0)),
+        ("503 Later", "retry-after: soon\r\n", Retry("the push service answered 503")),
+        ("400 Bad", "", Refused("the push service answered 400")),
+        ("307 Elsewhere", "location: http://169.254.169.254/\r\n", Refused("the push service answered 307")),
+    ],
+)
+async def test_what_the_push_service_answers_decides_what_becomes_of_the_push(
+    key: PushKey, status: str, headers: str, expected: Outcome
+) -> None:
+    body = b"x" * 5_000_000
+    answer = f"HTTP/1.1 {status}\r\n{headers}content-length: {len(body)}\r\n\r\n".encode()
+    async with Device(answer + body).listening() as device:
+        assert await push(device, key) == expected
+        assert len(device.heads) == 1
+
+
+async def test_a_date_in_retry_after_is_waited_for(key: PushKey) -> None:
+    date = format_datetime(utcnow() + timedelta(hours=1), usegmt=True)
+    answer = f"HTTP/1.1 429 Slow\r\nretry-after: {date}\r\ncontent-length: 0\r\n\r\n".encode()
+    async with Device(answer).listening() as device:
+        outcome = await push(device, key)
+    assert isinstance(outcome, Retry)
+    assert outcome.after_s is not None
+    assert 3500 < outcome.after_s <= 3600
+
+
+async def test_a_push_service_that_hangs_talks_nonsense_or_is_away_is_tried_again(key: PushKey) -> None:
+    async with Device(b"").listening() as device:
+        assert await push(device, key, timeout_s=0.1) == Retry("the push service did not answer in time")
+    async with Device(b"nonsense\r\n\r\n").listening() as device:
+        assert isinstance(await push(device, key), Retry)
+    assert await push(device, key) == Retry("the push service cannot be reached (ConnectError)")
+
+
+@pytest.mark.parametrize(
+    ("field_", "value"),
+    [
+        ("endpoint", "ftp://push.example"),
+        ("endpoint", "https://"),
+        ("p256dh", "AAAA"),
+        ("p256dh", "not base64!"),
+        ("auth", "AAAA"),
+    ],
+)
+def test_a_subscription_that_nothing_can_be_sent_to_is_refused_by_its_field(field_: str, value: str) -> None:
+    given = Device(origin="https://push.example").subscription
+    assert Subscription.of(given).fingerprint
+    with pytest.raises(InvalidInput) as caught:
+        Subscription.of({**given, field_: value})
+    assert caught.value.field == field_
