@@ -32,6 +32,7 @@ from claude_hitl_template.config.secret_files import (
     hash_api_key,
     operator_key,
     public_prefix,
+    push_key_pem,
     read_admin_password,
     read_api_key,
     read_model_key,
@@ -56,6 +57,7 @@ from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.notify.addresses import Targets
 from claude_hitl_template.notify.courier import Courier
 from claude_hitl_template.notify.senders import build_senders
+from claude_hitl_template.notify.push_keys import PushKey
 from claude_hitl_template.signin.addresses import PARTS as SIGN_IN_PARTS
 from claude_hitl_template.signin.browser import browser_user, check_csrf, install
 from claude_hitl_template.signin.pages import build_sign_in_app
@@ -248,6 +250,7 @@ def _pages(settings: Settings, store: Clients, sign_in: SignIn, followers: Follo
         live=Live(store.wait_approvals),
         user=browser_user,
         check_csrf=check_csrf,
+        push_key=PushKey.of_pem(push_key_pem(settings)).public,
         install=lambda app: install(app, sign_in),
         sandboxed=sandbox_fact(settings) == "on",
     )

@@ -20,7 +20,7 @@ from claude_hitl_template.errors import (
     Unauthorized,
     Unavailable,
 )
-from claude_hitl_template.inbox import approvals, decisions, pages, sessions
+from claude_hitl_template.inbox import approvals, decisions, notifications, pages, sessions
 from claude_hitl_template.inbox.services import Pages
 
 log = structlog.get_logger()
@@ -52,6 +52,7 @@ def build_inbox_app(services: Pages) -> ASGIApp:
     app.add_api_route("/inbox/offline", pages.offline)
     app.include_router(approvals.router)
     app.include_router(decisions.router)
+    app.include_router(notifications.router)
     app.include_router(sessions.router)
     return pages.secured(app)
 

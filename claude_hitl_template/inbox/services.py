@@ -38,6 +38,7 @@ class Pages:
         live: Of the changes of approvals.
         user: Returns who the browser is. Raises what `install` has handlers for.
         check_csrf: Raises for a request that a page of this service did not send. Takes what `user` returned.
+        push_key: The public key that browsers subscribe to pushes with.
         install: Prepares the application for `user` and `check_csrf`.
         sandboxed: Whether commands run in a sandbox; a card says where they do not.
     """
@@ -49,5 +50,6 @@ class Pages:
     live: Live
     user: Callable[[Request], Awaitable[User]]
     check_csrf: Callable[[Request, Any], Awaitable[None]]
+    push_key: str
     install: Callable[[FastAPI], None]
     sandboxed: bool = True

@@ -30,6 +30,12 @@ class PushKey:
         """Raises ValueError for what is not a key of the curve P-256."""
         return cls(Vapid02.from_pem(pem.encode()))
 
+    @classmethod
+    def generate(cls) -> Self:
+        made = Vapid02()
+        made.generate_keys()
+        return cls(made)
+
     @property
     def public(self) -> str:
         """What a browser takes as `applicationServerKey`."""

@@ -25,6 +25,7 @@ from claude_hitl_template.errors import (
     Unavailable,
 )
 from claude_hitl_template.inbox import pages
+from claude_hitl_template.presentation.browsers import describe
 from claude_hitl_template.signin import cookies
 from claude_hitl_template.signin.addresses import ACCOUNT, SIGN_IN, own_path
 from claude_hitl_template.signin.browser import (
@@ -38,7 +39,6 @@ from claude_hitl_template.signin.browser import (
     install,
     problem_page,
 )
-from claude_hitl_template.signin.browsers import describe
 from claude_hitl_template.signin.service import SignIn
 
 log = structlog.get_logger()

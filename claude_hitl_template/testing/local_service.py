@@ -40,6 +40,7 @@ from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.notify.addresses import Targets
 from claude_hitl_template.notify.courier import Courier
 from claude_hitl_template.notify.senders import build_senders
+from claude_hitl_template.notify.push_keys import PushKey
 from claude_hitl_template.signin.addresses import PARTS as SIGN_IN_PARTS
 from claude_hitl_template.signin.browser import browser_user, check_csrf, install
 from claude_hitl_template.signin.cookies import Signer
@@ -197,6 +198,7 @@ def _pages(service: Service, api: FastAPI, signed_in: SignedIn | None, sign_in: 
         live=Live(service.store.wait_approvals),
         user=signed_in.user if signed_in else browser_user,
         check_csrf=signed_in.check_csrf if signed_in else check_csrf,
+        push_key=PushKey.generate().public,
         install=signed_in.install if signed_in else lambda app: install(app, sign_in),
     )
 

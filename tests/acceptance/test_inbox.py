@@ -11,7 +11,8 @@ import anthropic
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from claude_hitl_template.domain.models import utcnow
+from claude_hitl_template.domain.models import new_id, utcnow
+from claude_hitl_template.domain.notices import EVERY_WORKSPACE, Channel, QuietHours
 from claude_hitl_template.domain.people import SERVICE, Role
 from claude_hitl_template.testing.signed_in import COOKIE, SignedIn
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
@@ -64,6 +65,20 @@ class Inbox:
                 return [call.id for call in page.data]
             time.sleep(0.05)
         raise AssertionError("the calls do not wait")
+
+    def add_device(self, person: str) -> None:
+        """Registers a phone of this person, to which nothing is sent."""
+        channel = Channel(
+            id=new_id("chan"),
+            kind="web_push",
+            workspace_id=EVERY_WORKSPACE,
+            principal_id=f"user_{person}",
+            name="Chrome on Android",
+            settings={"device": "another"},
+            quiet_hours=QuietHours(start="22:00", end="07:00", time_zone="Europe/Berlin"),
+            created_at=utcnow(),
+        )
+        self.threaded.run(self.threaded.service.store.add_channel(channel, {}))
 
     def state(self, approval: str) -> str:
         return self.threaded.run(self.threaded.service.store.get_approval(approval, None)).state.value
@@ -134,6 +149,67 @@ class Reader:
             if violation["impact"] in ("serious", "critical")
         ]
         assert serious == []
+
+
+class Worker:
+    """The service worker of a page, as the push service and the person's taps reach it."""
+
+    def __init__(self, page: Page) -> None:
+        page.evaluate("navigator.serviceWorker.ready.then(() => undefined)")
+        [self._worker] = page.context.service_workers
+        self._devtools = page.context.new_cdp_session(page)
+        registrations: list[dict[str, Any]] = []
+        self._devtools.on(
+            "ServiceWorker.workerRegistrationUpdated",
+            lambda event: registrations.extend(event["registrations"]),
+        )
+        self._devtools.send("ServiceWorker.enable")
+        page.wait_for_function("navigator.serviceWorker.controller !== null")
+        self._registration = next(one for one in registrations if not one["isDeleted"])
+        self._page = page
+
+    def push(self, notice: dict[str, Any]) -> None:
+        """Delivers a push as the browser gets it from its push service, and waits until it is shown."""
+        before = len(self.notifications())
+        origin = urlsplit(self._page.url)
+        self._devtools.send(
+            "ServiceWorker.deliverPushMessage",
+            {
+                "origin": f"{origin.scheme}://{origin.netloc}",
+                "registrationId": self._registration["registrationId"],
+                "data": json.dumps(notice),
+            },
+        )
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        while len(self.notifications()) == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def notifications(self) -> list[dict[str, str]]:
+        return self._page.evaluate(
+            "navigator.serviceWorker.ready.then((one) => one.getNotifications())"
+            ".then((found) => found.map(({title, body, tag}) => ({title, body, tag})))"
+        )
+
+    def tap(self) -> str:
+        """Taps the notification. Returns the address that is opened: only a real tap lets a worker open a window."""
+        return self._worker.evaluate(
+            """async () => {
+                let opened;
+                self.clients.openWindow = async (url) => { opened = url; };
+                await open((await self.registration.getNotifications())[0]);
+                return opened;
+            }"""
+        )
+
+    def tap_on(self, address: str) -> str:
+        """Taps a notification whose page is open already. Returns "focused" when that one is shown."""
+        return self._worker.evaluate(
+            """async (address) => {
+                WindowClient.prototype.focus = async function () { return this.url === address ? "focused" : "another"; };
+                return open({close() {}, data: {path: new URL(address).pathname}});
+            }""",
+            address,
+        )
 
 
 @pytest.fixture(params=SIZES)
@@ -324,7 +400,8 @@ def test_the_inbox_can_be_installed_and_keeps_no_page_with_a_call(reader: Reader
     reader.open(f"inbox/a/{approval}")
     devtools = reader.page.context.new_cdp_session(reader.page)
     assert devtools.send("Page.getAppManifest")["errors"] == []
-    assert devtools.send("Page.getInstallabilityErrors")["installabilityErrors"] == []
+    problems = devtools.send("Page.getInstallabilityErrors")["installabilityErrors"]
+    assert [one["errorId"] for one in problems] == ["in-incognito"]  # as each window of the tests is
     reader.page.evaluate("navigator.serviceWorker.ready.then(() => undefined)")
     reader.open("inbox")  # through the service worker
     kept = reader.page.evaluate(
@@ -341,6 +418,31 @@ def test_the_inbox_can_be_installed_and_keeps_no_page_with_a_call(reader: Reader
     reader.picture("no-connection")
     reader.page.context.set_offline(False)
     reader.sees("echo installed")
+
+
+@pytest.mark.slow
+def test_from_a_push_to_a_recorded_decision_are_two_actions(
+    new_reader: Callable[..., Reader], inbox: Inbox
+) -> None:
+    reader = new_reader(permissions=["notifications"])
+    [approval] = inbox.ask("Pushed", ("Bash", {"command": "echo pushed"}))
+    reader.open("inbox/notifications")
+    worker = Worker(reader.page)
+    worker.push(
+        {"id": "ntce_1", "title": "Bash waits for approval", "severity": "high", "approval": approval}
+    )
+    [shown] = worker.notifications()
+    assert shown == {"title": "Bash waits for approval", "body": "Severity: high", "tag": approval}
+    address = worker.tap()
+    reader.actions += 1
+    reader.page.goto(address)
+    reader.page.locator("#live:not([hidden])").wait_for()
+    reader.press("[data-key=allow]")
+    reader.sees("Allowed by ann")
+    assert inbox.state(approval) != "pending"
+    assert reader.actions == 2
+    assert worker.notifications() == []
+    assert worker.tap_on(address) == "focused", "an open card is shown again, not opened twice"
 
 
 @pytest.mark.slow
@@ -375,6 +477,11 @@ def test_axe_finds_no_serious_violation(new_reader: Callable[..., Reader], inbox
     reader.is_accessible()
     reader.open("sessions/new")
     reader.is_accessible()
+    inbox.add_device("ann")
+    reader.open("inbox/notifications")
+    reader.page.get_by_text("Notifications are off.").wait_for()
+    reader.is_accessible()
+    reader.picture(f"notifications-{scheme}")
 
 
 @pytest.mark.slow
@@ -413,7 +520,13 @@ def test_no_page_is_wider_than_its_screen(browser: Browser, inbox: Inbox, width:
     context = browser.new_context(viewport={"width": width, "height": 800})
     context.add_cookies([{"name": COOKIE, "value": "ann", "url": inbox.url}])
     reader = Reader(inbox, context.new_page(), str(width))
-    for path in ("inbox", *(f"inbox/a/{approval}" for approval in calls), "sessions", "sessions/new"):
+    for path in (
+        "inbox",
+        *(f"inbox/a/{approval}" for approval in calls),
+        "sessions",
+        "sessions/new",
+        "inbox/notifications",
+    ):
         reader.open(path)
         assert reader.page.evaluate("document.documentElement.scrollWidth") <= width, path
     context.close()

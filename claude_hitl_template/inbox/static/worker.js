@@ -39,3 +39,45 @@ async function visit(event) {
 async function file(request) {
   return (await (await caches.open(KEPT)).match(request)) || fetch(request);
 }
+
+// -- notifications
+
+self.addEventListener("push", (event) => event.waitUntil(tell(event.data ? event.data.json() : {})));
+async function tell(notice) {
+  const path = notice.approval ? `inbox/a/${encodeURIComponent(notice.approval)}` : notice.session ? `sessions/${encodeURIComponent(notice.session)}` : "inbox";
+  await self.registration.showNotification(notice.title || "Something waits in your inbox", {
+    body: notice.approval ? `Severity: ${notice.severity}` : "",
+    tag: notice.approval || notice.id,
+    icon: `${STATIC}icon-192.png`,
+    badge: `${STATIC}badge-96.png`,
+    timestamp: Date.parse(notice.at) || Date.now(),
+    requireInteraction: notice.severity === "critical",
+    data: {path: root + path},
+  });
+  const shown = await self.registration.getNotifications();
+  if (self.navigator.setAppBadge) await self.navigator.setAppBadge(shown.length).catch(() => undefined); // not installed
+}
+self.addEventListener("notificationclick", (event) => event.waitUntil(open(event.notification)));
+async function open(notification) {
+  notification.close();
+  const url = new URL(notification.data.path, self.location).href;
+  const windows = await self.clients.matchAll({type: "window", includeUncontrolled: true});
+  const there = windows.find((one) => one.url === url);
+  if (there) return there.focus();
+  return self.clients.openWindow(url); // what is open elsewhere stays: someone may be writing there
+}
+
+// -- a subscription that the push service replaced
+
+self.addEventListener("pushsubscriptionchange", (event) => event.waitUntil(renew(event)));
+async function renew({oldSubscription, newSubscription}) {
+  const settings = `${root}inbox/notifications/device`;
+  const answer = await fetch(settings, {headers: {"HX-Request": "true"}});
+  if (!answer.ok) return; // no one is signed in: the page of notifications says that this device is off
+  const {key, csrf} = await answer.json();
+  const made = newSubscription || (await self.registration.pushManager.subscribe({userVisibleOnly: true, applicationServerKey: key}));
+  const {endpoint, keys} = made.toJSON();
+  const body = new URLSearchParams({endpoint, ...keys, csrf, replaces: oldSubscription ? oldSubscription.endpoint : ""});
+  const kept = await fetch(`${settings}s`, {method: "POST", body});
+  if (!kept.ok) throw new Error(`the subscription was not kept: ${kept.status}`);
+}
