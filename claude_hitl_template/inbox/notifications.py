@@ -19,7 +19,7 @@ from claude_hitl_template.notify.push_keys import Subscription
 from claude_hitl_template.presentation.browsers import describe
 
 router = APIRouter()
-DIGESTS = {"": "Each on its own", "300": "Every 5 minutes", "900": "Every 15 minutes", "3600": "Every hour"}
+DIGESTS = {"": "At once", "300": "Every 5 minutes", "900": "Every 15 minutes", "3600": "Every hour"}
 KINDS = {"web_push": "Device", "email": "E-mail", "apprise": "Other service"}
 _SAID = {
     "saved": "Saved.",

@@ -1,7 +1,7 @@
 "use strict";
 // What the pages have in common with an installed application: the service worker, and the count on the icon.
 (() => {
-  const {worker, base} = document.body.dataset;
+  const {worker, base} = document.body.dataset, AGAIN_MS = 3000;
   if (navigator.serviceWorker) {
     navigator.serviceWorker.register(worker, {scope: `${base}/`}).catch((error) => console.warn("The service worker was not installed:", error));
   }
@@ -66,5 +66,11 @@
     const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(text));
     return [...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   }
-  if (document.querySelector("#no-connection")) addEventListener("online", () => location.reload());
+
+  // -- the page that is shown without a connection
+
+  if (document.querySelector("#no-connection")) setInterval(async () => {
+    const answer = await fetch(worker, {cache: "no-store"}).catch(() => undefined);
+    if (answer && answer.ok) location.reload();
+  }, AGAIN_MS);
 })();
