@@ -20,6 +20,7 @@ from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
 from claude_hitl_template.inbox.app import build_inbox_app
 from claude_hitl_template.inbox.live import Live
 from claude_hitl_template.inbox.services import Pages
+from claude_hitl_template.notify.addresses import Targets
 from claude_hitl_template.notify.push_keys import PushKey
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import Call
@@ -108,6 +109,7 @@ class Desk:
             live=Live(self.store.wait_approvals),
             user=self.signed_in.user,
             check_csrf=self.signed_in.check_csrf,
+            targets=Targets(),
             push_key=PushKey.generate().public,
             install=self.signed_in.install,
             sandboxed=sandboxed,

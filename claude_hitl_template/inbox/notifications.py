@@ -1,5 +1,6 @@
 """A person's own notifications: the devices that get pushes, and how and when each channel is used."""
 
+import secrets
 import zoneinfo
 from collections.abc import Mapping
 from typing import Any
@@ -58,6 +59,7 @@ async def _page(
         severities=SEVERITIES,
         digests=DIGESTS,
         zones=sorted(zoneinfo.available_timezones()),
+        nonce=secrets.token_hex(16),
         said=said,
         wrong=wrong,
         typed=typed or {},
@@ -92,6 +94,7 @@ async def add_device(request: Request, services: PagesDep, user: UserDep) -> Res
     and the settings of the one that it `replaces`."""
     form = await read_form(request, services, user)
     subscription = Subscription.of(form)
+    services.targets.check(subscription.endpoint)
     replaced = await _forget(services, user, subscription.fingerprint, form.get("replaces", ""))
     channel = Channel(
         id=new_id("chan"),
@@ -127,12 +130,16 @@ async def _forget(services: Pages, user: User, fingerprint: str, replaces: str) 
 
 @router.post("/inbox/notifications/{channel_id}")
 async def change(channel_id: str, request: Request, services: PagesDep, user: UserDep) -> Response:
-    """Saves a channel's settings, or removes it."""
+    """Saves a channel's settings, removes it, or sends a test over it."""
     form = await read_form(request, services, user)
     channel = await _channel(services, user, channel_id)
     if form.get("do") == "remove":
         await services.store.remove_channel(channel.id, None, by=user.actor)
         return _done(request, "removed")
+    if form.get("do") == "test":
+        notice_id = f"ntce_{form.get('nonce') or secrets.token_hex(16)}"
+        await services.store.send_test(channel.id, EVERY_WORKSPACE, notice_id=notice_id, by=user.actor)
+        return _done(request, "tested")
     try:
         changes = changes_of(channel, form)
     except InvalidInput as error:

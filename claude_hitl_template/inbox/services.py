@@ -10,6 +10,7 @@ from claude_hitl_template.api.followers import Followers
 from claude_hitl_template.domain.models import Agent, Environment
 from claude_hitl_template.domain.people import Action, Actor, Principal
 from claude_hitl_template.inbox.live import Live
+from claude_hitl_template.notify.addresses import Targets
 from claude_hitl_template.store.protocol import Clients
 
 
@@ -39,6 +40,7 @@ class Pages:
         user: Returns who the browser is. Raises what `install` has handlers for.
         check_csrf: Raises for a request that a page of this service did not send. Takes what `user` returned.
         push_key: The public key that browsers subscribe to pushes with.
+        targets: The check of addresses that notices are sent to.
         install: Prepares the application for `user` and `check_csrf`.
         sandboxed: Whether commands run in a sandbox; a card says where they do not.
     """
@@ -51,5 +53,6 @@ class Pages:
     user: Callable[[Request], Awaitable[User]]
     check_csrf: Callable[[Request, Any], Awaitable[None]]
     push_key: str
+    targets: Targets
     install: Callable[[FastAPI], None]
     sandboxed: bool = True

@@ -5,11 +5,10 @@ import hashlib
 import json
 from typing import Any
 
-import httpx
 from pywebpush import WebPusher
 
 from claude_hitl_template.domain.notices import Notice, Parcel
-from claude_hitl_template.notify.posting import post
+from claude_hitl_template.notify.posting import Poster
 from claude_hitl_template.notify.push_keys import PushKey, Subscription
 from claude_hitl_template.notify.sender import Outcome
 
@@ -19,12 +18,12 @@ KEPT_S = 24 * 3600  # by the push service, for a device that is switched off
 class WebPushSender:
     """Sends over channels of the kind web_push.
 
-    `client` reaches permitted addresses only, and follows no redirect. `contact` is told to the push services, which
+    `contact` is told to the push services, which
     reject one that is not an https or mailto address.
     """
 
-    def __init__(self, client: httpx.AsyncClient, key: PushKey, contact: str) -> None:
-        self._client, self._key, self._contact = client, key, contact
+    def __init__(self, poster: Poster, key: PushKey, contact: str) -> None:
+        self._poster, self._key, self._contact = poster, key, contact
 
     async def send(self, parcel: Parcel, link: str) -> Outcome:
         """See `Sender`. The device finds the page by the ids, so `link` is not sent."""
@@ -40,10 +39,10 @@ class WebPushSender:
             "topic": _topic(parcel.notice),
         }
         body = pusher.encode(json.dumps(_payload(parcel.notice)).encode())["body"]
-        return await post(self._client, subscription.endpoint, body, headers, target="the push service")
+        return await self._poster.post(subscription.endpoint, body, headers)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._poster.close()
 
 
 def _payload(notice: Notice) -> dict[str, Any]:

@@ -198,6 +198,7 @@ def _pages(service: Service, api: FastAPI, signed_in: SignedIn | None, sign_in: 
         live=Live(service.store.wait_approvals),
         user=signed_in.user if signed_in else browser_user,
         check_csrf=signed_in.check_csrf if signed_in else check_csrf,
+        targets=Targets(),
         push_key=PushKey.generate().public,
         install=signed_in.install if signed_in else lambda app: install(app, sign_in),
     )

@@ -61,6 +61,12 @@ async def test_a_device_is_turned_on_once_set_and_removed(on: Desk) -> None:
         assert changed.quiet_hours.model_dump() == {
             "start": "22:00", "end": "07:00", "time_zone": "Europe/Berlin"
         }  # fmt: skip
+        tested = await client.post(
+            f"inbox/notifications/{device.id}", data={"csrf": CSRF, "do": "test", "nonce": "n1"}
+        )
+        assert tested.status_code == 303
+        [delivery] = (await on.store.list_deliveries(None, limit=9)).data
+        assert (delivery.notice.kind, delivery.channel_id) == ("test", device.id)
         removed = await client.post(f"inbox/notifications/{device.id}", data={"csrf": CSRF, "do": "remove"})
         assert removed.status_code == 303
         assert await channels(on, "ann") == []
@@ -118,6 +124,10 @@ async def test_another_persons_channel_does_not_exist_and_a_stranger_or_a_foreig
         bad = await client.post("inbox/notifications/devices", data=subscription(2, auth="short"))
         assert bad.status_code == 400
         assert "auth" in bad.text
+        private = await client.post(
+            "inbox/notifications/devices", data=subscription(2, endpoint="https://169.254.169.254/p")
+        )
+        assert private.status_code == 400
     [device] = await channels(on, "ann")
     address, remove = f"inbox/notifications/{device.id}", {"csrf": CSRF, "do": "remove"}
     async with browser(on, "eve") as client:

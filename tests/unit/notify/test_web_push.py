@@ -11,9 +11,9 @@ from datetime import timedelta
 from email.utils import format_datetime
 from itertools import batched
 from typing import Any
+from urllib.parse import urlsplit
 
 import http_ece
-import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -25,6 +25,8 @@ from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.models import utcnow
 from claude_hitl_template.domain.notices import EVERY_WORKSPACE, Channel, Notice, Parcel
 from claude_hitl_template.errors import InvalidInput
+from claude_hitl_template.notify.addresses import Targets
+from claude_hitl_template.notify.posting import Poster
 from claude_hitl_template.notify.push_keys import PushKey, Subscription
 from claude_hitl_template.notify.sender import Gone, Outcome, Refused, Retry, Sent
 from claude_hitl_template.notify.web_push import WebPushSender
@@ -126,8 +128,11 @@ def key(tmp_path: Any) -> PushKey:
     return PushKey.of_pem(made)
 
 
-async def push(device: Device, key: PushKey, *, timeout_s: float = 5.0, **about: Any) -> Outcome:
-    sender = WebPushSender(httpx.AsyncClient(timeout=timeout_s, trust_env=False), key, CONTACT)
+async def push(
+    device: Device, key: PushKey, *, timeout_s: float = 5.0, allowed: bool = True, **about: Any
+) -> Outcome:
+    private = [urlsplit(device.origin).netloc] if allowed else []
+    sender = WebPushSender(Poster(Targets(private), timeout_s=timeout_s), key, CONTACT)
     try:
         return await sender.send(parcel(device, **about), "https://hitl.example.org/claude-hitl/inbox")
     finally:
@@ -159,12 +164,11 @@ async def test_the_device_decrypts_the_push_and_its_service_knows_who_sent_it(ke
 @pytest.mark.parametrize(
     ("status", "headers", "expected"),
     [
-        ("404 Not Found", "", Gone("the push service answered 404")),
-        ("410 Gone", "", Gone("the push service answered 410")),
-        ("429 Slow", "retry-after: 120\r\n", Retry("the push service answered 429", 120.0)),
-        ("503 Later", "retry-after: soon\r\n", Retry("the push service answered 503")),
-        ("400 Bad", "", Refused("the push service answered 400")),
-        ("307 Elsewhere", "location: http://169.254.169.254/\r\n", Refused("the push service answered 307")),
+        ("404 Not Found", "", Gone("HTTP 404")),
+        ("410 Gone", "", Gone("HTTP 410")),
+        ("429 Slow", "retry-after: 120\r\n", Retry("HTTP 429", 120.0)),
+        ("503 Later", "retry-after: soon\r\n", Retry("HTTP 503")),
+        ("400 Bad", "", Refused("HTTP 400")),
     ],
 )
 async def test_what_the_push_service_answers_decides_what_becomes_of_the_push(
@@ -174,6 +178,16 @@ async def test_what_the_push_service_answers_decides_what_becomes_of_the_push(
     answer = f"HTTP/1.1 {status}\r\n{headers}content-length: {len(body)}\r\n\r\n".encode()
     async with Device(answer + body).listening() as device:
         assert await push(device, key) == expected
+        assert len(device.heads) == 1
+
+
+async def test_a_redirect_is_not_followed_and_a_private_address_is_not_reached(key: PushKey) -> None:
+    answer = b"HTTP/1.1 307 Elsewhere\r\nlocation: http://169.254.169.254/\r\ncontent-length: 0\r\n\r\n"
+    async with Device(answer).listening() as device:
+        outcome = await push(device, key)
+        assert isinstance(outcome, Refused)
+        assert "redirects are not followed" in outcome.why
+        assert isinstance(await push(device, key, allowed=False), Refused)
         assert len(device.heads) == 1
 
 
@@ -189,17 +203,17 @@ async def test_a_date_in_retry_after_is_waited_for(key: PushKey) -> None:
 
 async def test_a_push_service_that_hangs_talks_nonsense_or_is_away_is_tried_again(key: PushKey) -> None:
     async with Device(b"").listening() as device:
-        assert await push(device, key, timeout_s=0.1) == Retry("the push service did not answer in time")
+        assert await push(device, key, timeout_s=0.1) == Retry("no answer within 0.1 s")
     async with Device(b"nonsense\r\n\r\n").listening() as device:
         assert isinstance(await push(device, key), Retry)
-    assert await push(device, key) == Retry("the push service cannot be reached (ConnectError)")
+    assert await push(device, key) == Retry("it cannot be reached, or does not speak HTTP (ConnectError)")
 
 
 @pytest.mark.parametrize(
     ("field_", "value"),
     [
-        ("endpoint", "ftp://push.example"),
-        ("endpoint", "https://"),
+        ("endpoint", ""),
+        ("endpoint", "https://push.example/" + "x" * 2000),
         ("p256dh", "AAAA"),
         ("p256dh", "not base64!"),
         ("auth", "AAAA"),
