@@ -56,8 +56,8 @@ from claude_hitl_template.model.endpoint import (
 from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.notify.addresses import Targets
 from claude_hitl_template.notify.courier import Courier
-from claude_hitl_template.notify.senders import build_senders
 from claude_hitl_template.notify.push_keys import PushKey
+from claude_hitl_template.notify.senders import build_senders
 from claude_hitl_template.signin.addresses import PARTS as SIGN_IN_PARTS
 from claude_hitl_template.signin.browser import browser_user, check_csrf, install
 from claude_hitl_template.signin.pages import build_sign_in_app

@@ -182,6 +182,7 @@ def push_key_pem(settings: Settings) -> str:
     subscribed to its public half, so another key ends all subscriptions. Raises ConfigError."""
     path = settings.secrets_dir / PUSH_KEY
     try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
             _make_once(path, _new_push_key())
         return _read(path)

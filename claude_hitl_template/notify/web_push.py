@@ -5,8 +5,6 @@ import hashlib
 import json
 from typing import Any
 
-from pywebpush import WebPusher
-
 from claude_hitl_template.domain.notices import Notice, Parcel
 from claude_hitl_template.notify.posting import Poster
 from claude_hitl_template.notify.push_keys import PushKey, Subscription
@@ -27,6 +25,8 @@ class WebPushSender:
 
     async def send(self, parcel: Parcel, link: str) -> Outcome:
         """See `Sender`. The device finds the page by the ids, so `link` is not sent."""
+        from pywebpush import WebPusher  # noqa: PLC0415 - takes a second, and most services send no push
+
         subscription = Subscription.of(parcel.secret)
         keys = {"p256dh": subscription.p256dh, "auth": subscription.auth}
         pusher = WebPusher({"endpoint": subscription.endpoint, "keys": keys})

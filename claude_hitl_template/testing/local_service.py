@@ -26,7 +26,7 @@ from claude_hitl_template.api.model_endpoint import build_model_app
 from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.sandbox import default_sandbox
 from claude_hitl_template.cluster.supervisor import Supervisor
-from claude_hitl_template.config.secret_files import SecretFiles, SigningKey, hash_api_key
+from claude_hitl_template.config.secret_files import SecretFiles, SigningKey, hash_api_key, push_key_pem
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.group_roles import GroupRole
 from claude_hitl_template.domain.models import Agent, Environment, ImageFacts
@@ -39,8 +39,8 @@ from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
 from claude_hitl_template.notify.addresses import Targets
 from claude_hitl_template.notify.courier import Courier
-from claude_hitl_template.notify.senders import build_senders
 from claude_hitl_template.notify.push_keys import PushKey
+from claude_hitl_template.notify.senders import build_senders
 from claude_hitl_template.signin.addresses import PARTS as SIGN_IN_PARTS
 from claude_hitl_template.signin.browser import browser_user, check_csrf, install
 from claude_hitl_template.signin.cookies import Signer
@@ -176,7 +176,7 @@ async def serve_in_process(
                 roles=group_roles,
             )
             pages = {
-                PARTS: build_inbox_app(_pages(service, api, signed_in, sign_in)),
+                PARTS: build_inbox_app(_pages(settings, service, api, signed_in, sign_in)),
                 SIGN_IN_PARTS: build_sign_in_app(sign_in),
             }
             served = with_pages(api, pages)
@@ -189,7 +189,9 @@ async def serve_in_process(
                 yield LocalService(settings.base_url, keys, store, folder, api)
 
 
-def _pages(service: Service, api: FastAPI, signed_in: SignedIn | None, sign_in: SignIn) -> Pages:
+def _pages(
+    settings: Settings, service: Service, api: FastAPI, signed_in: SignedIn | None, sign_in: SignIn
+) -> Pages:
     return Pages(
         store=service.store,
         agent=service.agent,
@@ -198,8 +200,8 @@ def _pages(service: Service, api: FastAPI, signed_in: SignedIn | None, sign_in: 
         live=Live(service.store.wait_approvals),
         user=signed_in.user if signed_in else browser_user,
         check_csrf=signed_in.check_csrf if signed_in else check_csrf,
-        targets=Targets(),
-        push_key=PushKey.generate().public,
+        targets=service.targets,
+        push_key=PushKey.of_pem(push_key_pem(settings)).public,
         install=signed_in.install if signed_in else lambda app: install(app, sign_in),
     )
 
