@@ -1,5 +1,8 @@
 """An inbox over a store in memory: sessions that wait, the people who look at it, and a client for its pages."""
 
+import asyncio
+import contextlib
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -8,6 +11,7 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Message
 
 from claude_hitl_template.api.followers import Followers
 from claude_hitl_template.domain import events
@@ -106,7 +110,7 @@ class Desk:
             agent=Agent(),
             environments={"default": Environment()},
             followers=Followers(self.store.wait_events),
-            live=Live(self.store.wait_approvals),
+            live=Live(self.store),
             user=self.signed_in.user,
             check_csrf=self.signed_in.check_csrf,
             targets=Targets(),
@@ -147,6 +151,49 @@ async def browser(
         cookies={COOKIE: person},
     ) as client:
         yield client
+
+
+class Stream:
+    """What a page hears."""
+
+    def __init__(self) -> None:
+        self.frames: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+
+    async def send(self, message: Message) -> None:
+        for text in filter(None, message.get("body", b"").decode().split("\n\n")):
+            fields = dict(line.split(": ", 1) for line in text.split("\n"))
+            self.frames.put_nowait((fields["event"], json.loads(fields["data"])))
+
+    async def next(self) -> tuple[str, Any]:
+        """The next event that is not a ping."""
+        while (found := await asyncio.wait_for(self.frames.get(), 10))[0] == "ping":
+            pass
+        return found
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp, person: str, query: str = "rows=yes") -> AsyncIterator[Stream]:
+    """Has a page of this person open."""
+    stream, gone = Stream(), asyncio.Event()
+
+    async def receive() -> Message:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    scope = {
+        "type": "http", "method": "GET", "path": "/inbox/stream", "query_string": query.encode(), "root_path": "",
+        "headers": [(b"cookie", f"{COOKIE}={person}".encode())], "http_version": "1.1", "scheme": "http",
+        "server": ("inbox.test", 80), "client": ("127.0.0.1", 1), "raw_path": b"/inbox/stream",
+    }  # fmt: skip
+    task = asyncio.create_task(app(scope, receive, stream.send))
+    try:
+        assert await stream.next() == ("hello", {})
+        yield stream
+    finally:
+        gone.set()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 def decision(approval: Approval, do: str, **fields: str) -> dict[str, str]:

@@ -247,7 +247,7 @@ def _pages(settings: Settings, store: Clients, sign_in: SignIn, followers: Follo
         agent=default_agent(settings),
         environments=settings.all_environments(),
         followers=followers,
-        live=Live(store.wait_approvals),
+        live=Live(store),
         user=browser_user,
         check_csrf=check_csrf,
         targets=Targets(settings.webhook_hosts),

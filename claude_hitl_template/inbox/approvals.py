@@ -1,20 +1,18 @@
 """The inbox: every call that waits, the card of each, and decisions on them."""
 
-import json
 import secrets
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 
 from claude_hitl_template.domain.models import Approval, Page, utcnow
 from claude_hitl_template.domain.people import Action
 from claude_hitl_template.domain.policy.tiers import SEVERITIES, Severity
-from claude_hitl_template.errors import HitlError, NotFound, Unavailable
+from claude_hitl_template.errors import NotFound
 from claude_hitl_template.inbox import pages
 from claude_hitl_template.inbox.card import Card, Change, load
 from claude_hitl_template.inbox.forms import (
@@ -26,16 +24,14 @@ from claude_hitl_template.inbox.forms import (
     names_of,
     readable,
 )
+from claude_hitl_template.inbox.live import Batch, Listening
 from claude_hitl_template.inbox.services import Pages, User
+from claude_hitl_template.inbox.streams import frame, stream_of
 from claude_hitl_template.store.protocol import ApprovalChange, WaitingCall
 
 router = APIRouter()
 LINES = 50
-MAX_IDS = 50
 MAX_TEXT = 200
-CHECK_S = (
-    5.0  # how often a stream checks that its user is still signed in; a page that hears nothing is offline
-)
 QUICK_REASONS = ("Not needed", "Too broad", "Wrong file or place", "Explain first", "Too risky")
 _MAX_ROWS = 14  # of the text area in which an input is edited
 
@@ -113,16 +109,6 @@ async def show_more(request: Request, services: PagesDep, user: UserDep) -> Resp
     return _list(request, user, "rows.html.j2", filters, found)
 
 
-@router.get("/inbox/rows")
-async def show_rows(request: Request, services: PagesDep, user: UserDep) -> Response:
-    """The lines of these calls, as far as they wait and match."""
-    filters = Filters.of(request)
-    ids = request.query_params.getlist("id")[:MAX_IDS]
-    found = await services.store.get_waiting(ids, _chosen(user, filters))
-    matching = [call for call in found if _matches(call, filters)]
-    return _list(request, user, "rows.html.j2", filters, Page(data=matching))
-
-
 @router.get("/inbox/next")
 async def show_next(request: Request, services: PagesDep, user: UserDep) -> Response:
     """Leads to the card of the call that has waited longest, or to the empty list."""
@@ -149,7 +135,8 @@ def _chosen(user: User, filters: Filters) -> list[str]:
 
 def _matches(call: WaitingCall, filters: Filters) -> bool:
     return (
-        filters.session in ("", call.session_id)
+        filters.workspace in ("", call.workspace_id)
+        and filters.session in ("", call.session_id)
         and filters.tool in ("", call.tool_name)
         and filters.severity in (None, call.severity)
         and call.mentions(filters.text)
@@ -189,41 +176,51 @@ async def note_seen(request: Request, services: PagesDep, user: UserDep) -> Resp
 
 @router.get("/inbox/stream")
 async def stream(request: Request, services: PagesDep, user: UserDep) -> Response:
-    """Changes of approvals as server-sent events, as long as the user is signed in."""
-    return StreamingResponse(
-        _changes(request, services, frozenset(readable(user))),
-        media_type="text/event-stream",
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-    )
+    """Changes of approvals as server-sent events. With `rows` they have the line of each call that waits and matches the
+    list's filters."""
+    filters = Filters.of(request) if "rows" in request.query_params else None
+    changes = _Changes(request, services, user, services.live.listen(), filters)
+    return stream_of(changes.next, changes.check, changes.listening.close)
 
 
-async def _changes(request: Request, services: Pages, workspaces: frozenset[str]) -> AsyncIterator[str]:
-    with services.live.listen() as listening:
-        yield frame("hello", {})
-        checked_at = time.monotonic()
-        while True:
-            try:
-                notes = await listening.next(CHECK_S)
-            except Unavailable:
-                return  # the page connects again
-            if time.monotonic() - checked_at >= CHECK_S:
-                checked_at = time.monotonic()
-                try:
-                    workspaces = frozenset(readable(await services.user(request)))
-                except HitlError:
-                    yield frame("signed-out", {})
-                    return
-                yield frame("ping", {})
-            for note in notes:
-                if note is None:
-                    yield frame("refresh", {})
-                elif note.workspace_id in workspaces:
-                    yield frame("approval", _change(note))
+@dataclass
+class _Changes:
+    """The changes that one page hears of."""
 
+    request: Request
+    services: Pages
+    user: User
+    listening: Listening
+    filters: Filters | None
 
-def frame(event: str, data: Mapping[str, Any]) -> str:
-    """One server-sent event with JSON."""
-    return f"event: {event}\ndata: {json.dumps(data)}\n\n"
+    async def check(self) -> None:
+        self.user = await self.services.user(self.request)
+
+    async def next(self, timeout_s: float) -> list[str]:
+        found = await self.listening.next(timeout_s)
+        return [text for batch in found for text in await self._frames(batch)]
+
+    async def _frames(self, batch: Batch | None) -> list[str]:
+        if batch is None:
+            return [frame("refresh", {})]
+        mine = frozenset(readable(self.user))
+        changes = [change for change in batch.changes if change.workspace_id in mine]
+        if not changes or self.filters is None:
+            return [frame("approval", _change(change)) for change in changes]
+        calls = await batch.calls()
+        rows = {id_: self._row(batch, call) for id_, call in calls.items() if call.workspace_id in mine}
+        return [frame("approval", {**_change(change), "row": rows.get(change.id, "")}) for change in changes]
+
+    def _row(self, batch: Batch, call: WaitingCall) -> str:
+        """The line of a call, the same for all who may decide on it, and for all others; "" if it does not match."""
+        if self.filters is None or not _matches(call, self.filters):
+            return ""
+        key = call.id, self.user.may(Action.DECIDE, call.workspace_id)
+        if key not in batch.rendered:
+            batch.rendered[key] = pages.render(
+                self.request, "rows.html.j2", calls=[call], more=None, reader=self.user
+            )
+        return batch.rendered[key]
 
 
 def _change(change: ApprovalChange) -> dict[str, Any]:

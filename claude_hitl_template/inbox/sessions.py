@@ -2,12 +2,11 @@
 
 import json
 import secrets
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 
 from claude_hitl_template.api.files import download
 from claude_hitl_template.api.followers import Message
@@ -15,10 +14,9 @@ from claude_hitl_template.domain.events import UserInterrupt
 from claude_hitl_template.domain.models import Approval, ApprovalState, Event, Session
 from claude_hitl_template.domain.notices import Delivery
 from claude_hitl_template.domain.people import Action
-from claude_hitl_template.errors import Conflict, HitlError, NotFound
+from claude_hitl_template.errors import Conflict, NotFound
 from claude_hitl_template.files.manifest import SavedFile, shown
 from claude_hitl_template.inbox import pages
-from claude_hitl_template.inbox.approvals import CHECK_S, frame
 from claude_hitl_template.inbox.forms import (
     PagesDep,
     UserDep,
@@ -29,6 +27,7 @@ from claude_hitl_template.inbox.forms import (
     readable,
 )
 from claude_hitl_template.inbox.services import Pages, User
+from claude_hitl_template.inbox.streams import stream_of
 from claude_hitl_template.presentation import submissions
 from claude_hitl_template.presentation.events import event_view
 from claude_hitl_template.presentation.sessions import POLICIES, state_of
@@ -269,36 +268,17 @@ async def stream(session_id: str, request: Request, services: PagesDep, user: Us
     newest = session.next_seq - 1
     given = request.headers.get("last-event-id") or request.query_params.get("after", "")
     after = min(int(given), newest) if given.isdecimal() and len(given) < 18 else newest
-    return StreamingResponse(
-        _frames(request, services, session, after),
-        media_type="text/event-stream",
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-    )
-
-
-async def _frames(request: Request, services: Pages, session: Session, after: int) -> AsyncIterator[str]:
-    yield frame("hello", {})
-    checked_at = time.monotonic()
     subscription = services.followers.subscribe(session.id, session.workspace_id, after, previews=True)
-    try:
-        while True:
-            found = await subscription.next(CHECK_S)
-            for message in found:
-                written = _entry(request, message) if message.event is not None else _typing(message)
-                if written:
-                    yield written
-            if time.monotonic() - checked_at >= CHECK_S:
-                checked_at = time.monotonic()
-                try:
-                    check(await services.user(request), session.workspace_id, Action.READ, "")
-                except HitlError:
-                    yield frame("signed-out", {})
-                    return
-                yield frame("ping", {})
-    except NotFound:  # the session was deleted
-        yield frame("signed-out", {})
-    finally:
-        subscription.close()
+
+    async def frames(timeout_s: float) -> list[str]:
+        found = await subscription.next(timeout_s)
+        made = [_entry(request, one) if one.event is not None else _typing(one) for one in found]
+        return [text for text in made if text]
+
+    async def still_permitted() -> None:
+        check(await services.user(request), session.workspace_id, Action.READ, "")
+
+    return stream_of(frames, still_permitted, subscription.close)
 
 
 def _entry(request: Request, message: Message) -> str:

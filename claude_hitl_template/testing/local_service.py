@@ -197,7 +197,7 @@ def _pages(
         agent=service.agent,
         environments=service.environments,
         followers=api.state.followers,
-        live=Live(service.store.wait_approvals),
+        live=Live(service.store),
         user=signed_in.user if signed_in else browser_user,
         check_csrf=signed_in.check_csrf if signed_in else check_csrf,
         targets=service.targets,

@@ -46,7 +46,7 @@
 
   // -- the stream, and what is said while it is cut
 
-  let stream, heard = Date.now(), cut = false, cutTimer, againTimer, greeted = false;
+  let stream, filtered, heard = Date.now(), cut = false, cutTimer, againTimer, greeted = false;
   const address = (one("[data-stream]") || {dataset: {}}).dataset.stream;
 
   function setOffline(isCut) {
@@ -75,7 +75,10 @@
   function connect() {
     clearTimeout(againTimer);
     if (stream) stream.close();
-    stream = new EventSource(address);
+    const list = one("#list"), asked = new URLSearchParams(list ? list.dataset.filters : "");
+    if (list) asked.set("rows", "yes");
+    filtered = list && list.dataset.filters;
+    stream = new EventSource(list ? `${address}?${asked}` : address);
     stream.addEventListener("hello", () => {
       isHeard();
       const live = one("#live");
@@ -127,7 +130,7 @@
 
   // The service answered with something else than a stream: it failed, or the reader is no longer signed in.
   async function again() {
-    const answer = await fetch(`${base}/inbox/rows`, {headers: {"HX-Request": "true"}}).catch(() => undefined);
+    const answer = await fetch(`${base}/inbox/notifications/device`, {headers: {"HX-Request": "true"}}).catch(() => undefined);
     if (answer && (answer.status === 401 || answer.status === 403)) location.reload();
     else connect();
   }
@@ -170,12 +173,12 @@
 
   const RANKS = ["critical", "high", "medium", "low"];
   const inOrder = (a, b) => RANKS.indexOf(a.dataset.severity) - RANKS.indexOf(b.dataset.severity) || (a.dataset.id < b.dataset.id ? -1 : 1);
-  let fresh = new Set(), freshTimer;
+  let fresh = new Map(), freshTimer;
   function changedRow(call) {
     const row = document.getElementById(`row-${call.id}`), list = one("#list");
     if (call.state === "pending") {
-      if (row && row.dataset.news === call.news) return;
-      fresh.add(call.id);
+      if (!call.row || (row && row.dataset.news === call.news)) return;
+      fresh.set(call.id, call.row);
       freshTimer = freshTimer || setTimeout(addRows, ROWS_MS);
     } else {
       fresh.delete(call.id);
@@ -187,24 +190,20 @@
         row.remove();
         if (hadFocus && next) (one("a.open", next) || document.body).focus();
         counted();
-        if (!one(".item", list)) refresh();
+        if (one(".item", list)) return;
+        if (one("#none", list)) one("#none", list).hidden = false;
+        else refresh(); // they were not all loaded
       }, 900);
     }
     counted();
   }
   // New lines, and lines that changed, at their place. What belongs behind the lines that are loaded comes with them.
-  async function addRows() {
+  function addRows() {
     freshTimer = undefined;
-    const list = one("#list"), ids = [...fresh].slice(0, 50);
-    fresh = new Set();
-    if (!ids.length || !list) return;
-    if (!one(".item", list)) { refresh(); return; }
-    const query = new URLSearchParams(list.dataset.filters);
-    ids.forEach((id) => query.append("id", id));
-    const answer = await fetch(`${base}/inbox/rows?${query}`, {headers: {"HX-Request": "true"}});
-    if (!answer.ok) return;
-    const made = document.createElement("template");
-    made.innerHTML = await answer.text(); // written by the service's own templates
+    const list = one("#list"), made = document.createElement("template");
+    made.innerHTML = [...fresh.values()].join(""); // written by the service's own templates
+    fresh = new Map();
+    if (!list) return;
     const more = one("#more-row", list), rows = all(".item", list), last = rows[rows.length - 1];
     let added = 0;
     for (const row of all(".item", made.content)) {
@@ -219,6 +218,7 @@
       if (ticked && one(".tick input", row)) one(".tick input", row).checked = true;
       if (focused) one("a.open", row).focus();
     }
+    if (one("#none", list)) one("#none", list).hidden = one(".item", list) !== null;
     if (added) one("#news").textContent = added === 1 ? "A new call waits" : `${added} new calls wait`;
     showTimes();
     counted();
@@ -403,7 +403,11 @@
     counted();
     event.detail.target.scrollIntoView({block: "nearest"});
   });
-  document.addEventListener("htmx:load", (event) => begin(event.detail.elt));
+  document.addEventListener("htmx:load", (event) => {
+    begin(event.detail.elt);
+    const list = one("#list");
+    if (list && list.dataset.filters !== filtered) connect();
+  });
   begin(document.body);
   const last = one("#log > :last-child");
   if (last && !one("#state .main-button")) last.scrollIntoView({block: "end"}); // what waits for a decision is at the top
