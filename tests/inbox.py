@@ -114,6 +114,7 @@ class Desk:
             user=self.signed_in.user,
             check_csrf=self.signed_in.check_csrf,
             targets=Targets(),
+            has_mail=True,
             push_key=PushKey.generate().public,
             install=self.signed_in.install,
             sandboxed=sandboxed,

@@ -251,6 +251,7 @@ def _pages(settings: Settings, store: Clients, sign_in: SignIn, followers: Follo
         user=browser_user,
         check_csrf=check_csrf,
         targets=Targets(settings.webhook_hosts),
+        has_mail=settings.smtp_url is not None,
         push_key=PushKey.of_pem(push_key_pem(settings)).public,
         install=lambda app: install(app, sign_in),
         sandboxed=sandbox_fact(settings) == "on",

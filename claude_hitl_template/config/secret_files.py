@@ -36,6 +36,8 @@ PANEL_SECRET = "panel-secret"  # noqa: S105  (the names of files)
 PANEL_PASSWORD = "panel-password"  # noqa: S105
 OIDC_SECRET = "oidc-client-secret"  # noqa: S105
 SENT_OIDC_SECRET = "oidc-client-secret-sent"  # noqa: S105
+SMTP_PASSWORD = "smtp-password"  # noqa: S105
+SENT_SMTP_PASSWORD = "smtp-password-sent"  # noqa: S105
 ADMIN, ADMIN_PASSWORD = (
     "admin",
     "admin-password",
@@ -48,7 +50,11 @@ KEY_CHARS = len(KEY_BEGINS) + 43  # 32 random bytes
 PREFIX_CHARS = 6
 
 # What may be sent to a service that runs, and the file of each; such a file outlives every restart.
-SENT = {"ANTHROPIC_API_KEY": SENT_MODEL_KEY, "HITL_OIDC_CLIENT_SECRET": SENT_OIDC_SECRET}
+SENT = {
+    "ANTHROPIC_API_KEY": SENT_MODEL_KEY,
+    "HITL_OIDC_CLIENT_SECRET": SENT_OIDC_SECRET,
+    "HITL_SMTP_PASSWORD": SENT_SMTP_PASSWORD,
+}
 MAX_SECRET_CHARACTERS = 4096
 
 
@@ -77,10 +83,14 @@ def prepare(settings: Settings) -> Prepared:
         _keep(folder / SIGNING_KEY, secrets.token_hex(32))
         if settings.anthropic_api_key is not None:
             write_secret(folder / MODEL_KEY, settings.anthropic_api_key.get_secret_value())
-        if settings.oidc_client_secret is not None:
-            write_secret(folder / OIDC_SECRET, settings.oidc_client_secret.get_secret_value())
-        else:
-            (folder / OIDC_SECRET).unlink(missing_ok=True)
+        for name, secret in (
+            (OIDC_SECRET, settings.oidc_client_secret),
+            (SMTP_PASSWORD, settings.smtp_password),
+        ):
+            if secret is not None:
+                write_secret(folder / name, secret.get_secret_value())
+            else:
+                (folder / name).unlink(missing_ok=True)
         _keep(folder / ADMIN_PASSWORD, secrets.token_urlsafe(16))
         _keep_database_url(settings)
         if settings.ray_token is not None:
@@ -197,16 +207,21 @@ def _new_push_key() -> str:
 
 def read_model_key(settings: Settings) -> SecretStr | None:
     """The key for Anthropic, first the one that was sent; None: the offline model answers. Raises ConfigError."""
-    for name in (SENT_MODEL_KEY, MODEL_KEY):
-        path = settings.secrets_dir / name
-        if path.exists():
-            return SecretStr(_read(path))
-    return None
+    return _first(settings, SENT_MODEL_KEY, MODEL_KEY)
 
 
 def read_oidc_secret(settings: Settings) -> SecretStr | None:
     """The client secret at the sign-in provider, first the one that was sent; None: there is none. Raises ConfigError."""
-    for name in (SENT_OIDC_SECRET, OIDC_SECRET):
+    return _first(settings, SENT_OIDC_SECRET, OIDC_SECRET)
+
+
+def read_smtp_password(settings: Settings) -> SecretStr | None:
+    """The password at the mail server, first the one that was sent; None: there is none. Raises ConfigError."""
+    return _first(settings, SENT_SMTP_PASSWORD, SMTP_PASSWORD)
+
+
+def _first(settings: Settings, *names: str) -> SecretStr | None:
+    for name in names:
         path = settings.secrets_dir / name
         if path.exists():
             return SecretStr(_read(path))

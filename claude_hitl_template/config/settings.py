@@ -97,6 +97,16 @@ def _issuer(url: str) -> str:
     return url
 
 
+def _mail_server(url: str) -> str:
+    found = urlsplit(url)
+    _ = found.port  # raises ValueError for one that is not a number
+    if found.password is not None:
+        raise ValueError("it holds the password, and every process could read it; set HITL_SMTP_PASSWORD")
+    if found.scheme not in ("smtp", "smtps") or not found.hostname or found.path.strip("/") or found.query:
+        raise ValueError("must be smtps://USER@HOST:PORT or smtp://USER@HOST:PORT")
+    return url
+
+
 def _group_roles(text: str) -> str:
     read_group_roles(text)  # raises ValueError
     return text
@@ -399,6 +409,15 @@ class Settings(BaseSettings):
         description="Hosts that webhooks may reach at private addresses, and by http: names, *.domains or addresses, "
         "separated by commas; with :PORT if the port is neither 80 nor 443. Default: public addresses only, by https.",
     )
+    smtp_url: Annotated[str, AfterValidator(_mail_server)] | None = Field(
+        None,
+        description="Mail server for notifications, as smtps://USER@HOST or, with STARTTLS, smtp://USER@HOST:587. Default: "
+        "no mails. It needs HITL_SMTP_FROM.",
+    )
+    smtp_password: SecretStr | None = Field(None, description="Password of the user in HITL_SMTP_URL.")
+    smtp_from: str | None = Field(
+        None, pattern=r"^[^@\s<>,]+@[^@\s<>,]+$", description="Address that notifications by mail come from."
+    )
     ingress_replicas: int = Field(1, ge=1, le=64, description="Processes that answer REST requests.")
     max_request_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest request body.")
     requests_per_minute: int = Field(
@@ -424,6 +443,12 @@ class Settings(BaseSettings):
     def _a_provider_knows_the_service(self) -> Self:
         if self.oidc_issuer is not None and not self.oidc_client_id:
             raise ValueError("HITL_OIDC_ISSUER needs HITL_OIDC_CLIENT_ID, the service's client id there")
+        return self
+
+    @model_validator(mode="after")
+    def _mails_have_a_sender(self) -> Self:
+        if self.smtp_url is not None and self.smtp_from is None:
+            raise ValueError("HITL_SMTP_URL needs HITL_SMTP_FROM, the address that mails come from")
         return self
 
     @classmethod

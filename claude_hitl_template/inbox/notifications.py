@@ -16,7 +16,9 @@ from claude_hitl_template.errors import InvalidInput, NotFound
 from claude_hitl_template.inbox import pages
 from claude_hitl_template.inbox.forms import Form, PagesDep, UserDep, read_form
 from claude_hitl_template.inbox.services import Pages, User
+from claude_hitl_template.notify.email import mail_address
 from claude_hitl_template.notify.push_keys import Subscription
+from claude_hitl_template.notify.services import service_name
 from claude_hitl_template.presentation.browsers import describe
 
 router = APIRouter()
@@ -61,6 +63,7 @@ async def _page(
         zones=sorted(zoneinfo.available_timezones()),
         nonce=secrets.token_hex(16),
         said=said,
+        has_mail=services.has_mail,
         wrong=wrong,
         typed=typed or {},
         errors=errors or {},
@@ -113,7 +116,7 @@ async def add_device(request: Request, services: PagesDep, user: UserDep) -> Res
 
 
 async def _forget(services: Pages, user: User, fingerprint: str, replaces: str) -> Channel | None:
-    """Removes the channels of this subscription, whoever had it. Returns the own channel whose place the new one takes."""
+    """Removes the channels of this subscription, of every person. Returns the own channel whose place the new one takes."""
     old = Subscription(endpoint=replaces, p256dh="", auth="").fingerprint if replaces else ""
     replaced = None
     for channel in await services.store.list_channels(None):
@@ -123,6 +126,43 @@ async def _forget(services: Pages, user: User, fingerprint: str, replaces: str) 
             await services.store.remove_channel(channel.id, None, by=user.actor)
             replaced = channel if mine else replaced
     return replaced
+
+
+# -- other channels
+
+
+@router.post("/inbox/notifications/channels")
+async def add_channel(request: Request, services: PagesDep, user: UserDep) -> Response:
+    """Adds a mail address, or another service by its URL."""
+    form = await read_form(request, services, user)
+    kind = "email" if form.get("kind") == "email" else "apprise"
+    try:
+        name, settings, secret = _target(services, kind, form.get("target", "").strip())
+    except InvalidInput as error:
+        return await _page(
+            request, services, user, status=400, wrong=kind, typed=form, errors={"target": error.message}
+        )
+    channel = Channel(
+        id=new_id("chan"),
+        kind=kind,
+        workspace_id=EVERY_WORKSPACE,
+        principal_id=user.principal.id,
+        name=name,
+        settings=settings,
+        created_at=utcnow(),
+    )
+    await services.store.add_channel(channel, secret, by=user.actor)
+    return _done(request, "added")
+
+
+def _target(services: Pages, kind: str, given: str) -> tuple[str, dict[str, str], dict[str, str]]:
+    """The name, the settings and the secrets of a channel. Raises InvalidInput."""
+    if kind == "apprise":
+        return service_name(given, services.targets), {}, {"url": given}
+    if not services.has_mail:
+        raise InvalidInput("this service sends no mails: the operator sets HITL_SMTP_URL", "target")
+    address = mail_address(given)
+    return address, {"address": address}, {}
 
 
 # -- each channel

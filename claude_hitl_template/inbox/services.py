@@ -40,6 +40,7 @@ class Pages:
         user: Returns who the browser is. Raises what `install` has handlers for.
         check_csrf: Raises for a request that a page of this service did not send. Takes what `user` returned.
         push_key: The public key that browsers subscribe to pushes with.
+        has_mail: Whether notices can be sent by mail.
         targets: The check of addresses that notices are sent to.
         install: Prepares the application for `user` and `check_csrf`.
         sandboxed: Whether commands run in a sandbox; a card says where they do not.
@@ -54,5 +55,6 @@ class Pages:
     check_csrf: Callable[[Request, Any], Awaitable[None]]
     push_key: str
     targets: Targets
+    has_mail: bool
     install: Callable[[FastAPI], None]
     sandboxed: bool = True

@@ -8,7 +8,12 @@ from typing import NoReturn, Self
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    generate_private_key,
+)
 from py_vapid import Vapid02
 
 from claude_hitl_template.domain.frozen import Frozen
@@ -21,24 +26,25 @@ AUTH_BYTES = 16
 class PushKey:
     """Signs for the push services. It cannot be pickled, so the key stays in the processes that read it."""
 
-    def __init__(self, vapid: Vapid02) -> None:
-        self._vapid = vapid
+    def __init__(self, key: EllipticCurvePrivateKey) -> None:
+        self._key, self._vapid = key, Vapid02(private_key=key)
 
     @classmethod
     def of_pem(cls, pem: str) -> Self:
-        """Raises ValueError for what is not a key of the curve P-256."""
-        return cls(Vapid02.from_pem(pem.encode()))
+        """Raises ValueError for what is not a key of an elliptic curve."""
+        key = serialization.load_pem_private_key(pem.encode(), None)
+        if not isinstance(key, EllipticCurvePrivateKey):
+            raise ValueError("it is not a key of an elliptic curve")  # noqa: TRY004 - the text is at fault
+        return cls(key)
 
     @classmethod
     def generate(cls) -> Self:
-        made = Vapid02()
-        made.generate_keys()
-        return cls(made)
+        return cls(generate_private_key(SECP256R1()))
 
     @property
     def public(self) -> str:
         """What a browser takes as `applicationServerKey`."""
-        point = self._vapid.public_key.public_bytes(
+        point = self._key.public_key().public_bytes(
             serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
         )
         return base64.urlsafe_b64encode(point).decode().rstrip("=")
@@ -57,7 +63,7 @@ class PushKey:
 
 
 class Subscription(Frozen):
-    """A browser's subscription. All of it is secret: whoever has it can send to the browser.
+    """A browser's subscription. All of it is secret: with it, anyone can send to the browser.
 
     Attributes:
         endpoint: The address at the browser's push service.

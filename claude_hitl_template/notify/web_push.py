@@ -16,8 +16,7 @@ KEPT_S = 24 * 3600  # by the push service, for a device that is switched off
 class WebPushSender:
     """Sends over channels of the kind web_push.
 
-    `contact` is told to the push services, which
-    reject one that is not an https or mailto address.
+    `contact` goes to the push services, which reject one that is not an https or mailto address.
     """
 
     def __init__(self, poster: Poster, key: PushKey, contact: str) -> None:

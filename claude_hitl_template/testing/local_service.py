@@ -201,6 +201,7 @@ def _pages(
         user=signed_in.user if signed_in else browser_user,
         check_csrf=signed_in.check_csrf if signed_in else check_csrf,
         targets=service.targets,
+        has_mail=settings.smtp_url is not None,
         push_key=PushKey.of_pem(push_key_pem(settings)).public,
         install=signed_in.install if signed_in else lambda app: install(app, sign_in),
     )

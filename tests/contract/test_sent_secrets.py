@@ -40,7 +40,7 @@ def test_the_owner_sets_lists_and_removes_it_and_nobody_is_told_the_value(
     assert kept.stat().st_mode & 0o077 == 0
     answers.append(ask(service, "GET", PATH, key))
     found = {secret["name"]: secret["set"] for secret in answers[-1].json()["data"]}
-    assert found == {"ANTHROPIC_API_KEY": True, "HITL_OIDC_CLIENT_SECRET": False}
+    assert found == {"ANTHROPIC_API_KEY": True, "HITL_OIDC_CLIENT_SECRET": False, "HITL_SMTP_PASSWORD": False}
     answers.append(ask(service, "DELETE", NAME, key))
     assert answers[-1].json()["removed"]
     assert not kept.exists()

@@ -114,6 +114,29 @@ async def test_a_device_belongs_to_the_person_who_turned_it_on_last(on: Desk) ->
     assert len(await channels(on, "vic")) == 1
 
 
+async def test_a_mail_address_and_another_service_are_added_and_the_url_is_shown_to_no_one(on: Desk) -> None:
+    add = "inbox/notifications/channels"
+    url = "tgram://123456789:abcdefg_hijklmnop/12315544/"
+    async with browser(on) as client:
+        for kind, target in (("email", "ann@example.org"), ("apprise", url)):
+            answer = await client.post(add, data={"csrf": CSRF, "kind": kind, "target": target})
+            assert answer.status_code == 303
+        mail, service = await channels(on, "ann")
+        assert (mail.kind, mail.settings) == ("email", {"address": "ann@example.org"})
+        assert (service.kind, service.name, service.settings) == ("apprise", "Telegram", {})
+        assert await on.store.channel_secret(service.id) == {"url": url}
+        assert "abcdefg" not in (await client.get("inbox/notifications")).text
+        for kind, target, said in (
+            ("email", "ann@", "must be a mail address"),
+            ("apprise", "jsons://10.0.0.1/s3cret", "private network"),
+        ):
+            answer = await client.post(add, data={"csrf": CSRF, "kind": kind, "target": target})
+            assert answer.status_code == 400
+            assert re.search(rf'<p class="error" role="alert">[^<]*{said}', answer.text)
+            assert "s3cret" not in answer.text
+        assert len(await channels(on, "ann")) == 2
+
+
 async def test_another_persons_channel_does_not_exist_and_a_stranger_or_a_foreign_page_does_nothing(
     on: Desk,
 ) -> None:

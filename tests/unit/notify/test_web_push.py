@@ -1,4 +1,4 @@
-"""A push is what its receiver can decrypt and check, and what the push service answers decides what becomes of it."""
+"""A push is what its receiver can decrypt and check, and the answer of the push service decides its outcome."""
 
 from datetime import timedelta
 from email.utils import format_datetime
@@ -96,7 +96,7 @@ async def test_the_device_decrypts_the_push_and_its_service_knows_who_sent_it(ke
         ("400 Bad", "", Refused("HTTP 400")),
     ],
 )
-async def test_what_the_push_service_answers_decides_what_becomes_of_the_push(
+async def test_what_the_push_service_answers_decides_the_outcome(
     key: PushKey, status: str, headers: str, expected: Outcome
 ) -> None:
     body = b"x" * 5_000_000
