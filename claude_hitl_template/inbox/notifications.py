@@ -10,12 +10,14 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from claude_hitl_template.domain.models import new_id, utcnow
-from claude_hitl_template.domain.notices import EVERY_WORKSPACE, Channel
+from claude_hitl_template.domain.notices import APPROVAL_KINDS, EVERY_WORKSPACE, Channel, NoticeKind
+from claude_hitl_template.domain.people import Action
 from claude_hitl_template.domain.policy.tiers import SEVERITIES
 from claude_hitl_template.errors import InvalidInput, NotFound
 from claude_hitl_template.inbox import pages
-from claude_hitl_template.inbox.forms import Form, PagesDep, UserDep, read_form
+from claude_hitl_template.inbox.forms import Form, PagesDep, UserDep, check, names_of, read_form, readable
 from claude_hitl_template.inbox.services import Pages, User
+from claude_hitl_template.notify import slack
 from claude_hitl_template.notify.email import mail_address
 from claude_hitl_template.notify.push_keys import Subscription
 from claude_hitl_template.notify.services import service_name
@@ -23,7 +25,13 @@ from claude_hitl_template.presentation.browsers import describe
 
 router = APIRouter()
 DIGESTS = {"": "At once", "300": "Every 5 minutes", "900": "Every 15 minutes", "3600": "Every hour"}
-KINDS = {"web_push": "Device", "email": "E-mail", "apprise": "Other service"}
+KINDS = {
+    "web_push": "Device",
+    "email": "Mail",
+    "apprise": "Other service",
+    "slack": "Slack, for the workspace",
+}
+SLACK_KINDS: tuple[NoticeKind, ...] = (*APPROVAL_KINDS, "session.failed")
 _SAID = {
     "saved": "Saved.",
     "removed": "Removed.",
@@ -64,6 +72,7 @@ async def _page(
         nonce=secrets.token_hex(16),
         said=said,
         has_mail=services.has_mail,
+        managed=await names_of(services, readable(user, Action.MANAGE)),
         wrong=wrong,
         typed=typed or {},
         errors=errors or {},
@@ -71,15 +80,19 @@ async def _page(
 
 
 async def _channels(services: Pages, user: User) -> list[Channel]:
-    return await services.store.list_channels(None, principal_id=user.principal.id)
+    """The user's own, and those of Slack in workspaces that the user manages."""
+    found = await services.store.list_channels(None, principal_id=user.principal.id)
+    for workspace_id in readable(user, Action.MANAGE):
+        found += [one for one in await services.store.list_channels(workspace_id) if one.kind == "slack"]
+    return found
 
 
 async def _channel(services: Pages, user: User, channel_id: str) -> Channel:
-    """One of the user's own. Raises NotFound."""
-    channel = await services.store.get_channel(channel_id, EVERY_WORKSPACE)
-    if channel.principal_id != user.principal.id:
+    """One that `_channels` has. Raises NotFound."""
+    found = next((one for one in await _channels(services, user) if one.id == channel_id), None)
+    if found is None:
         raise NotFound(f"there is no channel {channel_id!r}")
-    return channel
+    return found
 
 
 # -- devices
@@ -133,36 +146,36 @@ async def _forget(services: Pages, user: User, fingerprint: str, replaces: str) 
 
 @router.post("/inbox/notifications/channels")
 async def add_channel(request: Request, services: PagesDep, user: UserDep) -> Response:
-    """Adds a mail address, or another service by its URL."""
+    """Adds a mail address, another service by its URL, or, for a workspace that the user manages, a channel of Slack."""
     form = await read_form(request, services, user)
-    kind = "email" if form.get("kind") == "email" else "apprise"
     try:
-        name, settings, secret = _target(services, kind, form.get("target", "").strip())
+        channel, secret = _new(services, user, form)
     except InvalidInput as error:
-        return await _page(
-            request, services, user, status=400, wrong=kind, typed=form, errors={"target": error.message}
-        )
-    channel = Channel(
-        id=new_id("chan"),
-        kind=kind,
-        workspace_id=EVERY_WORKSPACE,
-        principal_id=user.principal.id,
-        name=name,
-        settings=settings,
-        created_at=utcnow(),
-    )
+        kind, errors = form.get("kind", ""), {error.field: error.message}
+        return await _page(request, services, user, status=400, wrong=kind, typed=form, errors=errors)
     await services.store.add_channel(channel, secret, by=user.actor)
     return _done(request, "added")
 
 
-def _target(services: Pages, kind: str, given: str) -> tuple[str, dict[str, str], dict[str, str]]:
-    """The name, the settings and the secrets of a channel. Raises InvalidInput."""
-    if kind == "apprise":
-        return service_name(given, services.targets), {}, {"url": given}
-    if not services.has_mail:
-        raise InvalidInput("this service sends no mails: the operator sets HITL_SMTP_URL", "target")
-    address = mail_address(given)
-    return address, {"address": address}, {}
+def _new(services: Pages, user: User, form: Form) -> tuple[Channel, Mapping[str, str]]:
+    """The channel that a form adds, and its secrets. Raises InvalidInput that names the form's field."""
+    given, now = form.get("target", "").strip(), utcnow()
+    mine = {"id": new_id("chan"), "created_at": now, "workspace_id": EVERY_WORKSPACE}
+    own = {**mine, "principal_id": user.principal.id}
+    match form.get("kind", ""):
+        case "slack":
+            workspace = form.get("workspace", "")
+            check(user, workspace, Action.MANAGE, "there is no such workspace, or you may not see it")
+            settings, secret = slack.checked(given, form.get("token", "").strip())
+            made = {**mine, "workspace_id": workspace, "kinds": SLACK_KINDS, "settings": settings}
+            return Channel(kind="slack", name=given, **made), secret
+        case "email" if services.has_mail:
+            address = mail_address(given)
+            return Channel(kind="email", name=address, settings={"address": address}, **own), {}
+        case "apprise":
+            return Channel(kind="apprise", name=service_name(given, services.targets), **own), {"url": given}
+        case _:
+            raise InvalidInput("this service has no such channel", "kind")
 
 
 # -- each channel
@@ -178,7 +191,7 @@ async def change(channel_id: str, request: Request, services: PagesDep, user: Us
         return _done(request, "removed")
     if form.get("do") == "test":
         notice_id = f"ntce_{form.get('nonce') or secrets.token_hex(16)}"
-        await services.store.send_test(channel.id, EVERY_WORKSPACE, notice_id=notice_id, by=user.actor)
+        await services.store.send_test(channel.id, None, notice_id=notice_id, by=user.actor)
         return _done(request, "tested")
     try:
         changes = changes_of(channel, form)

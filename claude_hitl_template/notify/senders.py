@@ -11,6 +11,7 @@ from claude_hitl_template.notify.posting import Poster
 from claude_hitl_template.notify.push_keys import PushKey
 from claude_hitl_template.notify.sender import Sender, Senders
 from claude_hitl_template.notify.services import ServiceSender
+from claude_hitl_template.notify.slack import SlackSender
 from claude_hitl_template.notify.web_push import WebPushSender
 from claude_hitl_template.notify.webhook import WebhookSender
 
@@ -22,6 +23,7 @@ def build_senders(settings: Settings) -> Senders:
     senders: dict[ChannelKind, Sender] = {
         "webhook": WebhookSender(targets),
         "web_push": WebPushSender(Poster(targets), key, push_contact(settings)),
+        "slack": SlackSender(),
         "apprise": ServiceSender(targets),
     }
     if settings.smtp_url is not None and settings.smtp_from is not None:

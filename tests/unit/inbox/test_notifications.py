@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from claude_hitl_template.domain.notices import Channel
+from claude_hitl_template.domain.people import Role
 from claude_hitl_template.testing.signed_in import CSRF
 from tests.inbox import Desk, browser, desk
 
@@ -135,6 +136,47 @@ async def test_a_mail_address_and_another_service_are_added_and_the_url_is_shown
             assert re.search(rf'<p class="error" role="alert">[^<]*{said}', answer.text)
             assert "s3cret" not in answer.text
         assert len(await channels(on, "ann")) == 2
+
+
+async def test_who_manages_a_workspace_adds_a_channel_of_slack_to_it_and_others_do_not_see_it(
+    on: Desk,
+) -> None:
+    on.signed_in.add("ops", {on.workspaces[0]: (Role.OPERATOR,)})
+    add, token = "inbox/notifications/channels", "xoxb-12345-s3cret"
+    form = {
+        "csrf": CSRF,
+        "kind": "slack",
+        "workspace": on.workspaces[0],
+        "target": "C0123456789",
+        "token": token,
+    }
+    async with browser(on, "ops") as client:
+        assert (await client.post(add, data=form)).status_code == 303
+        [channel] = await on.store.list_channels(on.workspaces[0])
+        assert (channel.kind, channel.principal_id, channel.settings) == (
+            "slack",
+            None,
+            {"channel": "C0123456789"},
+        )
+        assert "approval.decided" in channel.kinds
+        assert await on.store.channel_secret(channel.id) == {"bot_token": token}
+        for field, wrong, said in (("target", "#general", "channel&#39;s id"), ("token", "secret", "xoxb-")):
+            answer = await client.post(add, data={**form, field: wrong})
+            assert answer.status_code == 400
+            assert re.search(rf'<p class="error" role="alert">[^<]*{said}', answer.text)
+        elsewhere = await client.post(add, data={**form, "workspace": on.workspaces[1]})
+        assert elsewhere.status_code == 404
+        page = (await client.get("inbox/notifications")).text
+        assert "C0123456789" in page
+        assert "s3cret" not in page
+    async with browser(on) as client:
+        assert (await client.post(add, data=form)).status_code == 403
+        assert "C0123456789" not in (await client.get("inbox/notifications")).text
+        remove = {"csrf": CSRF, "do": "remove"}
+        assert (await client.post(f"inbox/notifications/{channel.id}", data=remove)).status_code == 404
+    async with browser(on, "ops") as client:
+        assert (await client.post(f"inbox/notifications/{channel.id}", data=remove)).status_code == 303
+    assert await on.store.list_channels(on.workspaces[0]) == []
 
 
 async def test_another_persons_channel_does_not_exist_and_a_stranger_or_a_foreign_page_does_nothing(
