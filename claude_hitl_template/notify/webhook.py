@@ -3,32 +3,24 @@
 `anthropic.Anthropic().beta.webhooks.unwrap` verifies and parses them.
 """
 
-import asyncio
 import hashlib
 import json
 import secrets
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from http import HTTPStatus
 from typing import Any
 
-import httpx
 from standardwebhooks import Webhook
 
-from claude_hitl_template import __version__
-from claude_hitl_template.config.network import UNREACHABLE, direct_async
-from claude_hitl_template.domain.canonical_json import shown_host
 from claude_hitl_template.domain.models import utcnow
 from claude_hitl_template.domain.notices import Parcel
-from claude_hitl_template.notify.addresses import Targets, at_address
-from claude_hitl_template.notify.sender import Gone, Outcome, Refused, Retry, Sent
+from claude_hitl_template.notify.addresses import Targets
+from claude_hitl_template.notify.posting import TIMEOUT_S, Poster
+from claude_hitl_template.notify.sender import Outcome
 
-TIMEOUT_S = 15.0  # of one delivery as a whole
-READ_BYTES = 4096  # of an answer, which is not used
 OLD_SECRET_FOR = timedelta(hours=24)
 ORGANIZATION = "claude-hitl"  # there is one, and the shape wants it
-_LATER = frozenset({408, 409, 425, 429})  # refusals that may pass
 
 
 def new_secret() -> str:
@@ -82,68 +74,13 @@ class WebhookSender:
     def __init__(
         self, targets: Targets, clock: Callable[[], datetime] = utcnow, *, timeout_s: float = TIMEOUT_S
     ) -> None:
-        self._targets, self._clock, self._timeout_s = targets, clock, timeout_s
-        # No connection is kept: it belongs to an address that was checked for one delivery.
-        self._client = direct_async(
-            timeout=timeout_s, follow_redirects=False, limits=httpx.Limits(max_keepalive_connections=0)
-        )
+        self._poster, self._clock = Poster(targets, timeout_s=timeout_s), clock
 
     async def send(self, parcel: Parcel, link: str) -> Outcome:
+        body = json.dumps(payload(parcel, link), separators=(",", ":"))
+        headers = signed(parcel.secret, parcel.notice.id, body, self._clock())
         url = str(parcel.channel.settings.get("url", ""))
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                found = await self._targets.address(url)
-                if isinstance(found, (Refused, Retry)):
-                    return found
-                address, host = found
-                body = json.dumps(payload(parcel, link), separators=(",", ":"))
-                headers = signed(parcel.secret, parcel.notice.id, body, self._clock())
-                return await self._post(at_address(url, address), host, headers, body)
-        except TimeoutError:
-            return Retry(f"no answer within {self._timeout_s:g} s")
+        return await self._poster.post(url, body.encode(), {"content-type": "application/json", **headers})
 
     async def close(self) -> None:
-        await self._client.aclose()
-
-    async def _post(self, url: str, host: tuple[str, int], headers: Mapping[str, str], body: str) -> Outcome:
-        name, port = host
-        is_usual = port == (443 if url.startswith("https:") else 80)
-        own = {
-            "host": name if is_usual else shown_host(name, port),
-            "content-type": "application/json",
-            "user-agent": f"claude-hitl/{__version__}",
-        }
-        try:
-            async with self._client.stream(
-                "POST", url, content=body, headers={**own, **headers}, extensions={"sni_hostname": name}
-            ) as answer:
-                await _read_some(answer)
-                return outcome_of(answer.status_code, answer.headers.get("retry-after"))
-        except httpx.TimeoutException:
-            return Retry(f"no answer within {self._timeout_s:g} s")
-        except (*UNREACHABLE, httpx.DecodingError) as error:
-            return Retry(f"{name} cannot be reached, or does not speak HTTP ({type(error).__name__})")
-
-
-async def _read_some(answer: httpx.Response) -> None:
-    """Reads the beginning of an answer, so that a target that waits for it to be read sees no broken connection."""
-    size = 0
-    async for piece in answer.aiter_raw(READ_BYTES):
-        size += len(piece)
-        if size >= READ_BYTES:
-            return
-
-
-def outcome_of(status: int, retry_after: str | None = None) -> Outcome:
-    """What a status of the target means."""
-    if 200 <= status < 300:
-        return Sent()
-    said = f"HTTP {status}"
-    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
-        return Gone(said)
-    if 300 <= status < 400:
-        return Refused(f"{said}: redirects are not followed; register the address that it leads to")
-    if status in _LATER or status >= 500:
-        after_s = float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
-        return Retry(said, after_s)
-    return Refused(said)
+        await self._poster.close()

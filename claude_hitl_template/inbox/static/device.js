@@ -12,6 +12,17 @@
   }
   if (!document.querySelector(".who, #no-connection")) setBadge(0); // no one is signed in
 
+  // Who signs out here is not notified here any more: the push service then says that the device is gone.
+  document.addEventListener("submit", async (event) => {
+    const form = event.target;
+    if (!navigator.serviceWorker || new URL(form.action).pathname !== `${base}/sign-out`) return;
+    event.preventDefault();
+    const registration = await navigator.serviceWorker.getRegistration();
+    const found = registration && registration.pushManager && (await registration.pushManager.getSubscription());
+    if (found) await found.unsubscribe().catch((error) => console.warn("This device is still subscribed:", error));
+    form.submit();
+  });
+
   // -- the page of notifications
 
   const page = document.querySelector("#this-device");

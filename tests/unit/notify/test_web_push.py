@@ -131,7 +131,9 @@ async def test_a_push_service_that_hangs_talks_nonsense_or_is_away_is_tried_agai
         assert await push(device, key, timeout_s=0.1) == Retry("no answer within 0.1 s")
     async with Device(b"nonsense\r\n\r\n").listening() as device:
         assert isinstance(await push(device, key), Retry)
-    assert await push(device, key) == Retry("it cannot be reached, or does not speak HTTP (ConnectError)")
+    assert await push(device, key) == Retry(
+        "127.0.0.1 cannot be reached, or does not speak HTTP (ConnectError)"
+    )
 
 
 @pytest.mark.parametrize(
