@@ -113,8 +113,8 @@ SUITES = (
     Suite(
         "inbox",
         ("tests/acceptance/test_inbox.py", "tests/acceptance/test_sign_in.py"),
-        200,
-        ("inbox/", "signin/", "presentation/", "store/waiting", "api/"),
+        240,
+        ("inbox/", "signin/", "presentation/", "notify/", "store/waiting", "api/"),
     ),
     Suite(
         "deploy",

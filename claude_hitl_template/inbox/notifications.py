@@ -3,6 +3,7 @@
 import secrets
 import zoneinfo
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -68,7 +69,7 @@ async def _page(
         kinds=KINDS,
         severities=SEVERITIES,
         digests=DIGESTS,
-        zones=sorted(zoneinfo.available_timezones()),
+        zones=_zones(),
         nonce=secrets.token_hex(16),
         said=said,
         has_mail=services.has_mail,
@@ -77,6 +78,11 @@ async def _page(
         typed=typed or {},
         errors=errors or {},
     )
+
+
+@cache
+def _zones() -> list[str]:
+    return sorted(zoneinfo.available_timezones())
 
 
 async def _channels(services: Pages, user: User) -> list[Channel]:
@@ -112,14 +118,7 @@ async def add_device(request: Request, services: PagesDep, user: UserDep) -> Res
     subscription = Subscription.of(form)
     services.targets.check(subscription.endpoint)
     replaced = await _forget(services, user, subscription.fingerprint, form.get("replaces", ""))
-    channel = Channel(
-        id=new_id("chan"),
-        kind="web_push",
-        workspace_id=EVERY_WORKSPACE,
-        principal_id=user.principal.id,
-        name=describe(request.headers.get("user-agent", "")),
-        created_at=utcnow(),
-    )
+    channel = _own(user).but(name=describe(request.headers.get("user-agent", "")))
     if replaced is not None:
         kept = ("name", "kinds", "min_severity", "quiet_hours", "digest_s", "enabled")
         channel = channel.but(**{name: getattr(replaced, name) for name in kept})
@@ -159,23 +158,33 @@ async def add_channel(request: Request, services: PagesDep, user: UserDep) -> Re
 
 def _new(services: Pages, user: User, form: Form) -> tuple[Channel, Mapping[str, str]]:
     """The channel that a form adds, and its secrets. Raises InvalidInput that names the form's field."""
-    given, now = form.get("target", "").strip(), utcnow()
-    mine = {"id": new_id("chan"), "created_at": now, "workspace_id": EVERY_WORKSPACE}
-    own = {**mine, "principal_id": user.principal.id}
+    given = form.get("target", "").strip()
+    own = _own(user)
     match form.get("kind", ""):
         case "slack":
             workspace = form.get("workspace", "")
             check(user, workspace, Action.MANAGE, "there is no such workspace, or you may not see it")
             settings, secret = slack.checked(given, form.get("token", "").strip())
-            made = {**mine, "workspace_id": workspace, "kinds": SLACK_KINDS, "settings": settings}
-            return Channel(kind="slack", name=given, **made), secret
+            about = {"kind": "slack", "name": given, "settings": settings, "kinds": SLACK_KINDS}
+            return own.but(**about, workspace_id=workspace, principal_id=None), secret
         case "email" if services.has_mail:
             address = mail_address(given)
-            return Channel(kind="email", name=address, settings={"address": address}, **own), {}
+            return own.but(kind="email", name=address, settings={"address": address}), {}
         case "apprise":
-            return Channel(kind="apprise", name=service_name(given, services.targets), **own), {"url": given}
+            return own.but(kind="apprise", name=service_name(given, services.targets)), {"url": given}
         case _:
             raise InvalidInput("this service has no such channel", "kind")
+
+
+def _own(user: User) -> Channel:
+    """A channel of the user's own, to a device."""
+    return Channel(
+        id=new_id("chan"),
+        kind="web_push",
+        workspace_id=EVERY_WORKSPACE,
+        principal_id=user.principal.id,
+        created_at=utcnow(),
+    )
 
 
 # -- each channel

@@ -29,7 +29,7 @@
   if (page) showDevice(page);
   for (const zone of document.querySelectorAll("[data-guess-zone]")) {
     const own = Intl.DateTimeFormat().resolvedOptions().timeZone;
-    if ([...zone.options].some((option) => option.value === own)) zone.value = own;
+    if ([...zone.list.options].some((option) => option.value === own)) zone.value = own;
   }
   async function showDevice(page) {
     const state = page.querySelector("#device-state"), button = page.querySelector("#device-on");
