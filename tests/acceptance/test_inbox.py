@@ -323,6 +323,8 @@ def test_a_decision_made_elsewhere_is_shown_at_once(new_reader: Callable[..., Re
 @pytest.mark.slow
 def test_offline_is_said_with_its_time_and_nothing_can_be_decided(reader: Reader, inbox: Inbox) -> None:
     [approval] = inbox.ask("Offline", ("Bash", {"command": "echo offline"}))
+    reader.open("inbox")
+    reader.page.wait_for_function("navigator.serviceWorker.controller !== null")  # it is offline, too
     reader.open(f"inbox/a/{approval}")
     reader.page.context.set_offline(True)
     reader.sees("Offline since")
