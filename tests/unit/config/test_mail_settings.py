@@ -1,4 +1,4 @@
-"""The settings of the mail server: what is wrong is said by its name, and the password is kept apart."""
+"""The settings of the mail server: an unusable one is refused by its name, and the password is kept apart."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Other services by URL: only those of the list, only at permitted addresses, and the URL is told to no one."""
+"""Other services by URL: only those of the list, only at permitted addresses, and the URL is shown to no one."""
 
 import asyncio
 import json
@@ -62,7 +62,7 @@ async def test_a_notice_reaches_a_service_and_a_refusal_is_tried_again(
         async with service(answer, bodies) as port:
             url = f"json://user:s3cret@127.0.0.1:{port}/hook"
             assert await send(url, Targets([f"127.0.0.1:{port}"])) == failed
-    assert await send(url, Targets([f"127.0.0.1:{port}"])) == failed  # it is away
+    assert await send(url, Targets([f"127.0.0.1:{port}"])) == failed  # it does not answer
     assert len(bodies) == 3
     assert "s3cret" not in caplog.text
 
