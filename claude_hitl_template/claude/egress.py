@@ -25,8 +25,11 @@ from claude_hitl_template.config.addresses import (
     Resolve,
     host_of,
     is_address,
+    is_metadata,
+    is_own,
     is_private_name,
     may_reach,
+    plain,
     resolve,
 )
 from claude_hitl_template.domain.canonical_json import shown_host
@@ -66,8 +69,8 @@ def _hosts_of(urls: Iterable[str]) -> set[Host]:
 class Egress:
     """The proxy of one sandbox, until `close`.
 
-    The hosts of the URLs in `declared` are permitted at any address, including loopback; those in `closed`, the service's
-    own, never.
+    The hosts of the URLs in `declared` are permitted at any address, including loopback, except a cloud's metadata service.
+    Those in `closed`, the service's own, are never permitted; a port at one of its addresses is closed at all of them.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Egress:
         allows_address: Callable[[str], bool] = may_reach,
     ) -> None:
         self._declared, self._closed = _hosts_of(declared), _hosts_of(closed)
+        self._own_ports = {port for name, port in self._closed if is_address(name)}
         self._hosts = hosts
         self._injector = injector or Injector((), Path())
         self._opened: dict[str, set[Host]] = {}
@@ -212,15 +216,25 @@ class Egress:
     async def _reach(self, host: Host) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to a host that may be reached. Raises Refused."""
         name, port = host
-        allows = _any_address if await self._access(host) == "anywhere" else self._allows_address
+        access = await self._access(host)
         try:
             addresses = [name] if is_address(name) else await self._resolve(name, port)
         except OSError as error:
             raise Refused(502, f"{name} is not known here ({error.strerror})") from error
-        allowed = [address for address in addresses if allows(address)]
+        allowed = [address for address in addresses if self._allows(access, address, port)]
         if not allowed:
             raise Refused(403, PRIVATE.format(name=name))
         return await _connect(name, allowed, port)
+
+    def _allows(self, access: Access, address: str, port: int) -> bool:
+        """Whether a host that has this access may be reached at one of its addresses."""
+        if access == "anywhere":  # as the operator has listed it
+            return True
+        if access == "public":
+            return self._allows_address(address)
+        reached = plain(address)
+        is_closed = (reached, port) in self._closed or (port in self._own_ports and is_own(reached))
+        return not is_closed and not is_metadata(reached)
 
     async def _access(self, host: Host) -> Access:
         """Raises Refused, also when a human was asked just now."""
@@ -231,7 +245,7 @@ class Egress:
         if denied := self._hosts.denied(host):
             raise Refused(403, denied)
         if host in self._declared:
-            return "anywhere"
+            return "declared"
         if any(host in hosts for hosts in self._opened.values()):
             return "public"
         if standing := self._hosts.standing(host):
@@ -335,7 +349,3 @@ def _sent(server: h11.Connection, event: h11.Event) -> bytes:
 
 def _raw(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-
-
-def _any_address(_address: str) -> bool:
-    return True

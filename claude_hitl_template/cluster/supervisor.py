@@ -23,6 +23,7 @@ from claude_hitl_template.cluster.owner_pool import Owner, OwnerPool
 from claude_hitl_template.config.credentials import Credential, read_credentials
 from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.config.settings import Settings
+from claude_hitl_template.domain.canonical_json import shown_host
 from claude_hitl_template.domain.models import Environment, Session, Supervised, utcnow
 from claude_hitl_template.domain.policy.floor import Floor
 from claude_hitl_template.errors import ConfigError, HitlError, InternalError, NotFound
@@ -424,7 +425,7 @@ class Supervisor:
             requests=settings.turn_requests,
             model_bytes=settings.turn_model_bytes,
             credentials=self._credentials(),
-            closed=(settings.public_url,) if settings.public_url else (),
+            closed=_own_addresses(settings),
             limits=HardLimits(
                 settings.session_processes,
                 settings.session_memory_bytes,
@@ -454,3 +455,16 @@ class Supervisor:
             exclude=settings.excluded,
             max_bytes=settings.max_workspace_bytes,
         )
+
+
+def _own_addresses(settings: Settings) -> tuple[str, ...]:
+    """URLs of the service, which no session reaches."""
+    ports = (
+        settings.ray_port,
+        settings.ray_client_port,
+        settings.dashboard_port,
+        settings.serve_port,
+        settings.panel_port,
+    )
+    public = (settings.public_url,) if settings.public_url else ()
+    return (*public, *(f"http://{shown_host(settings.host, port)}" for port in ports))

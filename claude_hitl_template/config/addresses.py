@@ -27,6 +27,14 @@ NOT_PUBLIC = tuple(
         "fec0::/10",  # site-local
     )
 )
+# Where clouds tell machines of their own what they are and give them keys.
+METADATA = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "fd20:ce::254/128", "100.100.100.200/32", "168.63.129.16/32",
+        "192.0.0.192/32",
+    )
+)  # fmt: skip
 # Their last 32 bits are an IPv4 address: NAT64, IPv4-compatible, IPv4-translated.
 EMBEDDING = tuple(ipaddress.ip_network(network) for network in ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96"))
 
@@ -46,18 +54,40 @@ def is_public(address: str) -> bool:
     found = ipaddress.ip_address(address.partition("%")[0])
     if any(found in network for network in NOT_PUBLIC if network.version == found.version):
         return False
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
-        if inner is not None:
-            return is_public(str(inner))
-        if any(found in network for network in EMBEDDING):
-            return is_public(str(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)))
+    inner = _embedded(found)
+    if inner is not None:
+        return is_public(str(inner))
     return found.is_global and not found.is_multicast
+
+
+def _embedded(found: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address inside of an IPv6 address."""
+    if isinstance(found, ipaddress.IPv4Address):
+        return None
+    inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
+    if inner is None and any(found in network for network in EMBEDDING):
+        return ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+    return inner
+
+
+def plain(address: str) -> str:
+    """The address without its zone; the IPv4 address inside of an IPv6 address, if there is one."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    return str(_embedded(found) or found)
+
+
+def is_metadata(address: str) -> bool:
+    """Whether an address is, or may be, a cloud's metadata service."""
+    found = ipaddress.ip_address(address)
+    return any(found in network for network in METADATA if network.version == found.version)
 
 
 def is_own(address: str) -> bool:
     """Whether it is one of this machine's addresses, public ones too: its services listen there. Nothing is sent."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    found = ipaddress.ip_address(address)
+    if found.is_loopback or found.is_unspecified:
+        return True
+    family = socket.AF_INET6 if found.version == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as one:
         try:
             one.connect((address, 9))

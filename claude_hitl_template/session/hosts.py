@@ -25,9 +25,8 @@ from claude_hitl_template.store.session_aggregate import denial
 log = structlog.get_logger()
 
 type Host = tuple[str, int]
-type Access = Literal[
-    "anywhere", "public"
-]  # whatever address the name leads to, or one of the internet's alone
+# Whatever address the name leads to; the same except those of the service and of clouds; or one of the internet's alone.
+type Access = Literal["anywhere", "declared", "public"]
 
 BECAUSE_CHARS = 2000
 MAY_NOT = "this session may not reach {where}: {why}"

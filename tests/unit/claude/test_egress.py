@@ -118,6 +118,26 @@ async def test_a_declared_server_is_reached_on_loopback_too(site: Site, address:
     assert site.asked == ["POST /mcp"]
 
 
+@pytest.mark.parametrize("name", ["127.0.0.1", "127.0.0.2", "0.0.0.0", "localhost", "wiki.example.org"])
+async def test_no_declared_server_is_the_service_itself(site: Site, address: str, name: str):
+    """A client of the API may name any server; Ray's ports, the panel's and the API's are not for its sessions."""
+
+    async def resolve(_name: str, _port: int) -> list[str]:
+        return ["::ffff:127.0.0.1"]
+
+    port = address.rpartition(":")[2]
+    egress = made([f"http://{name}:{port}/mcp"], resolve=resolve, closed=[f"http://127.0.0.1:{port}"])
+    async with proxied(egress) as proxy:
+        assert (await ask(proxy, f"http://{name}:{port}/mcp")).status_code == 403
+    assert site.asked == []
+
+
+@pytest.mark.parametrize("server", ["169.254.169.254", "[fd00:ec2::254]", "100.100.100.200"])
+async def test_no_declared_server_is_a_clouds_metadata_service(server: str):
+    async with proxied(made([f"http://{server}/latest"])) as proxy:
+        assert b" 403 " in await connect(proxy, f"{server}:80")
+
+
 async def test_a_declared_server_is_reached_through_a_tunnel(site: Site, address: str):
     target = address.removeprefix("http://")
     async with proxied(made([address])) as proxy:
