@@ -19,7 +19,7 @@ from claude_hitl_template.config.addresses import is_public
 from claude_hitl_template.domain.models import ApprovalState
 from tests.acceptance import probe
 from tests.contract.test_layers import bash, script
-from tests.contract.test_session import KEY, driven, house, model_url
+from tests.contract.test_session import KEY, driven, house, model_url, user
 
 __all__ = ["model_url"]
 
@@ -145,3 +145,34 @@ async def test_an_approved_command_reaches_nothing(tmp_path: Path, model_url: st
     assert victims.reached() == 0
     assert said == ["the proxy answers", f"tried {len(list(probe.attempts(targets)))}"], "\n".join(said)
     assert "The model answers." in await h.said()
+
+
+@pytest.mark.slow
+async def test_what_a_command_leaves_in_a_repository_runs_in_no_process_but_a_command(
+    tmp_path: Path, model_url: str
+):
+    """git runs the programs that a repository's settings name, and the CLI calls git outside of a command's scope."""
+    settings = ("core.fsmonitor", "core.pager", "core.sshCommand", "diff.external", "filter.left.clean")
+    plant = (
+        "git init -q . && printf '#!/bin/sh\\ntouch \"$0.ran\"\\nexit 1\\n' > left && chmod +x left && "
+        + " && ".join(f'git config {name} "$PWD/left"' for name in settings)
+        + " && git config core.hooksPath . && cp left post-checkout && cp left pre-commit && "
+        "echo '* filter=left' > .gitattributes && touch new && rm -f *.ran && ls -a"
+    )
+    read = {"name": "Read", "input": {"file_path": "new"}}
+    h = await house(tmp_path, model_url, script({"tools": [bash(plant)]}), hot_s=600)
+    async with driven(h):
+        [event_id] = (await h.until_idle())["event_ids"]
+        await h.confirm(event_id)
+    assert (h.workspace / ".git").is_dir()
+    assert (h.workspace / "left").is_file()
+    await h.send(user(script({"tools": [read]}, {"text": "read"})))
+    await h.drive()
+    assert "read" in await h.said()
+    assert not list(h.workspace.rglob("*.ran"))
+    # A command that calls git runs them, which shows that they are in place.
+    await h.send(user(script({"tools": [bash("git status; git diff; ls")]})))
+    async with driven(h):
+        [event_id] = (await h.until_idle())["event_ids"]
+        await h.confirm(event_id)
+    assert list(h.workspace.rglob("*.ran"))

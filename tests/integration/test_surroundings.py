@@ -107,6 +107,12 @@ def test_the_token_is_in_no_command_line_environment_or_log(one: Surrounded) -> 
     assert proxies <= set(fixed(SandboxConfig()).values())  # the sandbox's own, and none of the shell's
 
 
+def test_rays_folder_is_closed_to_other_users(one: Surrounded) -> None:
+    ray = Path(json.loads(one.service.hitl("status", "--json").stdout)["ray"]["temp_dir"])
+    assert (ray / "session_latest").is_dir()
+    assert any(place.stat().st_mode & 0o077 == 0 for place in (ray, ray.parent))
+
+
 def test_no_proxy_was_asked_for_anything_of_ours(one: Surrounded) -> None:
     """Runs after the others. Ray's usage reports are off, too."""
     assert one.asked() == []
