@@ -144,6 +144,21 @@ def test_links_lead_somewhere_and_commands_exist(document: Path):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_tests_that_a_document_names_exist(document: Path):
+    named = re.findall(r"[\w/.]*\btest_\w+\.py", document.read_text())
+    there = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in there)] == []
+
+
+def test_decisions_are_numbered_without_a_gap_and_have_their_four_parts():
+    records = sorted((ROOT / "docs/decisions").glob("*.md"))
+    assert [int(record.name[:4]) for record in records] == [*range(1, len(records) + 1)]
+    for record in records:
+        parts = re.findall(r"^## (.*)$", record.read_text(), re.MULTILINE)
+        assert parts == ["Context", "Decision", "Consequences", "Measurement"], record.name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_blocks_of_commands_are_shell_and_say_where_they_run(document: Path):
     for where, block in blocks(document):
         assert where in PLACES
