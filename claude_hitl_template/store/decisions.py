@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from claude_hitl_template.domain import events, policy
 from claude_hitl_template.domain.events import UserToolConfirmation
 from claude_hitl_template.domain.models import Approval, ApprovalState, Decision, Event, Session
-from claude_hitl_template.domain.people import Action, Actor
+from claude_hitl_template.domain.people import Action, Actor, Principal
 from claude_hitl_template.domain.policy import Rule, Verdict
 from claude_hitl_template.domain.policy.offers import check_granted, granted
 from claude_hitl_template.domain.tool_inputs import check_edit
@@ -25,7 +25,7 @@ async def confirm(unit: SessionAggregate, confirmation: UserToolConfirmation, by
 
     Raises NotWaiting, Forbidden, AlreadyDecided, Superseded, Conflict, InvalidInput.
     """
-    await _check_permitted(unit, by)
+    people = await _check_permitted(unit, by)
     approval = await unit.tx.approval_of_call(unit.session.id, confirmation.tool_use_id)
     if approval is None:
         raise NotWaiting(
@@ -54,7 +54,7 @@ async def confirm(unit: SessionAggregate, confirmation: UserToolConfirmation, by
         approval = await _still_waiting(unit, approval)
     if run_input is not None:
         approval = await asked_now(unit, approval, run_input)
-    poll = await Poll.open(unit, approval, by.principal_id)
+    poll = await Poll.open(unit, approval, by.principal_id, known=people)
     poll.check(by)
     if run_input is not None:
         if decision.remember is not None and approval.requirements:
@@ -77,13 +77,18 @@ async def _still_waiting(unit: SessionAggregate, approval: Approval) -> Approval
     return handed
 
 
-async def _check_permitted(unit: SessionAggregate, by: Actor) -> None:
-    """Reads the roles in the transaction of the decision: one that was taken away a moment ago permits nothing."""
+async def _check_permitted(unit: SessionAggregate, by: Actor) -> dict[str, Principal]:
+    """Reads the roles in the transaction of the decision: one that was taken away a moment ago permits nothing.
+
+    Returns the actor by id; {} for the service itself.
+    """
     if by.principal_id is None:
-        return
-    principal = await unit.tx.principal(by.principal_id)
+        return {}
+    people = await unit.tx.people([by.principal_id])
+    principal = people.get(by.principal_id)
     if principal is None or not principal.may(Action.DECIDE, unit.session.workspace_id):
         raise Forbidden(f"{by.name} may not decide here; that takes the role approver in this workspace")
+    return people
 
 
 def _check_policy(session: Session, approval: Approval, edited: dict[str, Any]) -> None:

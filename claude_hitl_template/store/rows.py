@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 from sqlalchemy.dialects import postgresql, sqlite
 
+from claude_hitl_template.store import statements
 from claude_hitl_template.store.filters import Order
 
 SLOW = "slow"  # an execution option of statements that may scan a table, or return much of one
@@ -37,17 +38,19 @@ class Statements:
         dialect = connection.dialect.name
         self._insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
 
-    async def _one(self, query: sa.Select[*tuple[Any, ...]]) -> Any:
-        return (await self._c.execute(query)).first()
+    async def _one(self, query: statements.Query, **given: Any) -> Any:
+        return (await self._c.execute(query, given)).first()
 
-    async def _all(self, query: sa.Select[*tuple[Any, ...]], *, slow: bool = False) -> Sequence[Any]:
+    async def _all(self, query: statements.Query, *, slow: bool = False, **given: Any) -> Sequence[Any]:
         """`slow`: it may scan a table, or return much of one."""
-        return (await self._c.execute(query, execution_options={SLOW: slow})).all()
+        return (await self._c.execute(query, given, execution_options={SLOW: slow})).all()
 
-    async def _upsert(self, table: sa.Table, row: dict[str, Any]) -> None:
-        statement = self._insert(table).values(row)
-        changed = {name: statement.excluded[name] for name in row if name != "id"}
-        await self._c.execute(statement.on_conflict_do_update(index_elements=[table.c.id], set_=changed))
+    async def _upsert(self, table: sa.Table, row: dict[str, Any], key: str = "id") -> None:
+        await self._c.execute(statements.upserting(self._insert, table, tuple(row), key), row)
+
+    def _locked(self, query: statements.Query, *, read: bool = False) -> statements.Query:
+        """The query, behind the lock of its rows where there are locks."""
+        return query.with_for_update(read=read) if self._locking else query
 
 
 def stored[T: BaseModel](kind: type[T], row: Any) -> T:

@@ -162,7 +162,7 @@ class SessionAggregate:
 
     async def holds_up(self) -> bool:
         """Whether a call waits for a human. A pending host does not stop the session."""
-        return any(a.kind != "network" for a in await self.pending())
+        return _holds_up(await self.pending())
 
     async def supersede(self) -> None:
         """Supersedes pending approvals and allowed ones that have not begun."""
@@ -221,14 +221,15 @@ class SessionAggregate:
             interrupted=False,
             turn=None if self.session.interrupted else self.session.turn,
         )
-        waits = await self.holds_up()
-        pending = [a.event_id for a in await self.pending()]
-        await self.idle(events.requires_action(pending) if waits else events.RETRIES_EXHAUSTED)
+        pending = await self.pending()
+        asked = events.requires_action([a.event_id for a in pending])
+        await self.idle(asked if _holds_up(pending) else events.RETRIES_EXHAUSTED)
 
     async def after_decisions(self) -> None:
         """Updates what the session still waits for, or makes it run when there is nothing left."""
-        if await self.holds_up():
-            await self.idle(events.requires_action([a.event_id for a in await self.pending()]))
+        pending = await self.pending()
+        if _holds_up(pending):
+            await self.idle(events.requires_action([a.event_id for a in pending]))
         else:
             await self.run()
 
@@ -237,3 +238,7 @@ class SessionAggregate:
         expires = self.now + timedelta(seconds=lease_s)
         lease = Lease(epoch=epoch, holder=holder, expires_at=expires)
         self.set(epoch=epoch, lease=lease, waits_for_room=False)
+
+
+def _holds_up(pending: Sequence[Approval]) -> bool:
+    return any(approval.kind != "network" for approval in pending)

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import batched
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,7 +25,8 @@ from claude_hitl_template.domain.people import Principal, Workspace
 from claude_hitl_template.domain.policy.tiers import SEVERITIES, Severity
 from claude_hitl_template.domain.sign_in import BrowserSession, Login
 from claude_hitl_template.errors import Conflict
-from claude_hitl_template.store.backend import NAME_TAKEN, OPEN, Reply
+from claude_hitl_template.store import statements
+from claude_hitl_template.store.backend import NAME_TAKEN, Reply
 from claude_hitl_template.store.filters import AuditFilter, Order, TimeRange
 from claude_hitl_template.store.notices_sql import NoticesSql
 from claude_hitl_template.store.protocol import TranscriptKey
@@ -46,6 +48,8 @@ from claude_hitl_template.store.tables import (
     transcripts,
     workspaces,
 )
+
+MOST_IDS = 50  # in one statement
 
 
 def execute(connection: sa.Connection, *, statement: str) -> None:
@@ -86,8 +90,7 @@ class SqlTx(NoticesSql):
     # -- people
 
     async def workspace(self, workspace_id: str) -> Workspace | None:
-        query = sa.select(workspaces.c.doc).where(workspaces.c.id == workspace_id)
-        row = await self._one(query.with_for_update() if self._locking else query)
+        row = await self._one(self._locked(statements.WORKSPACE), key=workspace_id)
         return stored(Workspace, row) if row else None
 
     async def workspaces(self) -> list[Workspace]:
@@ -97,7 +100,7 @@ class SqlTx(NoticesSql):
         await self._upsert(workspaces, {"id": workspace.id, "doc": document(workspace)})
 
     async def principal(self, principal_id: str) -> Principal | None:
-        row = await self._one(sa.select(principals.c.doc).where(principals.c.id == principal_id))
+        row = await self._one(statements.PRINCIPAL, key=principal_id)
         return stored(Principal, row) if row else None
 
     async def named_principal(self, *, name: str = "", external_id: str = "") -> Principal | None:
@@ -110,16 +113,17 @@ class SqlTx(NoticesSql):
         return [stored(Principal, row) for row in await self._all(sa.select(principals.c.doc))]
 
     async def people(self, principal_ids: Sequence[str]) -> dict[str, Principal]:
-        query = (
-            sa.select(principals.c.doc).where(principals.c.id.in_(principal_ids)).order_by(principals.c.id)
-        )
-        query = query.with_for_update(read=True) if self._locking else query
-        found = [stored(Principal, row) for row in await self._all(query)] if principal_ids else []
+        if len(principal_ids) == 1:
+            rows = await self._all(self._locked(statements.PRINCIPAL, read=True), key=principal_ids[0])
+        else:
+            t = principals.c  # in one order, so that no two transactions wait for each other
+            query = sa.select(t.doc).where(t.id.in_(principal_ids)).order_by(t.id)
+            rows = await self._all(self._locked(query, read=True)) if principal_ids else []
+        found = [stored(Principal, row) for row in rows]
         return {one.id: one for one in found}
 
     async def policy(self, workspace_id: str) -> StoredPolicy | None:
-        query = sa.select(policies.c.doc).where(policies.c.workspace_id == workspace_id)
-        row = await self._one(query.with_for_update(read=True) if self._locking else query)
+        row = await self._one(self._locked(statements.POLICY, read=True), key=workspace_id)
         return stored(StoredPolicy, row) if row else None
 
     async def put_policy(self, stored: StoredPolicy) -> bool:
@@ -189,10 +193,8 @@ class SqlTx(NoticesSql):
     # -- sessions
 
     async def session(self, session_id: str) -> Session | None:
-        query = sa.select(sessions.c.doc).where(sessions.c.id == session_id)
-        if self._locking:  # everything of a session changes behind this lock, by whichever ledger
-            query = query.with_for_update()
-        row = await self._one(query)
+        # Everything of a session changes behind this lock, by whichever ledger.
+        row = await self._one(self._locked(statements.SESSION), key=session_id)
         return stored(Session, row) if row else None
 
     async def put_session(self, session: Session) -> None:
@@ -306,17 +308,19 @@ class SqlTx(NoticesSql):
     async def add_events(self, session_id: str, fresh: Sequence[Event]) -> None:
         if fresh:
             rows = [{"session_id": session_id, **event.model_dump()} for event in fresh]
-            await self._c.execute(sa.insert(events), rows)
+            await self._c.execute(statements.ADD_EVENTS, rows)
 
     async def event(self, session_id: str, event_id: str) -> Event | None:
-        row = await self._one(
-            _event_query().where(events.c.session_id == session_id, events.c.id == event_id)
-        )
+        row = await self._one(statements.ONE_EVENT, key=session_id, event_id=event_id)
         return _event(row) if row else None
 
     async def known_events(self, session_id: str, ids: Sequence[str]) -> set[str]:
-        query = sa.select(events.c.id).where(events.c.session_id == session_id, events.c.id.in_(ids))
-        return {row.id for row in await self._all(query)} if ids else set()
+        found: set[str] = set()
+        for some in batched(ids, MOST_IDS):
+            given = {f"id{number}": one for number, one in enumerate(some)}
+            query = statements.known_events(len(some))
+            found |= {row.id for row in await self._all(query, key=session_id, **given)}
+        return found
 
     async def events(
         self,
@@ -329,7 +333,12 @@ class SqlTx(NoticesSql):
         created: TimeRange,
     ) -> list[Event]:
         t = events.c
-        query = _event_query().where(t.session_id == session_id, *_bounds(t.created_at, created))
+        if not types and after is not None and order == "asc" and created == TimeRange():
+            rows = await self._all(statements.NEXT_EVENTS, key=session_id, after=after, most=limit)
+            return [_event(row) for row in rows]
+        query = sa.select(*statements.EVENT).where(
+            t.session_id == session_id, *_bounds(t.created_at, created)
+        )
         if types:
             query = query.where(t.type.in_(types))
         if after is not None:
@@ -338,24 +347,21 @@ class SqlTx(NoticesSql):
         return [_event(row) for row in await self._all(query)]
 
     async def queued(self, session_id: str) -> list[Event]:
-        query = _event_query().where(events.c.session_id == session_id, events.c.processed_at.is_(None))
-        return [_event(row) for row in await self._all(query.order_by(events.c.seq))]
+        return [_event(row) for row in await self._all(statements.QUEUED, key=session_id)]
 
     async def set_processed(self, session_id: str, event_id: str, at: datetime) -> None:
-        where = (events.c.session_id == session_id, events.c.id == event_id)
-        await self._c.execute(sa.update(events).where(*where).values(processed_at=at))
+        await self._c.execute(statements.SET_PROCESSED, {"key": session_id, "event_id": event_id, "at": at})
 
     # -- approvals
 
     async def approval(self, approval_id: str) -> Approval | None:
-        row = await self._one(sa.select(approvals.c.doc).where(approvals.c.id == approval_id))
+        row = await self._one(statements.APPROVAL, key=approval_id)
         return stored(Approval, row) if row else None
 
     async def approval_of_call(self, session_id: str, call_id: str) -> Approval | None:
-        t = approvals.c
-        query = sa.select(t.doc).where(t.session_id == session_id)
-        row = await self._one(query.where(t.event_id == call_id)) or await self._one(
-            query.where(t.call_id == call_id)
+        given = {"key": session_id, "call_id": call_id}
+        row = await self._one(statements.APPROVAL_OF_EVENT, **given) or await self._one(
+            statements.APPROVAL_OF_CALL, **given
         )
         return stored(Approval, row) if row else None
 
@@ -377,9 +383,7 @@ class SqlTx(NoticesSql):
         await self._upsert(approvals, {**row, "doc": document(approval)})
 
     async def open_approvals(self, session_id: str) -> list[Approval]:
-        t = approvals.c
-        query = sa.select(t.doc).where(t.session_id == session_id, t.state.in_([s.value for s in OPEN]))
-        return [stored(Approval, row) for row in await self._all(query.order_by(t.created_at, t.id))]
+        return [stored(Approval, row) for row in await self._all(statements.OPEN_APPROVALS, key=session_id)]
 
     async def approvals(
         self,
@@ -418,16 +422,14 @@ class SqlTx(NoticesSql):
     async def remembered_reply(self, scope: str, idempotency_key: str) -> Reply | None:
         # Of two requests with the same key, the second waits for the first one's reply.
         await self.lock(f"{scope} {idempotency_key}")
-        where = (replies.c.scope == scope, replies.c.idempotency_key == idempotency_key)
-        t = replies.c
-        row = await self._one(sa.select(t.digest, t.reply, t.created_at, t.expires_at).where(*where))
-        return Reply(**row._mapping) if row else None
+        row = await self._one(statements.REPLY, key=scope, idempotency_key=idempotency_key)
+        return Reply(**row._asdict()) if row else None
 
     async def remember_reply(
         self, scope: str, idempotency_key: str, reply: Reply, *, session_id: str
     ) -> None:
         row = {"scope": scope, "idempotency_key": idempotency_key, "session_id": session_id, **vars(reply)}
-        await self._c.execute(sa.insert(replies).values(row))
+        await self._c.execute(statements.ADD_REPLY, row)
 
     async def forget_replies(self, now: datetime, unmarked_before: datetime) -> int:
         t, forgotten = replies.c, 0
@@ -447,14 +449,14 @@ class SqlTx(NoticesSql):
             {**key, "uuid": entry.get("uuid"), "written_ms": written_ms, "entry": dict(entry)}
             for entry in entries
         ]
-        await self._c.execute(self._insert(transcripts).on_conflict_do_nothing(), rows)
+        await self._c.execute(statements.ADD_TRANSCRIPT[self._insert], rows)
 
     async def load_transcript(
         self, key: TranscriptKey, *, after: int, limit: int
     ) -> list[tuple[int, dict[str, Any]]]:
-        t = transcripts.c
-        query = sa.select(t.id, t.entry).where(*_transcript(key), t.id > after).order_by(t.id).limit(limit)
-        return [(row.id, row.entry) for row in await self._all(query)]
+        given: dict[str, Any] = {**key, "after": after, "most": limit}
+        rows = await self._all(statements.TRANSCRIPT_PIECE, **given)
+        return [(row.id, row.entry) for row in rows]
 
     async def list_transcripts(self, scope: str, project_key: str) -> list[tuple[TranscriptKey, int]]:
         t = transcripts.c
@@ -475,17 +477,14 @@ class SqlTx(NoticesSql):
     # -- the audit log
 
     async def audit_head(self, workspace_id: str) -> Head:
-        t = audit_heads.c
-        query = sa.select(t.seq, t.hash).where(t.workspace_id == workspace_id)
-        if not self._locking:
-            row = await self._one(query)
-            return Head(row.seq, row.hash) if row else Head()
-        query = query.with_for_update()
-        row = await self._one(query)
+        query = self._locked(statements.AUDIT_HEAD)
+        row = await self._one(query, key=workspace_id)
+        if row is None and not self._locking:
+            return Head()
         if row is None:  # two that begin a chain at once: the second waits here for the first
             first = {"workspace_id": workspace_id, "seq": 0, "hash": GENESIS}
             await self._c.execute(self._insert(audit_heads).values(first).on_conflict_do_nothing())
-            row = await self._one(query)
+            row = await self._one(query, key=workspace_id)
         return Head(row.seq, row.hash)
 
     async def add_audit_entries(
@@ -503,14 +502,10 @@ class SqlTx(NoticesSql):
             }
             for entry in entries
         ]
-        await self._c.execute(sa.insert(audit_entries), rows)
+        await self._c.execute(statements.ADD_ENTRIES, rows)
         last = entries[-1]
         head = {"workspace_id": last.workspace_id, "seq": last.seq, "hash": last.hash}
-        statement = self._insert(audit_heads).values(head)
-        moved = {"seq": last.seq, "hash": last.hash}
-        await self._c.execute(
-            statement.on_conflict_do_update(index_elements=[audit_heads.c.workspace_id], set_=moved)
-        )
+        await self._upsert(audit_heads, head, key="workspace_id")
         if checkpoints:
             signed = [{"workspace_id": c["workspace_id"], "seq": c["seq"], "doc": c} for c in checkpoints]
             await self._c.execute(sa.insert(audit_checkpoints), signed)
@@ -545,13 +540,8 @@ def _transcript(key: TranscriptKey) -> list[sa.ColumnElement[bool]]:
     ]
 
 
-def _event_query() -> sa.Select[*tuple[Any, ...]]:
-    t = events.c
-    return sa.select(t.seq, t.id, t.type, t.created_at, t.processed_at, t.payload)
-
-
 def _event(row: Any) -> Event:
-    return Event(**row._mapping)
+    return Event(**row._asdict())
 
 
 def _bounds(column: sa.Column[datetime], created: TimeRange) -> list[sa.ColumnElement[bool]]:

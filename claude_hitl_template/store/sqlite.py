@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from claude_hitl_template.errors import Unavailable
 from claude_hitl_template.store.backend import Tx
+from claude_hitl_template.store.prepared import Compiled, is_prepared
 from claude_hitl_template.store.rows import SLOW, to_json
 from claude_hitl_template.store.sql import SqlTx
 
@@ -47,6 +48,7 @@ class SqliteBackend:
         self._group: asyncio.Future[None] | None = None
         self._committing: asyncio.Task[None] | None = None
         self._idle: list[sa.Connection] = []  # readers
+        self._compiled: dict[Any, Compiled] = {}
         self._writing, self._reading = asyncio.Lock(), asyncio.Semaphore(READERS)
         self._disk = ThreadPoolExecutor(1, "sqlite-commit")
         self._threads = ThreadPoolExecutor(READERS, "sqlite-read")
@@ -82,7 +84,7 @@ class SqliteBackend:
             connection = self._idle.pop() if self._idle else await _in(self._threads, self._engine.connect)
             try:
                 with _transaction(connection):
-                    yield SqlTx(_Inline(connection, self._threads))
+                    yield SqlTx(_Inline(connection, self._threads, self._compiled))
             except BaseException:
                 connection.close()
                 raise
@@ -97,7 +99,7 @@ class SqliteBackend:
             connection, group = await self._joined()
             try:
                 with _savepoint(connection):
-                    yield SqlTx(_Inline(connection, self._disk))
+                    yield SqlTx(_Inline(connection, self._disk, self._compiled))
             except Exception as error:  # noqa: BLE001 - raised below
                 failed = error
             finally:
@@ -173,15 +175,22 @@ async def _in(threads: ThreadPoolExecutor, work: Callable[[], Any]) -> Any:
 
 
 class _Inline:
-    """A connection whose statements run at once; those that say they are SLOW run in a thread."""
+    """A connection whose statements run at once; those that say they are SLOW run in a thread.
 
-    def __init__(self, connection: sa.Connection, threads: ThreadPoolExecutor) -> None:
-        self._connection, self._threads = connection, threads
+    `compiled` has the prepared statements, for all connections of the database.
+    """
+
+    def __init__(
+        self, connection: sa.Connection, threads: ThreadPoolExecutor, compiled: dict[Any, Compiled]
+    ) -> None:
+        self._connection, self._threads, self._compiled = connection, threads, compiled
         self.dialect = connection.dialect
 
     async def execute(
         self, statement: Any, parameters: Any = None, *, execution_options: Mapping[str, Any] | None = None
     ) -> Any:
+        if is_prepared(statement):
+            return self._prepared(statement, parameters).execute(_raw(self._connection), parameters)
         if not execution_options or not execution_options.get(SLOW):
             return self._connection.execute(statement, parameters)
 
@@ -190,6 +199,13 @@ class _Inline:
             return frozen()
 
         return await _in(self._threads, fetched)
+
+    def _prepared(self, statement: Any, parameters: Any) -> Compiled:
+        found = self._compiled.get(statement)
+        if found is None:
+            first = parameters[0] if isinstance(parameters, list) else parameters or {}
+            found = self._compiled[statement] = Compiled(statement, list(first), self.dialect)
+        return found
 
 
 def _engine(url: str) -> sa.Engine:

@@ -1,6 +1,6 @@
 """Who must allow a call, and who has: people and rules are read in the transaction of each decision."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -63,14 +63,21 @@ class Poll:
     barred: frozenset[str]
 
     @classmethod
-    async def open(cls, unit: SessionAggregate, approval: Approval, *ids: str | None) -> "Poll":
-        """`ids`: of further people whose word may be asked for."""
+    async def open(
+        cls,
+        unit: SessionAggregate,
+        approval: Approval,
+        *ids: str | None,
+        known: Mapping[str, Principal] | None = None,
+    ) -> "Poll":
+        """`ids`: of further people whose word may be asked for; `known` were read in this transaction."""
         session = unit.session
         wanted = {one for one in ids if one is not None} | {vote.principal_id for vote in approval.votes}
         requesters = frozenset(one for one in (session.created_by, session.last_sender) if one is not None)
         workspace = await unit.tx.workspace(session.workspace_id) if requesters & wanted else None
         separated = workspace is not None and workspace.separation_of_duties
-        people = await unit.tx.people(sorted(wanted))
+        people = dict(known or {})
+        people |= await unit.tx.people(sorted(wanted.difference(people)))
         return cls(approval, people, requesters, requesters if separated else frozenset())
 
     @property

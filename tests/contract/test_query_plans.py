@@ -20,28 +20,25 @@ PENDING = [ApprovalState.PENDING]
 
 
 @contextmanager
-def statements(path: Path) -> Iterator[list[tuple[str, Any]]]:
-    """Yields a list that collects the statements sent to this database meanwhile: (SQL, parameters)."""
-    found: list[tuple[str, Any]] = []
+def statements() -> Iterator[list[str]]:
+    """Yields a list that collects what is sent to databases that are opened meanwhile, with its parameters in it."""
+    found: list[str] = []
 
-    def note(connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if connection.engine.url.database == str(path):
-            found.append((statement, parameters))
+    def trace(connection: sqlite3.Connection, _record: Any) -> None:
+        connection.set_trace_callback(found.append)
 
-    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    sa.event.listen(sa.Engine, "connect", trace)
     try:
         yield found
     finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+        sa.event.remove(sa.Engine, "connect", trace)
 
 
-def plans(path: Path, said: list[tuple[str, Any]]) -> list[str]:
+def plans(path: Path, said: list[str]) -> list[str]:
     with sqlite3.connect(path) as connection:
-        selects = [(sql, given) for sql, given in said if sql.startswith("SELECT")]
+        selects = [sql for sql in said if sql.startswith("SELECT")]
         assert selects
-        found = [
-            row[3] for sql, given in selects for row in connection.execute(f"explain query plan {sql}", given)
-        ]
+        found = [row[3] for sql in selects for row in connection.execute(f"explain query plan {sql}")]
     connection.close()
     return found
 
@@ -73,8 +70,9 @@ def plans(path: Path, said: list[tuple[str, Any]]) -> list[str]:
     ],
 )  # fmt: skip
 async def test_an_index_has_the_rows_in_order(asked: Any, tmp_path: Path):
-    path, session_id, backend = await _a_session(tmp_path)
-    with statements(path) as said:
+    with statements() as said:
+        path, session_id, backend = await _a_session(tmp_path)
+        said.clear()
         await asked(CoreStore(backend), session_id)
     await backend.close()
     for step in plans(path, said):
@@ -83,8 +81,9 @@ async def test_an_index_has_the_rows_in_order(asked: Any, tmp_path: Path):
 
 @pytest.mark.parametrize("key", ["key", None])
 async def test_the_approvals_of_a_session_are_looked_for_among_its_own(key: str | None, tmp_path: Path):
-    path, session_id, backend = await _a_session(tmp_path)
-    with statements(path) as said:
+    with statements() as said:
+        path, session_id, backend = await _a_session(tmp_path)
+        said.clear()
         await CoreStore(backend).list_approvals(key, limit=100, states=PENDING, session_id=session_id)
     await backend.close()
     assert plans(path, said)[0] == "SEARCH approvals USING INDEX ix_approvals_session (session_id=?)"
