@@ -1,7 +1,8 @@
 """A saved workspace: its files, links and empty folders, and the blobs that hold the content.
 
-A blob is named by the SHA-256 of its content. A manifest is a blob itself; one that is larger than a blob may be is
-split, and its parts are named by a blob of their own.
+A blob is named by the SHA-256 of its content. A small manifest is a blob itself. A larger one consists of shards, which are
+named by a blob of their own: the hash of its path decides in which shard a file is, so that a workspace with one changed
+file shares all shards but one with the workspace before. Earlier versions cut large manifests into parts.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import batched
 from typing import Any, cast
 
 from claude_hitl_template.errors import InvalidInput
@@ -19,7 +21,10 @@ CHUNK_BYTES = (
 )  # Serve's replicas take messages of up to 4 MiB (ray/serve/_private/constants.py)
 MAX_PATH_BYTES, MAX_NAME_BYTES = 4095, 255  # Linux's own
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_VERSION = 1
+SHARD_BYTES = 8 * 1024  # what a shard has at most, on average; a manifest up to twice that is one blob
+MAX_SHARDS = 1024
+_AT_ONCE = 32  # shards or parts that are read at once
+_VERSION, _SHARDED = 1, 2
 _MAX_NUMBER = 1 << 63
 
 type GetBlobs = Callable[[Sequence[str]], Awaitable[list[bytes]]]
@@ -112,10 +117,22 @@ class Manifest:
     def encode(self) -> list[bytes]:
         """The blobs that a manifest is; the last one names it."""
         whole = self.text()
-        if len(whole) <= CHUNK_BYTES:
+        if len(whole) <= 2 * SHARD_BYTES:
             return [whole]
+        shards = self._shards(len(whole))
+        if max(map(len, shards)) <= CHUNK_BYTES:
+            return [*shards, _dump({"version": _SHARDED, "shards": [blob_name(shard) for shard in shards]})]
         parts = [whole[at : at + CHUNK_BYTES] for at in range(0, len(whole), CHUNK_BYTES)]
         return [*parts, _dump({"version": _VERSION, "parts": [blob_name(part) for part in parts]})]
+
+    def _shards(self, size_bytes: int) -> list[bytes]:
+        """Manifests of a share of the paths each. Their number is a power of two, so that it changes seldom."""
+        count = 2
+        while count * SHARD_BYTES < size_bytes and count < MAX_SHARDS:
+            count *= 2
+        files, links, folders = (_shared(kind, count) for kind in (self.files, self.links, self.folders))
+        shares = [Manifest(*each) for each in zip(files, links, folders, strict=True)]
+        return [share.text() for share in shares]
 
     def text(self) -> bytes:
         """The manifest as one piece of JSON, of any length."""
@@ -143,15 +160,13 @@ async def load(name: str | None, get: GetBlobs) -> Manifest:
 async def load_with_parts(name: str, get: GetBlobs) -> tuple[Manifest, list[str]]:
     """A manifest, and the names of the blobs that it is itself."""
     [first] = await get([name])
-    found = await asyncio.to_thread(_parse, first)
-    parts = found.get("parts")
-    if parts is None:
+    found = await asyncio.to_thread(_parse, first, _SHARDED)
+    key = "shards" if found["version"] == _SHARDED else "parts"
+    if key == "parts" and key not in found:
         return await asyncio.to_thread(_manifest, found), [name]
-    if not isinstance(parts, list) or not all(isinstance(p, str) for p in cast(list[Any], parts)):
-        raise _wrong("its parts are not a list of names")
-    names = [check_blob_name(part) for part in cast(list[str], parts)]
-    content = [(await get([part]))[0] for part in names]
-    whole = await asyncio.to_thread(_parse, b"".join(content))
+    names = _names(found.get(key))
+    content = [blob for some in batched(dict.fromkeys(names), _AT_ONCE) for blob in await get(list(some))]
+    whole = await asyncio.to_thread(_joined if key == "parts" else _merged, names, content)
     return await asyncio.to_thread(_manifest, whole), [name, *names]
 
 
@@ -174,13 +189,47 @@ def _wrong(why: str) -> InvalidInput:
     return InvalidInput(f"this is not a saved workspace: {why}", "manifest")
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def _names(found: Any) -> list[str]:
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in cast(list[Any], found)):
+        raise _wrong("its parts are not a list of names")
+    return [check_blob_name(name) for name in cast(list[str], found)]
+
+
+def _joined(names: list[str], content: list[bytes]) -> dict[str, Any]:
+    """The manifest whose text was cut into these parts. `content`: of each name once, in order."""
+    by_name = dict(zip(dict.fromkeys(names), content, strict=True))
+    return _parse(b"".join(by_name[name] for name in names))
+
+
+def _merged(_names: list[str], content: list[bytes]) -> dict[str, Any]:
+    """The manifest that has all that the shards have."""
+    shards = [_parse(shard) for shard in content]
+    try:
+        return {
+            kind: [row for shard in shards for row in shard[kind]] for kind in ("files", "links", "folders")
+        }
+    except (KeyError, TypeError) as error:
+        raise _wrong("a shard has no list of files, links or folders") from error
+
+
+def _shared[T: SavedFile | SavedLink | str](items: Iterable[T], count: int) -> list[tuple[T, ...]]:
+    """The items in the shares that the hashes of their paths choose, each share in their order."""
+    shares: list[list[T]] = [[] for _ in range(count)]
+    for item in items:
+        path = item if isinstance(item, str) else item.path
+        digest = hashlib.sha256(path.encode("utf-8", "surrogatepass")).digest()
+        shares[int.from_bytes(digest[:4]) % count].append(item)
+    return [tuple(share) for share in shares]
+
+
+def _parse(raw: bytes, newest: int = _VERSION) -> dict[str, Any]:
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise _wrong("it is not JSON") from error
-    if not isinstance(found, dict) or cast(dict[str, Any], found).get("version") != _VERSION:
-        raise _wrong(f"its version is not {_VERSION}")
+    version = cast(dict[str, Any], found).get("version") if isinstance(found, dict) else None
+    if version not in range(_VERSION, newest + 1):
+        raise _wrong(f"its version is not {_VERSION}{f' or {newest}' if newest > _VERSION else ''}")
     return cast(dict[str, Any], found)
 
 

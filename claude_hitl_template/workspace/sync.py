@@ -267,10 +267,26 @@ async def _put(
 async def _put_manifest(
     store: SavedBlobs, manifest: Manifest, session_id: str | None = None, epoch: int | None = None
 ) -> str:
-    blobs = await asyncio.to_thread(manifest.encode)
+    """Puts what the manifest consists of and the store has not got, its root last. Returns its name."""
+    *parts, root = await asyncio.to_thread(manifest.encode)
+    for some in _fitting(parts):
+        await _put(store, {blob_name(part): part for part in some}, session_id, epoch)
+    await store.put_blobs([root], session_id=session_id, epoch=epoch)
+    return blob_name(root)
+
+
+def _fitting(blobs: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """As many at a time as fit a call."""
+    batch: list[bytes] = []
+    held = 0
     for blob in blobs:
-        await store.put_blobs([blob], session_id=session_id, epoch=epoch)
-    return blob_name(blobs[-1])
+        if batch and held + len(blob) > CHUNK_BYTES:
+            yield batch
+            batch, held = [], 0
+        batch.append(blob)
+        held += len(blob)
+    if batch:
+        yield batch
 
 
 class _Counting:

@@ -218,14 +218,20 @@ async def test_what_no_session_names_is_swept_after_a_day_and_nothing_else(
     assert await paths(store, session) == ["b", "d"]
 
 
-async def test_the_parts_of_a_large_manifest_are_kept(store: CoreStore, files_clock: FakeClock) -> None:
+async def test_the_shards_of_a_large_manifest_are_kept_and_those_of_an_earlier_one_swept(
+    store: CoreStore, files_clock: FakeClock
+) -> None:
     session = await owned(store)
-    many = Manifest.of(a_file(f"{'folder' * 20}/{i}") for i in range(20_000))
-    assert len(many.encode()) > 1
-    await store.save_workspace(session.id, session.epoch, await put(store, many, b"x"))
+    before = Manifest.of(a_file(f"{'folder' * 20}/{i}") for i in range(2000))
+    after = before.with_added([a_file("one", mtime_ns=6)])
+    for each in (before, after):
+        await store.save_workspace(session.id, session.epoch, await put(store, each, b"x"))
+    old, new = ({blob_name(blob) for blob in each.encode()} for each in (before, after))
+    assert len(old & new) > 10
     files_clock.now += timedelta(hours=25)
-    assert await store.sweep_blobs() == 0
+    assert await store.sweep_blobs() == len(old - new) == 2
     assert (await store.list_workspace(session.id, KEY, limit=1)).next_page
+    assert len(await store.get_blobs(sorted(new), session_id=session.id, epoch=session.epoch)) == len(new)
 
 
 @pytest.mark.parametrize("lost", ["damaged", "missing"])

@@ -39,14 +39,59 @@ async def test_a_manifest_is_read_as_it_was_written() -> None:
     assert await load(None, blobs.get) == Manifest()
 
 
-async def test_one_of_many_files_is_split_into_parts_that_fit_a_call() -> None:
-    made = Manifest.of([a_file(f"folder/file number {i}") for i in range(40_000)])
+async def test_one_of_many_files_is_split_into_shards_that_fit_a_call() -> None:
+    made = Manifest.of(
+        [a_file(f"folder/file number {i}") for i in range(40_000)],
+        [SavedLink("link", "x")],
+        ["empty", "caf\udce9"],
+    )
     blobs, encoded = Blobs(), made.encode()
-    assert len(encoded) > 2
     assert max(map(len, encoded)) <= manifests.CHUNK_BYTES
     found, own = await manifests.load_with_parts(blobs.keep(*encoded), blobs.get)
     assert found == made
     assert set(own) == {blob_name(b) for b in encoded}
+
+
+async def test_a_manifest_that_an_earlier_version_cut_into_parts_is_read() -> None:
+    made, blobs = Manifest.of([a_file("a"), a_file("b")]), Blobs()
+    pieces = [made.text()[:50], made.text()[50:]]
+    root = {"version": 1, "parts": [blob_name(piece) for piece in pieces]}
+    name = blobs.keep(*pieces, json.dumps(root).encode())
+    assert await manifests.load_with_parts(name, blobs.get) == (made, [name, *root["parts"]])  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("path", ["src/file number 1234", "a new one"])
+async def test_a_changed_file_among_thousands_adds_little(path: str) -> None:
+    before = Manifest.of(
+        [a_file(f"src/file number {i}", chunks=(blob_name(b"%d" % i),)) for i in range(5000)]
+    )
+    blobs = Blobs()
+    blobs.keep(*before.encode())
+    after = before.with_added([a_file(path, mtime_ns=6)])
+    added = [blob for blob in after.encode() if blob_name(blob) not in blobs]
+    assert sum(map(len, added)) <= 20_000
+    assert await load(blobs.keep(*added), blobs.get) == after
+
+
+async def test_shards_that_contradict_each_other_are_refused() -> None:
+    blobs = Blobs()
+    shards = [Manifest.of([a_file(path)]).text() for path in ("a", "a/b")]
+    root = json.dumps({"version": 2, "shards": [blob_name(shard) for shard in shards]}).encode()
+    with pytest.raises(InvalidInput, match="below"):
+        await load(blobs.keep(*shards, root), blobs.get)
+
+
+@given(
+    paths=st.sets(st.text("ab\udce9\u00fc", min_size=1, max_size=30), min_size=300, max_size=400),
+    linked=st.integers(0, 300),
+)
+async def test_any_large_manifest_is_read_as_it_was_written(paths: set[str], linked: int) -> None:
+    ordered = sorted(paths)
+    links = [SavedLink(path, "elsewhere") for path in ordered[:linked]]
+    made = Manifest.of([a_file(path) for path in ordered[linked:]], links)
+    blobs, encoded = Blobs(), made.encode()
+    assert len(encoded) > 2 or len(encoded[0]) <= 2 * manifests.SHARD_BYTES
+    assert await load(blobs.keep(*encoded), blobs.get) == made
 
 
 def test_equal_workspaces_have_equal_manifests() -> None:
@@ -95,7 +140,8 @@ ONE = ["a", 0o644, 1, 0, [BLOB]]
     "raw",
     [
         b"", b"\xff", b"[]", b"null", b"[" * 100_000, {"version": 2}, {"version": 1}, {"version": 1, "parts": 5},
-        {"version": 1, "parts": ["../x"]},
+        {"version": 1, "parts": ["../x"]}, {"version": 2, "shards": ["../x"]}, {"version": 2, "shards": {}},
+        {"version": 3, "shards": []}, {"version": True, "files": 5}, {"version": "1"},
         {"version": 1, "files": 5, "links": [], "folders": []},
         {"version": 1, "files": [ONE, ONE], "links": [], "folders": []},
         {"version": 1, "files": [ONE], "links": [["a", "x"]], "folders": []},

@@ -417,6 +417,30 @@ async def test_a_store_that_fails_is_told_once_and_the_next_save_has_all(bench: 
     assert (bench.place.folder / "a").exists()
 
 
+async def test_an_owner_that_dies_while_it_saves_many_files_leaves_the_saved_workspace_as_it_was(
+    bench: Bench,
+) -> None:
+    workspace = await bench.ready()
+    for number in range(600):
+        (bench.place.folder / f"file number {number}").write_text(str(number))
+    await workspace.save()
+    kept = await bench.saved()
+    (bench.place.folder / "file number 7").write_text("changed")
+    bench.store.failing["save_workspace"] = Unavailable("the owner dies before the session names what it put")
+    await workspace.save()
+    assert await bench.saved() == kept
+    bench.store.failing.clear()
+    bench.wipe()
+    again = await bench.ready()
+    assert (bench.place.folder / "file number 7").read_text() == "7"
+    (bench.place.folder / "file number 7").write_text("changed")
+    await again.save()
+    bench.wipe()
+    await bench.ready()
+    found = {path.name: path.read_text() for path in bench.place.folder.iterdir()}
+    assert found == {f"file number {n}": "changed" if n == 7 else str(n) for n in range(600)}
+
+
 @pytest.mark.parametrize(("lasts", "stays"), [(True, False), (False, True)])
 async def test_only_an_owner_whose_folder_goes_with_it_must_stay(
     tmp_path: Path, lasts: bool, stays: bool
