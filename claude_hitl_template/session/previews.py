@@ -1,6 +1,9 @@
-"""Sends the pieces of an answer that is still being written to the ledger: best effort, one call at a time."""
+"""Sends the pieces of an answer that is still being written to the ledger: best effort, one call at a time, and only while a
+stream wants them."""
 
 import asyncio
+import time
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -13,23 +16,33 @@ from claude_hitl_template.store.protocol import Owners
 log = structlog.get_logger()
 
 MAX_PENDING = 10_000  # pieces that wait to be sent; further ones are dropped
+GATHER_S = 0.04  # between two calls; less than a person notices
+ASK_AGAIN_S = (
+    1.0  # while no stream wants previews, a piece is sent this often, and at the beginning of an answer
+)
 
 
 class PreviewSender:
-    """Collects previews while a call is under way and sends them with the next one. A failed call loses its pieces."""
+    """Collects previews for GATHER_S and sends them with one call. A failed call loses its pieces."""
 
     def __init__(self, store: Owners, session_id: str, epoch: int, spawn: Spawn) -> None:
         self._store, self._session_id, self._epoch, self._spawn = store, session_id, epoch, spawn
         self._pending: list[dict[str, Any]] = []
         self._sending: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        self._ask_at = 0.0  # no stream wants previews: until then only the beginning of an answer is sent
 
     def add(self, piece: Preview) -> None:
-        """Queues one piece; drops it if too many are pending."""
-        if len(self._pending) >= MAX_PENDING:
+        """Queues one piece; drops it if no stream wants it, or too many are pending."""
+        if len(self._pending) >= MAX_PENDING or (piece.text is not None and time.monotonic() < self._ask_at):
             return
         self._pending.append(_wire(piece))
         if self._sending is None or self._sending.done():
             self._sending = self._spawn(self._send())
+
+    def hurry(self) -> None:
+        """Sends what is pending: the answer is complete and will be committed."""
+        self._hurry.set()
 
     async def stop(self) -> None:
         await cancel(self._sending)
@@ -37,10 +50,18 @@ class PreviewSender:
     async def _send(self) -> None:
         while self._pending:
             pieces, self._pending = self._pending, []
+            self._hurry.clear()
             try:
-                await self._store.preview(self._session_id, self._epoch, pieces)
+                wanted = await self._store.preview(self._session_id, self._epoch, pieces)
             except HitlError as error:
                 log.debug("preview lost", session=self._session_id, why=str(error))
+                continue
+            if wanted:
+                self._ask_at = 0.0
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), GATHER_S)
+            else:
+                self._ask_at, self._pending = time.monotonic() + ASK_AGAIN_S, []
 
 
 def _wire(piece: Preview) -> dict[str, Any]:

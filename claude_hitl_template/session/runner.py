@@ -194,7 +194,6 @@ class SessionRunner:
             session = self._now.session
             if session.status == "running":
                 await self._take_turn()
-                await self._refresh()
             elif await self._wait_idle(session):
                 if await self._release():
                     return
@@ -233,6 +232,7 @@ class SessionRunner:
             if self._engine is None and session.deferred is not None:
                 # The transcript still has the call: a resumed CLI asks for it again, and the gate must deny it.
                 await self._store.defer(self._id, self._epoch, session.deferred)
+                await self._refresh()
             return
         try:
             await self._begin_turn()
@@ -464,6 +464,7 @@ class SessionRunner:
             case Preview():
                 self._previews.add(event)
             case Text():
+                self._previews.hurry()
                 thread = self._gate.thread(event.thread)
                 turn.drafts.append(events.agent_message(event.event_id, event.text, thread))
             case Thinking():
@@ -612,7 +613,7 @@ class SessionRunner:
         if end.error is not None:
             drafts.append(events.session_error(end.error[1], end.error[0]))
             stop_reason = events.RETRIES_EXHAUSTED
-        await self._store.end_turn(
+        ended = await self._store.end_turn(
             self._id,
             self._epoch,
             drafts,
@@ -621,6 +622,7 @@ class SessionRunner:
             stop_reason=stop_reason,
             how=how,
         )
+        await self._look_at(ended)
 
     # -- the workspace
 

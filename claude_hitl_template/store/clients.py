@@ -44,6 +44,7 @@ OWN_REPLIES_KEPT = timedelta(
     minutes=10
 )  # of keys of our own: nothing is repeated for longer than a minute or two
 FIRST_WORDS = 120  # characters
+STREAM_PAUSE_S = 5.0  # most that passes until a stream asks for the next events
 EVENTS_AT_ONCE = 500  # for a stream
 MAX_METADATA_PAIRS = 16  # the wire protocol's own limit
 
@@ -303,6 +304,8 @@ class ClientRules(StoreBase):
             if previews is None
             else [log_topic(session_id), preview_topic(session_id)]
         )
+        if previews is not None:
+            self._previews.want(session_id, timeout_s + STREAM_PAUSE_S)
         start = self._previews.now() if previews == NOW else previews
         with self._signals.listen(*topics) as listener:
             while True:

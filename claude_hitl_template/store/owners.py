@@ -14,7 +14,6 @@ from claude_hitl_template.domain.models import (
     ApprovalState,
     Lease,
     PermissionMode,
-    Session,
     Snapshot,
     Usage,
     new_id,
@@ -284,17 +283,16 @@ class OwnerRules(StoreBase):
         usage: Usage,
         stop_reason: Mapping[str, Any],
         how: TurnEnding = "over",
-    ) -> Session:
+    ) -> Snapshot:
         async with self._changing(session_id, "end_turn", epoch=epoch) as unit:
-            if unit.session.last_end == end_id:
-                return unit.session
-            await _append(unit, drafts)
-            unit.set(last_end=end_id, usage=unit.session.usage.plus(usage), recoveries=0)
-            if how == "over":
-                await _finish(unit, dict(stop_reason))
-            elif how == "broken off":
-                await unit.break_off()
-        return unit.session
+            if unit.session.last_end != end_id:
+                await _append(unit, drafts)
+                unit.set(last_end=end_id, usage=unit.session.usage.plus(usage), recoveries=0)
+                if how == "over":
+                    await _finish(unit, dict(stop_reason))
+                elif how == "broken off":
+                    await unit.break_off()
+        return await self.snapshot(session_id, epoch)
 
     async def release(self, session_id: str, epoch: int) -> bool:
         async with self._changing(session_id, "release") as unit:
@@ -306,13 +304,15 @@ class OwnerRules(StoreBase):
             unit.set(lease=None, interrupted=False)
         return True
 
-    async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> None:
+    async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> bool:
         """Called many times a second: the epoch is checked against this ledger's cache, mostly without the database."""
         await self._check_driver(session_id, epoch)
         for delta in deltas:
             position = self._previews.add(session_id, delta)
             self._post(["preview", session_id, position, dict(delta)])
         self._signals.wake(preview_topic(session_id))
+        # Another ledger's streams are not known here.
+        return self._backend.relay is not None or self._previews.are_wanted(session_id)
 
     async def append_transcript(
         self, key: TranscriptKey, entries: Sequence[Mapping[str, Any]], *, epoch: int | None = None

@@ -562,7 +562,7 @@ class Owners(Reachable, SavedBlobs, Protocol):
         usage: Usage,
         stop_reason: Mapping[str, Any],
         how: TurnEnding = "over",
-    ) -> Session:
+    ) -> Snapshot:
         """Ends the engine's work on the turn. `stop_reason` applies if no work is left.
 
         "over": the engine finished it. After `retries_exhausted` the session rests; queued messages and decisions
@@ -581,8 +581,8 @@ class Owners(Reachable, SavedBlobs, Protocol):
         """Releases the lease and returns True; False if there is work and the owner must continue."""
         ...
 
-    async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> None:
-        """Passes deltas of an unfinished event to open streams; nothing is stored."""
+    async def preview(self, session_id: str, epoch: int, deltas: Sequence[Mapping[str, Any]]) -> bool:
+        """Passes deltas of an unfinished event to open streams; nothing is stored. Returns whether a stream wants some."""
         ...
 
     async def save_workspace(

@@ -108,6 +108,15 @@ class Previews:
     def __init__(self) -> None:
         self._newest = 0
         self._kept: dict[str, deque[tuple[int, dict[str, Any]]]] = {}
+        self._wanted: dict[str, float] = {}  # by session, until when: time.monotonic()
+
+    def want(self, session_id: str, for_s: float) -> None:
+        """A stream asks for the session's previews, and does so again within `for_s`."""
+        self._wanted[session_id] = max(self._wanted.get(session_id, 0.0), time.monotonic() + for_s)
+
+    def are_wanted(self, session_id: str) -> bool:
+        """Whether a stream asks for the session's previews, or did a moment ago."""
+        return self._wanted.get(session_id, 0.0) > time.monotonic()
 
     def now(self) -> int:
         """The position of the next delta."""
@@ -130,3 +139,4 @@ class Previews:
 
     def forget(self, session_id: str) -> None:
         self._kept.pop(session_id, None)
+        self._wanted = {one: until for one, until in self._wanted.items() if until > time.monotonic()}

@@ -46,7 +46,8 @@ async def ask(
 
 
 async def end(store: CoreStore, sid: str, epoch: int = 1, stop: dict[str, Any] = events.END_TURN) -> Session:
-    return await store.end_turn(sid, epoch, [], end_id=new_id("end"), usage=Usage(), stop_reason=stop)
+    ended = await store.end_turn(sid, epoch, [], end_id=new_id("end"), usage=Usage(), stop_reason=stop)
+    return ended.session
 
 
 async def send(store: CoreStore, sid: str, *inbound: Any) -> None:
