@@ -8,7 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import pytest
 
 from claude_hitl_template.cli.app import app
-from claude_hitl_template.cli.common import run
+from claude_hitl_template.cli.run import run
 
 
 def hitl(*arguments: str) -> subprocess.CompletedProcess[str]:

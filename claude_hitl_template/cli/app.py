@@ -1,45 +1,199 @@
-"""The commands, put together."""
+"""The commands. Each is imported when it is used: what others import would double the time that it takes."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
 from claude_hitl_template import __version__, code_version
 from claude_hitl_template.cli import completion
-from claude_hitl_template.cli.commands import (
-    audit,
-    backup,
-    bench,
-    chaos,
-    configuration,
-    development,
-    doctor,
-    image,
-    keys,
-    logs,
-    notifications,
-    rules,
-    secrets,
-    status,
-    users,
-    workspaces,
-)
-from claude_hitl_template.cli.common import step
-from claude_hitl_template.cli.deploy import rollout
-from claude_hitl_template.cli.host import run_record, service, vm
-from claude_hitl_template.cli.host.processes import authenticate
-from claude_hitl_template.cli.terminal import approvals, chat, sessions
-from claude_hitl_template.config.settings import Settings
+
+_DAILY, _OPERATE, _DEVELOP = "Every day", "Operating the service", "Working on the project"
+_PASS_ON: Mapping[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command before it is imported.
+
+    `target`: MODULE:NAME of a function or a Typer app, below this package. `help`: the first paragraph of its own help.
+    `epilog`: the name of a text in the module. `context`: settings of the command's Click context.
+    """
+
+    panel: str
+    target: str
+    help: str
+    epilog: str | None = None
+    context: Mapping[str, Any] | None = None
+    hidden: bool = False
+
+
+ENTRIES = {
+    "demo": Entry(
+        _DAILY,
+        "terminal.chat:demo",
+        "Shows the product: starts the service if needed, gives an agent a task, and asks you before a gated call runs.",
+        epilog="DEMO_EPILOG",
+    ),
+    "chat": Entry(
+        _DAILY,
+        "terminal.chat:chat",
+        "Chats with an agent: messages, and decisions on what it wants to do.",
+        epilog="STATUSES",
+    ),
+    "approvals": Entry(_DAILY, "terminal.approvals:app", "Lists, shows and decides approvals."),
+    "sessions": Entry(_DAILY, "terminal.sessions:app", "Lists, shows and ends sessions."),
+    "status": Entry(
+        _DAILY,
+        "commands.status:status",
+        "Shows what runs, where, and whether it is healthy. Exit status: 0 healthy, 1 not.",
+    ),
+    "up": Entry(
+        _DAILY,
+        "commands.starting:up",
+        "Starts Ray and the service where they do not run yet, and restarts them when settings or code changed.",
+    ),
+    "down": Entry(
+        _DAILY,
+        "commands.starting:down",
+        "Ends everything that `up` started; nothing that was committed is lost.",
+    ),
+    "doctor": Entry(
+        _OPERATE,
+        "commands.doctor:doctor",
+        "Checks everything the service needs and names the fix for each problem. Exit status 1 if there is one.",
+    ),
+    "logs": Entry(_OPERATE, "commands.logs:logs", "Shows the service's log with secrets masked."),
+    "keys": Entry(_OPERATE, "commands.keys:app", "API keys of REST clients."),
+    "audit": Entry(_OPERATE, "commands.audit:app", "The audit log, and proofs from it."),
+    "users": Entry(_OPERATE, "commands.users:app", "People who sign in to the pages of the service."),
+    "workspaces": Entry(
+        _OPERATE, "commands.workspaces:app", "Workspaces, which own sessions, and who belongs to them."
+    ),
+    "rules": Entry(
+        _OPERATE,
+        "commands.rules:app",
+        "Rules of a workspace: which calls are denied or asked for, and who decides.",
+    ),
+    "notifications": Entry(
+        _OPERATE,
+        "commands.notifications:app",
+        "Notifications: what was sent, over which channels, and what came out of it.",
+    ),
+    "secrets": Entry(_OPERATE, "commands.secrets:app", "Secrets of the service, kept on the cluster."),
+    "deploy": Entry(
+        _OPERATE,
+        "deploy.rollout:deploy",
+        "Uploads this working tree to the cluster and waits until Serve runs it.",
+    ),
+    "image": Entry(_OPERATE, "commands.image:app", "The image that each session runs in."),
+    "backup": Entry(
+        _OPERATE,
+        "commands.backup:backup",
+        "Writes a consistent copy of the database to a file, whether the service runs or not.",
+    ),
+    "restore": Entry(
+        _OPERATE,
+        "commands.backup:restore",
+        "Restores the database from a backup, of SQLite or Postgres into either.",
+    ),
+    "vm": Entry(_OPERATE, "host.vm:app", "The Linux machine that the cluster runs on, on a Mac."),
+    "bootstrap-host": Entry(
+        _OPERATE,
+        "commands.development:bootstrap_host",
+        "As root on Debian or Ubuntu: installs what the service and its containers need, and creates the user ray.",
+    ),
+    "configuration": Entry(
+        _OPERATE,
+        "commands.configuration:configuration",
+        "Prints every setting, with its default and what it is for, as Markdown.",
+    ),
+    "shell": Entry(
+        _OPERATE,
+        "commands.shell:shell",
+        "A Python prompt on the cluster, through Ray Client: `ray`, `store`, `settings`.",
+    ),
+    "test": Entry(
+        _DEVELOP,
+        "commands.development:run_tests",
+        "Runs the fast tests. Other arguments are passed on to pytest; tests that they name run in any tier.",
+        context=_PASS_ON,
+    ),
+    "check": Entry(
+        _DEVELOP,
+        "commands.development:check",
+        "The first part of CI: format, lint, types, import rules, fast tests; stops at the first that fails.",
+    ),
+    "openapi": Entry(
+        _DEVELOP,
+        "commands.development:openapi",
+        "Writes docs/openapi.json, the API document that the routes make. Commit it with an intended change of the API.",
+        hidden=True,
+    ),
+    "bench": Entry(
+        _DEVELOP,
+        "commands.bench:bench",
+        "Compares turns, decisions and parking with the plain SDK. Needs a checkout; `--help` lists the options.",
+        context=_PASS_ON | {"help_option_names": []},
+    ),
+    "chaos": Entry(
+        _DEVELOP,
+        "commands.chaos:chaos",
+        "Kills, stops and disconnects parts of its own service under load; exits 1 if a guarantee was broken.",
+    ),
+    "clean": Entry(
+        _DEVELOP,
+        "commands.development:clean",
+        "Deletes caches, Ray's old logs and, after confirmation, the data folder: all sessions, approvals, files and keys.",
+    ),
+}
+
+
+def load(name: str) -> TyperCommand | TyperGroup:
+    """Imports a command of the table."""
+    entry = ENTRIES[name]
+    path, _, attribute = entry.target.partition(":")
+    module = import_module(f"claude_hitl_template.cli.{path}")
+    found: Any = getattr(module, attribute)
+    if not isinstance(found, typer.Typer):
+        epilog = entry.epilog and getattr(module, entry.epilog)
+        alone = typer.Typer(add_completion=False)
+        alone.command(name, epilog=epilog, context_settings=dict(entry.context or {}), hidden=entry.hidden)(
+            found
+        )
+        found = alone
+    command: Any = get_command(found)
+    command.name = name
+    return command
+
+
+class CommandTable(TyperGroup):
+    """Lists the table's commands by what it says of them, and imports the one that is called."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {
+            name: TyperCommand(name, help=entry.help, rich_help_panel=entry.panel, hidden=entry.hidden)
+            for name, entry in ENTRIES.items()
+        }
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, found, rest = super().resolve_command(ctx, args)
+        return name, found and load(str(found.name)), rest
+
 
 app = typer.Typer(
+    cls=CommandTable,
     help="Human-approved Claude sessions on your own Ray cluster.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_DAILY, _OPERATE, _DEVELOP = "Every day", "Operating the service", "Working on the project"
-_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def _show_version(wanted: bool) -> None:
@@ -65,91 +219,3 @@ def main(
     ] = False,
 ) -> None:
     """Human-approved Claude sessions on your own Ray cluster."""
-
-
-app.command(epilog=f"{chat.OFFLINE_PROMPTS}\n\n{chat.STATUSES}", rich_help_panel=_DAILY)(chat.demo)
-app.command(epilog=chat.STATUSES, rich_help_panel=_DAILY)(chat.chat)
-app.add_typer(approvals.app, name="approvals", rich_help_panel=_DAILY)
-app.add_typer(sessions.app, name="sessions", rich_help_panel=_DAILY)
-app.command(rich_help_panel=_DAILY)(status.status)
-
-
-@app.command(rich_help_panel=_DAILY)
-def up(
-    postgres: Annotated[
-        bool,
-        typer.Option(
-            "--postgres",
-            help="Keep everything in a Postgres of our own, made in the data folder; from then on every start uses it.",
-        ),
-    ] = False,
-) -> None:
-    """Starts Ray and the service where they do not run yet, and restarts them when settings or code changed."""
-    settings = Settings.load()
-    made = chat.ensure_up(settings, make_postgres=postgres)
-    facts = service.healthy(settings) or {}
-    typer.echo(f"REST       {settings.base_url}/v1   (model: {facts.get('model')})")
-    typer.echo(chat.pages_line(settings))
-    if panel := chat.panel_line(settings):
-        typer.echo(panel)
-    typer.echo(
-        f"Dashboard  {settings.own_dashboard}   (asks for Ray's token; ./hitl status --show-secrets shows it)"
-    )
-    typer.echo(f"Data       {settings.data_dir}")
-    if made:
-        typer.echo(f"API key    {made}   (shown this once; kept in {settings.secrets_dir / 'api-key'})")
-    else:
-        typer.echo(f"API key    in {settings.secrets_dir / 'api-key'}")
-    typer.echo(chat.export_line(settings))
-    typer.echo("Next       ./hitl demo")
-
-
-@app.command(rich_help_panel=_DAILY)
-def down() -> None:
-    """Ends everything that `up` started; nothing that was committed is lost."""
-    settings = Settings.load()
-    run_record.check_ours(settings)
-    with step("Letting running turns come to rest, then stopping"):
-        stopped = service.stop(settings)
-    if not stopped.processes:
-        typer.echo("nothing ran")
-        return
-    typer.echo(f"stopped: {stopped.processes} processes ended; sessions, approvals and files are kept")
-    if stopped.unfinished:
-        typer.echo(f"{stopped.unfinished} turns were cut off; they are taken up again at the next ./hitl up")
-
-
-app.command(rich_help_panel=_OPERATE)(doctor.doctor)
-app.command(rich_help_panel=_OPERATE)(logs.logs)
-app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATE)
-app.add_typer(audit.app, name="audit", rich_help_panel=_OPERATE)
-app.add_typer(users.app, name="users", rich_help_panel=_OPERATE)
-app.add_typer(workspaces.app, name="workspaces", rich_help_panel=_OPERATE)
-app.add_typer(rules.app, name="rules", rich_help_panel=_OPERATE)
-app.add_typer(notifications.app, name="notifications", rich_help_panel=_OPERATE)
-app.add_typer(secrets.app, name="secrets", rich_help_panel=_OPERATE)
-app.command(rich_help_panel=_OPERATE)(rollout.deploy)
-app.add_typer(image.app, name="image", rich_help_panel=_OPERATE)
-app.command(rich_help_panel=_OPERATE)(backup.backup)
-app.command(rich_help_panel=_OPERATE)(backup.restore)
-app.add_typer(vm.app, name="vm", rich_help_panel=_OPERATE)
-app.command(rich_help_panel=_OPERATE)(development.bootstrap_host)
-app.command(rich_help_panel=_OPERATE)(configuration.configuration)
-
-
-@app.command(rich_help_panel=_OPERATE)
-def shell(profile: rollout.Profile = None) -> None:
-    """A Python prompt on the cluster, through Ray Client: `ray`, `store`, `settings`."""
-    settings = Settings.load(profile)
-    authenticate(settings)  # before Ray is imported, which reads it once
-    from claude_hitl_template.cli.commands.shell import open_shell  # noqa: PLC0415  (slow to import)
-
-    open_shell(settings)
-
-
-app.command("test", context_settings=_PASS_ON, rich_help_panel=_DEVELOP)(development.run_tests)
-app.command(rich_help_panel=_DEVELOP)(development.check)
-app.command(hidden=True)(development.openapi)
-app.command(context_settings=_PASS_ON | {"help_option_names": []}, rich_help_panel=_DEVELOP)(bench.bench)
-app.command(rich_help_panel=_DEVELOP)(chaos.chaos)
-app.command(rich_help_panel=_DEVELOP)(development.clean)

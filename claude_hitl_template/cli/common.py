@@ -1,9 +1,7 @@
-"""Shared parts of all commands: console, progress, errors as exit statuses."""
+"""Shared parts of all commands: console, progress, checks."""
 
 import json
-import os
-import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -12,17 +10,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from claude_hitl_template.cli import completion
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.config import network
 from claude_hitl_template.config.settings import Settings
-from claude_hitl_template.errors import HitlError
 from claude_hitl_template.presentation.checks import Check, lines
 from claude_hitl_template.presentation.terminal import shown
-from claude_hitl_template.presentation.text import visible
 
 UNWRAPPED = 1_000_000  # columns
-INTERRUPTED = 130  # as shells have it
 
 
 def console() -> Console:
@@ -75,23 +68,3 @@ def report_checks(found: Sequence[Check], *, as_json: bool) -> None:
         for check in found:
             typer.secho("\n".join(lines(check)), fg="red" if check.level == "wrong" else None)
     raise typer.Exit(1 if any(check.level == "wrong" for check in found) else 0)
-
-
-def run(app: Callable[..., Any]) -> int:
-    """Runs the command line. Expected errors become a message and an exit status, never a traceback."""
-    network.keep_grpc_direct()
-    completion.prepare()
-    try:
-        app(prog_name="./hitl", complete_var=completion.VARIABLE)
-    except HitlError as error:
-        print(f"error: {visible(str(error))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader is gone; without this, Python says so again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    return 0

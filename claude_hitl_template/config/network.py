@@ -14,14 +14,13 @@ from urllib.request import getproxies_environment
 import httpx
 from socksio.exceptions import SOCKSError
 
+from claude_hitl_template.config.grpc import GRPC
 from claude_hitl_template.errors import ConfigError
 
 # What a request raises that got no answer; the library under httpx reports a proxy that is not SOCKS.
 UNREACHABLE: tuple[type[Exception], ...] = (httpx.TransportError, SOCKSError)
 # Addresses that no process may reach through a proxy: loopback, and a cloud's metadata service.
 NEVER = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1", "169.254.169.254", "metadata.google.internal")
-# gRPC reads `grpc_proxy` first; empty, it reaches everything directly. All of Ray's connections lead into the cluster.
-GRPC = {"grpc_proxy": "", "RAY_grpc_enable_http_proxy": "0"}
 _LAST_PORT = 65535
 _NO_ADDRESS = "it is not a proxy's address"
 _SUFFIX = "_proxy"
@@ -30,7 +29,7 @@ _BYPASS = ("no_proxy", "NO_PROXY")  # programs read one of the two
 
 def direct(**options: Any) -> httpx.Client:
     """A client for the service's own addresses; options as for httpx.Client."""
-    return httpx.Client(trust_env=False, verify=_trusted(), **options)
+    return httpx.Client(trust_env=False, verify=_verified(str(options.get("base_url", ""))), **options)
 
 
 def direct_async(**options: Any) -> httpx.AsyncClient:
@@ -42,7 +41,7 @@ def direct_async(**options: Any) -> httpx.AsyncClient:
 
 def request(method: str, url: str, **options: Any) -> httpx.Response:
     """One request to an address of the service; options as for httpx.request."""
-    return httpx.request(method, url, trust_env=False, verify=_trusted(), **options)
+    return httpx.request(method, url, trust_env=False, verify=_verified(url), **options)
 
 
 def outward(**options: Any) -> httpx.Client:
@@ -73,6 +72,11 @@ def check_proxies() -> None:
         ) from None
 
 
+def _verified(url: str) -> ssl.SSLContext:
+    """How servers at this address are verified. For http no certificates are read, and a server with TLS is refused."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if url.startswith("http:") else _trusted()
+
+
 @cache
 def _trusted() -> ssl.SSLContext:
     """The certificates that the environment names (SSL_CERT_FILE), else the usual ones: reading them takes a while."""
@@ -91,11 +95,6 @@ def without_proxies(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment without proxies for a child process that reaches only the service."""
     kept = {name: value for name, value in environment.items() if not name.lower().endswith(_SUFFIX)}
     return {**kept, **dict.fromkeys(_BYPASS, "*"), **GRPC}
-
-
-def keep_grpc_direct() -> None:
-    """Makes gRPC bypass proxies in this process and its children."""
-    os.environ.update(GRPC)
 
 
 def _variable(scheme: str) -> str:

@@ -5,13 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
-from claude_hitl_template.cli.app import app
+from claude_hitl_template.cli.app import ENTRIES
 
 FOLDER = Path(__file__).parents[2] / ".claude"
 COMMANDS = sorted((FOLDER / "commands").glob("*.md"))
-KNOWN = set(get_command(app).commands)  # type: ignore[attr-defined]
+KNOWN = set(ENTRIES)
 
 
 def test_the_promised_commands_are_there() -> None:

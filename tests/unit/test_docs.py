@@ -10,17 +10,16 @@ from pathlib import Path
 import pytest
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
-from typer.main import get_command
 
 from claude_hitl_template import __version__
-from claude_hitl_template.cli.app import app
+from claude_hitl_template.cli.app import ENTRIES, load
 from claude_hitl_template.cli.commands.configuration import page
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-COMMANDS = set(get_command(app).commands)  # type: ignore[attr-defined]
+COMMANDS = set(ENTRIES)
 PLACES = ("", "macos", "elsewhere")  # anywhere; on a Mac only; on another host
 # The test that runs each command, as written in the documents; that of the quickstart reads its commands from there.
 RUN = {
@@ -120,7 +119,11 @@ def check_usage(line: str) -> None:
         words = shlex.split(part)
         if "./hitl" not in words:
             continue
-        command, words = get_command(app), words[words.index("./hitl") + 1 :]
+        words = words[words.index("./hitl") + 1 :]
+        if not words or words[0].startswith("-"):
+            continue
+        assert words[0] in ENTRIES, line
+        command = load(words.pop(0))
         while isinstance(command, TyperGroup) and words and not words[0].startswith("-"):
             name, *words = words
             assert name in command.commands, line

@@ -73,7 +73,7 @@ def _delete_ray_folder(settings: Settings) -> None:
 
 
 def bootstrap_host() -> None:
-    """As root on Debian or Ubuntu: installs the dependencies of the service and its containers, and creates the user ray."""
+    """As root on Debian or Ubuntu: installs what the service and its containers need, and creates the user ray."""
     raise typer.Exit(subprocess.call([ROOT / "claude_hitl_template/bin/bootstrap-host"]))  # noqa: S603
 
 

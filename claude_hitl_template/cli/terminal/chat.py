@@ -10,8 +10,9 @@ from rich.text import Text
 
 from claude_hitl_template import code_version
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.cli.common import INTERRUPTED, console, say, service_client, step
+from claude_hitl_template.cli.common import console, say, service_client, step
 from claude_hitl_template.cli.host import panel, run_record, service
+from claude_hitl_template.cli.run import INTERRUPTED
 from claude_hitl_template.cli.terminal import ids
 from claude_hitl_template.cli.terminal.conversation import (
     MAX_LISTED_FILES,
@@ -64,6 +65,7 @@ PROMPTS = (
 OFFLINE_PROMPTS = "Without a model's key a script answers. It has something to do for: " + "; ".join(
     f'"{prompt}"' for prompt in PROMPTS
 )
+DEMO_EPILOG = f"{OFFLINE_PROMPTS}\n\n{STATUSES}"
 
 
 class Answer(StrEnum):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.cli import common
+from claude_hitl_template.cli import run
 from claude_hitl_template.cli.app import app
 from claude_hitl_template.cli.commands.doctor import address_check
 from claude_hitl_template.cli.host import service
@@ -30,7 +30,7 @@ def test_each_command_says_that_ipv6_is_not_possible_and_what_is(
     make_settings()
     monkeypatch.setenv("HITL_HOST", "::1")
     monkeypatch.setattr(sys, "argv", ["hitl", *command.split()])
-    assert common.run(app) == 1
+    assert run.run(app) == 1
     said = capfd.readouterr().err
     assert said.startswith("error: HITL_HOST is not usable: '::1' is an IPv6 address")
     assert "set it to 127.0.0.1 (this machine only), 0.0.0.0" in said

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from claude_hitl_template import __version__, code_version
-from claude_hitl_template.cli import common
+from claude_hitl_template.cli import app, run
 from claude_hitl_template.cli.commands import development
 from claude_hitl_template.cli.terminal import chat
 from claude_hitl_template.config.secret_files import prepare, read_api_key
@@ -226,7 +226,7 @@ def test_the_line_for_clients_is_shell_and_gives_address_and_key(make_settings: 
     assert read_api_key(settings) not in line
 
 
-SLOW = (
+SLOW = {
     "ray",
     "claude_agent_sdk",
     "sqlalchemy",
@@ -237,19 +237,39 @@ SLOW = (
     "cryptography",
     "rfc8785",
     "claude_hitl_template.image.build",
+}
+FOR_A_COMMAND = {"httpx", "pydantic", "psutil", "claude_hitl_template.config.settings"}
+
+
+@pytest.mark.parametrize(
+    ("command", "unused"),
+    [
+        ("--version", SLOW | FOR_A_COMMAND | {"rich"}),
+        ("--help", SLOW | FOR_A_COMMAND),
+        ("configuration", SLOW | {"httpx", "rich"}),
+        ("status", SLOW),
+        ("approvals", SLOW | {"claude_hitl_template.cli.host.service"}),
+        ("sessions", SLOW | {"claude_hitl_template.cli.host.service"}),
+    ],
 )
-
-
-@pytest.mark.parametrize("command", ["--help", "status", "approvals", "sessions"])
-def test_commands_do_not_import_what_is_slow(make_settings: Make, free_port: int, command: str) -> None:
+def test_commands_do_not_import_what_is_slow(
+    make_settings: Make, free_port: int, command: str, unused: set[str]
+) -> None:
     make_settings(serve_port=free_port, api_key="a-key")
     code = (
-        "import sys; from claude_hitl_template.cli import app, common; "
-        f"sys.argv[1:] = [{command!r}]; common.run(app.app); "
-        f"print([m for m in {SLOW} if m in sys.modules], file=sys.stderr)"
+        "import sys; from claude_hitl_template.cli import app, run; "
+        f"sys.argv[1:] = [{command!r}]; run.run(app.app); "
+        f"print([m for m in {sorted(unused)} if m in sys.modules], file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stderr.splitlines()[-1] == "[]"
+
+
+def test_the_table_of_commands_says_what_they_say_of_themselves() -> None:
+    for name, entry in app.ENTRIES.items():
+        command = app.load(name)
+        assert " ".join(str(command.help).split("\n\n")[0].split()) == entry.help, name
+        assert (command.name, command.hidden) == (name, entry.hidden)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +289,7 @@ def test_how_it_ended_is_the_exit_status(
         if error is not None:
             raise error
 
-    assert common.run(app) == status
+    assert run.run(app) == status
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -277,5 +297,5 @@ def test_an_error_message_cannot_act_on_the_terminal(capsys: pytest.CaptureFixtu
     def app(**_: object) -> None:
         raise ConfigError("bad \x1b[2J")
 
-    assert common.run(app) == 1
+    assert run.run(app) == 1
     assert capsys.readouterr().err == "error: bad \\x1b[2J\n"

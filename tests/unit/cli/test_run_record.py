@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_hitl_template.cli import app
-from claude_hitl_template.cli.commands import backup, development, status
+from claude_hitl_template.cli.commands import backup, development, starting, status
 from claude_hitl_template.cli.commands.doctor import checkout_check, environment_check
 from claude_hitl_template.cli.host import run_record, service
 from claude_hitl_template.cli.host.postgres import LocalPostgres
@@ -32,7 +31,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 COMMANDS: dict[str, Callable[[Settings], object]] = {
     "up": chat.ensure_up,
-    "down": lambda _: app.down(),
+    "down": lambda _: starting.down(),
     "clean": lambda _: development.clean(yes=True),
     "restore": lambda settings: backup.restore(settings.data_dir / "backup"),
 }

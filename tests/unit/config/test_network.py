@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 import claude_hitl_template
 from claude_hitl_template.config import network
+from claude_hitl_template.config.grpc import GRPC
 from claude_hitl_template.errors import ConfigError
 from tests.recording import refusing_proxy
 from tests.serving import loopback
@@ -149,7 +150,7 @@ def test_what_may_reach_the_outside_keeps_its_proxies_and_reaches_us_without_the
 def test_what_reaches_only_us_has_no_proxies() -> None:
     given = dict.fromkeys(PROXIES, "http://p:1")
     found = network.without_proxies({**given, "PATH": "/bin"})
-    assert found == {"PATH": "/bin", "no_proxy": "*", "NO_PROXY": "*", **network.GRPC}
+    assert found == {"PATH": "/bin", "no_proxy": "*", "NO_PROXY": "*", **GRPC}
 
 
 def test_no_other_module_makes_an_http_client() -> None:
