@@ -117,6 +117,12 @@ SUITES = (
         ("inbox/", "signin/", "presentation/", "notify/", "store/waiting", "api/"),
     ),
     Suite(
+        "first hour",
+        ("tests/first_hour",),
+        300,
+        ("cli/", "api/", "presentation/", "pyproject.toml", "compose.yaml", "docs/rest.md", "README.md"),
+    ),
+    Suite(
         "deploy",
         ("tests/integration/test_deploy.py",),
         300,

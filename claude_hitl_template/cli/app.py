@@ -101,6 +101,11 @@ ENTRIES = {
         "commands.backup:restore",
         "Restores the database from a backup, of SQLite or Postgres into either.",
     ),
+    "upgrade": Entry(
+        _OPERATE,
+        "commands.upgrade:upgrade",
+        "Brings the data folder and the service to this version: makes a backup of the database, then does what `up` does.",
+    ),
     "vm": Entry(_OPERATE, "host.vm:app", "The Linux machine that the cluster runs on, on a Mac."),
     "bootstrap-host": Entry(
         _OPERATE,

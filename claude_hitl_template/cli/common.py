@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from claude_hitl_template.cli.client import Client
+from claude_hitl_template.cli.program import named
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.presentation.checks import Check, lines
 from claude_hitl_template.presentation.terminal import shown
@@ -32,7 +33,7 @@ def table_width() -> int | None:
 
 def say(message: str) -> None:
     """Prints a remark to standard error, apart from a command's output."""
-    Console(stderr=True, highlight=False).print(shown(message, "yellow"), soft_wrap=True)
+    Console(stderr=True, highlight=False).print(shown(named(message), "yellow"), soft_wrap=True)
 
 
 @contextmanager
@@ -66,5 +67,5 @@ def report_checks(found: Sequence[Check], *, as_json: bool) -> None:
         print_json([asdict(check) for check in found])
     else:
         for check in found:
-            typer.secho("\n".join(lines(check)), fg="red" if check.level == "wrong" else None)
+            typer.secho(named("\n".join(lines(check))), fg="red" if check.level == "wrong" else None)
     raise typer.Exit(1 if any(check.level == "wrong" for check in found) else 0)

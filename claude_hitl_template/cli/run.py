@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from claude_hitl_template.cli import completion
+from claude_hitl_template.cli.program import NAME, named
 from claude_hitl_template.config.grpc import keep_direct
 from claude_hitl_template.errors import HitlError
 from claude_hitl_template.presentation.text import visible
@@ -19,9 +20,9 @@ def run(app: Callable[..., Any]) -> int:
     completion.prepare()
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # its own commands take as long as all of the rest
     try:
-        app(prog_name="./hitl", complete_var=completion.VARIABLE)
+        app(prog_name=NAME, complete_var=completion.VARIABLE)
     except HitlError as error:
-        print(f"error: {visible(str(error))}", file=sys.stderr)
+        print(f"error: {visible(named(str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -1,6 +1,7 @@
 """The only reader of the environment. Every field is one variable `HITL_<NAME>`, or the alias it names.
 
-Sources, first wins: the environment, the profile that a command names, `.env` in HITL_HOME, the default here.
+Sources, first wins: the environment, the profile that a command names, `.env` in HITL_HOME, a file of the variable's name in
+lower case in CREDENTIALS_DIRECTORY, the default here.
 """
 
 import json
@@ -139,6 +140,12 @@ RayToken = Annotated[SecretStr, AfterValidator(_fits_in_a_header)]
 HttpAddress = Annotated[str, _address(("http", "https"))]
 Issuer = Annotated[str, AfterValidator(_issuer)]
 RayAddress = Annotated[str, _address(("ray",))]
+
+
+def _secret_files() -> Path | None:
+    """The folder in which systemd, or a container's engine, puts secrets as files."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(folder) if folder and Path(folder).is_dir() else None
 
 
 class Settings(BaseSettings):
@@ -427,6 +434,12 @@ class Settings(BaseSettings):
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Level of the service's log."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_not_set(cls, given: dict[str, object]) -> dict[str, object]:
+        """As `env_ignore_empty` has it for variables: an empty file of a secret is none."""
+        return {name: value for name, value in given.items() if value != ""}
+
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         seen: dict[int, str] = {}
@@ -460,7 +473,7 @@ class Settings(BaseSettings):
         home = Path(os.environ.get("HITL_HOME") or build_info.started_in()).expanduser().absolute()
         files = [home / ".env", *([profile_file(home, profile)] if profile is not None else [])]
         try:
-            settings = cls(_env_file=files)  # type: ignore[call-arg]
+            settings = cls(_env_file=files, _secrets_dir=_secret_files())  # type: ignore[call-arg]
         except ValidationError as error:
             raise ConfigError(*_explain(error)) from None
         except SettingsError as error:  # a value that should be JSON and is not

@@ -95,6 +95,12 @@ def restore(url: str, path: Path, *, force: bool = False) -> Copied:
         ) from error
 
 
+def schema(url: str) -> str | None:
+    """The newest migration of a database; None if it has no tables yet. Raises ConfigError, StoreUnreachable."""
+    with _transaction(url, snapshot=True) as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
 def _write(connection: sa.Connection, file: Any) -> Copied:
     made_at, counts = datetime.now(UTC), dict[str, int]()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:

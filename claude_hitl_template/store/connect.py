@@ -5,6 +5,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
@@ -78,6 +79,14 @@ def prepare_schema(url: str, *, patience_s: float) -> None:
         patiently(migrate, url)
     except StoreUnreachable as error:
         raise ConfigError(str(error), "start the database, or correct DATABASE_URL") from error
+
+
+def migrations() -> dict[str, str]:
+    """What each migration does, by its revision, oldest first."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    scripts = ScriptDirectory.from_config(config).walk_revisions()
+    return {script.revision: script.doc for script in reversed(list(scripts))}
 
 
 def migrate(url: str) -> None:

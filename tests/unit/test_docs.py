@@ -23,6 +23,11 @@ COMMANDS = set(ENTRIES)
 PLACES = ("", "macos", "elsewhere")  # anywhere; on a Mac only; on another host
 # The test that runs each command, as written in the documents; that of the quickstart reads its commands from there.
 RUN = {
+    **dict.fromkeys(
+        ("python3 -m hatchling build --target wheel", "hitl demo", "./hitl upgrade --check"),
+        "tests/first_hour/test_wheel.py::test_the_demo_runs_from_an_empty_folder_with_its_data_in_the_users",
+    ),
+    "./hitl upgrade": "tests/first_hour/test_wheel.py::test_an_older_data_folder_is_backed_up_and_upgraded",
     "./hitl demo": "tests/integration/test_readme.py::test_the_demo_that_allows_ends_well_and_the_file_is_there",
     "./hitl test": "tests/unit/test_docs.py::test_the_readmes_command_runs_the_tests_that_it_is_given",
     "./hitl check": ".ci/run::./hitl check",
@@ -86,6 +91,7 @@ RUN = {
 }
 # What no test runs, and why; it is held against the command line's own description of itself, as all the others are.
 NOT_RUN = {
+    "pipx install dist/claude_hitl_template-*.whl": "the test installs with pip or uv",
     "export HITL_URL=http://127.0.0.1:8001/claude-hitl": "the services of the tests have addresses of their own",
     'export HITL_API_KEY="$(cat .hitl/secrets/api-key)"': "the services of the tests have folders of their own",
     "./hitl bench": "takes minutes",
@@ -95,6 +101,19 @@ NOT_RUN = {
     "./hitl image build --name HOST/NAME && ./hitl image push HOST/NAME:latest": "needs a registry",
     "./hitl image verify": "needs an image of this machine's own",
     "./hitl image prune": "removes what others on this machine left",
+    **dict.fromkeys(
+        (
+            "umask 077 && mkdir -p secrets && touch secrets/anthropic_api_key",
+            "openssl rand -hex 24 | tr -d '\\n' > secrets/postgres_password",
+            'echo "postgresql://hitl:$(cat secrets/postgres_password)@db:5432/hitl" > secrets/database_url',
+            "chmod 444 secrets/*",
+            "docker compose up --build --detach --wait",
+            "docker compose exec service hitl demo --answer allow",
+            "docker compose exec service hitl status --show-secrets",
+            "docker compose run --rm service hitl upgrade --check",
+        ),
+        "needs an engine with a registry; tests/unit/test_compose.py checks the file",
+    ),
     "DATABASE_URL=postgresql://USER:PASSWORD@HOST:PORT/DATABASE ./hitl up": "needs an existing server",
 }
 

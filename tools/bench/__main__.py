@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from claude_hitl_template.cli.common import console, run
+from claude_hitl_template.cli.common import console
+from claude_hitl_template.cli.run import run
 from claude_hitl_template.errors import ConfigError
 from tools.bench import Part
 from tools.bench.figures import table

@@ -24,7 +24,7 @@ def backup(file: File) -> None:
     from claude_hitl_template.store.backup import back_up  # noqa: PLC0415  (slow to import)
 
     settings = Settings.load()
-    with _undisturbed(settings), _database(settings) as url, step("Copying"):
+    with _undisturbed(settings), open_database(settings) as url, step("Copying"):
         copied = back_up(url, file)
     typer.echo(f"{copied.sessions} sessions ({copied.rows} rows, {size(file.stat().st_size)}) in {file}")
 
@@ -43,7 +43,7 @@ def restore(
     with run_record.alone(settings):
         run_record.check_idle(settings, "nothing was changed")
         prepare(settings)
-        with _database(settings) as url, step("Copying"):
+        with open_database(settings) as url, step("Copying"):
             copied = bring_back(url, file, force=force)
     typer.echo(
         f"{copied.sessions} sessions ({copied.rows} rows) as they were at {copied.made_at:%Y-%m-%d %H:%M:%S} UTC"
@@ -61,7 +61,7 @@ def _undisturbed(settings: Settings) -> Generator[None]:
 
 
 @contextmanager
-def _database(settings: Settings) -> Generator[str]:
+def open_database(settings: Settings) -> Generator[str]:
     """The database's URL. A local Postgres runs for as long as the context lasts."""
     from claude_hitl_template.store.connect import store_url  # noqa: PLC0415  (slow to import)
 

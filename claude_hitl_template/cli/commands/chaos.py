@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from claude_hitl_template.cli.commands.development import ROOT
+from claude_hitl_template.cli.program import ROOT, need_checkout
 from claude_hitl_template.errors import ConfigError
 
 
@@ -35,8 +35,7 @@ def chaos(
 
     Needs a checkout with its tests. Does not touch the service that runs here; data of a failed run is kept.
     """
-    if not (ROOT / "tests" / "chaos" / "__main__.py").is_file():
-        raise ConfigError(f"there are no tests in {ROOT}", "run it from a checkout of the project")
+    need_checkout("chaos")
     if report is not None and not report.absolute().parent.is_dir():
         raise ConfigError(
             f"{report} cannot be written: there is no such folder", "choose another with --report"

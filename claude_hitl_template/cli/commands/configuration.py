@@ -11,7 +11,8 @@ HEAD = """\
 
 Made by `./hitl configuration > docs/configuration.md` from `config/settings.py`, the only reader of the environment.
 
-First wins: the environment, `profiles/NAME.env` where a command was given `--profile NAME`, `.env` next to `./hitl`,
+First wins: the environment, `profiles/NAME.env` where a command was given `--profile NAME`, `.env` next to `./hitl`, a
+file with the variable's name in lower case in the folder `CREDENTIALS_DIRECTORY` (systemd, [containers](compose.md)),
 the default. Times are in seconds, sizes in bytes. A change counts from the next `./hitl up`, which restarts what it
 concerns; for a cluster elsewhere, from the next `./hitl deploy`. Secrets (\N{KEY}) reach no command line, log or Ray
 environment; a cluster elsewhere gets them by `./hitl secrets set`.

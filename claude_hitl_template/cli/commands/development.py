@@ -13,6 +13,7 @@ import typer
 from claude_hitl_template.cli.commands.status import folder_bytes
 from claude_hitl_template.cli.host import postgres, run_record
 from claude_hitl_template.cli.host.processes import intruder, private_dir
+from claude_hitl_template.cli.program import IN_CHECKOUT, ROOT, need_checkout
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.presentation.text import size
@@ -27,7 +28,6 @@ CHECKS = {
 }
 TOLD = ["--cov=claude_hitl_template", "--cov-report=term:skip-covered"]
 MOST_WORKERS = 4  # each has services of its own, and a GiB of memory may go to them
-ROOT = Path(__file__).parents[3]
 
 
 def clean(
@@ -36,7 +36,7 @@ def clean(
     """Deletes caches, Ray's old logs and, after confirmation, the data folder: all sessions, approvals, files and keys."""
     settings = Settings.load()
     run_record.check_idle(settings, "nothing was deleted")
-    for path in (ROOT / name for name in CACHES):
+    for path in (ROOT / name for name in CACHES if IN_CHECKOUT):
         if path.exists():
             _delete(path)
     if settings.secrets_dir.is_dir():
@@ -79,6 +79,7 @@ def bootstrap_host() -> None:
 
 def check() -> None:
     """The first part of CI: format, lint, types, import rules, fast tests; stops at the first that fails."""
+    need_checkout("check")
     for name, command in CHECKS.items():
         typer.echo(f"== {name}")
         status = _tool(command) if command else fast(TOLD)
@@ -90,6 +91,7 @@ def check() -> None:
 
 def openapi() -> None:
     """Writes docs/openapi.json, the API document that the routes make. Commit it with an intended change of the API."""
+    need_checkout("openapi")
     from claude_hitl_template.api.app import document  # noqa: PLC0415  (slow to import)
 
     path = ROOT / "docs/openapi.json"
@@ -113,6 +115,7 @@ def run_tests(
     ] = False,
 ) -> None:
     """Runs the fast tests. Other arguments are passed on to pytest; tests that they name run in any tier."""
+    need_checkout("test")
     if (budget is not None or record) and not (slow or every):
         raise typer.BadParameter("--budget and --record need --slow or --all")
     given = context.args

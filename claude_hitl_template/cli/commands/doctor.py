@@ -23,6 +23,7 @@ from claude_hitl_template.cli.deploy.cluster import asks_for_token
 from claude_hitl_template.cli.deploy.rollout import Profile
 from claude_hitl_template.cli.host import panel, ports, postgres, run_record, service
 from claude_hitl_template.cli.host.processes import is_ours, private_dir, temp_dir
+from claude_hitl_template.cli.program import launcher
 from claude_hitl_template.cluster import containers
 from claude_hitl_template.config import network
 from claude_hitl_template.config.settings import Settings, variable
@@ -121,7 +122,7 @@ def checkout_check(other: Path | None) -> Check:
         return Check("checkout", "ok", str(run_record.CHECKOUT))
     found = f"another one, {other}, started what runs on this data folder"
     return Check(
-        "checkout", "warning", found, f"{other}/hitl down, or choose another folder with HITL_DATA_DIR"
+        "checkout", "warning", found, f"{launcher(other)} down, or choose another folder with HITL_DATA_DIR"
     )
 
 

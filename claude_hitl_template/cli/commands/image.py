@@ -1,11 +1,11 @@
 """`hitl image`: builds, pushes and verifies the image that sessions run in, and removes ended containers."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from claude_hitl_template.cli.common import report_checks, say, step
+from claude_hitl_template.cli.program import NAME, ROOT, need_checkout
 from claude_hitl_template.image import labels, tools
 from claude_hitl_template.presentation.text import size
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from claude_hitl_template.image.build import Built
 
 app = typer.Typer(help="The image that each session runs in.", no_args_is_help=True)
-ROOT = Path(__file__).parents[3]
 
 _Tool = Annotated[tools.ToolName | None, typer.Option("--tool", help="Default: the first that is installed.")]
 _Name = Annotated[
@@ -43,6 +42,7 @@ def build(
     """Builds the image from this checkout: code, settings layers, plugins, declared dependencies."""
     from claude_hitl_template.image.build import build as build_image  # noqa: PLC0415  (slow to import)
 
+    need_checkout("image build")
     if from_host and base:
         raise typer.BadParameter("--from-host makes the base; leave --base and RAY_BASE out")
     found = tools.find_tool(tool)
@@ -53,7 +53,7 @@ def build(
 def _report(built: "Built") -> None:
     size_shown = f", {size(built.size_bytes)}" if built.size_bytes else ""
     typer.echo(f"built {' and '.join(built.tags)} in {built.seconds:.0f} s{size_shown}")
-    typer.echo("A local image has no digest of a registry; ./hitl image push prints one.")
+    typer.echo(f"A local image has no digest of a registry; {NAME} image push prints one.")
     typer.echo(f"CONTAINER_IMAGE_URI={local_name(built.tags[0])}")
 
 
@@ -81,6 +81,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Runs the image and checks that sessions of this checkout can run in it. Exit status: 1 if they cannot."""
+    need_checkout("image verify")
     from claude_hitl_template.image.verify import verify as verify_image  # noqa: PLC0415  (slow to import)
 
     found = verify_image(image, tools.find_tool(tool, among=("podman", "docker")), ROOT)

@@ -19,6 +19,7 @@ from claude_hitl_template.cli.deploy.remote import OPEN, OPEN_FIX
 from claude_hitl_template.cli.deploy.rollout import Profile
 from claude_hitl_template.cli.host import panel, postgres, run_record, service
 from claude_hitl_template.cli.host.processes import temp_dir
+from claude_hitl_template.cli.program import launcher, named
 from claude_hitl_template.cli.terminal.sessions import state
 from claude_hitl_template.config.build_info import describe_origin
 from claude_hitl_template.config.secret_files import (
@@ -149,7 +150,7 @@ def find_problems(
         problems.append("the service runs another code than the working tree: ./hitl deploy")
     elif app.get("code") != code and not app.get("package") and checkout:
         problems.append(
-            f"the service runs the code of another checkout: {checkout}/hitl down, then ./hitl up"
+            f"the service runs the code of another checkout: {launcher(Path(checkout))} down, then ./hitl up"
         )
     elif app.get("code") != code and not app.get("package"):
         problems.append("the service is older than the working tree: ./hitl up")
@@ -202,7 +203,7 @@ def describe(facts: dict[str, Any]) -> list[str]:
         lines.append(f"database   {_database(facts['database'], data['database_bytes'])}")
         lines.append(f"data       {data['folder']}: {size(data['bytes'])}")
     lines += [f"{name:<11} {value}" for name, value in facts.get("secrets", {}).items()]
-    return [visible(line) for line in [*lines, *(f"problem    {p}" for p in facts["problems"])]]
+    return [visible(named(line)) for line in [*lines, *(f"problem    {p}" for p in facts["problems"])]]
 
 
 def _ray(ray: dict[str, Any]) -> str:

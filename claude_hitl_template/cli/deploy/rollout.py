@@ -22,6 +22,7 @@ from claude_hitl_template.cli.deploy.cluster import Cluster, Versions, wait_for
 from claude_hitl_template.cli.deploy.package import Package
 from claude_hitl_template.cli.deploy.serve_config import OURS, Files
 from claude_hitl_template.cli.host.processes import names_secret
+from claude_hitl_template.cli.program import ROOT, need_checkout
 from claude_hitl_template.config import build_info, network
 from claude_hitl_template.config.build_info import describe_origin
 from claude_hitl_template.config.secret_files import RAY_TOKEN, read_ray_token, write_secret
@@ -29,7 +30,6 @@ from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError, HitlError, Unavailable
 from claude_hitl_template.presentation.text import size
 
-ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "data" / "config"
 KOCO_S = 120.0
 RUNNING_S = 300.0
@@ -49,6 +49,7 @@ class DeployFailed(HitlError):
 
 def deploy(profile: Profile = None) -> None:
     """Uploads this working tree to the cluster and waits until Serve runs it."""
+    need_checkout("deploy")
     settings = Settings.load(profile)
     secrets = secret_values(settings)
     files = serve_config.read(CONFIG)

@@ -16,11 +16,12 @@ from typing import Any
 import psutil
 
 from claude_hitl_template.cli.host.processes import temp_dir
+from claude_hitl_template.cli.program import ROOT, launcher
 from claude_hitl_template.config.secret_files import make_data_folder, write_secret
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
 
-CHECKOUT = Path(__file__).resolve().parents[3]
+CHECKOUT = ROOT.resolve()
 _PACKAGE = Path(__file__).resolve().parents[2].name
 
 type Step = Callable[[str], AbstractContextManager[Any]]
@@ -115,7 +116,9 @@ def check_idle(settings: Settings, consequence: str) -> None:
     process, other = head(settings), other_checkout(settings)
     if process is not None:
         by = f", started by the checkout {other} (process {process.pid})" if other else ""
-        raise ConfigError(f"the service runs{by}; {consequence}", f"{other or '.'}/hitl down")
+        raise ConfigError(
+            f"the service runs{by}; {consequence}", f"{launcher(other) if other else './hitl'} down"
+        )
 
 
 @contextmanager
@@ -191,8 +194,8 @@ def _in_use(settings: Settings, other: Path, pid: int, what: str) -> ConfigError
     return ConfigError(
         f"the data folder {settings.data_dir} is in use by another checkout: {other} (process {pid}) {what}; nothing was "
         "changed",
-        f"{other}/hitl down, then try again; or choose another data folder and other ports (HITL_DATA_DIR, HITL_RAY_PORT "
-        "and so on)",
+        f"{launcher(other)} down, then try again; or choose another data folder and other ports (HITL_DATA_DIR, "
+        "HITL_RAY_PORT and so on)",
     )
 
 

@@ -15,12 +15,12 @@ from typing import Annotated
 import click
 import typer
 
+from claude_hitl_template.cli.program import ROOT, need_checkout
 from claude_hitl_template.config.secret_files import API_KEY, RAY_TOKEN, write_secret
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
 
 app = typer.Typer(help="The Linux machine that the cluster runs on, on a Mac.", no_args_is_help=True)
-ROOT = Path(__file__).parents[3]
 NAME, DISTRO, USER, FOLDER = "claude-hitl", "ubuntu:noble", "ray", "/home/ray/claude-hitl"
 BOOTSTRAP = Path("claude_hitl_template/bin/bootstrap-host")
 PROFILE = "vm"
@@ -45,6 +45,7 @@ class Step:
 @app.command()
 def create() -> None:
     """Makes the machine, installs what it needs, brings the last commit there, and starts the service."""
+    need_checkout("vm create")
     if _orb() and not _is_there():
         _run([Step(("orb", "create", "--isolated", DISTRO, NAME))])
     _do([*set_up_steps(_on_host()), *up_steps(_on_host())])

@@ -12,6 +12,7 @@ from claude_hitl_template import code_version
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import console, say, service_client, step
 from claude_hitl_template.cli.host import panel, run_record, service
+from claude_hitl_template.cli.program import NAME
 from claude_hitl_template.cli.run import INTERRUPTED
 from claude_hitl_template.cli.terminal import ids
 from claude_hitl_template.cli.terminal.conversation import (
@@ -146,13 +147,13 @@ def chat(
 
 def panel_line(settings: Settings) -> str:
     """Where the panel is, and how to sign in; "" where there is none."""
-    how = f"sign in as {panel.ADMIN}; ./hitl status --show-secrets shows the password"
+    how = f"sign in as {panel.ADMIN}; {NAME} status --show-secrets shows the password"
     return f"Panel      {settings.panel_url}   ({how})" if settings.panel else ""
 
 
 def pages_line(settings: Settings) -> str:
     """Where people decide in a browser, and how to sign in for the first time."""
-    how = f"sign in as {ADMIN}; ./hitl status --show-secrets shows the first password"
+    how = f"sign in as {ADMIN}; {NAME} status --show-secrets shows the first password"
     return f"Inbox      {settings.pages_url}/inbox   ({how})"
 
 
@@ -281,7 +282,7 @@ def _left_waiting(terminal: Terminal, session_id: str) -> End:
 
 
 def _how_to_continue(what: str, session_id: str) -> Text:
-    return Text(f"{what}. Continue with: ./hitl chat {session_id}", style="yellow")
+    return Text(f"{what}. Continue with: {NAME} chat {session_id}", style="yellow")
 
 
 def converse(

@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from claude_hitl_template.cli.client import Client
+from claude_hitl_template.cli.program import NAME
 from claude_hitl_template.cli.terminal.dialogue import Body, Decider, ask_about
 from claude_hitl_template.cli.terminal.follow import WireEvent, follow
 from claude_hitl_template.cli.terminal.render import approval_view, event_lines
@@ -21,7 +22,7 @@ from claude_hitl_template.presentation.terminal import shown
 
 OFFLINE_NOTE = (
     "offline model: a script answers, no AI; set ANTHROPIC_API_KEY (in the environment or in .env) and run "
-    "./hitl up for a real one"
+    f"{NAME} up for a real one"
 )
 MAX_LISTED_FILES = 8  # of a workspace
 _SHOWN_ONCE = frozenset({"agent.thinking"})  # of several in a row, only the first

@@ -8,6 +8,7 @@ import typer
 
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import console, print_json, service_client, table_width
+from claude_hitl_template.cli.program import NAME
 from claude_hitl_template.cli.terminal import ids
 from claude_hitl_template.cli.terminal.conversation import Terminal
 from claude_hitl_template.cli.terminal.render import event_lines, table_lines
@@ -35,7 +36,7 @@ def listing(as_json: AsJson = False) -> None:
         if as_json:
             print_json(found)
         elif not found:
-            typer.echo("no sessions; ./hitl demo starts one")
+            typer.echo(f"no sessions; {NAME} demo starts one")
         else:
             rows = [row(s, _title(s)) for s in found]
             typer.echo("\n".join(table_lines(rows, HEADS, table_width(), optional=("WAITS FOR",))))

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.cli.common import INTERRUPTED
+from claude_hitl_template.cli.run import INTERRUPTED
 from claude_hitl_template.cli.terminal import chat
 from claude_hitl_template.cli.terminal.conversation import Conversation, End, Terminal, UserLeft
 from claude_hitl_template.cli.terminal.dialogue import Body, Decider, ask_about
