@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -133,10 +134,13 @@ class ModelBody(Body):
     id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
-def by_id(kind: str) -> BeforeValidator:
-    """Accepts the protocol's short form: an id instead of an object that has only an id."""
+def by_id(kind: str, model: type[BaseModel]) -> BeforeValidator:
+    """Accepts the protocol's short form: an id instead of an object of this model that has only an id."""
     extra = {"type": kind} if kind else {}
-    return BeforeValidator(lambda given: {"id": given, **extra} if isinstance(given, str) else given)
+    return BeforeValidator(
+        lambda given: {"id": given, **extra} if isinstance(given, str) else given,
+        json_schema_input_type=str | model,
+    )
 
 
 AnyToolset = Annotated[ToolsetBody | McpToolsetBody, Field(discriminator="type")]
@@ -162,7 +166,7 @@ class AgentBody(Body):
     type: Literal["agent", "agent_with_overrides"]
     id: str
     version: Annotated[int, Field(ge=1, le=1)] = 1
-    model: Annotated[ModelBody, by_id("")] = ModelBody(id="default")
+    model: Annotated[ModelBody, by_id("", ModelBody)] = ModelBody(id="default")
     system: Annotated[str, StringConstraints(max_length=100_000)] | None = None
     tools: Annotated[list[AnyToolset], Field(max_length=1 + MAX_MCP_SERVERS)] = Field(
         default_factory=list[AnyToolset]

@@ -28,7 +28,7 @@ MetaValue = Annotated[str, StringConstraints(max_length=512)]
 class CreateSession(Body):
     """`agent` is an agent's id, or an object that overrides parts of it."""
 
-    agent: Annotated[AgentBody, by_id("agent")]
+    agent: Annotated[AgentBody, by_id("agent", AgentBody)]
     environment_id: str
     title: Title | None = None
     metadata: Annotated[dict[MetaKey, MetaValue], Field(max_length=16)] = Field(
@@ -196,7 +196,7 @@ class ChangeWorkspace(_Change):
     separation_of_duties: bool | SkipJsonSchema[None] = None
 
 
-class Member(Body):
+class SetMember(Body):
     """The roles of a user or service account in a workspace."""
 
     roles: Roles

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from claude_hitl_template.domain.events import EVENT_TYPES
+from claude_hitl_template.api.event_resources import Event, StopReason
 from claude_hitl_template.domain.models import (
     ApprovalKind,
     ApprovalState,
@@ -93,7 +93,7 @@ class Session(_Resource):
     title: str | None
     metadata: dict[str, str]
     status: SessionStatus
-    stop_reason: dict[str, Any] | None
+    stop_reason: StopReason | None
     parked: bool
     waiting_for_room: bool
     first_words: str | None
@@ -111,14 +111,6 @@ class SessionDeleted(_Resource):
 
     type: Literal["session_deleted"]
     id: str
-
-
-class Event(_Resource):
-    """A committed event of a session; its other fields depend on its type."""
-
-    id: str
-    type: str = Field(json_schema_extra={"enum": [*sorted(EVENT_TYPES)]})
-    processed_at: datetime | None
 
 
 class Preview(_Resource):

@@ -104,7 +104,7 @@ ENTRIES = {
     "upgrade": Entry(
         _OPERATE,
         "commands.upgrade:upgrade",
-        "Brings the data folder and the service to this version: makes a backup of the database, then does what `up` does.",
+        "Compares this version with the data folder and the service; without --check, then does what `up` does.",
     ),
     "vm": Entry(_OPERATE, "host.vm:app", "The Linux machine that the cluster runs on, on a Mac."),
     "bootstrap-host": Entry(

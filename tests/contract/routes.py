@@ -1,13 +1,14 @@
-"""The routes of the API, from its own OpenAPI document."""
+"""The routes of the API, internal ones included, from its own OpenAPI document."""
 
 from typing import Any
 
+from claude_hitl_template.api import openapi
 from claude_hitl_template.api.app import application
 
 # By "METHOD /path": the operation of the OpenAPI document.
 OPERATIONS: dict[str, dict[str, Any]] = {
     f"{method.upper()} {path}": operation
-    for path, methods in application("testing").openapi()["paths"].items()
+    for path, methods in openapi.describe(application("testing"))["paths"].items()
     for method, operation in methods.items()
 }
 

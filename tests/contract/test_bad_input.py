@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from claude_hitl_template.api import openapi
 from claude_hitl_template.api.auth import WRONG_KEYS
 from claude_hitl_template.domain.models import ApprovalState
 from claude_hitl_template.testing.local_service import OPERATOR_KEY
@@ -148,7 +149,7 @@ def asked(alice: Api) -> tuple[str, str]:
 
 def routes(served: Threaded) -> list[tuple[str, str]]:
     """Returns (method, path) of every route."""
-    paths = served.service.app.openapi()["paths"]
+    paths = openapi.describe(served.service.app)["paths"]
     return [(method.upper(), path) for path, methods in paths.items() for method in methods]
 
 

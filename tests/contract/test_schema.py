@@ -16,6 +16,7 @@ from schemathesis import GenerationMode
 from schemathesis.config import SchemathesisConfig
 from schemathesis.schemas import APIOperation, BaseSchema
 
+from claude_hitl_template.api import openapi
 from claude_hitl_template.config.secret_files import hash_api_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.testing.local_service import OPERATOR_KEY
@@ -58,9 +59,8 @@ def parked_sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
 
 @pytest.fixture(scope="module")
 def document(parked_sessions: tuple[Threaded, list[Waiting]]) -> BaseSchema:
-    """The document that the service returns."""
-    url = f"{parked_sessions[0].service.url}/v1/openapi.json"
-    raw = requests.get(url, headers={"x-api-key": KEY}, timeout=WAIT_S).json()
+    """The service's document, with the internal routes that it does not publish."""
+    raw = openapi.describe(parked_sessions[0].service.app)
     return schemathesis.openapi.from_dict(raw, config=SchemathesisConfig.from_dict({"checks": CHECKS}))
 
 

@@ -27,7 +27,7 @@ RUN = {
         ("python3 -m hatchling build --target wheel", "hitl demo", "./hitl upgrade --check"),
         "tests/first_hour/test_wheel.py::test_the_demo_runs_from_an_empty_folder_with_its_data_in_the_users",
     ),
-    "./hitl upgrade": "tests/first_hour/test_wheel.py::test_an_older_data_folder_is_backed_up_and_upgraded",
+    "./hitl upgrade": "tests/first_hour/test_wheel.py::test_an_older_data_folder_is_upgraded",
     "./hitl demo": "tests/integration/test_readme.py::test_the_demo_that_allows_ends_well_and_the_file_is_there",
     "./hitl test": "tests/unit/test_docs.py::test_the_readmes_command_runs_the_tests_that_it_is_given",
     "./hitl check": ".ci/run::./hitl check",

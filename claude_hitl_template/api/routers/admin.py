@@ -10,10 +10,10 @@ from claude_hitl_template.api.auth import ADMINISTER, MANAGE, OPERATOR, Caller, 
 from claude_hitl_template.api.bodies import (
     ChangePrincipal,
     ChangeWorkspace,
-    Member,
     NewKey,
     NewPrincipal,
     NewWorkspace,
+    SetMember,
     SetPolicy,
 )
 from claude_hitl_template.api.listing import Cursor
@@ -95,7 +95,11 @@ async def list_members(workspace_id: WorkspaceId, caller: CallerDep, service: Se
     responses=errors(409, 412, 413),
 )
 async def set_member(
-    workspace_id: WorkspaceId, principal_id: PrincipalId, body: Member, caller: CallerDep, service: ServiceDep
+    workspace_id: WorkspaceId,
+    principal_id: PrincipalId,
+    body: SetMember,
+    caller: CallerDep,
+    service: ServiceDep,
 ) -> JSONResponse:
     """Set the roles of a user or service account in a workspace; none removes it from the workspace."""
     _check_manages(caller, workspace_id)

@@ -2,14 +2,12 @@
 
 import re
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from claude_hitl_template import __version__, code_version
-from claude_hitl_template.cli.commands.backup import backup, open_database
+from claude_hitl_template.cli.commands.backup import open_database
 from claude_hitl_template.cli.common import print_json
 from claude_hitl_template.cli.host import run_record, service
 from claude_hitl_template.cli.program import IN_CHECKOUT, NAME, ROOT
@@ -50,7 +48,7 @@ def upgrade(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The comparison as JSON, with --check.")] = False,
 ) -> None:
-    """Brings the data folder and the service to this version: makes a backup of the database, then does what `up` does.
+    """Compares this version with the data folder and the service; without --check, then does what `up` does.
 
     Uses nothing but this machine: get the new version first, by git or pip.
     """
@@ -62,11 +60,9 @@ def upgrade(
     if as_json:
         print_json(asdict(found))
     else:
-        typer.echo("\n".join(describe(found)))
+        typer.echo("\n".join([*describe(found), *(["", *found.notes] if check and found.differs else [])]))
     if check or not found.differs:
         raise typer.Exit(1 if found.differs else 0)
-    if found.schema is not None:
-        backup(_backup_file(settings))
     chat.ensure_up(settings)
 
 
@@ -108,8 +104,6 @@ def describe(found: Comparison) -> list[str]:
     else:
         lines.append(f"database    migration {found.schema}: {_pending(found.pending)}")
         lines += [f"            {what}" for what in found.pending]
-    if found.differs and found.notes:
-        lines += ["", *found.notes]
     return lines
 
 
@@ -134,9 +128,3 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _has_database(settings: Settings) -> bool:
     return settings.database_path.exists() or settings.postgres_dir.exists()
-
-
-def _backup_file(settings: Settings) -> Path:
-    folder = settings.data_dir / "backups"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder / f"before-{__version__}-{datetime.now(UTC):%Y%m%dT%H%M%S}.zip"

@@ -56,7 +56,7 @@ def test_a_service_of_another_version_is_a_difference_and_the_changelog_says_wha
     assert running.differs
     lines = describe(running)
     assert "service     0.1.0, code old: another one" in lines[1]
-    assert lines[-6:] == ["## Unreleased", "", "- c", "## 0.2.0", "", "- b"]
+    assert running.notes == ["## Unreleased", "", "- c", "## 0.2.0", "", "- b"]
     assert notes(CHANGELOG, "0.2.0") == notes(CHANGELOG, None) == ["## Unreleased", "", "- c"]
 
 
