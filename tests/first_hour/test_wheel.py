@@ -61,7 +61,7 @@ def test_the_demo_runs_from_an_empty_folder_with_its_data_in_the_users(environme
     try:
         demo = service.hitl("demo", "--answer", "allow")
         assert demo.returncode == 0, demo.stdout + demo.stderr
-        assert "./hitl" not in demo.stdout
+        assert "Next       hitl demo" in service.hitl("up").stdout
         (written,) = (tmp_path / "share").rglob("workspaces/*/hello.txt")
         assert written.read_text().startswith("Hello!")
         assert service.hitl("upgrade", "--check").returncode == 0

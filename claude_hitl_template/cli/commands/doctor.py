@@ -35,6 +35,7 @@ LEAST_PYTHON = (3, 12)
 LEAST_DISK_BYTES = 1024**3
 FULL_DISK_BYTES = 16 * 1024**2
 LEAST_MEMORY_BYTES = 2 * 1024**3
+RAY_MEMORY_SHARE = 0.7  # Ray keeps 30 % of what is available at its start for its object store
 SOCKET_PATH_BYTES = 107
 # As Ray names its longest socket below its folder.
 LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -75,6 +76,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield disk_check(shutil.disk_usage(_nearest(settings.data_dir)).free)
     yield files_check(settings.files_at)
     yield memory_check(psutil.virtual_memory().available)
+    yield capacity_check(settings, os.cpu_count() or 1, psutil.virtual_memory().total)
     yield secrets_check(settings.secrets_dir)
     yield key_check(_model_key(settings))
     if settings.anthropic_api_key is not None:
@@ -250,6 +252,20 @@ def memory_check(free_bytes: int) -> Check:
     return Check(
         "memory", "warning", f"only {size(free_bytes)} free", "end other programs; a session needs 0.4 GiB"
     )
+
+
+def capacity_check(settings: Settings, cpus: int, memory_bytes: int) -> Check:
+    """How many sessions can be awake at once: what Ray reserves for each, of what Ray has on a machine with nothing else."""
+    by_cpu = int((settings.ray_num_cpus or cpus) / settings.session_cpus)
+    by_memory = int(memory_bytes * RAY_MEMORY_SHARE / settings.session_memory_bytes)
+    found = (
+        f"about {min(by_cpu, by_memory)} sessions awake at once (by CPU {by_cpu}, by memory {by_memory}); parked ones take "
+        "neither"
+    )
+    if min(by_cpu, by_memory):
+        return Check("capacity", "ok", found)
+    fix = "lower HITL_SESSION_CPUS or HITL_SESSION_MEMORY_BYTES: what Ray reserves for each"
+    return Check("capacity", "wrong", found, fix)
 
 
 def secrets_check(folder: Path) -> Check:

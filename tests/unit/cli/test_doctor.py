@@ -12,6 +12,7 @@ from claude_hitl_template.cli.commands.doctor import Check
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.presentation.checks import lines
 
+type Make = Callable[..., Settings]
 GIB = 1024**3
 
 
@@ -144,3 +145,10 @@ def test_ray_of_another_user_is_told_by_its_folder(tmp_path: Path) -> None:
     assert (found.level, found.fix) == ("wrong", f"chmod 700 {tmp_path}")
     found = doctor.ray_folder_check(tmp_path, me + 1)
     assert (found.level, "HITL_RAY_TEMP_DIR" in found.fix) == ("wrong", True)
+
+
+def test_how_many_sessions_fit_is_what_is_reserved_for_each_by_cpu_and_memory(make_settings: Make) -> None:
+    settings = make_settings()
+    assert doctor.capacity_check(settings, 2, 24 * GIB).found.startswith("about 8 sessions awake at once (by CPU 8, ")
+    assert doctor.capacity_check(settings, 64, 10 * GIB).found.startswith("about 7 ")
+    assert doctor.capacity_check(settings, 2, GIB).level == "wrong"
