@@ -83,7 +83,7 @@ def list_keys() -> None:
     """Every key by its id, name and first characters; none is shown whole."""
     with administration() as client:
         rows = [_row(key) for key in client.get(PATH)["data"]]
-    typer.echo("\n".join(table_lines(rows, HEADS, table_width())))
+    typer.echo("\n".join(table_lines(rows, HEADS, table_width(), optional=("BEGINS WITH",), folded=2)))
 
 
 def _row(key: dict[str, Any]) -> tuple[str, ...]:

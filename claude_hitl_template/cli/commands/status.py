@@ -1,5 +1,6 @@
 """`hitl status`: what runs, where, and whether it is healthy."""
 
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ import typer
 from claude_hitl_template import code_version
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.commands.notifications import failing_channels
-from claude_hitl_template.cli.common import print_json
+from claude_hitl_template.cli.common import print_json, table_width
 from claude_hitl_template.cli.deploy.cluster import asks_for_token
 from claude_hitl_template.cli.deploy.remote import OPEN, OPEN_FIX
 from claude_hitl_template.cli.deploy.rollout import Profile
@@ -33,6 +34,7 @@ from claude_hitl_template.config.settings import Settings, variable
 from claude_hitl_template.errors import HitlError
 from claude_hitl_template.presentation.text import size, visible
 
+VALUE_AT = 11  # the column at which the value of a line begins
 STATES = ("running", "rescheduling", "waiting for room", "waiting hot", "waiting parked", "idle")
 
 
@@ -61,14 +63,21 @@ def status(
     if as_json:
         print_json(facts)
     else:
-        typer.echo(
-            "\n".join(
-                typer.style(one, fg="red") if one.startswith("sandbox") else one for one in describe(facts)
-            )
-        )
+        for line in describe(facts):
+            typer.secho(_folded(line), fg="red" if line.startswith("sandbox") else None)
         if facts["ray"]["asks_for_token"] is False:
             typer.secho(f"WARNING    {OPEN}; {OPEN_FIX}", fg="red")
     raise typer.Exit(0 if facts["healthy"] else 1)
+
+
+def _folded(line: str) -> str:
+    """A line in as many as a terminal needs, the further ones below its value; whole where there is no terminal."""
+    width = table_width()
+    if width is None:
+        return line
+    return textwrap.fill(
+        line, width, subsequent_indent=VALUE_AT * " ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def gather(settings: Settings) -> dict[str, Any]:

@@ -98,7 +98,11 @@ def start(settings: Settings, step: Step, *, make_postgres: bool = False) -> lis
     done: list[str] = []
     moves = make_postgres and not postgres.local(settings).made and ray_process(settings) is not None
     changed = [*changed_settings(settings), *(["--postgres"] if moves else [])]
-    if changed:
+    head = ray_process(settings)
+    if head is not None and changed == [variable("anthropic_api_key")]:  # its file is read for each request
+        run_record.write(settings, head.pid, fingerprints(settings))
+        done.append("the model key changed: it counts from the next request to the model")
+    elif changed:
         with step(f"Settings changed ({', '.join(changed)}): stopping what runs"):
             stop(settings)
         done.append(f"restarted, because of {', '.join(changed)}")

@@ -149,6 +149,8 @@ def test_ray_of_another_user_is_told_by_its_folder(tmp_path: Path) -> None:
 
 def test_how_many_sessions_fit_is_what_is_reserved_for_each_by_cpu_and_memory(make_settings: Make) -> None:
     settings = make_settings()
-    assert doctor.capacity_check(settings, 2, 24 * GIB).found.startswith("about 8 sessions awake at once (by CPU 8, ")
+    assert doctor.capacity_check(settings, 2, 24 * GIB).found.startswith(
+        "about 8 sessions awake at once (by CPU 8, "
+    )
     assert doctor.capacity_check(settings, 64, 10 * GIB).found.startswith("about 7 ")
     assert doctor.capacity_check(settings, 2, GIB).level == "wrong"

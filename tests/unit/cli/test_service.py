@@ -143,6 +143,20 @@ def test_a_setting_that_changed_since_the_start_is_noticed(
     assert service.changed_settings(changed) == [variable]
 
 
+def test_another_model_key_counts_without_a_restart(
+    running: Settings, make_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = make_settings(anthropic_api_key="sk-ant-new")
+    prepare(changed)
+    monkeypatch.setattr(service, "_start_missing", lambda *_, **__: [])
+    before = service.ray_process(changed)
+    assert service.start(changed, lambda _: nullcontext()) == [
+        "the model key changed: it counts from the next request to the model"
+    ]
+    assert service.ray_process(changed) == before
+    assert service.changed_settings(changed) == []
+
+
 def test_the_same_data_folder_named_from_elsewhere_is_no_change(
     running: Settings, make_settings: Make, tmp_path: Path
 ) -> None:
