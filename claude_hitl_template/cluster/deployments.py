@@ -316,23 +316,28 @@ def _panel_services(settings: Settings, store: Clients, authority: Authority) ->
         environments=settings.all_environments(),
         max_upload_bytes=settings.max_upload_bytes,
         panel_url=settings.panel_url,
-        window=lambda session_id: _window(authority.window(session_id)),
+        window=lambda session_id: _window(
+            authority.window(session_id), free=read_model_key(settings) is None
+        ),
         is_open=kodosumi.is_open,
         sandbox=sandbox_fact(settings),
     )
 
 
-def _window(capability: str) -> Callable[..., Any]:
+def _window(capability: str, *, free: bool) -> Callable[..., Any]:
     """The flow that the panel's entries launch.
 
-    The capability is bound as an argument of the function: the panel shows a flow's inputs and its function's name.
+    `free`: the offline model answers. The capability is bound as an argument of the function: the panel shows a flow's
+    inputs and its function's name.
     """
-    flow = functools.partial(mirror_session, capability=capability)
+    flow = functools.partial(mirror_session, capability=capability, free=free)
     flow.__module__, flow.__name__ = __name__, mirror_session.__name__  # pyright: ignore[reportAttributeAccessIssue]
     return flow
 
 
-async def mirror_session(inputs: dict[str, Any], tracer: Any, *, capability: str | None = None) -> Any:
+async def mirror_session(
+    inputs: dict[str, Any], tracer: Any, *, capability: str | None = None, free: bool = False
+) -> Any:
     """Shows one session in the panel. Runs in a Kodosumi runner, on any host of the cluster."""
     from claude_hitl_template.panel import flow  # noqa: PLC0415
     from claude_hitl_template.panel.services import WindowServices  # noqa: PLC0415
@@ -344,6 +349,7 @@ async def mirror_session(inputs: dict[str, Any], tracer: Any, *, capability: str
         wait_s=settings.panel_wait_s,
         max_upload_bytes=settings.max_upload_bytes,
         pages_url=settings.pages_url,
+        free=free,
     )
     return await flow.mirror(inputs, tracer, services, kodosumi.RunnerLocks(tracer.fid))
 

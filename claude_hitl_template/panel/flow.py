@@ -142,7 +142,7 @@ class _Window:
             pairs += [
                 ("state", state_of(session)),
                 ("tokens", f"{usage.input_tokens:,} in, {usage.output_tokens:,} out"),
-                ("cost", f"${usage.cost_usd:.4f}"),
+                ("cost", timeline.FREE if self._services.free else f"${usage.cost_usd:.4f}"),
             ]
         if session is None or state_of(session) != "ended":
             links = [
@@ -157,7 +157,7 @@ class _Window:
         self._after = event.seq
         self._note_turn(event)
         if event.type == "session.usage":
-            shown = timeline.turn_end(event.payload["usage"], self._usage)
+            shown = timeline.turn_end(event.payload["usage"], self._usage, free=self._services.free)
             self._usage = event.payload["usage"]
         else:
             shown = timeline.event_html(event.wire())

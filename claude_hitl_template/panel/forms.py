@@ -268,7 +268,7 @@ def _facts(group: CallGroup, approval: Approval, now: datetime) -> list[tuple[st
         ("session", group.session.title or group.session.id),
         ("for", f"{group.requester}, waiting {age(approval.created_at.isoformat(), now)}"),
         *([("until", approval.expires_at.isoformat(timespec="minutes"))] if approval.expires_at else []),
-        ("SHA-256", f"{approval.digest[:16]}…"),
+        ("SHA-256", approval.digest),
     ]
 
 

@@ -39,6 +39,7 @@ class WindowServices:
         wait_s: How long a flow waits without any change before it ends with its session parked.
         max_upload_bytes: The most that one turn offers for download.
         pages_url: Where browsers reach the pages of the service.
+        free: The offline model answered when the window was opened, so nothing costs anything.
     """
 
     store: Windows
@@ -46,6 +47,7 @@ class WindowServices:
     wait_s: float
     max_upload_bytes: int
     pages_url: str
+    free: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from claude_hitl_template.presentation.events import event_view
 from claude_hitl_template.presentation.sessions import card_url
 from claude_hitl_template.presentation.text import summary
 
+FREE = "free of charge (offline model)"
+
 
 def event_html(event: Mapping[str, Any]) -> str | None:
     """The entry of an event in wire format; None for an event with nothing for a reader."""
@@ -89,12 +91,13 @@ def note(text: str) -> str:
     return str(render("note.html.j2", said=text))
 
 
-def turn_end(usage: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
+def turn_end(usage: Mapping[str, Any], before: Mapping[str, Any] | None, *, free: bool = False) -> str:
     """Tokens and cost (USD) of the turn that ended.
 
     Args:
         usage: The session's total usage, from the `session.usage` event at the end of the turn.
         before: The same of the turn before; None for the first turn.
+        free: Whether the offline model answered.
     """
     earlier = before or {}
 
@@ -103,7 +106,7 @@ def turn_end(usage: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
 
     cached = grown("cache_read_input_tokens")
     tokens = f"{grown('input_tokens'):,} tokens in, {grown('output_tokens'):,} out"
-    cost = f"${grown('cost_usd'):.4f} (session ${usage.get('cost_usd', 0):.4f})"
+    cost = FREE if free else f"${grown('cost_usd'):.4f} (session ${usage.get('cost_usd', 0):.4f})"
     parts = [tokens, *([f"{cached:,} from the cache"] if cached else []), cost]
     return note(f"Turn ended: {', '.join(parts)}")
 

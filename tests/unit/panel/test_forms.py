@@ -120,7 +120,7 @@ def test_an_approver_sees_all_that_matters() -> None:
         "make deploy",
         "Deploy",
         "/workspace",
-        call.digest[:16],
+        call.digest,
         "Title",
         "ann",
         "waiting 0s",

@@ -106,6 +106,7 @@ def test_a_turns_end_tells_its_own_tokens_and_cost() -> None:
     second = {"input_tokens": 3000, "output_tokens": 30, "cache_read_input_tokens": 7, "cost_usd": 0.75}
     said = Reader(render.turn_end(second, first)).text
     assert "2,000 tokens in, 20 out, 7 from the cache, $0.2500 (session $0.7500)" in said
+    assert "$" not in render.turn_end(second, first, free=True)
 
 
 def contained() -> Session:
