@@ -55,7 +55,7 @@ class AgentMessageEvent(_Event):
 
 
 class AgentThinkingEvent(_Event):
-    """The agent thinks; what is not part of the event."""
+    """The agent thinks. The event does not contain the thoughts."""
 
     type: Literal["agent.thinking"]
 

@@ -37,7 +37,7 @@ class Tmux:
         self._run("send-keys", key)
 
     def screen(self, *, colours: bool = False) -> str:
-        """What is visible."""
+        """The visible text."""
         return self._run("capture-pane", "-p", *(["-e"] if colours else []))
 
     def until(self, text: str, *, name: str | None = None) -> str:
