@@ -317,7 +317,7 @@ class SqlTx(NoticesSql):
     async def known_events(self, session_id: str, ids: Sequence[str]) -> set[str]:
         found: set[str] = set()
         for some in batched(ids, MOST_IDS):
-            given = {f"id{number}": one for number, one in enumerate(some)}
+            given: dict[str, Any] = {f"id{number}": one for number, one in enumerate(some)}
             query = statements.known_events(len(some))
             found |= {row.id for row in await self._all(query, key=session_id, **given)}
         return found
