@@ -17,7 +17,7 @@ __all__ = ["notes"]
 GUIDE = (Path(__file__).parents[2] / "docs" / "rest.md").read_text()
 MCP = "### With an MCP server\n"
 TYPESCRIPT = "### With TypeScript\n"
-NODE_FOLDER = os.environ.get("HITL_TEST_NODE_FOLDER")  # one in which @anthropic-ai/sdk is installed
+CLIENTS = Path(__file__).parents[1] / "generated_clients"  # what npm installs
 
 pytestmark = pytest.mark.skipif(
     any(shutil.which(program) is None for program in ("bash", "curl", "jq")), reason="needs bash, curl and jq"
@@ -73,11 +73,13 @@ def test_the_walk_with_an_mcp_server_has_its_tool_run_once_it_is_allowed(hot: Th
     assert notes.added == ["milk", "bread"]
 
 
-@pytest.mark.skipif(
-    NODE_FOLDER is None, reason="needs a folder with @anthropic-ai/sdk: HITL_TEST_NODE_FOLDER"
-)
-def test_the_typescript_runs(hot: Threaded) -> None:
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("npm") is None, reason="needs npm")
+def test_the_typescript_runs(hot: Threaded, tmp_path: Path) -> None:
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(CLIENTS / name, tmp_path)
+    install = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+    subprocess.run(install, cwd=tmp_path, capture_output=True, check=True)
     (code,) = blocks(GUIDE, "ts")
-    file = Path(str(NODE_FOLDER)) / "guide.mjs"  # it has no types, so it is JavaScript, too
-    file.write_text(code)
-    assert run(hot, "node", str(file)).splitlines()[-1] == "session.status_idle"
+    (tmp_path / "guide.mjs").write_text(code)  # it has no types, so it is JavaScript, too
+    assert run(hot, "node", str(tmp_path / "guide.mjs")).splitlines()[-1] == "session.status_idle"
