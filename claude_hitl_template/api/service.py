@@ -44,7 +44,7 @@ class Service:
     undrain: Callable[[], Awaitable[None]]
     drained_s: Callable[[], Awaitable[float]]
     operator_key: str
-    shelf: SecretFiles
+    secret_files: SecretFiles
     max_request_bytes: int
     requests_per_minute: int
     wrong_keys_per_minute: int = WRONG_KEYS

@@ -234,7 +234,7 @@ def _service(settings: Settings, store: Clients, supervisor: Any, upstream: "Cur
         undrain=undrain,
         drained_s=drained_s,
         operator_key=operator_key(settings),
-        shelf=SecretFiles(settings.secrets_dir),
+        secret_files=SecretFiles(settings.secrets_dir),
         targets=Targets(settings.webhook_hosts),
         max_request_bytes=settings.max_request_bytes,
         requests_per_minute=settings.requests_per_minute,

@@ -161,7 +161,7 @@ async def serve_in_process(
                 undrain=_nothing,
                 drained_s=_never,
                 operator_key=OPERATOR_KEY,
-                shelf=SecretFiles(folder),
+                secret_files=SecretFiles(folder),
                 max_request_bytes=max_request_bytes,
                 requests_per_minute=requests_per_minute,
                 wrong_keys_per_minute=wrong_keys_per_minute,

@@ -88,7 +88,7 @@ async def http(watched: Watched, tmp_path: Path) -> AsyncIterator[httpx.AsyncCli
             store=store, agent=Agent(), floor=BUILT_IN, environments={"default": Environment()}, image_facts=_none,
             facts=lambda: dict(FACTS), drain=_drained, undrain=_nothing, drained_s=_long,
             operator_key="operator",
-            shelf=SecretFiles(tmp_path), max_request_bytes=100_000, requests_per_minute=10_000,
+            secret_files=SecretFiles(tmp_path), max_request_bytes=100_000, requests_per_minute=10_000,
         )
     )  # fmt: skip
     transport = httpx.ASGITransport(with_request_ids(app), raise_app_exceptions=False)

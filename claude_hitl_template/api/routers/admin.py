@@ -246,7 +246,7 @@ async def rotate_key(
     secret = _secret(request, idempotency_key, service.operator_key)
     key = await service.store.rotate_key(key_id, hash_api_key(secret), public_prefix(secret), by=caller.actor)
     if key.first:
-        service.shelf.keep_api_key(secret)
+        service.secret_files.keep_api_key(secret)
     return JSONResponse({**_key(key), "secret": secret})
 
 

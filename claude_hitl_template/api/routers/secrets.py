@@ -17,7 +17,7 @@ router = api_router("secrets", FIRST_KEY)
 
 async def _known(name: Annotated[str, Path(description="The name of a secret.")], service: ServiceDep) -> str:
     """Raises NotFound for an unknown name, before the body is validated."""
-    service.shelf.path(name)
+    service.secret_files.path(name)
     return name
 
 
@@ -27,18 +27,18 @@ SecretName = Annotated[str, Depends(_known)]
 @router.get("/v1/internal/secrets", response_model=resources.SecretStates)
 async def list_secrets(service: ServiceDep) -> JSONResponse:
     """List which secrets are set."""
-    there = service.shelf.names()
+    there = service.secret_files.names()
     return JSONResponse({"data": [{"name": name, "set": name in there} for name in SENT]})
 
 
 @router.put("/v1/internal/secrets/{name}", response_model=resources.SecretState, responses=errors(404, 413))
 async def put_secret(name: SecretName, body: Secret, service: ServiceDep) -> JSONResponse:
     """Set a secret."""
-    service.shelf.put(name, body.value)
+    service.secret_files.put(name, body.value)
     return JSONResponse({"name": name, "set": True})
 
 
 @router.delete("/v1/internal/secrets/{name}", response_model=resources.SecretState, responses=errors(404))
 async def delete_secret(name: SecretName, service: ServiceDep) -> JSONResponse:
     """Remove a secret."""
-    return JSONResponse({"name": name, "set": False, "removed": service.shelf.remove(name)})
+    return JSONResponse({"name": name, "set": False, "removed": service.secret_files.remove(name)})
