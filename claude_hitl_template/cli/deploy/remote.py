@@ -23,7 +23,7 @@ from claude_hitl_template.presentation.checks import Check
 ASK_S = 10.0
 # The HTTP date has whole seconds, and the answer takes a while.
 SKEW_S = 5.0
-OPEN = "Ray requires none: anyone who reaches its ports can run code there, including an agent's approved command"
+OPEN = "Ray requires none: anyone who reaches its ports can run code there"
 OPEN_FIX = (
     "start it with ./hitl up; or, by hand, with RAY_AUTH_MODE=token, and set HITL_RAY_TOKEN here to what `ray "
     "get-auth-token --generate` prints there"
