@@ -228,13 +228,12 @@ class Egress:
 
     def _allows(self, access: Access, address: str, port: int) -> bool:
         """Whether a host that has this access may be reached at one of its addresses."""
-        if access == "anywhere":  # as the operator has listed it
-            return True
+        reached = plain(address)
+        if (reached, port) in self._closed or (port in self._own_ports and is_own(reached)):
+            return False
         if access == "public":
             return self._allows_address(address)
-        reached = plain(address)
-        is_closed = (reached, port) in self._closed or (port in self._own_ports and is_own(reached))
-        return not is_closed and not is_metadata(reached)
+        return access == "anywhere" or not is_metadata(reached)
 
     async def _access(self, host: Host) -> Access:
         """Raises Refused, also when a human was asked just now."""

@@ -125,10 +125,19 @@ async def test_no_declared_server_is_the_service_itself(site: Site, address: str
     async def resolve(_name: str, _port: int) -> list[str]:
         return ["::ffff:127.0.0.1"]
 
+    class Listed(Unasked):
+        """The operator has listed every host for private addresses, too."""
+
+        def standing(self, host: Any) -> Any:
+            return "anywhere"
+
+        async def used(self, host: Any) -> None: ...
+
     port = address.rpartition(":")[2]
-    egress = made([f"http://{name}:{port}/mcp"], resolve=resolve, closed=[f"http://127.0.0.1:{port}"])
-    async with proxied(egress) as proxy:
-        assert (await ask(proxy, f"http://{name}:{port}/mcp")).status_code == 403
+    for declared, hosts in (([f"http://{name}:{port}/mcp"], Unasked()), ([], Listed())):
+        egress = made(declared, hosts, resolve=resolve, closed=[f"http://127.0.0.1:{port}"])
+        async with proxied(egress) as proxy:
+            assert (await ask(proxy, f"http://{name}:{port}/mcp")).status_code == 403
     assert site.asked == []
 
 
