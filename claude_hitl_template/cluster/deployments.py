@@ -60,6 +60,7 @@ from claude_hitl_template.notify.push_keys import PushKey
 from claude_hitl_template.notify.senders import build_senders
 from claude_hitl_template.signin.addresses import PARTS as SIGN_IN_PARTS
 from claude_hitl_template.signin.browser import browser_user, check_csrf, install
+from claude_hitl_template.signin.own_names import only_under, own_names
 from claude_hitl_template.signin.pages import build_sign_in_app
 from claude_hitl_template.signin.service import SignIn
 from claude_hitl_template.signin.setup import build_sign_in, make_first_user
@@ -176,9 +177,10 @@ class Ingress:
         app = _mounted(settings, self._store, authority, _until_disconnect(api), _until_disconnect(model))
         self._sign_in = sign_in = build_sign_in(settings, self._store, signing_key, service.passwords)
         inbox = build_inbox_app(_pages(settings, self._store, sign_in, api.state.followers))
+        is_own = own_names(settings)
         pages = {
-            PARTS: _until_disconnect(inbox),
-            SIGN_IN_PARTS: _until_disconnect(build_sign_in_app(sign_in)),
+            PARTS: _until_disconnect(only_under(is_own, inbox)),
+            SIGN_IN_PARTS: _until_disconnect(only_under(is_own, build_sign_in_app(sign_in))),
         }
         self._app = with_request_ids(with_pages(app, pages))
 
