@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
@@ -26,7 +27,7 @@ from claude_hitl_template.cluster.containers import Preflight
 from claude_hitl_template.cluster.ledger import APP_NAME, LedgerService, handle, reach
 from claude_hitl_template.cluster.ray_host import RayOwnerHost
 from claude_hitl_template.cluster.supervisor import Supervisor
-from claude_hitl_template.config import build_info, logs
+from claude_hitl_template.config import build_info, logs, network
 from claude_hitl_template.config.secret_files import (
     SecretFiles,
     hash_api_key,
@@ -72,7 +73,9 @@ from claude_hitl_template.store.protocol import Clients, Supervision, Windows
 if TYPE_CHECKING:
     from claude_hitl_template.panel.services import PanelServices
 
+log = structlog.get_logger()
 FACTS_S = 5.0
+DASHBOARD_S = 3.0
 IMAGE_S = 3.0  # if podman takes longer, its last answer is used
 _LIGHT: dict[str, Any] = {
     "num_cpus": 0,  # by default Serve reserves a CPU for each replica; on a small machine no session could start then
@@ -194,7 +197,7 @@ class Ingress:
         secret = read_api_key(self._settings)
         first = await self._store.set_first_key(hash_api_key(secret), public_prefix(secret))
         if first.revoked_at is not None:
-            structlog.get_logger().error(
+            log.error(
                 "the first API key in the data folder was replaced or revoked: ./hitl keys rotate makes another"
             )
         await make_first_user(self._store, self._sign_in.passwords, read_admin_password(self._settings))
@@ -323,7 +326,21 @@ def _panel_services(settings: Settings, store: Clients, authority: Authority) ->
         ),
         is_open=kodosumi.is_open,
         sandbox=sandbox_fact(settings),
+        ray_is_open=_ray_is_open(settings),
     )
+
+
+def _ray_is_open(settings: Settings) -> bool:
+    """Whether this machine's Ray, which may have been started by hand, requires no token; False where that is unknown."""
+    try:
+        answer = network.request(
+            "GET", f"{settings.own_dashboard}/api/authentication_mode", timeout=DASHBOARD_S
+        )
+        mode = answer.json()["authentication_mode"]
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        log.info("whether Ray requires a token is not known", why=type(error).__name__)
+        return False
+    return mode != "token"
 
 
 def _window(capability: str, *, free: bool) -> Callable[..., Any]:

@@ -150,6 +150,7 @@ class _Start(_Entry):
             _nonce(filled),
             filled,
             sandbox=services.sandbox,
+            ray_is_open=services.ray_is_open,
         )
 
     async def submit(self, request: Request, inputs: Inputs) -> Answer:

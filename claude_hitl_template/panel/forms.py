@@ -104,6 +104,7 @@ def start_form(
     filled: Filled = Filled(),
     *,
     sandbox: str = "on",
+    ray_is_open: bool = False,
 ) -> Elements:
     """The form that starts a conversation.
 
@@ -114,6 +115,7 @@ def start_form(
         nonce: Identifies this form: sent twice, it acts once.
         filled: What was typed before.
         sandbox: "on", "off" or "none".
+        ray_is_open: Whether Ray requires no token.
     """
     return _page(
         "start.html.j2",
@@ -125,6 +127,7 @@ def start_form(
         limit=size(max_bytes),
         hidden={"nonce": nonce},
         has_sandbox=sandbox == "on",
+        ray_is_open=ray_is_open,
     )
 
 

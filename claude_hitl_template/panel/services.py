@@ -63,6 +63,7 @@ class PanelServices:
         window: Returns, for a session's id, the function that Kodosumi runs as the flow that shows the session.
         is_open: Whether a flow is alive and belongs to a user; takes both ids.
         sandbox: "on", "off" or "none".
+        ray_is_open: Whether Ray requires no token.
     """
 
     store: Clients
@@ -73,3 +74,4 @@ class PanelServices:
     window: Callable[[str], Callable[..., Any]]
     is_open: Callable[[str, str], Awaitable[bool]]
     sandbox: str = "on"
+    ray_is_open: bool = False

@@ -98,6 +98,12 @@ def test_who_starts_a_conversation_without_a_sandbox_is_told(sandbox: str) -> No
     assert ("There is no sandbox" in shown) is (sandbox != "on")
 
 
+@pytest.mark.parametrize("open_", [True, False])
+def test_who_starts_a_conversation_on_a_ray_without_a_token_is_told(open_: bool) -> None:
+    shown = str(forms.start_form(Agent(), {"default": Environment()}, 1024, "n", ray_is_open=open_))
+    assert ("Ray requires no token" in shown) is open_
+
+
 @given(texts, texts)
 def test_lists_of_sessions_and_approvals_hold_text_only(title: str, command: str) -> None:
     now = utcnow()
