@@ -9,6 +9,8 @@ token), and is answered with {"cli"}, the CLI's version; then `do` is one of
 - `call`: the same with a prompt that makes one gated call, which is allowed `settle_s` after it was asked about;
   answers {"answered_ns"}, the time of the answer since the epoch
 - `fresh`: another CLI says `prompt`; answers {"seconds"} from before its start to the first message of the model
+- `asks`: another CLI says `prompt`, which makes one gated call, `times` times; answers {"waiting_s"}, from before its start
+  until the first call waits, and {"results_s"}, for each call the time from its permission to its result
 
 The options are those of `claude.cli` wherever they could matter for time, without its gate and its transcript store.
 """
@@ -28,6 +30,7 @@ from claude_agent_sdk import (
     ClaudeSDKClient,
     PermissionResultAllow,
     ToolPermissionContext,
+    UserMessage,
 )
 from claude_agent_sdk._cli_version import __cli_version__
 
@@ -39,6 +42,7 @@ class SdkBaseline:
         self._place = place
         self._client = ClaudeSDKClient(self._options())
         self._settle_s, self._answered_ns = 0.0, 0
+        self._asked, self._answered = 0.0, 0.0  # perf_counter's times of the last call
 
     async def connect(self) -> None:
         await self._client.connect()
@@ -56,6 +60,9 @@ class SdkBaseline:
                 return {"answered_ns": self._answered_ns}
             case "fresh":
                 return {"seconds": await self._fresh(asked["prompt"])}
+            case "asks":
+                self._settle_s = asked["settle_s"]
+                return await self._asks(asked["prompt"], asked["times"])
             case other:
                 raise ValueError(f"{other!r} is nothing that can be done")
 
@@ -75,11 +82,23 @@ class SdkBaseline:
                     return time.perf_counter() - began
         raise ValueError("the turn ended without a message of the model")
 
+    async def _asks(self, prompt: str, times: int) -> dict[str, Any]:
+        began, waiting, results = time.perf_counter(), list[float](), list[float]()
+        async with ClaudeSDKClient(replace(self._options(), cwd=self._folder("fresh"))) as client:
+            for _ in range(times):
+                await client.query(prompt)
+                async for message in client.receive_response():
+                    if isinstance(message, UserMessage):  # the call's result
+                        waiting.append(self._asked - began)
+                        results.append(time.perf_counter() - self._answered)
+        return {"waiting_s": waiting[0], "results_s": results}
+
     async def _allow(
         self, _name: str, given: dict[str, Any], _context: ToolPermissionContext
     ) -> PermissionResultAllow:
+        self._asked = time.perf_counter()
         await asyncio.sleep(self._settle_s)
-        self._answered_ns = time.time_ns()
+        self._answered_ns, self._answered = time.time_ns(), time.perf_counter()
         return PermissionResultAllow(updated_input=given)
 
     def _folder(self, name: str) -> Path:

@@ -145,6 +145,12 @@ ENTRIES = {
         "Compares turns, decisions and parking with the plain SDK. Needs a checkout; `--help` lists the options.",
         context=_PASS_ON | {"help_option_names": []},
     ),
+    "soak": Entry(
+        _DEVELOP,
+        "commands.bench:soak",
+        "Works for some minutes and prints what grows. Needs a checkout; `--help` lists the options.",
+        context=_PASS_ON | {"help_option_names": []},
+    ),
     "chaos": Entry(
         _DEVELOP,
         "commands.chaos:chaos",

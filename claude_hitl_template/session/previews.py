@@ -2,7 +2,6 @@
 stream wants them."""
 
 import asyncio
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -17,9 +16,6 @@ log = structlog.get_logger()
 
 MAX_PENDING = 10_000  # pieces that wait to be sent; further ones are dropped
 GATHER_S = 0.04  # between two calls; less than a person notices
-ASK_AGAIN_S = (
-    1.0  # while no stream wants previews, a piece is sent this often, and at the beginning of an answer
-)
 
 
 class PreviewSender:
@@ -30,11 +26,11 @@ class PreviewSender:
         self._pending: list[dict[str, Any]] = []
         self._sending: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
-        self._ask_at = 0.0  # no stream wants previews: until then only the beginning of an answer is sent
+        self._wanted = True
 
     def add(self, piece: Preview) -> None:
-        """Queues one piece; drops it if no stream wants it, or too many are pending."""
-        if len(self._pending) >= MAX_PENDING or (piece.text is not None and time.monotonic() < self._ask_at):
+        """Queues one piece; drops it if too many are pending, or no stream wanted the beginning of the answer."""
+        if len(self._pending) >= MAX_PENDING or (piece.text is not None and not self._wanted):
             return
         self._pending.append(_wire(piece))
         if self._sending is None or self._sending.done():
@@ -52,16 +48,15 @@ class PreviewSender:
             pieces, self._pending = self._pending, []
             self._hurry.clear()
             try:
-                wanted = await self._store.preview(self._session_id, self._epoch, pieces)
+                self._wanted = await self._store.preview(self._session_id, self._epoch, pieces)
             except HitlError as error:
                 log.debug("preview lost", session=self._session_id, why=str(error))
                 continue
-            if wanted:
-                self._ask_at = 0.0
+            if self._wanted:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._hurry.wait(), GATHER_S)
             else:
-                self._ask_at, self._pending = time.monotonic() + ASK_AGAIN_S, []
+                self._pending = [each for each in self._pending if each["type"] == "event_start"]
 
 
 def _wire(piece: Preview) -> dict[str, Any]:

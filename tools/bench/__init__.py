@@ -7,6 +7,11 @@ class Part(StrEnum):
     """What can be measured alone."""
 
     TURNS = "turns"
+    ASKS = "asks"
+    TOGETHER = "together"
+    STREAMS = "streams"
+    STORM = "storm"
+    STARTUP = "startup"
     CROWD = "crowd"
     RECOVERY = "recovery"
     SANDBOX = "sandbox"

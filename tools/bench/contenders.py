@@ -93,6 +93,13 @@ class Conversation:
         self.until_rest()
         return time.perf_counter() - began
 
+    def result(self, event_id: str) -> float:
+        """Seconds from a decision to the result of its call."""
+        began = time.perf_counter()
+        self.decide(event_id)
+        self.until(lambda event: event["type"] == "agent.tool_result")
+        return time.perf_counter() - began
+
     def call(self, workspace: Path, event_id: str) -> tuple[float, float]:
         """Seconds from a decision to its acknowledgement, and to the start of its tool."""
         began_ns, began = time.time_ns(), time.perf_counter()
@@ -122,7 +129,7 @@ def confirmation(event_id: str, result: str) -> dict[str, Any]:
     return {"type": "user.tool_confirmation", "tool_use_id": event_id, "result": result}
 
 
-def started_after(workspace: Path, since_ns: int) -> float:
+def started_after(workspace: Path, since_ns: int, *, patience_s: float = PATIENCE_S) -> float:
     """Seconds from `since_ns` until the scenario's tool started, as the tool itself wrote down. Takes its note away."""
     note = workspace / BEGAN
 
@@ -130,7 +137,7 @@ def started_after(workspace: Path, since_ns: int) -> float:
         text = note.read_text() if note.exists() else ""
         return int(text) if text.endswith("\n") else None
 
-    began_ns = wait_for("the scenario's command", look)
+    began_ns = wait_for("the scenario's command", look, patience_s=patience_s)
     note.unlink()
     return (began_ns - since_ns) / 1e9
 
@@ -149,6 +156,12 @@ class SdkConversation:
 
     def fresh(self) -> float:
         return self.ask({"do": "fresh", "prompt": TEXT})["seconds"]
+
+    def asks(self, prompt: str, times: int) -> tuple[float, list[float]]:
+        """In another CLI: seconds from before its start until the first call waits, and from each permission to the
+        call's result."""
+        found = self.ask({"do": "asks", "prompt": prompt, "times": times, "settle_s": SETTLE_S})
+        return found["waiting_s"], found["results_s"]
 
     def call(self) -> float:
         """Seconds from the callback's answer to the start of the tool."""

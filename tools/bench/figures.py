@@ -1,12 +1,12 @@
 """Statistics of samples: percentiles, comparisons with a target, a table, JSON. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rich.table import Table
 
-type Compare = Literal["ratio of p50", "difference of p50", "p50", "p95"]
+type Compare = Literal["ratio of p50", "difference of p50", "p50", "p95", "p50, at least"]
 _ABSENT = "-"
 _BOTH = ("ratio of p50", "difference of p50")
 
@@ -15,8 +15,8 @@ _BOTH = ("ratio of p50", "difference of p50")
 class Measure:
     """One thing measured. Samples of `ours` and `bare` are in `unit`.
 
-    `compare` says which figure is held against `target`, the most that it should be. A ratio has no unit, the other
-    figures have the samples'.
+    `compare` says which figure is held against `target`: the most that it should be, or the least ("at least"). A ratio has
+    no unit, the other figures have the samples'.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Measure:
         """Whether the target was met; None without a target or a figure."""
         if self.target is None or self.figure is None:
             return None
-        return self.figure <= self.target
+        return self.figure >= self.target if self.compare == "p50, at least" else self.figure <= self.target
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -80,7 +80,8 @@ def summary(samples: Sequence[float]) -> dict[str, Any] | None:
     }
 
 
-def table(measures: Iterable[Measure]) -> Table:
+def table(measures: Iterable[Measure], earlier: Mapping[str, float] | None = None) -> Table:
+    """`earlier`: the p50 of another run's `ours` by name of the measure; the table then has the ratio to it."""
     made = Table(
         title="p50 / p95; `bare` is the SDK alone, same CLI, same model endpoint", title_justify="left"
     )
@@ -89,9 +90,26 @@ def table(measures: Iterable[Measure]) -> Table:
     for name in ("n", "ours", "bare", "compared", "target"):
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("met")
+    if earlier is not None:
+        made.add_column("to earlier", justify="right", no_wrap=True)
     for measure in measures:
-        made.add_row(*row(measure))
+        made.add_row(*row(measure), *([] if earlier is None else [_to_earlier(measure, earlier)]))
     return made
+
+
+def p50_by_name(run: Mapping[str, Any]) -> dict[str, float]:
+    """The p50 of `ours` of each measure in the JSON of a run, for `table`. Raises ValueError for any other JSON."""
+    try:
+        return {one["name"]: float(one["ours"]["p50"]) for one in run["measures"] if one["ours"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError("this is not the JSON of a run of the benchmark") from error
+
+
+def _to_earlier(measure: Measure, earlier: Mapping[str, float]) -> str:
+    before = earlier.get(measure.name)
+    if not before or not measure.ours:
+        return _ABSENT
+    return f"{percentile(measure.ours, 50) / before:.2f} x"
 
 
 def row(measure: Measure) -> tuple[str, ...]:
@@ -125,14 +143,17 @@ def _compared(measure: Measure) -> str:
             return f"{figure:.2f} x"
         case "difference of p50":
             return f"{'+' if figure >= 0 else ''}{_number(figure)}"
+        case "p95":
+            return f"p95 {_number(figure)}"
         case _:
-            return f"{measure.compare} {_number(figure)}"
+            return f"p50 {_number(figure)}"
 
 
 def _target(measure: Measure) -> str:
     if measure.target is None:
         return _ABSENT
-    return f"<= {measure.target:g}{' x' if measure.compare == 'ratio of p50' else ''}"
+    sign = ">=" if measure.compare == "p50, at least" else "<="
+    return f"{sign} {measure.target:g}{' x' if measure.compare == 'ratio of p50' else ''}"
 
 
 def _number(value: float) -> str:

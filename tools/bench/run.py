@@ -20,6 +20,7 @@ from claude_hitl_template.config.secret_files import hash_api_key, prepare, read
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.model.tokens import mint
 from tools.bench import Part
+from tools.bench.asks import hot_asks, parked_asks
 from tools.bench.contenders import (
     CALL,
     PACED,
@@ -41,10 +42,15 @@ from tools.bench.service_fixture import (
     running_service,
     temporary_settings,
 )
+from tools.bench.startup import startup
+from tools.bench.storm import storm
+from tools.bench.streams import watched_turns
+from tools.bench.together import cpu_of_turns, turns_together
 
 STARTS_SHARE = 4
 FIRST_EPOCH = 1  # of a session that never lost its owner
 WAKE_P95_MS = 3000
+TURN_X = {TEXT: 1.6, PACED: 1.05}
 MIB = 1024 * 1024
 MS = 1000.0
 
@@ -53,9 +59,15 @@ class Bench:
     """One run: `rounds` of quick measurements, and a quarter as many of those that start a process each."""
 
     def __init__(
-        self, rounds: int, sessions: int, parts: Collection[Part], *, on_postgres: bool = False
+        self,
+        rounds: int,
+        sessions: int,
+        parts: Collection[Part],
+        *,
+        storms: Sequence[int] = (),
+        on_postgres: bool = False,
     ) -> None:
-        self._rounds, self._sessions, self._parts = rounds, sessions, parts
+        self._rounds, self._sessions, self._parts, self._storms = rounds, sessions, set(parts), storms
         self._slow = math.ceil(rounds / STARTS_SHARE)
         self._on_postgres, self._stage = on_postgres, partial(running_service, on_postgres=on_postgres)
         self.measures: list[Measure] = []
@@ -65,25 +77,47 @@ class Bench:
         """Raises HitlError when something failed."""
         self.facts = machine()
         with temporary_settings() as settings:
-            if Part.TURNS in self._parts:
-                self._one_session(settings)
+            self._awake(settings)
+            self._parked(settings)
             if Part.CROWD in self._parts:
                 self._crowd(settings)
-            if Part.RECOVERY in self._parts:
-                with self._stage(settings, hot_window_s=0.0, spare_owners=1) as one:
-                    self._recovery(one)
             if Part.SANDBOX in self._parts:
                 self._sandboxes(settings)
+        if Part.STARTUP in self._parts:
+            with temporary_settings() as settings:
+                startup(settings, self._new)
         self.facts["load_after"] = os.getloadavg()
 
-    def _one_session(self, settings: Settings) -> None:
-        with self._stage(settings, hot_window_s=LONG_S, spare_owners=1) as one:
-            self._hot(one)
-        with self._stage(settings, hot_window_s=0.0, spare_owners=1) as one:
-            made = self._new("decision to tool start, parked, spare owner ready", "ms", "p95", WAKE_P95_MS)
-            made.ours += self._wakes(one)
-            parked = self._leave_parked(one)
-        self._stored(settings, parked)
+    def _awake(self, settings: Settings) -> None:
+        """Measurements of sessions that keep their processes while a call waits."""
+        if self._parts & {Part.TURNS, Part.ASKS, Part.TOGETHER, Part.STREAMS}:
+            with self._stage(settings, hot_window_s=LONG_S, spare_owners=1) as one:
+                self._hot(one)
+                if Part.STREAMS in self._parts:
+                    watched_turns(one, self._new, self._rounds)
+
+    def _parked(self, settings: Settings) -> None:
+        """Measurements of sessions that park as soon as a call waits."""
+        parked = None
+        if self._parts & {Part.TURNS, Part.ASKS, Part.STORM, Part.RECOVERY}:
+            with self._stage(settings, hot_window_s=0.0, spare_owners=1) as one:
+                if Part.TURNS in self._parts:
+                    made = self._new(
+                        "decision to tool start, parked, spare owner ready", "ms", "p95", WAKE_P95_MS
+                    )
+                    made.ours += self._wakes(one)
+                    parked = self._leave_parked(one)
+                if Part.ASKS in self._parts:
+                    parked_asks(one, self._new, self._slow, spare=True)
+                for count in self._storms if Part.STORM in self._parts else ():
+                    storm(one, self._new, count)
+                if Part.RECOVERY in self._parts:
+                    self._recovery(one)
+        if parked is not None:
+            self._stored(settings, parked)
+        if Part.ASKS in self._parts:
+            with self._stage(settings, hot_window_s=0.0, spare_owners=0) as one:
+                parked_asks(one, self._new, self._slow, spare=False)
 
     def _crowd(self, settings: Settings) -> None:
         """A few parked sessions, then many, with the same questions."""
@@ -176,16 +210,23 @@ class Bench:
             ours.until_rest()
             token = mint(read_signing_key(one.settings).secret, ours.id, FIRST_EPOCH)
             folder = one.settings.data_dir / "bare"
-            with bare(folder, f"{one.settings.base_url}/model", token) as theirs:
+            alone = partial(bare, model_url=f"{one.settings.base_url}/model", token=token)
+            with alone(folder / "one") as theirs:
                 self.facts["versions"]["claude-code"] = theirs.cli_version
                 one.until_spare()
-                self._turns(ours, theirs)
-                self._decisions(one, ours, theirs)
-                self._creations(one, theirs)
+                if Part.TURNS in self._parts:
+                    self._turns(ours, theirs)
+                    cpu_of_turns(one, ours, theirs, self._new, self._slow)
+                    self._decisions(one, ours, theirs)
+                    self._creations(one, theirs)
+                if Part.ASKS in self._parts:
+                    hot_asks(one, theirs, self._new, self._slow)
+            if Part.TOGETHER in self._parts:
+                turns_together(one, alone, folder, self._new, self._slow)
 
     def _turns(self, ours: Conversation, theirs: SdkConversation) -> None:
         for name, prompt in (("a model that answers at once", TEXT), ("a model that takes a second", PACED)):
-            made = self._new(f"text turn, hot, {name}", "ms", "ratio of p50", 1.25)
+            made = self._new(f"text turn, hot, {name}", "ms", "ratio of p50", TURN_X[prompt])
             _interleaved(made, partial(ours.turn, prompt), partial(theirs.turn, prompt), self._rounds)
 
     def _decisions(self, one: BenchService, ours: Conversation, theirs: SdkConversation) -> None:

@@ -96,7 +96,7 @@ class BenchService:
 
     def processes_of(self, transcript_id: str) -> list[psutil.Process]:
         """A session's processes: its CLI, those of its sandbox, and the owner that holds it. [] for a parked one."""
-        clis = [p for p in self._processes() if transcript_id in command(p)]
+        clis = [p for p in self.processes() if transcript_id in command(p)]
         parents = [parent for p in clis if (parent := p.parent()) is not None]
         return list(
             dict.fromkeys([*clis, *parents])
@@ -106,14 +106,15 @@ class BenchService:
         """Raises Unavailable."""
 
         def find() -> psutil.Process | None:
-            return next((p for p in self._processes() if fits(command(p).split(":"))), None)
+            return next((p for p in self.processes() if fits(command(p).split(":"))), None)
 
         def fits(title: list[str]) -> bool:  # ray::ServeReplica:<application>:<deployment>...
             return "ServeReplica" in title and any(part.startswith(deployment) for part in title)
 
         return wait_for(f"the {deployment}", find)
 
-    def _processes(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
+        """All processes below Ray's head: the service, its owners and their CLIs."""
         head = service.ray_process(self.settings)
         return head.children(recursive=True) if head else []
 
@@ -123,7 +124,7 @@ class BenchService:
         headers = {"authorization": f"Bearer {read_ray_token(self.settings)}"}
         answer = network.request("GET", url, headers=headers, timeout=30).raise_for_status().json()
         alive = [a for a in answer["data"]["result"]["result"] if a["state"] == "ALIVE"]
-        titles = {p.pid: command(p).strip() for p in self._processes()}
+        titles = {p.pid: command(p).strip() for p in self.processes()}
         return {a["actor_id"] for a in alive if titles.get(a["pid"]) == IDLE_OWNER}
 
 
@@ -157,12 +158,12 @@ def command(process: psutil.Process) -> str:
         return ""
 
 
-def wait_for[T](what: str, poll: Callable[[], T | None]) -> T:
-    """The first thing `poll` finds. Raises Unavailable after PATIENCE_S."""
-    deadline = time.monotonic() + PATIENCE_S
+def wait_for[T](what: str, poll: Callable[[], T | None], *, patience_s: float = PATIENCE_S) -> T:
+    """The first thing `poll` finds. Raises Unavailable after `patience_s`."""
+    deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         found = poll()
         if found is not None:
             return found
         time.sleep(POLL_S)
-    raise Unavailable(f"waited {PATIENCE_S:.0f} s for {what}")
+    raise Unavailable(f"waited {patience_s:.0f} s for {what}")

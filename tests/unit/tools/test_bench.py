@@ -2,10 +2,14 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -18,10 +22,11 @@ from claude_hitl_template.domain.models import ApprovalState
 from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import EngineError, Unavailable
 from claude_hitl_template.store.core import CoreStore
-from tools.bench import contenders, figures
+from tools.bench import contenders, figures, watchers
 from tools.bench.figures import Compare, Measure
 from tools.bench.parked_load import CALLS, footprint, make_parked_load, opened
 from tools.bench.service_fixture import temporary_settings
+from tools.bench.usage import CpuUse
 
 
 def measure(
@@ -69,6 +74,8 @@ def test_there_is_no_percentile_of_nothing() -> None:
         (measure([10, 60], (), "p95", 50), 57.5, False),
         (measure([10, 60], (), "p50", 50), 35, True),
         (measure([10, 60], (), "p50"), 35, None),
+        (measure([160, 140], (), "p50, at least", 150), 150, True),
+        (measure([140], (), "p50, at least", 150), 140, False),
         (measure([10], (), "ratio of p50", 1.25), None, None),
         (measure([], [10], "difference of p50", 1.25), None, None),
         (measure([], (), "p95", 50), None, None),
@@ -98,6 +105,7 @@ def test_a_figure_is_held_against_its_target_where_there_are_both(
         ),
         (measure([75], [30], "difference of p50", 50), ("what", "ms", "1", "75.0", "30.0", "+45.0", "<= 50", "yes")),
         (measure([20], (), "p95", 50), ("what", "ms", "1", "20.0", "-", "p95 20.0", "<= 50", "yes")),
+        (measure([9], (), "p50, at least", 15), ("what", "ms", "1", "9.0", "-", "p50 9.0", ">= 15", "NO")),
         (measure([20]), ("what", "ms", "1", "20.0", "-", "-", "-", "-")),
         (measure([]), ("what", "ms", "0", "-", "-", "-", "-", "-")),
     ],
@@ -113,6 +121,17 @@ def test_the_table_has_a_line_for_each_measure() -> None:
     assert isinstance(console.file, StringIO)
     shown = console.file.getvalue()
     assert [f"measure {number}" in shown for number in range(3)] == [True] * 3
+
+
+def test_the_table_has_the_ratio_to_an_earlier_run_where_that_has_the_measure() -> None:
+    run = {"measures": [measure([10, 20]).as_json(), measure([]).as_json()]}
+    earlier = figures.p50_by_name(run)
+    assert earlier == {"what": 15}
+    made = [measure([30]), Measure("another", "ms", ours=[1.0])]
+    ratios = list(figures.table(made, earlier).columns[-1].cells)
+    assert ratios == ["2.00 x", "-"]
+    with pytest.raises(ValueError, match="not the JSON of a run"):
+        figures.p50_by_name({"measures": [{"name": "what"}]})
 
 
 def test_the_json_holds_every_sample_and_can_be_read_back() -> None:
@@ -196,6 +215,42 @@ def test_a_conversation_that_goes_wrong_is_an_error_and_not_a_wait(
         made.until_asked()
 
 
+def test_processor_time_is_counted_for_processes_that_begin_and_end() -> None:
+    work = "import time\nwhile time.process_time() < 0.3: pass\ninput()"
+    found: list[psutil.Process] = []
+    used = CpuUse(lambda: found)
+    with subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE) as process:
+        found.append(psutil.Process(process.pid))
+        while used.seconds() < 0.1:
+            pass
+    before = used.seconds()
+    found.clear()
+    assert used.seconds() == before >= 0.1
+
+
+async def test_watchers_say_how_late_an_event_arrived() -> None:
+    at = datetime.now(UTC) - timedelta(seconds=2)
+    sent = f'data: {{"type": "session.status_idle", "processed_at": "{at.isoformat()}"}}\n\n'.encode()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = await reader.readuntil(b"\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\n\r\n" + sent if b"x-api-key: k" in asked else b"HTTP/1.1 401 No\r\n\r\n"
+        )
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    async with server:
+        watcher = watchers.Watcher(b"GET / HTTP/1.1\r\nx-api-key: k\r\n\r\n")
+        with pytest.raises(ConnectionError, match="ended"):
+            await watcher.follow(host, port)
+        assert watcher.late_ms is not None
+        assert watcher.late_ms >= 2000
+        with pytest.raises(ConnectionError, match="refused"):
+            await watchers.Watcher(b"GET / HTTP/1.1\r\n\r\n").follow(host, port)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -203,6 +258,8 @@ def test_a_conversation_that_goes_wrong_is_an_error_and_not_a_wait(
         ["--sessions", "1"],
         ["--only", "nonsense"],
         ["--json", "/no/such/folder/figures.json"],
+        ["--compare", "/no/such/file.json"],
+        ["--storm", "0"],
     ],
 )
 def test_wrong_arguments_start_nothing(arguments: list[str]) -> None:
