@@ -134,7 +134,7 @@ def rows_of(path: Path) -> dict[str, int]:
 def _exported(settings: Settings) -> int:
     """How many keys Ray's GCS has for classes and functions; each `ray.remote` of an owner's class would add one."""
     authenticate(settings)  # before Ray is imported, which reads it once
-    from ray._raylet import GcsClient  # noqa: PLC0415
+    from ray._raylet import GcsClient  # noqa: PLC0415  # pyright: ignore[reportAttributeAccessIssue]
 
     client = GcsClient(address=f"{node_address(settings)}:{settings.ray_port}")
     return len(client.internal_kv_keys(b"", namespace=EXPORTED, timeout=GONE_S))
