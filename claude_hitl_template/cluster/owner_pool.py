@@ -42,10 +42,14 @@ class Owner:
 
 @dataclass(frozen=True)
 class _Waiter:
-    """A session that waits for its turn to start an owner, and takes one that another session gives back."""
+    """A session that waits for its turn to start an owner, and takes one that another session gives back.
+
+    `decided`: a human decided on the call that it was parked with, and may be watching.
+    """
 
     workspace_id: str
     environment: Environment
+    decided: bool
     given: asyncio.Future[Owner]
 
 
@@ -97,7 +101,7 @@ class OwnerPool:
 
     async def _keep(self, owner: Owner) -> None:
         if owner.driven < MOST_SESSIONS and not self._host.contains(owner.environment):
-            for waiter in self._waiters:
+            for waiter in sorted(self._waiters, key=lambda waiter: not waiter.decided):
                 if not waiter.given.done() and owner.fits(waiter.workspace_id, waiter.environment):
                     waiter.given.set_result(owner)
                     return
@@ -165,7 +169,8 @@ class OwnerPool:
 
     async def _next(self, session: Session, environment: Environment) -> Owner | None:
         """Starts an owner when it is the session's turn and there is room, or takes one that is given back before that."""
-        turns, waiter = await self._turns(), _Waiter(session.workspace_id, environment, asyncio.Future())
+        turns, decided = await self._turns(), session.deferred is not None
+        waiter = _Waiter(session.workspace_id, environment, decided, asyncio.Future())
         turn = asyncio.create_task(turns.acquire())
         try:
             while await self._may_start(session, turn, waiter):

@@ -16,6 +16,7 @@ from claude_hitl_template.config.secret_files import ray_token_file, read_ray_to
 from claude_hitl_template.config.settings import Settings, variable
 
 STOP_S = 15.0
+LOG_BYTES = 16 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024  # larger ones make uploads from flows fail in Kodosumi 1.1.0
 # Ray turns 127.0.0.1 into the machine's outer address; this one stays on loopback (Linux).
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
@@ -95,6 +96,9 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         # Even where usage reports are off, Ray reports that they are: this leads nowhere.
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
+        # Of each of Ray's log files: by default half a gigabyte, with five older ones.
+        "RAY_ROTATION_MAX_BYTES": str(LOG_BYTES),
+        "RAY_ROTATION_BACKUP_COUNT": "2",
         "RAY_AUTH_TOKEN_PATH": str(ray_token_file(settings)),
         "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
         # Importing Kodosumi would load a .env of a parent folder into the environment, and create folders there.

@@ -211,6 +211,12 @@ def test_rays_processes_are_not_handed_secrets(make_settings: Make, monkeypatch:
     assert environment["HITL_HOT_WINDOW_S"] == "7.0"
 
 
+def test_rays_log_files_are_bounded(make_settings: Make) -> None:
+    environment = ray_environment(make_settings())
+    kept = 1 + int(environment["RAY_ROTATION_BACKUP_COUNT"])
+    assert kept * int(environment["RAY_ROTATION_MAX_BYTES"]) <= 60_000_000  # each file and its older ones
+
+
 def test_rays_folder_is_short_and_one_per_data_folder(make_settings: Make, tmp_path: Path) -> None:
     one, other = (temp_dir(make_settings(data_dir=tmp_path / name)) for name in ("a", "b"))
     assert one != other

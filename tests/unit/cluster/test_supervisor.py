@@ -538,6 +538,30 @@ async def test_a_session_that_waits_for_its_turn_to_start_says_so(
     assert all(await asyncio.gather(*taking))
 
 
+class NoStart(Fake):
+    """A host on which no owner gets ready, so that sessions wait for one that another gives back."""
+
+    async def start(self, name: str, environment: Environment, share: Share) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_session_that_a_human_decided_on_gets_an_owner_before_those_that_began_earlier(
+    store: Flaky, tmp_path: Path
+) -> None:
+    host, waiting = NoStart(replace(ROOM, cpus=2.0)), Waiting()
+    pool = OwnerPool(Settings(data_dir=tmp_path, spare_owners=0), host, waiting, queue_s=0.01)
+    fresh = [await create(store) for _ in range(4)]
+    decided = (await create(store)).but(deferred="toolu_1")
+    taking = {one.id: asyncio.create_task(pool.take(one, Environment())) for one in (*fresh, decided)}
+    await until(lambda: decided.id in {session_id for session_id, _, _ in waiting.said})
+    await pool.give_back(Owner("free", Environment()), decided.workspace_id)
+    assert (await taking[decided.id]) == Owner("free", Environment(), decided.workspace_id, driven=1)
+    assert not any(taking[one.id].done() for one in fresh)
+    for task in taking.values():
+        task.cancel()
+    await asyncio.wait(taking.values())
+
+
 class Waiting:
     def __init__(self) -> None:
         self.said: list[tuple[str, str, bool]] = []
