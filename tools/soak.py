@@ -27,7 +27,7 @@ from tools.bench.service_fixture import BenchService, command, running_service, 
 
 KIB = 1024
 TURNS = 3  # text turns of a session
-WARM_UP = 2  # sessions before the first measurement: what is made once is there by then
+WARM_UP = 2  # sessions before the first measurement, so that one-time costs are in it
 GONE_S = 60.0  # what a deleted session had on the machine is removed within this time
 IDLE_OWNERS = "ray::ClaudeSessionActor"
 PARTS = ("Ledger", "Ingress", "Supervisor")
@@ -119,7 +119,7 @@ def _processes(one: BenchService) -> Iterator[tuple[str, psutil.Process]]:
 
 
 def session_files(one: BenchService) -> list[Path]:
-    """What is left of sessions in the data folder: working folders, run folders, markers."""
+    """The remains of sessions in the data folder: working folders, run folders, markers."""
     folder = one.settings.data_dir
     return [path for path in folder.rglob("*sesn_*") if path.exists()]
 
