@@ -1,6 +1,7 @@
 """A user at a terminal of 60 and of 120 columns: every kind of decision, what is typed by mistake, stopping and leaving."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -125,5 +126,10 @@ def test_lists_fit_and_a_call_is_decided_by_the_beginning_of_its_id(hot: Threade
     for arguments in (["approvals"], ["sessions"], ["status"], ["keys", "list"], ["--help"]):
         shown = hitl(width, *arguments)
         shown.until("exit status", name="-".join(arguments).strip("-"))
+    listed = hitl(width, "approvals")
+    newest = re.findall(r"appr_\w+", listed.until("exit status 0"))[-1]
+    denying = hitl(width, "approvals", "deny", newest[:-2], "not now")
+    denying.until("state    denied")
+    denying.until(": not now", name="denied-by-prefix")
     logs = hitl(width, "logs", "nonsense")
     logs.until("exit status 1", name="unknown-log")
