@@ -26,6 +26,12 @@ CANARY = "canary=sings"
 SCRIPT = "<script>fetch('/stolen?' + document.cookie)</script>"
 IMAGE = "<img src=x onerror=\"fetch('/stolen?' + document.cookie)\">"
 PATIENCE_MS = 30_000
+# Waits until the service worker controls the page.
+CONTROLLED = """new Promise((done) => {
+    const {serviceWorker} = navigator;
+    serviceWorker.addEventListener("controllerchange", () => done());
+    if (serviceWorker.controller) done();
+})"""
 
 
 class Inbox:
@@ -164,7 +170,7 @@ class Worker:
             lambda event: registrations.extend(event["registrations"]),
         )
         self._devtools.send("ServiceWorker.enable")
-        page.wait_for_function("navigator.serviceWorker.controller !== null")
+        page.evaluate(CONTROLLED)
         self._registration = next(one for one in registrations if not one["isDeleted"])
         self._page = page
 
@@ -324,7 +330,7 @@ def test_a_decision_made_elsewhere_is_shown_at_once(new_reader: Callable[..., Re
 def test_offline_is_said_with_its_time_and_nothing_can_be_decided(reader: Reader, inbox: Inbox) -> None:
     [approval] = inbox.ask("Offline", ("Bash", {"command": "echo offline"}))
     reader.open("inbox")
-    reader.page.wait_for_function("navigator.serviceWorker.controller !== null")  # it is offline, too
+    reader.page.evaluate(CONTROLLED)  # it goes offline, too
     reader.open(f"inbox/a/{approval}")
     reader.page.context.set_offline(True)
     reader.sees("Offline since")
