@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import batched
 from typing import Any, cast
 
@@ -130,7 +131,8 @@ class Manifest:
         count = 2
         while count * SHARD_BYTES < size_bytes and count < MAX_SHARDS:
             count *= 2
-        files, links, folders = (_shared(kind, count) for kind in (self.files, self.links, self.folders))
+        files, links = _shared(self.files, count), _shared(self.links, count)
+        folders = _shared(self.folders, count)
         shares = [Manifest(*each) for each in zip(files, links, folders, strict=True)]
         return [share.text() for share in shares]
 
@@ -166,7 +168,8 @@ async def load_with_parts(name: str, get: GetBlobs) -> tuple[Manifest, list[str]
         return await asyncio.to_thread(_manifest, found), [name]
     names = _names(found.get(key))
     content = [blob for some in batched(dict.fromkeys(names), _AT_ONCE) for blob in await get(list(some))]
-    whole = await asyncio.to_thread(_joined if key == "parts" else _merged, names, content)
+    joined = partial(_joined, names, content) if key == "parts" else partial(_merged, content)
+    whole = await asyncio.to_thread(joined)
     return await asyncio.to_thread(_manifest, whole), [name, *names]
 
 
@@ -201,7 +204,7 @@ def _joined(names: list[str], content: list[bytes]) -> dict[str, Any]:
     return _parse(b"".join(by_name[name] for name in names))
 
 
-def _merged(_names: list[str], content: list[bytes]) -> dict[str, Any]:
+def _merged(content: list[bytes]) -> dict[str, Any]:
     """The manifest that has all that the shards have."""
     shards = [_parse(shard) for shard in content]
     try:
