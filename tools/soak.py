@@ -115,7 +115,9 @@ def _processes(one: BenchService) -> Iterator[tuple[str, psutil.Process]]:
     for part in PARTS:
         yield part, one.replica(part)
     for name, sign in NATIVE.items():
-        yield name, next(p for p in one.processes() if sign in command(p))
+        # The raylet's command line has the agent's in it.
+        found = [p for p in one.processes() if sign in command(p).split(" --")[0]]
+        yield from ((name, process) for process in found[:1])
 
 
 def session_files(one: BenchService) -> list[Path]:
