@@ -19,8 +19,9 @@ import psutil
 import typer
 from rich.table import Table
 
-from claude_hitl_template.cli.common import console, run, step
+from claude_hitl_template.cli.common import console, step
 from claude_hitl_template.cli.host.processes import authenticate, node_address, temp_dir
+from claude_hitl_template.cli.run import run
 from claude_hitl_template.config.settings import Settings
 from tools.bench.contenders import CALL, TEXT, conversation
 from tools.bench.service_fixture import BenchService, command, running_service, temporary_settings, wait_for

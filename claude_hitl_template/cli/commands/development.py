@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import click
+import psutil
 import typer
 
 from claude_hitl_template.cli.commands.status import folder_bytes
@@ -27,7 +28,8 @@ CHECKS = {
     "tests": [],
 }
 TOLD = ["--cov=claude_hitl_template", "--cov-report=term:skip-covered"]
-MOST_WORKERS = 4  # each has services of its own, and a GiB of memory may go to them
+MOST_WORKERS = 6
+WORKER_BYTES = 2 * 2**30  # of memory for each, with the services of its own
 
 
 def clean(
@@ -134,7 +136,9 @@ def run_tests(
 
 def fast(arguments: list[str]) -> int:
     """Runs the fast tests, a file at a time in each worker process."""
-    workers = min(MOST_WORKERS, (os.cpu_count() or 1) + 1)  # tests wait most of the time
+    fitting = psutil.virtual_memory().total // WORKER_BYTES
+    # Two for each CPU and one more: tests wait more than half of the time.
+    workers = max(1, min(MOST_WORKERS, 2 * (os.cpu_count() or 1) + 1, fitting))
     side_by_side = ["-n", str(workers), "--dist=loadfile", "--no-loadscope-reorder"]
     return pytest(["--tier=fast", "-q", *side_by_side, *arguments])
 
