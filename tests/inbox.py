@@ -20,7 +20,7 @@ from claude_hitl_template.domain.events import UserMessage
 from claude_hitl_template.domain.models import Agent, Approval, Environment, Session, new_id, utcnow
 from claude_hitl_template.domain.people import SERVICE, Role, Workspace
 from claude_hitl_template.domain.policy.command_segments import JudgedSegment
-from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
+from claude_hitl_template.files.manifest import Manifest, SavedFile, SavedLink, blob_name
 from claude_hitl_template.inbox.app import build_inbox_app
 from claude_hitl_template.inbox.live import Live
 from claude_hitl_template.inbox.services import Pages
@@ -94,13 +94,26 @@ class Desk:
         )
         return approval
 
-    async def save(self, session: Session, files: Mapping[str, str], *, at: datetime | None = None) -> None:
-        """Saves these files as the session's workspace."""
+    async def begin_turn(self, session: Session) -> None:
+        """Begins the turn of the message that was sent last."""
+        sent = await self.store.list_events(session.id, None, limit=1, order="desc", types=["user.message"])
+        await self.store.begin_turn(session.id, OWNER, sent.data[0].id)
+
+    async def save(
+        self,
+        session: Session,
+        files: Mapping[str, str],
+        *,
+        at: datetime | None = None,
+        mode: int = 0o644,
+        links: Mapping[str, str] | None = None,
+    ) -> None:
+        """Saves these files as the session's workspace. `links`: their targets by path."""
         mtime = int((at or utcnow() - timedelta(days=1)).timestamp() * 1e9)
         blobs = {path: text.encode() for path, text in files.items()}
         await self.store.put_blobs(list(blobs.values()))
-        saved = [SavedFile(path, 0o644, len(b), mtime, (blob_name(b),)) for path, b in blobs.items()]
-        manifest = Manifest.of(saved).encode()
+        saved = [SavedFile(path, mode, len(b), mtime, (blob_name(b),)) for path, b in blobs.items()]
+        manifest = Manifest.of(saved, [SavedLink(*link) for link in (links or {}).items()]).encode()
         await self.store.put_blobs(manifest)
         await self.store.save_workspace(session.id, OWNER, blob_name(manifest[-1]))
 

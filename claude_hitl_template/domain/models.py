@@ -224,6 +224,9 @@ class Session(Frozen):
     rules: tuple[Rule, ...] = ()
     workspace: str | None = None  # the manifest of what was saved last; None: nothing yet
     uploads: tuple[str, ...] = ()  # manifests of files that the owner has yet to put into the workspace
+    turn_base: tuple[str, ...] | None = (
+        None  # `manifests` as the last turn began; None: none began, or not kept yet
+    )
     usage: Usage = Usage()
     active_seconds: float = 0.0
     running_since: datetime | None = None
@@ -231,6 +234,11 @@ class Session(Frozen):
     @property
     def transcript_id(self) -> str:
         return self.conversation or transcript_id(self.id)
+
+    @property
+    def manifests(self) -> tuple[str, ...]:
+        """What its files are: the manifest that was saved last, and those of later uploads."""
+        return (*([self.workspace] if self.workspace is not None else []), *self.uploads)
 
     @property
     def parked(self) -> bool:

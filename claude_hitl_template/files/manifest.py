@@ -159,6 +159,16 @@ async def load(name: str | None, get: GetBlobs) -> Manifest:
     return EMPTY if name is None else (await load_with_parts(name, get))[0]
 
 
+async def load_together(names: Sequence[str], get: GetBlobs) -> Manifest:
+    """The first manifest with the files of the others in it, each in the place of what had its path. Raises what `load`
+    does."""
+    found = EMPTY
+    for position, name in enumerate(names):
+        one = await load(name, get)
+        found = found.with_added(one.files) if position else one
+    return found
+
+
 async def load_with_parts(name: str, get: GetBlobs) -> tuple[Manifest, list[str]]:
     """A manifest, and the names of the blobs that it is itself."""
     [first] = await get([name])

@@ -20,7 +20,7 @@ from claude_hitl_template.errors import (
     Unauthorized,
     Unavailable,
 )
-from claude_hitl_template.inbox import approvals, decisions, notifications, pages, sessions
+from claude_hitl_template.inbox import approvals, changes, decisions, notifications, pages, sessions
 from claude_hitl_template.inbox.services import Pages
 
 log = structlog.get_logger()
@@ -54,6 +54,7 @@ def build_inbox_app(services: Pages) -> ASGIApp:
     app.include_router(decisions.router)
     app.include_router(notifications.router)
     app.include_router(sessions.router)
+    app.include_router(changes.router)
     return pages.secured(app)
 
 

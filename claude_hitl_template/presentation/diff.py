@@ -102,12 +102,7 @@ def _lines(text: str, *, mark_end: bool) -> list[str]:
 
 def _opcodes(before: Sequence[str], after: Sequence[str]) -> Iterator[tuple[bool, int, int, int, int]]:
     """(whether equal, from, to, from, to). Equal beginnings and ends are cut off first: most edits are small."""
-    start, most = 0, min(len(before), len(after))
-    while start < most and before[start] == after[start]:
-        start += 1
-    end = 0
-    while end < most - start and before[-1 - end] == after[-1 - end]:
-        end += 1
+    start, end = _equal_ends(before, after)
     if start:
         yield True, 0, start, 0, start
     old, new = before[start : len(before) - end], after[start : len(after) - end]
@@ -119,6 +114,25 @@ def _opcodes(before: Sequence[str], after: Sequence[str]) -> Iterator[tuple[bool
         yield False, start, len(before) - end, start, len(after) - end
     if end:
         yield True, len(before) - end, len(before), len(after) - end, len(after)
+
+
+def _equal_ends(before: Sequence[str], after: Sequence[str]) -> tuple[int, int]:
+    """How many lines both begin and end with."""
+    start, most = 0, min(len(before), len(after))
+    while start < most and before[start] == after[start]:
+        start += 1
+    end = 0
+    while end < most - start and before[-1 - end] == after[-1 - end]:
+        end += 1
+    return start, end
+
+
+def effort(old: str, new: str) -> int:
+    """What `diff` costs: pairs of lines to compare between the equal ends of both texts, and lines."""
+    before, after = _lines(old, mark_end=False), _lines(new, mark_end=False)
+    left, right = (len(lines) - sum(_equal_ends(before, after)) for lines in (before, after))
+    pairs = left * right if max(left, right) <= MAX_LINES else 0
+    return pairs + left + right
 
 
 def _same(

@@ -295,11 +295,12 @@ class SqlTx(NoticesSql):
 
     async def manifests(self) -> dict[str, datetime]:
         doc = sessions.c.doc
-        columns = doc["workspace"].as_string(), doc["uploads"].as_json(), doc["updated_at"].as_string()
+        lists = doc["uploads"].as_json(), doc["turn_base"].as_json()
+        columns = doc["workspace"].as_string(), *lists, doc["updated_at"].as_string()
         found: dict[str, datetime] = {}
-        for workspace, uploads, changed in await self._all(sa.select(*columns), slow=True):
+        for workspace, uploads, base, changed in await self._all(sa.select(*columns), slow=True):
             at = datetime.fromisoformat(changed)
-            for name in filter(None, (workspace, *(uploads or ()))):
+            for name in filter(None, (workspace, *(uploads or ()), *(base or ()))):
                 found[name] = max(at, found.get(name, at))
         return found
 

@@ -54,7 +54,7 @@ class WorkspaceRules(StoreBase):
             return (await SessionAggregate.load(tx, session_id, self._clock())).session
 
     async def _check_named(self, session: Session, names: Sequence[str]) -> None:
-        roots = [name for name in (session.workspace, *session.uploads) if name is not None]
+        roots = session.manifests
         others = set(names).difference(roots)
         broken: HitlError = NotFound("the session's saved workspace has no such part")
         for root in roots:
@@ -156,10 +156,7 @@ class WorkspaceRules(StoreBase):
             session = (
                 await SessionAggregate.load(tx, session_id, self._clock(), workspace_id=workspace_id)
             ).session
-        found = await manifests.load(session.workspace, self._files.get)
-        for added in session.uploads:
-            found = found.with_added((await manifests.load(added, self._files.get)).files)
-        return found
+        return await manifests.load_together(session.manifests, self._files.get)
 
 
 def _few[T](items: Sequence[T]) -> Sequence[T]:

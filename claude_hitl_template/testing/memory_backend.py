@@ -238,7 +238,7 @@ class _MemoryTx(MemoryNotices):
     async def manifests(self) -> dict[str, datetime]:
         found: dict[str, datetime] = {}
         for session in self._s.sessions.values():
-            for name in filter(None, (session.workspace, *session.uploads)):
+            for name in (*session.manifests, *(session.turn_base or ())):
                 found[name] = max(session.updated_at, found.get(name, session.updated_at))
         return found
 

@@ -12,9 +12,11 @@ import pytest
 import pytest_asyncio
 
 from claude_hitl_template.domain import events
-from claude_hitl_template.domain.models import Approval, ApprovalState, new_id, utcnow
+from claude_hitl_template.domain.models import Approval, ApprovalState, Session, new_id, utcnow
 from claude_hitl_template.domain.notices import FAILING, Channel, Settled
 from claude_hitl_template.domain.people import Actor, Role
+from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
+from claude_hitl_template.inbox import changes as changed_files
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.clock import FakeClock
 from tests.contract.asking import said
@@ -85,6 +87,7 @@ async def test_a_foreign_call_and_a_foreign_session_do_not_exist(on: Desk) -> No
             f"sessions/{theirs.session_id}",
             f"sessions/{theirs.session_id}/stream",
             f"sessions/{theirs.session_id}/file?path=a",
+            f"sessions/{theirs.session_id}/changes",
             "inbox/a/appr_unknown",
             "sessions/sesn_unknown",
         ):
@@ -518,6 +521,96 @@ async def test_a_saved_file_is_a_download_that_no_browser_shows(on: Desk, client
     assert answer.text == "<script>1</script>"
     assert answer.headers["content-type"] == "application/octet-stream"
     assert answer.headers["content-disposition"].startswith("attachment")
+
+
+# -- what a turn changed
+
+
+async def changes(client: httpx.AsyncClient, session: Session, path: str = "") -> dict[str, str]:
+    """What the page says of each file, as one line of text, by path."""
+    answer = await client.get(f"sessions/{session.id}/changes", params={"path": path} if path else None)
+    assert answer.status_code == 200, answer.text
+    sections = re.findall(
+        r'<section class="call" aria-label="([^"]*)">(.*?)</section>', answer.text, re.DOTALL
+    )
+    return {name: " ".join(re.sub("<[^>]*>", " ", html).split()) for name, html in sections}
+
+
+async def test_what_the_last_turn_changed_is_shown_as_a_diff_of_each_file(
+    on: Desk, client: httpx.AsyncClient
+) -> None:
+    session = await on.session()
+    assert (await client.get(f"sessions/{session.id}/changes")).status_code == 404
+    before = {"a.py": "one\ntwo\n", "gone": "old words\n", "same": "same\n", "tool": "run\n"}
+    await on.save(session, before, links={"link": "a.py"})
+    await on.begin_turn(session)
+    page = f"sessions/{session.id}"
+    assert "/changes" not in (await client.get(page)).text
+    after = {"a.py": "one\n2\n", "new": "fresh\n", "same": "same\n", "tool": "run\n"}
+    await on.save(session, after, at=utcnow(), links={"link": "/etc/passwd"})
+    assert f"{page}/changes" in (await client.get(page)).text
+    found = await changes(client, session)
+    assert list(found) == ["a.py", "gone", "link", "new"]
+    assert found["a.py"].startswith("a.py changed: 1 added, 1 removed Download")
+    assert "2 two 2 2" in found["a.py"]
+    assert "gone deleted: 0 added, 1 removed" in found["gone"]
+    assert "old words" in found["gone"]
+    assert "Download" not in found["gone"]
+    assert "link to /etc/passwd" in found["link"]
+    assert "new new file: 1 added, 0 removed" in found["new"]
+    await on.save(session, after, mode=0o755, links={"link": "/etc/passwd"})
+    found = await changes(client, session)
+    assert "changed, mode 644, now 755: 1 added" in found["a.py"]
+    assert found["same"] == "same mode 644, now 755 Download"
+    assert "new executable file" in found["new"]
+
+
+async def test_the_changes_are_those_since_the_turn_began_and_not_what_was_uploaded_with_its_message(
+    on: Desk, client: httpx.AsyncClient
+) -> None:
+    session = await on.session()
+    uploaded = SavedFile("upload", 0o644, 1, 0, (blob_name(b"u"),))
+    blobs = [b"u", *Manifest.of([uploaded]).encode()]
+    await on.store.put_blobs(blobs)
+    await on.store.add_files(session.id, None, blob_name(blobs[-1]))
+    await on.begin_turn(session)
+    whole = Manifest.of([uploaded, SavedFile("made", 0o644, 1, 0, uploaded.chunks)]).encode()
+    await on.store.put_blobs(whole)
+    saved = blob_name(whole[-1])
+    await on.store.save_workspace(session.id, OWNER, saved, taken=[blob_name(blobs[-1])])
+    assert list(await changes(client, session)) == ["made"]
+    sent = [events.UserMessage.model_validate({"type": "user.message", "content": events.text_blocks("on")})]
+    await on.store.send_events(session.id, None, sent)
+    await on.begin_turn(session)
+    assert "changed no file" in (await client.get(f"sessions/{session.id}/changes")).text
+
+
+async def test_a_page_of_changes_is_limited_and_says_what_it_leaves_out(
+    on: Desk, client: httpx.AsyncClient
+) -> None:
+    session = await on.session()
+    await on.begin_turn(session)
+    lines = "line\n" * (changed_files.MAX_ROWS - 1)
+    files = {
+        "binary": "a\0b",
+        "large": "x" * (changed_files.MAX_FILE_BYTES + 1),
+        "list 1": lines,
+        "list 2": lines,
+    }
+    await on.save(session, {**files, "many": "\n" * 60_000, "small": "x\n"})
+    found = await changes(client, session)
+    assert "Not text." in found["binary"]
+    assert "Too large to be shown (64 KiB)." in found["large"]
+    assert f"{changed_files.MAX_ROWS - 1} added" in found["list 1"]
+    assert found["list 2"] == "list 2 new file Show this change by itself Download"
+    assert "by itself" in found["many"]
+    assert "1 added" in found["small"]
+    alone = await changes(client, session, "many")
+    assert "60000 added, 0 removed These are the first 2,000 lines of the diff." in alone["many"]
+    assert (await client.get(f"sessions/{session.id}/changes?path=none")).status_code == 404
+    await on.save(session, {f"{n:03}": "" for n in range(changed_files.MAX_FILES + 7)})
+    assert len(await changes(client, session)) == changed_files.MAX_FILES
+    assert "7 more files changed" in (await client.get(f"sessions/{session.id}/changes")).text
 
 
 # -- headers

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from claude_hitl_template.domain.events import UserMessage, text_blocks
 from claude_hitl_template.domain.models import Agent, Environment, Session
 from claude_hitl_template.errors import Conflict, InvalidInput, NotFound, StaleOwner, TooLarge
 from claude_hitl_template.files.blob_store import FileArea
@@ -216,6 +217,21 @@ async def test_what_no_session_names_is_swept_after_a_day_and_nothing_else(
     for path in await paths(store, session):
         await store.get_blobs((await store.workspace_file(session.id, KEY, path)).chunks)
     assert await paths(store, session) == ["b", "d"]
+
+
+async def test_what_the_files_were_as_the_last_turn_began_is_kept_until_the_next_one_begins(
+    store: CoreStore, files_clock: FakeClock
+) -> None:
+    session = await owned(store)
+    base = await saved(store, session, a="before the turn")
+    for kept in (True, False):
+        message = UserMessage.model_validate({"type": "user.message", "content": text_blocks("go")})
+        [sent] = await store.send_events(session.id, KEY, [message])
+        await store.begin_turn(session.id, session.epoch, sent.id)
+        await saved(store, session, a="changed by the turn")
+        assert ((await store.get_session(session.id)).turn_base == (base,)) is kept
+        files_clock.now += timedelta(hours=25)
+        assert await store.sweep_blobs() == (0 if kept else 2)
 
 
 async def test_the_shards_of_a_large_manifest_are_kept_and_those_of_an_earlier_one_swept(

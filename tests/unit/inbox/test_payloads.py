@@ -79,6 +79,7 @@ CALLS = (
 async def everywhere(on: Desk, payload: str) -> list[tuple[str, Any]]:
     """Calls and a session in which every text from outside is the payload."""
     session = await on.session(payload, said=payload)
+    await on.begin_turn(session)
     await on.save(
         session, {f"f{n}{payload.replace('/', '-').replace(chr(0), '')[:100]}": payload for n in (1,)}
     )
@@ -96,6 +97,7 @@ async def test_text_from_outside_is_text_in_the_list_on_each_card_and_on_the_ses
         for _, approval in asked:
             await check(client, f"inbox/a/{approval.id}", payload)
         await check(client, f"sessions/{asked[0][1].session_id}", payload)
+        await check(client, f"sessions/{asked[0][1].session_id}/changes", payload)
         await check(client, "sessions", payload)
 
 
