@@ -321,6 +321,7 @@ def _panel_services(settings: Settings, store: Clients, authority: Authority) ->
         environments=settings.all_environments(),
         max_upload_bytes=settings.max_upload_bytes,
         panel_url=settings.panel_url,
+        pages_url=settings.pages_url,
         window=lambda session_id: _window(
             authority.window(session_id), free=read_model_key(settings) is None
         ),

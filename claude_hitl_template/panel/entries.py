@@ -21,7 +21,7 @@ from kodosumi.const import KODOSUMI_LAUNCH
 from kodosumi.core import InputsError, Launch, ServeAPI, forms
 
 from claude_hitl_template.config import network
-from claude_hitl_template.domain.models import Approval, ApprovalState, Session, new_id, utcnow
+from claude_hitl_template.domain.models import Approval, ApprovalState, Page, Session, new_id, utcnow
 from claude_hitl_template.errors import HitlError, InvalidInput, NotFound
 from claude_hitl_template.panel import uploads
 from claude_hitl_template.panel.flow import DECIDE_LOCK, MESSAGE_LOCK
@@ -29,6 +29,7 @@ from claude_hitl_template.panel.forms import (
     CallGroup,
     Elements,
     Filled,
+    Waiting,
     approvals_list,
     decision_form,
     message,
@@ -136,12 +137,12 @@ class _Start(_Entry):
     description = "Claude works in a folder of its own, and asks before it does what the policy says."
 
     async def form(self, request: Request) -> Elements:
-        return self._form(Filled())
+        return await self._form(request, Filled())
 
     async def error_form(self, request: Request, inputs: Inputs, errors: Mapping[str, str]) -> Elements:
-        return self._form(Filled(inputs, errors))
+        return await self._form(request, Filled(inputs, errors))
 
-    def _form(self, filled: Filled) -> Elements:
+    async def _form(self, request: Request, filled: Filled) -> Elements:
         services = self._panel
         return start_form(
             services.agent,
@@ -151,6 +152,7 @@ class _Start(_Entry):
             filled,
             sandbox=services.sandbox,
             ray_is_open=services.ray_is_open,
+            waiting=await _waiting(services, request),
         )
 
     async def submit(self, request: Request, inputs: Inputs) -> Answer:
@@ -194,7 +196,8 @@ class _Continue(_Entry):
 
     async def _list(self, request: Request, filled: Filled) -> Elements:
         found = await self._panel.store.list_sessions(panel_user(request).workspace_id, limit=MAX_LISTED)
-        return sessions_list(found.data, utcnow(), filled)
+        waiting = await _waiting(self._panel, request)
+        return sessions_list(found.data, utcnow(), filled, waiting=waiting)
 
     async def error_form(self, request: Request, inputs: Inputs, errors: Mapping[str, str]) -> Elements:
         filled = Filled(inputs, errors)
@@ -252,10 +255,7 @@ class _Approvals(_Entry):
         return await self._list(request, "")
 
     async def _list(self, request: Request, done: str) -> Elements:
-        user = panel_user(request)
-        found = await self._panel.store.list_approvals(
-            None if user.approver else user.workspace_id, limit=MAX_LISTED, states=[ApprovalState.PENDING]
-        )
+        found = await _pending(self._panel, request)
         waiting = await asyncio.gather(*(_call_group(self._panel, a.session_id, [a]) for a in found.data))
         return approvals_list(waiting, utcnow(), done, more=found.next_page is not None)
 
@@ -388,13 +388,27 @@ async def _send(services: PanelServices, user: PanelUser, session: Session, inpu
 
 async def _call_group(services: PanelServices, session_id: str, approvals: Sequence[Approval]) -> CallGroup:
     session = await services.store.get_session(session_id)
-    return CallGroup(session, await _requester(services, session), tuple(approvals))
+    return CallGroup(session, await _requester(services, session), tuple(approvals), services.pages_url)
 
 
 async def _requester(services: PanelServices, session: Session) -> str:
     if session.created_by is not None:
         return (await services.store.get_principal(session.created_by)).name
     return (await services.store.get_workspace(session.workspace_id)).name
+
+
+async def _pending(services: PanelServices, request: Request) -> Page[Approval]:
+    """The calls that this user may decide, the oldest first."""
+    user = panel_user(request)
+    return await services.store.list_approvals(
+        None if user.approver else user.workspace_id, limit=MAX_LISTED, states=[ApprovalState.PENDING]
+    )
+
+
+async def _waiting(services: PanelServices, request: Request) -> Waiting:
+    found = await _pending(services, request)
+    path = f"{entries_path(request)}{_Approvals.path}"
+    return Waiting(len(found.data), path, has_more=found.next_page is not None)
 
 
 async def _last_message(services: PanelServices, session_id: str) -> str:

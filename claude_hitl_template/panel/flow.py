@@ -232,9 +232,9 @@ class _Window:
         await self._send_event(EVENT_LOCK, known)
         path = f"/inputs/lock/{self._tracer.fid}/{lock.id}"
         await self._tracer.html(
-            timeline.decide_link(waiting, path, self._services.pages_url)
+            timeline.decide_link(waiting, lock.id, path, self._services.pages_url)
             if waiting
-            else timeline.message_link(path)
+            else timeline.message_link(lock.id, path)
         )
 
     async def _keep_answerable(self, lock: _Lock, data: Mapping[str, Any]) -> None:
@@ -251,6 +251,7 @@ class _Window:
         lock, self._lock = self._lock, None
         if lock is not None:
             await self._send_event(EVENT_LEASE, {"name": lock.name, "lid": lock.id, "result": {}})
+            await self._tracer.html(timeline.closed(lock.id))
 
     async def _send_event(self, kind: str, facts: Mapping[str, Any]) -> None:
         """Sends an event of a lock. Kodosumi's tracer only does so for locks of its own, whose ids it does not reveal."""

@@ -16,7 +16,7 @@ from claude_hitl_template.domain.policy.offers import granted
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.panel.markup import render
 from claude_hitl_template.presentation.approvals import approval_parts
-from claude_hitl_template.presentation.sessions import POLICIES, editable, fate, state_of
+from claude_hitl_template.presentation.sessions import POLICIES, card_url, editable, fate, state_of
 from claude_hitl_template.presentation.text import (
     age,
     leads_to,
@@ -48,11 +48,27 @@ class Filled:
 
 @dataclass(frozen=True)
 class CallGroup:
-    """Calls of one session that are decided together. `requester` is the name of the session's owner."""
+    """Calls of one session that are decided together. `requester` is the name of the session's owner; `pages_url`: where
+    browsers reach the inbox."""
 
     session: Session
     requester: str
     approvals: tuple[Approval, ...]
+    pages_url: str
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How many calls wait for a user: `count`, or more if `has_more`. `path`: of the entry where they are decided."""
+
+    count: int
+    path: str
+    has_more: bool = False
+
+    @property
+    def text(self) -> str:
+        """As a heading and a link say it."""
+        return f"Approvals ({self.count}{'+' if self.has_more else ''})" if self.count else "Approvals"
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,7 @@ class _Call:
     """
 
     approval: Approval
+    inbox: str
     view: ToolView
     facts: Sequence[tuple[str, str]]
     fate: str
@@ -73,7 +90,13 @@ class _Call:
 
 
 def _page(
-    template: str, filled: Filled | None = None, *, back: str = "", action: str = "", **context: Any
+    template: str,
+    filled: Filled | None = None,
+    *,
+    back: str = "",
+    action: str = "",
+    waiting: Waiting | None = None,
+    **context: Any,
 ) -> Elements:
     """One form.
 
@@ -82,9 +105,11 @@ def _page(
         filled: What was typed before.
         back: The flow that the form belongs to.
         action: Where the form is sent; "" for its own address. A lock's own address is gone once its flow has ended.
+        waiting: Is shown as a link, if any call waits.
         context: The variables of the template.
     """
-    html = render(template, filled=filled or Filled(), back=back, action=action, **context)
+    given = {"filled": filled or Filled(), "back": back, "action": action, "waiting": waiting}
+    html = render(template, **given, **context)
     return [{"type": "html", "text": str(html)}]
 
 
@@ -105,6 +130,7 @@ def start_form(
     *,
     sandbox: str = "on",
     ray_is_open: bool = False,
+    waiting: Waiting | None = None,
 ) -> Elements:
     """The form that starts a conversation.
 
@@ -116,10 +142,12 @@ def start_form(
         filled: What was typed before.
         sandbox: "on", "off" or "none".
         ray_is_open: Whether Ray requires no token.
+        waiting: The calls that wait for this user.
     """
     return _page(
         "start.html.j2",
         filled,
+        waiting=waiting,
         agent=agent,
         environments={id_: environment.name for id_, environment in environments.items()},
         policies=POLICIES,
@@ -131,8 +159,10 @@ def start_form(
     )
 
 
-def sessions_list(sessions: Sequence[Session], now: datetime, filled: Filled = Filled()) -> Elements:
-    """A user's conversations to choose from, the last active one first."""
+def sessions_list(
+    sessions: Sequence[Session], now: datetime, filled: Filled = Filled(), *, waiting: Waiting | None = None
+) -> Elements:
+    """A user's conversations to choose from, the last active one first. `waiting`: the calls that wait for the user."""
     newest_first = sorted(sessions, key=lambda session: session.updated_at, reverse=True)
     rows = [
         (
@@ -142,7 +172,7 @@ def sessions_list(sessions: Sequence[Session], now: datetime, filled: Filled = F
         )
         for session in newest_first
     ]
-    return _page("sessions.html.j2", filled, rows=rows)
+    return _page("sessions.html.j2", filled, waiting=waiting, rows=rows)
 
 
 def message_form(
@@ -206,7 +236,8 @@ def approvals_list(
         for group in waiting
         for approval in group.approvals
     ]
-    return _page("approvals.html.j2", rows=rows, said=said, more=more)
+    title = Waiting(len(rows), "", has_more=more).text
+    return _page("approvals.html.j2", title=title, rows=rows, said=said, more=more)
 
 
 def decision_form(
@@ -235,7 +266,7 @@ def decision_form(
         action=action,
         title="A call waits for you" if len(waiting) == 1 else several,
         items=[_call(group, approval, now, filled) for approval in group.approvals],
-        waiting=len(waiting),
+        undecided=len(waiting),
         may_allow_all=all(a.kind in ("tool", "network") for a in waiting),
         hidden={"session": group.session.id, "calls": calls, **hidden},
     )
@@ -253,6 +284,7 @@ def _call(group: CallGroup, approval: Approval, now: datetime, filled: Filled) -
     edited = filled.value(f"{approval.id}.input", editable(approval.input))
     return _Call(
         approval=approval,
+        inbox=card_url(group.pages_url, approval.id),
         view=view,
         facts=_facts(group, approval, now),
         fate="" if is_pending else fate(approval),

@@ -60,6 +60,7 @@ class PanelServices:
         environments: By id; the first is the default.
         max_upload_bytes: The most that one form uploads.
         panel_url: The address of the panel.
+        pages_url: Where browsers reach the pages of the service.
         window: Returns, for a session's id, the function that Kodosumi runs as the flow that shows the session.
         is_open: Whether a flow is alive and belongs to a user; takes both ids.
         sandbox: "on", "off" or "none".
@@ -71,6 +72,7 @@ class PanelServices:
     environments: Mapping[str, Environment]
     max_upload_bytes: int
     panel_url: str
+    pages_url: str
     window: Callable[[str], Callable[..., Any]]
     is_open: Callable[[str, str], Awaitable[bool]]
     sandbox: str = "on"

@@ -7,7 +7,7 @@ from urllib.parse import quote
 from claude_hitl_template.domain.models import Approval, ImageFacts, Session
 from claude_hitl_template.domain.policy import PermissionPolicy
 from claude_hitl_template.panel.markup import render
-from claude_hitl_template.presentation.events import event_view
+from claude_hitl_template.presentation.events import event_view, waiting_text
 from claude_hitl_template.presentation.sessions import card_url
 from claude_hitl_template.presentation.text import summary
 
@@ -15,7 +15,12 @@ FREE = "free of charge (offline model)"
 
 
 def event_html(event: Mapping[str, Any]) -> str | None:
-    """The entry of an event in wire format; None for an event with nothing for a reader."""
+    """The entry of an event in wire format; None for an event with nothing for a reader.
+
+    That calls wait is not an entry: the card of `decide_link` says it, as long as they do.
+    """
+    if (event.get("stop_reason") or {}).get("type") == "requires_action":
+        return None
     view = event_view(event)
     return None if view is None else str(render("event.html.j2", view=view))
 
@@ -111,14 +116,16 @@ def turn_end(usage: Mapping[str, Any], before: Mapping[str, Any] | None, *, free
     return note(f"Turn ended: {', '.join(parts)}")
 
 
-def decide_link(approvals: Sequence[Approval], path: str, pages_url: str) -> str:
-    """A card that leads to the form, at `path`, where these calls are decided, and to the inbox at `pages_url`."""
-    lines = [f"{a.tool_name}: {summary(a.input)}" for a in approvals]
+def decide_link(approvals: Sequence[Approval], lock_id: str, path: str, pages_url: str) -> str:
+    """A card that leads to the form, at `path`, where these calls are decided, and to the inbox at `pages_url`. It is there
+    until `closed` of its lock."""
     count = "this call" if len(approvals) == 1 else f"these {len(approvals)} calls"
     return str(
         render(
             "go.html.j2",
-            lines=lines,
+            lock_id=lock_id,
+            title=waiting_text(len(approvals)),
+            lines=[_waiting_line(approval) for approval in approvals],
             path=path,
             label=f"Decide on {count}",
             inbox=card_url(pages_url, approvals[0].id),
@@ -126,9 +133,20 @@ def decide_link(approvals: Sequence[Approval], path: str, pages_url: str) -> str
     )
 
 
-def message_link(path: str) -> str:
-    """A card that leads to the form, at `path`, for the next message."""
-    return str(render("go.html.j2", lines=[], path=path, label="Go on, or end the conversation", inbox=""))
+def _waiting_line(approval: Approval) -> str:
+    until = approval.expires_at.isoformat(timespec="minutes") if approval.expires_at else ""
+    return f"{approval.tool_name}: {summary(approval.input)}{f' (until {until})' if until else ''}"
+
+
+def message_link(lock_id: str, path: str) -> str:
+    """A card that leads to the form, at `path`, for the next message. It is there until `closed` of its lock."""
+    label = "Go on, or end the conversation"
+    return str(render("go.html.j2", lock_id=lock_id, title="", lines=[], path=path, label=label, inbox=""))
+
+
+def closed(lock_id: str) -> str:
+    """Takes the card of a lock away: entries of a timeline cannot be removed, but hidden."""
+    return str(render("closed.html.j2", lock_id=lock_id))
 
 
 def downloads(

@@ -116,13 +116,16 @@ def _updated(event: WireEvent) -> EventView | None:
     return Notice(progress_text(progress), "info") if progress else None
 
 
+def waiting_text(count: int) -> str:
+    """That so many calls wait for a decision."""
+    return f"Waiting for you: {'one call waits' if count == 1 else f'{count} calls wait'} for a decision"
+
+
 def _idle(event: WireEvent) -> EventView | None:
     reason = event.get("stop_reason") or {}
     match reason.get("type"):
         case "requires_action":
-            count = len(reason.get("event_ids") or ())
-            calls = "one call waits" if count == 1 else f"{count} calls wait"
-            return Notice(f"Waiting for you: {calls} for a decision", "strong")
+            return Notice(waiting_text(len(reason.get("event_ids") or ())), "strong")
         case "retries_exhausted":
             return Notice("The turn was given up after several tries. The session stays usable.", "error")
         case _:

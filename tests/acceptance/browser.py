@@ -111,7 +111,7 @@ class Panel:
 
     def sees(self, text: str) -> None:
         """Waits until the window shows `text`."""
-        self.window().get_by_text(text).first.wait_for()
+        self.window().get_by_text(text).filter(visible=True).first.wait_for()
 
     def open_form(self, label: str = "Decide on") -> None:
         self.window().get_by_role("link", name=label).last.click()

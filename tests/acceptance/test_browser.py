@@ -162,10 +162,13 @@ def test_a_plan_is_read_and_accepted(panel: Panel) -> None:
     panel.picture("plan")
     panel.decide("Accept the plan")
     panel.sees("You approved the plan")
-    panel.window().get_by_role("link", name="Decide on").nth(1).wait_for()
+    panel.sees("Write: ")
+    assert panel.window().get_by_role("link", name="Decide on").count() == 1, "the plan's card is gone"
     panel.open_form()
     panel.decide("Allow")
     panel.sees("The plan is carried out.")
+    panel.rests()
+    assert not panel.window().get_by_text("Waiting for you").filter(visible=True).count()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.models import KINDS, Approval, Session, new_id, utcnow
 from claude_hitl_template.panel.forms import CallGroup
 
+PAGES = "http://pages.test/claude-hitl"
 QUESTIONS: dict[str, Any] = {
     "questions": [
         {"question": "Colour?", "options": [{"label": "Blue"}, {"label": "Green"}]},
@@ -27,4 +28,4 @@ def approval(tool: str = "Bash", given: dict[str, Any] | None = None, **changes:
 def asked(*approvals: Approval, title: str = "Title", requester: str = "ann") -> CallGroup:
     now = utcnow()
     session = Session(id="sesn_1", workspace_id="key_1", title=title, created_at=now, updated_at=now)
-    return CallGroup(session, requester, approvals)
+    return CallGroup(session, requester, approvals, PAGES)

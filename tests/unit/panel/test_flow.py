@@ -130,6 +130,7 @@ async def test_a_decision_made_elsewhere_closes_the_lock_and_says_whose_it_was(
     await decide(store, session, "toolu_1", "ann <b>")
     await runner.until(lambda: not runner.open_locks())
     assert runner.saw("Allowed by ann &lt;b&gt;")
+    await runner.until(lambda: runner.saw(f".hitl-lock-{next(iter(runner.locks))}{{display:none}}"))
     assert len(runner.answerable) == 1  # a form that comes late is answered still
     task.cancel()
 

@@ -14,10 +14,10 @@ from claude_hitl_template.domain.policy import Verdict
 from claude_hitl_template.domain.policy.command_segments import JudgedSegment
 from claude_hitl_template.domain.policy.tiers import Approvers, Requirement
 from claude_hitl_template.panel import forms
-from claude_hitl_template.panel.forms import Elements, Filled
+from claude_hitl_template.panel.forms import Elements, Filled, Waiting
 from claude_hitl_template.presentation import submissions as decide
 from tests.unit.panel.html import Reader
-from tests.unit.panel.made import QUESTIONS, approval, asked
+from tests.unit.panel.made import PAGES, QUESTIONS, approval, asked
 from tests.unit.panel.nasty import inputs, texts, tools
 
 
@@ -117,6 +117,24 @@ def test_lists_of_sessions_and_approvals_hold_text_only(title: str, command: str
     rendered(
         forms.message_form(session, "", {"back": title}, "/a", Filled({"text": command}), max_bytes=1000)
     )
+
+
+def test_how_many_calls_wait_is_said_where_a_conversation_starts_or_continues_and_in_the_list() -> None:
+    for count, more, said in ((0, False, ""), (3, False, "Approvals (3)"), (100, True, "Approvals (100+)")):
+        waiting = Waiting(count, "/e/approvals", has_more=more)
+        start = forms.start_form(Agent(), {"default": Environment()}, 1024, "n", waiting=waiting)
+        for form in (start, forms.sessions_list([], utcnow(), waiting=waiting)):
+            reader = rendered(form)
+            links = [attributes["href"] for tag, attributes in reader.elements if tag == "a"]
+            assert ("/e/approvals" in links) is bool(count)
+            assert said in reader.text
+    assert "Approvals (1)" in rendered(forms.approvals_list([asked(approval())], utcnow())).text
+
+
+def test_a_call_leads_to_its_card_in_the_inbox() -> None:
+    call = approval()
+    links = [attributes["href"] for tag, attributes in decision(call).elements if tag == "a"]
+    assert f"{PAGES}/inbox/a/{call.id}" in links
 
 
 def test_an_approver_sees_all_that_matters() -> None:

@@ -1,5 +1,6 @@
 """The timeline shows what happened, and nothing in it is markup from others."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from claude_hitl_template.domain.policy import PermissionPolicy, Rule
 from claude_hitl_template.panel import timeline as render
 from tests.unit.panel.components import call_view
 from tests.unit.panel.html import Reader
-from tests.unit.panel.made import approval
+from tests.unit.panel.made import PAGES, approval
 from tests.unit.panel.nasty import inputs, texts, tools, values
 
 
@@ -96,8 +97,9 @@ def test_who_decided_what_is_said(extra: dict[str, Any], said: str) -> None:
     assert said in shown(events.draft("user.tool_confirmation", decided_by="ann", **extra))
 
 
-def test_waiting_is_said_and_a_finished_turn_is_not_said_twice() -> None:
-    assert "2 calls wait" in shown(events.status_idle(events.requires_action(["a", "b"])))
+def test_that_calls_wait_is_no_entry_and_a_finished_turn_is_not_said_twice() -> None:
+    waits = {"type": "session.status_idle", "stop_reason": events.requires_action(["a", "b"])}
+    assert render.event_html(waits) is None
     assert render.event_html({"type": "session.status_idle", "stop_reason": events.END_TURN}) is None
 
 
@@ -180,7 +182,25 @@ def test_files_on_offer_keep_their_names_as_text(name: str, why: str) -> None:
 
 def test_a_call_that_waits_leads_to_its_form_and_to_its_card_in_the_inbox() -> None:
     call = approval("Bash", {"command": "ls <b>"})
-    reader = Reader(render.decide_link([call], "/inputs/lock/1/2", "http://pages.test/claude-hitl"))
+    reader = Reader(render.decide_link([call], "2", "/inputs/lock/1/2", PAGES))
     reader.check()
     links = [attributes["href"] for tag, attributes in reader.elements if tag == "a"]
-    assert links == ["/inputs/lock/1/2", f"http://pages.test/claude-hitl/inbox/a/{call.id}"]
+    assert links == ["/inputs/lock/1/2", f"{PAGES}/inbox/a/{call.id}"]
+
+
+def test_a_call_that_waits_says_until_when_only_if_it_expires() -> None:
+    due = approval(expires_at=datetime(2026, 5, 1, 12, 30, tzinfo=UTC))
+    said = [Reader(render.decide_link(calls, "1", "/", PAGES)).text for calls in ([approval()], [due, due])]
+    assert "Waiting for you: one call waits for a decision" in said[0]
+    assert "until" not in said[0]
+    assert "Waiting for you: 2 calls wait for a decision" in said[1]
+    assert "(until 2026-05-01T12:30+00:00)" in said[1]
+
+
+@pytest.mark.parametrize(
+    "card", [render.decide_link([approval()], "a-1", "/", PAGES), render.message_link("a-1", "/")]
+)
+def test_the_card_of_a_form_is_hidden_once_its_lock_is_closed(card: str) -> None:
+    classes = [str(attributes.get("class")).split() for _, attributes in Reader(card).elements]
+    assert "hitl-lock-a-1" in classes[0]
+    assert render.closed("a-1").strip() == "<style>.hitl-lock-a-1{display:none}</style>"
