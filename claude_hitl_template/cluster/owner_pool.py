@@ -1,6 +1,7 @@
 """Starts owners for sessions when there is room, reuses them, and keeps spare ones ready. Does not use Ray."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ ROOM_S = 0.5  # between two capacity checks; an owner that ends frees its share 
 QUEUE_S = 5.0  # a session that waits longer for its turn to start reports it
 MOST_SESSIONS = 50  # that one owner drives, one after another: bounds what its process may leak
 
-type OnWait = Callable[[Session, str, bool], Awaitable[bool]]
+type OnWait = Callable[[Session, str, float | None], Awaitable[bool]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class _Waiter:
 class OwnerPool:
     """Provides each session with an owner.
 
-    `on_wait(session, reason, lacks_room)` is called while a session waits; it returns False to stop waiting.
+    `on_wait(session, reason, lacking_s)` is called while a session waits; it returns False to stop waiting. `lacking_s`: for
+    how long there has been no room for it; None if it waits for something else.
     """
 
     def __init__(
@@ -212,7 +214,7 @@ class OwnerPool:
             )
             if done:
                 return True
-            if not await self._on_wait(session, f"{self._taking} sessions start at once", False):
+            if not await self._on_wait(session, f"{self._taking} sessions start at once", None):
                 return False
 
     async def _turns(self) -> asyncio.Semaphore:
@@ -238,6 +240,7 @@ class OwnerPool:
     async def _room_for(self, session: Session, waiter: _Waiter) -> bool:
         """Waits for room, or an owner; returns False if the session no longer needs one. Raises CannotStart."""
         async with self._queue:
+            began = time.monotonic()
             while not waiter.given.done():
                 found = await self._host.capacity()
                 lack = self._lack(found)
@@ -245,7 +248,7 @@ class OwnerPool:
                     break
                 self._check_possible(found)
                 await self._end_spares()
-                if not await self._on_wait(session, lack, True):
+                if not await self._on_wait(session, lack, time.monotonic() - began):
                     return False
                 await asyncio.sleep(ROOM_S)
         return True

@@ -43,6 +43,7 @@ LEFT_S = 20.0  # everything of a deleted session is removed from this machine wi
 RUN_DIR = Path("/tmp/claude-hitl")  # noqa: S108 - in a container, which is one session's alone
 RETIRE_S = 3600.0
 HOLD_S = 30.0
+SILENT_S = 5.0  # an owner that parks frees its place within a second or two
 SLOW_STORE_S = 10.0  # a store that takes longer could not take the renewal of a lease either
 
 
@@ -61,6 +62,7 @@ class Supervisor:
         steady_s: Seconds without a jump of the wall clock after which sessions may expire or be deleted.
         lease_s: Seconds after which a lease that is not renewed ends.
         left_s: Seconds between two removals of what deleted sessions left on this machine.
+        silent_s: Seconds for which a session does not say that it lacks room if an idle one gives up its place.
     """
 
     def __init__(
@@ -75,12 +77,14 @@ class Supervisor:
         steady_s: float = STEADY_S,
         lease_s: float = LEASE_S,
         left_s: float = LEFT_S,
+        silent_s: float = SILENT_S,
     ) -> None:
         self._settings, self._store, self._host = settings, store, host
         self._signing_key, self._authority = signing_key, Authority(signing_key)
         self._environments, self._floor = environments, floor
         self._steady_s = steady_s
         self._lease_s, self._look_s = lease_s, lease_s / 5  # between two checks of a lease
+        self._silent_s = silent_s
         self._code = code_version()
         self._attending: dict[str, asyncio.Task[None]] = {}
         self._leftovers, self._left_s = Leftovers(settings), left_s
@@ -369,8 +373,9 @@ class Supervisor:
         removed from the configuration, as it was then."""
         return self._environments.get(session.environment.id, session.environment)
 
-    async def _on_wait(self, session: Session, reason: str, lacks_room: bool) -> bool:
-        """Records once in the session's log that it waits; without room, parks the session that has been idle longest.
+    async def _on_wait(self, session: Session, reason: str, lacking_s: float | None) -> bool:
+        """Without room, parks the session that has been idle longest. Records once in the session's log that it waits; not
+        at once where such a session gives up its place.
 
         Returns:
             False when the session no longer needs an owner.
@@ -378,16 +383,17 @@ class Supervisor:
         current = await self._store.get_session(session.id)
         if self._draining or current.status != "running":
             return False
+        if lacking_s is not None and await self._make_room() and lacking_s < self._silent_s:
+            return True
         if not current.waits_for_room:
             said = f"the session waits for its turn to start: {reason}"
-            if lacks_room:
+            if lacking_s is not None:
                 said = f"no room for the session yet: {reason}. It starts as soon as there is some"
             await self._store.tell_waiting(session.id, current.epoch, said)
-        if lacks_room:
-            await self._make_room()
         return True
 
-    async def _make_room(self) -> None:
+    async def _make_room(self) -> bool:
+        """Asks the session that has been idle longest to park. Returns False if none is idle."""
         resting = [
             (s.updated_at, s.lease.holder)
             for s in await self._store.supervised()
@@ -395,6 +401,7 @@ class Supervisor:
         ]
         if resting:
             await self._host.make_room(min(resting)[1])
+        return bool(resting)
 
     # -- what an owner is given
 

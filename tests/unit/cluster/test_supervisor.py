@@ -142,7 +142,12 @@ async def supervise(store: Flaky, host: Fake, tmp_path: Path) -> AsyncIterator[M
     made: list[Supervisor] = []
 
     def make(
-        on: Fake = host, *, lease_s: float = 15.0, left_s: float = 600.0, **settings: object
+        on: Fake = host,
+        *,
+        lease_s: float = 15.0,
+        left_s: float = 600.0,
+        silent_s: float = 60.0,
+        **settings: object,
     ) -> Supervisor:
         given = Settings(data_dir=tmp_path, **{"spare_owners": 0, **settings})
         known = given.all_environments()
@@ -156,6 +161,7 @@ async def supervise(store: Flaky, host: Fake, tmp_path: Path) -> AsyncIterator[M
             steady_s=0.0,
             lease_s=lease_s,
             left_s=left_s,
+            silent_s=silent_s,
         )
         one.start()
         made.append(one)
@@ -362,22 +368,35 @@ async def test_a_store_that_cannot_be_reached_for_a_while_costs_nothing_but_that
 # -- room
 
 
-async def test_without_room_a_session_says_so_once_and_the_one_that_rests_longest_is_asked_to_park(
+async def rests(store: Flaky, host: Fake, holder: str) -> None:
+    """A session that keeps its owner after a turn."""
+    session = await taken(store, host, holder)
+    await store.send_events(session.id, KEY, [UserInterrupt(type="user.interrupt")], by=Actor(name="ann"))
+    end_id, why = f"end {session.id}", {"type": "end_turn"}
+    await store.end_turn(session.id, session.epoch, [], end_id=end_id, usage=Usage(), stop_reason=why)
+
+
+async def test_an_idle_session_gives_up_its_place_and_the_one_that_gets_it_says_nothing(
     store: Flaky, host: Fake, supervise: Make
 ) -> None:
-    resting = [await taken(store, host, f"rests {n}") for n in range(2)]
-    for session in resting:
-        await store.send_events(session.id, KEY, [UserInterrupt(type="user.interrupt")], by=Actor(name="ann"))
-        await store.end_turn(
-            session.id,
-            session.epoch,
-            [],
-            end_id=f"end {session.id}",
-            usage=Usage(),
-            stop_reason={"type": "end_turn"},
-        )
+    await rests(store, host, "rests")
     host.room = FULL
     supervise()
+    session = await create(store)
+    await until(lambda: bool(host.asked_for_room))
+    host.room = ROOM
+    await until(lambda: bool(host.assigned))
+    assert await errors(store, session.id) == []
+    assert not (await store.get_session(session.id)).waits_for_room
+
+
+async def test_a_session_that_lacks_room_says_so_once_and_the_one_that_rests_longest_is_asked_to_park(
+    store: Flaky, host: Fake, supervise: Make
+) -> None:
+    for n in range(2):
+        await rests(store, host, f"rests {n}")
+    host.room = FULL
+    supervise(silent_s=0.0)
     session = await create(store)
     await until(lambda: len(host.asked_for_room) >= 2)
     assert set(host.asked_for_room) == {"rests 0"}
@@ -451,7 +470,7 @@ async def test_a_spare_that_cannot_start_is_tried_again_after_a_pause_and_not_at
     assert len(host.starts) == TICKS - 1
 
 
-async def _waits(_session: Session, _why: str, _lacks_room: bool) -> bool:
+async def _waits(_session: Session, _why: str, _lacking_s: float | None) -> bool:
     return True
 
 
@@ -533,7 +552,7 @@ async def test_a_session_that_waits_for_its_turn_to_start_says_so(
     taking = [asyncio.create_task(pool.take(session, Environment())) for session in sessions]
     await until(lambda: bool(waiting.said))
     assert {session_id for session_id, _, _ in waiting.said} == {sessions[2].id}
-    assert waiting.said[0][1:] == ("3 sessions start at once", False)
+    assert waiting.said[0][1:] == ("3 sessions start at once", None)
     blocked.set()
     assert all(await asyncio.gather(*taking))
 
@@ -564,10 +583,10 @@ async def test_a_session_that_a_human_decided_on_gets_an_owner_before_those_that
 
 class Waiting:
     def __init__(self) -> None:
-        self.said: list[tuple[str, str, bool]] = []
+        self.said: list[tuple[str, str, float | None]] = []
 
-    async def __call__(self, session: Session, reason: str, lacks_room: bool) -> bool:
-        self.said.append((session.id, reason, lacks_room))
+    async def __call__(self, session: Session, reason: str, lacking_s: float | None) -> bool:
+        self.said.append((session.id, reason, lacking_s))
         return True
 
 
