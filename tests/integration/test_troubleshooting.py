@@ -81,6 +81,7 @@ TROUBLES = {
     ),
     "My change is not there": Trouble("a changed tree, from elsewhere", "the working tree is"),
     "401": Trouble("a changed tree, from elsewhere", "refuses it"),
+    "Notifications do not arrive": Trouble("a changed tree", "HTTP 404"),
     "Nothing is deployed": Trouble("an empty cluster, from elsewhere", "none is deployed"),
     "The deploy failed": Trouble("a failed deploy, from elsewhere", "DEPLOY_FAILED"),
     # On the cluster
@@ -137,7 +138,7 @@ def answering(bodies: Mapping[str, object], status: int, *, seconds_behind: floa
     """A service that answers 200 at the paths that it knows, and `status` at others. Yields its address."""
     app = FastAPI()
 
-    @app.api_route("/{path:path}", methods=["GET", "HEAD"])
+    @app.api_route("/{path:path}", methods=["GET", "HEAD", "POST"])
     def answer(path: str) -> Response:
         known = f"/{path}" in bodies
         date = {"date": formatdate(time.time() - seconds_behind, usegmt=True)}
@@ -317,6 +318,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 def cluster(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with a panel that runs the code of `tree`."""
     environment = {"HITL_PANEL": "true", "HITL_SPARE_OWNERS": "0", "PYTHONPATH": str(tree.root)}
+    environment["HITL_WEBHOOK_PRIVATE_HOSTS"] = "127.0.0.1"
     one = Service(tmp_path_factory.mktemp("cluster"), environment)
     port = one.environment["HITL_SERVE_PORT"]
     tree.replace("data/config/config.yaml", "8001", port)
@@ -346,7 +348,8 @@ def clusters(
     (installed / f"ray-{OLD_RAY}.dist-info").mkdir()
     (installed / f"ray-{OLD_RAY}.dist-info/METADATA").write_text(f"Name: ray\nVersion: {OLD_RAY}\n")
     tree.name_version("0.1.0+changed")
-    said["a changed tree"] = here(cluster, PYTHONPATH=f"{installed}:{tree.root}")
+    with gone_webhook(cluster):
+        said["a changed tree"] = here(cluster, PYTHONPATH=f"{installed}:{tree.root}")
     said["a changed tree, from elsewhere"] = from_elsewhere(cluster, HITL_API_KEY=f"not-{KEY}")
     empty(cluster)
     panel = restart_panel(cluster)
@@ -363,6 +366,18 @@ def clusters(
     yield said
     panel.kill()
     panel.wait()
+
+
+@contextmanager
+def gone_webhook(cluster: Service) -> Iterator[None]:
+    """The service has a webhook, and the target does not know the address."""
+    with answering({}, 404) as target:
+        made = cluster.call("POST", "/v1/webhooks", {"url": f"{target}/hook", "events": ["session.created"]})
+        webhook = f"/v1/webhooks/{made['id']}"
+        cluster.call("POST", f"{webhook}/test")
+        wait_for("the answer", lambda: cluster.call("GET", webhook)["state"]["status"] == "gone" or None)
+        yield
+    cluster.call("DELETE", webhook)
 
 
 def restart_panel(cluster: Service) -> "subprocess.Popen[bytes]":
