@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -213,3 +214,13 @@ async def listening(app: ASGIApp, person: str, query: str = "rows=yes") -> Async
 def decision(approval: Approval, do: str, **fields: str) -> dict[str, str]:
     """The fields that the form of a card sends."""
     return {"csrf": CSRF, "nonce": new_id("n"), "digest": approval.digest, "do": do, **fields}
+
+
+async def shown_changes(client: httpx.AsyncClient, session: Session, path: str = "") -> dict[str, str]:
+    """What the page says of each file, as one line of text, by path."""
+    answer = await client.get(f"sessions/{session.id}/changes", params={"path": path} if path else None)
+    assert answer.status_code == 200, answer.text
+    sections = re.findall(
+        r'<section class="call" aria-label="([^"]*)">(.*?)</section>', answer.text, re.DOTALL
+    )
+    return {name: " ".join(re.sub("<[^>]*>", " ", html).split()) for name, html in sections}

@@ -169,7 +169,7 @@ async def _content(file: SavedFile, get: GetBlobs) -> bytes:
         except NotFound as error:
             raise _NotShownError(str(error)) from error
     if max(len(content), file.size) > MAX_FILE_BYTES:
-        raise _NotShownError(f"Too large to be shown ({size(max(len(content), file.size))}).")
+        raise _NotShownError(f"Too large to be shown: more than {size(MAX_FILE_BYTES)}.")
     return content
 
 

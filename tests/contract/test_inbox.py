@@ -12,15 +12,14 @@ import pytest
 import pytest_asyncio
 
 from claude_hitl_template.domain import events
-from claude_hitl_template.domain.models import Approval, ApprovalState, Session, new_id, utcnow
+from claude_hitl_template.domain.models import Approval, ApprovalState, new_id, utcnow
 from claude_hitl_template.domain.notices import FAILING, Channel, Settled
-from claude_hitl_template.domain.people import Actor, Role
+from claude_hitl_template.domain.people import SERVICE, Actor, Role
 from claude_hitl_template.files.manifest import Manifest, SavedFile, blob_name
-from claude_hitl_template.inbox import changes as changed_files
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.clock import FakeClock
 from tests.contract.asking import said
-from tests.inbox import FOLDER, OWNER, Desk, browser, decision, desk
+from tests.inbox import FOLDER, OWNER, Desk, browser, decision, desk, shown_changes
 
 QUESTIONS = {
     "questions": [
@@ -526,16 +525,6 @@ async def test_a_saved_file_is_a_download_that_no_browser_shows(on: Desk, client
 # -- what a turn changed
 
 
-async def changes(client: httpx.AsyncClient, session: Session, path: str = "") -> dict[str, str]:
-    """What the page says of each file, as one line of text, by path."""
-    answer = await client.get(f"sessions/{session.id}/changes", params={"path": path} if path else None)
-    assert answer.status_code == 200, answer.text
-    sections = re.findall(
-        r'<section class="call" aria-label="([^"]*)">(.*?)</section>', answer.text, re.DOTALL
-    )
-    return {name: " ".join(re.sub("<[^>]*>", " ", html).split()) for name, html in sections}
-
-
 async def test_what_the_last_turn_changed_is_shown_as_a_diff_of_each_file(
     on: Desk, client: httpx.AsyncClient
 ) -> None:
@@ -549,7 +538,7 @@ async def test_what_the_last_turn_changed_is_shown_as_a_diff_of_each_file(
     after = {"a.py": "one\n2\n", "new": "fresh\n", "same": "same\n", "tool": "run\n"}
     await on.save(session, after, at=utcnow(), links={"link": "/etc/passwd"})
     assert f"{page}/changes" in (await client.get(page)).text
-    found = await changes(client, session)
+    found = await shown_changes(client, session)
     assert list(found) == ["a.py", "gone", "link", "new"]
     assert found["a.py"].startswith("a.py changed: 1 added, 1 removed Download")
     assert "2 two 2 2" in found["a.py"]
@@ -559,7 +548,7 @@ async def test_what_the_last_turn_changed_is_shown_as_a_diff_of_each_file(
     assert "link to /etc/passwd" in found["link"]
     assert "new new file: 1 added, 0 removed" in found["new"]
     await on.save(session, after, mode=0o755, links={"link": "/etc/passwd"})
-    found = await changes(client, session)
+    found = await shown_changes(client, session)
     assert "changed, mode 644, now 755: 1 added" in found["a.py"]
     assert found["same"] == "same mode 644, now 755 Download"
     assert "new executable file" in found["new"]
@@ -578,39 +567,11 @@ async def test_the_changes_are_those_since_the_turn_began_and_not_what_was_uploa
     await on.store.put_blobs(whole)
     saved = blob_name(whole[-1])
     await on.store.save_workspace(session.id, OWNER, saved, taken=[blob_name(blobs[-1])])
-    assert list(await changes(client, session)) == ["made"]
+    assert list(await shown_changes(client, session)) == ["made"]
     sent = [events.UserMessage.model_validate({"type": "user.message", "content": events.text_blocks("on")})]
-    await on.store.send_events(session.id, None, sent)
+    await on.store.send_events(session.id, None, sent, by=SERVICE)
     await on.begin_turn(session)
     assert "changed no file" in (await client.get(f"sessions/{session.id}/changes")).text
-
-
-async def test_a_page_of_changes_is_limited_and_says_what_it_leaves_out(
-    on: Desk, client: httpx.AsyncClient
-) -> None:
-    session = await on.session()
-    await on.begin_turn(session)
-    lines = "line\n" * (changed_files.MAX_ROWS - 1)
-    files = {
-        "binary": "a\0b",
-        "large": "x" * (changed_files.MAX_FILE_BYTES + 1),
-        "list 1": lines,
-        "list 2": lines,
-    }
-    await on.save(session, {**files, "many": "\n" * 60_000, "small": "x\n"})
-    found = await changes(client, session)
-    assert "Not text." in found["binary"]
-    assert "Too large to be shown (64 KiB)." in found["large"]
-    assert f"{changed_files.MAX_ROWS - 1} added" in found["list 1"]
-    assert found["list 2"] == "list 2 new file Show this change by itself Download"
-    assert "by itself" in found["many"]
-    assert "1 added" in found["small"]
-    alone = await changes(client, session, "many")
-    assert "60000 added, 0 removed These are the first 2,000 lines of the diff." in alone["many"]
-    assert (await client.get(f"sessions/{session.id}/changes?path=none")).status_code == 404
-    await on.save(session, {f"{n:03}": "" for n in range(changed_files.MAX_FILES + 7)})
-    assert len(await changes(client, session)) == changed_files.MAX_FILES
-    assert "7 more files changed" in (await client.get(f"sessions/{session.id}/changes")).text
 
 
 # -- headers

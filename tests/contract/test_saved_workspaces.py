@@ -9,6 +9,7 @@ import pytest
 
 from claude_hitl_template.domain.events import UserMessage, text_blocks
 from claude_hitl_template.domain.models import Agent, Environment, Session
+from claude_hitl_template.domain.people import SERVICE
 from claude_hitl_template.errors import Conflict, InvalidInput, NotFound, StaleOwner, TooLarge
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.files.manifest import CHUNK_BYTES, Manifest, SavedFile, SavedLink, blob_name
@@ -226,7 +227,7 @@ async def test_what_the_files_were_as_the_last_turn_began_is_kept_until_the_next
     base = await saved(store, session, a="before the turn")
     for kept in (True, False):
         message = UserMessage.model_validate({"type": "user.message", "content": text_blocks("go")})
-        [sent] = await store.send_events(session.id, KEY, [message])
+        [sent] = await store.send_events(session.id, KEY, [message], by=SERVICE)
         await store.begin_turn(session.id, session.epoch, sent.id)
         await saved(store, session, a="changed by the turn")
         assert ((await store.get_session(session.id)).turn_base == (base,)) is kept
