@@ -35,7 +35,7 @@ type Saved = SavedFile | SavedLink | None
 
 @dataclass(frozen=True)
 class _Changed:
-    """What is at a path, before and after."""
+    """A path, and the entry there before and after; None: there is none."""
 
     path: str
     was: Saved
