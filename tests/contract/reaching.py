@@ -1,4 +1,4 @@
-"""Reaches every fault point except the supervisor's; test_fault_points.py runs it in its own process.
+"""Reaches every fault point: each write, and a conversation in one process; test_fault_points.py runs it in its own process.
 
 Those of the Store are struck one by one in tests/chaos/test_crash_runs.py.
 """
