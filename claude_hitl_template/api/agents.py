@@ -19,8 +19,9 @@ from pydantic import (
 
 from claude_hitl_template.api.strict_json import Body
 from claude_hitl_template.api.validation import parse
+from claude_hitl_template.config.addresses import host_of, is_private
 from claude_hitl_template.domain import missing_dependency
-from claude_hitl_template.domain.models import Agent
+from claude_hitl_template.domain.models import Agent, Environment
 from claude_hitl_template.domain.policy import (
     PermissionPolicy,
     PolicyName,
@@ -108,6 +109,8 @@ def _is_mcp_url(url: str) -> str:
         raise ValueError("must be a URL that begins with http:// or https://")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user or password: everyone who can read the session sees it")
+    if host_of(url) is None:
+        raise ValueError("must name its host in the usual way, as https://wiki.example.org/mcp does")
     return url
 
 
@@ -212,6 +215,20 @@ def build_agent(body: AgentBody, default: Agent, floor: Floor) -> Agent:
     if body.type == "agent" and overrides:
         raise InvalidInput("needs the type agent_with_overrides", f"agent.{overrides[0]}")
     return default.but(**changed)
+
+
+def check_servers(body: AgentBody, environment: Environment) -> None:
+    """Checks that no MCP server is certainly at a private address, unless the environment lists its host.
+
+    A name that turns out to lead to such an address is refused at each connection (`claude/egress.py`).
+
+    Raises:
+        InvalidInput: Names the server's URL, and the setting that permits it.
+    """
+    for index, server in enumerate(body.mcp_servers):
+        host = host_of(server.url)
+        if host is not None and is_private(host[0]) and not environment.networking.declares(*host):
+            raise InvalidInput(environment.refuses_server(*host), f"agent.mcp_servers.{index}.url")
 
 
 def _toolsets(body: AgentBody) -> tuple[ToolsetBody | None, dict[str, McpToolsetBody]]:

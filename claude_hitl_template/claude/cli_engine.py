@@ -33,6 +33,7 @@ from claude_agent_sdk._cli_version import __cli_version__ as PINNED_CLI  # noqa:
 from claude_agent_sdk._errors import MessageParseError
 
 from claude_hitl_template.claude import sandbox
+from claude_hitl_template.claude.egress import Egress
 from claude_hitl_template.claude.layers import POLICY, Layers
 from claude_hitl_template.claude.messages import Reader
 from claude_hitl_template.claude.outlets import Outlets
@@ -44,7 +45,7 @@ from claude_hitl_template.domain import missing_dependency
 from claude_hitl_template.domain.models import Session
 from claude_hitl_template.domain.policy import PermissionPolicy, compile_settings
 from claude_hitl_template.errors import EngineError, HitlError
-from claude_hitl_template.session.engine import EngineEvent, Moment, ToolResult, ToolUse
+from claude_hitl_template.session.engine import EngineEvent, Moment, ServerDown, ToolResult, ToolUse
 from claude_hitl_template.session.gate import Answer, Gate
 
 log = structlog.get_logger()
@@ -274,9 +275,7 @@ class CliEngine:
         try:
             async for message in _until(self._connected().receive_messages(), self._failed):
                 for event in reader.read(message):
-                    if isinstance(event, ToolResult) and self._outlets is not None:
-                        self._outlets.egress.shut(event.call_id)
-                    yield event
+                    yield event if self._outlets is None else self._seen_by(self._outlets.egress, event)
         except (MessageParseError, CLIJSONDecodeError) as error:  # a new process would get the same message
             raise EngineError(
                 f"a message of the Claude Code CLI is not understood: {error}", retryable=False
@@ -286,6 +285,14 @@ class CliEngine:
                 raise EngineError(why, retryable=False) from error
             raise EngineError(f"the Claude Code CLI ended: {error}{self._last_words()}") from error
         raise EngineError(f"the Claude Code CLI ended without a message{self._last_words()}")
+
+    def _seen_by(self, egress: Egress, event: EngineEvent) -> EngineEvent:
+        """The event, with what the proxy knows about it. A WebFetch call that has its result opens no host any more."""
+        if isinstance(event, ToolResult):
+            egress.shut(event.call_id)
+        if isinstance(event, ServerDown) and (server := self._session.agent.mcp_servers.get(event.name)):
+            return replace(event, why=egress.why_unreached(str(server["url"])))
+        return event
 
     async def interrupt(self) -> None:
         client = self._connected()

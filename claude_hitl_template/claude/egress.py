@@ -1,9 +1,10 @@
 """The proxy on a sandbox's loopback interface, served by the session's owner: the only way out except the model's socket.
 
-It permits the servers in the agent's `mcp_servers`, the host of an allowed WebFetch call while it runs, and the hosts that
-the environment, a rule or a human allows (`session/hosts.py`). Everything else is refused with a reason that the agent
-can read. Names are resolved here, once for each connection, so that no answer of a name
-server can lead elsewhere after it was checked; and only for hosts that may be reached: a lookup discloses the name.
+It permits the servers in the agent's `mcp_servers`, at private addresses only those that the environment lists; the host of
+an allowed WebFetch call while it runs; and the hosts that the environment, a rule or a human allows (`session/hosts.py`).
+Everything else is refused with a reason that the agent can read. Names are resolved here, once for each connection, so that
+no answer of a name server can lead elsewhere after it was checked; and only for hosts that may be reached: a lookup
+discloses the name.
 """
 
 import asyncio
@@ -25,9 +26,8 @@ from claude_hitl_template.config.addresses import (
     Resolve,
     host_of,
     is_address,
-    is_metadata,
     is_own,
-    is_private_name,
+    is_private,
     may_reach,
     plain,
     resolve,
@@ -69,8 +69,9 @@ def _hosts_of(urls: Iterable[str]) -> set[Host]:
 class Egress:
     """The proxy of one sandbox, until `close`.
 
-    The hosts of the URLs in `declared` are permitted at any address, including loopback, except a cloud's metadata service.
-    Those in `closed`, the service's own, are never permitted; a port at one of its addresses is closed at all of them.
+    The hosts of the URLs in `declared`, the agent's MCP servers, are permitted at public addresses, and wherever they are
+    if the environment lists them as private hosts. Those in `closed`, the service's own, are never permitted; a port at one
+    of its addresses is closed at all of them.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Egress:
         self._injector = injector or Injector((), Path())
         self._opened: dict[str, set[Host]] = {}
         self._refusals: dict[str, None] = {}
+        self._unreached: dict[Host, str] = {}
         self._resolve, self._allows_address = resolve, allows_address
         self._connections = Connections(self._converse)
 
@@ -109,6 +111,11 @@ class Egress:
         """The refusals since the last call, with reasons: programs show little of a proxy's answer."""
         found, self._refusals = list(self._refusals), {}
         return found
+
+    def why_unreached(self, url: str) -> str | None:
+        """Why the last connection to a declared host failed here; None if it did not."""
+        host = host_of(url)
+        return self._unreached.get(host) if host else None
 
     async def close(self) -> None:
         await self._connections.close()
@@ -215,6 +222,16 @@ class Egress:
 
     async def _reach(self, host: Host) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to a host that may be reached. Raises Refused."""
+        try:
+            reached = await self._connection(host)
+        except Refused as refused:
+            if host in self._declared:
+                self._unreached[host] = refused.text
+            raise
+        self._unreached.pop(host, None)
+        return reached
+
+    async def _connection(self, host: Host) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         name, port = host
         access = await self._access(host)
         try:
@@ -223,17 +240,19 @@ class Egress:
             raise Refused(502, f"{name} is not known here ({error.strerror})") from error
         allowed = [address for address in addresses if self._allows(access, address, port)]
         if not allowed:
-            raise Refused(403, PRIVATE.format(name=name))
+            listable = access == "public" and not any(self._is_closed(one, port) for one in addresses)
+            unlisted = self._hosts.unlisted(host) if listable and host in self._declared else None
+            raise Refused(403, unlisted or PRIVATE.format(name=name))
         return await _connect(name, allowed, port)
 
     def _allows(self, access: Access, address: str, port: int) -> bool:
         """Whether a host that has this access may be reached at one of its addresses."""
+        return not self._is_closed(address, port) and (access == "anywhere" or self._allows_address(address))
+
+    def _is_closed(self, address: str, port: int) -> bool:
+        """Whether it is a port of the service itself."""
         reached = plain(address)
-        if (reached, port) in self._closed or (port in self._own_ports and is_own(reached)):
-            return False
-        if access == "public":
-            return self._allows_address(address)
-        return access == "anywhere" or not is_metadata(reached)
+        return (reached, port) in self._closed or (port in self._own_ports and is_own(reached))
 
     async def _access(self, host: Host) -> Access:
         """Raises Refused, also when a human was asked just now."""
@@ -244,15 +263,13 @@ class Egress:
         if denied := self._hosts.denied(host):
             raise Refused(403, denied)
         if host in self._declared:
-            return "declared"
+            return self._hosts.of_server(host)
         if any(host in hosts for hosts in self._opened.values()):
             return "public"
         if standing := self._hosts.standing(host):
             await self._hosts.used(host)
             return standing
-        name = host[0]
-        is_private = not self._allows_address(name) if is_address(name) else is_private_name(name)
-        if is_private:  # an approval could not open it
+        if is_private(host[0], self._allows_address):  # an approval could not open it
             raise Refused(403, MAY_NOT.format(where=host[0], why=PRIVATE.format(name=host[0])))
         if refusal := await self._hosts.ask(host):
             raise Refused(403, refusal)

@@ -27,14 +27,6 @@ NOT_PUBLIC = tuple(
         "fec0::/10",  # site-local
     )
 )
-# Where clouds tell machines of their own what they are and give them keys.
-METADATA = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "fd20:ce::254/128", "100.100.100.200/32", "168.63.129.16/32",
-        "192.0.0.192/32",
-    )
-)  # fmt: skip
 # Their last 32 bits are an IPv4 address: NAT64, IPv4-compatible, IPv4-translated.
 EMBEDDING = tuple(ipaddress.ip_network(network) for network in ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96"))
 
@@ -76,12 +68,6 @@ def plain(address: str) -> str:
     return str(_embedded(found) or found)
 
 
-def is_metadata(address: str) -> bool:
-    """Whether an address is, or may be, a cloud's metadata service."""
-    found = ipaddress.ip_address(address)
-    return any(found in network for network in METADATA if network.version == found.version)
-
-
 def is_own(address: str) -> bool:
     """Whether it is one of this machine's addresses, public ones too: its services listen there. Nothing is sent."""
     found = ipaddress.ip_address(address)
@@ -114,6 +100,16 @@ def host_of(url: str) -> Host | None:
 def is_private_name(name: str) -> bool:
     """Whether a name certainly has no public address, without a DNS query."""
     return "." not in name or name.endswith(tuple(f".{top}" for top in NEVER_PUBLIC))
+
+
+def is_private(name: str, may_reach: Callable[[str], bool] = may_reach) -> bool:
+    """Whether a host is certainly this machine or in a private network, without a DNS query.
+
+    Args:
+        name: A name or an address, as `host_of` has it.
+        may_reach: Whether an address is one that others may be sent to.
+    """
+    return not may_reach(name) if is_address(name) else is_private_name(name)
 
 
 def is_address(name: str) -> bool:

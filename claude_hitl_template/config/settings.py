@@ -46,6 +46,11 @@ class EnvironmentChoice(BaseModel):
     image: ImageReference | None = None
     networking: Networking = Networking()
 
+    def reaching(self, private_hosts: tuple[str, ...]) -> Self:
+        """Also reaches these hosts at private addresses."""
+        listed = self.networking.but(private_hosts=(*self.networking.private_hosts, *private_hosts))
+        return self.model_copy(update={"networking": listed})
+
 
 def _without_credentials(url: str) -> str:
     if "@" in urlsplit(url).netloc:
@@ -335,6 +340,12 @@ class Settings(BaseSettings):
         description="Image of the default environment, preferably with its digest (./hitl image build prints it): each "
         "session gets its own container. Default: sessions are local processes.",
     )
+    private_hosts: Annotated[str, AfterValidator(_host_entries)] = Field(
+        "",
+        description="Hosts on this machine or in a private network that sessions of the default environment reach without "
+        "asking, MCP servers among them: localhost:9000, separated by commas; names, *.domains or addresses, with :PORT if "
+        "the port is neither 80 nor 443. Other environments list theirs in HITL_ENVIRONMENTS. See docs/security.md.",
+    )
     environments: dict[EnvironmentId, EnvironmentChoice] = Field(
         default_factory=dict[str, EnvironmentChoice],
         description="Further environments, as JSON by id, each with optional image, name, description and networking: "
@@ -493,8 +504,9 @@ class Settings(BaseSettings):
 
     def all_environments(self) -> dict[str, Environment]:
         """The environments that a session may name, by id; the first is the default."""
-        found = {"default": _environment("default", EnvironmentChoice(image=self.container_image_uri))}
-        return found | {id_: _environment(id_, choice) for id_, choice in self.environments.items()}
+        found = {"default": EnvironmentChoice(image=self.container_image_uri)} | self.environments
+        found["default"] = found["default"].reaching(_entries(self.private_hosts))
+        return {id_: _environment(id_, choice) for id_, choice in found.items()}
 
     @property
     def images(self) -> tuple[str, ...]:

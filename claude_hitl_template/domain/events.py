@@ -196,11 +196,11 @@ def session_error(message: str, kind: str = "unknown_error", retry: str = "exhau
     return draft("session.error", error=error)
 
 
-def server_down(name: str, url: str) -> Draft:
-    """An MCP server that could not be connected to."""
+def server_down(name: str, url: str, why: str | None) -> Draft:
+    """An MCP server that could not be connected to, and why if that is known."""
     message = (
-        f"the MCP server {name!r} at {url} cannot be used: the session goes on without its tools, and tries again when "
-        "its process restarts. Check the address, and that the server runs"
+        f"the MCP server {name!r} at {url} cannot be used: {why or 'check the address, and that the server runs'}. The "
+        "session goes on without its tools, and tries again when its process restarts"
     )
     return session_error(message, "mcp_connection_failed_error", mcp_server_name=name)
 

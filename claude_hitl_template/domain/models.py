@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from claude_hitl_template.domain.canonical_json import call_digest, digest
+from claude_hitl_template.domain.canonical_json import call_digest, digest, shown_host
 from claude_hitl_template.domain.frozen import Frozen
 from claude_hitl_template.domain.people import SCOPES, Principal, Scope, Workspace
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule
@@ -104,7 +104,8 @@ class Networking(Frozen):
     is ours.
 
     `limited`: the hosts of `allowed_hosts`; `unrestricted`: every host. Both at public addresses only. `private_hosts`
-    are reached wherever they are, on this machine or in a private network. Every other host is asked for.
+    are reached wherever they are, on this machine or in a private network. Every other host is asked for, except the agent's
+    MCP servers at public addresses.
     """
 
     type: Literal["limited", "unrestricted"] = "limited"
@@ -129,6 +130,19 @@ class Environment(Frozen):
     description: str | None = "A process on the service's machine, in a sandbox unless sandboxes are off."
     image: ImageReference | None = None
     networking: Networking = Networking()
+
+    def refuses_server(self, host: str, port: int) -> str:
+        """Why an MCP server at a private address is refused unless this environment lists its host, with the fix."""
+        entry = shown_host(host, port)
+        change = (
+            f"put HITL_PRIVATE_HOSTS={entry} into the service's .env (separate several by commas)"
+            if self.id == "default"
+            else f"add {entry} to networking.private_hosts of the environment {self.id!r} in HITL_ENVIRONMENTS"
+        )
+        return (
+            f"{host} is an address of this machine or of a private network, where MCP servers need the operator's "
+            f"permission. Fix: {change}, run ./hitl up (for a remote cluster: ./hitl deploy), and create a new session"
+        )
 
 
 class ImageFacts(Frozen):

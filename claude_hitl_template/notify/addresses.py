@@ -8,7 +8,7 @@ from claude_hitl_template.config.addresses import (
     Resolve,
     host_of,
     is_address,
-    is_private_name,
+    is_private,
     may_reach,
     resolve,
 )
@@ -52,7 +52,7 @@ class Targets:
         if found.scheme != "https":
             raise InvalidInput(f"https only; http is for hosts that {SETTING} names", "url")
         name = host[0]
-        if is_private_name(name) if not is_address(name) else not self._may_reach(name):
+        if is_private(name, self._may_reach):
             raise InvalidInput(
                 f"{name} is an address of this machine or of a private network; the operator allows such a host "
                 f"with {SETTING}",

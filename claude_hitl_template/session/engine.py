@@ -97,9 +97,10 @@ class Retrying:
 
 @dataclass(frozen=True)
 class ServerDown:
-    """The CLI could not connect to this MCP server: the turn goes on without its tools."""
+    """The CLI could not connect to this MCP server: the turn goes on without its tools. `why` is None if it is not known."""
 
     name: str
+    why: str | None = None
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from claude_hitl_template.store.session_aggregate import denial
 log = structlog.get_logger()
 
 type Host = tuple[str, int]
-# Whatever address the name leads to; the same except those of the service and of clouds; or one of the internet's alone.
-type Access = Literal["anywhere", "declared", "public"]
+# Whatever address the name leads to, except the service's own; or one of the internet's alone.
+type Access = Literal["anywhere", "public"]
 
 BECAUSE_CHARS = 2000
 MAY_NOT = "this session may not reach {where}: {why}"
@@ -88,6 +88,14 @@ class HostGate:
     @property
     def allows_mcp_servers(self) -> bool:
         return self._session.environment.networking.allow_mcp_servers
+
+    def of_server(self, host: Host) -> Access:
+        """How the host of one of the agent's MCP servers may be reached."""
+        return "anywhere" if self._session.environment.networking.declares(*host) else "public"
+
+    def unlisted(self, host: Host) -> str:
+        """Why an MCP server at a private address is refused, with the fix."""
+        return self._session.environment.refuses_server(*host)
 
     async def ask(self, host: Host) -> str | None:
         """Asks a human unless the host was asked for already. None if it is allowed, else a message for the agent."""

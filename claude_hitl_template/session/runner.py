@@ -479,7 +479,7 @@ class SessionRunner:
                 turn.drafts.append(events.session_error(event.message, event.kind, "retrying"))
             case ServerDown():
                 url = str(self._now.session.agent.mcp_servers.get(event.name, {}).get("url"))
-                turn.drafts.append(events.server_down(event.name, url))
+                turn.drafts.append(events.server_down(event.name, url, event.why))
             case Conversation():
                 await self._store.commit(self._id, self._epoch, [], conversation=event.transcript_id)
                 await self._refresh()

@@ -2,14 +2,16 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
 
+from claude_hitl_template.domain.models import Environment, Networking
 from claude_hitl_template.domain.policy.floor import Floor
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.core import CoreStore
@@ -85,26 +87,55 @@ def store(backend: MemoryBackend | SqliteBackend | PostgresBackend, clock: FakeC
 
 
 @pytest.fixture(scope="session")
-def parking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
+def environments() -> dict[str, Environment]:
+    """The environments of `parking`, `permitting` and `hot`."""
+    return {"default": Environment()}
+
+
+@pytest.fixture
+def list_private(
+    environments: dict[str, Environment], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], None]:
+    """Lists the host and port of a URL as a private host of the default environment, for the sessions of this test."""
+
+    def listed(url: str) -> None:
+        networking = Networking(private_hosts=(urlsplit(url).netloc,))
+        monkeypatch.setitem(environments, "default", Environment(networking=networking))
+
+    return listed
+
+
+@pytest.fixture(scope="session")
+def parking(
+    tmp_path_factory: pytest.TempPathFactory, environments: dict[str, Environment]
+) -> Iterator[Threaded]:
     """The service on loopback; it parks calls that wait for a human at once."""
     folder = tmp_path_factory.mktemp("parking")
-    with serve_in_thread(folder, keys=KEYS, hot_window_s=0.0, idle_timeout_s=0.0) as served:
+    with serve_in_thread(
+        folder, keys=KEYS, hot_window_s=0.0, idle_timeout_s=0.0, environments=environments
+    ) as served:
         yield served
 
 
 @pytest.fixture(scope="session")
-def permitting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
+def permitting(
+    tmp_path_factory: pytest.TempPathFactory, environments: dict[str, Environment]
+) -> Iterator[Threaded]:
     """As `parking`, but the operator lets an agent's policy allow calls without asking."""
     folder, floor = tmp_path_factory.mktemp("permitting"), Floor(default="always_allow")
-    with serve_in_thread(folder, keys=KEYS, hot_window_s=0.0, idle_timeout_s=0.0, floor=floor) as served:
+    with serve_in_thread(
+        folder, keys=KEYS, hot_window_s=0.0, idle_timeout_s=0.0, floor=floor, environments=environments
+    ) as served:
         yield served
 
 
 @pytest.fixture(scope="session")
-def hot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Threaded]:
+def hot(tmp_path_factory: pytest.TempPathFactory, environments: dict[str, Environment]) -> Iterator[Threaded]:
     """The service on loopback; it keeps the CLI running while calls wait for a human."""
     folder = tmp_path_factory.mktemp("hot")
-    with serve_in_thread(folder, keys=KEYS, hot_window_s=600.0, idle_timeout_s=0.0) as served:
+    with serve_in_thread(
+        folder, keys=KEYS, hot_window_s=600.0, idle_timeout_s=0.0, environments=environments
+    ) as served:
         yield served
 
 

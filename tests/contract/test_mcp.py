@@ -1,8 +1,9 @@
 """Tools of MCP servers: declared over REST, called by the real CLI, through the same gate as every other call."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from anthropic.types.beta import BetaManagedAgentsSession
 from mcp.server.mcpserver import MCPServer
 
 from tests.contract.test_anthropic_sdk import Client, check_event, scripted, strictly
+from tests.contract.test_session import house, model_url
 from tests.serving import loopback
+
+__all__ = ["model_url"]
 
 SERVER = "notes"
 
@@ -42,10 +46,11 @@ class Notes:
 
 
 @pytest.fixture
-def notes() -> Iterator[Notes]:
+def notes(list_private: Callable[[str], None]) -> Iterator[Notes]:
     found = Notes()
     with loopback(found.build().streamable_http_app(stateless_http=True)) as address:
         found.url = f"{address}/mcp"
+        list_private(found.url)
         yield found
 
 
@@ -154,25 +159,79 @@ def test_an_agent_whose_tools_all_run_unasked_still_asks_about_a_server_s(permit
     assert notes.added == []
 
 
-def test_a_server_that_cannot_be_reached_is_said_and_the_session_goes_on(client: Client, notes: Notes):
+def test_a_server_that_cannot_be_reached_is_said_with_the_reason_and_the_session_goes_on(
+    client: Client, notes: Notes, list_private: Callable[[str], None]
+):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound and not listening: every connection is refused
         notes.url = f"http://127.0.0.1:{nobody.getsockname()[1]}/mcp"
+        list_private(notes.url)
         session_id = client.create("Read hello.txt", agent=agent(notes))
         client.finished(session_id)
     [error] = [e.error for e in client.log(session_id) if e.type == "session.error"]
     assert (error.type, error.mcp_server_name) == ("mcp_connection_failed_error", SERVER)
     assert notes.url in error.message
+    assert "cannot be reached: " in error.message
     for raw in client.raw_log(session_id):
         check_event(raw)
 
 
-MCP = {"type": "url", "name": SERVER, "url": "http://127.0.0.1:9/mcp"}
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+async def test_a_stored_session_connects_to_no_private_server_that_is_not_listed(
+    tmp_path: Path, model_url: str, name: str
+):
+    """As a session that was created before private servers had to be listed; REST creates none."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        host = f"{name}:{listening.getsockname()[1]}"
+        h = await house(
+            tmp_path, model_url, "Read hello.txt", mcp_servers={SERVER: {"url": f"http://{host}/mcp"}}
+        )
+        await h.drive()
+        assert (await h.until_idle())["type"] == "end_turn"
+        with pytest.raises(BlockingIOError):  # no connection waits to be accepted
+            listening.accept()
+    [error] = [event.payload["error"] for event in await h.log("session.error")]
+    assert (error["type"], error["mcp_server_name"]) == ("mcp_connection_failed_error", SERVER)
+    assert f"HITL_PRIVATE_HOSTS={host} " in error["message"]
+
+
+def server(url: str, name: str = SERVER) -> dict[str, Any]:
+    return {"type": "url", "name": name, "url": url}
+
+
+PRIVATE = [
+    "http://127.0.0.1:9000/mcp", "https://localhost:9000/mcp", "http://LOCALHOST.:9000", "http://[::1]:9000/mcp",
+    "http://10.1.2.3/mcp", "http://169.254.169.254/", "http://[::ffff:127.0.0.1]/mcp", "http://wiki/mcp",
+    "http://wiki.corp/mcp",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", PRIVATE)
+def test_a_private_server_that_is_not_listed_is_refused_with_the_line_that_permits_it(
+    client: Client, list_private: Callable[[str], None], url: str
+):
+    servers = [MCP, server(url, "other")]
+    body = {
+        "agent": {"type": "agent_with_overrides", "id": "default", "mcp_servers": servers},
+        "environment_id": "default",
+    }
+    answer = client.http.post("/v1/sessions", json=body)
+    said = answer.json()["error"]["message"]
+    assert (answer.status_code, said.partition(": ")[0]) == (400, "agent.mcp_servers.1.url")
+    entry = said.partition("HITL_PRIVATE_HOSTS=")[2].split()[0]
+    list_private(f"http://{entry}")
+    assert client.http.post("/v1/sessions", json=body).status_code == 200
+
+
+MCP = server("https://notes.example.org/mcp")
 TOOLSET = {"type": "mcp_toolset", "mcp_server_name": SERVER}
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"mcp_servers": [{**MCP, "url": "file:///etc/passwd"}]}, "agent.mcp_servers.0.url"),
     ({"mcp_servers": [{**MCP, "url": "http://user:secret@host/mcp"}]}, "agent.mcp_servers.0.url"),
     ({"mcp_servers": [{**MCP, "url": "http://["}]}, "agent.mcp_servers.0.url"),
+    ({"mcp_servers": [{**MCP, "url": "http://2130706433:9/mcp"}]}, "agent.mcp_servers.0.url"),
+    ({"mcp_servers": [{**MCP, "url": "http://127.0.0.1\\.example.org/mcp"}]}, "agent.mcp_servers.0.url"),
     ({"mcp_servers": [{**MCP, "name": "a__b"}]}, "agent.mcp_servers.0.name"),
     ({"mcp_servers": [{**MCP, "name": "a b"}]}, "agent.mcp_servers.0.name"),
     ({"mcp_servers": [{**MCP, "name": "hitl"}]}, "agent.mcp_servers.0.name"),

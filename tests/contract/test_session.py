@@ -22,6 +22,7 @@ from claude_hitl_template.domain.models import (
     ApprovalState,
     Environment,
     Event,
+    Networking,
     Session,
     new_id,
     utcnow,
@@ -136,12 +137,14 @@ async def house(
     hot_s: float = 0.0,
     clock: Callable[[], datetime] = utcnow,
     floor: Floor = BUILT_IN,
+    networking: Networking | None = None,
     **agent: Any,
 ) -> House:
     store = CoreStore(MemoryBackend(), clock)
     session = await store.create_session(
-        KEY, agent=Agent(**agent), environment=Environment(), title=None, metadata={}, initial=[user(prompt)]
-    )
+        KEY, agent=Agent(**agent), environment=Environment(networking=networking or Networking()),
+        title=None, metadata={}, initial=[user(prompt)],
+    )  # fmt: skip
     limits = Limits(hot_window_s=hot_s, idle_timeout_s=0.0)
     return House(store, session, tmp_path, model_url, limits, floor=floor)
 

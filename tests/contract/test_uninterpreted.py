@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from mcp.server.mcpserver import MCPServer
 
 from claude_hitl_template.domain.events import UserMessage
+from claude_hitl_template.domain.models import Networking
 from tests.contract.test_layers import Model, layered, model, script, skill, write
 from tests.contract.test_session import House, house, user
 from tests.serving import loopback
@@ -192,7 +194,8 @@ async def test_a_message_has_no_mcp_server_asked_for_anything(
     tmp_path: Path, model: Model, shelf: tuple[str, list[str]]
 ):
     url, read = shelf
-    h = await house(tmp_path, model.url, "Hello.", mcp_servers={"shelf": {"url": url}})
+    networking = Networking(private_hosts=(urlsplit(url).netloc,))
+    h = await house(tmp_path, model.url, "Hello.", networking=networking, mcp_servers={"shelf": {"url": url}})
     await h.drive()
     texts = ("see @shelf:note://secret", 'see @"shelf:note://secret"', "/mcp__shelf__ask", "/shelf:ask")
     await h.send(*map(user, texts))

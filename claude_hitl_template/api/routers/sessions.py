@@ -6,7 +6,7 @@ from fastapi import Query, Request
 from fastapi.responses import JSONResponse
 
 from claude_hitl_template.api import resources
-from claude_hitl_template.api.agents import build_agent
+from claude_hitl_template.api.agents import build_agent, check_servers
 from claude_hitl_template.api.auth import READ, REQUEST, CallerDep
 from claude_hitl_template.api.bodies import CreateSession, UpdateSession
 from claude_hitl_template.api.listing import Cursor, each_once
@@ -40,6 +40,7 @@ async def create_session(
     if environment is None:
         known = ", ".join(service.environments)
         raise NotFound(f"environment_id: there is no environment {body.environment_id!r}; available: {known}")
+    check_servers(body.agent, environment)
     session = await service.store.create_session(
         caller.workspace_id,
         agent=build_agent(body.agent, service.agent, service.floor),

@@ -21,7 +21,7 @@ from claude_hitl_template.domain.models import Agent, Approval, ApprovalState, E
 from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.domain.policy import PermissionPolicy, Rule
 from claude_hitl_template.errors import Unavailable
-from claude_hitl_template.session.hosts import HostGate
+from claude_hitl_template.session.hosts import Access, HostGate
 from claude_hitl_template.session.judge import Judge
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.owners import HOSTS_AT_ONCE
@@ -33,16 +33,32 @@ NOTHING_LISTED = Networking()
 
 
 class Unasked(HostGate):
-    """A gate with no listed hosts, and without a way to ask a human."""
+    """A gate with no listed hosts but MCP servers', and without a way to ask a human."""
 
-    def __init__(self) -> None: ...
+    def __init__(self, servers: Access = "public") -> None:
+        self._servers: Access = servers
 
     def denied(self, host: Any) -> None: ...
 
     def standing(self, host: Any) -> None: ...
 
+    def of_server(self, host: Any) -> Access:
+        return self._servers
+
+    def unlisted(self, host: Any) -> str:
+        return Environment().refuses_server(*host)
+
     async def ask(self, host: tuple[str, int]) -> str:
         return f"this session may not reach {host[0]}:{host[1]}"
+
+
+class Listed(Unasked):
+    """The operator has listed every host for private addresses, too."""
+
+    def standing(self, host: Any) -> Any:
+        return "anywhere"
+
+    async def used(self, host: Any) -> None: ...
 
 
 def made(
@@ -111,8 +127,8 @@ async def connect(proxy: str, target: str) -> bytes:
     return line
 
 
-async def test_a_declared_server_is_reached_on_loopback_too(site: Site, address: str):
-    async with proxied(made([f"{address}/mcp"])) as proxy:
+async def test_a_listed_server_is_reached_on_loopback_too(site: Site, address: str):
+    async with proxied(made([f"{address}/mcp"], Unasked("anywhere"))) as proxy:
         answer = await ask(proxy, f"{address}/mcp?x=1", b"many words")
     assert (answer.status_code, answer.content) == (200, b"you said many words")
     assert site.asked == ["POST /mcp"]
@@ -125,16 +141,9 @@ async def test_no_declared_server_is_the_service_itself(site: Site, address: str
     async def resolve(_name: str, _port: int) -> list[str]:
         return ["::ffff:127.0.0.1"]
 
-    class Listed(Unasked):
-        """The operator has listed every host for private addresses, too."""
-
-        def standing(self, host: Any) -> Any:
-            return "anywhere"
-
-        async def used(self, host: Any) -> None: ...
-
     port = address.rpartition(":")[2]
-    for declared, hosts in (([f"http://{name}:{port}/mcp"], Unasked()), ([], Listed())):
+    server = f"http://{name}:{port}/mcp"
+    for declared, hosts in (([server], Unasked()), ([server], Unasked("anywhere")), ([], Listed())):
         egress = made(declared, hosts, resolve=resolve, closed=[f"http://127.0.0.1:{port}"])
         async with proxied(egress) as proxy:
             assert (await ask(proxy, f"http://{name}:{port}/mcp")).status_code == 403
@@ -149,7 +158,7 @@ async def test_no_declared_server_is_a_clouds_metadata_service(server: str):
 
 async def test_a_declared_server_is_reached_through_a_tunnel(site: Site, address: str):
     target = address.removeprefix("http://")
-    async with proxied(made([address])) as proxy:
+    async with proxied(made([address], Unasked("anywhere"))) as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.rpartition(":")[2]))
         writer.write(f"CONNECT {target} HTTP/1.1\r\nhost: {target}\r\n\r\n".encode())
         assert b"200" in await reader.readuntil(b"\r\n\r\n")
@@ -170,7 +179,7 @@ async def test_a_declared_server_is_reached_through_a_tunnel(site: Site, address
 async def test_whoever_is_not_declared_is_not_reached_and_the_agent_is_told(
     site: Site, address: str, url: str
 ):
-    async with proxied(made([address])) as proxy:
+    async with proxied(made([address], Unasked("anywhere"))) as proxy:
         answer = await ask(proxy, url)
         line = await connect(proxy, url.removeprefix("http://").split("/")[0])
     assert answer.status_code == 403
@@ -180,7 +189,7 @@ async def test_whoever_is_not_declared_is_not_reached_and_the_agent_is_told(
 
 
 async def test_another_port_of_a_declared_server_is_another_server(site: Site, address: str):
-    async with proxied(made([address])) as proxy:
+    async with proxied(made([address], Unasked("anywhere"))) as proxy:
         assert (await ask(proxy, "http://127.0.0.1:1/")).status_code == 403
 
 
@@ -313,7 +322,7 @@ async def test_a_request_with_two_lengths_reaches_the_server_with_one():
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with proxied(made([f"http://{target}/"])) as proxy:
+    async with proxied(made([f"http://{target}/"], Unasked("anywhere"))) as proxy:
         for lengths in (
             b"content-length: 4\r\ntransfer-encoding: chunked",
             b"transfer-encoding: chunked\r\ncontent-length: 4",
@@ -341,7 +350,7 @@ async def test_a_request_with_two_lengths_reaches_the_server_with_one():
 )
 async def test_a_request_whose_end_is_unclear_reaches_no_server(site: Site, address: str, lengths: bytes):
     target = address.removeprefix("http://")
-    async with proxied(made([address])) as proxy:
+    async with proxied(made([address], Unasked("anywhere"))) as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.rpartition(":")[2]))
         writer.write(f"POST {address}/ HTTP/1.1\r\nhost: {target}\r\n".encode() + lengths + b"\r\n\r\nabcd")
         assert b" 2" not in await reader.readline()
@@ -458,6 +467,8 @@ async def asking(
     led_to: str = "127.0.0.1",
     store: CoreStore | None = None,
     closed: Sequence[str] = (),
+    declared: Sequence[str] = (),
+    allows_address: Callable[[str], bool] = lambda one: one == "127.0.0.1",
 ) -> AsyncGenerator[Asking]:
     store = store or CoreStore(MemoryBackend())
     policy = PermissionPolicy(rules=tuple(Rule(rule=r, policy=p) for r, p in rules), default=default)
@@ -482,7 +493,7 @@ async def asking(
         looked_up.append(name)
         return [led_to]
 
-    egress = made(closed, hosts, resolve, lambda one: one == "127.0.0.1", closed)
+    egress = made([*declared, *closed], hosts, resolve, allows_address, closed)
     async with proxied(egress) as proxy:
         yield Asking(store, created.id, hosts, proxy, int(address.rpartition(":")[2]), looked_up)
 
@@ -528,6 +539,28 @@ async def test_a_private_host_that_the_operator_names_is_reached_wherever_it_is(
     async with asking(address, networking=Networking(private_hosts=(f"mirror.example.org:{port}",))) as a:
         assert (await a.get("mirror.example.org")).status_code == 200
         assert a.hosts.standing(("mirror.example.org", int(port))) == "anywhere"
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "wiki.example.org"])
+async def test_an_mcp_server_at_a_private_address_is_reached_only_if_the_environment_lists_it(
+    site: Site, address: str, name: str
+):
+    """Each name leads to this machine; the refusal says what to put where."""
+    port = address.rpartition(":")[2]
+    server, entry = f"http://{name}:{port}/mcp", f"{name}:{port}"
+    answers: list[httpx.Response] = []
+    for networking in (
+        NOTHING_LISTED,
+        Networking(type="unrestricted", allowed_hosts=(entry,)),
+        Networking(private_hosts=(f"{name}:1",)),
+        Networking(private_hosts=(entry,)),
+    ):
+        async with asking(address, networking=networking, declared=[server], allows_address=may_reach) as a:
+            answers.append(await ask(a.proxy, server))
+            assert await a.approvals() == []
+    assert [answer.status_code for answer in answers] == [403, 403, 403, 200]
+    assert f"HITL_PRIVATE_HOSTS={entry} " in answers[0].json()["error"]
+    assert site.asked == ["POST /mcp"]
 
 
 @pytest.mark.parametrize("rule", ["Network(bad.example.org)", "Network(*.example.org)", "Network"])
