@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message
 
 from claude_hitl_template.api.followers import Followers
+from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.domain import events
 from claude_hitl_template.domain.canonical_json import call_digest
 from claude_hitl_template.domain.events import UserMessage
@@ -27,6 +29,7 @@ from claude_hitl_template.inbox.live import Live
 from claude_hitl_template.inbox.services import Pages
 from claude_hitl_template.notify.addresses import Targets
 from claude_hitl_template.notify.push_keys import PushKey
+from claude_hitl_template.notify.slack_presses import SlackApp
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import Call
 from claude_hitl_template.testing.memory_backend import MemoryBackend
@@ -41,6 +44,11 @@ def message(text: str) -> UserMessage:
     return UserMessage.model_validate({"type": "user.message", "content": [{"type": "text", "text": text}]})
 
 
+@cache
+def _slack() -> SlackApp:
+    return SlackApp.of(SigningKey(b"k" * 32), Targets(), f"https://hitl.example{ROOT}")
+
+
 @dataclass
 class Desk:
     """A store with two workspaces, and who may look at them. `ann` approves and requests in the first, `bob` in the second;
@@ -50,6 +58,7 @@ class Desk:
     signed_in: SignedIn
     workspaces: tuple[str, str]
     sessions: dict[str, Session] = field(default_factory=dict[str, Session])
+    slack: SlackApp = field(default_factory=_slack)
 
     async def session(self, title: str = "A title", *, workspace: int = 0, said: str = "I do it.") -> Session:
         """A session with an owner, in which the agent has said something."""
@@ -74,6 +83,7 @@ class Desk:
         targets: Sequence[str] = (),
         expires_at: datetime | None = None,
         segments: Sequence[JudgedSegment] = (),
+        folder: str = ".",
         **about: Any,
     ) -> Approval:
         """A call that waits. `about`: of the session that is created for it, unless there is one."""
@@ -85,7 +95,7 @@ class Desk:
             input=given,
             digest=call_digest(given, FOLDER),
             verdict="ask",
-            folder=".",
+            folder=folder,
             targets=tuple(targets),
             segments=tuple(segments),
         )
@@ -129,6 +139,7 @@ class Desk:
             check_csrf=self.signed_in.check_csrf,
             targets=Targets(),
             has_mail=True,
+            slack=self.slack,
             push_key=PushKey.generate().public,
             install=self.signed_in.install,
             sandboxed=sandboxed,

@@ -59,6 +59,7 @@ from claude_hitl_template.notify.addresses import Targets
 from claude_hitl_template.notify.courier import Courier
 from claude_hitl_template.notify.push_keys import PushKey
 from claude_hitl_template.notify.senders import build_senders
+from claude_hitl_template.notify.slack_presses import SlackApp
 from claude_hitl_template.signin.addresses import PARTS as SIGN_IN_PARTS
 from claude_hitl_template.signin.browser import browser_user, check_csrf, install
 from claude_hitl_template.signin.own_names import only_under, own_names
@@ -179,7 +180,8 @@ class Ingress:
         model = build_model_app(upstream, self._store, signing_key)
         app = _mounted(settings, self._store, authority, _until_disconnect(api), _until_disconnect(model))
         self._sign_in = sign_in = build_sign_in(settings, self._store, signing_key, service.passwords)
-        inbox = build_inbox_app(_pages(settings, self._store, sign_in, api.state.followers))
+        slack = SlackApp.of(signing_key, service.targets, settings.pages_url)
+        inbox = build_inbox_app(_pages(settings, self._store, sign_in, api.state.followers, slack))
         is_own = own_names(settings)
         pages = {
             PARTS: _until_disconnect(only_under(is_own, inbox)),
@@ -246,7 +248,9 @@ def _service(settings: Settings, store: Clients, supervisor: Any, upstream: "Cur
     )
 
 
-def _pages(settings: Settings, store: Clients, sign_in: SignIn, followers: Followers) -> Pages:
+def _pages(
+    settings: Settings, store: Clients, sign_in: SignIn, followers: Followers, slack: SlackApp
+) -> Pages:
     return Pages(
         store=store,
         agent=default_agent(settings),
@@ -257,6 +261,7 @@ def _pages(settings: Settings, store: Clients, sign_in: SignIn, followers: Follo
         check_csrf=check_csrf,
         targets=Targets(settings.webhook_hosts),
         has_mail=settings.smtp_url is not None,
+        slack=slack,
         push_key=PushKey.of_pem(push_key_pem(settings)).public,
         install=lambda app: install(app, sign_in),
         sandboxed=sandbox_fact(settings) == "on",

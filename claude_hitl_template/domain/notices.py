@@ -1,6 +1,7 @@
 """Notices of what happened to approvals and sessions, the channels that they are sent over, and what came out of it.
 
-A notice has ids and neutral words only: no input of a call, no text of a user or of the model, no secret.
+A notice has ids and neutral words only: no input of a call, no text of a user or of the model, no secret. What a channel
+with the setting `show_input` shows of a call goes with the parcel, and is not stored.
 """
 
 from collections.abc import Mapping
@@ -215,6 +216,26 @@ class Settled(Frozen):
     external_ref: dict[str, Any] | None = None
 
 
+class ShownCall(Frozen):
+    """A call as the inbox's list has it, for channels that show it.
+
+    Attributes:
+        effect: The call on one line, with hidden characters as escapes.
+        is_whole: Whether that line says all that the call does, where it runs included.
+        digest: The approval's.
+        flags: The marks of `presentation.flags`, as text; none for a call whose line is not whole.
+        votes: How many people allowed it; at least `quorum` must.
+    """
+
+    effect: str
+    is_whole: bool
+    digest: str
+    severity: Severity
+    flags: tuple[str, ...] = ()
+    quorum: int = 1
+    votes: int = 0
+
+
 class Parcel(Frozen):
     """What a sender needs for one send.
 
@@ -223,6 +244,7 @@ class Parcel(Frozen):
         attempt: Counts from 1; with it the outcome is recorded.
         secret: The channel's secrets by name.
         external_ref: The reference that the channel's last send about the same approval returned; None if there was none.
+        call: The call that the notice asks about, for a channel of Slack whose setting `show_input` is true.
     """
 
     delivery_ids: tuple[str, ...]
@@ -231,3 +253,4 @@ class Parcel(Frozen):
     channel: Channel
     secret: Mapping[str, str] = Field(default_factory=dict[str, str], repr=False)
     external_ref: dict[str, Any] | None = None
+    call: ShownCall | None = Field(default=None, repr=False)

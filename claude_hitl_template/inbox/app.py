@@ -20,11 +20,11 @@ from claude_hitl_template.errors import (
     Unauthorized,
     Unavailable,
 )
-from claude_hitl_template.inbox import approvals, changes, decisions, notifications, pages, sessions
+from claude_hitl_template.inbox import approvals, changes, decisions, notifications, pages, sessions, slack
 from claude_hitl_template.inbox.services import Pages
 
 log = structlog.get_logger()
-PARTS = frozenset({"inbox", "sessions"})  # the first part of each path of these pages
+PARTS = frozenset({"inbox", "sessions", "slack"})  # the first part of each path of these pages
 # The first matching class applies.
 _PROBLEMS: tuple[tuple[type[HitlError], int, str], ...] = (
     (TooLarge, 413, "This is too large"),
@@ -55,6 +55,7 @@ def build_inbox_app(services: Pages) -> ASGIApp:
     app.include_router(notifications.router)
     app.include_router(sessions.router)
     app.include_router(changes.router)
+    app.include_router(slack.router)
     return pages.secured(app)
 
 

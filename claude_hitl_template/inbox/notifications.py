@@ -38,6 +38,8 @@ _SAID = {
     "removed": "Removed.",
     "tested": "A test is on its way.",
     "on": "This device is on.",
+    "connected": "Connected. The buttons in Slack decide for you now: press again.",
+    "disconnected": "Disconnected.",
 }
 
 
@@ -74,6 +76,8 @@ async def _page(
         said=said,
         has_mail=services.has_mail,
         managed=await names_of(services, readable(user, Action.MANAGE)),
+        links=await _links(services, user),
+        presses_url=f"{services.slack.pages_url}/slack/interactions",
         wrong=wrong,
         typed=typed or {},
         errors=errors or {},
@@ -87,10 +91,17 @@ def _zones() -> list[str]:
 
 async def _channels(services: Pages, user: User) -> list[Channel]:
     """The user's own, and those of Slack in workspaces that the user manages."""
-    found = await services.store.list_channels(None, principal_id=user.principal.id)
+    mine = await services.store.list_channels(None, principal_id=user.principal.id)
+    found = [one for one in mine if one.kind != "slack"]
     for workspace_id in readable(user, Action.MANAGE):
         found += [one for one in await services.store.list_channels(workspace_id) if one.kind == "slack"]
     return found
+
+
+async def _links(services: Pages, user: User) -> list[Channel]:
+    """The users of Slack that decide as this user (`inbox/slack.py`)."""
+    mine = await services.store.list_channels(None, principal_id=user.principal.id)
+    return [one for one in mine if one.kind == "slack" and one.enabled]
 
 
 async def _channel(services: Pages, user: User, channel_id: str) -> Channel:
@@ -164,7 +175,12 @@ def _new(services: Pages, user: User, form: Form) -> tuple[Channel, Mapping[str,
         case "slack":
             workspace = form.get("workspace", "")
             check(user, workspace, Action.MANAGE, "there is no such workspace, or you may not see it")
-            settings, secret = slack.checked(given, form.get("token", "").strip())
+            settings, secret = slack.checked(
+                given,
+                form.get("token", "").strip(),
+                signing_secret=form.get("signing_secret", "").strip(),
+                show_input=form.get("show_input") == "on",
+            )
             about = {"kind": "slack", "name": given, "settings": settings, "kinds": SLACK_KINDS}
             return own.but(**about, workspace_id=workspace, principal_id=None), secret
         case "email" if services.has_mail:

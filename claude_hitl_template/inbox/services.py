@@ -11,6 +11,7 @@ from claude_hitl_template.domain.models import Agent, Environment
 from claude_hitl_template.domain.people import Action, Actor, Principal
 from claude_hitl_template.inbox.live import Live
 from claude_hitl_template.notify.addresses import Targets
+from claude_hitl_template.notify.slack_presses import SlackApp
 from claude_hitl_template.store.protocol import Clients
 
 
@@ -42,6 +43,7 @@ class Pages:
         push_key: The public key that browsers subscribe to pushes with.
         has_mail: Whether notices can be sent by mail.
         targets: The check of addresses that notices are sent to.
+        slack: Takes presses of buttons in Slack.
         install: Prepares the application for `user` and `check_csrf`.
         sandboxed: Whether commands run in a sandbox; a card says where they do not.
     """
@@ -56,5 +58,6 @@ class Pages:
     push_key: str
     targets: Targets
     has_mail: bool
+    slack: SlackApp
     install: Callable[[FastAPI], None]
     sandboxed: bool = True

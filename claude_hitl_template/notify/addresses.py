@@ -47,7 +47,7 @@ class Targets:
         found = urlsplit(url)
         if found.username is not None or found.password is not None:
             raise InvalidInput("without a user and a password; use the signature instead", "url")
-        if self._is_private(host):
+        if self.names(host):
             return host
         if found.scheme != "https":
             raise InvalidInput(f"https only; http is for hosts that {SETTING} names", "url")
@@ -60,6 +60,10 @@ class Targets:
             )
         return host
 
+    def names(self, host: Host) -> bool:
+        """Whether the operator named this host among those that are reached at private addresses."""
+        return any(covers(entry, *host) for entry in self._private)
+
     async def address(self, url: str) -> tuple[str, Host] | Refused | Retry:
         """An address of the URL's host that may be reached now, with the host; or why there is none."""
         try:
@@ -71,15 +75,12 @@ class Targets:
             found = [name] if is_address(name) else await self._resolve(name, port)
         except OSError as error:
             return Retry(f"{name} is not known here ({error.strerror})")
-        allowed = found if self._is_private(host) else [one for one in found if self._may_reach(one)]
+        allowed = found if self.names(host) else [one for one in found if self._may_reach(one)]
         if not allowed:
             return Refused(
                 f"{name} leads to this machine or a private network, which {SETTING} does not allow"
             )
         return allowed[0], host
-
-    def _is_private(self, host: Host) -> bool:
-        return any(covers(entry, *host) for entry in self._private)
 
 
 def at_address(url: str, address: str) -> str:

@@ -17,6 +17,7 @@ from claude_hitl_template.presentation.text import hidden_count, is_host
 type Level = Literal["danger", "warning", "note"]
 MAX_NAMED = 5  # files or hosts that one mark names
 MAX_SEGMENTS = 50
+HIDDEN = "hidden characters"
 
 _DELETES = ("rm", "rmdir", "unlink", "shred", "truncate", "dd", "mkfs", "wipefs", "git clean", "git reset")
 _NETWORK = (
@@ -160,7 +161,7 @@ def marks(
         found.add("danger", "asks to leave the sandbox")
     hidden = sum(map(hidden_count, _texts(given)))
     if hidden:
-        found.add("danger", "hidden characters", f"{hidden}, shown as escapes")
+        found.add("danger", HIDDEN, f"{hidden}, shown as escapes")
     return Marks(found.flags(), parts)
 
 

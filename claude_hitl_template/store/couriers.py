@@ -18,12 +18,14 @@ from claude_hitl_template.domain.notices import (
     Notice,
     Parcel,
     Settled,
+    ShownCall,
 )
 from claude_hitl_template.domain.policy.tiers import SEVERITIES
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import NOTICES, StoreBase
 from claude_hitl_template.store.recipients import Concerned
+from claude_hitl_template.store.waiting import shown_call
 
 AT_ONCE = 100  # notices distributed, and deliveries merged into a digest, in one transaction
 OF_EACH = 2  # deliveries of one channel that are taken together
@@ -233,6 +235,7 @@ class CourierRules(StoreBase):
             channel=channel,
             secret=secret,
             external_ref=await _reference(tx, merged[0]) if len(merged) == 1 else None,
+            call=await _shown(tx, merged[0], channel) if len(merged) == 1 else None,
         )
 
     # -- settling
@@ -316,6 +319,16 @@ async def _waits(tx: Tx, one: Delivery) -> bool:
     """Whether the call that a delivery is about still waits."""
     approval = await tx.approval(one.notice.approval_id or "")
     return approval is not None and approval.state is ApprovalState.PENDING
+
+
+async def _shown(tx: Tx, one: Delivery, channel: Channel) -> ShownCall | None:
+    """The call that a delivery asks about, if the channel shows calls and it still waits."""
+    if channel.kind != "slack" or channel.settings.get("show_input") is not True:
+        return None
+    approval = await tx.approval(one.notice.approval_id or "") if one.notice.kind in ASKING else None
+    if approval is None or approval.state is not ApprovalState.PENDING:
+        return None
+    return shown_call(approval)
 
 
 async def _earlier(tx: Tx, one: Delivery) -> Delivery | None:

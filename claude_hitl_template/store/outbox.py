@@ -31,8 +31,13 @@ _SESSION_SAID: dict[SessionNotice, str] = {
 
 def tell_approval(tx: Tx, kind: ApprovalNotice, approval: Approval, now: datetime) -> None:
     """Adds a notice of an approval when the transaction is committed."""
+    tx.told.append(notice_of(kind, approval, now))
+
+
+def notice_of(kind: ApprovalNotice, approval: Approval, now: datetime) -> Notice:
+    """The notice of what happened to an approval."""
     decision = approval.decision if kind == "approval.decided" else None
-    notice = Notice(
+    return Notice(
         id=new_id("ntc"),
         kind=kind,
         workspace_id=approval.workspace_id,
@@ -43,7 +48,14 @@ def tell_approval(tx: Tx, kind: ApprovalNotice, approval: Approval, now: datetim
         title=_title(kind, approval),
         result=decision.result if decision else None,
     )
-    tx.told.append(notice)
+
+
+def outcome_notice(approval: Approval, now: datetime) -> Notice:
+    """The notice that is right for an approval that no longer waits."""
+    if approval.decision is not None:
+        return notice_of("approval.decided", approval, now)
+    expired = approval.state is ApprovalState.EXPIRED
+    return notice_of("approval.expired" if expired else "approval.superseded", approval, now)
 
 
 def tell_superseded(tx: Tx, before: Approval, now: datetime) -> None:

@@ -7,9 +7,11 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from claude_hitl_template.domain.models import Approval, ApprovalState, Page, Session
+from claude_hitl_template.domain.notices import ShownCall
 from claude_hitl_template.domain.policy.tiers import SEVERITIES, Severity
 from claude_hitl_template.errors import InvalidInput, NotFound
-from claude_hitl_template.presentation.text import one_line, summary, visible
+from claude_hitl_template.presentation.flags import HIDDEN, Flag, marks
+from claude_hitl_template.presentation.text import leads_to, one_line, summary, visible
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import (
     APPROVALS,
@@ -167,6 +169,34 @@ def is_whole(approval: Approval) -> bool:
         return not shown.endswith("…")
     rest = [value for name, value in approval.input.items() if name != "description"]
     return len(rest) == 1 and isinstance(rest[0], str) and visible(rest[0]) == shown
+
+
+def shown_call(approval: Approval) -> ShownCall:
+    """What a channel may show of a call. An input that its line does not show whole is not searched for marks: it may be
+    large."""
+    whole = is_whole(approval)
+    given, folder, targets = approval.input, approval.folder, approval.targets
+    flags = marks(approval.tool_name, given, folder=folder, targets=targets).flags if whole else ()
+    return ShownCall(
+        effect=summary(given),
+        is_whole=whole and _runs_as_written(approval, flags),
+        digest=approval.digest,
+        severity=approval.severity,
+        flags=tuple(f"{flag.text}: {flag.detail}" if flag.detail else flag.text for flag in flags),
+        quorum=approval.quorum,
+        votes=len(approval.votes),
+    )
+
+
+def _runs_as_written(approval: Approval, flags: Sequence[Flag]) -> bool:
+    """Whether nothing but the line is needed to know a call: it runs in the workspace's own folder, its path leads to no
+    other file, nothing in it is hidden, and no one who agreed to it changed it."""
+    return (
+        approval.folder in (None, ".")
+        and not leads_to(approval.input, approval.targets)
+        and not any(flag.text == HIDDEN for flag in flags)
+        and not any(vote.updated_input for vote in approval.votes)
+    )
 
 
 def _title(session: Session | None) -> str:

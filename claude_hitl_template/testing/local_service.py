@@ -41,6 +41,7 @@ from claude_hitl_template.notify.addresses import Targets
 from claude_hitl_template.notify.courier import Courier
 from claude_hitl_template.notify.push_keys import PushKey
 from claude_hitl_template.notify.senders import build_senders
+from claude_hitl_template.notify.slack_presses import SlackApp
 from claude_hitl_template.signin.addresses import PARTS as SIGN_IN_PARTS
 from claude_hitl_template.signin.browser import browser_user, check_csrf, install
 from claude_hitl_template.signin.cookies import Signer
@@ -175,8 +176,9 @@ async def serve_in_process(
                 provider=provider,
                 roles=group_roles,
             )
+            slack = SlackApp.of(ledger.signing_key, service.targets, settings.pages_url)
             pages = {
-                PARTS: build_inbox_app(_pages(settings, service, api, signed_in, sign_in)),
+                PARTS: build_inbox_app(_pages(settings, service, api, signed_in, sign_in, slack=slack)),
                 SIGN_IN_PARTS: build_sign_in_app(sign_in),
             }
             served = with_pages(api, pages)
@@ -190,7 +192,13 @@ async def serve_in_process(
 
 
 def _pages(
-    settings: Settings, service: Service, api: FastAPI, signed_in: SignedIn | None, sign_in: SignIn
+    settings: Settings,
+    service: Service,
+    api: FastAPI,
+    signed_in: SignedIn | None,
+    sign_in: SignIn,
+    *,
+    slack: SlackApp,
 ) -> Pages:
     return Pages(
         store=service.store,
@@ -202,6 +210,7 @@ def _pages(
         check_csrf=signed_in.check_csrf if signed_in else check_csrf,
         targets=service.targets,
         has_mail=settings.smtp_url is not None,
+        slack=slack,
         push_key=PushKey.of_pem(push_key_pem(settings)).public,
         install=signed_in.install if signed_in else lambda app: install(app, sign_in),
     )

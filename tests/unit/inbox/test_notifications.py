@@ -156,23 +156,37 @@ async def test_who_manages_a_workspace_adds_a_channel_of_slack_to_it_and_others_
         assert (channel.kind, channel.principal_id, channel.settings) == (
             "slack",
             None,
-            {"channel": "C0123456789"},
+            {"channel": "C0123456789", "show_input": False},
         )
         assert "approval.decided" in channel.kinds
         assert await on.store.channel_secret(channel.id) == {"bot_token": token}
-        for field, wrong, said in (("target", "#general", "channel&#39;s id"), ("token", "secret", "xoxb-")):
+        signing = "5ecre7" * 5
+        for field, wrong, said in (
+            ("target", "#general", "channel&#39;s id"),
+            ("token", "secret", "xoxb-"),
+            ("signing_secret", "a b", "Basic Information"),
+            ("signing_secret", signing, "let the channel show the calls"),
+        ):
             answer = await client.post(add, data={**form, field: wrong})
             assert answer.status_code == 400
             assert re.search(rf'<p class="error" role="alert">[^<]*{said}', answer.text)
+        shows = {**form, "show_input": "on", "signing_secret": signing}
+        assert (await client.post(add, data=shows)).status_code == 303
+        [_, second] = await on.store.list_channels(on.workspaces[0])
+        assert second.settings["show_input"] is True
+        assert await on.store.channel_secret(second.id) == {"bot_token": token, "signing_secret": signing}
         elsewhere = await client.post(add, data={**form, "workspace": on.workspaces[1]})
         assert elsewhere.status_code == 404
         page = (await client.get("inbox/notifications")).text
         assert "C0123456789" in page
         assert "s3cret" not in page
+        assert signing not in page
+        assert "/claude-hitl/slack/interactions" in page
+        remove = {"csrf": CSRF, "do": "remove"}
+        assert (await client.post(f"inbox/notifications/{second.id}", data=remove)).status_code == 303
     async with browser(on) as client:
         assert (await client.post(add, data=form)).status_code == 403
         assert "C0123456789" not in (await client.get("inbox/notifications")).text
-        remove = {"csrf": CSRF, "do": "remove"}
         assert (await client.post(f"inbox/notifications/{channel.id}", data=remove)).status_code == 404
     async with browser(on, "ops") as client:
         assert (await client.post(f"inbox/notifications/{channel.id}", data=remove)).status_code == 303

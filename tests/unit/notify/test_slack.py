@@ -1,77 +1,16 @@
 """Messages of Slack keep to Block Kit's published limits, are updated once the call no longer waits, and have no input."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from claude_hitl_template.domain.models import utcnow
 from claude_hitl_template.domain.notices import Channel, Notice, Parcel
 from claude_hitl_template.notify.sender import Gone, Outcome, Refused, Retry, Sent
 from claude_hitl_template.notify.slack import SlackSender
+from tests.slack import REFERENCE, TOKEN, Slack
 
 LINK = "https://hitl.example.org/claude-hitl/inbox/a/appr_1"
-TOKEN = "xoxb-s3cret"
-REFERENCE = {"channel": "C1", "ts": "1700000000.000100"}
-
-
-def check_blocks(message: dict[str, Any]) -> None:
-    """Asserts what https://docs.slack.dev/reference/block-kit/blocks says of the blocks that are used here."""
-    assert 0 < len(message["text"]) <= 40_000
-    assert 0 < len(message["blocks"]) <= 50
-    for block in message["blocks"]:
-        match block["type"]:
-            case "section":
-                assert block["text"]["type"] == "mrkdwn"
-                assert 0 < len(block["text"]["text"]) <= 3000
-            case "actions":
-                assert 0 < len(block["elements"]) <= 25
-                for element in block["elements"]:
-                    assert element["type"] == "button"
-                    assert element["text"]["type"] == "plain_text"
-                    assert len(element["text"]["text"]) <= 75
-                    assert len(element["action_id"]) <= 255
-                    assert len(element.get("value", "")) <= 2000
-                    assert len(element["url"]) <= 3000
-                    assert element.get("style", "danger") in ("primary", "danger")
-            case other:
-                raise AssertionError(f"the stand-in does not know the block {other}")
-
-
-@dataclass
-class Slack:
-    """A stand-in for Slack's Web API."""
-
-    error: str = ""
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict[str, str])
-    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list[tuple[str, dict[str, Any]]])
-    url: str = ""
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator["Slack"]:
-        app = web.Application()
-        app.router.add_post("/api/{method}", self._answer)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/api/"
-        try:
-            yield self
-        finally:
-            await runner.cleanup()
-
-    async def _answer(self, request: web.Request) -> web.Response:
-        assert request.headers["authorization"] == f"Bearer {TOKEN}"
-        given = await request.json()
-        check_blocks(given)
-        self.calls.append((request.match_info["method"], given))
-        body = {"ok": False, "error": self.error} if self.error else {"ok": True, **REFERENCE}
-        return web.json_response(body, status=self.status, headers=self.headers)
 
 
 async def send(slack: Slack, *, ref: dict[str, Any] | None = None, **about: Any) -> Outcome:
