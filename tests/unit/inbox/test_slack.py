@@ -21,6 +21,7 @@ from claude_hitl_template.notify.courier import Courier
 from claude_hitl_template.notify.posting import Poster
 from claude_hitl_template.notify.slack import SlackSender
 from claude_hitl_template.notify.slack_presses import FAILURES, MAX_BYTES, SlackApp, SlackLinks
+from claude_hitl_template.signin.addresses import own_path
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.clock import FakeClock
 from claude_hitl_template.testing.memory_backend import MemoryBackend
@@ -323,6 +324,8 @@ async def test_a_network_that_guesses_is_slowed_down(office: Office) -> None:
 
 async def test_a_link_works_once_for_ten_minutes_and_for_whom_it_is(office: Office) -> None:
     token = await office.token()
+    address = f"{ROOT}/{LINK}?token={token}"
+    assert own_path(address) == address, "the sign-in returns to it"
     async with browser(office.desk) as client:
         shown = await client.get(LINK, params={"token": token})
         assert "U1 &lt;x&gt;" in shown.text
