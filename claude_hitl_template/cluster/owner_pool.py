@@ -19,6 +19,7 @@ log = structlog.get_logger()
 WARM_AGAIN_S, WARM_AGAIN_MOST_S = 5.0, 600.0  # between two failed tries to start a spare
 ROOM_S = 0.5  # between two capacity checks; an owner that ends frees its share within a second or two
 QUEUE_S = 5.0  # a session that waits longer for its turn to start reports it
+REST_S = 60.0  # an owner whose session parked is kept for so long, beyond the spare owners
 MOST_SESSIONS = 50  # that one owner drives, one after another: bounds what its process may leak
 
 type OnWait = Callable[[Session, str, float | None], Awaitable[bool]]
@@ -62,9 +63,16 @@ class OwnerPool:
     """
 
     def __init__(
-        self, settings: Settings, host: OwnerHost, on_wait: OnWait, *, queue_s: float = QUEUE_S
+        self,
+        settings: Settings,
+        host: OwnerHost,
+        on_wait: OnWait,
+        *,
+        queue_s: float = QUEUE_S,
+        rest_s: float = REST_S,
     ) -> None:
-        self._settings, self._host, self._on_wait, self._queue_s = settings, host, on_wait, queue_s
+        self._settings, self._host, self._on_wait = settings, host, on_wait
+        self._queue_s, self._rest_s = queue_s, rest_s
         self.share = Share(
             settings.session_cpus,
             settings.session_memory_bytes,
@@ -73,6 +81,9 @@ class OwnerPool:
         )
         self._spare_environment = next(iter(settings.all_environments().values()))
         self._spares: deque[Owner] = deque()
+        # Owners that were given back while there were spares, and until when they are kept. Without them each session that
+        # parks would cost the start of an owner: that of the next spare, while its own owner ends.
+        self._resting: deque[tuple[float, Owner]] = deque()
         self._warming: asyncio.Task[None] | None = None
         self._warm_up = Backoff(WARM_AGAIN_S, WARM_AGAIN_MOST_S)
         self._taking = 0
@@ -110,10 +121,16 @@ class OwnerPool:
             if len(self._spares) < self._settings.spare_owners:
                 self._spares.append(owner)
                 return
+            if len(self._resting) < self._settings.spare_owners:
+                self._resting.append((self._now() + self._rest_s, owner))
+                return
         await self._host.end(owner.name)
 
-    def tend_spares(self) -> None:
-        """Starts a missing spare; one at a time, and none while a session starts, which needs the CPU."""
+    async def tend_spares(self) -> None:
+        """Starts a missing spare; one at a time, and none while a session starts, which needs the CPU. Ends owners that have
+        rested for long."""
+        while self._resting and self._resting[0][0] <= self._now():
+            await self._host.end(self._resting.popleft()[1].name)
         wanted = len(self._spares) < self._settings.spare_owners and not self._warm_up.left_s
         busy = self._taking > 0 or (self._warming is not None and not self._warming.done())
         if wanted and not busy:
@@ -134,13 +151,22 @@ class OwnerPool:
         warming, self._warming = self._warming, None
         if warming is not None and not self._spares:
             await asyncio.wait({warming})  # it is closer to ready than a new one; the next session starts one
-        while spare := next(
-            (one for one in self._spares if one.fits(session.workspace_id, environment)), None
-        ):
-            self._spares.remove(spare)
+        while spare := self._fitting(session.workspace_id, environment):
             if await self._host.answers(spare.name):
                 return spare
             await self._host.end(spare.name)
+        return None
+
+    def _fitting(self, workspace_id: str, environment: Environment) -> Owner | None:
+        """Takes an owner out of those that are ready, if possible one that no other workspace could use."""
+        for resting in self._resting:
+            if resting[1].fits(workspace_id, environment):
+                self._resting.remove(resting)
+                return resting[1]
+        for spare in self._spares:
+            if spare.fits(workspace_id, environment):
+                self._spares.remove(spare)
+                return spare
         return None
 
     async def _warm(self) -> None:
@@ -164,6 +190,8 @@ class OwnerPool:
             log.error("no spare owner", exc_info=error)
 
     async def _end_spares(self) -> None:
+        while self._resting:
+            await self._host.end(self._resting.popleft()[1].name)
         while self._spares:
             await self._host.end(self._spares.popleft().name)
 
@@ -236,6 +264,10 @@ class OwnerPool:
         return Owner(name, environment)
 
     # -- room
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     async def _room_for(self, session: Session, waiter: _Waiter) -> bool:
         """Waits for room, or an owner; returns False if the session no longer needs one. Raises CannotStart."""

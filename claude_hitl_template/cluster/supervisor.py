@@ -165,7 +165,7 @@ class Supervisor:
                 for session in sessions:
                     self._attend(session)
                 if not self._draining:
-                    self._pool.tend_spares()
+                    await self._pool.tend_spares()
                 version = await self._store.wait_supervised(version, timeout_s=TICK_S)
             except HitlError as error:
                 log.warning("supervisor cannot reach the store", why=str(error))

@@ -465,7 +465,7 @@ async def test_a_spare_that_cannot_start_is_tried_again_after_a_pause_and_not_at
     host.starts = [CannotStart("no image")] * TICKS
     pool, before = OwnerPool(Settings(data_dir=tmp_path, spare_owners=1), host, _waits), asyncio.all_tasks()
     for _ in range(TICKS):
-        pool.tend_spares()
+        await pool.tend_spares()
         await asyncio.gather(*(asyncio.all_tasks() - before))
     assert len(host.starts) == TICKS - 1
 
@@ -535,6 +535,44 @@ async def test_an_owner_of_a_container_and_one_that_has_driven_many_are_not_used
         host.alive[owner.name] = None
         await pool.give_back(owner, KEY)
     assert host.ended == ["contained", "worn"]
+
+
+async def test_sessions_one_after_another_start_no_owner_but_the_first_two(
+    store: Flaky, tmp_path: Path
+) -> None:
+    host = Fake()
+    pool = OwnerPool(Settings(data_dir=tmp_path, spare_owners=1), host, _waits)
+    session = await create(store)
+    before = asyncio.all_tasks()
+    for _ in range(6):
+        owner = await pool.take(session, Environment())
+        assert owner is not None
+        await pool.tend_spares()
+        await asyncio.gather(*(asyncio.all_tasks() - before))  # the spare is ready before the session parks
+        await pool.give_back(owner, KEY)
+    assert len(host.started) == 2
+    assert host.ended == []
+
+
+async def test_an_owner_rests_for_a_time_beside_the_spare_for_its_own_workspace_alone(
+    store: Flaky, tmp_path: Path
+) -> None:
+    host = Fake()
+    pool = OwnerPool(Settings(data_dir=tmp_path, spare_owners=1), host, _waits, rest_s=0.05)
+    host.alive = {"first": None, "second": None, "third": None}
+    for name in ("first", "second", "third"):
+        await pool.give_back(Owner(name, Environment()), KEY)
+    assert host.ended == ["third"]
+    session = await create(store)
+    stranger = await pool.take(session.but(workspace_id="key_other"), Environment())
+    assert stranger is not None
+    assert stranger.name not in ("first", "second")
+    own = await pool.take(session, Environment())
+    assert own == Owner("second", Environment(), KEY, driven=1)
+    await pool.give_back(own, KEY)
+    await asyncio.sleep(0.06)  # it is time itself that ends it
+    await pool.tend_spares()
+    assert host.ended == ["third", "second"]
 
 
 async def test_a_session_that_waits_for_its_turn_to_start_says_so(
