@@ -113,7 +113,8 @@ class Actor(Frozen):
     """Who does something, for the Store.
 
     `principal_id` None stands for the service itself, whose permissions are not checked. Decisions are recorded under
-    `name`. `key_id` is the API key that the request came with, if it was one; idempotency keys are each key's own.
+    `name`. `key_id` is the API key that the request came with, or the connection with a user of Slack, if it was one;
+    idempotency keys are each key's own.
     """
 
     name: str

@@ -133,7 +133,7 @@ async def _answer(services: Pages, channel: Channel, press: Press) -> _Answer:
         return _Answer(_MISSING)
     if not person.may(Action.READ, approval.workspace_id):
         return _Answer(_MISSING)
-    by = Actor(name=person.name, principal_id=person.id)
+    by = Actor(name=person.name, principal_id=person.id, key_id=link.id)
     said = await _decide(services, channel, approval, press, by)
     now = await services.store.get_approval(approval.id, channel.workspace_id)
     return _Answer(escaped(visible(said)), now if now.state is not ApprovalState.PENDING else None)

@@ -23,6 +23,7 @@ from claude_hitl_template.notify.slack import SlackSender
 from claude_hitl_template.notify.slack_presses import FAILURES, MAX_BYTES, SlackApp, SlackLinks
 from claude_hitl_template.signin.addresses import own_path
 from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.filters import AuditFilter
 from claude_hitl_template.testing.clock import FakeClock
 from claude_hitl_template.testing.memory_backend import MemoryBackend
 from claude_hitl_template.testing.signed_in import CSRF
@@ -148,6 +149,11 @@ async def test_a_person_connects_once_and_then_decides_with_one_press(office: Of
     assert (decided.decision.decided_by, decided.decision.decider_id) == ("ann", "user_ann")
     sent = await office.desk.store.list_events(approval.session_id, None, limit=100)
     assert [one.type for one in sent.data].count("user.tool_confirmation") == 1
+    wanted = AuditFilter(action="approval.decided")
+    listed = await office.desk.store.list_audit(approval.workspace_id, limit=9, matching=wanted)
+    [entry] = [one for one in listed.data if one.target == approval.id]
+    [link] = await office.links()
+    assert (entry.actor.id, entry.actor.key_id) == ("user_ann", link.id)
     await office.send()
     method, updated = office.slack.calls[-1]
     assert method == "chat.update"
