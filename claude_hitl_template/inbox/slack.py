@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -56,10 +55,10 @@ log = structlog.get_logger()
 router = APIRouter()
 LINK = "inbox/notifications/slack/link"
 _REFUSALS: tuple[tuple[type[HitlError], int], ...] = (
-    (TooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
-    (InvalidInput, HTTPStatus.BAD_REQUEST),
-    (Unauthorized, HTTPStatus.UNAUTHORIZED),
-    (NotFound, HTTPStatus.NOT_FOUND),
+    (TooLarge, 413),
+    (InvalidInput, 400),
+    (Unauthorized, 401),
+    (NotFound, 404),
 )
 _CHANGED = "This call is not the one that was shown here any more, so nothing was decided. Open it."
 _UNSEEN = "This message does not show all of the call, so nothing was decided. Open it to allow it."
