@@ -19,7 +19,7 @@ from tests.contract.test_anthropic_sdk import Client
 TOOLSET = {"type": "agent_toolset_20260401"}
 ALLOW = {"permission_policy": {"type": "always_allow"}}
 ASK = {"permission_policy": {"type": "always_ask"}}
-WIKI = {"type": "url", "name": "wiki", "url": "http://127.0.0.1:9/mcp"}
+WIKI = {"type": "url", "name": "wiki", "url": "https://wiki.example/mcp"}
 WRITE = "Write hello.txt with a greeting"
 LEAVING = ("bash", "write", "edit", "web_fetch", "web_search")
 
