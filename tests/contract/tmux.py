@@ -40,9 +40,9 @@ class Tmux:
         """The visible text."""
         return self._run("capture-pane", "-p", *(["-e"] if colours else []))
 
-    def until(self, text: str, *, name: str | None = None) -> str:
+    def until(self, text: str, *, name: str | None = None, patience_s: float = PATIENCE_S) -> str:
         """Waits until the screen's last lines hold `text`, wherever lines are wrapped. Keeps the screen under `name`."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + patience_s
         wanted = re.sub(r"\s", "", text)
         while wanted not in re.sub(r"\s", "", self.screen()):
             if time.monotonic() > deadline:

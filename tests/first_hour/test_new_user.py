@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from claude_hitl_template.cli.terminal.dialogue import TOOL_PROMPT
+from tests.contract.tmux import Tmux
 from tests.integration.harness import Service
 from tests.integration.trees import ROOT, Tree
 
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```|((?:^    \S.*\n)+)", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```|((?:^    \S[^\n]*\n)+)", re.DOTALL | re.MULTILINE)
 WALK_S = 1800
 
 
@@ -23,6 +26,18 @@ class User:
 
     clone: Path
     ports: dict[str, str]
+
+    def decide(self, command: str, answer: str) -> str:
+        """What is on the screen after a command that asks for a decision."""
+        line = f"cd {self.clone} && {command}"
+        terminal = {"TERM": "screen-256color", "LANG": "C.UTF-8"}
+        screen = Tmux(self.clone.parent, 120, ["bash", "-ec", line], {**self.ports, **terminal})
+        try:
+            screen.until(TOOL_PROMPT, patience_s=WALK_S)
+            screen.type(answer)
+            return screen.until("exit status 0")
+        finally:
+            screen.close()
 
     def run(self, command: str, typed: str = "") -> str:
         """What a command prints, which succeeds, while the user types this."""
@@ -45,12 +60,14 @@ class User:
 @pytest.fixture
 def user(tmp_path: Path) -> Iterator[User]:
     ports = {name: port for name, port in Service(tmp_path).environment.items() if name.endswith("_PORT")}
-    one = User(Tree.check_out(tmp_path).root, ports)
+    (tmp_path / "clone").mkdir()
+    one = User(Tree.check_out(tmp_path / "clone").root, ports)
     yield one
     one.run("./hitl down")
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 def test_a_new_user_runs_every_block_of_the_readme_from_top_to_bottom(user: User):
     found = [match.groups(default="") for match in BLOCK.finditer((ROOT / "README.md").read_text())]
     (_, _, commands), (shell, variables, _), (language, example, _) = found
@@ -58,8 +75,8 @@ def test_a_new_user_runs_every_block_of_the_readme_from_top_to_bottom(user: User
     demo, tests = [re.sub(r"\s+#.*", "", line).strip() for line in commands.splitlines()]
     assert tests == "./hitl test"  # takes minutes: tests/unit/test_docs.py runs it on one file
 
-    shown = user.run(demo, "allow\n")
-    assert "hello.txt" in shown
+    shown = user.decide(demo, "a")
+    assert "Done: `hello.txt`" in shown
     for name in ("HITL_URL", "HITL_API_KEY"):
         assert name in shown
 
