@@ -29,9 +29,10 @@ async def serving(app: Any) -> AsyncGenerator[str]:
 
 
 @contextmanager
-def loopback(app: Any, **options: bool) -> Generator[str]:
-    """As `serving`, for tests without an event loop; leaves no thread behind. `options` are uvicorn's."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def loopback(app: Any, *, port: int = 0, **options: bool) -> Generator[str]:
+    """As `serving`, for tests without an event loop; leaves no thread behind. `port`: 0 for a free one; `options` are
+    uvicorn's."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
         server = _server(app, **options)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -46,6 +46,7 @@ SAME = 9  # consecutive characters that doctor's fix and the guide's have in com
 OLD_RAY, OLD_PYTHON, BEHIND_S = "2.1.0", "3.9", 90.0
 SHORT_KIB = 300_000
 USER = "hitl-unprivileged"
+HOOKS = "HITL_WEBHOOK_PRIVATE_HOSTS"
 CONTAINERS = "Sessions in containers do not start: "
 NEEDED = ("podman", "unshare", "setpriv", "useradd")
 
@@ -134,7 +135,9 @@ def checks(done: "subprocess.CompletedProcess[str]") -> Checks:
 
 
 @contextmanager
-def answering(bodies: Mapping[str, object], status: int, *, seconds_behind: float = 0.0) -> Iterator[str]:
+def answering(
+    bodies: Mapping[str, object], status: int, *, seconds_behind: float = 0.0, port: int = 0
+) -> Iterator[str]:
     """A service that answers 200 at the paths that it knows, and `status` at others. Yields its address."""
     app = FastAPI()
 
@@ -144,7 +147,7 @@ def answering(bodies: Mapping[str, object], status: int, *, seconds_behind: floa
         date = {"date": formatdate(time.time() - seconds_behind, usegmt=True)}
         return JSONResponse(bodies.get(f"/{path}", {}), 200 if known else status, date)
 
-    with loopback(app, date_header=False) as url:
+    with loopback(app, port=port, date_header=False) as url:
         yield url
 
 
@@ -318,7 +321,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 def cluster(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with a panel that runs the code of `tree`."""
     environment = {"HITL_PANEL": "true", "HITL_SPARE_OWNERS": "0", "PYTHONPATH": str(tree.root)}
-    environment["HITL_WEBHOOK_PRIVATE_HOSTS"] = "127.0.0.1"
+    environment[HOOKS] = f"127.0.0.1:{free_ports(1)[0]}"
     one = Service(tmp_path_factory.mktemp("cluster"), environment)
     port = one.environment["HITL_SERVE_PORT"]
     tree.replace("data/config/config.yaml", "8001", port)
@@ -371,7 +374,7 @@ def clusters(
 @contextmanager
 def gone_webhook(cluster: Service) -> Iterator[None]:
     """The service has a webhook, and the target does not know the address."""
-    with answering({}, 404) as target:
+    with answering({}, 404, port=int(cluster.environment[HOOKS].rpartition(":")[2])) as target:
         made = cluster.call("POST", "/v1/webhooks", {"url": f"{target}/hook", "events": ["session.created"]})
         webhook = f"/v1/webhooks/{made['id']}"
         cluster.call("POST", f"{webhook}/test")
