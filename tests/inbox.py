@@ -128,7 +128,7 @@ class Desk:
         await self.store.put_blobs(manifest)
         await self.store.save_workspace(session.id, OWNER, blob_name(manifest[-1]))
 
-    def pages(self, *, sandboxed: bool = True) -> Pages:
+    def pages(self, *, sandboxed: bool = True, is_free: bool = False) -> Pages:
         return Pages(
             store=self.store,
             agent=Agent(),
@@ -143,6 +143,7 @@ class Desk:
             push_key=PushKey.generate().public,
             install=self.signed_in.install,
             sandboxed=sandboxed,
+            is_free=lambda: is_free,
         )
 
 
@@ -166,11 +167,11 @@ async def desk(store: CoreStore | None = None) -> AsyncIterator[Desk]:
 
 @asynccontextmanager
 async def browser(
-    on: Desk, person: str = "ann", *, sandboxed: bool = True
+    on: Desk, person: str = "ann", *, sandboxed: bool = True, is_free: bool = False
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client with this person's cookie, without scripts. Addresses begin with the service's own path."""
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    outer.mount(ROOT, build_inbox_app(on.pages(sandboxed=sandboxed)))
+    outer.mount(ROOT, build_inbox_app(on.pages(sandboxed=sandboxed, is_free=is_free)))
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(outer, raise_app_exceptions=False),
         base_url=f"http://inbox.test{ROOT}/",

@@ -265,6 +265,7 @@ def _pages(
         push_key=PushKey.of_pem(push_key_pem(settings)).public,
         install=lambda app: install(app, sign_in),
         sandboxed=sandbox_fact(settings) == "on",
+        is_free=lambda: read_model_key(settings) is None,
     )
 
 

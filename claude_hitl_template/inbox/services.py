@@ -46,6 +46,7 @@ class Pages:
         slack: Takes presses of buttons in Slack.
         install: Prepares the application for `user` and `check_csrf`.
         sandboxed: Whether commands run in a sandbox; a card says where they do not.
+        is_free: Returns whether the offline model answers, so that nothing costs anything.
     """
 
     store: Clients
@@ -61,3 +62,4 @@ class Pages:
     slack: SlackApp
     install: Callable[[FastAPI], None]
     sandboxed: bool = True
+    is_free: Callable[[], bool] = lambda: False

@@ -167,6 +167,7 @@ async def _session(
         session=session,
         title=session.title or session.first_words or session.id,
         state=state_of(session),
+        is_free=services.is_free(),
         is_over=state_of(session) == "ended",
         waiting=await _waiting(services, session),
         files=[(shown(file.path), size(file.size)) for file in files.data],

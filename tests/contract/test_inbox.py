@@ -114,6 +114,14 @@ async def test_a_viewer_sees_a_call_without_buttons_and_is_refused(on: Desk) -> 
     assert (await state(on, approval)).state is ApprovalState.PENDING
 
 
+@pytest.mark.parametrize("is_free", [True, False])
+async def test_a_sessions_page_shows_no_dollars_for_the_offline_model(on: Desk, is_free: bool) -> None:
+    approval = await on.ask()
+    async with browser(on, is_free=is_free) as client:
+        text = (await client.get(f"sessions/{approval.session_id}")).text
+    assert ("free of charge" in text, "$0.0000" in text) == (is_free, not is_free)
+
+
 @pytest.mark.parametrize("sandboxed", [True, False])
 async def test_a_card_says_where_there_is_no_sandbox(on: Desk, sandboxed: bool) -> None:
     approval = await on.ask()
