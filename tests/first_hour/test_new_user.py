@@ -28,7 +28,7 @@ class User:
     ports: dict[str, str]
 
     def decide(self, command: str, answer: str) -> str:
-        """What is on the screen after a command that asks for a decision."""
+        """The screen after a command that asks for a decision, and this answer."""
         line = f"cd {self.clone} && {command}"
         terminal = {"TERM": "screen-256color", "LANG": "C.UTF-8"}
         screen = Tmux(self.clone.parent, 120, ["bash", "-ec", line], {**self.ports, **terminal})
