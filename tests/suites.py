@@ -119,7 +119,7 @@ SUITES = (
     Suite(
         "first hour",
         ("tests/first_hour",),
-        300,
+        400,
         ("cli/", "api/", "presentation/", "pyproject.toml", "compose.yaml", "docs/rest.md", "README.md"),
     ),
     Suite(

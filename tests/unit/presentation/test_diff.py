@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_hitl_template.presentation.diff import NO_NEWLINE, Diff, Side, diff
+from claude_hitl_template.presentation.diff import MAX_LINES, NO_NEWLINE, Diff, Side, diff, effort
 
 lines = st.lists(st.sampled_from(["a", "b", "c c", "", "  d", "a b c"]), max_size=12)
 
@@ -48,3 +48,10 @@ def test_a_very_large_change_is_shown_as_a_replaced_part() -> None:
     old = "".join(f"a{n}\n" for n in range(5000))
     found = diff(old, old.replace("a", "b"))
     assert (found.added, found.removed) == (5000, 5000)
+
+
+def test_the_effort_counts_what_is_compared_between_equal_beginnings_and_ends() -> None:
+    same = "same\n" * 50
+    assert effort(same, same) == 0
+    assert effort(f"{same}a\nb\n{same}", f"{same}c\n{same}") == 2 * 1 + 3
+    assert effort("a\n" * (MAX_LINES + 1), "b\n") == MAX_LINES + 2  # shown as replaced, not compared
