@@ -1,7 +1,6 @@
 """The names under which the pages answer. A foreign page may have a name that leads here (DNS rebinding): to a browser,
 the pages under that name would be the foreign page's own."""
 
-import ipaddress
 import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -11,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from claude_hitl_template.config.addresses import is_address
 from claude_hitl_template.config.settings import Settings
 
 log = structlog.get_logger()
@@ -29,7 +29,7 @@ def own_names(settings: Settings, hostname: str | None = None) -> Callable[[str]
         name = _name(f"//{host}")
         labels = name.split(".")
         known = name in names or labels[0] == machine or labels[-1] == "localhost"
-        return bool(name) and (known or _is_address(name))
+        return bool(name) and (known or is_address(name))
 
     return is_own
 
@@ -54,11 +54,3 @@ def _name(url: str) -> str:
         return (urlsplit(url).hostname or "").removesuffix(".")
     except ValueError:
         return ""
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
