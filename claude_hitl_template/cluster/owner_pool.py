@@ -1,7 +1,6 @@
 """Starts owners for sessions when there is room, reuses them, and keeps spare ones ready. Does not use Ray."""
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -149,13 +148,14 @@ class OwnerPool:
         if environment.image != self._spare_environment.image:
             return None
         warming, self._warming = self._warming, None
-        if warming is not None and not self._spares:
+        spare = self._fitting(session.workspace_id, environment)
+        if spare is None and warming is not None and not self._spares:
             await asyncio.wait({warming})  # it is closer to ready than a new one; the next session starts one
-        while spare := self._fitting(session.workspace_id, environment):
-            if await self._host.answers(spare.name):
-                return spare
+            spare = self._fitting(session.workspace_id, environment)
+        while spare is not None and not await self._host.answers(spare.name):
             await self._host.end(spare.name)
-        return None
+            spare = self._fitting(session.workspace_id, environment)
+        return spare
 
     def _fitting(self, workspace_id: str, environment: Environment) -> Owner | None:
         """Takes an owner out of those that are ready, if possible one that no other workspace could use."""
@@ -272,7 +272,7 @@ class OwnerPool:
     async def _room_for(self, session: Session, waiter: _Waiter) -> bool:
         """Waits for room, or an owner; returns False if the session no longer needs one. Raises CannotStart."""
         async with self._queue:
-            began = time.monotonic()
+            began = self._now()
             while not waiter.given.done():
                 found = await self._host.capacity()
                 lack = self._lack(found)
@@ -280,7 +280,7 @@ class OwnerPool:
                     break
                 self._check_possible(found)
                 await self._end_spares()
-                if not await self._on_wait(session, lack, time.monotonic() - began):
+                if not await self._on_wait(session, lack, self._now() - began):
                     return False
                 await asyncio.sleep(ROOM_S)
         return True

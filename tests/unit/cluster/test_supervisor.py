@@ -602,6 +602,20 @@ class NoStart(Fake):
         await asyncio.Event().wait()
 
 
+async def test_a_session_that_an_owner_rests_for_does_not_wait_for_a_spare_that_starts(
+    store: Flaky, tmp_path: Path
+) -> None:
+    host, session = NoStart(), await create(store)
+    pool = OwnerPool(Settings(data_dir=tmp_path, spare_owners=1), host, _waits)
+    for name, workspace_id in (("spare", "key_other"), ("resting", KEY)):
+        host.alive[name] = None
+        await pool.give_back(Owner(name, Environment()), workspace_id)
+    await pool.take(session.but(workspace_id="key_other"), Environment())
+    await pool.tend_spares()
+    async with asyncio.timeout(30):
+        assert await pool.take(session, Environment()) == Owner("resting", Environment(), KEY, driven=1)
+
+
 async def test_a_session_that_a_human_decided_on_gets_an_owner_before_those_that_began_earlier(
     store: Flaky, tmp_path: Path
 ) -> None:
