@@ -8,8 +8,8 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 import typer
 
-from claude_hitl_template.cli.common import service_client, table_width
-from claude_hitl_template.cli.terminal.render import table_lines
+from claude_hitl_template.cli.common import service_client
+from claude_hitl_template.cli.terminal.tables import print_table
 from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.presentation.text import one_line, visible
 
@@ -52,7 +52,7 @@ def list_entries(
     given = _chain(service) | {name: value for name, value in filters.items() if value is not None}
     with service_client(workspace=workspace) as client:
         found = client.get(PATH, limit=limit, **given)["data"]
-    typer.echo("\n".join(table_lines([_row(entry) for entry in found], HEADS, table_width())))
+    print_table([_row(entry) for entry in found], HEADS)
 
 
 @app.command()

@@ -9,9 +9,8 @@ import typer
 
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.commands.workspaces import Workspace, administration
-from claude_hitl_template.cli.common import table_width
 from claude_hitl_template.cli.terminal.ids import by_prefix
-from claude_hitl_template.cli.terminal.render import table_lines
+from claude_hitl_template.cli.terminal.tables import print_table
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.models import utcnow
 from claude_hitl_template.domain.people import SCOPES
@@ -83,7 +82,7 @@ def list_keys() -> None:
     """Every key by its id, name and first characters; none is shown whole."""
     with administration() as client:
         rows = [_row(key) for key in client.get(PATH)["data"]]
-    typer.echo("\n".join(table_lines(rows, HEADS, table_width(), optional=("BEGINS WITH",), folded=2)))
+    print_table(rows, HEADS, optional=("BEGINS WITH",), folded=2)
 
 
 def _row(key: dict[str, Any]) -> tuple[str, ...]:

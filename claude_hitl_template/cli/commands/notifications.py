@@ -8,8 +8,8 @@ from urllib.parse import quote
 import typer
 
 from claude_hitl_template.cli.commands.workspaces import Workspace, administration
-from claude_hitl_template.cli.common import print_json, table_width
-from claude_hitl_template.cli.terminal.render import table_lines
+from claude_hitl_template.cli.common import print_json
+from claude_hitl_template.cli.terminal.tables import print_table
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.notices import DeliveryState
 from claude_hitl_template.errors import ConfigError, Forbidden, NotFound, Unauthorized
@@ -45,11 +45,10 @@ def list_notifications(
         print_json(found)
         return
     heads = ("ID", "STATE", "OVER", "AT", "WHAT", "WHY")
-    typer.echo(
-        "\n".join(table_lines(map(_row, found), heads, table_width(), optional=("WHY",)))
-        if found
-        else "no notifications"
-    )
+    if found:
+        print_table(map(_row, found), heads, optional=("WHY",))
+    else:
+        typer.echo("no notifications")
 
 
 @app.command()
@@ -61,11 +60,10 @@ def channels(workspace: Workspace = None, as_json: AsJson = False) -> None:
         print_json(found)
         return
     heads = ("ID", "KIND", "NAME", "STATUS", "LAST", "WHY")
-    typer.echo(
-        "\n".join(table_lines(map(_channel_row, found), heads, table_width(), optional=("WHY",)))
-        if found
-        else "no channels; docs/notifications.md says how to add one"
-    )
+    if found:
+        print_table(map(_channel_row, found), heads, optional=("WHY",))
+    else:
+        typer.echo("no channels; docs/notifications.md says how to add one")
 
 
 @app.command()

@@ -7,8 +7,8 @@ from urllib.parse import quote
 import typer
 
 from claude_hitl_template.cli.commands.workspaces import PATH, Workspace, administration, chosen
-from claude_hitl_template.cli.common import print_json, service_client, table_width
-from claude_hitl_template.cli.terminal.render import table_lines
+from claude_hitl_template.cli.common import print_json, service_client
+from claude_hitl_template.cli.terminal.tables import print_table
 from claude_hitl_template.domain.models import ApprovalState, utcnow
 from claude_hitl_template.domain.policy.documents import read_file
 from claude_hitl_template.domain.policy.replay import Difference, difference
@@ -41,7 +41,7 @@ def list_rules(workspace: Workspace = None, as_json: AsJson = False) -> None:
     typer.echo(f"{visible(found['name'])}: version {stored['version']}{by}")
     rules = [WorkspaceRule.model_validate(rule) for rule in stored["rules"]]
     if rules:
-        typer.echo("\n".join(table_lines(map(_row, rules), HEADS, table_width(), optional=("REASON",))))
+        print_table(map(_row, rules), HEADS, optional=("REASON",))
     typer.echo(f"everything else: {_DEFAULTS[stored['default']]}")
 
 
@@ -88,9 +88,7 @@ def replay(file: File, workspace: Workspace = None, as_json: AsJson = False) -> 
             (one.approval_id, one.tool_name, visible(one.before), visible(one.after), summary(one.given))
             for one in found
         ]
-        typer.echo(
-            "\n".join(table_lines(rows, ("ID", "TOOL", "WAS", "WOULD BE", "WHAT"), table_width(), folded=2))
-        )
+        print_table(rows, ("ID", "TOOL", "WAS", "WOULD BE", "WHAT"), folded=2)
     typer.echo(f"of {_count(seen, 'recorded call')} {len(found)} would be decided otherwise")
 
 

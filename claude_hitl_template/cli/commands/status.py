@@ -3,9 +3,11 @@
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,11 +86,16 @@ def gather(settings: Settings) -> dict[str, Any]:
     """The state of this machine's service, as JSON. `problems` lists each problem with its fix."""
     head, app = service.ray_process(settings), service.healthy_at(settings.service_url, settings)
     elsewhere = head is None and bool(settings.serve_url or (app or {}).get("package"))
-    work = _work(settings) if app else None
-    panel_status = panel.check_panel(settings) if settings.panel and app and not elsewhere else None
     there = {"url": settings.panel_at} if settings.panel and app and elsewhere else None
-    database = postgres.check_database(settings)
-    other = run_record.other_checkout(settings)
+    with ThreadPoolExecutor() as asking:  # most of the command's time is waiting for answers
+        ask = partial(_ask, asking, settings)
+        asked_work, asked_channels = ask(_work, bool(app)), ask(failing_channels, bool(app))
+        asked_panel = ask(panel.check_panel, settings.panel and bool(app) and not elsewhere)
+        asked_token = ask(asks_for_token, bool(app))
+        asked_drained = ask(service.drained_s, bool(head and app))
+        database = postgres.check_database(settings)
+        other = run_record.other_checkout(settings)
+        work, panel_status = asked_work.result(), asked_panel.result()
     problems = find_problems(
         head=head is not None,
         app=app,
@@ -101,8 +108,8 @@ def gather(settings: Settings) -> dict[str, Any]:
         if panel_status and panel_status.problem
         else None,
         database=database.problem,
-        drained_s=service.drained_s(settings) if head and app else 0.0,
-        channels=failing_channels(settings) if isinstance(work, dict) else (),
+        drained_s=asked_drained.result() or 0.0,
+        channels=(asked_channels.result() or ()) if isinstance(work, dict) else (),
     )
     return {
         "healthy": not problems,
@@ -113,7 +120,7 @@ def gather(settings: Settings) -> dict[str, Any]:
             "ports": {variable(name): getattr(settings, name) for name in service.ports(settings)},
             "temp_dir": str(temp_dir(settings)),
             "elsewhere": settings.dashboard if elsewhere else None,
-            "asks_for_token": asks_for_token(settings) if app else None,
+            "asks_for_token": asked_token.result(),
             "checkout": str(other) if other else None,
         },
         "panel": {"url": settings.panel_url, **asdict(panel_status)} if panel_status else there,
@@ -122,6 +129,13 @@ def gather(settings: Settings) -> dict[str, Any]:
         "database": {"place": database.place, "pid": postgres.local(settings).pid()},
         "data": _data(settings),
     }
+
+
+def _ask[T](
+    pool: ThreadPoolExecutor, settings: Settings, question: Callable[[Settings], T], wanted: bool
+) -> Future[T | None]:
+    """The answer to the question once it is there; None if it is not wanted."""
+    return pool.submit(lambda: question(settings) if wanted else None)
 
 
 def find_problems(

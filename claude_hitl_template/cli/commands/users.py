@@ -16,8 +16,7 @@ from claude_hitl_template.cli.commands.workspaces import (
     chosen,
     principal,
 )
-from claude_hitl_template.cli.common import table_width
-from claude_hitl_template.cli.terminal.render import table_lines
+from claude_hitl_template.cli.terminal.tables import print_table
 from claude_hitl_template.config.passwords import check_length
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.people import EVERYWHERE, WORKSPACE_ROLES, Role
@@ -41,7 +40,7 @@ def list_users() -> None:
         names = {one["id"]: one["name"] for one in client.get("/v1/admin/workspaces")["data"]}
         users = [one for one in client.get(PRINCIPALS)["data"] if one["kind"] == "user"]
     rows = [(one["id"], _state(one), _roles(one, names), one_line(one["name"], NAME_CHARS)) for one in users]
-    typer.echo("\n".join(table_lines(rows, ("ID", "STATE", "ROLES", "NAME"), table_width())))
+    print_table(rows, ("ID", "STATE", "ROLES", "NAME"))
 
 
 @app.command()

@@ -8,8 +8,7 @@ from urllib.parse import quote
 import typer
 
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.cli.common import table_width
-from claude_hitl_template.cli.terminal.render import table_lines
+from claude_hitl_template.cli.terminal.tables import print_table
 from claude_hitl_template.config.secret_files import operator_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import InvalidInput
@@ -70,7 +69,7 @@ def list_workspaces() -> None:
             (one["id"], "yes" if one["separation_of_duties"] else "no", one_line(one["name"], NAME_CHARS))
             for one in client.get(PATH)["data"]
         ]
-    typer.echo("\n".join(table_lines(rows, ("ID", "SEPARATES DUTIES", "NAME"), table_width())))
+    print_table(rows, ("ID", "SEPARATES DUTIES", "NAME"))
 
 
 @app.command()
@@ -114,7 +113,7 @@ def members(workspace: Workspace = None) -> None:
         (one_line(one["name"], NAME_CHARS), one["kind"].replace("_", " "), ", ".join(one["roles"]))
         for one in data
     ]
-    typer.echo("\n".join(table_lines(rows, ("NAME", "KIND", "ROLES"), table_width())))
+    print_table(rows, ("NAME", "KIND", "ROLES"))
 
 
 @app.command()

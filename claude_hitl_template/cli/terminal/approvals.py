@@ -7,11 +7,12 @@ from typing import Annotated, Any
 import click
 import typer
 
-from claude_hitl_template.cli.common import console, print_json, service_client, table_width
+from claude_hitl_template.cli.common import console, print_json, service_client
 from claude_hitl_template.cli.terminal import ids
 from claude_hitl_template.cli.terminal.conversation import Terminal
 from claude_hitl_template.cli.terminal.dialogue import Body, denial, edit_input, questions
-from claude_hitl_template.cli.terminal.render import approval_view, table_lines
+from claude_hitl_template.cli.terminal.render import approval_view
+from claude_hitl_template.cli.terminal.tables import print_table
 from claude_hitl_template.domain.models import ApprovalState
 from claude_hitl_template.errors import InvalidInput
 from claude_hitl_template.presentation.approvals import votes_text
@@ -57,8 +58,7 @@ def listing(everything: Everything = False, session: OfSession = None, as_json: 
     elif not found:
         typer.echo("no approvals" if everything else "nothing waits for a decision")
     else:
-        lines = table_lines(map(row, found), HEADS, table_width(), optional=("SESSION",), folded=2)
-        typer.echo("\n".join(lines))
+        print_table(map(row, found), HEADS, optional=("SESSION",), folded=2)
 
 
 @app.command()

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from claude_hitl_template.cli.client import Client
-from claude_hitl_template.cli.common import console, print_json, service_client, table_width
+from claude_hitl_template.cli.common import console, print_json, service_client
 from claude_hitl_template.cli.program import NAME
 from claude_hitl_template.cli.terminal import ids
 from claude_hitl_template.cli.terminal.conversation import Terminal
-from claude_hitl_template.cli.terminal.render import event_lines, table_lines
+from claude_hitl_template.cli.terminal.render import event_lines
+from claude_hitl_template.cli.terminal.tables import print_table
 from claude_hitl_template.presentation.text import age, one_line
 
 app = typer.Typer(help="Lists, shows and ends sessions.")
@@ -39,7 +40,7 @@ def listing(as_json: AsJson = False) -> None:
             typer.echo(f"no sessions; {NAME} demo starts one")
         else:
             rows = [row(s, _title(s)) for s in found]
-            typer.echo("\n".join(table_lines(rows, HEADS, table_width(), optional=("WAITS FOR",))))
+            print_table(rows, HEADS, optional=("WAITS FOR",))
 
 
 @app.command()

@@ -8,7 +8,7 @@ import pytest
 
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.terminal import approvals, ids, sessions
-from claude_hitl_template.cli.terminal.render import table_lines
+from claude_hitl_template.cli.terminal.tables import table_lines
 from claude_hitl_template.errors import InvalidInput, NotFound
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 from tests.commands import hitl

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from claude_hitl_template.cli.terminal.render import approval_view, diff, event_lines, table_lines
+from claude_hitl_template.cli.terminal.render import approval_view, diff, event_lines
+from claude_hitl_template.cli.terminal.tables import table_lines
 from claude_hitl_template.domain import missing_dependency
 from claude_hitl_template.presentation.text import summary, visible
 
