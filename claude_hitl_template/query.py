@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray import serve
 
-from claude_hitl_template.cluster.deployments import CurrentUpstream, build
+from claude_hitl_template.cluster.deployments import build
 from claude_hitl_template.cluster.ledger import APP_NAME
 from claude_hitl_template.config import build_info, logs
 from claude_hitl_template.config.secret_files import prepare
@@ -26,8 +26,16 @@ from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
 
 ROUTE = "/claude-hitl"
-# Packages that deployments import only when they start.
-_LATE = ("store.sql",)
+# What the deployments import only when they start.
+_LATE = (
+    "store.connect",
+    "store.core",
+    "store.sql",
+    "cluster.supervisor",
+    "cluster.ray_host",
+    "cluster.owner",
+    "notify.courier",
+)
 _OF_PANEL = ("panel.entries", "panel.flow", "panel.gateway", "panel.services")
 
 
@@ -43,6 +51,8 @@ def fast_app(_args: dict[str, Any]) -> Any:
     settings = Settings.load()
     for name in (*_LATE, *(_OF_PANEL if settings.panel else ())):
         import_module(f"{__package__}.{name}")
+    from claude_hitl_template.cluster.ingress import CurrentUpstream  # noqa: PLC0415  (`main` does without)
+
     settings.floor()
     prepare(settings)
     CurrentUpstream(settings)

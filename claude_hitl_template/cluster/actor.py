@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 import ray
@@ -18,13 +18,14 @@ from claude_hitl_template import code_version
 from claude_hitl_template.claude.limits import DiskUse, over_memory
 from claude_hitl_template.cluster.containers import runtime_env
 from claude_hitl_template.cluster.ledger import handle, reach
-from claude_hitl_template.cluster.owner import SessionOwner, home_of
 from claude_hitl_template.cluster.owner_host import Assignment, Share
 from claude_hitl_template.config import logs
 from claude_hitl_template.domain.models import Environment
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.session.runner import SessionRunner
 from claude_hitl_template.store.protocol import Owners, Reachable
+
+if TYPE_CHECKING:
+    from claude_hitl_template.session.runner import SessionRunner
 
 log = structlog.get_logger()
 NAMESPACE = "claude-hitl"
@@ -35,6 +36,9 @@ class ClaudeSessionActor:
     """Starts without a session, so that the pool can keep one ready: most of the time that a resume takes is this start."""
 
     def __init__(self, log_level: str) -> None:
+        # The supervisor imports this module, too, to start an owner: it needs neither the SDK nor what drives a session.
+        from claude_hitl_template.cluster.owner import SessionOwner  # noqa: PLC0415
+
         logs.configure(log_level)
         self._ledger = handle()
         self._code = code_version()
@@ -60,9 +64,9 @@ class ClaudeSessionActor:
     async def run(self, assignment: Assignment) -> str:
         """Returns why it ended: "parked", "taken over", or "died: <why>"."""
         # The SDK keeps a resumed transcript in the temporary folder: it lasts no longer than the owner.
-        tempfile.tempdir = str(home_of(assignment))
+        tempfile.tempdir = str(assignment.home)
         try:
-            folders = (home_of(assignment), assignment.workspace.folder)
+            folders = (assignment.home, assignment.workspace.folder)
             return await self._owner.run(
                 assignment, watch=partial(watch, share=assignment.share, folders=folders)
             )
@@ -70,7 +74,7 @@ class ClaudeSessionActor:
             await asyncio.to_thread(_end_children)  # the next session of this process starts with none
 
 
-async def watch(runner: SessionRunner, share: Share, folders: Iterable[Path]) -> None:
+async def watch(runner: "SessionRunner", share: Share, folders: Iterable[Path]) -> None:
     """Stops a session that uses more than its share, before the machine's other sessions run out of it. Its files are in the
     folders."""
     disk = DiskUse(folders, share.disk_bytes)
@@ -89,7 +93,7 @@ async def watch(runner: SessionRunner, share: Share, folders: Iterable[Path]) ->
         await asyncio.sleep(WATCH_S)
 
 
-async def _stop_for(runner: SessionRunner, reason: str) -> None:
+async def _stop_for(runner: "SessionRunner", reason: str) -> None:
     log.warning("over its share", why=reason)
     runner.stop_for(reason)
     await asyncio.to_thread(_end_children)

@@ -16,17 +16,13 @@ from claude_hitl_template.config import logs
 from claude_hitl_template.config.secret_files import audit_signer, make_data_folder, read_signing_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import HitlError, InternalError, StoreUnreachable, Unavailable
-from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.access import Authority, Dispatcher, client, methods_of
-from claude_hitl_template.store.base import AskLimits
-from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.store.protocol import Store, own_key
-from claude_hitl_template.store.sealing import SEALING, Sealer
 
 log = structlog.get_logger()
 
 APP_NAME = "claude-hitl"
-LEDGER = "Ledger"
+LEDGER, SUPERVISOR = "Ledger", "Supervisor"  # names of deployments
 SWEEP_S = 3600.0
 REPLIES_S = 300.0
 RETRY_S = 30.0  # a restarted ledger answers well within this
@@ -48,8 +44,12 @@ class LedgerService:
     """
 
     def __init__(self) -> None:
-        # Every owner imports this module, but only the ledger's process needs a database, whose import takes 0.5 s.
+        # Every process of the service imports this module, but only the ledger's needs the store and its libraries.
+        from claude_hitl_template.files.blob_store import FileArea  # noqa: PLC0415
+        from claude_hitl_template.store.base import AskLimits  # noqa: PLC0415
         from claude_hitl_template.store.connect import open_backend  # noqa: PLC0415
+        from claude_hitl_template.store.core import CoreStore  # noqa: PLC0415
+        from claude_hitl_template.store.sealing import SEALING, Sealer  # noqa: PLC0415
 
         settings = Settings.load()
         logs.configure(settings.log_level)

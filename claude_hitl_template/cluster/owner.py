@@ -50,7 +50,7 @@ class SessionOwner:
         """
         session = assignment.session
         self.driving = session.id, session.epoch
-        home = home_of(assignment)
+        home = assignment.home
         try:
             await asyncio.to_thread(_move_in, home, session.id)
             self._runner = self._make_runner(assignment, home)
@@ -90,11 +90,6 @@ class SessionOwner:
             limits=assignment.limits,
             floor=assignment.floor,
         )
-
-
-def home_of(assignment: Assignment) -> Path:
-    """The owner's folder for this session, which is removed with the owner."""
-    return assignment.run_dir / f"{assignment.session.id}-{assignment.session.epoch}"
 
 
 def _move_in(home: Path, session_id: str) -> None:

@@ -60,6 +60,11 @@ class Assignment:
     sandbox: SandboxConfig | None
     floor: Floor
 
+    @property
+    def home(self) -> Path:
+        """The owner's folder for this session, which is removed with the owner."""
+        return self.run_dir / f"{self.session.id}-{self.session.epoch}"
+
 
 class CannotStart(HitlError):
     """No owner can be started for a session; the message says why, and how to fix it."""

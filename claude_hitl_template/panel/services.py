@@ -1,4 +1,4 @@
-"""The dependencies of the panel's entries and flows, which `cluster/deployments.py` provides."""
+"""The dependencies of the panel's entries and flows, which `cluster/` provides."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass

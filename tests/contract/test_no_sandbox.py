@@ -71,7 +71,7 @@ def test_a_machine_that_refuses_is_found_before_any_session(no_namespaces: None)
 @pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # Ray Serve's own
 def test_what_v1_version_says_of_sandboxes_is_what_is_set():
     """It is one of the facts that /v1/version shows unchanged."""
-    from claude_hitl_template.cluster.deployments import sandbox_fact  # noqa: PLC0415
+    from claude_hitl_template.cluster.ingress import sandbox_fact  # noqa: PLC0415
 
     assert sandbox_fact(Settings(sandbox="off")) == "off"
     assert sandbox_fact(Settings(sandbox="on")) == "on"

@@ -9,7 +9,7 @@ from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import step
 from claude_hitl_template.cli.host import service
 from claude_hitl_template.cli.host.processes import strays
-from claude_hitl_template.config.secret_files import prepare
+from claude_hitl_template.config.secret_files import prepare, prepare_panel
 from claude_hitl_template.config.settings import Settings
 from tools.bench.figures import Measure
 from tools.bench.service_fixture import POLL_S, BenchService
@@ -27,6 +27,7 @@ def startup(settings: Settings, new: New) -> None:
     """A first start with the panel, an idle time, and a restart without it."""
     with_panel = settings.model_copy(update={"panel": True, "spare_owners": 1})
     prepare(with_panel)
+    prepare_panel(with_panel)
     try:
         with step("Measuring the first start"):
             healthy_s, ready_s = _start(with_panel)
