@@ -259,6 +259,10 @@ class Tx(Protocol):
         """Stores an answer. It is deleted with its session, at the latest."""
         ...
 
+    async def take_reply(self, scope: str, idempotency_key: str) -> Reply | None:
+        """Removes the answer, and returns it to one transaction alone."""
+        ...
+
     async def forget_replies(self, now: datetime, unmarked_before: datetime) -> int:
         """Deletes replies that expired before `now`, and those of an earlier version, which have no end, from before
         `unmarked_before`. Returns their number."""

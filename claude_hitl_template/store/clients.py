@@ -22,6 +22,7 @@ from claude_hitl_template.domain.models import (
 )
 from claude_hitl_template.domain.people import SERVICE, Actor
 from claude_hitl_template.errors import Conflict, InvalidInput, NotFound
+from claude_hitl_template.store import reservations
 from claude_hitl_template.store.backend import Reply, Tx
 from claude_hitl_template.store.base import (
     StoreBase,
@@ -77,8 +78,9 @@ class ClientRules(StoreBase):
                 ).session
             else:
                 now = self._clock()
+                reserved = await reservations.take(tx, workspace_id, agent, environment, now)
                 session = Session(
-                    id=new_id("sesn"),
+                    id=reserved or new_id("sesn"),
                     workspace_id=workspace_id,
                     created_by=by.principal_id,
                     title=title,

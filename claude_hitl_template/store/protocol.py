@@ -627,6 +627,10 @@ class Supervision(Reachable, Sessions, Protocol):
         """
         ...
 
+    async def reserve(self, session: Session, *, lasts_s: float) -> None:
+        """Makes this the id of the next session with the same workspace, agent and environment, unless `lasts_s` pass."""
+        ...
+
     async def give_up(self, session_id: str, message: str) -> None:
         """Breaks off the turn of a session that no owner can drive, and logs the reason. The next message resumes the
         turn with its decisions; an interrupt drops it."""

@@ -432,6 +432,15 @@ class SqlTx(NoticesSql):
         row = {"scope": scope, "idempotency_key": idempotency_key, "session_id": session_id, **vars(reply)}
         await self._c.execute(statements.ADD_REPLY, row)
 
+    async def take_reply(self, scope: str, idempotency_key: str) -> Reply | None:
+        row = await self._one(statements.REPLY, key=scope, idempotency_key=idempotency_key)
+        if row is None:
+            return None
+        reply = Reply(**row._asdict())
+        # Another transaction may have taken it meanwhile, and another one may be in its place.
+        same = {"key": scope, "idempotency_key": idempotency_key, "created_at": reply.created_at}
+        return reply if (await self._c.execute(statements.DROP_REPLY, same)).rowcount else None
+
     async def forget_replies(self, now: datetime, unmarked_before: datetime) -> int:
         t, forgotten = replies.c, 0
         for old in (t.expires_at < now, t.expires_at.is_(None) & (t.created_at < unmarked_before)):

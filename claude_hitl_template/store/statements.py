@@ -92,6 +92,13 @@ REPLY = prepared(
         replies.c.idempotency_key == sa.bindparam("idempotency_key")
     )
 )
+DROP_REPLY = prepared(
+    sa.delete(replies).where(
+        replies.c.scope == sa.bindparam("key"),
+        replies.c.idempotency_key == sa.bindparam("idempotency_key"),
+        replies.c.created_at == sa.bindparam("created_at"),
+    )
+)
 ADD_TRANSCRIPT = {
     insert: prepared(insert(transcripts).on_conflict_do_nothing())
     for insert in (postgresql.insert, sqlite.insert)

@@ -9,6 +9,7 @@ from claude_hitl_template.domain import events
 from claude_hitl_template.domain.models import Approval, ApprovalState, Session, Supervised
 from claude_hitl_template.domain.people import SERVICE
 from claude_hitl_template.errors import InvalidInput, NotFound
+from claude_hitl_template.store import reservations
 from claude_hitl_template.store.base import SUPERVISED, StoreBase
 from claude_hitl_template.store.clients import REPLIES_KEPT
 from claude_hitl_template.store.outbox import tell_approval, tell_session
@@ -35,6 +36,10 @@ class SupervisorRules(StoreBase):
                 unit.set(recoveries=unit.session.recoveries + 1)
                 await unit.run(rescheduled=True)
         return unit.session
+
+    async def reserve(self, session: Session, *, lasts_s: float) -> None:
+        async with self._writing("create_session") as tx:
+            await reservations.put(tx, session, self._clock(), lasts_s)
 
     async def drop_lease(self, session_id: str, epoch: int) -> None:
         """An idle session loses its lease at once; a running one keeps it, expired, so that it counts as lost."""

@@ -340,6 +340,9 @@ class _MemoryTx(MemoryNotices):
     ) -> None:
         self._s.replies[scope, idempotency_key] = (session_id, reply)
 
+    async def take_reply(self, scope: str, idempotency_key: str) -> Reply | None:
+        return self._s.replies.pop((scope, idempotency_key), (None, None))[1]
+
     async def forget_replies(self, now: datetime, unmarked_before: datetime) -> int:
         kept = {k: r for k, r in self._s.replies.items() if r[1].expires_at >= now}
         forgotten, self._s.replies = len(self._s.replies) - len(kept), kept
