@@ -44,9 +44,11 @@ from claude_hitl_template.claude.user_text import COMMANDS, MENTIONS_OFF, as_sai
 from claude_hitl_template.domain import missing_dependency
 from claude_hitl_template.domain.models import Session
 from claude_hitl_template.domain.policy import PermissionPolicy, compile_settings
+from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
 from claude_hitl_template.errors import EngineError, HitlError
 from claude_hitl_template.session.engine import EngineEvent, Moment, ServerDown, ToolResult, ToolUse
 from claude_hitl_template.session.gate import Answer, Gate
+from claude_hitl_template.store.protocol import Owners
 
 log = structlog.get_logger()
 
@@ -63,6 +65,7 @@ SET_BY_SDK = ("CLAUDE_AGENT_SDK_VERSION",)  # always set, independent of the env
 # The CLI asks the model again after 0.5, 1, 2, 4, 8, 16 and 32 s, or when a `retry-after` of up to a minute says:
 # a model that cannot be reached ends the turn after 65 to 80 s, and one that limits the rate after 7 minutes at most.
 MODEL_RETRIES = 7
+RESPONSE_S = 2.0  # of a CLI that waits for its session; it takes a few milliseconds
 START_TIMEOUT_S = 45.0  # it takes a third of a second, or a few seconds on a busy machine
 VERSION_TIMEOUT_S = 15.0
 LEAST_CLI = "2.1.317"  # older versions let a call pass if the hook that must ask fails; measured on 2.1.316 and 2.1.317
@@ -208,8 +211,23 @@ def launch_environment(config: CliConfig, outlets: Outlets | None = None) -> dic
 
 
 class CliEngine:
-    def __init__(self, session: Session, gate: Gate, transcripts: TranscriptStore, config: CliConfig) -> None:
+    """Drives one CLI.
+
+    Without a gate it starts before its session is assigned to this owner: until `bind`, the CLI gets no message, each of
+    its calls is denied, its sandbox has no way out, and `transcripts` must have no store. `floor` is the gate's.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        gate: Gate | None,
+        transcripts: TranscriptStore,
+        config: CliConfig,
+        *,
+        floor: Floor = BUILT_IN,
+    ) -> None:
         self._session, self._gate, self._transcripts, self._config = session, gate, transcripts, config
+        self._floor = floor if gate is None else gate.floor
         self._client: ClaudeSDKClient | None = None
         self._commands = COMMANDS
         self._outlets = self._make_outlets()
@@ -217,11 +235,33 @@ class CliEngine:
         self._watching: asyncio.Task[None] | None = None
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    def bind(self, session: Session, gate: Gate, store: Owners, token: str) -> None:
+        """Assigns the session whose id, agent and environment it was started with, under the present lease."""
+        self._session, self._gate = session, gate
+        self._transcripts.bind(store)
+        if self._outlets is not None:
+            self._outlets.bind(token, gate.hosts)
+
+    async def responds(self) -> bool:
+        """Whether the CLI of a started engine answers."""
+        if self._client is None or self._failed.done():
+            return False
+        asking = asyncio.create_task(self._client.get_mcp_status())
+        await asyncio.wait({asking}, timeout=RESPONSE_S)
+        if not asking.done():
+            asking.cancel()
+            return False
+        return asking.exception() is None
+
     async def start(self, *, resume: bool, plan_mode: bool) -> None:
+        if self._client is not None:
+            if resume:
+                raise EngineError("the CLI was started for a new session, and this one has a transcript")
+            return
         await asyncio.to_thread(_make_workspace, self._config.workspace)
         await asyncio.to_thread(check_cli, self._config.cli)
         if self._config.layers is not None:
-            self._gate.hold_to(await asyncio.to_thread(self._config.layers.settle, self._config.config_dir))
+            self._bound.hold_to(await asyncio.to_thread(self._config.layers.settle, self._config.config_dir))
         try:
             await self._open_outlets()
             await self._connect(resume=resume, plan_mode=plan_mode)
@@ -340,7 +380,7 @@ class CliEngine:
             url=config.model_url,
             token=config.token,
             servers=[str(server["url"]) for server in self._session.agent.mcp_servers.values()],
-            hosts=self._gate.hosts,
+            hosts=None if self._gate is None else self._gate.hosts,
         )
 
     async def _open_outlets(self) -> None:
@@ -376,13 +416,19 @@ class CliEngine:
             raise EngineError("the Claude Code CLI is not running")
         return self._client
 
+    @property
+    def _bound(self) -> Gate:
+        if self._gate is None:
+            raise EngineError("the session has not been assigned to this owner")
+        return self._gate
+
     def _last_words(self) -> str:
         return "".join(f"\n  {line}" for line in self._stderr)
 
     def _denying(self) -> PermissionPolicy:
         """The agent's policy with the floor's rules: the CLI keeps its searches out of what is denied."""
         policy = self._session.agent.policy
-        return policy.model_copy(update={"rules": (*policy.rules, *self._gate.floor.rules)})
+        return policy.model_copy(update={"rules": (*policy.rules, *self._floor.rules)})
 
     def _options(self, *, resume: bool, plan_mode: bool) -> ClaudeAgentOptions:
         agent, layers = self._session.agent, self._config.layers
@@ -441,7 +487,7 @@ class CliEngine:
         use = ToolUse(
             tool_use_id or "", given["tool_name"], given["tool_input"], given.get("agent_id"), _moment(given)
         )
-        answer = await self._ask(self._gate.before(use), use)
+        answer = await self._ask(self._bound.before(use), use)
         return {
             "hookSpecificOutput": {
                 "hookEventName": "PreToolUse",
@@ -464,7 +510,7 @@ class CliEngine:
         self, name: str, given: dict[str, Any], context: ToolPermissionContext
     ) -> PermissionResultAllow | PermissionResultDeny:
         use = ToolUse(context.tool_use_id or "", name, given, context.agent_id)
-        answer = await self._ask(self._gate.permit(use), use)
+        answer = await self._ask(self._bound.permit(use), use)
         if answer.behavior == "allow":
             runs = given if answer.run_input is None else answer.run_input
             if name == "WebFetch" and self._outlets is not None:

@@ -77,7 +77,7 @@ class Egress:
     def __init__(
         self,
         declared: Iterable[str],
-        hosts: HostGate,
+        hosts: HostGate | None,
         injector: Injector | None = None,
         *,
         closed: Iterable[str] = (),
@@ -86,13 +86,23 @@ class Egress:
     ) -> None:
         self._declared, self._closed = _hosts_of(declared), _hosts_of(closed)
         self._own_ports = {port for name, port in self._closed if is_address(name)}
-        self._hosts = hosts
+        self._gate = hosts
         self._injector = injector or Injector((), Path())
         self._opened: dict[str, set[Host]] = {}
         self._refusals: dict[str, None] = {}
         self._unreached: dict[Host, str] = {}
         self._resolve, self._allows_address = resolve, allows_address
         self._connections = Connections(self._converse)
+
+    def bind(self, hosts: HostGate) -> None:
+        """Sets what decides; until then, every request is refused."""
+        self._gate = hosts
+
+    @property
+    def _hosts(self) -> HostGate:
+        if self._gate is None:
+            raise Refused(403, "no session has been assigned yet")
+        return self._gate
 
     async def serve(self, listening: socket.socket) -> None:
         self._connections.serve(await asyncio.start_server(self._connections.accept, sock=listening))

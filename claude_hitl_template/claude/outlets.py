@@ -19,7 +19,10 @@ PLACEHOLDER_KEY = "the-owner-has-the-token"
 
 
 class Outlets:
-    """The sockets of one CLI's sandbox. Call `open` first, and always `close`."""
+    """The sockets of one CLI's sandbox. Call `open` first, and always `close`.
+
+    Without `hosts` and a token, nothing gets out until `bind`.
+    """
 
     def __init__(
         self,
@@ -31,13 +34,13 @@ class Outlets:
         url: str,
         token: str,
         servers: Iterable[str],
-        hosts: HostGate,
+        hosts: HostGate | None,
     ) -> None:
         self._config = config
         self._places = SandboxPaths(run, workspace, cli)
         self._model = ModelSocket(url, token, Budget(config.requests, config.model_bytes))
         self._injector = Injector(config.credentials, run)
-        servers = servers if hosts.allows_mcp_servers else ()
+        servers = servers if hosts is not None and hosts.allows_mcp_servers else ()
         self.egress = Egress(servers, hosts, self._injector, closed=config.closed)
         self._groups, self._joined = ControlGroups(), list[str]()
         self._taking: asyncio.Task[None] | None = None
@@ -70,6 +73,11 @@ class Outlets:
     def fixed(self) -> dict[str, str]:
         """The variables that a settings file of an image must not override."""
         return sandbox.fixed(self._config)
+
+    def bind(self, token: str, hosts: HostGate) -> None:
+        """Opens the ways out of a sandbox that was made before its session was assigned."""
+        self._model.token = token
+        self.egress.bind(hosts)
 
     def new_turn(self) -> None:
         self._model.new_turn()

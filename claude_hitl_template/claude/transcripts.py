@@ -12,6 +12,7 @@ from claude_agent_sdk.types import (
     SessionSummaryEntry,
 )
 
+from claude_hitl_template.errors import StaleOwner
 from claude_hitl_template.store.protocol import Owners, TranscriptKey
 
 
@@ -23,9 +24,19 @@ class TranscriptStore(SessionStore):
     """
 
     def __init__(
-        self, store: Owners, scope: str, *, epoch: int | None = None, any_folder: bool = False
+        self, store: Owners | None, scope: str, *, epoch: int | None = None, any_folder: bool = False
     ) -> None:
-        self._store, self._scope, self._epoch, self._any_folder = store, scope, epoch, any_folder
+        self._given, self._scope, self._epoch, self._any_folder = store, scope, epoch, any_folder
+
+    def bind(self, store: Owners) -> None:
+        """Sets the store, which one that is made before its session is assigned does not have."""
+        self._given = store
+
+    @property
+    def _store(self) -> Owners:
+        if self._given is None:
+            raise StaleOwner(f"session {self._scope} has not been assigned to this owner")
+        return self._given
 
     async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
         await self._store.append_transcript(self._key(key), [dict(e) for e in entries], epoch=self._epoch)

@@ -61,6 +61,10 @@ class ClaudeSessionActor:
         """Parks as soon as nothing runs: another session waits for room."""
         self._owner.make_room()
 
+    async def prepare(self, assignment: Assignment | None) -> bool:
+        """See `SessionOwner.prepare`."""
+        return await self._owner.prepare(assignment)
+
     async def run(self, assignment: Assignment) -> str:
         """Returns why it ended: "parked", "taken over", or "died: <why>"."""
         # The SDK keeps a resumed transcript in the temporary folder: it lasts no longer than the owner.

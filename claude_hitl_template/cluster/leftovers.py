@@ -16,6 +16,7 @@ class Leftovers:
     """Finds folders by the names that `Supervisor` gives them. All methods are blocking."""
 
     def __init__(self, settings: Settings) -> None:
+        self._of_workspaces = settings.workspaces
         self._of_sessions = settings.workspaces, settings.markers
         self._of_owners = settings.data_dir / "run"
 
@@ -29,12 +30,22 @@ class Leftovers:
             for folder in self._of_sessions:
                 _remove(folder / session_id)
 
-    def remove_owners(self, leased: Collection[str]) -> None:
-        """Removes the folders of owners, named SESSION-EPOCH, that have no lease: they hold the transcript."""
+    def remove_owners(self, leased: Collection[str]) -> set[str]:
+        """Removes the folders of owners, named SESSION-EPOCH, that have no lease: they hold the transcript. Returns the ids
+        of their sessions."""
+        removed = set[str]()
         for path in _in(self._of_owners):
             with contextlib.suppress(OSError):  # already removed
                 if path.name not in leased and time.time() - path.stat().st_mtime > RUN_KEPT_S:
                     _remove(path)
+                    removed.add(path.name.rpartition("-")[0])
+        return removed
+
+    def remove_empty(self, session_ids: Collection[str]) -> None:
+        """Removes the working folders of sessions that never existed, whose CLI was started and had no work."""
+        for session_id in session_ids:
+            with contextlib.suppress(OSError):  # not there, or not empty
+                (self._of_workspaces / session_id).rmdir()
 
 
 def _in(folder: Path) -> list[Path]:

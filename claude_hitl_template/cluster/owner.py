@@ -1,8 +1,10 @@
 """An owner drives one session until it parks, fails or is taken over. Does not use Ray: an actor or a task hosts it."""
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,53 @@ type OpenStore = Callable[[str], Owners]
 type Watch = Callable[[SessionRunner], Coroutine[Any, Any, None]]
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A CLI that waits for its session. `assignment` has neither token nor capability; `starting` returns None if the
+    CLI did not start."""
+
+    assignment: Assignment
+    starting: asyncio.Task[CliEngine | None]
+
+    def fits(self, given: Assignment) -> bool:
+        """Whether a CLI that was started for this session today would be the same one."""
+        mine, its = self.assignment.session, given.session
+        same = (its.id, its.epoch, its.workspace_id, its.agent, its.environment, its.manifests)
+        if same != (mine.id, mine.epoch, mine.workspace_id, mine.agent, mine.environment, mine.manifests):
+            return False
+        renewed = replace(self.assignment, session=its, token=given.token, capability=given.capability)
+        return renewed == given
+
+
 class SessionOwner:
     """Drives sessions. `open_store` connects to the ledger with the capability of an assignment."""
 
     def __init__(self, open_store: OpenStore) -> None:
         self._open_store = open_store
         self._runner: SessionRunner | None = None
+        self._prepared: _Prepared | None = None
         self.driving: tuple[str, int] | None = None
 
     def make_room(self) -> None:
         """Parks as soon as nothing runs: another session waits for room."""
         if self._runner is not None:
             self._runner.make_room()
+
+    async def prepare(self, assignment: Assignment | None) -> bool:
+        """Starts the CLI of a session that does not exist yet; it does nothing before `run` gets the session.
+
+        Args:
+            assignment: Without token and capability. None: end the CLI that was prepared.
+
+        Returns:
+            Whether there is such a CLI now.
+        """
+        await self._discard()
+        if assignment is None or assignment.sandbox is None or not has_sandboxes():
+            return False  # without a sandbox the CLI's token is in its environment
+        prepared = self._prepared = _Prepared(assignment, asyncio.create_task(self._start_early(assignment)))
+        await asyncio.wait({prepared.starting})
+        return self._prepared is prepared and prepared.starting.result() is not None
 
     async def run(self, assignment: Assignment, *, watch: Watch | None = None) -> str:
         """Drives the session to its end.
@@ -51,9 +88,12 @@ class SessionOwner:
         session = assignment.session
         self.driving = session.id, session.epoch
         home = assignment.home
+        engine: CliEngine | None = None
         try:
-            await asyncio.to_thread(_move_in, home, session.id)
-            self._runner = self._make_runner(assignment, home)
+            engine = await self._take_prepared(assignment)
+            if engine is None:
+                await asyncio.to_thread(_move_in, home, session.id)
+            self._runner = self._make_runner(assignment, engine)
             await first_of(self._runner.run(), watch(self._runner) if watch else asyncio.Event().wait())
         except StaleOwner:
             return "taken over"
@@ -61,25 +101,61 @@ class SessionOwner:
             log.warning("engine died", session=session.id, epoch=session.epoch, why=str(error))
             return f"died: {error}"
         finally:
+            if engine is not None:  # the session may have ended before it had a turn
+                await engine.stop()
             await asyncio.to_thread(shutil.rmtree, home, True)
         return PARKED
 
-    def _make_runner(self, assignment: Assignment, home: Path) -> SessionRunner:
+    # -- a CLI that waits for its session
+
+    async def _start_early(self, assignment: Assignment) -> CliEngine | None:
+        session = assignment.session
+        await asyncio.to_thread(_move_in, assignment.home, session.id)
+        transcripts = TranscriptStore(None, session.id, epoch=session.epoch, any_folder=True)
+        engine = CliEngine(session, None, transcripts, _cli_config(assignment), floor=assignment.floor)
+        try:
+            await engine.start(resume=False, plan_mode=session.agent.permission_mode == "plan")
+        except EngineError as error:
+            log.info("no cli was prepared", session=session.id, why=str(error))
+            return None
+        return engine if await engine.responds() else None  # its first answer takes longest
+
+    async def _take_prepared(self, assignment: Assignment) -> CliEngine | None:
+        """Returns the engine that was prepared for this session; ends one that was not, or that does not answer."""
+        prepared = self._prepared
+        if prepared is not None and prepared.fits(assignment):
+            engine = await prepared.starting
+            if engine is not None and await engine.responds():
+                self._prepared = None
+                return engine
+        await self._discard()
+        return None
+
+    async def _discard(self) -> None:
+        """Ends a prepared CLI, and removes its folders."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is None:
+            return
+        starting = prepared.starting
+        starting.cancel()
+        await asyncio.wait({starting})
+        if not starting.cancelled() and (engine := starting.result()) is not None:
+            await engine.stop()
+        await asyncio.to_thread(_move_out, prepared.assignment)
+
+    def _make_runner(self, assignment: Assignment, prepared: CliEngine | None) -> SessionRunner:
         session, workspace = assignment.session, assignment.workspace
         store = self._open_store(assignment.capability)
         transcripts = TranscriptStore(store, session.id, epoch=session.epoch, any_folder=True)
-        cli = CliConfig(
-            workspace=workspace.folder,
-            config_dir=home / "config",
-            model_url=assignment.model_url,
-            token=assignment.token,
-            cli_path=assignment.cli_path,
-            layers=image_layers(workspace.folder),
-            sandbox=assignment.sandbox if has_sandboxes() else None,
-        )
+        cli = _cli_config(assignment)
 
         def make_engine(session: Session, gate: Gate) -> CliEngine:
-            return CliEngine(session, gate, transcripts, cli)
+            nonlocal prepared
+            if prepared is None:
+                return CliEngine(session, gate, transcripts, cli)
+            engine, prepared = prepared, None
+            engine.bind(session, gate, store, assignment.token)
+            return engine
 
         return SessionRunner(
             store,
@@ -92,11 +168,31 @@ class SessionOwner:
         )
 
 
+def _cli_config(assignment: Assignment) -> CliConfig:
+    folder = assignment.workspace.folder
+    return CliConfig(
+        workspace=folder,
+        config_dir=assignment.home / "config",
+        model_url=assignment.model_url,
+        token=assignment.token,
+        cli_path=assignment.cli_path,
+        layers=image_layers(folder),
+        sandbox=assignment.sandbox if has_sandboxes() else None,
+    )
+
+
 def _move_in(home: Path, session_id: str) -> None:
     """Creates the owner's folder and removes those of the session's earlier owners, which are dead or have no lease."""
     for left in home.parent.glob(f"{session_id}-*"):
         shutil.rmtree(left, ignore_errors=True)
     home.mkdir(parents=True, mode=0o700)
+
+
+def _move_out(assignment: Assignment) -> None:
+    """Removes the folders of a session that no owner drove. If it exists meanwhile, its owner makes them again."""
+    shutil.rmtree(assignment.home, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty: then they are of a session
+        assignment.workspace.folder.rmdir()
 
 
 async def first_of(work: Coroutine[Any, Any, Any], watch: Coroutine[Any, Any, Any]) -> None:

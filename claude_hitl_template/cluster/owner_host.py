@@ -107,6 +107,18 @@ class OwnerHost(Protocol):
         """Returns True if the owner is alive and ready for a session."""
         ...
 
+    async def prepare(self, name: str, assignment: Assignment | None) -> bool:
+        """Has an idle owner start the CLI of a session that may be assigned to it later, or end that CLI.
+
+        Args:
+            name: The owner's.
+            assignment: Of a session that does not exist yet, without token and capability. None ends the CLI.
+
+        Returns:
+            Whether the owner has such a CLI now.
+        """
+        ...
+
     async def drive(self, name: str, assignment: Assignment) -> str:
         """Assigns a session to the owner, and returns how it ended: "parked", "taken over" or "died: <why>".
 

@@ -28,13 +28,15 @@ type OnWait = Callable[[Session, str, float | None], Awaitable[bool]]
 class Owner:
     """A started owner that can drive a session. Its name is the holder of the session's lease.
 
-    `workspace_id` is that of the sessions that it drove before; `driven` is their number.
+    `workspace_id` is that of the sessions that it drove before; `driven` is their number. `prepared` is the id of a session
+    to come whose CLI it has started.
     """
 
     name: str
     environment: Environment
     workspace_id: str | None = None
     driven: int = 0
+    prepared: str | None = None
 
     def fits(self, workspace_id: str, environment: Environment) -> bool:
         """Whether it may drive a session of this key. A process never has sessions of two keys, not even in succession."""
@@ -89,6 +91,8 @@ class OwnerPool:
         # Owners that were requested and do not answer yet; the host's capacity may not include them.
         self._coming = 0
         self._waiters: deque[_Waiter] = deque()
+        # By the session's id: until a prepared CLI has ended, its folders are not another owner's.
+        self._clearing: dict[str, asyncio.Task[bool]] = {}
         self._queue = asyncio.Lock()  # sessions that wait for room get it in the order in which they asked
         self._starts: asyncio.Semaphore | None = None
 
@@ -103,13 +107,15 @@ class OwnerPool:
         """
         self._taking += 1
         try:
+            if clearing := self._clearing.get(session.id):
+                await asyncio.wait({clearing})
             return await self._spare(session, environment) or await self._next(session, environment)
         finally:
             self._taking -= 1
 
     async def give_back(self, owner: Owner, workspace_id: str) -> None:
         """Takes back an owner whose session parked: the workspace's next session gets it, or it becomes a spare or ends."""
-        await self._keep(replace(owner, workspace_id=workspace_id, driven=owner.driven + 1))
+        await self._keep(replace(owner, workspace_id=workspace_id, driven=owner.driven + 1, prepared=None))
 
     async def _keep(self, owner: Owner) -> None:
         if owner.driven < MOST_SESSIONS and not self._host.contains(owner.environment):
@@ -136,6 +142,30 @@ class OwnerPool:
             self._warming = asyncio.create_task(self._warm())
             self._warming.add_done_callback(self._warmed)
 
+    def prepare(self, session: Session) -> Owner | None:
+        """Returns a spare owner that may start this session's CLI before the session exists; None if there is none now, or
+        one has done so, or sessions start. It stays a spare owner for the sessions of the same workspace."""
+        starting = self._taking > 0 or (self._warming is not None and not self._warming.done())
+        if starting or any(spare.prepared for spare in self._spares):
+            return None
+        for at, spare in enumerate(self._spares):
+            if spare.fits(session.workspace_id, session.environment):
+                chosen = replace(spare, workspace_id=session.workspace_id, prepared=session.id)
+                self._spares[at] = chosen
+                return chosen
+        return None
+
+    def prepared(self) -> list[str]:
+        """The ids of sessions that have a CLI, and may never exist."""
+        return [spare.prepared for spare in self._spares if spare.prepared is not None]
+
+    async def end_prepared(self) -> None:
+        """Ends owners that have started a CLI for a session that did not come."""
+        for spare in [spare for spare in self._spares if spare.prepared is not None]:
+            self._spares.remove(spare)
+            await self._clear(spare)
+            await self._host.end(spare.name)
+
     async def close(self) -> None:
         """Cancels the start of a spare; spares that are ready stay."""
         if self._warming is not None:
@@ -148,26 +178,37 @@ class OwnerPool:
         if environment.image != self._spare_environment.image:
             return None
         warming, self._warming = self._warming, None
-        spare = self._fitting(session.workspace_id, environment)
+        spare = self._fitting(session, environment)
         if spare is None and warming is not None and not self._spares:
             await asyncio.wait({warming})  # it is closer to ready than a new one; the next session starts one
-            spare = self._fitting(session.workspace_id, environment)
+            spare = self._fitting(session, environment)
         while spare is not None and not await self._host.answers(spare.name):
             await self._host.end(spare.name)
-            spare = self._fitting(session.workspace_id, environment)
+            spare = self._fitting(session, environment)
+        if spare is not None and spare.prepared not in (None, session.id):
+            await self._clear(spare)
         return spare
 
-    def _fitting(self, workspace_id: str, environment: Environment) -> Owner | None:
-        """Takes an owner out of those that are ready, if possible one that no other workspace could use."""
+    def _fitting(self, session: Session, environment: Environment) -> Owner | None:
+        """Takes an owner out of those that are ready: the one that has the session's CLI, else if possible one that no other
+        workspace could use, and last one that has another session's CLI."""
+        fitting = [spare for spare in self._spares if spare.fits(session.workspace_id, environment)]
+        own = next((spare for spare in fitting if spare.prepared == session.id), None)
         for resting in self._resting:
-            if resting[1].fits(workspace_id, environment):
+            if own is None and resting[1].fits(session.workspace_id, environment):
                 self._resting.remove(resting)
                 return resting[1]
-        for spare in self._spares:
-            if spare.fits(workspace_id, environment):
-                self._spares.remove(spare)
-                return spare
-        return None
+        spare = own or min(fitting, key=lambda spare: spare.prepared is not None, default=None)
+        if spare is not None:
+            self._spares.remove(spare)
+        return spare
+
+    async def _clear(self, spare: Owner) -> None:
+        """Has the owner end the CLI of a session that gets another owner, or does not come."""
+        session_id = str(spare.prepared)
+        clearing = self._clearing[session_id] = asyncio.create_task(self._host.prepare(spare.name, None))
+        clearing.add_done_callback(lambda _: self._clearing.pop(session_id, None))
+        await asyncio.wait({clearing})
 
     async def _warm(self) -> None:
         name = _new_name()

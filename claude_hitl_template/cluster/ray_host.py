@@ -19,6 +19,7 @@ from claude_hitl_template.image import tools
 
 log = structlog.get_logger()
 ANSWER_S = 10.0  # an actor that is alive answers within this
+PREPARE_S = 60.0  # a CLI starts within a few seconds, or not at all
 
 
 class RayOwnerHost:
@@ -80,6 +81,9 @@ class RayOwnerHost:
     async def answers(self, name: str) -> bool:
         return await self._ask(name, "ready") is not None
 
+    async def prepare(self, name: str, assignment: Assignment | None) -> bool:
+        return bool(await self._ask(name, "prepare", assignment, within_s=PREPARE_S))
+
     async def drive(self, name: str, assignment: Assignment) -> str:
         found = await self._find(name)
         if found is None:
@@ -126,13 +130,13 @@ class RayOwnerHost:
     async def _find(self, name: str) -> Any | None:
         return self._handles.get(name) or await asyncio.to_thread(actor.get_actor, name)
 
-    async def _ask(self, name: str, method: str) -> Any:
-        """Calls a method of the actor; None if it ended, does not answer within ANSWER_S, or has no such method."""
+    async def _ask(self, name: str, method: str, *args: Any, within_s: float = ANSWER_S) -> Any:
+        """Calls a method of the actor; None if it ended, does not answer in time, or has no such method."""
         found = await self._find(name)
         if found is None:
             return None
         try:
-            return await asyncio.wait_for(getattr(found, method).remote(), ANSWER_S)
+            return await asyncio.wait_for(getattr(found, method).remote(*args), within_s)
         except (AttributeError, RayError, TimeoutError):
             return None
 

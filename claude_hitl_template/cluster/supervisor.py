@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from itertools import batched
 from pathlib import Path
@@ -20,6 +21,7 @@ from claude_hitl_template.cluster.clocks import STEADY_S, LeaseWatch, Pause, Ste
 from claude_hitl_template.cluster.leftovers import Leftovers
 from claude_hitl_template.cluster.owner_host import PARKED, Assignment, CannotStart, OwnerHost, OwnerLost
 from claude_hitl_template.cluster.owner_pool import Owner, OwnerPool
+from claude_hitl_template.cluster.prepared import FIRST_EPOCH, PreparedSessions
 from claude_hitl_template.config.credentials import Credential, read_credentials
 from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.config.settings import Settings
@@ -90,6 +92,7 @@ class Supervisor:
         self._leftovers, self._left_s = Leftovers(settings), left_s
         self._seen: set[str] = set()  # sessions that may have a folder here, and were in the store
         self._pool = OwnerPool(settings, host, self._on_wait)
+        self._prepared = PreparedSessions(store, host, self._pool, self._unassigned)
         self._pause = Pause()
         self._loops: list[asyncio.Task[None]] = []
 
@@ -108,6 +111,7 @@ class Supervisor:
         for task in tasks:
             task.cancel()
         ended = [*await asyncio.gather(*tasks, return_exceptions=True)]
+        await self._prepared.close()
         await self._pool.close()
         defects = [error for error in ended if isinstance(error, Exception)]
         if defects:
@@ -166,6 +170,7 @@ class Supervisor:
                     self._attend(session)
                 if not self._draining:
                     await self._pool.tend_spares()
+                    await self._prepared.tend()
                 version = await self._store.wait_supervised(version, timeout_s=TICK_S)
             except HitlError as error:
                 log.warning("supervisor cannot reach the store", why=str(error))
@@ -205,7 +210,11 @@ class Supervisor:
             existing.update(await self._store.existing(some))
         self._seen |= existing
         await asyncio.to_thread(self._leftovers.remove, (seen & found) - existing)
-        await asyncio.to_thread(self._leftovers.remove_owners, leased)
+        prepared = {f"{session_id}-{FIRST_EPOCH}" for session_id in self._pool.prepared()}
+        left = await asyncio.to_thread(self._leftovers.remove_owners, leased | prepared)
+        for some in batched(sorted(left), EXISTING):
+            unused = set(some).difference(await self._store.existing(some))
+            await asyncio.to_thread(self._leftovers.remove_empty, unused)
 
     async def _tidy(self) -> None:
         while True:
@@ -313,6 +322,8 @@ class Supervisor:
             await fault_points.reach("own.before")
             acquired = await self._store.acquire(session.id, owner.name, lease_s=self._lease_s)
             await fault_points.reach("own.after")
+            if acquired.epoch == FIRST_EPOCH:
+                self._prepared.note(acquired)
             ended = await self._ended(acquired, owner)
             parked = ended == PARKED
             log.info("owner ended", session=session.id, epoch=acquired.epoch, how=ended)
@@ -406,14 +417,22 @@ class Supervisor:
     # -- what an owner is given
 
     def _assignment(self, session: Session, environment: Environment) -> Assignment:
+        return replace(
+            self._unassigned(session, environment),
+            token=mint(self._signing_key.secret, session.id, session.epoch),
+            capability=self._authority.owner(session.id, session.epoch),
+        )
+
+    def _unassigned(self, session: Session, environment: Environment) -> Assignment:
+        """Everything except what opens the session's data to its owner."""
         settings, contained = self._settings, self._host.contains(environment)
         return Assignment(
             session=session,
             workspace=self._workspace(session, contained=contained),
             run_dir=RUN_DIR if contained else settings.data_dir / "run",
             model_url=f"{settings.base_url}/model",
-            token=mint(self._signing_key.secret, session.id, session.epoch),
-            capability=self._authority.owner(session.id, session.epoch),
+            token="",
+            capability="",
             cli_path=None if contained else settings.cli_path,
             limits=Limits(settings.hot_window_s, settings.idle_timeout_s, settings.approval_ttl_s),
             share=self._pool.share,

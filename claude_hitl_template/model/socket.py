@@ -48,10 +48,13 @@ class Budget:
 
 
 class ModelSocket:
-    """Serves one session's sandbox until `close`. `url` is the endpoint, `token` what it takes for a key."""
+    """Serves one session's sandbox until `close`. `url` is the endpoint, `token` what it takes for a key.
+
+    Without a token every request is refused.
+    """
 
     def __init__(self, url: str, token: str, budget: Budget) -> None:
-        self._url, self._token, self._budget = url.rstrip("/"), token, budget
+        self._url, self.token, self._budget = url.rstrip("/"), token, budget
         self._requests = self._bytes = 0
         self._connections = Connections(self._converse)
         # Certificates take long to load, and the endpoint of a service on this machine has none.
@@ -73,6 +76,9 @@ class ModelSocket:
             headers = text_headers(request)
             path, _, query = request.target.decode("latin-1").partition("?")
             method = request.method.decode("latin-1")
+            if not self.token:
+                await _refuse(client, 403, "no session has been assigned yet")
+                return
             if (method, path) in {("GET", HELLO), ("HEAD", HELLO)}:
                 await client.start(200, [("content-length", "0")])
                 await client.end()
@@ -143,7 +149,7 @@ class ModelSocket:
     def _headers(self, sent: Headers) -> Headers:
         kept = [(n, v) for n, v in end_to_end(sent) if n in SENT_ON or n.startswith(SENT_ON_PREFIXES)]
         unencoded = [] if any(n == "accept-encoding" for n, _ in kept) else [("accept-encoding", "identity")]
-        return [*kept, *unencoded, ("x-api-key", self._token)]
+        return [*kept, *unencoded, ("x-api-key", self.token)]
 
 
 async def _drop(client: ClientConnection) -> None:

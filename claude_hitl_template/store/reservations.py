@@ -1,5 +1,5 @@
-"""Ids for sessions to come. A CLI takes its session's id and folder when it starts, so one that is started before its session
-exists has an id that is reserved, and the next session of the same kind takes it."""
+"""Ids for sessions to come. A CLI takes its session's id and folder when it starts, so one that is started before its
+session exists has an id that is reserved, and the next session of the same kind takes it."""
 
 from datetime import datetime, timedelta
 

@@ -39,6 +39,10 @@ class LocalOwnerHost:
     async def answers(self, name: str) -> bool:
         return name in self._hosted
 
+    async def prepare(self, name: str, assignment: Assignment | None) -> bool:
+        hosted = self._hosted.get(name)
+        return hosted is not None and await hosted.owner.prepare(assignment)
+
     async def drive(self, name: str, assignment: Assignment) -> str:
         hosted = self._hosted[name]
         hosted.work = asyncio.create_task(hosted.owner.run(assignment))
@@ -64,9 +68,12 @@ class LocalOwnerHost:
 
     async def end(self, name: str) -> None:
         hosted = self._hosted.pop(name, None)
-        if hosted is not None and hosted.work is not None:
+        if hosted is None:
+            return
+        if hosted.work is not None:
             hosted.work.cancel()
             await asyncio.wait({hosted.work})
+        await hosted.owner.prepare(None)
 
     async def names(self) -> set[str]:
         return set(self._hosted)

@@ -103,6 +103,7 @@ async def serve_in_process(
     images: Mapping[str, ImageFacts] | None = None,
     driving: bool = True,
     floor: Floor = BUILT_IN,
+    spare_owners: int = 0,
     signed_in: SignedIn | None = None,
     provider: Provider | None = None,
     webhook_private_hosts: str = "",
@@ -140,7 +141,7 @@ async def serve_in_process(
                 hot_window_s=hot_window_s,
                 idle_timeout_s=idle_timeout_s,
                 approval_ttl_s=approval_ttl_s,
-                spare_owners=0,
+                spare_owners=spare_owners,
                 webhook_private_hosts=webhook_private_hosts,
             )
             ledger = LocalLedger(store)
@@ -272,6 +273,8 @@ async def _supervising(
         yield
     finally:
         await supervisor.close()
+        for name in await host.names():
+            await host.end(name)
     if host.failures:
         raise BaseExceptionGroup("owners failed", host.failures)
 

@@ -31,10 +31,8 @@ def to_come(**different: Any) -> Session:
 
 async def created(store: CoreStore, **different: Any) -> str:
     fields: dict[str, Any] = {"agent": Agent(), "environment": Environment(), "title": None, "metadata": {}}
-    workspace_id = different.pop("workspace_id", KEY)
-    return (
-        await store.create_session(workspace_id, **{**fields, "initial": [message("go")], **different})
-    ).id
+    fields |= {"workspace_id": KEY, "initial": [message("go")], **different}
+    return (await store.create_session(**fields)).id
 
 
 async def test_the_next_session_of_the_kind_has_the_reserved_id_and_the_one_after_it_another(
@@ -56,7 +54,7 @@ async def test_the_next_session_of_the_kind_has_the_reserved_id_and_the_one_afte
         {"environment": Environment(id="another")},
         {"environment": Environment(networking=Networking(type="unrestricted"))},
     ],
-    ids=lambda different: " ".join(different),
+    ids=" ".join,
 )
 async def test_a_session_of_another_kind_does_not_take_it(
     backend: Any, clock: FakeClock, different: dict[str, Any]

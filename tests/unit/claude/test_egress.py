@@ -113,6 +113,15 @@ async def proxied(egress: Egress) -> AsyncGenerator[str]:
         await egress.close()
 
 
+async def test_nothing_gets_out_before_a_session_is_assigned(address: str, site: Site) -> None:
+    egress = Egress([address], None, allows_address=lambda _: True)
+    async with proxied(egress) as proxy:
+        refused = await ask(proxy, f"{address}/x")
+        assert (refused.status_code, site.asked) == (403, [])
+        egress.bind(Listed())  # type: ignore[arg-type]
+        assert (await ask(proxy, f"{address}/x")).status_code == 200
+
+
 async def ask(proxy: str, url: str, content: bytes = b"hi") -> httpx.Response:
     async with httpx.AsyncClient(proxy=proxy, trust_env=False) as http:
         return await http.post(url, content=content)

@@ -51,6 +51,7 @@ class Fake:
     started: list[str] = field(default_factory=list[str])
     ended: list[str] = field(default_factory=list[str])
     asked_for_room: list[str] = field(default_factory=list[str])
+    prepared: list[tuple[str, Assignment | None]] = field(default_factory=list[tuple[str, Assignment | None]])
     codes: dict[str, str] = field(default_factory=dict[str, str])
     deaf: set[str] = field(default_factory=set[str])
 
@@ -71,6 +72,10 @@ class Fake:
 
     async def answers(self, name: str) -> bool:
         return name in self.alive and name not in self.deaf
+
+    async def prepare(self, name: str, assignment: Assignment | None) -> bool:
+        self.prepared.append((name, assignment))
+        return assignment is not None
 
     async def drive(self, name: str, assignment: Assignment) -> str:
         self.alive[name] = assignment.session.id, assignment.session.epoch

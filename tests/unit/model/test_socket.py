@@ -105,6 +105,18 @@ async def test_a_request_to_the_model_goes_through_with_the_session_s_token(
     assert not {"authorization", "cookie", "x-kodosumi_user"} & headers.keys()
 
 
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/messages"), ("GET", "/api/hello")])
+async def test_nothing_goes_through_before_there_is_a_token(
+    tmp_path: Path, endpoint: Endpoint, method: str, path: str
+):
+    async with served(tmp_path, endpoint) as (one, at), client(at) as http:
+        one.token = ""
+        assert (await http.request(method, path, json=BODY)).status_code == 403
+        assert not endpoint.requests
+        one.token = TOKEN
+        assert (await http.post("/v1/messages", json=BODY)).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
