@@ -17,7 +17,7 @@ from ray.util import list_named_actors
 from claude_hitl_template import code_version
 from claude_hitl_template.claude.limits import DiskUse, over_memory
 from claude_hitl_template.cluster.containers import runtime_env
-from claude_hitl_template.cluster.ledger import handle, reach
+from claude_hitl_template.cluster.ledger import line, reach
 from claude_hitl_template.cluster.owner_host import Assignment, Share
 from claude_hitl_template.config import logs
 from claude_hitl_template.domain.models import Environment
@@ -40,7 +40,7 @@ class ClaudeSessionActor:
         from claude_hitl_template.cluster.owner import SessionOwner  # noqa: PLC0415
 
         logs.configure(log_level)
-        self._ledger = handle()
+        self._ledger = line()
         self._code = code_version()
         self._owner = SessionOwner(lambda capability: reach(Owners, self._ledger, capability))
 

@@ -11,7 +11,7 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from claude_hitl_template import code_version
-from claude_hitl_template.cluster.ledger import SUPERVISOR, LedgerService, reach
+from claude_hitl_template.cluster.ledger import SUPERVISOR, LedgerService, Line, reach
 from claude_hitl_template.config import logs
 from claude_hitl_template.config.secret_files import read_signing_key
 from claude_hitl_template.config.settings import Settings
@@ -54,11 +54,11 @@ class SupervisorService:
 
         self._settings = settings = Settings.load()
         logs.configure(settings.log_level)
-        signing_key = read_signing_key(settings)
+        signing_key, to_ledger = read_signing_key(settings), Line(ledger)
         self._preflight = Preflight()
         self._supervisor = Supervisor(
             settings,
-            reach(Supervision, ledger, Authority(signing_key).supervisor()),
+            reach(Supervision, to_ledger, Authority(signing_key).supervisor()),
             RayOwnerHost(settings, self._preflight),
             signing_key,
             environments=settings.all_environments(),
@@ -66,7 +66,7 @@ class SupervisorService:
         )
         self._supervisor.start()
         self._courier = Courier(
-            reach(Couriers, ledger, Authority(signing_key).courier()),
+            reach(Couriers, to_ledger, Authority(signing_key).courier()),
             build_senders(settings),
             pages_url=settings.pages_url,
         )

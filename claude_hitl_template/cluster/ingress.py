@@ -19,7 +19,7 @@ from claude_hitl_template.api.model_endpoint import build_model_app
 from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.sandbox import has_sandboxes
 from claude_hitl_template.cluster import kodosumi
-from claude_hitl_template.cluster.ledger import reach
+from claude_hitl_template.cluster.ledger import Line, reach
 from claude_hitl_template.cluster.windows import image_facts, window
 from claude_hitl_template.config import build_info, logs, network
 from claude_hitl_template.config.secret_files import (
@@ -76,7 +76,7 @@ class IngressService:
         upstream = CurrentUpstream(settings)
         signing_key = read_signing_key(settings)
         authority = Authority(signing_key)
-        self._store = reach(Clients, ledger, authority.ingress())
+        self._store = reach(Clients, Line(ledger), authority.ingress())
         service = _service(settings, self._store, supervisor, upstream)
         api = build_app(service)
         model = build_model_app(upstream, self._store, signing_key)

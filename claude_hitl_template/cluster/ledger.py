@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,6 +14,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTa
 from ray.serve.exceptions import RayServeException
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
+from claude_hitl_template.cluster.ledger_socket import LedgerSocket, Route, SocketLost
 from claude_hitl_template.config import logs
 from claude_hitl_template.config.secret_files import audit_signer, make_data_folder, read_signing_key
 from claude_hitl_template.config.settings import Settings
@@ -27,7 +30,8 @@ SWEEP_S = 3600.0
 REPLIES_S = 300.0
 RETRY_S = 30.0  # a restarted ledger answers well within this
 AWAY_S = 75.0  # a restarted database server answers well within this
-_TRANSPORT = (RayError, RayServeException, grpc.RpcError)
+_RAY = (RayError, RayServeException, grpc.RpcError)
+_TRANSPORT = (*_RAY, SocketLost)
 # The message is too large; or Serve could not serialise the ledger's answer.
 _COMES_AGAIN = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN)
 # The methods that take an idempotency key.
@@ -40,7 +44,7 @@ class LedgerService:
     """Serves the Store. A caller's capability decides which methods it may call (store.access).
 
     A HitlError is returned, not raised, so that the caller receives it with its own type. Anyone with a Serve handle can
-    call every public method and receive its result, so there are only these two.
+    call every public method and receive its result, so there are only these.
     """
 
     def __init__(self) -> None:
@@ -62,7 +66,10 @@ class LedgerService:
             signer=audit_signer(settings),
             sealer=Sealer(signing_key.mac(SEALING, "channels")),
         )
-        self._desk = Dispatcher(store, Authority(signing_key))
+        authority = Authority(signing_key)
+        self._desk = Dispatcher(store, authority)
+        self._socket, self._folder = LedgerSocket(self.call, authority.check), settings.data_dir / "ledger"
+        self._opening: asyncio.Task[Path | None] | None = None
         self._tasks = asyncio.create_task(_sweep(store)), asyncio.create_task(_forget(store))
 
     async def call(
@@ -77,6 +84,11 @@ class LedgerService:
             return False, InternalError(
                 f"the ledger failed in {method} ({type(error).__name__}); its log says where"
             )
+
+    async def socket(self) -> Path | None:
+        """Where processes on this machine may call it without Ray Serve (ledger_socket.py); None: nowhere."""
+        self._opening = self._opening or asyncio.create_task(self._socket.open(self._folder))
+        return await asyncio.shield(self._opening)
 
     async def check_health(self) -> None:
         """Called by Serve, which restarts an unhealthy replica. Raises RuntimeError if a background task has stopped.
@@ -111,42 +123,60 @@ async def _forget(store: Store) -> None:
             log.warning("old replies and notifications not forgotten", why=str(error))
 
 
-class _Line:
-    """Sends calls to the ledger, and again while it does not answer; writes are idempotent, so they may be repeated.
+class Line:
+    """This process's line to the ledger, for all its callers of one event loop. It sends calls, and again while the ledger
+    does not answer; writes are idempotent, so they may be repeated.
 
-    A request or an answer that is too large for a gRPC message is sent through Ray's object store, which has no such
-    limit. This happens after gRPC refused it, because only gRPC knows the limits of both processes.
+    On the ledger's machine calls go over its socket. Elsewhere, until there is a connection, and when it was lost, they go
+    through the Serve handle. Then a request or an answer that is too large for a gRPC message is sent through Ray's object
+    store, which has no such limit. This happens after gRPC refused it, because only gRPC knows the limits of both
+    processes.
     """
 
-    def __init__(self, handle: Any, capability: str | None) -> None:
-        self._capability = capability
+    def __init__(self, handle: Any) -> None:
         # Calls by reference were delayed by a second whenever a session started (docs/decisions/0002).
         self._direct, self._by_reference = (
             handle.options(_by_reference=False),
             handle.options(_by_reference=True),
         )
+        self._route = Route(self._find, _RAY)
 
-    async def send(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def send(
+        self, capability: str | None, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if method in _KEYED and kwargs.get("idempotency_key") is None:
             kwargs["idempotency_key"] = own_key()  # the call may be repeated with this key
         try:
-            ok, result = await _retrying()(self._once, method, args, kwargs)
+            ok, result = await _retrying()(self._once, capability, method, args, kwargs)
         except (*_TRANSPORT, StoreUnreachable) as error:
             raise _failure(method, error) from error
         if not ok:
             raise result
         return result
 
-    async def _once(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
-        try:
-            ok, result = await self._direct.call.remote(self._capability, method, *args, **kwargs)
-        except grpc.RpcError as error:
-            if _code(error) is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-                raise
-            ok, result = await self._by_reference.call.remote(self._capability, method, *args, **kwargs)
+    async def _find(self) -> Path | None:
+        return await self._direct.socket.remote()
+
+    async def _once(
+        self, capability: str | None, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bool, Any]:
+        connection, answer = self._route.connection(), None
+        if connection is not None and capability is not None:
+            answer = await connection.call(capability, method, args, kwargs)
+        ok, result = answer or await self._by_handle(capability, method, args, kwargs)
         if isinstance(result, StoreUnreachable) and not ok:
             raise result
         return ok, result
+
+    async def _by_handle(
+        self, capability: str | None, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bool, Any]:
+        try:
+            return await self._direct.call.remote(capability, method, *args, **kwargs)
+        except grpc.RpcError as error:
+            if _code(error) is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise
+            return await self._by_reference.call.remote(capability, method, *args, **kwargs)
 
 
 def _retrying() -> AsyncRetrying:
@@ -190,17 +220,17 @@ def _enough(tries: RetryCallState) -> bool:
     return (tries.seconds_since_start or 0) >= (AWAY_S if away else RETRY_S)
 
 
-def reach[P](protocol: type[P], handle: Any, capability: str | None = None) -> P:
+def reach[P](protocol: type[P], line: Line, capability: str | None = None) -> P:
     """Returns a client of the ledger.
 
     Args:
         protocol: The methods that the client has.
-        handle: The ledger's Serve handle.
+        line: Where its calls are sent.
         capability: Permits the methods of `protocol`; without one, only `ping` is permitted.
     """
-    return client(protocol, _Line(handle, capability).send)
+    return client(protocol, partial(line.send, capability))
 
 
-def handle() -> Any:
-    """Returns the ledger's Serve handle, in any process of the cluster."""
-    return serve.get_deployment_handle(LEDGER, APP_NAME)
+def line() -> Line:
+    """Returns a line to the ledger, in any process of the cluster."""
+    return Line(serve.get_deployment_handle(LEDGER, APP_NAME))

@@ -4,7 +4,6 @@ The ledger runs on Ray Serve with Ray's default gRPC limit (4 MiB) on both sides
 only in processes that it starts itself.
 """
 
-import functools
 import json
 import pickle
 from collections.abc import AsyncIterator, Callable
@@ -96,7 +95,7 @@ async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Weigh
     from ray.serve._private.request_router import replica_wrapper  # noqa: PLC0415
 
     from claude_hitl_template.cluster.deployments import Ledger  # noqa: PLC0415
-    from claude_hitl_template.cluster.ledger import APP_NAME, reach  # noqa: PLC0415
+    from claude_hitl_template.cluster.ledger import APP_NAME, Line, reach  # noqa: PLC0415
 
     name, _ = claude_hitl_template.GRPC_LIMIT
     data = tmp_path_factory.mktemp("data")
@@ -112,7 +111,12 @@ async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Weigh
         try:
             serve.start(proxy_location="Disabled")
             handle = serve.run(Ledger.bind(), name=APP_NAME, route_prefix=None)
-            yield Weighed(Authority(key), functools.partial(reach, handle=handle))
+
+            def reached(protocol: type[Any], *, capability: str) -> Any:
+                # The first call of a line goes through the handle, whose limit this is about.
+                return reach(protocol, Line(handle), capability)
+
+            yield Weighed(Authority(key), reached)
         finally:
             serve.shutdown()
             ray.shutdown()

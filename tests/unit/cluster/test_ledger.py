@@ -21,7 +21,7 @@ from claude_hitl_template.testing.memory_backend import MemoryBackend
 with warnings.catch_warnings(
     action="ignore", category=DeprecationWarning
 ):  # Ray Serve's own, as it is imported
-    from claude_hitl_template.cluster.ledger import LedgerService, reach
+    from claude_hitl_template.cluster.ledger import LedgerService, Line, reach
 
 TOO_LARGE = AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, Metadata(), Metadata())
 AUTHORITY = Authority(SigningKey(b"k" * 32))
@@ -48,6 +48,10 @@ class Handle:
     def call(self) -> "Handle":
         return self
 
+    @property
+    def socket(self) -> "Nowhere":
+        return Nowhere()
+
     async def remote(self, capability: str, method: str, *_args: Any, **kwargs: Any) -> Any:
         assert capability == "ours"
         answer = self._answers[len(self.calls)]
@@ -57,15 +61,22 @@ class Handle:
         return answer
 
 
+class Nowhere:
+    """Says that the ledger has no socket."""
+
+    async def remote(self) -> None:
+        return None
+
+
 async def test_what_is_too_large_for_one_message_goes_by_the_object_store() -> None:
     handle = Handle([TOO_LARGE, (True, 7)])
-    assert await reach(Clients, handle, "ours").last_seq("s", None) == 7
+    assert await reach(Clients, Line(handle), "ours").last_seq("s", None) == 7
     assert [by_reference for by_reference, _, _ in handle.calls] == [False, True]
 
 
 async def test_what_may_pass_is_repeated() -> None:
     handle = Handle([GONE, (True, 7)])
-    assert await reach(Clients, handle, "ours").last_seq("s", None) == 7
+    assert await reach(Clients, Line(handle), "ours").last_seq("s", None) == 7
 
 
 @pytest.mark.parametrize(
@@ -80,18 +91,18 @@ async def test_what_may_pass_is_repeated() -> None:
 async def test_what_would_come_again_is_told_at_once_with_the_methods_name(failures: list[Exception]) -> None:
     handle = Handle(failures)
     with pytest.raises(InternalError, match="last_seq"):
-        await reach(Clients, handle, "ours").last_seq("s", None)
+        await reach(Clients, Line(handle), "ours").last_seq("s", None)
     assert len(handle.calls) == len(failures)
 
 
 async def test_an_error_of_ours_comes_back_as_what_it_is() -> None:
     with pytest.raises(NotFound, match="no session"):
-        await reach(Clients, Handle([(False, NotFound("no session"))]), "ours").last_seq("s", None)
+        await reach(Clients, Line(Handle([(False, NotFound("no session"))])), "ours").last_seq("s", None)
 
 
 async def test_a_call_without_an_idempotency_key_gets_one_that_its_repetition_has_too() -> None:
     handle = Handle([GONE, (True, [])])
-    await reach(Clients, handle, "ours").send_events("s", None, [], by=Actor(name="ann"))
+    await reach(Clients, Line(handle), "ours").send_events("s", None, [], by=Actor(name="ann"))
     first, second = (said["idempotency_key"] for _, _, said in handle.calls)
     assert first == second
     assert first.startswith(OWN_KEY)
