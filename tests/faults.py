@@ -20,6 +20,7 @@ from claude_hitl_template import fault_points
 from claude_hitl_template.errors import StoreUnreachable, Unavailable
 
 VARIABLE = "HITL_TEST_FAULTS"
+COUNTS = "counts.json"
 INJECTED = str(Path(__file__).parent / "injected")
 
 
@@ -40,7 +41,7 @@ class Faults:
             await _act(point, number, *action.split())
 
     def _hit(self, point: str) -> tuple[int, str]:
-        with (self._folder / "counts.json").open("a+") as file:
+        with (self._folder / COUNTS).open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             counts: dict[str, int] = json.loads(file.read() or "{}")
@@ -75,6 +76,11 @@ async def _act(point: str, number: int, what: str, *given: str) -> None:
             raise StoreUnreachable(f"the answer at {point}, hit {number}, is lost as planned")
         case _:
             raise AssertionError(f"no such fault: {what}")
+
+
+def forget_hits(folder: Path) -> None:
+    """Counts the hits of every point from 1 again."""
+    (folder / COUNTS).unlink(missing_ok=True)
 
 
 def install(folder: Path) -> None:

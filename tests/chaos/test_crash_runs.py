@@ -1,14 +1,16 @@
 """A process dies at each fault point of a conversation, and the process that continues it breaks no promise.
 
-All cases run in the background, two at a time; each test waits for its own case and judges it.
+All cases run in the background, two at a time; each test waits for its own case and judges it. In the slow tier each case
+has a conversation of its own. In the fast tier a few cases share one, whose processes die at one point after the other.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import batched
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -21,6 +23,7 @@ from claude_hitl_template import fault_points
 from claude_hitl_template.store.backup import back_up
 from claude_hitl_template.store.connect import migrate
 from claude_hitl_template.store.sqlite import sqlite_url
+from tests import faults
 from tests.chaos.crash_runs import UPLOADED, Home, live, write_all
 from tests.chaos.dump import make_journal, read_dump, read_journal
 from tests.chaos.oracle import chains_are_whole, judge, logs_are_whole
@@ -62,24 +65,31 @@ class Case:
     def __str__(self) -> str:
         return "-".join(filter(None, (self.point, self.decision, self.backing)))
 
-    @property
-    def plans(self) -> list[dict[str, dict[str, str]]]:
-        """The faults of each life except the last one."""
-        strike = {self.point: {"1": "kill"}}
-        if self.decision is not None and self.point.startswith("drop_lease"):
-            return [
-                {"flush.after": {"1": "kill"}},
-                strike,
-            ]  # the next life reports that the owner is gone
-        return [strike]
+
+# The cases of one backing and decision that share a conversation, or the calls of the Store's writes.
+type Chain = tuple[Case, ...]
+
+
+def strikes(chain: Chain) -> list[str]:
+    """Returns the point at which each life but the last one dies."""
+    points = list[str]()
+    for case in chain:
+        if case.decision is not None and case.point.startswith("drop_lease") and not points:
+            points.append("flush.after")  # the next life reports that the owner is gone
+        points.append(case.point)
+    return points
 
 
 @dataclass(frozen=True)
 class Played:
-    """A case that has run: its data, and how each of its lives ended."""
+    """A chain that has run: its data, the planned strikes, and how each of its lives ended."""
 
     home: Home
+    strikes: list[str]
     exits: list[int | None]
+
+    def struck_as_planned(self) -> bool:
+        return self.exits == [KILLED] * len(self.strikes) + [0] and self.struck() == self.strikes
 
     @property
     def backup(self) -> Path:
@@ -111,13 +121,48 @@ def writes() -> list[Case]:
     ]
 
 
+def _around(*names: str) -> tuple[str, ...]:
+    return tuple(point for point in POINTS if point.partition(".")[0] in names)
+
+
+# The conversations of the fast tier, which have each point once. In each, the life after a death at one point reaches the
+# next one. After a death at one of UNASKED it may not, so these are alone.
+SHARED: tuple[tuple[str, Literal["allow", "deny"], tuple[str, ...]], ...] = (
+    ("sqlite", "deny", (*_around("create_session", "acquire"), "spawn.before")),
+    ("postgres", "allow", ("spawn.after", *_around("begin_turn"), "flush.before")),
+    ("sqlite", "allow", (*_around("commit"), "flush.after", "drop_lease.before_commit")),
+    ("postgres", "deny", ("defer.before_commit", "drop_lease.after_commit", *_around("send_events"))),
+    ("sqlite", "deny", ("open_calls.after_commit", *_around("resume"))),
+    ("postgres", "allow", ("defer.after_commit", "run.before", *_around("claim"))),
+    ("postgres", "deny", (*_around("save_workspace"), *_around("end_turn"))),
+    ("sqlite", "allow", ("park.before", "run.after", "park.after")),
+    ("postgres", "deny", _around("release")),
+    *(
+        (backing, "allow" if backing == "sqlite" else "deny", (point,))
+        for backing, point in zip(("sqlite", "postgres", "sqlite"), UNASKED, strict=True)
+    ),
+)
+WRITES_AT_ONCE = 8
+
+
+def fast_chains() -> list[Chain]:
+    """Returns the chains of the fast tier: each point once, on one of the databases."""
+    talks = [tuple(Case(backing, point, said) for point in points) for backing, said, points in SHARED]
+    lists = enumerate(batched(STORE_POINTS, WRITES_AT_ONCE))
+    return [*talks, *(tuple(Case(BACKINGS[n % 2 - 1], point) for point in points) for n, points in lists)]
+
+
 def sampled(cases: list[Case]) -> list[Any]:
-    """Marks cases: each point is in the fast tier once, with alternating backings and decisions; the others are slow."""
-    by_point: dict[str, list[Case]] = {}
-    for case in cases:
-        by_point.setdefault(case.point, []).append(case)
-    fast = [its[(number + number // 4) % len(its)] for number, its in enumerate(by_point.values())]
+    """Marks cases: those of `fast_chains` are in the fast tier, the others are slow."""
+    fast = {case for chain in fast_chains() for case in chain}
     return [pytest.param(case, marks=[] if case in fast else [pytest.mark.slow]) for case in cases]
+
+
+def chained(cases: Sequence[Case]) -> list[Chain]:
+    """Returns the chains in which these cases are run: those of the fast tier share one, each other case has its own."""
+    shared = [tuple(case for case in chain if case in cases) for chain in fast_chains()]
+    together = {case for chain in shared for case in chain}
+    return [*filter(None, shared), *((case,) for case in cases if case not in together)]
 
 
 # -- playing them
@@ -140,16 +185,16 @@ def start(
     lanes: ThreadPoolExecutor,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, Databases], Playing]:
-    """Starts all selected cases of one backing in the background."""
+    """Starts all selected cases of one backing in the background, and returns the chain of each."""
     tests = [item for item in request.session.items if "played" in getattr(item, "fixturenames", ())]
     cases: list[Case] = [test.callspec.params["case"] for test in tests]  # type: ignore[attr-defined]
 
     def begin(backing: str, databases: Databases) -> Playing:
-        return {
-            case: lanes.submit(play, case, processes, tmp_path_factory.mktemp("case"), databases)
-            for case in cases
-            if case.backing == backing
-        }
+        playing: Playing = {}
+        for chain in chained([case for case in cases if case.backing == backing]):
+            folder = tmp_path_factory.mktemp("case")
+            playing |= dict.fromkeys(chain, lanes.submit(play, chain, processes, folder, databases))
+        return playing
 
     return begin
 
@@ -184,26 +229,27 @@ def played(request: pytest.FixtureRequest, case: Case) -> Played:
     return request.getfixturevalue(f"on_{case.backing}")[case].result()
 
 
-def play(case: Case, processes: ForkServerContext, root: Path, databases: Databases) -> Played:
-    """Runs lives that end at the planned faults, and one that does not, and makes a backup of their store."""
+def play(chain: Chain, processes: ForkServerContext, root: Path, databases: Databases) -> Played:
+    """Runs lives that end at the planned strikes, and one that does not, and makes a backup of their store."""
     with databases(root) as url:
-        home, plan = Home(url, root), root / "faults" / "plan.json"
-        plan.parent.mkdir()
+        home, folder = Home(url, root), root / "faults"
+        folder.mkdir()
         make_journal(root)
-        exits: list[int | None] = []
-        for number, faults_of_life in enumerate([*case.plans, {}]):
-            plan.write_text(json.dumps(faults_of_life))
-            exits.append(lived(processes, home, case, number))
+        planned, exits = strikes(chain), list[int | None]()
+        for number, point in enumerate([*planned, None]):
+            faults.forget_hits(folder)  # "1" is the first hit of this life
+            (folder / "plan.json").write_text(json.dumps({point: {"1": "kill"}} if point else {}))
+            exits.append(lived(processes, home, chain[0].decision, number))
         back_up(url, root / "backup.zip")
-    return Played(home, exits)
+    return Played(home, planned, exits)
 
 
-def lived(processes: ForkServerContext, home: Home, case: Case, number: int) -> int | None:
-    """Runs one life of the case in a process, and returns its exit code."""
-    if case.decision is None:
+def lived(processes: ForkServerContext, home: Home, decision: str | None, number: int) -> int | None:
+    """Runs one life in a process, and returns its exit code."""
+    if decision is None:
         process = processes.Process(target=write_all, args=(home, number))
     else:
-        process = processes.Process(target=live, args=(home, KINDS.index(case.decision)))
+        process = processes.Process(target=live, args=(home, KINDS.index(decision)))
     with _one_at_a_time:
         process.start()
     wait([process.sentinel])
@@ -218,8 +264,7 @@ def lived(processes: ForkServerContext, home: Home, case: Case, number: int) -> 
 @pytest.mark.takes_long("a process with the real CLI dies, and another one goes on")
 @pytest.mark.parametrize("case", sampled(conversations()), ids=str)
 def test_a_conversation_is_taken_up_wherever_its_process_died(case: Case, played: Played):
-    assert played.exits == [KILLED] * len(case.plans) + [0]
-    assert played.struck()[-1] == case.point
+    assert played.struck_as_planned(), (played.struck(), played.exits)
     saved = played.home.noted("saved")
     record = read_dump(
         played.backup,
@@ -231,14 +276,14 @@ def test_a_conversation_is_taken_up_wherever_its_process_died(case: Case, played
     assert [str(violation) for violation in judge(record)] == []
     assert {s.stop_reason["type"] for s in record.sessions if s.stop_reason} == {"end_turn"}
     assert len(record.runs) <= (case.decision == "allow")
-    assert record.acknowledged or (case.point in UNASKED and not record.approvals and not record.runs)
+    unasked = case.point in UNASKED and not record.approvals and not record.runs
+    assert record.acknowledged or unasked
     assert case.decision == "allow" or UPLOADED in [file["path"] for file in saved]
 
 
 @pytest.mark.parametrize("case", sampled(writes()), ids=str)
 def test_a_write_whose_process_died_is_done_or_is_not_and_others_go_on(case: Case, played: Played):
-    assert played.exits == [KILLED, 0]
-    assert played.struck() == [case.point]
+    assert played.struck_as_planned(), (played.struck(), played.exits)
     record = read_dump(played.backup)
     assert [str(violation) for violation in (*logs_are_whole(record), *chains_are_whole(record))] == []
     assert set(record.events) == {s.id for s in record.sessions}
@@ -248,6 +293,9 @@ def test_a_write_whose_process_died_is_done_or_is_not_and_others_go_on(case: Cas
 def test_every_point_of_the_product_is_struck_but_those_that_need_ray():
     """The other points are the supervisor's: tests/integration/test_handing_over.py."""
     assert set(fault_points.POINTS) - set(POINTS) - set(STORE_POINTS) == {"own.before", "own.after"}
+    fast = [case for chain in fast_chains() for case in chain]
+    assert sorted(case.point for case in fast) == sorted([*POINTS, *STORE_POINTS])
+    assert {*fast} <= {*conversations(), *writes()}
 
 
 def test_the_guarantees_count_what_is_struck():
