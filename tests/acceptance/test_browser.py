@@ -1,4 +1,7 @@
-"""A person's actions in the panel: start, decide, answer and continue, and the errors that may occur meanwhile."""
+"""A person's actions in the panel: start, decide, answer and continue, and the errors that may occur meanwhile.
+
+The call that is allowed as shown is in test_new_service.py.
+"""
 
 import json
 import re
@@ -14,6 +17,8 @@ from fastapi import FastAPI
 from tests.acceptance.browser import Panel
 from tests.integration.harness import Conversation, Service
 from tests.serving import loopback
+
+pytestmark = pytest.mark.slow
 
 WRITE, COMMAND = "Write hello.txt with a greeting", "Run a command"
 SCRIPT = "<script>fetch('/stolen?' + document.cookie)</script>"
@@ -42,7 +47,6 @@ def log_of(panel: Panel, session: str, kind: str) -> list[Any]:
         return [json.loads(payload) for (payload,) in database.execute(query, (session, kind))]
 
 
-@pytest.mark.slow
 def test_a_person_logs_in_and_finds_the_three_entries(new_panel: Callable[[], Panel], password: str) -> None:
     panel = new_panel()
     panel.log_in("admin", password)
@@ -54,7 +58,6 @@ def test_a_person_logs_in_and_finds_the_three_entries(new_panel: Callable[[], Pa
     panel.picture("start")
 
 
-@pytest.mark.slow
 def test_a_page_elsewhere_does_nothing_with_a_persons_login_and_no_script_reads_it(panel: Panel) -> None:
     assert "canary" in panel.page.evaluate("document.cookie")
     assert "kodosumi_jwt" not in panel.page.evaluate("document.cookie")
@@ -71,26 +74,6 @@ def test_a_page_elsewhere_does_nothing_with_a_persons_login_and_no_script_reads_
     assert panel.page.request.get(f"{panel.base}/role").json() == before
 
 
-def test_a_call_is_shown_and_allowed_and_its_file_offered(panel: Panel) -> None:
-    session = panel.start(WRITE, title="A greeting")
-    panel.sees("Waiting for you: one call waits for a decision")
-    panel.picture("waiting")
-    panel.open_form()
-    for part in ("hello.txt", "This file was written by a Claude Code session", "admin", session):
-        assert part in panel.page.inner_text("form")
-    panel.picture("allow")
-    panel.decide("Allow")
-    panel.sees("Allowed by admin")
-    panel.rests()
-    panel.picture("allowed")
-    with panel.page.expect_download() as got:
-        panel.window().get_by_role("link", name="hello.txt").click()
-    assert got.value.path().read_text().startswith("Hello!")
-    panel.sees("tokens in")
-    panel.sees("reading in the workspace is allowed")
-
-
-@pytest.mark.slow
 def test_a_call_is_edited_and_what_is_no_json_decides_nothing(panel: Panel) -> None:
     panel.start(COMMAND)
     panel.sees("Waiting for you")
@@ -111,7 +94,6 @@ def test_a_call_is_edited_and_what_is_no_json_decides_nothing(panel: Panel) -> N
     panel.picture("edited")
 
 
-@pytest.mark.slow
 def test_a_call_is_denied_with_a_reason_that_the_agent_is_told(panel: Panel) -> None:
     panel.start(COMMAND)
     panel.sees("Waiting for you")
@@ -125,7 +107,6 @@ def test_a_call_is_denied_with_a_reason_that_the_agent_is_told(panel: Panel) -> 
     panel.picture("denied")
 
 
-@pytest.mark.slow
 def test_a_rule_is_remembered(panel: Panel) -> None:
     panel.start(COMMAND)
     panel.sees("Waiting for you")
@@ -135,7 +116,6 @@ def test_a_rule_is_remembered(panel: Panel) -> None:
     panel.rests()
 
 
-@pytest.mark.slow
 def test_a_question_is_answered_with_labels_and_own_words(panel: Panel) -> None:
     panel.start("Ask me a question")
     panel.sees("Waiting for you")
@@ -153,7 +133,6 @@ def test_a_question_is_answered_with_labels_and_own_words(panel: Panel) -> None:
     panel.picture("answered")
 
 
-@pytest.mark.slow
 def test_a_plan_is_read_and_accepted(panel: Panel) -> None:
     panel.start("Make a plan first")
     panel.sees("Waiting for you")
@@ -171,7 +150,6 @@ def test_a_plan_is_read_and_accepted(panel: Panel) -> None:
     assert not panel.window().get_by_text("Waiting for you").filter(visible=True).count()
 
 
-@pytest.mark.slow
 def test_a_batch_is_one_form(panel: Panel) -> None:
     panel.start("Do three things at once")
     panel.sees("3 calls wait")
@@ -186,7 +164,6 @@ def test_a_batch_is_one_form(panel: Panel) -> None:
     panel.rests()
 
 
-@pytest.mark.slow
 def test_a_parked_conversation_is_continued_and_ended(panel: Panel) -> None:
     session = panel.start(WRITE, title="To be continued")
     panel.sees("Waiting for you")
@@ -212,7 +189,6 @@ def test_a_parked_conversation_is_continued_and_ended(panel: Panel) -> None:
     panel.picture("ended")
 
 
-@pytest.mark.slow
 def test_a_session_that_rest_started_is_decided_from_approvals(panel: Panel) -> None:
     session = panel.service.start_session(COMMAND)
     session.until_asked()
@@ -232,7 +208,6 @@ def test_a_session_that_rest_started_is_decided_from_approvals(panel: Panel) -> 
     assert said["decided_by"] == "admin"
 
 
-@pytest.mark.slow
 def test_two_approvers_agree_in_the_panel_and_the_terminal_and_the_requester_may_not(panel: Panel) -> None:
     service = panel.service
     policy = service.root / "rules.yaml"
@@ -274,7 +249,6 @@ def test_two_approvers_agree_in_the_panel_and_the_terminal_and_the_requester_may
         assert service.hitl("workspaces", "set", "default", "--no-separation-of-duties").returncode == 0
 
 
-@pytest.mark.slow
 def test_payloads_are_text_in_every_place_and_no_page_runs_a_script(panel: Panel) -> None:
     harmful = f"cat <<'END'\n{SCRIPT}{IMAGE} & \"quoted\"\nEND\n# 日本"
     quoted = command(harmful, HIDDEN)  # the CLI itself refuses control characters in a command
@@ -303,7 +277,6 @@ def test_payloads_are_text_in_every_place_and_no_page_runs_a_script(panel: Panel
         panel.page.goto(panel.entry(name))
 
 
-@pytest.mark.slow
 def test_the_canary_would_have_noticed(new_panel: Callable[[], Panel], password: str) -> None:
     panel = new_panel()
     panel.log_in("admin", password)
@@ -312,7 +285,6 @@ def test_the_canary_would_have_noticed(new_panel: Callable[[], Panel], password:
     panel.requests.clear()
 
 
-@pytest.mark.slow
 def test_a_decision_made_elsewhere_closes_the_lock_and_a_late_form_says_whose_it_was(panel: Panel) -> None:
     session = panel.service.start_session(COMMAND)
     event = session.until_asked()
@@ -325,7 +297,6 @@ def test_a_decision_made_elsewhere_closes_the_lock_and_a_late_form_says_whose_it
     panel.picture("decided-elsewhere")
 
 
-@pytest.mark.slow
 def test_a_form_sent_twice_says_so_only_if_it_says_something_else(panel: Panel) -> None:
     panel.start(COMMAND)
     panel.sees("Waiting for you")
@@ -340,7 +311,6 @@ def test_a_form_sent_twice_says_so_only_if_it_says_something_else(panel: Panel) 
     panel.page.get_by_text("Allowed by admin").wait_for()
 
 
-@pytest.mark.slow
 def test_who_may_not_decide_is_told_so_and_shown_nothing(
     panel: Panel, new_panel: Callable[[], Panel], service: Service
 ) -> None:
@@ -366,7 +336,6 @@ def test_who_may_not_decide_is_told_so_and_shown_nothing(
     assert mine
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompt", "error"), [("  \n ", "This is empty"), ("x" * 1_048_576, "At most 1,000,000 characters")]
 )
@@ -378,7 +347,6 @@ def test_an_empty_and_a_huge_prompt_are_refused_and_kept(panel: Panel, prompt: s
     assert panel.page.input_value("[name=prompt]") == prompt
 
 
-@pytest.mark.slow
 def test_files_over_the_limit_are_left_out_and_said(panel: Panel) -> None:
     panel.page.goto(panel.entry("start"))
     files = [{"name": name, "mimeType": "text/plain", "buffer": b"x" * 3000} for name in ("a", "b")]
@@ -387,7 +355,6 @@ def test_files_over_the_limit_are_left_out_and_said(panel: Panel) -> None:
     panel.page.get_by_text("b: left out, this is over the limit").wait_for()
 
 
-@pytest.mark.slow
 def test_a_killed_runner_leaves_the_session_and_its_open_form_usable(panel: Panel) -> None:
     panel.start(COMMAND)
     panel.sees("Waiting for you")
@@ -407,7 +374,6 @@ print(1)
     panel.rests()
 
 
-@pytest.mark.slow
 def test_enter_in_a_form_decides_nothing(panel: Panel) -> None:
     panel.start("Ask me a question")
     panel.sees("Waiting for you")

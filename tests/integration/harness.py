@@ -93,6 +93,11 @@ class Service:
         assert answer.status_code not in (401, 403), answer.text
         return answer
 
+    def workspaces(self) -> list[Path]:
+        """The folders of its sessions, the newest last."""
+        folder = self.root / "data" / "workspaces"
+        return sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+
     def up(self, **environment: str) -> None:
         self.environment |= environment
         done = self.hitl("up")

@@ -28,7 +28,7 @@ RUN = {
         "tests/first_hour/test_wheel.py::test_the_demo_runs_from_an_empty_folder_with_its_data_in_the_users",
     ),
     "./hitl upgrade": "tests/first_hour/test_wheel.py::test_an_older_data_folder_is_upgraded",
-    "./hitl demo": "tests/integration/test_readme.py::test_the_demo_that_allows_ends_well_and_the_file_is_there",
+    "./hitl demo": "tests/acceptance/test_new_service.py::test_the_demo_that_allows_ends_well_and_the_file_is_there",
     "./hitl test": "tests/unit/test_docs.py::test_the_readmes_command_runs_the_tests_that_it_is_given",
     "./hitl check": ".ci/run::./hitl check",
     "./hitl backup FILE": "tests/integration/test_readme.py::test_a_backup_is_made_and_restored",
