@@ -89,6 +89,7 @@ def main() -> None:
         serve.run(build(settings), name=APP_NAME, route_prefix=ROUTE)
     except RuntimeError as error:
         raise ConfigError(f"{error}\n{_why_not_deployed()}") from error
+    ray.shutdown()  # at the interpreter's exit it would wait half a second for messages
 
 
 def _why_not_deployed() -> str:

@@ -1,7 +1,7 @@
 """The Ray Serve deployments that make up the application: ledger, supervisor and ingress.
 
 The driver and every replica import this module, so it holds what all of them need; a replica imports the rest when it
-is made. On a small machine these imports are most of a start, and what is imported in vain stays in memory.
+is made. On a small machine these imports are most of a start, and an unused module stays in memory.
 """
 
 import asyncio

@@ -1,5 +1,6 @@
 """What an ingress replica serves: REST, event streams, the model endpoint, the pages, and the panel's entries."""
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
@@ -225,6 +226,8 @@ def _panel_services(settings: Settings, store: Clients, authority: Authority) ->
 
 def _ray_is_open(settings: Settings) -> bool:
     """Whether this machine's Ray, which may have been started by hand, requires no token; False where that is unknown."""
+    if os.environ.get("RAY_AUTH_MODE") == "token":  # as `hitl up` starts it, before its dashboard
+        return False
     try:
         answer = network.request(
             "GET", f"{settings.own_dashboard}/api/authentication_mode", timeout=DASHBOARD_S

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from claude_hitl_template.cluster.head import MODULES
 from tests.acceptance.browser import Panel
-from tests.integration.harness import KEY, Service
+from tests.integration.harness import KEY, Service, command_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,6 +82,28 @@ def test_a_call_is_shown_and_allowed_and_its_file_offered(panel: Panel) -> None:
     assert got.value.path().read_text().startswith("Hello!")
     panel.sees("tokens in")
     panel.sees("reading in the workspace is allowed")
+
+
+def test_no_process_runs_that_nothing_uses(service: Service):
+    running = [
+        command_line(process) for process in [service.head(), *service.head().children(recursive=True)]
+    ]
+
+    def runs(name: str) -> bool:
+        return any(name in line for line in running)
+
+    assert runs("gcs_server")
+    assert [name for name in MODULES if name != "UsageStatsHead" and not runs(f"ray-dashboard-{name}")] == []
+    unused = ("log_monitor", "autoscaler", "DataHead", "TrainHead", "MetricsHead", "ray.scripts")
+    assert [name for name in unused if runs(name)] == []
+
+
+def test_the_dashboard_serves_what_deploys_and_ray_s_commands_ask_for(service: Service):
+    for path in (
+        "/api/version", "/api/serve/applications/", "/api/v0/actors", "/api/v0/nodes", "/api/v0/logs?node_ip=127.0.0.2",
+        "/api/jobs/", "/api/v0/cluster_metadata", "/nodes?view=summary", "/events",
+    ):  # fmt: skip
+        assert service.dashboard(path).status_code == 200, path
 
 
 def test_no_secret_is_in_a_log_or_a_command_line(service: Service):

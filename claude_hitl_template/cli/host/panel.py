@@ -235,6 +235,7 @@ def write_settings(settings: Settings) -> None:
         # There is none: a redeploy from the panel would delete the service, which is not deployed from a file.
         "YAML_BASE": str(folder / "config" / "config.yaml"),
         "CHUNK_SIZE": str(CHUNK_BYTES),
+        "SPOOLER_INTERVAL": "1",  # seconds between two looks for new flows, each of which three processes work for
     }
     write_secret(folder / ".env", "".join(f"KODO_{name}='{value}'\n" for name, value in values.items()))
 

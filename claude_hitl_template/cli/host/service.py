@@ -48,8 +48,7 @@ DRAIN_S = 10.0
 # whatever the service acknowledged is in the database.
 TERM_S = 1.0
 LAST_LINES = 8
-# Not .venv/bin/ray: such a script names the folder that it was installed in, from which a checkout may have been moved.
-RAY = (sys.executable, "-m", "ray.scripts.scripts")
+HEAD = (sys.executable, "-m", "claude_hitl_template.cluster.head")
 RAY_STARTS = 3
 RAY_NOT_YET = ("Failed to connect to Ray cluster",)
 RAY_TOO_SLOW = ("timed out during startup", "Timed out waiting for node info")  # in what Ray says then
@@ -123,29 +122,63 @@ def _end_what_was_started(settings: Settings, step: Step) -> None:
 
 
 def _start_missing(settings: Settings, step: Step, make_postgres: bool, *, restarted: bool) -> list[str]:
-    done = _start_database(settings, make_postgres)
+    done = postgres.start_missing(settings, make=make_postgres)
     if ray_process(settings) is None:
         end(_strays(settings))
         check_ports(settings)
         _start_ray(settings)
+        postgres.check(settings, patience_s=DATABASE_S)  # while Ray starts; a problem ends that again
         done.append("started Ray")
     found = healthy(settings)
     # What ./hitl deploy brought stays until Ray ends: this checkout may be an old one.
     stale = found is None or (found.get("code") != code_version() and not found.get("package"))
-    started = panel.start_missing(settings) if settings.panel else []
     if stale:
         what = "Starting Ray and the application" if done or restarted else "Deploying the application"
-        with step(f"{what} (about half a minute)"):
+        with step(f"{what} (some 15 seconds)"):
             _deploy_patiently(settings)
         private_dir(settings).chmod(0o700)  # one that a setting names was opened by Ray
         done.append("deployed the application" if found is None else "deployed the changed code")
     else:
         undrain(settings)  # an earlier stop may have been broken off
-    if settings.panel and (started or stale or panel.check_panel(settings).problem):
-        with step("Waiting for the panel"):
-            panel.wait(settings)
-        done += [f"started the {name}" for name in started]
-    return done
+    return done + _start_pages(settings, step, stale=stale)
+
+
+def _start_pages(settings: Settings, step: Step, *, stale: bool) -> list[str]:
+    """Starts the panel, and waits for it and for Ray's dashboard. The application needs neither, and would be ready later if
+    they started with it.
+
+    `stale`: the application was deployed just now, so the panel must read its entries again.
+    """
+    started = panel.start_missing(settings) if settings.panel else []
+    changed = settings.panel and (started or stale or panel.check_panel(settings).problem)
+    if changed or not _has_dashboard(settings):
+        follows = "Ray's dashboard and the panel follow" if settings.panel else "Ray's dashboard follows"
+        with step(f"REST is ready at {settings.base_url}/v1; {follows}"):
+            _wait_for_dashboard(settings)
+            if settings.panel:
+                panel.wait(settings)
+    return [f"started the {name}" for name in started]
+
+
+def _has_dashboard(settings: Settings) -> bool:
+    try:
+        url = f"{settings.own_dashboard}/api/authentication_mode"
+        return network.request("GET", url, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _wait_for_dashboard(settings: Settings) -> None:
+    deadline = time.monotonic() + START_S
+    while not _has_dashboard(settings):
+        _check_head(settings)
+        if time.monotonic() > deadline:
+            log_path = settings.logs_dir / "ray.log"
+            raise ConfigError(
+                f"Ray's dashboard does not answer after {START_S:.0f} s:\n{_tail(log_path)}",
+                f"read {log_path}",
+            )
+        time.sleep(0.1)
 
 
 def _check_ray_folder(settings: Settings) -> None:
@@ -163,14 +196,6 @@ def _strays(settings: Settings) -> list[psutil.Process]:
     """What belongs to the cluster, as the settings are now and as they were when it was started."""
     found = [*strays(settings), *strays(run_record.as_recorded(settings))]
     return list({process.pid: process for process in found}.values())
-
-
-def _start_database(settings: Settings, make_postgres: bool) -> list[str]:
-    """Reports a problem with the database before anything else is started."""
-    done = postgres.start_missing(settings, make=make_postgres)
-    if ray_process(settings) is None:
-        postgres.check(settings, patience_s=DATABASE_S)
-    return done
 
 
 def stop(settings: Settings) -> Stopped:
@@ -244,11 +269,11 @@ def make_ray_folder(settings: Settings) -> None:
 def _start_ray(settings: Settings) -> None:
     make_ray_folder(settings)
     command = [
-        *RAY, "start", "--head", "--block", "--disable-usage-stats",
+        *HEAD, "--head",
         f"--port={settings.ray_port}", f"--ray-client-server-port={settings.ray_client_port}",
         f"--dashboard-host={settings.host}", f"--dashboard-port={settings.dashboard_port}",
         f"--node-ip-address={node_address(settings)}", f"--temp-dir={temp_dir(settings)}",
-        "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
+        f"--dashboard-after={settings.base_url}/v1/health",
         *([f"--num-cpus={settings.ray_num_cpus}"] if settings.ray_num_cpus else []),
     ]  # fmt: skip
     with (settings.logs_dir / "ray.log").open("wb") as log:

@@ -6,8 +6,9 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -238,3 +239,38 @@ def test_rays_folder_is_in_one_that_is_closed_to_others(make_settings: Make, tmp
                 service.make_ray_folder(unsafe)
     finally:
         around.unlink()
+
+
+@pytest.mark.parametrize("panel", [True, False])
+def test_what_the_application_does_not_need_starts_after_it(
+    make_settings: Make, monkeypatch: pytest.MonkeyPatch, free_port: int, panel: bool
+) -> None:
+    settings = make_settings(panel=panel, ray_port=free_port)
+    prepare(settings)
+    order: list[str] = []
+
+    def note(what: str, answer: Any = None) -> Callable[..., Any]:
+        return lambda *_, **__: (order.append(what), answer)[1]
+
+    monkeypatch.setattr(service, "check_ports", note("ports"))
+    monkeypatch.setattr(service, "_start_ray", note("Ray"))
+    monkeypatch.setattr(service, "_deploy_patiently", note("application"))
+    monkeypatch.setattr(service, "_has_dashboard", lambda _: "dashboard" in order)
+    monkeypatch.setattr(service, "_wait_for_dashboard", note("dashboard"))
+    monkeypatch.setattr(service.panel, "start_missing", note("panel", ["panel"]))
+    monkeypatch.setattr(service.panel, "wait", note("panel waited for"))
+    monkeypatch.setattr(service, "private_dir", lambda _: settings.data_dir)
+    said: list[str] = []
+
+    def step(message: str) -> AbstractContextManager[None]:
+        said.append(message)
+        return nullcontext()
+
+    done = service.start(settings, step)
+    before = ["ports", "Ray", "application"]
+    assert order == [*before, *(["panel", "dashboard", "panel waited for"] if panel else ["dashboard"])]
+    assert [message.partition(":")[0].partition(" (")[0] for message in said] == [
+        "Starting Ray and the application",
+        "REST is ready at http",
+    ]
+    assert done == ["started Ray", "deployed the application", *(["started the panel"] if panel else [])]

@@ -1,4 +1,4 @@
-"""What each process of the service imports: no more than it needs, for imports are most of a start and of the memory in use."""
+"""What each process of the service imports: no more than it needs. Imports are most of a start, and much of the memory."""
 
 import subprocess
 import sys

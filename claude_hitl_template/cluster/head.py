@@ -1,0 +1,111 @@
+"""Ray's head as `hitl up` starts it: `ray start --head --block` without what nothing here uses.
+
+    python -m claude_hitl_template.cluster.head --head --temp-dir=... --port=... ...
+
+`ray start` imports every command of Ray, and keeps that in memory; waits for the dashboard before it starts anything else;
+and passes no choice of the dashboard's modules on. A cluster that was started by `ray start` works the same.
+"""
+
+import argparse
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from ray._private import services
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+from ray._private.resource_isolation_config import ResourceIsolationConfig
+
+# Each is a process. The others show Ray Data, Ray Train, and what a Prometheus and a Grafana that are not here have.
+MODULES = ("UsageStatsHead", "JobHead", "ServeHead", "StateHead", "ReportHead", "NodeHead", "EventHead")
+DASHBOARD_S = 120.0  # an application that is not healthy by then may need the dashboard to be understood
+POLL_S = 0.25
+WATCH_S = 1.0
+
+
+class Head(Node):  # pyright: ignore[reportUntypedBaseClass]
+    """The node whose dashboard is started by itself, later: what starts first needs the processors more."""
+
+    def start_api_server(self, **_: Any) -> None:
+        """Called by Ray in the middle of its start."""
+
+    def start_dashboard(self) -> None:
+        """Returns when the dashboard answers. A failure is logged, and the cluster works without it."""
+        start = services.start_ray_process
+
+        def with_modules(command: list[str], *args: Any, **kwargs: Any) -> Any:
+            return start([*command, f"--modules-to-load={','.join(MODULES)}"], *args, **kwargs)
+
+        services.start_ray_process = with_modules
+        try:
+            super().start_api_server(include_dashboard=None, raise_on_failure=False)
+        finally:
+            services.start_ray_process = start
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Starts the head's processes, and stays until one of them ends unexpectedly, or a signal ends this one."""
+    given = parse(arguments)
+    ensure_token_if_auth_enabled(create_token_if_missing=False)
+    head = Head(params(given), head=True, shutdown_at_exit=True, spawn_reaper=True)
+    print(f"Ray runs at {head.address}", flush=True)
+    until_healthy(given.dashboard_after)
+    head.start_dashboard()
+    while not (ended := [kind for kind, _ in head.dead_processes()]):
+        time.sleep(WATCH_S)
+    sys.exit(f"ended unexpectedly: {', '.join(ended)}; its logs are in {head.get_logs_dir_path()}")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Takes the options of `ray start` that `hitl up` gives, under their names."""
+    parser = argparse.ArgumentParser(prog="claude_hitl_template.cluster.head", description=__doc__)
+    parser.add_argument(
+        "--head", action="store_true", required=True, help="as of `ray start`, like the following"
+    )
+    for name in ("port", "ray-client-server-port", "dashboard-port"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    for name in ("node-ip-address", "dashboard-host", "temp-dir"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--num-cpus", type=int)
+    parser.add_argument(
+        "--dashboard-after", required=True, help="address that answers once the service is healthy"
+    )
+    return parser.parse_args(arguments)
+
+
+def params(given: argparse.Namespace) -> RayParams:
+    """What Ray is started with; ports that are not given are chosen by Ray's processes."""
+    return RayParams(
+        gcs_server_port=given.port,
+        node_ip_address=given.node_ip_address,
+        node_name=given.node_ip_address,
+        min_worker_port=0,
+        max_worker_port=0,
+        ray_client_server_port=given.ray_client_server_port,
+        dashboard_host=given.dashboard_host,
+        dashboard_port=given.dashboard_port,
+        dashboard_agent_listen_port=0,
+        temp_dir=given.temp_dir,
+        num_cpus=given.num_cpus,
+        no_monitor=True,  # it adds and removes hosts
+        include_log_monitor=False,  # pyright: ignore[reportArgumentType]  it sends what workers print to drivers
+        resource_isolation_config=ResourceIsolationConfig(enable_resource_isolation=False),
+    )
+
+
+def until_healthy(url: str) -> None:
+    """Returns when `url` answers with a 200, or after DASHBOARD_S."""
+    deadline = time.monotonic() + DASHBOARD_S
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while time.monotonic() < deadline:
+        with suppress(OSError), direct.open(url, timeout=5):  # any other status than 200 is an OSError, too
+            return
+        time.sleep(POLL_S)
+
+
+if __name__ == "__main__":
+    main()

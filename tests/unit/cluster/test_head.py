@@ -1,0 +1,74 @@
+"""Ray's head: which of Ray's processes it starts, and when its dashboard."""
+
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+from ray._private import services
+from ray._private.node import Node
+from ray.dashboard.subprocesses.module import SubprocessModule
+from ray.dashboard.utils import DashboardHeadModule, get_all_modules
+
+from claude_hitl_template.cluster import head
+
+OPTIONS = [
+    "--head", "--port=6379", "--ray-client-server-port=10001", "--dashboard-port=8265", "--node-ip-address=127.0.0.2",
+    "--dashboard-host=127.0.0.1", "--temp-dir=/nowhere", "--dashboard-after=http://127.0.0.1:8001/",
+]  # fmt: skip
+
+
+def test_nothing_is_started_that_nothing_uses() -> None:
+    params = head.params(head.parse(OPTIONS))
+    assert (params.no_monitor, params.include_log_monitor) == (True, False)
+    assert (params.min_worker_port, params.max_worker_port, params.dashboard_agent_listen_port) == (0, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, as the modules are imported
+def test_the_modules_of_the_dashboard_are_some_of_rays() -> None:
+    known = {
+        kind.__name__ for base in (DashboardHeadModule, SubprocessModule) for kind in get_all_modules(base)
+    }
+    assert known > set(head.MODULES)
+
+
+def test_the_dashboard_is_started_with_these_modules_and_not_in_the_middle_of_rays_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[list[str]] = []
+
+    def start_process(command: list[str], *_: Any, **__: Any) -> None:
+        started.append(command)
+
+    def start_api_server(*_: Any, **__: Any) -> None:
+        services.start_ray_process(["dashboard"], "dashboard", fate_share=False)
+
+    monkeypatch.setattr(services, "start_ray_process", start_process)
+    monkeypatch.setattr(Node, "start_api_server", start_api_server)
+    node = object.__new__(head.Head)  # without Ray
+    node.start_api_server(include_dashboard=None, raise_on_failure=False)
+    assert started == []
+    node.start_dashboard()
+    assert started == [["dashboard", f"--modules-to-load={','.join(head.MODULES)}"]]
+
+
+def test_the_dashboard_waits_until_the_service_is_healthy() -> None:
+    coming, given = [503, 503, 200], list[int]()
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            given.append(coming.pop(0))
+            self.send_response(given[-1])
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Says nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Answers)
+    Thread(target=server.serve_forever).start()
+    try:
+        head.until_healthy(f"http://127.0.0.1:{server.server_port}/")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert given == [503, 503, 200]
