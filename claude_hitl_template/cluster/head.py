@@ -7,11 +7,11 @@ and passes no choice of the dashboard's modules on. A cluster that was started b
 """
 
 import argparse
+import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray._private import services
@@ -25,6 +25,12 @@ MODULES = ("UsageStatsHead", "JobHead", "ServeHead", "StateHead", "ReportHead", 
 DASHBOARD_S = 120.0  # an application that is not healthy by then may need the dashboard to be understood
 POLL_S = 0.25
 WATCH_S = 1.0
+ASKED_TO = (
+    0,
+    signal.SIGTERM,
+    -signal.SIGTERM,
+    128 + signal.SIGTERM,
+)  # exit statuses after SIGTERM, as `ray start` has it
 
 
 class Head(Node):  # pyright: ignore[reportUntypedBaseClass]
@@ -53,11 +59,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ensure_token_if_auth_enabled(create_token_if_missing=False)
     head = Head(params(given), head=True, shutdown_at_exit=True, spawn_reaper=True)
     print(f"Ray runs at {head.address}", flush=True)
-    until_healthy(given.dashboard_after)
-    head.start_dashboard()
-    while not (ended := [kind for kind, _ in head.dead_processes()]):
-        time.sleep(WATCH_S)
+    ended = watch(head, lambda: is_healthy(given.dashboard_after))
+    head.kill_all_processes(check_alive=False, allow_graceful=False)
     sys.exit(f"ended unexpectedly: {', '.join(ended)}; its logs are in {head.get_logs_dir_path()}")
+
+
+def watch(head: Head, healthy: Callable[[], bool]) -> list[str]:
+    """Starts the dashboard when the service is healthy, or after DASHBOARD_S; returns what ended unexpectedly."""
+    deadline, started = time.monotonic() + DASHBOARD_S, False
+    while not (
+        ended := [kind for kind, process in head.dead_processes() if process.returncode not in ASKED_TO]
+    ):
+        if not started and (healthy() or time.monotonic() > deadline):
+            head.start_dashboard()
+            started = True
+        time.sleep(WATCH_S if started else POLL_S)
+    return ended
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -81,8 +98,8 @@ def params(given: argparse.Namespace) -> RayParams:
     """What Ray is started with; ports that are not given are chosen by Ray's processes."""
     return RayParams(
         gcs_server_port=given.port,
-        node_ip_address=given.node_ip_address,
-        node_name=given.node_ip_address,
+        node_ip_address=(address := services.resolve_ip_for_localhost(given.node_ip_address)),
+        node_name=address,
         min_worker_port=0,
         max_worker_port=0,
         ray_client_server_port=given.ray_client_server_port,
@@ -97,14 +114,14 @@ def params(given: argparse.Namespace) -> RayParams:
     )
 
 
-def until_healthy(url: str) -> None:
-    """Returns when `url` answers with a 200, or after DASHBOARD_S."""
-    deadline = time.monotonic() + DASHBOARD_S
+def is_healthy(url: str) -> bool:
+    """Whether `url` answers with a 200."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while time.monotonic() < deadline:
-        with suppress(OSError), direct.open(url, timeout=5):  # any other status than 200 is an OSError, too
-            return
-        time.sleep(POLL_S)
+    try:
+        with direct.open(url, timeout=5):
+            return True
+    except OSError:  # any other status is one, too
+        return False
 
 
 if __name__ == "__main__":

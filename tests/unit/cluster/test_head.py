@@ -1,5 +1,6 @@
 """Ray's head: which of Ray's processes it starts, and when its dashboard."""
 
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 from typing import Any
@@ -52,13 +53,46 @@ def test_the_dashboard_is_started_with_these_modules_and_not_in_the_middle_of_ra
     assert started == [["dashboard", f"--modules-to-load={','.join(head.MODULES)}"]]
 
 
-def test_the_dashboard_waits_until_the_service_is_healthy() -> None:
-    coming, given = [503, 503, 200], list[int]()
+@dataclass
+class Ended:
+    returncode: int
+
+
+class Watched(head.Head):
+    """A head whose processes end with these statuses at the third look."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses, self.looks, self.dashboards = statuses, 0, 0
+
+    def dead_processes(self) -> list[tuple[str, Ended]]:
+        self.looks += 1
+        return [(f"process {status}", Ended(status)) for status in self.statuses if self.looks > 2]
+
+    def start_dashboard(self) -> None:
+        self.dashboards += 1
+
+
+def test_the_dashboard_is_started_once_when_the_service_is_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "WATCH_S", 0.0)
+    answers = [False, True]
+    node = Watched(0, -15, 1)  # those that SIGTERM ended were asked to
+    assert head.watch(node, lambda: answers.pop(0)) == ["process 1"]
+    assert (answers, node.dashboards) == ([], 1)
+
+
+def test_the_dashboard_comes_in_the_end_without_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "DASHBOARD_S", 0.0)
+    node = Watched(1)
+    head.watch(node, lambda: False)
+    assert node.dashboards == 1
+
+
+def test_only_an_answer_of_200_is_healthy() -> None:
+    coming = [503, 302, 200]
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            given.append(coming.pop(0))
-            self.send_response(given[-1])
+            self.send_response(coming.pop(0))
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
@@ -66,9 +100,10 @@ def test_the_dashboard_waits_until_the_service_is_healthy() -> None:
 
     server = HTTPServer(("127.0.0.1", 0), Answers)
     Thread(target=server.serve_forever).start()
+    url = f"http://127.0.0.1:{server.server_port}/"
     try:
-        head.until_healthy(f"http://127.0.0.1:{server.server_port}/")
+        assert [head.is_healthy(url) for _ in range(3)] == [False, False, True]
     finally:
         server.shutdown()
         server.server_close()
-    assert given == [503, 503, 200]
+    assert not head.is_healthy(url)
