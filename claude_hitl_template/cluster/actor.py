@@ -1,11 +1,18 @@
 """ClaudeSessionActor: the Ray actor that hosts one owner, which drives one session. It holds no durable state."""
 
+# ruff: noqa: E402 - the collector is off during the imports
+import gc
+
+_COLLECTED = gc.isenabled()
+gc.disable()  # imports leave no garbage, and are most of an owner's start: looking for some takes a fifth of their time
+
 import asyncio
 import contextlib
 import os
 import tempfile
 from collections.abc import Iterable
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +24,6 @@ from ray.util import list_named_actors
 from claude_hitl_template import code_version
 from claude_hitl_template.claude.limits import DiskUse, over_memory
 from claude_hitl_template.cluster.containers import runtime_env
-from claude_hitl_template.cluster.ledger import line, reach
 from claude_hitl_template.cluster.owner_host import Assignment, Share
 from claude_hitl_template.config import logs
 from claude_hitl_template.domain.models import Environment
@@ -25,28 +31,36 @@ from claude_hitl_template.errors import ConfigError
 from claude_hitl_template.store.protocol import Owners, Reachable
 
 if TYPE_CHECKING:
+    from claude_hitl_template.cluster.owner import SessionOwner
     from claude_hitl_template.session.runner import SessionRunner
 
 log = structlog.get_logger()
 NAMESPACE = "claude-hitl"
 WATCH_S = 1.0
+# The supervisor imports this module, too, to start an owner: it needs neither the SDK nor what drives a session.
+OWNER = "claude_hitl_template.cluster.owner"
+LEDGER = "claude_hitl_template.cluster.ledger"  # it imports Ray Serve, which takes as long as everything else
 
 
 class ClaudeSessionActor:
     """Starts without a session, so that the pool can keep one ready: most of the time that a resume takes is this start."""
 
     def __init__(self, log_level: str) -> None:
-        # The supervisor imports this module, too, to start an owner: it needs neither the SDK nor what drives a session.
-        from claude_hitl_template.cluster.owner import SessionOwner  # noqa: PLC0415
-
         logs.configure(log_level)
-        self._ledger = line()
+        self._ledger: Any = None  # the module
+        self._line: Any = None
+        self._connecting = asyncio.Lock()
         self._code = code_version()
-        self._owner = SessionOwner(lambda capability: reach(Owners, self._ledger, capability))
+        self._owner: SessionOwner = _imported(OWNER).SessionOwner(self._store)
 
     async def ready(self) -> int:
         """Returns the process id once the ledger can be reached."""
-        await reach(Reachable, self._ledger).ping()
+        async with self._connecting:
+            if self._ledger is None:
+                # In a thread: meanwhile the CLI of the session that the owner is started for starts.
+                self._ledger = await asyncio.to_thread(_imported, LEDGER)
+                self._line = self._ledger.line()
+        await self._ledger.reach(Reachable, self._line).ping()
         return os.getpid()
 
     async def code(self) -> str:
@@ -76,6 +90,18 @@ class ClaudeSessionActor:
             )
         finally:
             await asyncio.to_thread(_end_children)  # the next session of this process starts with none
+
+    def _store(self, capability: str) -> Owners:
+        return self._ledger.reach(Owners, self._line, capability)
+
+
+def _imported(name: str) -> Any:
+    gc.disable()
+    try:
+        return import_module(name)
+    finally:
+        gc.freeze()  # what is there by now stays
+        gc.enable()
 
 
 async def watch(runner: "SessionRunner", share: Share, folders: Iterable[Path]) -> None:
@@ -191,3 +217,7 @@ def cleanup_actor(name: str) -> None:
     actor = get_actor(name)
     if actor is not None:
         ray.kill(actor, no_restart=True)
+
+
+if _COLLECTED:
+    gc.enable()

@@ -29,11 +29,11 @@ type Watch = Callable[[SessionRunner], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A CLI that waits for its session. `assignment` has neither token nor capability; `starting` returns None if the
-    CLI did not start."""
+    """A CLI that waits for its session. `assignment` has neither token nor capability; `starting` returns the error of a
+    CLI that did not start."""
 
     assignment: Assignment
-    starting: asyncio.Task[CliEngine | None]
+    starting: asyncio.Task[CliEngine | EngineError]
 
     def fits(self, given: Assignment) -> bool:
         """Whether a CLI that was started for this session today would be the same one."""
@@ -73,7 +73,7 @@ class SessionOwner:
             return False  # without a sandbox the CLI's token is in its environment
         prepared = self._prepared = _Prepared(assignment, asyncio.create_task(self._start_early(assignment)))
         await asyncio.wait({prepared.starting})
-        return self._prepared is prepared and prepared.starting.result() is not None
+        return self._prepared is prepared and isinstance(prepared.starting.result(), CliEngine)
 
     async def run(self, assignment: Assignment, *, watch: Watch | None = None) -> str:
         """Drives the session to its end.
@@ -88,12 +88,12 @@ class SessionOwner:
         session = assignment.session
         self.driving = session.id, session.epoch
         home = assignment.home
-        engine: CliEngine | None = None
+        prepared: CliEngine | EngineError | None = None
         try:
-            engine = await self._take_prepared(assignment)
-            if engine is None:
+            prepared = await self._take_prepared(assignment)
+            if prepared is None:
                 await asyncio.to_thread(_move_in, home, session.id)
-            self._runner = self._make_runner(assignment, engine)
+            self._runner = self._make_runner(assignment, prepared)
             await first_of(self._runner.run(), watch(self._runner) if watch else asyncio.Event().wait())
         except StaleOwner:
             return "taken over"
@@ -101,14 +101,14 @@ class SessionOwner:
             log.warning("engine died", session=session.id, epoch=session.epoch, why=str(error))
             return f"died: {error}"
         finally:
-            if engine is not None:  # the session may have ended before it had a turn
-                await engine.stop()
+            if isinstance(prepared, CliEngine):  # the session may have ended before it had a turn
+                await prepared.stop()
             await asyncio.to_thread(shutil.rmtree, home, True)
         return PARKED
 
     # -- a CLI that waits for its session
 
-    async def _start_early(self, assignment: Assignment) -> CliEngine | None:
+    async def _start_early(self, assignment: Assignment) -> CliEngine | EngineError:
         session = assignment.session
         await asyncio.to_thread(_move_in, assignment.home, session.id)
         transcripts = TranscriptStore(None, session.id, epoch=session.epoch, any_folder=True)
@@ -117,17 +117,19 @@ class SessionOwner:
             await engine.start(resume=False, plan_mode=session.agent.permission_mode == "plan")
         except EngineError as error:
             log.info("no cli was prepared", session=session.id, why=str(error))
-            return None
-        return engine if await engine.responds() else None  # its first answer takes longest
+            return error
+        await engine.responds()  # its first answer takes longest
+        return engine
 
-    async def _take_prepared(self, assignment: Assignment) -> CliEngine | None:
-        """Returns the engine that was prepared for this session; ends one that was not, or that does not answer."""
+    async def _take_prepared(self, assignment: Assignment) -> CliEngine | EngineError | None:
+        """Returns the engine that was prepared for this session, or why it did not start; ends one of another session, or
+        that does not answer."""
         prepared = self._prepared
         if prepared is not None and prepared.fits(assignment):
-            engine = await prepared.starting
-            if engine is not None and await engine.responds():
+            found = await prepared.starting
+            if isinstance(found, EngineError) or await found.responds():
                 self._prepared = None
-                return engine
+                return found
         await self._discard()
         return None
 
@@ -139,11 +141,12 @@ class SessionOwner:
         starting = prepared.starting
         starting.cancel()
         await asyncio.wait({starting})
-        if not starting.cancelled() and (engine := starting.result()) is not None:
+        failed = starting.cancelled() or starting.exception() is not None
+        if not failed and isinstance(engine := starting.result(), CliEngine):
             await engine.stop()
         await asyncio.to_thread(_move_out, prepared.assignment)
 
-    def _make_runner(self, assignment: Assignment, prepared: CliEngine | None) -> SessionRunner:
+    def _make_runner(self, assignment: Assignment, prepared: CliEngine | EngineError | None) -> SessionRunner:
         session, workspace = assignment.session, assignment.workspace
         store = self._open_store(assignment.capability)
         transcripts = TranscriptStore(store, session.id, epoch=session.epoch, any_folder=True)
@@ -154,6 +157,8 @@ class SessionOwner:
             if prepared is None:
                 return CliEngine(session, gate, transcripts, cli)
             engine, prepared = prepared, None
+            if isinstance(engine, EngineError):  # as if it were started now
+                raise engine
             engine.bind(session, gate, store, assignment.token)
             return engine
 

@@ -90,8 +90,16 @@ class OwnerHost(Protocol):
         """
         ...
 
-    async def start(self, name: str, environment: Environment, share: Share) -> None:
+    async def start(
+        self, name: str, environment: Environment, share: Share, early: Assignment | None = None
+    ) -> None:
         """Starts an owner without a session; returns when it answers.
+
+        Args:
+            name: The owner's, which is unique.
+            environment: Of its sessions.
+            share: What the host reserves for it.
+            early: As for `prepare`; a host may start this session's CLI while the owner starts.
 
         Raises:
             CannotStart: It could not be started.

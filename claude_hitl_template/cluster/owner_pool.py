@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from claude_hitl_template.cluster.clocks import Backoff
-from claude_hitl_template.cluster.owner_host import CannotStart, Capacity, OwnerHost, Share
+from claude_hitl_template.cluster.owner_host import Assignment, CannotStart, Capacity, OwnerHost, Share
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.models import Environment, Session, new_id
 from claude_hitl_template.presentation.text import size
@@ -96,8 +96,15 @@ class OwnerPool:
         self._queue = asyncio.Lock()  # sessions that wait for room get it in the order in which they asked
         self._starts: asyncio.Semaphore | None = None
 
-    async def take(self, session: Session, environment: Environment) -> Owner | None:
+    async def take(
+        self, session: Session, environment: Environment, early: Assignment | None = None
+    ) -> Owner | None:
         """Returns an owner that answers, after waiting for room if necessary.
+
+        Args:
+            session: The session.
+            environment: Where it runs.
+            early: What an owner that must be started may start the session's CLI with.
 
         Returns:
             The owner; None when the session no longer needs one.
@@ -109,7 +116,7 @@ class OwnerPool:
         try:
             if clearing := self._clearing.get(session.id):
                 await asyncio.wait({clearing})
-            return await self._spare(session, environment) or await self._next(session, environment)
+            return await self._spare(session, environment) or await self._next(session, environment, early)
         finally:
             self._taking -= 1
 
@@ -238,7 +245,9 @@ class OwnerPool:
 
     # -- starting
 
-    async def _next(self, session: Session, environment: Environment) -> Owner | None:
+    async def _next(
+        self, session: Session, environment: Environment, early: Assignment | None
+    ) -> Owner | None:
         """Starts an owner when it is the session's turn and there is room, or takes one that is given back before that."""
         turns, decided = await self._turns(), session.deferred is not None
         waiter = _Waiter(session.workspace_id, environment, decided, asyncio.Future())
@@ -248,7 +257,7 @@ class OwnerPool:
                 if waiter.given.done():
                     return waiter.given.result()
                 try:
-                    return await self._create(_new_name(), environment)
+                    return await self._create(_new_name(), environment, early)
                 except TimeoutError as error:
                     if await self._has_room():
                         limit = f"{self._settings.start_timeout_s:g} s (HITL_START_TIMEOUT_S)"
@@ -293,11 +302,11 @@ class OwnerPool:
             self._starts = self._starts or asyncio.Semaphore(at_once)  # another session may have been faster
         return self._starts
 
-    async def _create(self, name: str, environment: Environment) -> Owner:
+    async def _create(self, name: str, environment: Environment, early: Assignment | None = None) -> Owner:
         """Starts an owner. Raises CannotStart, or TimeoutError if it does not answer in time."""
         self._coming += 1
         try:
-            await self._host.start(name, environment, self.share)
+            await self._host.start(name, environment, self.share, early)
         finally:
             self._coming -= 1
         if environment.image == self._spare_environment.image:

@@ -58,7 +58,7 @@ class PreparedSessions:
         """Notes a session that gets its first owner. Sessions of alternating kinds are not expected: what is prepared for
         one workspace would keep the spare owner from the others."""
         kind = _Kind(session.workspace_id, session.agent, session.environment)
-        self._expected = kind if self._last in (None, kind) and self._can_wait(kind) else None
+        self._expected = kind if self._last in (None, kind) and self._is_possible(kind) else None
         self._last, self._noted_at = kind, _now()
 
     async def tend(self) -> None:
@@ -89,7 +89,14 @@ class PreparedSessions:
     def _busy(self) -> bool:
         return self._preparing is not None and not self._preparing.done()
 
-    def _can_wait(self, kind: _Kind) -> bool:
+    def early(self, session: Session) -> Assignment | None:
+        """What a CLI of a session that never had an owner may be started with before it has one; None if it may not."""
+        kind = _Kind(session.workspace_id, session.agent, session.environment)
+        if session.epoch >= FIRST_EPOCH or session.manifests or not self._is_possible(kind):
+            return None
+        return self._assign(session.but(epoch=FIRST_EPOCH), session.environment)
+
+    def _is_possible(self, kind: _Kind) -> bool:
         """A CLI connects to MCP servers as soon as it starts, which only a session's owner may let it do."""
         return not kind.agent.mcp_servers and not self._host.contains(kind.environment)
 

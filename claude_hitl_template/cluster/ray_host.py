@@ -39,9 +39,11 @@ class RayOwnerHost:
             except ConfigError as error:
                 raise CannotStart(str(error)) from error
 
-    async def start(self, name: str, environment: Environment, share: Share) -> None:
+    async def start(
+        self, name: str, environment: Environment, share: Share, early: Assignment | None = None
+    ) -> None:
         try:
-            await self._create(name, environment, share)
+            await self._create(name, environment, share, early)
         except RayError as error:
             if environment.image is None:
                 raise CannotStart(await self._why(environment, str(error))) from error
@@ -57,11 +59,15 @@ class RayOwnerHost:
         except RayError as error:
             raise CannotStart(await self._why(environment, str(error))) from error
 
-    async def _create(self, name: str, environment: Environment, share: Share) -> None:
+    async def _create(
+        self, name: str, environment: Environment, share: Share, early: Assignment | None = None
+    ) -> None:
         try:
             started = await asyncio.to_thread(
                 actor.create_actor, name, environment, share, log_level=self._settings.log_level
             )
+            if early is not None:
+                started.prepare.remote(early)  # the owner waits for it when it gets the session
             await asyncio.wait_for(started.ready.remote(), self._settings.start_timeout_s)
             self._handles[name] = started
         except TimeoutError:

@@ -374,7 +374,7 @@ class Supervisor:
     async def _owner(self, session: Session) -> Owner | None:
         """Returns a started owner; None if none could be started, which the session's log explains."""
         try:
-            return await self._pool.take(session, self._environment(session))
+            return await self._pool.take(session, self._environment(session), self._prepared.early(session))
         except CannotStart as error:
             await self._store.give_up(session.id, str(error))
             return None

@@ -14,6 +14,7 @@ from claude_hitl_template.domain.models import Environment
 class _Hosted:
     owner: SessionOwner
     work: asyncio.Task[str] | None = None
+    early: asyncio.Task[bool] | None = None
 
 
 @dataclass
@@ -30,8 +31,12 @@ class LocalOwnerHost:
     async def check(self, environment: Environment) -> None:
         """Does nothing: there is no image that could be missing."""
 
-    async def start(self, name: str, environment: Environment, share: Share) -> None:
-        self._hosted[name] = _Hosted(SessionOwner(self.open_store))
+    async def start(
+        self, name: str, environment: Environment, share: Share, early: Assignment | None = None
+    ) -> None:
+        hosted = self._hosted[name] = _Hosted(SessionOwner(self.open_store))
+        if early is not None:
+            hosted.early = asyncio.create_task(hosted.owner.prepare(early))
 
     async def why_late(self, environment: Environment, limit: str) -> str:
         return f"nothing after {limit}"
@@ -74,6 +79,8 @@ class LocalOwnerHost:
             hosted.work.cancel()
             await asyncio.wait({hosted.work})
         await hosted.owner.prepare(None)
+        if hosted.early is not None:
+            await asyncio.wait({hosted.early})
 
     async def names(self) -> set[str]:
         return set(self._hosted)

@@ -33,8 +33,10 @@ class House:
         self.settings = Settings(data_dir=folder, spare_owners=spare_owners)
         self.host, self.store = Fake(), CoreStore(MemoryBackend())
         self.pool = OwnerPool(self.settings, self.host, _waits)
-        one = Supervisor(self.settings, self.store, self.host, SIGNING_KEY, environments={}, floor=BUILT_IN)
-        assign = one._unassigned  # pyright: ignore[reportPrivateUsage]
+        self.supervisor = Supervisor(
+            self.settings, self.store, self.host, SIGNING_KEY, environments={}, floor=BUILT_IN
+        )
+        assign = self.supervisor._unassigned  # pyright: ignore[reportPrivateUsage]
         self.sessions = PreparedSessions(self.store, self.host, self.pool, assign, kept_s=kept_s, calm_s=0.0)
 
     async def tend(self) -> None:
@@ -203,6 +205,35 @@ async def test_one_that_could_not_be_prepared_is_tried_again_after_the_next_new_
     await house.tend()
     assert len(tried) == 1
     assert (await house.next()).id != first.id
+
+
+async def test_an_owner_that_a_new_session_waits_for_starts_its_cli_without_what_opens_anything(
+    tmp_path: Path,
+) -> None:
+    house = House(tmp_path, spare_owners=0)
+    house.supervisor.start()
+    session = await create(house.store)
+    await until(lambda: bool(house.host.assigned))
+    await house.supervisor.close()
+    [early] = house.host.early
+    [given] = house.host.assigned
+    assert early is not None
+    assert (early.token, early.capability) == ("", "")
+    assert (early.session.id, early.session.epoch) == (session.id, given.session.epoch)
+
+
+async def test_a_session_that_had_an_owner_or_has_servers_or_files_has_its_cli_started_by_its_own_owner(
+    house: House,
+) -> None:
+    new = await create(house.store)
+    assert house.sessions.early(new) is not None
+    for other in (
+        new.but(epoch=1),
+        new.but(uploads=("a manifest",)),
+        new.but(agent=Agent(mcp_servers={"docs": SERVER})),
+        new.but(environment=Environment(image=IMAGE)),
+    ):
+        assert house.sessions.early(other) is None
 
 
 async def test_a_new_supervisor_ends_the_owner_that_prepared_a_session(house: House) -> None:

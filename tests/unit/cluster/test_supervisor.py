@@ -50,6 +50,7 @@ class Fake:
     starts: list[Exception] = field(default_factory=list[Exception])
     started: list[str] = field(default_factory=list[str])
     ended: list[str] = field(default_factory=list[str])
+    early: list[Assignment | None] = field(default_factory=list[Assignment | None])
     asked_for_room: list[str] = field(default_factory=list[str])
     prepared: list[tuple[str, Assignment | None]] = field(default_factory=list[tuple[str, Assignment | None]])
     codes: dict[str, str] = field(default_factory=dict[str, str])
@@ -61,9 +62,12 @@ class Fake:
     async def check(self, environment: Environment) -> None:
         pass
 
-    async def start(self, name: str, environment: Environment, share: Share) -> None:
+    async def start(
+        self, name: str, environment: Environment, share: Share, early: Assignment | None = None
+    ) -> None:
         if self.starts:
             raise self.starts.pop(0)
+        self.early.append(early)
         self.alive[name] = None
         self.started.append(name)
 
@@ -603,7 +607,9 @@ async def test_a_session_that_waits_for_its_turn_to_start_says_so(
 class NoStart(Fake):
     """A host on which no owner gets ready, so that sessions wait for one that another gives back."""
 
-    async def start(self, name: str, environment: Environment, share: Share) -> None:
+    async def start(
+        self, name: str, environment: Environment, share: Share, early: Assignment | None = None
+    ) -> None:
         await asyncio.Event().wait()
 
 
