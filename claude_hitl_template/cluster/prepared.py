@@ -55,8 +55,8 @@ class PreparedSessions:
         self._preparing: asyncio.Task[None] | None = None
 
     def note(self, session: Session) -> None:
-        """Notes a session that gets its first owner. Sessions of alternating kinds are not expected: what is prepared for
-        one workspace would keep the spare owner from the others."""
+        """Notes a session that gets its first owner. Sessions of alternating kinds are not expected: a CLI that is
+        prepared for one workspace would keep the spare owner from the others."""
         kind = _Kind(session.workspace_id, session.agent, session.environment)
         self._expected = kind if self._last in (None, kind) and self._is_possible(kind) else None
         self._last, self._noted_at = kind, _now()
@@ -76,7 +76,7 @@ class PreparedSessions:
                 self._begin(self._prepare(owner, session))
 
     async def close(self) -> None:
-        """Cancels a preparation; what is prepared stays."""
+        """Cancels a preparation; a prepared CLI stays."""
         if self._preparing is not None:
             self._preparing.cancel()
             await asyncio.wait({self._preparing})
