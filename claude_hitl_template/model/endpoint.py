@@ -19,11 +19,22 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from claude_hitl_template.config import logs, network
+from claude_hitl_template.config import network
 from claude_hitl_template.errors import ConfigError, InvalidInput, Unauthorized, Unavailable
 from claude_hitl_template.model.call_ids import UniqueCallIds
 from claude_hitl_template.model.offline import Reply, Scenarios, count_tokens, message, respond, sse
-from claude_hitl_template.model.upstream import Answer, Call, Upstream
+from claude_hitl_template.model.upstream import (
+    AWAY,
+    COUNT_TOKENS,
+    MESSAGES,
+    NOT_SENT_BACK,
+    SENT_ON,
+    SENT_ON_PREFIXES,
+    Answer,
+    Call,
+    Upstream,
+    problem,
+)
 
 __all__ = [
     "Answer",
@@ -35,54 +46,13 @@ __all__ = [
     "upstream_client",
 ]
 
-MESSAGES = "/v1/messages"
-COUNT_TOKENS = "/v1/messages/count_tokens"
-
-# Only these leave the service; everything else that a client sends stays here, above all its key.
-SENT_ON = {
-    "accept",
-    "accept-encoding",
-    "content-encoding",
-    "content-length",
-    "content-type",
-    "user-agent",
-    "x-app",
-}
-SENT_ON_PREFIXES = ("anthropic-", "x-claude-code-", "x-stainless-")
-# Hop-by-hop headers (RFC 9110, 7.6.1), what the server sets itself, and cookies, which are the service's.
-NOT_SENT_BACK = {
-    "connection",
-    "date",
-    "keep-alive",
-    "proxy-authenticate",
-    "server",
-    "set-cookie",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-}
 # Seconds. The stream of a model is never silent for long, it pings; `pool` 5: no waiting for other sessions' streams.
 UPSTREAM_TIMEOUT = httpx.Timeout(90.0, connect=5.0, pool=5.0)
-# What cannot be reached, as an api_error: the CLI tries again as often as it may. After three of 529, or of an
-# overloaded_error, in a row it gives up.
-AWAY = 503
 _REFUSED_KEY = 401
 KEY_REFUSED = (
     "the model's service refused the key of this service: set ANTHROPIC_API_KEY (in the environment or in .env) to a "
     "valid key, start the service again (./hitl down, ./hitl up), then send your message again"
 )
-# https://docs.claude.com/en/api/errors
-_ERROR_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    504: "timeout_error",
-    529: "overloaded_error",
-}
 
 
 class OfflineUpstream:
@@ -301,14 +271,6 @@ class _Relay(Response):
         await self._sent.wait()
         while (await receive())["type"] != "http.disconnect":
             pass
-
-
-def problem(status: int, text: str, kind: str = "") -> dict[str, Any]:
-    return {
-        "type": "error",
-        "error": {"type": kind or _ERROR_TYPES.get(status, "api_error"), "message": text},
-        "request_id": logs.request_id() or None,
-    }
 
 
 def _error(status: int, text: str, kind: str = "", headers: Mapping[str, str] | None = None) -> Answer:

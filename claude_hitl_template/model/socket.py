@@ -13,15 +13,6 @@ from dataclasses import dataclass
 import httpx
 
 from claude_hitl_template.config import network
-from claude_hitl_template.model.endpoint import (
-    AWAY,
-    COUNT_TOKENS,
-    MESSAGES,
-    NOT_SENT_BACK,
-    SENT_ON,
-    SENT_ON_PREFIXES,
-    problem,
-)
 from claude_hitl_template.model.http1 import (
     ClientConnection,
     ClientGone,
@@ -31,6 +22,15 @@ from claude_hitl_template.model.http1 import (
     one_length,
     text_headers,
     while_there,
+)
+from claude_hitl_template.model.upstream import (
+    AWAY,
+    COUNT_TOKENS,
+    MESSAGES,
+    NOT_SENT_BACK,
+    SENT_ON,
+    SENT_ON_PREFIXES,
+    problem,
 )
 
 HELLO = "/api/hello"

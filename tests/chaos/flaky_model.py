@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from claude_hitl_template.model.endpoint import MESSAGES, Answer, Call, OfflineUpstream
+from claude_hitl_template.model.endpoint import OfflineUpstream
 from claude_hitl_template.model.offline import Scenarios
+from claude_hitl_template.model.upstream import MESSAGES, Answer, Call
 
 KEY = "the-run-has-a-model-of-its-own"
 STATUSES = {

@@ -12,8 +12,8 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-from claude_hitl_template.model.endpoint import MESSAGES, Answer, Call
 from claude_hitl_template.model.offline import Reply, Text, ToolUse, sse
+from claude_hitl_template.model.upstream import MESSAGES, Answer, Call
 from claude_hitl_template.session import gate
 from claude_hitl_template.session.runner import SessionRunner
 from tests.contract.test_session import House, driven, house, model_url

@@ -22,7 +22,11 @@ DRIVING = {f"{OURS}.session.runner", f"{OURS}.cluster.owner"}
             id="supervisor",
         ),
         pytest.param(("cluster.ingress",), SDK | DATABASE | {"kodosumi"} | DRIVING, id="ingress"),
-        pytest.param(("cluster.owner",), DATABASE | PAGES | {f"{OURS}.store.core"}, id="owner"),
+        pytest.param(
+            ("cluster.owner",),
+            DATABASE | PAGES | {f"{OURS}.store.core", f"{OURS}.model.endpoint"},
+            id="owner",
+        ),
     ],
 )
 def test_a_process_imports_what_it_needs_on_top_of_the_deployments(
