@@ -19,7 +19,7 @@ import ray
 from ray import serve
 
 from claude_hitl_template.cluster.deployments import build
-from claude_hitl_template.cluster.ledger import APP_NAME
+from claude_hitl_template.cluster.ledger_line import APP_NAME
 from claude_hitl_template.config import build_info, logs
 from claude_hitl_template.config.secret_files import prepare
 from claude_hitl_template.config.settings import Settings

@@ -24,11 +24,12 @@ from ray.util import list_named_actors
 from claude_hitl_template import code_version
 from claude_hitl_template.claude.limits import DiskUse, over_memory
 from claude_hitl_template.cluster.containers import runtime_env
+from claude_hitl_template.cluster.ledger_line import Line, reach
 from claude_hitl_template.cluster.owner_host import Assignment, Share
 from claude_hitl_template.config import logs
 from claude_hitl_template.domain.models import Environment
 from claude_hitl_template.errors import ConfigError
-from claude_hitl_template.store.protocol import Owners, Reachable
+from claude_hitl_template.store.protocol import Owners
 
 if TYPE_CHECKING:
     from claude_hitl_template.cluster.owner import SessionOwner
@@ -39,28 +40,21 @@ NAMESPACE = "claude-hitl"
 WATCH_S = 1.0
 # The supervisor imports this module, too, to start an owner: it needs neither the SDK nor what drives a session.
 OWNER = "claude_hitl_template.cluster.owner"
-LEDGER = "claude_hitl_template.cluster.ledger"  # it imports Ray Serve, which takes as long as everything else
 
 
 class ClaudeSessionActor:
     """Starts without a session, so that the pool can keep one ready: most of the time that a resume takes is this start."""
 
-    def __init__(self, log_level: str) -> None:
+    def __init__(self, log_level: str, ledger: Path | None = None) -> None:
+        """`ledger`: its socket on this machine; without one it is called through Ray Serve."""
         logs.configure(log_level)
-        self._ledger: Any = None  # the module
-        self._line: Any = None
-        self._connecting = asyncio.Lock()
+        self._line = Line(socket=ledger)
         self._code = code_version()
         self._owner: SessionOwner = _imported(OWNER).SessionOwner(self._store)
 
     async def ready(self) -> int:
         """Returns the process id once the ledger can be reached."""
-        async with self._connecting:
-            if self._ledger is None:
-                # In a thread: meanwhile the CLI of the session that the owner is started for starts.
-                self._ledger = await asyncio.to_thread(_imported, LEDGER)
-                self._line = self._ledger.line()
-        await self._ledger.reach(Reachable, self._line).ping()
+        await self._line.reached()
         return os.getpid()
 
     async def code(self) -> str:
@@ -79,6 +73,9 @@ class ClaudeSessionActor:
         """See `SessionOwner.prepare`."""
         return await self._owner.prepare(assignment)
 
+    def _store(self, capability: str) -> Owners:
+        return reach(Owners, self._line, capability)
+
     async def run(self, assignment: Assignment) -> str:
         """Returns why it ended: "parked", "taken over", or "died: <why>"."""
         # The SDK keeps a resumed transcript in the temporary folder: it lasts no longer than the owner.
@@ -90,9 +87,6 @@ class ClaudeSessionActor:
             )
         finally:
             await asyncio.to_thread(_end_children)  # the next session of this process starts with none
-
-    def _store(self, capability: str) -> Owners:
-        return self._ledger.reach(Owners, self._line, capability)
 
 
 def _imported(name: str) -> Any:
@@ -157,6 +151,7 @@ def create_actor(
     *,
     use_container: bool | None = None,
     log_level: str = "INFO",
+    ledger: Path | None = None,
 ) -> Any:
     """Starts an owner: detached, so that it outlives the process that started it, and never restarted by Ray.
 
@@ -166,6 +161,7 @@ def create_actor(
         share: The resources that Ray reserves for the actor.
         use_container: None: use one if the environment has an image. False: start a local process even if it has one.
         log_level: The level of the actor's log.
+        ledger: The ledger's socket on this machine, if it is known. A container does not see it.
 
     Returns:
         The actor's handle.
@@ -189,7 +185,7 @@ def create_actor(
     }
     if contained:
         options["runtime_env"] = runtime_env(str(environment.image))
-    return _actor_class().options(**options).remote(log_level)
+    return _actor_class().options(**options).remote(log_level, None if contained else ledger)
 
 
 @cache

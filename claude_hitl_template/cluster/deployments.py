@@ -11,7 +11,8 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from claude_hitl_template import code_version
-from claude_hitl_template.cluster.ledger import SUPERVISOR, LedgerService, Line, reach
+from claude_hitl_template.cluster.ledger import LedgerService
+from claude_hitl_template.cluster.ledger_line import SUPERVISOR, Line, reach
 from claude_hitl_template.config import logs
 from claude_hitl_template.config.secret_files import read_signing_key
 from claude_hitl_template.config.settings import Settings
@@ -59,7 +60,7 @@ class SupervisorService:
         self._supervisor = Supervisor(
             settings,
             reach(Supervision, to_ledger, Authority(signing_key).supervisor()),
-            RayOwnerHost(settings, self._preflight),
+            RayOwnerHost(settings, self._preflight, to_ledger),
             signing_key,
             environments=settings.all_environments(),
             floor=settings.floor(),

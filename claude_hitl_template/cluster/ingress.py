@@ -20,7 +20,7 @@ from claude_hitl_template.api.model_endpoint import build_model_app
 from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.sandbox import has_sandboxes
 from claude_hitl_template.cluster import kodosumi
-from claude_hitl_template.cluster.ledger import Line, reach
+from claude_hitl_template.cluster.ledger_line import Line, reach
 from claude_hitl_template.cluster.windows import image_facts, window
 from claude_hitl_template.config import build_info, logs, network
 from claude_hitl_template.config.secret_files import (

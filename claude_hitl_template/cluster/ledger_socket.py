@@ -192,16 +192,20 @@ class Route:
     """This process's connection to the ledger, in one event loop. It is opened in the background: a call never waits for
     it, but goes through the handle meanwhile.
 
-    `find` asks the ledger for its socket, and may raise one of `failures`.
+    `find` asks the ledger for its socket; `known` is one that was asked for already.
     """
 
-    def __init__(
-        self, find: Callable[[], Awaitable[Path | None]], failures: tuple[type[Exception], ...]
-    ) -> None:
-        self._find, self._failures = find, failures
+    def __init__(self, find: Callable[[], Awaitable[Path | None]], known: Path | None = None) -> None:
+        self._find, self._known = find, known
         self._connection: Connection | None = None
         self._opening: asyncio.Task[None] | None = None
         self._not_before = 0.0  # time.monotonic()
+        self._at: Path | None = None
+
+    @property
+    def at(self) -> Path | None:
+        """Where it is connected to; None without a connection."""
+        return self._at if self.connection() is not None else None
 
     def connection(self) -> Connection | None:
         found = self._connection
@@ -211,12 +215,23 @@ class Route:
             self._opening = asyncio.create_task(self._open())
         return None
 
+    async def is_open(self) -> bool:
+        """Whether there is a connection, once it is known."""
+        if self.connection() is None and self._opening is not None:
+            await asyncio.wait({self._opening})
+        return self.connection() is not None
+
     async def _open(self) -> None:
+        known, self._known = self._known, None
+        if not (await self._connect(known) or await self._connect(await self._find())):
+            self._not_before = time.monotonic() + RETRY_S
+
+    async def _connect(self, path: Path | None) -> bool:
+        if path is None:
+            return False
         try:
-            path = await self._find()
-            if path is not None:
-                self._connection = Connection(*await asyncio.open_unix_connection(path))
-                return
-        except (OSError, *self._failures) as error:
+            self._connection, self._at = Connection(*await asyncio.open_unix_connection(path)), path
+        except OSError as error:
             log.debug("the ledger's socket was not reached", why=str(error))
-        self._not_before = time.monotonic() + RETRY_S
+            return False
+        return True

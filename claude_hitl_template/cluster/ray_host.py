@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 
 from claude_hitl_template.cluster import actor
 from claude_hitl_template.cluster.containers import Preflight, why_not_started
+from claude_hitl_template.cluster.ledger_line import Line
 from claude_hitl_template.cluster.owner_host import Assignment, CannotStart, Capacity, OwnerLost, Share
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.models import Environment
@@ -23,10 +24,10 @@ PREPARE_S = 60.0  # a CLI starts within a few seconds, or not at all
 
 
 class RayOwnerHost:
-    """Finds actors by their names, so it also finds those that another process started."""
+    """Finds actors by their names, so it also finds those that another process started. `line`: to the ledger."""
 
-    def __init__(self, settings: Settings, preflight: Preflight) -> None:
-        self._settings, self._preflight = settings, preflight
+    def __init__(self, settings: Settings, preflight: Preflight, line: Line) -> None:
+        self._settings, self._preflight, self._line = settings, preflight, line
         self._handles: dict[str, Any] = {}  # of the actors that were started here, which need no lookup
 
     def contains(self, environment: Environment) -> bool:
@@ -64,7 +65,12 @@ class RayOwnerHost:
     ) -> None:
         try:
             started = await asyncio.to_thread(
-                actor.create_actor, name, environment, share, log_level=self._settings.log_level
+                actor.create_actor,
+                name,
+                environment,
+                share,
+                log_level=self._settings.log_level,
+                ledger=self._line.socket,
             )
             if early is not None:
                 started.prepare.remote(early)  # the owner waits for it when it gets the session

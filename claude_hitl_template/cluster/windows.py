@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from claude_hitl_template.cluster import kodosumi
-from claude_hitl_template.cluster.ledger import APP_NAME, SUPERVISOR, line, reach
+from claude_hitl_template.cluster.ledger_line import APP_NAME, SUPERVISOR, Line, reach
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.models import ImageFacts
 from claude_hitl_template.store.protocol import Windows
@@ -38,7 +38,7 @@ async def mirror_session(
 
     settings = Settings.load()
     services = WindowServices(
-        store=reach(Windows, line(), capability),
+        store=reach(Windows, Line(), capability),
         image_facts=image_facts,
         wait_s=settings.panel_wait_s,
         max_upload_bytes=settings.max_upload_bytes,

@@ -95,7 +95,7 @@ async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Weigh
     from ray.serve._private.request_router import replica_wrapper  # noqa: PLC0415
 
     from claude_hitl_template.cluster.deployments import Ledger  # noqa: PLC0415
-    from claude_hitl_template.cluster.ledger import APP_NAME, Line, reach  # noqa: PLC0415
+    from claude_hitl_template.cluster.ledger_line import APP_NAME, Line, reach  # noqa: PLC0415
 
     name, _ = claude_hitl_template.GRPC_LIMIT
     data = tmp_path_factory.mktemp("data")

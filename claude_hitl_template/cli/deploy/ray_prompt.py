@@ -12,7 +12,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from claude_hitl_template.cli.common import say, step
 from claude_hitl_template.cli.deploy.cluster import Cluster
 from claude_hitl_template.cli.deploy.rollout import check_versions, working_dir
-from claude_hitl_template.cluster.ledger import line, reach
+from claude_hitl_template.cluster.ledger_line import Line, reach
 from claude_hitl_template.config.secret_files import read_signing_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import HitlError, Unavailable
@@ -89,9 +89,9 @@ def _call_store(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     try:
         authority = Authority(read_signing_key(Settings.load()))
         if method in OPENED["ingress"]:
-            store: Any = reach(Clients, line(), authority.ingress())
+            store: Any = reach(Clients, Line(), authority.ingress())
         else:
-            store = reach(Supervision, line(), authority.supervisor())
+            store = reach(Supervision, Line(), authority.supervisor())
         return True, asyncio.run(getattr(store, method)(*args, **kwargs))
     except HitlError as error:
         return False, error

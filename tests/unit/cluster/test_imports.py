@@ -36,3 +36,10 @@ def test_a_process_imports_what_it_needs_on_top_of_the_deployments(
     code = f"import sys, {modules}; print(sorted({unused!r} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_an_owner_on_the_ledgers_machine_imports_no_ray_serve() -> None:
+    modules = f"{OURS}.cluster.actor, {OURS}.cluster.owner"
+    code = f"import sys, {modules}; print(sorted({{'ray.serve', 'grpc'}} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -21,7 +21,9 @@ from claude_hitl_template.testing.memory_backend import MemoryBackend
 with warnings.catch_warnings(
     action="ignore", category=DeprecationWarning
 ):  # Ray Serve's own, as it is imported
-    from claude_hitl_template.cluster.ledger import LedgerService, Line, reach
+    import claude_hitl_template.cluster.ledger_handle  # noqa: F401 - a line imports it in the end
+    from claude_hitl_template.cluster.ledger import LedgerService
+    from claude_hitl_template.cluster.ledger_line import Line, reach
 
 TOO_LARGE = AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, Metadata(), Metadata())
 AUTHORITY = Authority(SigningKey(b"k" * 32))

@@ -21,8 +21,9 @@ from claude_hitl_template.store.protocol import Clients
 with warnings.catch_warnings(
     action="ignore", category=DeprecationWarning
 ):  # Ray Serve's own, as it is imported
-    from claude_hitl_template.cluster import ledger_socket
-    from claude_hitl_template.cluster.ledger import Line, reach
+    import claude_hitl_template.cluster.ledger_handle  # noqa: F401 - a line imports it in the end
+    from claude_hitl_template.cluster import ledger_line, ledger_socket
+    from claude_hitl_template.cluster.ledger_line import Line, reach
     from claude_hitl_template.cluster.ledger_socket import Connection, LedgerSocket, SocketLost
 
 AUTHORITY = Authority(SigningKey(b"k" * 32))
@@ -134,6 +135,22 @@ async def test_calls_go_over_the_socket_once_there_is_a_connection(ledger: Ledge
     assert await last_seq(ledger) == 7
     assert ledger.by_socket == [("last_seq", ("s", None), {})]
     assert not ledger.by_handle
+
+
+async def test_a_socket_that_is_known_needs_no_handle(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_line, "_BY_HANDLE", "no.such.module")
+    line = Line(socket=ledger.path)
+    await line.reached()
+    assert await reach(Clients, line, OURS).last_seq("s", None) == 7
+    assert line.socket == ledger.path
+
+
+async def test_a_known_socket_that_leads_nowhere_is_asked_for_anew(ledger: Ledger, tmp_path: Path) -> None:
+    line = Line(ledger, socket=tmp_path / "gone.sock")
+    await line.reached()
+    assert line.socket == ledger.path
 
 
 async def test_an_error_of_ours_comes_back_as_what_it_is(ledger: Ledger) -> None:
