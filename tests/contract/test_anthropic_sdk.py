@@ -84,7 +84,7 @@ class Client:
         deadline = time.monotonic() + WAIT_S
         while self.sessions.retrieve(session_id).status in ("running", "rescheduling"):
             assert time.monotonic() < deadline, self.types(session_id)
-            time.sleep(0.05)
+            time.sleep(0.1)
         newest = self.sessions.events.list(session_id, types=["session.status_idle"], order="desc", limit=1)
         return newest.data[0].stop_reason
 
@@ -503,8 +503,17 @@ def _interrupt(client: Client) -> str:
     return session_id
 
 
-@pytest.mark.parametrize("scenario", [_batch, _question, _plan, _subagent, _denial, _error, _interrupt])
-@pytest.mark.parametrize("house", ["awake", "parked"])
+SCENARIOS = (_batch, _question, _plan, _subagent, _denial, _error, _interrupt)
+
+
+@pytest.mark.parametrize(
+    ("house", "scenario"),
+    [
+        pytest.param(house, scenario, marks=[pytest.mark.slow] * ((number + houses) % 2))
+        for houses, house in enumerate(["parked", "awake"])
+        for number, scenario in enumerate(SCENARIOS)
+    ],
+)
 def test_every_event_is_what_the_sdk_declares(house: str, scenario: Any, request: pytest.FixtureRequest):
     client: Client = request.getfixturevalue(house)
     session_id = scenario(client)

@@ -206,7 +206,8 @@ MISFORTUNES: dict[str, tuple[list[Misfortune], list[str]]] = {
     "malformed": ([stream_that_ends("malformed")], []),
     "no API": ([no_api_at_all], []),
 }
-SLOW_TO_PASS = ("silence", "no API", "malformed")  # the CLI waits for some seconds before it asks again
+# As the others, or the CLI waits for some seconds before it asks again.
+SLOW_TO_PASS = ("529", "silence", "no API", "malformed")
 
 
 @pytest.mark.parametrize(
@@ -353,7 +354,10 @@ if os.getuid() == 0:  # else the agent is the service's own user
 
 @pytest.mark.parametrize(
     "broken",
-    [pytest.param(b, marks=[pytest.mark.slow] * (b in (hanging, hanging_later))) for b in BROKEN_CLIS],
+    [
+        pytest.param(broken, marks=[pytest.mark.slow] * (broken not in (missing, too_old, crashing)))
+        for broken in BROKEN_CLIS
+    ],
     ids=lambda f: f.__name__,
 )
 async def test_a_cli_that_is_no_good_ends_the_turn_with_what_to_mend_and_is_not_started_again(

@@ -203,11 +203,13 @@ READ_BACK = "what is in the file"
     ("place", "policy", "asked"),
     [
         (".dependency-manifest.json", PermissionPolicy(), False),
-        ("template_user/.claude/skills/greet/more.md", PermissionPolicy(), False),
-        ("plugins/tools/plugins/lint/more.md", PermissionPolicy(), False),
+        pytest.param(
+            "template_user/.claude/skills/greet/more.md", PermissionPolicy(), False, marks=pytest.mark.slow
+        ),
+        pytest.param("plugins/tools/plugins/lint/more.md", PermissionPolicy(), False, marks=pytest.mark.slow),
         ("config-1/skills/greet/more.md", PermissionPolicy(), False),  # as the CLI tells the model
         ("plugins/link.md", PermissionPolicy(), True),
-        ("elsewhere.md", PermissionPolicy(), True),
+        pytest.param("elsewhere.md", PermissionPolicy(), True, marks=pytest.mark.slow),
         (".dependency-manifest.json", PermissionPolicy(default="always_ask"), True),
     ],
 )
@@ -316,10 +318,10 @@ async def test_a_command_or_skill_runs_no_shell_while_it_is_read(tmp_path: Path,
     ("place", "text"),
     [
         ("template_user/.claude/settings.json", "{"),
-        ("workspace/.claude/settings.json", "[]"),
-        ("workspace/.claude/settings.local.json", "nonsense"),
-        ("etc/managed-settings.json", "{"),
-        ("etc/managed-settings.json", "{}"),
+        pytest.param("workspace/.claude/settings.json", "[]", marks=pytest.mark.slow),
+        pytest.param("workspace/.claude/settings.local.json", "nonsense", marks=pytest.mark.slow),
+        pytest.param("etc/managed-settings.json", "{", marks=pytest.mark.slow),
+        pytest.param("etc/managed-settings.json", "{}", marks=pytest.mark.slow),
         ("etc/managed-settings.json", '{"allowManagedHooksOnly": "yes"}'),
     ],
 )
@@ -350,9 +352,9 @@ def report(**given: Any) -> str:
 @pytest.mark.parametrize(
     "agent",
     [
-        {},
-        {"permission_mode": "plan"},
-        {"policy": PermissionPolicy(default="always_ask")},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"permission_mode": "plan"}, marks=pytest.mark.slow),
+        pytest.param({"policy": PermissionPolicy(default="always_ask")}, marks=pytest.mark.slow),
         {"policy": PermissionPolicy(default="always_deny")},
     ],
 )

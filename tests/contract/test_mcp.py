@@ -130,8 +130,12 @@ def test_a_toolset_says_for_each_tool_whether_it_asks(permitted: Client, notes: 
 @pytest.mark.parametrize(
     ("toolset", "runs"),
     [
-        ({"default_config": {"enabled": False}, "configs": [{"name": "add", "enabled": True}]}, True),
-        ({"default_config": {"enabled": False}}, False),
+        pytest.param(
+            {"default_config": {"enabled": False}, "configs": [{"name": "add", "enabled": True}]},
+            True,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"default_config": {"enabled": False}}, False, marks=pytest.mark.slow),
         ({"configs": [{"name": "add", "enabled": False}]}, False),
     ],
     ids=["the only one switched on", "all switched off", "switched off"],
@@ -176,7 +180,7 @@ def test_a_server_that_cannot_be_reached_is_said_with_the_reason_and_the_session
         check_event(raw)
 
 
-@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("name", [pytest.param("127.0.0.1", marks=pytest.mark.slow), "localhost"])
 async def test_a_stored_session_connects_to_no_private_server_that_is_not_listed(
     tmp_path: Path, model_url: str, name: str
 ):

@@ -184,7 +184,14 @@ async def test_a_denied_write_makes_no_file_and_the_model_says_why(cli: Cli):
     assert "a human said no" in turn.texts[-1]
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS.known, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(scenario, marks=[pytest.mark.slow] * (scenario.name not in ("batch", "plan")))
+        for scenario in SCENARIOS.known
+    ],
+    ids=lambda scenario: scenario.name,
+)
 async def test_every_shipped_scenario_runs_to_its_end_when_all_is_allowed(cli: Cli, scenario: Any):
     (cli.folder / "hello.txt").write_text("Hello from the test.\n")
     turn = await cli.turn(
@@ -227,7 +234,12 @@ async def test_a_held_call_is_made_again_after_parking_and_the_scenario_ends_onc
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(401, "authentication_failed"), (429, "rate_limit"), (500, "server_error"), (529, "server_error")],
+    [
+        (401, "authentication_failed"),
+        pytest.param(429, "rate_limit", marks=pytest.mark.slow),
+        pytest.param(500, "server_error", marks=pytest.mark.slow),
+        pytest.param(529, "server_error", marks=pytest.mark.slow),
+    ],
 )
 async def test_an_error_status_is_retried_and_then_ends_the_turn(cli: Cli, status: int, error: str):
     turn = await cli.turn(f"```scenario\n- error: {{status: {status}, message: simulated outage}}\n```")
@@ -245,7 +257,7 @@ async def test_retry_after_is_obeyed(cli: Cli):
     assert 2000 <= retry["retry_delay_ms"] < 3000
 
 
-@pytest.mark.parametrize("status", ["cut", "malformed"])
+@pytest.mark.parametrize("status", ["cut", pytest.param("malformed", marks=pytest.mark.slow)])
 async def test_a_stream_that_breaks_off_in_its_first_block_is_asked_for_again(cli: Cli, status: str):
     turn = await cli.turn(
         f"```scenario\n- {{text: One two three four five six., error: {{status: {status}}}}}\n```"
@@ -255,7 +267,7 @@ async def test_a_stream_that_breaks_off_in_its_first_block_is_asked_for_again(cl
     assert not turn.result.is_error
 
 
-@pytest.mark.parametrize("status", ["cut", "malformed"])
+@pytest.mark.parametrize("status", [pytest.param("cut", marks=pytest.mark.slow), "malformed"])
 async def test_a_call_that_was_cut_off_is_made_again_and_runs_once(cli: Cli, status: str):
     turn = await cli.turn(
         "```scenario\n"

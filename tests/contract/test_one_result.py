@@ -44,7 +44,7 @@ async def decide_all(h: House, *results: str) -> None:
     raise AssertionError("it is asked without end")
 
 
-@pytest.mark.parametrize("result", ["allow", "deny"])
+@pytest.mark.parametrize("result", ["allow", pytest.param("deny", marks=pytest.mark.slow)])
 async def test_a_held_call_of_a_subagent_runs_under_the_id_that_was_decided(
     tmp_path: Path, model_url: str, result: str
 ):
@@ -74,7 +74,13 @@ async def test_calls_of_two_subagents_are_shown_once_each(tmp_path: Path, model_
     assert sorted((h.workspace / "ran").read_text().split()) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("results", [("allow",), ("deny",), ("allow", "deny"), ("deny", "allow")])
+@pytest.mark.parametrize(
+    "results",
+    [
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (("allow",), ("deny",), ("allow", "deny"))),
+        ("deny", "allow"),
+    ],
+)
 async def test_the_calls_of_a_batch_have_one_result_each(
     tmp_path: Path, model_url: str, results: tuple[str, ...]
 ):

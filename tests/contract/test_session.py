@@ -419,8 +419,15 @@ async def let_days_pass(h: House, clock: FakeClock, days: int) -> None:
     await h.store.append_transcript(key, entries)
 
 
-@pytest.mark.parametrize("result", ["allow", "deny"])
-@pytest.mark.parametrize("ttl_days", [None, 40])
+@pytest.mark.parametrize(
+    ("ttl_days", "result"),
+    [
+        (40, "allow"),
+        (None, "deny"),
+        pytest.param(None, "allow", marks=pytest.mark.slow),
+        pytest.param(40, "deny", marks=pytest.mark.slow),
+    ],
+)
 async def test_what_is_decided_after_35_days_and_a_retention_of_one_runs_or_not_as_decided(
     tmp_path: Path, model_url: str, ttl_days: int | None, result: str
 ):

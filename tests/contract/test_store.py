@@ -904,7 +904,7 @@ async def test_a_denied_call_is_never_claimed(store: CoreStore):
 
 @pytest.mark.takes_long("many people decide at once, on each database")
 async def test_of_decisions_at_once_the_first_wins(store: CoreStore, backend: Any):
-    rounds = 200 if isinstance(backend, MemoryBackend) else 100
+    rounds = 200 if isinstance(backend, MemoryBackend) else 40
     session_id, chance = await begun(store), random.Random(1)
     kinds: list[dict[str, Any]] = [
         {"result": "allow"},

@@ -51,7 +51,7 @@ async def decide_all(h: House, result: str, **more: Any) -> None:
         await h.drive()
 
 
-@pytest.mark.parametrize("result", ["deny", "allow"])
+@pytest.mark.parametrize("result", [pytest.param("deny", marks=pytest.mark.slow), "allow"])
 async def test_the_reminder_of_held_calls_opens_no_file(
     tmp_path: Path, model: Model, outside: Path, result: str
 ):
@@ -152,7 +152,14 @@ async def test_what_a_human_says_with_a_decision_is_not_expanded(tmp_path: Path,
     assert SECRET not in told
 
 
-@pytest.mark.parametrize("command", ["/heapdump", "/config verbose=true", "/mcp", "/reload-plugins", "/fast"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "/heapdump",
+        "/config verbose=true",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("/mcp", "/reload-plugins", "/fast")),
+    ],
+)
 async def test_a_command_of_the_cli_that_does_more_than_talk_is_said_to_the_model(
     tmp_path: Path, model: Model, command: str, monkeypatch: pytest.MonkeyPatch
 ):

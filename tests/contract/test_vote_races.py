@@ -27,7 +27,7 @@ PEOPLE = 5
 LANES = 4  # races at a time, each among people of its own
 CALLS = 20  # of a session
 FAST = {"memory": 400, "sqlite": 40, "postgres": 20}
-MANY = {"memory": 1_000, "sqlite": 2_000, "postgres": 2_000}  # with each of two quorums: ten thousand in all
+MANY = {"memory": 1_000, "sqlite": 1_000, "postgres": 1_000}  # with each of two quorums: six thousand in all
 RACES = [
     *(pytest.param(name, count, id=f"{name}-fast") for name, count in FAST.items()),
     *(pytest.param(name, count, id=f"{name}-slow", marks=pytest.mark.slow) for name, count in MANY.items()),

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claude_hitl_template.errors import InvalidInput
@@ -81,6 +81,7 @@ async def test_shards_that_contradict_each_other_are_refused() -> None:
         await load(blobs.keep(*shards, root), blobs.get)
 
 
+@settings(max_examples=30)
 @given(
     paths=st.sets(st.text("ab\udce9\u00fc", min_size=1, max_size=30), min_size=300, max_size=400),
     linked=st.integers(0, 300),
