@@ -10,9 +10,10 @@ import argparse
 import signal
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
+from http.client import HTTPConnection, HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 from ray._private import services
 from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
@@ -22,8 +23,8 @@ from ray._private.resource_isolation_config import ResourceIsolationConfig
 
 # Each is a process. The others show Ray Data, Ray Train, and what a Prometheus and a Grafana that are not here have.
 MODULES = ("UsageStatsHead", "JobHead", "ServeHead", "StateHead", "ReportHead", "NodeHead", "EventHead")
-DASHBOARD_S = 120.0  # an application that is not healthy by then may need the dashboard to be understood
-POLL_S = 0.25
+PATIENCE_S = 120.0  # an application that is not healthy by then may need the dashboard to be understood
+POLL_S = 0.5
 WATCH_S = 1.0
 ASKED_TO = (
     0,
@@ -34,13 +35,17 @@ ASKED_TO = (
 
 
 class Head(Node):  # pyright: ignore[reportUntypedBaseClass]
-    """The node whose dashboard is started by itself, later: what starts first needs the processors more."""
+    """The node whose dashboard and Ray Client server start later: what is started first needs the processors more."""
+
+    def start_ray_client_server(self) -> None:
+        """Called by Ray in the middle of its start."""
 
     def start_api_server(self, **_: Any) -> None:
         """Called by Ray in the middle of its start."""
 
-    def start_dashboard(self) -> None:
-        """Returns when the dashboard answers. A failure is logged, and the cluster works without it."""
+    def start_the_rest(self) -> None:
+        """Returns when the dashboard answers. Its failure is logged, and the cluster works without it."""
+        super().start_ray_client_server()
         start = services.start_ray_process
 
         def with_modules(command: list[str], *args: Any, **kwargs: Any) -> Any:
@@ -59,19 +64,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ensure_token_if_auth_enabled(create_token_if_missing=False)
     head = Head(params(given), head=True, shutdown_at_exit=True, spawn_reaper=True)
     print(f"Ray runs at {head.address}", flush=True)
-    ended = watch(head, lambda: is_healthy(given.dashboard_after))
+    ended = watch(head, lambda: is_healthy(given.rest_after))
     head.kill_all_processes(check_alive=False, allow_graceful=False)
     sys.exit(f"ended unexpectedly: {', '.join(ended)}; its logs are in {head.get_logs_dir_path()}")
 
 
 def watch(head: Head, healthy: Callable[[], bool]) -> list[str]:
-    """Starts the dashboard when the service is healthy, or after DASHBOARD_S; returns what ended unexpectedly."""
-    deadline, started = time.monotonic() + DASHBOARD_S, False
+    """Starts the rest when the service is healthy, or after PATIENCE_S; returns what ended unexpectedly."""
+    deadline, started = time.monotonic() + PATIENCE_S, False
     while not (
         ended := [kind for kind, process in head.dead_processes() if process.returncode not in ASKED_TO]
     ):
         if not started and (healthy() or time.monotonic() > deadline):
-            head.start_dashboard()
+            head.start_the_rest()
             started = True
         time.sleep(WATCH_S if started else POLL_S)
     return ended
@@ -89,7 +94,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--num-cpus", type=int)
     parser.add_argument(
-        "--dashboard-after", required=True, help="address that answers once the service is healthy"
+        "--rest-after", required=True, help="address that answers once the service is healthy"
     )
     return parser.parse_args(arguments)
 
@@ -116,12 +121,15 @@ def params(given: argparse.Namespace) -> RayParams:
 
 def is_healthy(url: str) -> bool:
     """Whether `url` answers with a 200."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    at = urlsplit(url)
+    connection = HTTPConnection(at.netloc, timeout=5)
     try:
-        with direct.open(url, timeout=5):
-            return True
-    except OSError:  # any other status is one, too
+        connection.request("GET", at.path)
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 
-from claude_hitl_template.cli.host.panel import SERVER
+from claude_hitl_template.cli.host.panel import SERVER, SPOOLER
 from tests.integration.harness import KEY, PATIENCE_S, Conversation, Service, kill, wait_for
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def kodosumi(service: Service) -> dict[str, psutil.Process]:
             line, folder = process.cmdline(), process.cwd()
         except (psutil.Error, FileNotFoundError):  # it ended meanwhile
             continue
-        if {"kodosumi.cli", SERVER}.isdisjoint(line) or not Path(folder).is_relative_to(service.root):
+        if {SPOOLER, SERVER}.isdisjoint(line) or not Path(folder).is_relative_to(service.root):
             continue
         found["panel" if SERVER in line else "spooler"] = process
     return found

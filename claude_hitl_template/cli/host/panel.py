@@ -48,6 +48,7 @@ LAST_LINES = 8
 NAMES = ("spooler", "panel")
 UNGUARDED = "unguarded panel"  # Kodosumi's own, which earlier versions started
 SERVER = "claude_hitl_template.panel.server"
+SPOOLER = "claude_hitl_template.panel.spooler"
 
 
 def routes_url(settings: Settings) -> str:
@@ -190,15 +191,16 @@ def _name(process: psutil.Process) -> str | None:
         return None
     if SERVER in line:
         return "panel"
+    if SPOOLER in line:
+        return "spooler"
     if "kodosumi.cli" not in line:
         return None
+    # Kodosumi's own spooler, which earlier versions started, does the same with more work.
     return "spooler" if "spool" in line else UNGUARDED if "serve" in line else None
 
 
 def _start(settings: Settings, name: str) -> None:
-    what = ["-m", "kodosumi.cli", "spool", "--block"]
-    if name == "panel":
-        what = ["-m", SERVER, "--register", routes_url(settings)]
+    what = ["-m", SERVER, "--register", routes_url(settings)] if name == "panel" else ["-m", SPOOLER]
     with (settings.logs_dir / f"{name}.log").open("ab") as log:
         subprocess.Popen(  # noqa: S603
             [sys.executable, *what],
@@ -235,7 +237,7 @@ def write_settings(settings: Settings) -> None:
         # There is none: a redeploy from the panel would delete the service, which is not deployed from a file.
         "YAML_BASE": str(folder / "config" / "config.yaml"),
         "CHUNK_SIZE": str(CHUNK_BYTES),
-        "SPOOLER_INTERVAL": "1",  # seconds between two looks for new flows, each of which three processes work for
+        "SPOOLER_INTERVAL": "0.5",  # seconds between two looks for new flows
     }
     write_secret(folder / ".env", "".join(f"KODO_{name}='{value}'\n" for name, value in values.items()))
 

@@ -3,6 +3,7 @@
 import hmac
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -144,33 +145,35 @@ def _start_missing(settings: Settings, step: Step, make_postgres: bool, *, resta
 
 
 def _start_pages(settings: Settings, step: Step, *, stale: bool) -> list[str]:
-    """Starts the panel, and waits for it and for Ray's dashboard. The application needs neither, and would be ready later if
-    they started with it.
+    """Starts the panel, and waits for it and for what Ray's head starts once the application is healthy: it needs neither,
+    and would be ready later if they started together.
 
     `stale`: the application was deployed just now, so the panel must read its entries again.
     """
     started = panel.start_missing(settings) if settings.panel else []
     changed = settings.panel and (started or stale or panel.check_panel(settings).problem)
-    if changed or not _has_dashboard(settings):
+    if changed or not _is_complete(settings):
         follows = "Ray's dashboard and the panel follow" if settings.panel else "Ray's dashboard follows"
         with step(f"REST is ready at {settings.base_url}/v1; {follows}"):
-            _wait_for_dashboard(settings)
+            _until_complete(settings)
             if settings.panel:
                 panel.wait(settings)
     return [f"started the {name}" for name in started]
 
 
-def _has_dashboard(settings: Settings) -> bool:
+def _is_complete(settings: Settings) -> bool:
+    """Whether Ray's dashboard and its server for Ray Client answer."""
     try:
+        socket.create_connection((node_address(settings), settings.ray_client_port), timeout=5).close()
         url = f"{settings.own_dashboard}/api/authentication_mode"
         return network.request("GET", url, timeout=5).is_success
-    except httpx.HTTPError:
+    except (OSError, httpx.HTTPError):
         return False
 
 
-def _wait_for_dashboard(settings: Settings) -> None:
+def _until_complete(settings: Settings) -> None:
     deadline = time.monotonic() + START_S
-    while not _has_dashboard(settings):
+    while not _is_complete(settings):
         _check_head(settings)
         if time.monotonic() > deadline:
             log_path = settings.logs_dir / "ray.log"
@@ -273,7 +276,7 @@ def _start_ray(settings: Settings) -> None:
         f"--port={settings.ray_port}", f"--ray-client-server-port={settings.ray_client_port}",
         f"--dashboard-host={settings.host}", f"--dashboard-port={settings.dashboard_port}",
         f"--node-ip-address={node_address(settings)}", f"--temp-dir={temp_dir(settings)}",
-        f"--dashboard-after={settings.base_url}/v1/health",
+        f"--rest-after={settings.base_url}/v1/health",
         *([f"--num-cpus={settings.ray_num_cpus}"] if settings.ray_num_cpus else []),
     ]  # fmt: skip
     with (settings.logs_dir / "ray.log").open("wb") as log:

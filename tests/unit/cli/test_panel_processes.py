@@ -156,7 +156,7 @@ def test_what_does_not_run_is_named(prepared: Settings) -> None:
         "the spooler does not run",
         "./hitl up",
     )
-    with stand_in(prepared, "spool", "--block") as spooler:
+    with stand_in(prepared, module=panel.SPOOLER) as spooler:
         found = check_panel(prepared)
     assert found.spooler == spooler.pid
     assert found.problem == "the panel does not run"
@@ -167,7 +167,7 @@ def test_only_processes_of_our_cluster_are_ours(
 ) -> None:
     other = make_settings(data_dir=tmp_path / "other")
     with (
-        stand_in(other, "spool", "--block"),
+        stand_in(other, module=panel.SPOOLER),
         stand_in(prepared, "--register", "x", module=panel.SERVER) as served,
     ):
         assert {name: process.pid for name, process in running(prepared).items()} == {"panel": served.pid}

@@ -15,7 +15,7 @@ from claude_hitl_template.cluster import head
 
 OPTIONS = [
     "--head", "--port=6379", "--ray-client-server-port=10001", "--dashboard-port=8265", "--node-ip-address=127.0.0.2",
-    "--dashboard-host=127.0.0.1", "--temp-dir=/nowhere", "--dashboard-after=http://127.0.0.1:8001/",
+    "--dashboard-host=127.0.0.1", "--temp-dir=/nowhere", "--rest-after=http://127.0.0.1:8001/",
 ]  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def test_the_modules_of_the_dashboard_are_some_of_rays() -> None:
     assert known > set(head.MODULES)
 
 
-def test_the_dashboard_is_started_with_these_modules_and_not_in_the_middle_of_rays_start(
+def test_dashboard_and_client_server_are_not_started_in_the_middle_of_rays_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[list[str]] = []
@@ -45,12 +45,14 @@ def test_the_dashboard_is_started_with_these_modules_and_not_in_the_middle_of_ra
         services.start_ray_process(["dashboard"], "dashboard", fate_share=False)
 
     monkeypatch.setattr(services, "start_ray_process", start_process)
+    monkeypatch.setattr(Node, "start_ray_client_server", lambda _: start_process(["client server"]))
     monkeypatch.setattr(Node, "start_api_server", start_api_server)
     node = object.__new__(head.Head)  # without Ray
+    node.start_ray_client_server()
     node.start_api_server(include_dashboard=None, raise_on_failure=False)
     assert started == []
-    node.start_dashboard()
-    assert started == [["dashboard", f"--modules-to-load={','.join(head.MODULES)}"]]
+    node.start_the_rest()
+    assert started == [["client server"], ["dashboard", f"--modules-to-load={','.join(head.MODULES)}"]]
 
 
 @dataclass
@@ -62,14 +64,14 @@ class Watched(head.Head):
     """A head whose processes end with these statuses at the third look."""
 
     def __init__(self, *statuses: int) -> None:
-        self.statuses, self.looks, self.dashboards = statuses, 0, 0
+        self.statuses, self.looks, self.rests = statuses, 0, 0
 
     def dead_processes(self) -> list[tuple[str, Ended]]:
         self.looks += 1
         return [(f"process {status}", Ended(status)) for status in self.statuses if self.looks > 2]
 
-    def start_dashboard(self) -> None:
-        self.dashboards += 1
+    def start_the_rest(self) -> None:
+        self.rests += 1
 
 
 def test_the_dashboard_is_started_once_when_the_service_is_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,14 +79,14 @@ def test_the_dashboard_is_started_once_when_the_service_is_healthy(monkeypatch: 
     answers = [False, True]
     node = Watched(0, -15, 1)  # those that SIGTERM ended were asked to
     assert head.watch(node, lambda: answers.pop(0)) == ["process 1"]
-    assert (answers, node.dashboards) == ([], 1)
+    assert (answers, node.rests) == ([], 1)
 
 
 def test_the_dashboard_comes_in_the_end_without_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "DASHBOARD_S", 0.0)
+    monkeypatch.setattr(head, "PATIENCE_S", 0.0)
     node = Watched(1)
     head.watch(node, lambda: False)
-    assert node.dashboards == 1
+    assert node.rests == 1
 
 
 def test_only_an_answer_of_200_is_healthy() -> None:
