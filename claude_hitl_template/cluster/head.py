@@ -35,7 +35,7 @@ ASKED_TO = (
 
 
 class Head(Node):  # pyright: ignore[reportUntypedBaseClass]
-    """The node whose dashboard and Ray Client server start later: what is started first needs the processors more."""
+    """The node whose dashboard and Ray Client server start later: the others need the processors more."""
 
     def start_ray_client_server(self) -> None:
         """Called by Ray in the middle of its start."""

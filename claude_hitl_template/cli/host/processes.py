@@ -106,6 +106,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_task_events_report_interval_ms": "0",
         "RAY_event_stats": "false",
         "METRICS_RECORD_INTERVAL_S": "60",
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
         "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
         # Importing Kodosumi would load a .env of a parent folder into the environment, and create folders there.
