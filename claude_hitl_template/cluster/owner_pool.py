@@ -17,6 +17,7 @@ from claude_hitl_template.presentation.text import size
 log = structlog.get_logger()
 WARM_AGAIN_S, WARM_AGAIN_MOST_S = 5.0, 600.0  # between two failed tries to start a spare
 ROOM_S = 0.5  # between two capacity checks; an owner that ends frees its share within a second or two
+CALM_S = 1.0  # after a session got an owner: its start needs the CPU more than the next spare owner does
 QUEUE_S = 5.0  # a session that waits longer for its turn to start reports it
 REST_S = 60.0  # an owner whose session parked is kept for so long, beyond the spare owners
 MOST_SESSIONS = 50  # that one owner drives, one after another: bounds what its process may leak
@@ -71,9 +72,10 @@ class OwnerPool:
         *,
         queue_s: float = QUEUE_S,
         rest_s: float = REST_S,
+        calm_s: float = CALM_S,
     ) -> None:
         self._settings, self._host, self._on_wait = settings, host, on_wait
-        self._queue_s, self._rest_s = queue_s, rest_s
+        self._queue_s, self._rest_s, self._calm_s = queue_s, rest_s, calm_s
         self.share = Share(
             settings.session_cpus,
             settings.session_memory_bytes,
@@ -88,6 +90,7 @@ class OwnerPool:
         self._warming: asyncio.Task[None] | None = None
         self._warm_up = Backoff(WARM_AGAIN_S, WARM_AGAIN_MOST_S)
         self._taking = 0
+        self._calm_at = 0.0
         # Owners that were requested and do not answer yet; the host's capacity may not include them.
         self._coming = 0
         self._waiters: deque[_Waiter] = deque()
@@ -119,6 +122,7 @@ class OwnerPool:
             return await self._spare(session, environment) or await self._next(session, environment, early)
         finally:
             self._taking -= 1
+            self._calm_at = self._now() + self._calm_s
 
     async def give_back(self, owner: Owner, workspace_id: str) -> None:
         """Takes back an owner whose session parked: the workspace's next session gets it, or it becomes a spare or ends."""
@@ -139,21 +143,19 @@ class OwnerPool:
         await self._host.end(owner.name)
 
     async def tend_spares(self) -> None:
-        """Starts a missing spare; one at a time, and none while a session starts, which needs the CPU. Ends owners that have
+        """Starts a missing spare; one at a time, none while a session starts, and none shortly after. Ends owners that have
         rested for long."""
         while self._resting and self._resting[0][0] <= self._now():
             await self._host.end(self._resting.popleft()[1].name)
         wanted = len(self._spares) < self._settings.spare_owners and not self._warm_up.left_s
-        busy = self._taking > 0 or (self._warming is not None and not self._warming.done())
-        if wanted and not busy:
+        if wanted and not self._busy:
             self._warming = asyncio.create_task(self._warm())
             self._warming.add_done_callback(self._warmed)
 
     def prepare(self, session: Session) -> Owner | None:
         """Returns a spare owner that may start this session's CLI before the session exists; None if there is none now, or
         one has done so, or sessions start. It stays a spare owner for the sessions of the same workspace."""
-        starting = self._taking > 0 or (self._warming is not None and not self._warming.done())
-        if starting or any(spare.prepared for spare in self._spares):
+        if self._busy or any(spare.prepared for spare in self._spares):
             return None
         for at, spare in enumerate(self._spares):
             if spare.fits(session.workspace_id, session.environment):
@@ -180,6 +182,11 @@ class OwnerPool:
             await asyncio.wait({self._warming})
 
     # -- spares
+
+    @property
+    def _busy(self) -> bool:
+        warming = self._warming is not None and not self._warming.done()
+        return warming or self._taking > 0 or self._now() < self._calm_at
 
     async def _spare(self, session: Session, environment: Environment) -> Owner | None:
         if environment.image != self._spare_environment.image:

@@ -19,7 +19,6 @@ from claude_hitl_template.store.protocol import Supervision
 
 log = structlog.get_logger()
 KEPT_S = 300.0  # without a new session; a CLI that waits uses 130 MB
-CALM_S = 1.0  # after a session got its owner: its start needs the CPU
 FIRST_EPOCH = 1
 
 type Assign = Callable[[Session, Environment], Assignment]
@@ -45,10 +44,9 @@ class PreparedSessions:
         assign: Assign,
         *,
         kept_s: float = KEPT_S,
-        calm_s: float = CALM_S,
     ) -> None:
         self._store, self._host, self._pool, self._assign = store, host, pool, assign
-        self._kept_s, self._calm_s = kept_s, calm_s
+        self._kept_s = kept_s
         self._last: _Kind | None = None
         self._expected: _Kind | None = None
         self._noted_at = 0.0
@@ -68,7 +66,7 @@ class PreparedSessions:
             self._last = self._expected = None
             if self._pool.prepared() and not self._busy:
                 self._begin(self._pool.end_prepared())
-        elif self._expected is not None and since_s >= self._calm_s and not self._busy:
+        elif self._expected is not None and not self._busy:
             session = _session(self._expected)
             owner = self._pool.prepare(session)
             if owner is not None:

@@ -109,6 +109,7 @@ class House:
                 id="chan_x", kind="webhook", workspace_id=session.workspace_id, created_at=session.created_at
             ),
             "workspace_ids": [session.workspace_id], "export_id": "e", "form": "jsonl", "from_seq": 1, "up_to": 1,
+            "session": session, "lasts_s": 1.0,
             "given": {"host": "files.example.org", "port": 443, "because": "curl"},
         }  # fmt: skip
         wanted = list(signature(EVERY[method]).parameters.values())[1:]

@@ -32,12 +32,12 @@ class House:
     def __init__(self, folder: Path, *, kept_s: float = 300.0, spare_owners: int = 1) -> None:
         self.settings = Settings(data_dir=folder, spare_owners=spare_owners)
         self.host, self.store = Fake(), CoreStore(MemoryBackend())
-        self.pool = OwnerPool(self.settings, self.host, _waits)
+        self.pool = OwnerPool(self.settings, self.host, _waits, calm_s=0.0)
         self.supervisor = Supervisor(
             self.settings, self.store, self.host, SIGNING_KEY, environments={}, floor=BUILT_IN
         )
         assign = self.supervisor._unassigned  # pyright: ignore[reportPrivateUsage]
-        self.sessions = PreparedSessions(self.store, self.host, self.pool, assign, kept_s=kept_s, calm_s=0.0)
+        self.sessions = PreparedSessions(self.store, self.host, self.pool, assign, kept_s=kept_s)
 
     async def tend(self) -> None:
         """One look of the supervisor, and everything that it begins."""
