@@ -8,7 +8,8 @@ from pathlib import Path
 
 from claude_hitl_template.config.settings import Settings
 
-# An owner's folder is made after its lease was listed; a killed owner's folder is older than this.
+# An owner's folder may be made while the owner starts, before its lease; a killed owner's folder is older than this and the
+# time that a start may take.
 RUN_KEPT_S = 60.0
 
 
@@ -19,6 +20,7 @@ class Leftovers:
         self._of_workspaces = settings.workspaces
         self._of_sessions = settings.workspaces, settings.markers
         self._of_owners = settings.data_dir / "run"
+        self._run_kept_s = settings.start_timeout_s + RUN_KEPT_S
 
     def sessions(self) -> set[str]:
         """Returns the ids of sessions that have a folder, or a record of its saved state, on this machine."""
@@ -36,7 +38,7 @@ class Leftovers:
         removed = set[str]()
         for path in _in(self._of_owners):
             with contextlib.suppress(OSError):  # already removed
-                if path.name not in leased and time.time() - path.stat().st_mtime > RUN_KEPT_S:
+                if path.name not in leased and time.time() - path.stat().st_mtime > self._run_kept_s:
                     _remove(path)
                     removed.add(path.name.rpartition("-")[0])
         return removed

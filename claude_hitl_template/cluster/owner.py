@@ -195,9 +195,9 @@ def _move_in(home: Path, session_id: str) -> None:
 
 def _move_out(assignment: Assignment) -> None:
     """Removes the folders of a session that no owner drove. If it exists meanwhile, its owner makes them again."""
-    shutil.rmtree(assignment.home, ignore_errors=True)
-    with contextlib.suppress(OSError):  # not empty: then they are of a session
+    with contextlib.suppress(OSError):  # not there, or not empty
         assignment.workspace.folder.rmdir()
+    shutil.rmtree(assignment.home, ignore_errors=True)
 
 
 async def first_of(work: Coroutine[Any, Any, Any], watch: Coroutine[Any, Any, Any]) -> None:
