@@ -28,9 +28,12 @@ type Watch = Callable[[SessionRunner], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A CLI that waits for its session. `assignment` has neither token nor capability; `starting` returns the error of a
-    CLI that did not start."""
+class PreparedCli:
+    """A CLI that waits for its session.
+
+    `assignment` has neither token nor capability; `starting` returns the error of a CLI
+    that did not start.
+    """
 
     assignment: Assignment
     starting: asyncio.Task[CliEngine | EngineError]
@@ -51,7 +54,7 @@ class SessionOwner:
     def __init__(self, open_store: OpenStore) -> None:
         self._open_store = open_store
         self._runner: SessionRunner | None = None
-        self._prepared: _Prepared | None = None
+        self._prepared: PreparedCli | None = None
         self.driving: tuple[str, int] | None = None
 
     def make_room(self) -> None:
@@ -71,7 +74,9 @@ class SessionOwner:
         await self._discard()
         if assignment is None or assignment.sandbox is None or not has_sandboxes():
             return False  # without a sandbox the CLI's token is in its environment
-        prepared = self._prepared = _Prepared(assignment, asyncio.create_task(self._start_early(assignment)))
+        prepared = self._prepared = PreparedCli(
+            assignment, asyncio.create_task(self._start_early(assignment))
+        )
         await asyncio.wait({prepared.starting})
         return self._prepared is prepared and isinstance(prepared.starting.result(), CliEngine)
 

@@ -1,19 +1,24 @@
 """One CLI is prepared for a session that is expected, on a spare owner, which stays one for its own workspace alone."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from claude_hitl_template.cluster.leftovers import Leftovers
+from claude_hitl_template.cluster.owner import PreparedCli
 from claude_hitl_template.cluster.owner_host import Assignment
 from claude_hitl_template.cluster.owner_pool import Owner, OwnerPool
 from claude_hitl_template.cluster.prepared import PreparedSessions
 from claude_hitl_template.cluster.supervisor import Supervisor
+from claude_hitl_template.config.credentials import Credential
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.models import Agent, Environment, Session
-from claude_hitl_template.domain.policy.floor import BUILT_IN
+from claude_hitl_template.domain.policy.floor import BUILT_IN, Floor
+from claude_hitl_template.errors import EngineError
 from claude_hitl_template.store.core import CoreStore
 from claude_hitl_template.testing.memory_backend import MemoryBackend
 from tests.contract.asking import KEY, create, message
@@ -234,6 +239,34 @@ async def test_a_session_that_had_an_owner_or_has_servers_or_files_has_its_cli_s
         new.but(environment=Environment(image=IMAGE)),
     ):
         assert house.sessions.early(other) is None
+
+
+async def test_it_is_taken_only_for_an_assignment_that_it_would_have_been_started_with(house: House) -> None:
+    await house.note(await create(house.store))
+    [(_, early)] = house.host.prepared
+    assert early is not None
+    assert early.sandbox is not None
+    session = await house.store.acquire((await house.next()).id, "owner", lease_s=15)
+    given = replace(early, session=session, token="token", capability="capability")
+    credential = Credential(host="example.org", value=SecretStr("secret"))
+    prepared = PreparedCli(early, asyncio.create_task(asyncio.sleep(0, EngineError("not asked"))))
+    assert prepared.fits(given)
+    for other in (
+        replace(given, session=session.but(epoch=2)),
+        replace(given, session=session.but(id="sesn_other")),
+        replace(given, session=session.but(workspace_id="key_other")),
+        replace(given, session=session.but(agent=Agent(system="another"))),
+        replace(given, session=session.but(environment=Environment(id="another"))),
+        replace(given, session=session.but(uploads=("a manifest",))),
+        replace(given, session=session.but(workspace="a manifest")),
+        replace(given, sandbox=None),
+        replace(given, sandbox=replace(early.sandbox, credentials=(credential,))),
+        replace(given, floor=Floor(default="always_allow")),
+        replace(given, cli_path=Path("/another/claude")),
+        replace(given, model_url="http://127.0.0.1:1/model"),
+        replace(given, workspace=replace(given.workspace, folder=Path("/another"))),
+    ):
+        assert not prepared.fits(other)
 
 
 async def test_a_new_supervisor_ends_the_owner_that_prepared_a_session(house: House) -> None:
