@@ -209,7 +209,7 @@ def test_a_message_takes_one_role_and_a_decision_another(scene: Scene) -> None:
         ("all", confirmation, 400),
         ("viewer", message, 403),
     ):
-        answer = httpx.post(
+        answer = scene.http.post(
             f"{scene.served.service.url}/v1/sessions/{scene.session}/events",
             json={"events": [event]},
             headers={"x-api-key": scene.keys[caller]},
@@ -230,10 +230,12 @@ def test_another_workspace_finds_nothing_in_any_route_filter_or_header(scene: Sc
         )
         if route == "POST /v1/sessions/{session_id}":
             body = {"json": {"title": "mine"}}
-        answer = httpx.request(method, url, headers={"x-api-key": scene.keys["stranger"]}, timeout=30, **body)
+        answer = scene.http.request(
+            method, url, headers={"x-api-key": scene.keys["stranger"]}, timeout=30, **body
+        )
         assert answer.status_code == 404, (route, answer.text)
     stranger = {"x-api-key": scene.keys["stranger"]}
-    listed = httpx.get(
+    listed = scene.http.get(
         f"{scene.served.service.url}/v1/approvals", params={"session_id": scene.session}, headers=stranger
     )
     assert listed.json()["data"] == []
@@ -246,7 +248,7 @@ def test_another_workspace_finds_nothing_in_any_route_filter_or_header(scene: Sc
 def test_an_idempotency_key_of_another_workspace_is_another_one(scene: Scene) -> None:
     body = {"agent": "default", "environment_id": "default"}
     made = [
-        httpx.post(
+        scene.http.post(
             f"{scene.served.service.url}/v1/sessions",
             json=body,
             headers={"x-api-key": scene.keys[who], "idempotency-key": "the same"},
@@ -266,38 +268,41 @@ def test_who_is_in_no_workspace_is_told_so(scene: Scene) -> None:
 def test_an_operator_hands_out_keys_of_its_own_workspace_only(scene: Scene) -> None:
     url = f"{scene.served.service.url}/v1/admin/keys"
     mine = {"x-api-key": scene.keys["operator"]}
-    made = httpx.post(url, json={"name": "robot", "roles": ["viewer"]}, headers=mine)
+    made = scene.http.post(url, json={"name": "robot", "roles": ["viewer"]}, headers=mine)
     assert made.status_code == 200, made.text
-    seen = httpx.get(f"{scene.served.service.url}/v1/sessions", headers={"x-api-key": made.json()["secret"]})
+    seen = scene.http.get(
+        f"{scene.served.service.url}/v1/sessions", headers={"x-api-key": made.json()["secret"]}
+    )
     assert seen.status_code == 200
-    listed = {key["name"] for key in httpx.get(url, headers=mine).json()["data"]}
+    listed = {key["name"] for key in scene.http.get(url, headers=mine).json()["data"]}
     assert "robot" in listed
     assert not listed & {"first", "all", "admin", "stranger"}
     everyone = {
-        key["name"]: key for key in httpx.get(url, headers={"x-api-key": scene.keys["all"]}).json()["data"]
+        key["name"]: key
+        for key in scene.http.get(url, headers={"x-api-key": scene.keys["all"]}).json()["data"]
     }
     for name in ("all", "stranger"):
-        assert httpx.delete(f"{url}/{everyone[name]['id']}", headers=mine).status_code == 404
-        taken = httpx.post(
+        assert scene.http.delete(f"{url}/{everyone[name]['id']}", headers=mine).status_code == 404
+        taken = scene.http.post(
             url, json={"name": "x", "principal_id": everyone[name]["principal_id"]}, headers=mine
         )
         assert taken.status_code == 403
     members = f"{scene.served.service.url}/v1/admin/workspaces/{scene.home}/members"
     robot = made.json()["principal_id"]
-    assert httpx.put(f"{members}/{robot}", json={"roles": []}, headers=mine).status_code == 200
-    assert robot not in {one["principal_id"] for one in httpx.get(members, headers=mine).json()["data"]}
+    assert scene.http.put(f"{members}/{robot}", json={"roles": []}, headers=mine).status_code == 200
+    assert robot not in {one["principal_id"] for one in scene.http.get(members, headers=mine).json()["data"]}
     elsewhere = members.replace(scene.home, scene.other)
-    assert httpx.put(f"{elsewhere}/{robot}", json={"roles": ["viewer"]}, headers=mine).status_code == 404
+    assert scene.http.put(f"{elsewhere}/{robot}", json={"roles": ["viewer"]}, headers=mine).status_code == 404
 
 
 def test_a_change_to_a_version_that_is_not_the_current_one_is_refused_with_the_current(scene: Scene) -> None:
     url = f"{scene.served.service.url}/v1/admin/workspaces/{scene.other}"
     headers = {"x-api-key": scene.keys["all"]}
-    first = httpx.post(url, json={"separation_of_duties": True, "version": 1}, headers=headers)
+    first = scene.http.post(url, json={"separation_of_duties": True, "version": 1}, headers=headers)
     assert first.json()["version"] == 2
-    again = httpx.post(url, json={"separation_of_duties": True, "version": 1}, headers=headers)
+    again = scene.http.post(url, json={"separation_of_duties": True, "version": 1}, headers=headers)
     assert again.json() == first.json()  # the same change, as after a lost answer
-    late = httpx.post(url, json={"name": "renamed", "version": 1}, headers=headers)
+    late = scene.http.post(url, json={"name": "renamed", "version": 1}, headers=headers)
     assert late.status_code == 412
     assert "current version is 2" in late.json()["error"]["message"]
 
@@ -308,7 +313,7 @@ def test_the_last_administrator_and_the_first_keys_account_stay(scene: Scene) ->
     assert first is not None
     headers = {"x-api-key": scene.keys["all"]}
     for change in ({"disabled": True}, {"roles": {}}):
-        answer = httpx.post(
+        answer = scene.http.post(
             f"{scene.served.service.url}/v1/admin/principals/{first.principal.id}",
             json=change,
             headers=headers,

@@ -250,12 +250,15 @@ def test_too_many_requests_are_told_when_to_come_back(tmp_path: Path):
 
 def test_wrong_keys_from_an_address_are_held_up_and_right_ones_never(tmp_path: Path):
     limits = {"wrong_keys_per_minute": WRONG_KEYS}
-    with serve_in_thread(tmp_path, keys={"a": "one"}, backing="memory", **limits) as served:
+    with (
+        serve_in_thread(tmp_path, keys={"a": "one"}, backing="memory", **limits) as served,
+        httpx.Client() as http,
+    ):
         root = served.service.url
         tried = ("/v1/sessions", "/v1/internal/drain", "/v1/internal/secrets", "/v1/approvals")
 
         def wrong(number: int) -> httpx.Response:
-            return httpx.get(root + tried[number % 4], headers={"x-api-key": f"wrong {number}"})
+            return http.get(root + tried[number % 4], headers={"x-api-key": f"wrong {number}"})
 
         assert [wrong(number).status_code for number in range(WRONG_KEYS)] == [401] * WRONG_KEYS
         answers = [wrong(number) for number in range(WRONG_KEYS)]  # more than come back while they are sent
@@ -263,8 +266,8 @@ def test_wrong_keys_from_an_address_are_held_up_and_right_ones_never(tmp_path: P
         assert held_up
         refused(held_up[-1], 429)
         assert 1 <= int(held_up[-1].headers["retry-after"]) <= 60
-        assert httpx.get(f"{root}/v1/sessions", headers={"x-api-key": "one"}).status_code == 200
-        assert httpx.get(f"{root}/v1/health").status_code == 200
+        assert http.get(f"{root}/v1/sessions", headers={"x-api-key": "one"}).status_code == 200
+        assert http.get(f"{root}/v1/health").status_code == 200
 
 
 # -- bodies

