@@ -19,6 +19,7 @@ from claude_hitl_template.domain.models import Session
 from claude_hitl_template.errors import EngineError, StaleOwner
 from claude_hitl_template.session.gate import Gate
 from claude_hitl_template.session.runner import SessionRunner
+from claude_hitl_template.session.transcript_writes import TranscriptWrites
 from claude_hitl_template.store.protocol import Owners
 
 log = structlog.get_logger()
@@ -98,8 +99,12 @@ class SessionOwner:
             prepared = await self._take_prepared(assignment)
             if prepared is None:
                 await asyncio.to_thread(_move_in, home, session.id)
-            self._runner = self._make_runner(assignment, prepared)
-            await first_of(self._runner.run(), watch(self._runner) if watch else asyncio.Event().wait())
+            writes = TranscriptWrites(self._open_store(assignment.capability))
+            self._runner = self._make_runner(assignment, writes.of_owner(), prepared)
+            try:
+                await first_of(self._runner.run(), watch(self._runner) if watch else asyncio.Event().wait())
+            finally:
+                await writes.close()
         except StaleOwner:
             return "taken over"
         except EngineError as error:
@@ -151,9 +156,10 @@ class SessionOwner:
             await engine.stop()
         await asyncio.to_thread(_move_out, prepared.assignment)
 
-    def _make_runner(self, assignment: Assignment, prepared: CliEngine | EngineError | None) -> SessionRunner:
+    def _make_runner(
+        self, assignment: Assignment, store: Owners, prepared: CliEngine | EngineError | None
+    ) -> SessionRunner:
         session, workspace = assignment.session, assignment.workspace
-        store = self._open_store(assignment.capability)
         transcripts = TranscriptStore(store, session.id, epoch=session.epoch, any_folder=True)
         cli = _cli_config(assignment)
 

@@ -515,6 +515,7 @@ class SessionRunner:
         self._tell_postponed(result.call_id)
         cut_short = self._turn.interrupted and result.is_error and self._gate.began(result.call_id)
         self._turn.drafts.append(self._result(result, cut_short=cut_short))
+        self._turn.hurry()
         self._autosave.save_soon()
         if not result.is_error and name in PLAN_MODES:
             self._gate.enter(PLAN_MODES[name])

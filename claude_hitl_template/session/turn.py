@@ -1,5 +1,6 @@
 """State of the turn that a session's owner works on, and the events made from it."""
 
+import math
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -32,6 +33,10 @@ class Turn:
     def take_drafts(self) -> list[Draft]:
         drafts, self.drafts, self.drafted_at = self.drafts, [], None
         return drafts
+
+    def hurry(self) -> None:
+        """The drafts are due: nothing that belongs to them follows."""
+        self.drafted_at = -math.inf
 
     def until_flush_s(self) -> float:
         """Seconds until the drafts are due. The end of an answer comes in three messages: they are committed together."""

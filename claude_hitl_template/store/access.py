@@ -131,6 +131,8 @@ def _fits(name: str, value: Any, capability: Capability) -> bool:
     """Compares by exact type: an unpickled object could define `__eq__` to match everything."""
     if name == "epoch":
         return type(value) is int and value == capability.epoch
+    if name == "transcript":
+        return all(_fits("key", key, capability) for key, _ in value or ())
     if name == "key":
         value = value.get("scope") if type(value) is dict else None
     return type(value) is str and value == capability.session_id
@@ -140,8 +142,8 @@ def _bound(role: Role, method: str) -> tuple[str, ...]:
     """The parameters that must be the capability's own. Raises AssertionError for a method that names no session."""
     known = _SIGNATURES[method].parameters
     of_session = [name for name in ("session_id", "scope") if name in known]
-    if "key" in known:  # a transcript's, with its scope
-        of_session.append("key")
+    # A transcript's key, with its scope; and what is appended to several.
+    of_session += [name for name in ("key", "transcript") if name in known]
     epoch = ["epoch"] if role == "owner" else []
     if not of_session or not known.keys() >= {*epoch}:
         raise AssertionError(f"{method} of the role {role} takes no session")

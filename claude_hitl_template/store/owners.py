@@ -33,7 +33,7 @@ from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.base import StoreBase, preview_topic, wake_topic
 from claude_hitl_template.store.filters import TimeRange
 from claude_hitl_template.store.outbox import tell_approval, tell_superseded
-from claude_hitl_template.store.protocol import Call, TranscriptKey, TurnEnding
+from claude_hitl_template.store.protocol import Call, TranscriptKey, TranscriptPart, TurnEnding
 from claude_hitl_template.store.session_aggregate import SessionAggregate
 from claude_hitl_template.store.votes import stored_policy
 
@@ -129,9 +129,11 @@ class OwnerRules(StoreBase):
         *,
         permission_mode: PermissionMode | None = None,
         conversation: str | None = None,
+        transcript: Sequence[TranscriptPart] = (),
     ) -> None:
         async with self._changing(session_id, "commit", epoch=epoch) as unit:
             await _append(unit, drafts)
+            await _append_transcript(unit, transcript)
             if permission_mode is not None:
                 unit.set(agent=unit.session.agent.but(permission_mode=permission_mode))
             if conversation is not None:
@@ -283,10 +285,12 @@ class OwnerRules(StoreBase):
         usage: Usage,
         stop_reason: Mapping[str, Any],
         how: TurnEnding = "over",
+        transcript: Sequence[TranscriptPart] = (),
     ) -> Snapshot:
         async with self._changing(session_id, "end_turn", epoch=epoch) as unit:
             if unit.session.last_end != end_id:
                 await _append(unit, drafts)
+                await _append_transcript(unit, transcript)
                 unit.set(last_end=end_id, usage=unit.session.usage.plus(usage), recoveries=0)
                 if how == "over":
                     await _finish(unit, dict(stop_reason))
@@ -411,6 +415,11 @@ async def _append(unit: SessionAggregate, drafts: Sequence[Draft]) -> None:
             call_id = event.payload.get("tool_use_id") or event.payload.get("mcp_tool_use_id") or ""
             state = ApprovalState.FAILED if event.payload.get("is_error") else ApprovalState.SUCCEEDED
             await _close(unit, call_id, ApprovalState.UNKNOWN if event.payload.get("outcome") else state)
+
+
+async def _append_transcript(unit: SessionAggregate, parts: Sequence[TranscriptPart]) -> None:
+    for key, entries in parts:
+        await unit.tx.append_transcript(key, entries, unit.now)
 
 
 async def _close(unit: SessionAggregate, event_id: str, state: ApprovalState) -> None:

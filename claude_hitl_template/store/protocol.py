@@ -160,6 +160,10 @@ class TranscriptKey(TypedDict):
     subpath: str
 
 
+type TranscriptPart = tuple[TranscriptKey, Sequence[Mapping[str, Any]]]
+"""Entries to append to one transcript."""
+
+
 class Reachable(Protocol):
     async def ping(self, *, write: bool = True) -> None:
         """Raises if the store cannot be written or, without `write`, cannot be read. Reading waits for no writer."""
@@ -482,13 +486,14 @@ class Owners(Reachable, SavedBlobs, Protocol):
         *,
         permission_mode: PermissionMode | None = None,
         conversation: str | None = None,
+        transcript: Sequence[TranscriptPart] = (),
     ) -> None:
         """Appends events, and closes the approvals whose results are among them. An approval that was neither claimed
         nor held is superseded: the engine answered the call without running it. Raises InvalidInput for an event
         that only a client may send.
 
         `permission_mode` is the CLI's new mode, which is set again when the session is resumed; `conversation` is the
-        id of the transcript to resume.
+        id of the transcript to resume; `transcript` is appended to the session's own transcripts.
         """
         ...
 
@@ -562,13 +567,14 @@ class Owners(Reachable, SavedBlobs, Protocol):
         usage: Usage,
         stop_reason: Mapping[str, Any],
         how: TurnEnding = "over",
+        transcript: Sequence[TranscriptPart] = (),
     ) -> Snapshot:
         """Ends the engine's work on the turn. `stop_reason` applies if no work is left.
 
         "over": the engine finished it. After `retries_exhausted` the session rests; queued messages and decisions
         wait for the next message. "parked": the turn continues after a decision; only usage is recorded. "broken
         off": the engine cannot work; the next message resumes the turn.
-        `end_id` is new for each end; repeating it has no effect.
+        `end_id` is new for each end; repeating it has no effect. `transcript`: as in `commit`.
         """
         ...
 

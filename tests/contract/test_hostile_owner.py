@@ -206,6 +206,18 @@ def _same(_self: Any, _other: Any) -> bool:
     return True
 
 
+@pytest.mark.parametrize("method", ["commit", "end_turn"])
+async def test_an_owner_appends_to_transcripts_of_its_own_session_only(house: House, method: str) -> None:
+    own, other = (house.arguments("append_transcript", name)["key"] for name in (OWN, OTHER))
+    given = house.arguments(method)
+    parts = [(own, [{"uuid": "1"}]), (other, [{"uuid": "2"}])]
+    with pytest.raises(Unauthorized):
+        await house.call(house.owner(), method, {**given, "transcript": parts})
+    assert await house.store.load_transcript(other) is None
+    await house.call(house.owner(), method, {**given, "transcript": parts[:1]})
+    assert await house.store.load_transcript(own) == [{"uuid": "1"}]
+
+
 async def test_an_owner_sees_blobs_of_its_own_workspace_only(house: House) -> None:
     session = house.sessions[OWN]
     mine = client(Owners, lambda m, a, k: house.desk.call(house.owner(), m, a, k))

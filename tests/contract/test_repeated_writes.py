@@ -14,6 +14,7 @@ from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import NotFound, StoreUnreachable
 from claude_hitl_template.store.backend import Backend, Tx
 from claude_hitl_template.store.core import CoreStore
+from claude_hitl_template.store.protocol import TranscriptKey
 from claude_hitl_template.testing.memory_backend import MemoryBackend
 from tests.contract.asking import INPUT, KEY, ask_for, message, said
 
@@ -82,20 +83,20 @@ async def live(store: Any, clock: Any, *, until: str, once: str = "") -> str:
     await send("a", said("a", "allow", remember=True))
     await send("b", said("b", "deny", deny_message="no"))
     await store.claim(sid, epoch, "a", digest(INPUT), claim_id="claim")
-    await store.commit(sid, epoch, [events.tool_result("a", events.text_blocks("done"), False)])
+    key: TranscriptKey = {"scope": sid, "project_key": "-", "session_id": "s", "subpath": ""}
+    done = events.tool_result("a", events.text_blocks("done"), False)
+    await store.commit(sid, epoch, [done], transcript=[(key, [{"uuid": "0"}])])
     await store.hold(sid, epoch, "b")
     await send("c", said("c", "allow"))
     await store.claim(sid, epoch, "c", digest(INPUT), claim_id="claim 2")
     await store.expire_due()
-    await store.append_transcript(
-        {"scope": sid, "project_key": "-", "session_id": "s", "subpath": ""}, [{"uuid": "1"}], epoch=epoch
-    )
+    await store.append_transcript(key, [{"uuid": "1"}], epoch=epoch)
     await store.defer(sid, epoch, "d")
     refused = (await store.snapshot(sid, epoch)).unreported_refusals
     await store.remind(sid, epoch, [a.id for a in refused])
     await store.end_turn(
         sid, epoch, [events.agent_message("say", "hi")], end_id="end", usage=Usage(input_tokens=3),
-        stop_reason=events.END_TURN,
+        stop_reason=events.END_TURN, transcript=[(key, [{"uuid": "2"}])],
     )  # fmt: skip
     await send("i", UserInterrupt(type="user.interrupt"))
     await store.give_up(sid, "no room")

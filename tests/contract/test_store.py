@@ -444,6 +444,7 @@ async def test_a_stale_owner_writes_nothing(store: CoreStore):
         store.find_approval(session_id, 1, "t1"),
         store.wait_session(session_id, 1, 0, timeout_s=0),
         store.append_transcript(key, [{"uuid": "1"}], epoch=1),
+        store.commit(session_id, 1, [], transcript=[(key, [{"uuid": "2"}])]),
     ):
         with pytest.raises(StaleOwner):
             await attempt

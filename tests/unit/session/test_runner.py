@@ -13,7 +13,16 @@ from claude_hitl_template.domain.events import UserInterrupt, UserMessage
 from claude_hitl_template.domain.models import Agent, Environment, Session
 from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import EngineError, StaleOwner
-from claude_hitl_template.session.engine import EngineEvent, RequestEnd, RequestStart, Text, ToolUse, TurnEnd
+from claude_hitl_template.session import turn
+from claude_hitl_template.session.engine import (
+    EngineEvent,
+    RequestEnd,
+    RequestStart,
+    Text,
+    ToolResult,
+    ToolUse,
+    TurnEnd,
+)
 from claude_hitl_template.session.gate import Gate
 from claude_hitl_template.session.runner import HEARD_AT_ONCE, Limits, SessionRunner
 from claude_hitl_template.store.base import AskLimits
@@ -282,5 +291,25 @@ async def test_a_session_that_asks_too_often_rests_with_a_reason_until_a_human_s
     assert await h.log("agent.tool_use") == [], "no call is shown that cannot be decided"
     assert h.engines[0].stopped
     await h.send(user("go on"))
+    await h.drive()
+    assert await h.stop_reason() == "end_turn"
+
+
+async def test_a_tools_result_is_committed_without_waiting_for_what_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(turn, "FLUSH_S", 3600.0)
+
+    async def play(_engine: Scripted, _number: int) -> AsyncIterator[EngineEvent]:
+        yield RequestStart("m1")
+        yield ToolUse("toolu_1", "Read", {"file_path": "a"})
+        yield RequestEnd("m1", {})
+        yield ToolResult("toolu_1", [{"type": "text", "text": "its content"}], False)
+        async with asyncio.timeout(10):
+            while not await h.log("agent.tool_result"):
+                await asyncio.sleep(0.001)
+        yield TurnEnd()
+
+    h = await house(tmp_path, play)
     await h.drive()
     assert await h.stop_reason() == "end_turn"
