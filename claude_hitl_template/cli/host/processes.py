@@ -109,6 +109,8 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
         "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
+        # A replica's own code is all asynchronous: a thread of its own would only add two hops to each request and chunk.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         # Importing Kodosumi would load a .env of a parent folder into the environment, and create folders there.
         "PYTHON_DOTENV_DISABLED": "1",
         "KODO_EXEC_DIR": str(settings.panel_dir / "execution"),
