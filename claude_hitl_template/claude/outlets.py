@@ -38,7 +38,9 @@ class Outlets:
     ) -> None:
         self._config = config
         self._places = SandboxPaths(run, workspace, cli)
-        self._model = ModelSocket(url, token, Budget(config.requests, config.model_bytes))
+        self._model = ModelSocket(
+            url, token, Budget(config.requests, config.model_bytes), config.model_sockets
+        )
         self._injector = Injector(config.credentials, run)
         servers = servers if hosts is not None and hosts.allows_mcp_servers else ()
         self.egress = Egress(servers, hosts, self._injector, closed=config.closed)

@@ -85,7 +85,8 @@ class SandboxConfig:
     """`contained`: in a container of an image, whose files are what the agent sees; else the system's own folders are.
 
     `readable`, `writable`: further folders and files of this machine. `requests` and `model_bytes`:
-    limits of one turn: requests to the model, and bytes in both directions. `credentials` stay with the owner.
+    limits of one turn: requests to the model, and bytes in both directions. `model_sockets`: the folder with the model
+    endpoint's sockets, for the owner. `credentials` stay with the owner.
     `closed`: URLs whose hosts no session reaches, whatever allows them.
     `limits`: what all its processes together, and each of them, may use.
     """
@@ -95,6 +96,7 @@ class SandboxConfig:
     writable: tuple[Path, ...] = ()
     requests: int = 2000
     model_bytes: int = 4 * 1024**3
+    model_sockets: Path | None = None
     credentials: tuple[Credential, ...] = ()
     closed: tuple[str, ...] = ()
     limits: HardLimits = field(default_factory=HardLimits)

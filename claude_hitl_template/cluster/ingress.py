@@ -1,5 +1,6 @@
 """What an ingress replica serves: REST, event streams, the model endpoint, the pages, and the panel's entries."""
 
+import asyncio
 import os
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
@@ -21,6 +22,7 @@ from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.sandbox import has_sandboxes
 from claude_hitl_template.cluster import kodosumi
 from claude_hitl_template.cluster.ledger_line import Line, reach
+from claude_hitl_template.cluster.local_sockets import model_sockets, serve_http
 from claude_hitl_template.cluster.windows import image_facts, window
 from claude_hitl_template.config import build_info, logs, network
 from claude_hitl_template.config.secret_files import (
@@ -81,6 +83,10 @@ class IngressService:
         service = _service(settings, self._store, supervisor, upstream)
         api = build_app(service)
         model = build_model_app(upstream, self._store, signing_key)
+        # Owners of this machine reach the model here: each chunk of an answer would cost Serve a millisecond.
+        self._serving = asyncio.create_task(
+            serve_http(with_request_ids(model), model_sockets(settings, signing_key))
+        )
         app = _mounted(settings, self._store, authority, _until_disconnect(api), _until_disconnect(model))
         self._sign_in = sign_in = build_sign_in(settings, self._store, signing_key, service.passwords)
         slack = SlackApp.of(signing_key, service.targets, settings.pages_url)

@@ -19,6 +19,7 @@ from claude_hitl_template.claude.limits import HardLimits
 from claude_hitl_template.claude.sandbox import SandboxConfig
 from claude_hitl_template.cluster.clocks import STEADY_S, LeaseWatch, Pause, SteadyClock
 from claude_hitl_template.cluster.leftovers import Leftovers
+from claude_hitl_template.cluster.local_sockets import model_sockets
 from claude_hitl_template.cluster.owner_host import PARKED, Assignment, CannotStart, OwnerHost, OwnerLost
 from claude_hitl_template.cluster.owner_pool import Owner, OwnerPool
 from claude_hitl_template.cluster.prepared import FIRST_EPOCH, PreparedSessions
@@ -450,6 +451,7 @@ class Supervisor:
             writable=settings.sandbox_writable,
             requests=settings.turn_requests,
             model_bytes=settings.turn_model_bytes,
+            model_sockets=None if contained else model_sockets(settings, self._signing_key),
             credentials=self._credentials(),
             closed=_own_addresses(settings),
             limits=HardLimits(

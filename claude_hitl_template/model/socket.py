@@ -5,10 +5,13 @@ endpoint of the service. Bodies go through as they come, in both directions, and
 """
 
 import asyncio
+import contextlib
 import json
+import random
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
@@ -37,6 +40,8 @@ HELLO = "/api/hello"
 MAX_BODY_BYTES = 32 * 1024**2  # the API's own limit
 # Seconds. The endpoint gives its own upstream 90 s, and says so when they are over.
 TIMEOUT = httpx.Timeout(120.0, connect=10.0, pool=5.0)
+LIMITS = httpx.Limits(keepalive_expiry=30.0)  # the endpoint keeps an idle connection for longer
+LOCAL_URL = "http://model"  # over a unix socket
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,18 @@ class Budget:
 
 
 class ModelSocket:
-    """Serves one session's sandbox until `close`. `url` is the endpoint, `token` what it takes for a key.
+    """Serves one session's sandbox until `close`.
 
-    Without a token every request is refused.
+    Args:
+        url: The endpoint.
+        token: What the endpoint takes for a key. Without one every request is refused.
+        budget: Of each turn.
+        sockets: The folder with the endpoint's unix sockets, if it may be on this machine; they are tried first.
     """
 
-    def __init__(self, url: str, token: str, budget: Budget) -> None:
-        self._url, self.token, self._budget = url.rstrip("/"), token, budget
+    def __init__(self, url: str, token: str, budget: Budget, sockets: Path | None = None) -> None:
+        self._url, self.token, self._budget, self._sockets = url.rstrip("/"), token, budget, sockets
+        self._local: dict[Path, httpx.AsyncClient] = {}
         self._requests = self._bytes = 0
         self._connections = Connections(self._converse)
         # Certificates take long to load, and the endpoint of a service on this machine has none.
@@ -69,7 +79,8 @@ class ModelSocket:
 
     async def close(self) -> None:
         await self._connections.close()
-        await self._client.aclose()
+        for client in (self._client, *self._local.values()):
+            await client.aclose()
 
     async def _converse(self, client: ClientConnection) -> None:
         while (request := await client.request()) is not None:
@@ -113,14 +124,8 @@ class ModelSocket:
 
     async def _exchange(self, client: ClientConnection, target: str, headers: Headers) -> None:
         self._requests += 1
-        request = self._client.build_request(
-            "POST",
-            f"{self._url}{target}",
-            headers=self._headers(headers),
-            content=self._counted(client.body()),
-        )
         try:
-            response = await self._client.send(request, stream=True)
+            response = await self._response(target, self._headers(headers), self._counted(client.body()))
         except httpx.TransportError as error:
             await _refuse(
                 client, AWAY, f"the service's model endpoint cannot be reached ({type(error).__name__})"
@@ -134,6 +139,25 @@ class ModelSocket:
             raise ClientGone("the stream of the model broke off") from error
         finally:
             await response.aclose()
+
+    async def _response(self, target: str, headers: Headers, body: AsyncIterator[bytes]) -> httpx.Response:
+        """The endpoint's response. A socket that cannot be connected to has taken nothing of the body."""
+        for client in self._local_clients():
+            with contextlib.suppress(httpx.ConnectError):
+                request = client.build_request("POST", f"{LOCAL_URL}{target}", headers=headers, content=body)
+                return await client.send(request, stream=True)
+        request = self._client.build_request("POST", f"{self._url}{target}", headers=headers, content=body)
+        return await self._client.send(request, stream=True)
+
+    def _local_clients(self) -> list[httpx.AsyncClient]:
+        """Clients of the sockets that are there now, in any order."""
+        paths = list(self._sockets.glob("*.sock")) if self._sockets is not None else []
+        random.shuffle(paths)
+        for path in paths:
+            if path not in self._local:
+                transport = httpx.AsyncHTTPTransport(uds=str(path), limits=LIMITS, verify=False)
+                self._local[path] = network.direct_async(timeout=TIMEOUT, transport=transport, verify=False)
+        return [self._local[path] for path in paths]
 
     async def _answer(self, client: ClientConnection, response: httpx.Response) -> None:
         async for chunk in response.aiter_raw():

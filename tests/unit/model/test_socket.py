@@ -5,12 +5,13 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 
 from claude_hitl_template.model.socket import Budget, ModelSocket
 from tests.serving import loopback
@@ -54,11 +55,11 @@ def endpoint() -> Endpoint:
 
 @asynccontextmanager
 async def served(
-    tmp_path: Path, endpoint: Endpoint, budget: Budget = PLENTY
+    tmp_path: Path, endpoint: Endpoint, budget: Budget = PLENTY, *, sockets: Path | None = None
 ) -> AsyncIterator[tuple[ModelSocket, Path]]:
     path = tmp_path / "s"
     with loopback(endpoint) as url:
-        one = ModelSocket(f"{url}/model", TOKEN, budget)
+        one = ModelSocket(f"{url}/model", TOKEN, budget, sockets)
         listening = socket.socket(socket.AF_UNIX)
         listening.bind(str(path))
         listening.listen()
@@ -208,3 +209,38 @@ async def test_closing_ends_what_is_under_way(tmp_path: Path, endpoint: Endpoint
         with contextlib.suppress(ConnectionResetError):
             assert await reader.read() == b""
         writer.close()
+
+
+@contextlib.contextmanager
+def bound(path: Path) -> Generator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+        yield made
+
+
+async def test_a_request_goes_to_the_endpoints_socket_on_this_machine(tmp_path: Path, endpoint: Endpoint):
+    sockets, near = tmp_path / "sockets", Endpoint()
+    sockets.mkdir()
+    with bound(sockets / "1-a.sock") as listening:
+        serving = uvicorn.Server(uvicorn.Config(near, lifespan="off", log_level="critical"))
+        running = asyncio.create_task(serving.serve(sockets=[listening]))
+        async with served(tmp_path, endpoint, sockets=sockets) as (_, at), client(at) as http:
+            answers = [await http.post("/v1/messages", json=BODY) for _ in range(3)]
+        serving.should_exit = True
+        await running
+    assert [answer.content for answer in answers] == [b"event: ping\n\n"] * 3
+    assert not endpoint.requests
+    assert [(path, headers["x-api-key"]) for path, headers, _ in near.requests] == [
+        ("/v1/messages", TOKEN)
+    ] * 3
+
+
+async def test_a_request_goes_to_the_url_if_no_socket_answers(tmp_path: Path, endpoint: Endpoint):
+    sockets = tmp_path / "sockets"
+    async with served(tmp_path, endpoint, sockets=sockets) as (_, at), client(at) as http:
+        await http.post("/v1/messages", json=BODY)  # there is no folder, as on another machine
+        sockets.mkdir()
+        await http.post("/v1/messages", json=BODY)  # there is no socket
+        with bound(sockets / "1-a.sock"):
+            await http.post("/v1/messages", json=BODY)  # its server has ended
+    assert [json.loads(body) for _, _, body in endpoint.requests] == [BODY] * 3
