@@ -70,7 +70,7 @@ class TranscriptWrites:
                 del self._parts[0]
 
     async def close(self) -> None:
-        """Writes what is kept, unless the owner has lost the session or the store is away."""
+        """Writes what is kept, unless the owner has lost the session or the store does not answer."""
         try:
             await self.flush()
         except HitlError as error:
