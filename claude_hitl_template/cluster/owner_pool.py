@@ -95,7 +95,7 @@ class OwnerPool:
         self._coming = 0
         self._waiters: deque[_Waiter] = deque()
         # By the session's id: until a prepared CLI has ended, its folders are not another owner's.
-        self._clearing: dict[str, asyncio.Task[bool]] = {}
+        self._clearing: dict[str, asyncio.Task[None]] = {}
         self._queue = asyncio.Lock()  # sessions that wait for room get it in the order in which they asked
         self._starts: asyncio.Semaphore | None = None
 
@@ -196,12 +196,15 @@ class OwnerPool:
         if spare is None and warming is not None and not self._spares:
             await asyncio.wait({warming})  # it is closer to ready than a new one; the next session starts one
             spare = self._fitting(session, environment)
-        while spare is not None and not await self._host.answers(spare.name):
+        while spare is not None and not await self._is_ready(spare, session):
             await self._host.end(spare.name)
             spare = self._fitting(session, environment)
-        if spare is not None and spare.prepared not in (None, session.id):
-            await self._clear(spare)
         return spare
+
+    async def _is_ready(self, spare: Owner, session: Session) -> bool:
+        if spare.prepared not in (None, session.id):
+            await self._clear(spare)
+        return await self._host.answers(spare.name)
 
     def _fitting(self, session: Session, environment: Environment) -> Owner | None:
         """Takes an owner out of those that are ready: the one that has the session's CLI, else if possible one that no other
@@ -218,11 +221,16 @@ class OwnerPool:
         return spare
 
     async def _clear(self, spare: Owner) -> None:
-        """Has the owner end the CLI of a session that gets another owner, or does not come."""
+        """Has the owner end the CLI of a session that gets another owner, or does not come. Call it before anything else is
+        awaited after the owner was taken out of the spares."""
         session_id = str(spare.prepared)
-        clearing = self._clearing[session_id] = asyncio.create_task(self._host.prepare(spare.name, None))
+        clearing = self._clearing[session_id] = asyncio.create_task(self._end_cli(spare.name))
         clearing.add_done_callback(lambda _: self._clearing.pop(session_id, None))
         await asyncio.wait({clearing})
+
+    async def _end_cli(self, name: str) -> None:
+        if await self._host.answers(name):
+            await self._host.prepare(name, None)
 
     async def _warm(self) -> None:
         name = _new_name()

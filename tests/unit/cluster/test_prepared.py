@@ -154,20 +154,24 @@ async def test_another_session_of_the_workspace_gets_the_owner_once_the_prepared
     assert (owner.name, house.host.prepared[1:]) == (name, [(name, None)])
 
 
-async def test_the_session_whose_cli_is_being_ended_gets_no_owner_before_that(house: House) -> None:
+@pytest.mark.parametrize("slow", ["answers", "prepare"])
+async def test_the_session_whose_cli_is_being_ended_gets_no_owner_before_that(
+    house: House, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
     await house.note(await create(house.store))
-    expected, ending = await house.next(), asyncio.Event()
+    expected, ending, usual = await house.next(), asyncio.Event(), getattr(house.host, slow)
 
-    async def slowly(_name: str, _assignment: Assignment | None) -> bool:
+    async def slowly(*given: Any) -> bool:
         await ending.wait()
-        return False
+        return await usual(*given)
 
-    house.host.prepare = slowly  # type: ignore[method-assign]
+    monkeypatch.setattr(house.host, slow, slowly)
     other = asyncio.create_task(house.pool.take(await house.next(title="other"), Environment()))
     await asyncio.sleep(0)
     own = asyncio.create_task(house.pool.take(expected, Environment()))
     done, _ = await asyncio.wait({other, own}, timeout=0.1)
     assert not done
+    assert len(house.host.started) == 1
     ending.set()
     assert None not in await asyncio.gather(other, own)
 
