@@ -65,7 +65,7 @@ SET_BY_SDK = ("CLAUDE_AGENT_SDK_VERSION",)  # always set, independent of the env
 # The CLI asks the model again after 0.5, 1, 2, 4, 8, 16 and 32 s, or when a `retry-after` of up to a minute says:
 # a model that cannot be reached ends the turn after 65 to 80 s, and one that limits the rate after 7 minutes at most.
 MODEL_RETRIES = 7
-RESPONSE_S = 2.0  # of a CLI that waits for its session; it takes a few milliseconds
+RESPONSE_S = 5.0  # of a CLI that waits for its session; it takes a few milliseconds
 START_TIMEOUT_S = 45.0  # it takes a third of a second, or a few seconds on a busy machine
 VERSION_TIMEOUT_S = 15.0
 LEAST_CLI = "2.1.317"  # older versions let a call pass if the hook that must ask fails; measured on 2.1.316 and 2.1.317

@@ -17,7 +17,9 @@ from claude_hitl_template.presentation.text import size
 log = structlog.get_logger()
 WARM_AGAIN_S, WARM_AGAIN_MOST_S = 5.0, 600.0  # between two failed tries to start a spare
 ROOM_S = 0.5  # between two capacity checks; an owner that ends frees its share within a second or two
-CALM_S = 1.0  # after a session got an owner: its start needs the CPU more than the next spare owner does
+CALM_S = (
+    2.0  # after a session got an owner: its start and first calls need the CPU more than the next spare owner
+)
 QUEUE_S = 5.0  # a session that waits longer for its turn to start reports it
 REST_S = 60.0  # an owner whose session parked is kept for so long, beyond the spare owners
 MOST_SESSIONS = 50  # that one owner drives, one after another: bounds what its process may leak
