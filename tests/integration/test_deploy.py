@@ -282,7 +282,7 @@ def test_over_a_bad_line_a_package_is_sent_again_whole_and_a_secret_that_was_sen
     cluster: Service, tree: Tree
 ) -> None:
     before = tree.hitl("secrets", "list", "--profile", "vm")
-    assert before.stdout == "ANTHROPIC_API_KEY   not set\n"
+    assert "ANTHROPIC_API_KEY   not set" in before.stdout.splitlines()
     sent = tree.hitl("secrets", "set", "ANTHROPIC_API_KEY", "--profile", "vm", stdin=f"{SECRET}\n")
     assert sent.returncode == 0, sent.stderr
     try:
