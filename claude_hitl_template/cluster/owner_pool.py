@@ -17,9 +17,7 @@ from claude_hitl_template.presentation.text import size
 log = structlog.get_logger()
 WARM_AGAIN_S, WARM_AGAIN_MOST_S = 5.0, 600.0  # between two failed tries to start a spare
 ROOM_S = 0.5  # between two capacity checks; an owner that ends frees its share within a second or two
-CALM_S = (
-    2.0  # after a session got an owner: its start and first calls need the CPU more than the next spare owner
-)
+CALM_S = 2.0  # after a session got an owner: its first calls need the CPU more than the next CLI
 QUEUE_S = 5.0  # a session that waits longer for its turn to start reports it
 REST_S = 60.0  # an owner whose session parked is kept for so long, beyond the spare owners
 MOST_SESSIONS = 50  # that one owner drives, one after another: bounds what its process may leak
@@ -145,7 +143,7 @@ class OwnerPool:
         await self._host.end(owner.name)
 
     async def tend_spares(self) -> None:
-        """Starts a missing spare; one at a time, none while a session starts, and none shortly after. Ends owners that have
+        """Starts a missing spare; one at a time, and none while a session starts, which needs the CPU. Ends owners that have
         rested for long."""
         while self._resting and self._resting[0][0] <= self._now():
             await self._host.end(self._resting.popleft()[1].name)
@@ -157,7 +155,7 @@ class OwnerPool:
     def prepare(self, session: Session) -> Owner | None:
         """Returns a spare owner that may start this session's CLI before the session exists; None if there is none now, or
         one has done so, or sessions start. It stays a spare owner for the sessions of the same workspace."""
-        if self._busy or any(spare.prepared for spare in self._spares):
+        if self._busy or self._now() < self._calm_at or any(spare.prepared for spare in self._spares):
             return None
         for at, spare in enumerate(self._spares):
             if spare.fits(session.workspace_id, session.environment):
@@ -188,7 +186,7 @@ class OwnerPool:
     @property
     def _busy(self) -> bool:
         warming = self._warming is not None and not self._warming.done()
-        return warming or self._taking > 0 or self._now() < self._calm_at
+        return warming or self._taking > 0
 
     async def _spare(self, session: Session, environment: Environment) -> Owner | None:
         if environment.image != self._spare_environment.image:

@@ -129,6 +129,19 @@ async def test_a_cli_that_would_connect_somewhere_or_runs_in_a_container_is_not_
     assert not house.host.prepared
 
 
+async def test_none_is_prepared_while_the_last_new_session_makes_its_first_calls(house: House) -> None:
+    pool = OwnerPool(house.settings, house.host, _waits, calm_s=0.05)
+    for name in ("first", "second"):
+        house.host.alive[name] = None
+    session = await create(house.store)
+    await pool.give_back(Owner("first", Environment()), KEY)
+    await pool.take(session, Environment())
+    await pool.give_back(Owner("second", Environment()), KEY)
+    assert pool.prepare(session) is None
+    await asyncio.sleep(0.06)  # the clock of the event loop
+    assert pool.prepare(session) is not None
+
+
 async def test_without_spare_owners_nothing_is_prepared(tmp_path: Path) -> None:
     house = House(tmp_path, spare_owners=0)
     await house.note(await create(house.store))

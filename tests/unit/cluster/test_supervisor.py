@@ -473,7 +473,7 @@ async def test_a_spare_that_cannot_start_is_tried_again_after_a_pause_and_not_at
 ) -> None:
     host.starts = [CannotStart("no image")] * TICKS
     pool, before = (
-        OwnerPool(Settings(data_dir=tmp_path, spare_owners=1), host, _waits, calm_s=0.0),
+        OwnerPool(Settings(data_dir=tmp_path, spare_owners=1), host, _waits),
         asyncio.all_tasks(),
     )
     for _ in range(TICKS):
@@ -537,19 +537,6 @@ async def test_an_owner_whose_session_parked_drives_the_next_one_of_the_same_key
     assert await store.supervised() == []
 
 
-async def test_the_next_spare_does_not_start_together_with_the_session_that_took_the_last_one(
-    store: Flaky, host: Fake, tmp_path: Path
-) -> None:
-    pool = OwnerPool(Settings(data_dir=tmp_path, spare_owners=1), host, _waits, calm_s=0.05)
-    await pool.take(await create(store), Environment())
-    before = asyncio.all_tasks()
-    for started in (1, 2):
-        await pool.tend_spares()
-        await asyncio.gather(*(asyncio.all_tasks() - before))
-        assert len(host.started) == started
-        await asyncio.sleep(0.06)  # the clock of the event loop
-
-
 async def test_an_owner_of_a_container_and_one_that_has_driven_many_are_not_used_again(
     tmp_path: Path,
 ) -> None:
@@ -566,7 +553,7 @@ async def test_sessions_one_after_another_start_no_owner_but_the_first_two(
     store: Flaky, tmp_path: Path
 ) -> None:
     host = Fake()
-    pool = OwnerPool(Settings(data_dir=tmp_path, spare_owners=1), host, _waits, calm_s=0.0)
+    pool = OwnerPool(Settings(data_dir=tmp_path, spare_owners=1), host, _waits)
     session = await create(store)
     before = asyncio.all_tasks()
     for _ in range(6):
@@ -633,7 +620,7 @@ async def test_a_session_that_an_owner_rests_for_does_not_wait_for_a_spare_that_
     store: Flaky, tmp_path: Path
 ) -> None:
     host, session = NoStart(), await create(store)
-    pool = OwnerPool(Settings(data_dir=tmp_path, spare_owners=1), host, _waits, calm_s=0.0)
+    pool = OwnerPool(Settings(data_dir=tmp_path, spare_owners=1), host, _waits)
     for name, workspace_id in (("spare", "key_other"), ("resting", KEY)):
         host.alive[name] = None
         await pool.give_back(Owner(name, Environment()), workspace_id)
