@@ -1,4 +1,4 @@
-"""The ledger's socket, for processes on its own machine. What is sent over it: ledger_line.py.
+"""The ledger's socket, for processes on its own machine. The format of calls is in ledger_line.py.
 
 The capability of a call is checked before anything is unpickled.
 """

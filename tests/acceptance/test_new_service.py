@@ -34,8 +34,8 @@ def test_the_demo_that_allows_ends_well_and_the_file_is_there(service: Service):
     done = service.hitl("demo", "--answer", "allow")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no AI" in done.stdout
-    assert (service.workspaces()[-1] / "hello.txt").exists()
-    assert str(service.workspaces()[-1]) in done.stdout.replace("\n", "")
+    assert (service.newest_workspace() / "hello.txt").exists()
+    assert str(service.newest_workspace()) in done.stdout.replace("\n", "")
 
 
 def test_status_and_doctor_find_nothing_wrong(service: Service):
@@ -62,7 +62,7 @@ def test_the_readmes_example_runs_as_it_stands(service: Service):
     assert "Write {'file_path': 'hello.txt'" in done.stdout
     assert "allow? [y/n] " in done.stdout
     assert "Done: `hello.txt`" in done.stdout.splitlines()[-1]
-    assert (service.workspaces()[-1] / "hello.txt").exists()
+    assert (service.newest_workspace() / "hello.txt").exists()
 
 
 def test_a_call_is_shown_and_allowed_and_its_file_offered(panel: Panel) -> None:

@@ -93,10 +93,10 @@ class Service:
         assert answer.status_code not in (401, 403), answer.text
         return answer
 
-    def workspaces(self) -> list[Path]:
-        """The folders of its sessions, the newest last."""
-        folder = self.root / "data" / "workspaces"
-        return sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+    def newest_workspace(self) -> Path:
+        """The folder of its newest session. Another one may be there for a session to come, whose CLI is ready."""
+        newest = self.call("GET", "/v1/sessions")["data"][0]["id"]
+        return self.root / "data" / "workspaces" / newest
 
     def up(self, **environment: str) -> None:
         self.environment |= environment

@@ -16,7 +16,7 @@ def test_the_demo_that_denies_tells_the_model_and_leaves_no_file(service: Servic
     done = service.hitl("demo", "--answer", "deny", "--deny-message", "not in this house")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "The result was: Denied by a human: not in this house" in done.stdout.replace("\n", " ")
-    assert not (service.workspaces()[-1] / "hello.txt").exists()
+    assert not (service.newest_workspace() / "hello.txt").exists()
 
 
 @pytest.mark.parametrize(
