@@ -5,6 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
+import psutil
+
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import step
 from claude_hitl_template.cli.host import service
@@ -64,11 +66,17 @@ def _idle(one: BenchService, new: New) -> None:
     with step("Measuring the idle service"):
         one.until_spare()
         time.sleep(CALM_S)
-        found = strays(one.settings)
-        used = CpuUse(lambda: strays(one.settings))
+        found = _running(one)
+        used = CpuUse(lambda: _running(one))
         began = time.perf_counter()
         time.sleep(IDLE_S)
         share = used.seconds() / (time.perf_counter() - began) * 100
     new("idle, with panel: processor", "% of a core", "p50", MOST_CPU).ours.append(share)
     new("idle, with panel: memory (PSS)", "GiB", "p50", MOST_GIB).ours.append(pss_bytes(found) / GIB)
     new("idle, with panel: processes", "count").ours.append(len(found))
+
+
+def _running(one: BenchService) -> set[psutil.Process]:
+    """All processes of the service: the panel's, Ray's head, and those below it, some of which rename themselves."""
+    head = service.ray_process(one.settings)
+    return {*strays(one.settings), *one.processes(), *([head] if head else [])}
