@@ -41,7 +41,9 @@ class Disk:
         """Copies the files into the folder, except those of processes, and unmounts the disk. The unmount is lazy, because
         a process that is ending may still use the disk."""
         kept = self._folder.with_name("kept")
-        shutil.copytree(self._folder, kept, symlinks=True, ignore=shutil.ignore_patterns("run", FILLER))
+        shutil.copytree(
+            self._folder, kept, symlinks=True, ignore=shutil.ignore_patterns("run", "*.sock", FILLER)
+        )
         subprocess.run(["umount", "--lazy", str(self._folder)], check=True)
         self._folder.rmdir()
         kept.rename(self._folder)
