@@ -129,9 +129,10 @@ class Mac:
         own = {"HITL_HOME": str(self.folder), "RAY_DASHBOARD_ADDRESS": "http://localhost:8265"}
         return {**inherited, **own, **self.vm.ray_login}
 
-    def run(self, *command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    def run(self, *command: str, typed: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             command, cwd=self.folder, env={**self.environment, **environment},
+            input=typed,
             capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
 
@@ -220,7 +221,7 @@ def test_ray_client_reaches_the_cluster_through_the_macs_own_localhost(mac: Mac)
 def test_the_official_sdk_has_a_conversation_from_the_mac(mac: Mac):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     url = "http://localhost:8001/claude-hitl"
-    done = mac.run(sys.executable, "-c", code, HITL_URL=url, HITL_API_KEY=KEY)
+    done = mac.run(sys.executable, "-c", code, typed="y\n", HITL_URL=url, HITL_API_KEY=KEY)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "session.status_idle"
 
