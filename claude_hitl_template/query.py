@@ -31,6 +31,7 @@ _LATE = (
     "store.connect",
     "store.core",
     "store.sql",
+    "cluster.ledger_handle",
     "cluster.supervisor",
     "cluster.ray_host",
     "cluster.owner",

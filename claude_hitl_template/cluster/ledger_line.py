@@ -8,6 +8,7 @@ number. A frame without a capability cancels the call of its number.
 """
 
 import asyncio
+import contextlib
 import itertools
 import pickle
 import struct
@@ -82,10 +83,8 @@ class Line:
         answer = None
         connection = self._route.connection()
         if connection is not None and capability is not None:
-            try:
+            with contextlib.suppress(SocketLost):
                 answer = await connection.call(capability, method, args, kwargs)
-            except SocketLost:
-                answer = None
         if answer is None or (not answer[0] and isinstance(answer[1], StoreUnreachable)):
             answer = await (await self._through_handle()).send(capability, method, args, kwargs)
         ok, result = answer
