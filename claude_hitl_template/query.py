@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from claude_hitl_template.cluster import ROUTE
 from claude_hitl_template.cluster.deployments import build
 from claude_hitl_template.cluster.ledger_line import APP_NAME
 from claude_hitl_template.config import build_info, logs
@@ -25,7 +26,6 @@ from claude_hitl_template.config.secret_files import prepare
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
 
-ROUTE = "/claude-hitl"
 # What the deployments import only when they start.
 _LATE = (
     "store.connect",

@@ -129,8 +129,14 @@ class Ingress:
         return self._service.app
 
     async def reconfigure(self, _user_config: Any) -> None:
-        """Called by Serve at each deploy."""
+        """Called by Serve before the replica gets requests, and at each deploy."""
         await self._service.take_first_key()
+        self._service.open()
+
+    async def __del__(self) -> None:
+        """Called by Serve once the replica gets no more requests."""
+        if hasattr(self, "_service"):
+            await self._service.close()
 
 
 def build(settings: Settings) -> Any:

@@ -20,9 +20,9 @@ from claude_hitl_template.api.followers import Followers
 from claude_hitl_template.api.model_endpoint import build_model_app
 from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.sandbox import has_sandboxes
-from claude_hitl_template.cluster import kodosumi
+from claude_hitl_template.cluster import HTTP_SOCKETS, ROUTE, kodosumi
 from claude_hitl_template.cluster.ledger_line import Line, reach
-from claude_hitl_template.cluster.local_sockets import model_sockets, serve_http
+from claude_hitl_template.cluster.local_sockets import BEHIND_PROXY, model_sockets, serve_http
 from claude_hitl_template.cluster.windows import image_facts, window
 from claude_hitl_template.config import build_info, logs, network
 from claude_hitl_template.config.secret_files import (
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 DASHBOARD_S = 3.0
+GRACE_S = 15  # Serve allows 20
 
 
 class IngressService:
@@ -97,6 +98,21 @@ class IngressService:
             SIGN_IN_PARTS: _until_disconnect(only_under(is_own, build_sign_in_app(sign_in))),
         }
         self.app: ASGIApp = with_request_ids(with_pages(app, pages))
+        self._listening: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """From now on requests are taken from Serve's proxy without Serve (proxy_relay.py)."""
+        if self._listening is None:
+            folder = self._settings.data_dir / HTTP_SOCKETS
+            taken = serve_http(_under_route(self.app), folder, grace_s=GRACE_S, **BEHIND_PROXY)
+            self._listening = asyncio.create_task(taken)
+
+    async def close(self) -> None:
+        """Takes no more requests on the sockets, and returns when those that it has are answered, or GRACE_S later."""
+        tasks = [task for task in (self._listening, self._serving) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
     async def take_first_key(self) -> None:
         """Takes the first API key as it is now, since it may have been replaced, and makes the first user once."""
@@ -177,6 +193,15 @@ def _until_disconnect(app: ASGIApp) -> ASGIApp:
         await app(scope, receive_or_disconnect, send)
 
     return patient
+
+
+def _under_route(app: ASGIApp) -> ASGIApp:
+    """Says where the application is mounted, as Serve does."""
+
+    async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "root_path": ROUTE}, receive, send)
+
+    return mounted
 
 
 def _mounted(

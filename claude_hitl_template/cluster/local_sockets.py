@@ -6,6 +6,7 @@ import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import structlog
@@ -19,6 +20,8 @@ log = structlog.get_logger()
 
 SUFFIX = ".sock"
 STREAMS_END_S = 1
+# Options of uvicorn where only Serve's proxy can open the socket (proxy_relay.py): it says whose request it is, and when.
+BEHIND_PROXY: dict[str, Any] = {"forwarded_allow_ips": "*", "server_header": False, "date_header": False}
 KEEP_ALIVE_S = 90  # longer than clients keep an idle connection, so that none is closed as it is used
 
 
@@ -54,8 +57,13 @@ def model_sockets(settings: Settings, signing_key: SigningKey) -> Path:
     return settings.data_dir / "model" / signing_key.mac(b"sockets", "model")[:8]
 
 
-async def serve_http(app: ASGIApp, folder: Path) -> None:
-    """Serves `app` on a socket in `folder` until it is cancelled. Returns at once if that is not possible."""
+async def serve_http(app: ASGIApp, folder: Path, *, grace_s: int = STREAMS_END_S, **options: Any) -> None:
+    """Serves `app` on a socket in `folder` until it is cancelled. Returns at once if that is not possible.
+
+    Args:
+        grace_s: How long requests may go on then.
+        options: Of uvicorn.
+    """
     try:
         bound = listening(folder)
     except OSError as error:
@@ -64,10 +72,12 @@ async def serve_http(app: ASGIApp, folder: Path) -> None:
     config = uvicorn.Config(
         app,
         lifespan="off",
+        ws="none",
         log_config=None,
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=STREAMS_END_S,
+        timeout_graceful_shutdown=grace_s,
+        **options,
     )
     server = _Server(config)
     try:

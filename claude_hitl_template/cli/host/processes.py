@@ -111,6 +111,8 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
         # A replica's own code is all asynchronous: a thread of its own would only add two hops to each request and chunk.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        # Requests for the service take a shorter way through Serve's proxy (cluster/proxy_relay.py).
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "claude_hitl_template.cluster.proxy_relay.middlewares",
         # Importing Kodosumi would load a .env of a parent folder into the environment, and create folders there.
         "PYTHON_DOTENV_DISABLED": "1",
         "KODO_EXEC_DIR": str(settings.panel_dir / "execution"),
