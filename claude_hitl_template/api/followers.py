@@ -116,8 +116,8 @@ class _Follower:
 
     def since(self, total: int) -> list[Message]:
         """The messages behind the first `total`; those that are no longer kept are missing."""
-        fresh = min(self.total - total, len(self.kept))
-        return list(islice(self.kept, len(self.kept) - fresh, None))
+        newest_first = list(islice(reversed(self.kept), self.total - total))
+        return newest_first[::-1]
 
     async def _run(self) -> None:
         while True:

@@ -1,18 +1,18 @@
 """Server-sent events of one session: committed events in order, previews between them, and pings."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 from claude_hitl_template.api.auth import Authenticator
 from claude_hitl_template.api.followers import Followers, Message
 from claude_hitl_template.domain.models import new_id, utcnow
-from claude_hitl_template.errors import NotFound, Unauthorized
+from claude_hitl_template.errors import NotFound
 
 KEEP_ALIVE_S = 10.0
-CHECK_KEY_S = 2.0  # how often a stream checks that its key was not revoked
+CHECK_KEY_S = 2.0  # how often a stream without messages checks that its key was not revoked; else at each
 CONNECTED = ": connected\n\n"
 PING = "event: ping\ndata: {}\n\n"
 
@@ -44,31 +44,24 @@ class EventStream:
             self.session_id, self.workspace_id, self.after, previews=bool(self.previews)
         )
         try:
+            said_at = time.monotonic()
             while await self.authenticator.find(self.secret_hash):
-                found = await self._while_authorized(subscription.next(KEEP_ALIVE_S))
+                found = await subscription.next(CHECK_KEY_S)
                 wanted = [m for m in found if m.event is not None or self._wants(m.body, opened)]
-                if wanted or not found:  # in one piece: each one costs the proxy as much as a long one
-                    yield "".join(message.frame for message in wanted) or PING
+                if wanted:  # in one piece: each one costs the proxy as much as a long one
+                    yield "".join(message.frame for message in wanted)
+                elif time.monotonic() - said_at >= KEEP_ALIVE_S:
+                    yield PING
+                else:
+                    continue
+                said_at = time.monotonic()
                 if any(m.body["type"] == "session.status_terminated" for m in wanted):
                     return
-            yield _refused()
-        except Unauthorized:
             yield _refused()
         except NotFound:
             yield Message(_deleted()).frame
         finally:
             subscription.close()
-
-    async def _while_authorized[T](self, waiting: Coroutine[Any, Any, T]) -> T:
-        """Awaits `waiting`. Raises Unauthorized within a few seconds if the key is revoked meanwhile."""
-        task = asyncio.ensure_future(waiting)
-        try:
-            while not (await asyncio.wait([task], timeout=CHECK_KEY_S))[0]:
-                if await self.authenticator.find(self.secret_hash) is None:
-                    raise Unauthorized("this API key was revoked")
-            return task.result()
-        finally:
-            task.cancel()
 
     def _wants(self, preview: dict[str, Any], opened: set[str]) -> bool:
         """True for previews of the wanted types that were seen from their beginning."""
