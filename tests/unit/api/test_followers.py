@@ -25,6 +25,7 @@ class Log:
         self.deltas: list[dict[str, Any]] = []
         self.asked: list[tuple[int, float]] = []
         self.deleted = False
+        self.previewing = asyncio.Event()
         self._changed = asyncio.Event()
 
     def commit(self, count: int = 1) -> None:
@@ -50,6 +51,8 @@ class Log:
         self, _session: str, _key: str | None, after: int, *, timeout_s: float, previews: int | None = None
     ) -> tuple[list[Event], list[dict[str, Any]], int]:
         self.asked.append((after, timeout_s))
+        if previews is not None:
+            self.previewing.set()
         start = len(self.deltas) if previews == NOW else previews
         while True:
             if self.deleted:
@@ -151,7 +154,7 @@ async def test_previews_go_to_the_streams_that_want_them_and_are_asked_for_while
     await asyncio.sleep(0)
     wanting = followers.subscribe("s", "k", 1, previews=True)
     waiting = asyncio.create_task(wanting.next(10.0))
-    await asyncio.sleep(0.01)
+    await log.previewing.wait()
     log.preview({"type": "event_start", "event": {"id": "e", "type": "agent.message"}})
     assert [message.body["type"] for message in await waiting] == ["event_start"]
     log.commit()

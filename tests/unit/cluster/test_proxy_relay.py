@@ -77,7 +77,7 @@ async def raw_ingress(
 
 
 class Seen:
-    """An application that remembers requests and answers 200 with what it is told to."""
+    """An application that remembers requests and gives the answer that it was made with."""
 
     def __init__(self, status: int = 200, headers: Any = (), body: bytes = b"by an ingress") -> None:
         self.scopes: list[Any] = []
@@ -189,7 +189,7 @@ async def test_each_chunk_of_a_stream_comes_at_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_an_ingress_is_told_when_a_client_leaves(folder: Path, method: str) -> None:
+async def test_an_ingress_notices_when_a_client_leaves(folder: Path, method: str) -> None:
     left = asyncio.Event()
 
     async def app(_scope: Any, receive: Any, send: Any) -> None:
@@ -206,7 +206,7 @@ async def test_an_ingress_is_told_when_a_client_leaves(folder: Path, method: str
             await left.wait()
 
 
-async def test_an_ingress_is_told_when_a_client_leaves_in_the_middle_of_its_body(folder: Path) -> None:
+async def test_an_ingress_notices_when_a_client_leaves_in_the_middle_of_its_body(folder: Path) -> None:
     begun, left = asyncio.Event(), asyncio.Event()
 
     async def app(_scope: Any, receive: Any, _send: Any) -> None:
@@ -254,7 +254,7 @@ async def ends_at_once(reader: asyncio.StreamReader, _writer: asyncio.StreamWrit
 
 
 async def test_an_ingress_that_dies_before_it_answers(folder: Path) -> None:
-    """What reads is asked for again, Serve's way; for what may have taken effect the client is told so."""
+    """What reads is asked for again, Serve's way; what may have taken effect is an error that says so."""
     async with raw_ingress(ends_at_once, folder), proxy(folder) as client:
         assert (await client.get(URL)).text == "by Serve"
         got = await client.post(URL, content=b"1")
