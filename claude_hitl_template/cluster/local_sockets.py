@@ -4,7 +4,7 @@ import os
 import secrets
 import socket
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,12 @@ async def serve_http(app: ASGIApp, folder: Path, *, grace_s: int = STREAMS_END_S
         timeout_graceful_shutdown=grace_s,
         **options,
     )
-    server = _Server(config)
+    server, path = _Server(config), bound.getsockname()
     try:
         await server.serve(sockets=[bound])
     finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
         await server.shutdown(sockets=[bound])
 
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import aiohttp
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from yarl import URL
 
 from claude_hitl_template.cluster import HTTP_SOCKETS, ROUTE
@@ -41,6 +42,8 @@ _NOT_SENT_ON = frozenset(
     )
 )
 _NOT_SENT_BACK = frozenset((b"connection", b"keep-alive", b"transfer-encoding"))
+RESTART_S = 10.0  # in which Serve replaces an ingress that was killed
+POLL_S = 0.1
 _LINE_BYTES = 64 * 1024  # of the answer's headers
 
 
@@ -62,10 +65,15 @@ class Relay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _is_ours(scope):
-            for path in await self._sockets():
-                with suppress(_NotTaken):
-                    await self._relay(self._sessions[path], scope, receive, send)
-                    return
+            request, deadline = _Request(scope, receive), time.monotonic() + RESTART_S
+            # A socket that nobody listens on is that of an ingress that was killed: Serve starts another.
+            while (there := await self._sockets()) and time.monotonic() < deadline:
+                for path in there:
+                    with suppress(_NotTaken):
+                        await self._relay(self._sessions[path], request, send)
+                        return
+                await asyncio.sleep(POLL_S)
+            receive = request.from_the_start
         await self._app(scope, receive, send)
 
     async def close(self) -> None:
@@ -88,11 +96,8 @@ class Relay:
         random.shuffle(there)
         return there
 
-    async def _relay(
-        self, session: aiohttp.ClientSession, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _relay(self, session: aiohttp.ClientSession, request: "_Request", send: Send) -> None:
         """Relays until the answer has been sent or the client has gone. Raises _NotTaken."""
-        request = _Request(scope, receive)
         relaying = asyncio.ensure_future(_exchange(session, request, send))
         leaving = asyncio.ensure_future(request.disconnected())
         try:
@@ -124,17 +129,21 @@ class _Request:
             self.headers.append(("x-forwarded-for", scope["client"][0]))
         names = {name for name, _ in scope["headers"]}
         self.has_body = bool(names & {b"content-length", b"transfer-encoding"})
+        self.was_lost = False
+        self._is_gone = False
+        self._unsent: Message | None = None  # that there is no body
         if not self.has_body:
             self._read.set()
 
     async def body(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Ends early, without its end being noticed as such, only if the exchange is cancelled."""
+        """The body as it comes. When the client leaves in the middle of it, it does not end: `disconnected` does."""
         more = True
         while more:
             message = await self.receive()
             if message["type"] == "http.disconnect":
+                self._is_gone = True
                 self._read.set()
-                await asyncio.Future()  # `disconnected` ends the exchange
+                await asyncio.Future()
             yield message.get("body", b"")
             more = message.get("more_body", False)
         self._read.set()
@@ -142,8 +151,16 @@ class _Request:
     async def disconnected(self) -> None:
         """Returns when the client has gone."""
         await self._read.wait()
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
+        while not self._is_gone:
+            message = await self.receive()
+            self._is_gone = message["type"] == "http.disconnect"
+            if not self._is_gone:
+                self._unsent = message
+
+    async def from_the_start(self) -> Message:
+        """An ASGI `receive` for a request of which no ingress has taken anything."""
+        message, self._unsent = self._unsent, None
+        return message or await self.receive()
 
 
 async def _exchange(session: aiohttp.ClientSession, request: _Request, send: Send) -> None:
@@ -167,7 +184,8 @@ async def _exchange(session: aiohttp.ClientSession, request: _Request, send: Sen
     except aiohttp.ClientError as error:
         if begun:
             return  # the answer has no end, so uvicorn closes the connection and the client sees that
-        if request.method in _REPEATABLE and not request.has_body:
+        if request.method in _REPEATABLE and not request.has_body and not request.was_lost:
+            request.was_lost = True  # a second ingress that ends may do so because of this request
             raise _NotTaken from error
         log.warning("an ingress ended in the middle of a request: %s %s", request.method, request.url.path)
         await _away(request, send)

@@ -1,6 +1,7 @@
 """Requests to Serve's proxy that go over an ingress's socket: what arrives, what comes back, what goes another way."""
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ import pytest
 import uvicorn
 
 from claude_hitl_template.cli.host.processes import ray_environment
-from claude_hitl_template.cluster import HTTP_SOCKETS
+from claude_hitl_template.cluster import HTTP_SOCKETS, proxy_relay
 from claude_hitl_template.cluster.local_sockets import BEHIND_PROXY, listening, serve_http
 from claude_hitl_template.cluster.proxy_relay import Relay
 from claude_hitl_template.config.settings import Settings
@@ -27,9 +28,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("s") / HTTP_SOCKETS  # a short path: a socket's may have 107 characters
 
 
-async def serve_itself(_scope: Any, _receive: Any, send: Any) -> None:
-    """Stands for Serve's proxy, which has what no ingress takes."""
-    await answer(send, b"by Serve")
+async def serve_itself(_scope: Any, receive: Any, send: Any) -> None:
+    """Stands for Serve's proxy, which has what no ingress takes, and reads the body first."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message.get("more_body", False)
+    await answer(send, b"by Serve" + body)
 
 
 async def answer(send: Any, body: bytes, status: int = 200, headers: Any = ()) -> None:
@@ -57,7 +62,7 @@ async def proxy(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
 async def ingress(app: App, folder: Path) -> AsyncIterator[None]:
     serving = asyncio.create_task(serve_http(app, folder, **BEHIND_PROXY))
     async with asyncio.timeout(5):
-        while not (folder.exists() and any(folder.iterdir())):
+        while not (folder.exists() and any(path.is_socket() for path in folder.iterdir())):
             await asyncio.sleep(0.005)
     yield
     serving.cancel()
@@ -239,25 +244,46 @@ async def test_everything_else_goes_serves_way(folder: Path, path: str, headers:
 
 async def test_without_an_ingress_requests_go_serves_way(folder: Path) -> None:
     async with proxy(folder) as client:
-        assert (await client.post(URL, content=b"1")).text == "by Serve"
-        folder.mkdir()
-        (folder / "1-0.sock").touch()  # of one that has ended
-        assert (await client.post(URL, content=b"1")).text == "by Serve"
-        (folder / "1-0.sock").unlink()
+        assert (await client.post(URL, content=b"1")).text == "by Serve1"
         async with ingress(Seen(), folder):
             assert (await client.post(URL, content=b"1")).text == "by an ingress"
         assert (await client.get(URL)).text == "by Serve"
 
 
-async def ends_at_once(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-    await reader.readuntil(b"\r\n\r\n")
+async def test_requests_wait_until_an_ingress_that_was_killed_is_replaced(folder: Path) -> None:
+    folder.mkdir()
+    left, seen = folder / f"{os.getpid()}-0.sock", Seen()
+    left.touch()
+    async with proxy(folder) as client, asyncio.TaskGroup() as group:
+        waiting = [group.create_task(client.post(URL, content=b"%d" % number)) for number in range(20)]
+        async with ingress(seen, folder):
+            left.unlink()
+            assert {(await one).text for one in waiting} == {"by an ingress"}
+    assert sorted(seen.bodies) == sorted(b"%d" % number for number in range(20))
 
 
-async def test_an_ingress_that_dies_before_it_answers(folder: Path) -> None:
-    """What reads is asked for again, Serve's way; what may have taken effect is an error that says so."""
-    async with raw_ingress(ends_at_once, folder), proxy(folder) as client:
+async def test_if_it_is_not_replaced_requests_go_serves_way(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy_relay, "RESTART_S", 0.2)
+    folder.mkdir()
+    (folder / f"{os.getpid()}-0.sock").touch()
+    async with proxy(folder) as client:
+        assert (await client.post(URL, content=b"1")).text == "by Serve1"
         assert (await client.get(URL)).text == "by Serve"
-        got = await client.post(URL, content=b"1")
+
+
+@pytest.mark.parametrize(("method", "times"), [("GET", 2), ("POST", 1)])
+async def test_an_ingress_that_dies_before_it_answers(folder: Path, method: str, times: int) -> None:
+    """What only reads is sent once more. What may have taken effect is an error that says so."""
+    requests = []
+
+    async def ends_at_once(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.readuntil(b"\r\n\r\n"))
+
+    async with raw_ingress(ends_at_once, folder), proxy(folder) as client:
+        got = await client.request(method, URL)
+    assert len(requests) == times
     assert (got.status_code, got.headers["retry-after"]) == (503, "1")
     assert got.json()["error"]["type"] == "overloaded_error"
     assert "Idempotency-Key" in got.json()["error"]["message"]
