@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -25,24 +25,18 @@ from claude_hitl_template.cluster import HTTP_SOCKETS, ROUTE
 
 log = logging.getLogger("ray.serve")
 
-_REPEATABLE = ("GET", "HEAD")
 # RFC 9110, 7.6.1; and what the ingress may believe only when it comes from here.
-_NOT_SENT_ON = frozenset(
-    (
-        *(
-            b"connection",
-            b"keep-alive",
-            b"proxy-connection",
-            b"te",
-            b"trailer",
-            b"transfer-encoding",
-            b"upgrade",
-        ),
-        *(b"expect", b"x-forwarded-for", b"x-forwarded-proto"),
-    )
-)
-_NOT_SENT_BACK = frozenset((b"connection", b"keep-alive", b"transfer-encoding"))
-RESTART_S = 10.0  # in which Serve replaces an ingress that was killed
+_HOP = {
+    b"connection",
+    b"keep-alive",
+    b"proxy-connection",
+    b"te",
+    b"trailer",
+    b"transfer-encoding",
+    b"upgrade",
+}
+_NOT_SENT_ON = _HOP | {b"expect", b"x-forwarded-for", b"x-forwarded-proto"}
+RESTART_S = 30.0  # in which Serve replaces an ingress that was killed, on a busy machine, too
 POLL_S = 0.1
 _LINE_BYTES = 64 * 1024  # of the answer's headers
 
@@ -53,7 +47,7 @@ def middlewares() -> list[Middleware]:
 
 
 class _NotTaken(Exception):
-    """Nothing of the request has reached an ingress, or it may be made again."""
+    """No ingress took the connection."""
 
 
 class Relay:
@@ -61,52 +55,41 @@ class Relay:
 
     def __init__(self, app: ASGIApp, *, folder: Path) -> None:
         self._app, self._folder = app, folder
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _is_ours(scope):
             request, deadline = _Request(scope, receive), time.monotonic() + RESTART_S
             # A socket that nobody listens on is that of an ingress that was killed: Serve starts another.
-            while (there := await self._sockets()) and time.monotonic() < deadline:
+            while (there := self._sockets()) and time.monotonic() < deadline:
                 for path in there:
                     with suppress(_NotTaken):
-                        await self._relay(self._sessions[path], request, send)
+                        await _relay(path, request, send)
                         return
                 await asyncio.sleep(POLL_S)
             receive = request.from_the_start
         await self._app(scope, receive, send)
 
-    async def close(self) -> None:
-        await self._close(set(self._sessions))
-
-    async def _close(self, paths: set[str]) -> None:
-        for path in paths:
-            await self._sessions.pop(path).close()
-
-    async def _sockets(self) -> list[str]:
-        """The sockets that are there, in any order, each with a session in `_sessions`."""
+    def _sockets(self) -> list[str]:
+        """The sockets that are there, in any order."""
         try:
             there = [entry.path for entry in os.scandir(self._folder) if entry.name.endswith(".sock")]
         except OSError:
-            there = []
-        await self._close(self._sessions.keys() - there)
-        for path in there:
-            if path not in self._sessions:
-                self._sessions[path] = _session(path)
+            return []
         random.shuffle(there)
         return there
 
-    async def _relay(self, session: aiohttp.ClientSession, request: "_Request", send: Send) -> None:
-        """Relays until the answer has been sent or the client has gone. Raises _NotTaken."""
-        relaying = asyncio.ensure_future(_exchange(session, request, send))
-        leaving = asyncio.ensure_future(request.disconnected())
-        try:
-            await asyncio.wait({relaying, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if relaying.done():
-                relaying.result()
-        finally:
-            relaying.cancel()
-            leaving.cancel()
+
+async def _relay(path: str, request: "_Request", send: Send) -> None:
+    """Relays until the answer has been sent or the client has gone. Raises _NotTaken."""
+    relaying = asyncio.ensure_future(_exchange(path, request, send))
+    leaving = asyncio.ensure_future(request.disconnected())
+    try:
+        await asyncio.wait({relaying, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if relaying.done():
+            relaying.result()
+    finally:
+        relaying.cancel()
+        leaving.cancel()
 
 
 class _Request:
@@ -129,13 +112,21 @@ class _Request:
             self.headers.append(("x-forwarded-for", scope["client"][0]))
         names = {name for name, _ in scope["headers"]}
         self.has_body = bool(names & {b"content-length", b"transfer-encoding"})
-        self.was_lost = False
         self._is_gone = False
         self._unsent: Message | None = None  # that there is no body
         if not self.has_body:
             self._read.set()
 
-    async def body(self) -> AsyncIterator[bytes]:
+    def sent_by(self, client: aiohttp.ClientSession) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        return client.request(
+            self.method,
+            self.url,
+            headers=self.headers,
+            data=self._body() if self.has_body else None,
+            allow_redirects=False,
+        )
+
+    async def _body(self) -> AsyncIterator[bytes]:
         """The body as it comes. When the client leaves in the middle of it, it does not end: `disconnected` does."""
         more = True
         while more:
@@ -163,17 +154,11 @@ class _Request:
         return message or await self.receive()
 
 
-async def _exchange(session: aiohttp.ClientSession, request: _Request, send: Send) -> None:
+async def _exchange(path: str, request: _Request, send: Send) -> None:
     begun = False
     try:
-        async with session.request(
-            request.method,
-            request.url,
-            headers=request.headers,
-            data=request.body() if request.has_body else None,
-            allow_redirects=False,
-        ) as answer:
-            headers = [(n.lower(), v) for n, v in answer.raw_headers if n.lower() not in _NOT_SENT_BACK]
+        async with _client(path) as client, request.sent_by(client) as answer:
+            headers = [(n.lower(), v) for n, v in answer.raw_headers if n.lower() not in _HOP]
             begun = True
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             async for chunk in answer.content.iter_any():
@@ -181,12 +166,9 @@ async def _exchange(session: aiohttp.ClientSession, request: _Request, send: Sen
             await send({"type": "http.response.body", "body": b""})
     except aiohttp.ClientConnectorError as error:
         raise _NotTaken from error
-    except aiohttp.ClientError as error:
+    except aiohttp.ClientError:  # which has repeated an idempotent request already
         if begun:
             return  # the answer has no end, so uvicorn closes the connection and the client sees that
-        if request.method in _REPEATABLE and not request.has_body and not request.was_lost:
-            request.was_lost = True  # a second ingress that ends may do so because of this request
-            raise _NotTaken from error
         log.warning("an ingress ended in the middle of a request: %s %s", request.method, request.url.path)
         await _away(request, send)
 
@@ -219,9 +201,11 @@ def _is_ours(scope: Scope) -> bool:
     return all(part.isascii() for part in parts)
 
 
-def _session(path: str) -> aiohttp.ClientSession:
+def _client(path: str) -> aiohttp.ClientSession:
+    """A client for one request. A connection that was kept might end as it is used, and then it would not be known whether
+    the request was taken."""
     return aiohttp.ClientSession(
-        connector=aiohttp.UnixConnector(path, limit=0, force_close=True),
+        connector=aiohttp.UnixConnector(path, force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),

@@ -45,8 +45,8 @@ async def answer(send: Any, body: bytes, status: int = 200, headers: Any = ()) -
 @asynccontextmanager
 async def proxy(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a real server that has the middleware."""
-    bound, relay = socket.create_server(("127.0.0.1", 0)), Relay(serve_itself, folder=folder)
-    config = uvicorn.Config(relay, lifespan="off", log_config=None)
+    bound = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(Relay(serve_itself, folder=folder), lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve(sockets=[bound]))
     base = f"http://127.0.0.1:{bound.getsockname()[1]}"
@@ -54,7 +54,6 @@ async def proxy(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
         yield client
     server.should_exit = server.force_exit = True
     await serving
-    await relay.close()
     bound.close()
 
 
