@@ -59,7 +59,7 @@ class Relay:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _is_ours(scope):
             request, deadline = _Request(scope, receive), time.monotonic() + RESTART_S
-            # A socket that nobody listens on is that of an ingress that was killed: Serve starts another.
+            # A socket that takes no connection is that of an ingress that was killed: Serve starts another.
             while (there := self._sockets()) and time.monotonic() < deadline:
                 for path in there:
                     with suppress(_NotTaken):
