@@ -68,7 +68,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 DASHBOARD_S = 3.0
-GRACE_S = 15  # Serve allows 20
 
 
 class IngressService:
@@ -104,11 +103,11 @@ class IngressService:
         """From now on requests are taken from Serve's proxy without Serve (proxy_relay.py)."""
         if self._listening is None:
             folder = self._settings.data_dir / HTTP_SOCKETS
-            taken = serve_http(_under_route(self.app), folder, grace_s=GRACE_S, **BEHIND_PROXY)
+            taken = serve_http(_under_route(self.app), folder, **BEHIND_PROXY)
             self._listening = asyncio.create_task(taken)
 
     async def close(self) -> None:
-        """Takes no more requests on the sockets, and returns when those that it has are answered, or GRACE_S later."""
+        """Takes no more requests on the sockets, and returns when those that it has are answered, or after a while."""
         tasks = [task for task in (self._listening, self._serving) if task is not None]
         for task in tasks:
             task.cancel()

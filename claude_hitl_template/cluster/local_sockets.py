@@ -19,7 +19,7 @@ from claude_hitl_template.config.settings import Settings
 log = structlog.get_logger()
 
 SUFFIX = ".sock"
-STREAMS_END_S = 1
+GRACE_S = 15  # in which requests are answered when their replica ends; Serve allows 20
 # Options of uvicorn where only Serve's proxy can open the socket (proxy_relay.py): it says whose request it is, and when.
 BEHIND_PROXY: dict[str, Any] = {"forwarded_allow_ips": "*", "server_header": False, "date_header": False}
 KEEP_ALIVE_S = 90  # longer than clients keep an idle connection, so that none is closed as it is used
@@ -57,13 +57,9 @@ def model_sockets(settings: Settings, signing_key: SigningKey) -> Path:
     return settings.data_dir / "model" / signing_key.mac(b"sockets", "model")[:8]
 
 
-async def serve_http(app: ASGIApp, folder: Path, *, grace_s: int = STREAMS_END_S, **options: Any) -> None:
-    """Serves `app` on a socket in `folder` until it is cancelled. Returns at once if that is not possible.
-
-    Args:
-        grace_s: How long requests may go on then.
-        options: Of uvicorn.
-    """
+async def serve_http(app: ASGIApp, folder: Path, **options: Any) -> None:
+    """Serves `app` on a socket in `folder` until it is cancelled, with options of uvicorn. Returns at once if that is not
+    possible."""
     try:
         bound = listening(folder)
     except OSError as error:
@@ -76,7 +72,7 @@ async def serve_http(app: ASGIApp, folder: Path, *, grace_s: int = STREAMS_END_S
         log_config=None,
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=grace_s,
+        timeout_graceful_shutdown=GRACE_S,
         **options,
     )
     server, path = _Server(config), bound.getsockname()
