@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from fastapi import FastAPI, Request
@@ -20,7 +21,7 @@ from fastapi.responses import JSONResponse
 
 from claude_hitl_template.cli.host.ports import free_ports
 from claude_hitl_template.config.build_info import python_minor
-from tests.integration.harness import Conversation, Service, script, wait_for
+from tests.integration.harness import KEY, Conversation, Service, script, wait_for
 from tests.integration.trees import CODE, Tree, addresses, applications, empty, status
 from tests.serving import loopback
 
@@ -90,9 +91,10 @@ def test_a_first_deploy_that_fails_leaves_an_empty_cluster_empty_and_the_next_on
 @dataclass(frozen=True)
 class Second:
     """The cluster after a second deploy, during which one session waited for a decision on `asked` and another one
-    worked."""
+    worked. `failed`: what went wrong for a client that asked all the time."""
 
     said: str
+    failed: list[str]
     waiting: Conversation
     asked: str
     code_before: str
@@ -108,8 +110,32 @@ def second(cluster: Service, tree: Tree) -> Second:
     asked = waiting.until_asked()
     before = code_of(cluster.owner_of(waiting))
     tree.name_version("0.1.0+second")
-    said = tree.deploy()
-    return Second(said, waiting, asked, before, working)
+    with asking(cluster) as failed:
+        said = tree.deploy()
+    return Second(said, failed, waiting, asked, before, working)
+
+
+@contextmanager
+def asking(cluster: Service) -> Generator[list[str]]:
+    """A client that asks one thing after another; yields what failed."""
+    failed, enough = list[str](), threading.Event()
+
+    def ask() -> None:
+        while not enough.wait(0.2):
+            try:
+                httpx.get(
+                    f"{cluster.base}/v1/sessions", headers={"x-api-key": KEY}, timeout=60
+                ).raise_for_status()
+            except httpx.HTTPError as error:
+                failed.append(repr(error))
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        yield failed
+    finally:
+        enough.set()
+        asker.join()
 
 
 def code_of(process: psutil.Process) -> str:
@@ -131,6 +157,10 @@ def test_a_changed_tree_is_live_and_every_side_says_which_it_is(
         done = tree.hitl("status", "--profile", "vm")
     assert done.returncode == 1
     assert "another code than the working tree: ./hitl deploy" in done.stdout
+
+
+def test_no_request_fails_while_a_deploy_comes(second: Second) -> None:
+    assert not second.failed
 
 
 def test_a_turn_that_runs_while_a_deploy_comes_ends_and_its_call_ran_once_or_is_told_as_unknown(
