@@ -23,10 +23,10 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from claude_hitl_template.errors import ConfigError, HitlError, InvalidInput
+from claude_hitl_template.store import json_text
 from claude_hitl_template.store.connect import migrate, unusable
 from claude_hitl_template.store.notifications import IN_USE
 from claude_hitl_template.store.postgres import connect_args, postgres_url
-from claude_hitl_template.store.rows import to_json
 from claude_hitl_template.store.sql import execute
 from claude_hitl_template.store.tables import UtcDateTime, api_keys, browser_sessions, metadata, sessions
 
@@ -116,7 +116,7 @@ def _write(connection: sa.Connection, file: Any) -> Copied:
                 )
                 for row in rows.mappings():
                     plain = {column.name: _plain(row[column]) for column in table.c}
-                    member.write(to_json(plain).encode() + b"\n")
+                    member.write(json_text.dumps(plain).encode() + b"\n")
                     counts[table.name] += 1
     return Copied(counts[sessions.name], sum(counts.values()), made_at)
 
@@ -224,7 +224,7 @@ def _engine(url: str, *, snapshot: bool) -> sa.Engine:
     given = sa.make_url(url)
     if given.get_backend_name() == "sqlite":
         engine = sa.create_engine(
-            given.set(drivername="sqlite"), poolclass=sa.pool.NullPool, json_serializer=to_json
+            given.set(drivername="sqlite"), poolclass=sa.pool.NullPool, json_serializer=json_text.dumps
         )
         event.listen(engine, "connect", _undriven)
         begin = "BEGIN" if snapshot else "BEGIN IMMEDIATE"
@@ -236,7 +236,7 @@ def _engine(url: str, *, snapshot: bool) -> sa.Engine:
         made,
         poolclass=sa.pool.NullPool,
         connect_args=limits,
-        json_serializer=to_json,
+        json_serializer=json_text.dumps,
         isolation_level="REPEATABLE READ" if snapshot else "READ COMMITTED",
     )
 

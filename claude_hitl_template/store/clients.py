@@ -382,7 +382,7 @@ async def _update(unit: SessionAggregate, changes: Mapping[str, Any]) -> None:
     if changed:
         unit.set(**changed)
         shown = {k: v for k, v in changed.items() if v != {}}
-        await unit.append([events.draft("session.updated", **shown)])
+        await unit.append_new(events.draft("session.updated", **shown))
 
 
 async def _send_once(
@@ -442,7 +442,7 @@ async def _queue(unit: SessionAggregate, message: UserMessage, by: Actor) -> lis
         unit.set(last_sender=by.principal_id)
     if unit.session.asked:
         unit.set(asked=0, asked_at=())
-    queued = await unit.append([events.draft("user.message", queued=True, content=content)])
+    queued = await unit.append_new(events.draft("user.message", queued=True, content=content))
     waits = (unit.session.stop_reason or {}).get("type") == "requires_action"
     if not (waits and await unit.holds_up()):  # a message while a call waits is queued behind its turn
         await unit.run()
@@ -451,7 +451,7 @@ async def _queue(unit: SessionAggregate, message: UserMessage, by: Actor) -> lis
 
 
 async def _interrupt(unit: SessionAggregate) -> list[Event]:
-    sent = await unit.append([events.draft("user.interrupt")])
+    sent = await unit.append_new(events.draft("user.interrupt"))
     await unit.supersede()
     session = unit.session
     if session.status == "running" and session.turn is None:

@@ -6,6 +6,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from claude_hitl_template.domain.notices import EVERY_WORKSPACE, Channel, Delivery, DeliveryState, Notice
+from claude_hitl_template.store import statements
 from claude_hitl_template.store.rows import Statements, document, of_workspace, paged, stored
 from claude_hitl_template.store.tables import channels, deliveries, notices, readers
 
@@ -48,9 +49,8 @@ class NoticesSql(Statements):
     # -- the outbox
 
     async def wanted_kinds(self, workspace_id: str) -> set[str]:
-        t = channels.c
-        query = sa.select(t.kinds).where(t.workspace_id.in_((workspace_id, EVERY_WORKSPACE))).distinct()
-        return {kind for row in await self._all(query) for kind in row.kinds.split()}
+        found = await self._all(statements.WANTED_KINDS, key=workspace_id, everywhere=EVERY_WORKSPACE)
+        return {kind for row in found for kind in row.kinds.split()}
 
     async def add_notices(self, found: Sequence[Notice]) -> None:
         rows = [{"id": one.id, "session_id": one.session_id, "doc": document(one)} for one in found]

@@ -461,7 +461,7 @@ async def _finish(unit: SessionAggregate, stop_reason: dict[str, Any]) -> None:
             left.append(approval)
         await unit.tx.put_approval(left[-1])
     await unit.close_unknown()
-    await unit.append([events.usage_event(unit.session.usage, unit.session.active_seconds)])
+    await unit.append_new(events.usage_event(unit.session.usage, unit.session.active_seconds))
     pending = [a for a in left if a.state is ApprovalState.PENDING]
     holds_up = any(a.kind != "network" for a in pending)
     goes_on = len(left) > len(pending) or unreported_refusals or await unit.tx.queued(unit.session.id)

@@ -16,9 +16,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from claude_hitl_template.errors import ConfigError, StoreUnreachable, Unavailable
+from claude_hitl_template.store import json_text
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.notifications import Notifier
-from claude_hitl_template.store.rows import to_json
 from claude_hitl_template.store.sql import SqlTx
 
 WRITERS, READERS = 8, 8
@@ -85,7 +85,9 @@ class PostgresBackend:
         engine = self._writers if write else self._readers
         try:
             async with asyncio.timeout(self._answer_s), engine.begin() as connection:
-                yield SqlTx(connection, locking=write)
+                tx = SqlTx(connection, locking=write)
+                yield tx
+                await tx.flush()
         except TimeoutError as error:
             raise StoreUnreachable(f"the database does not answer within {self._answer_s:g} s") from error
         except (DBAPIError, PoolTimeout) as error:
@@ -104,7 +106,8 @@ def _engine(url: sa.URL, size: int, *, isolation_level: Any) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_S,
         isolation_level=isolation_level,
-        json_serializer=to_json,
+        json_serializer=json_text.dumps,
+        json_deserializer=json_text.loads,
         connect_args=connect_args(url),
         hide_parameters=True,
     )

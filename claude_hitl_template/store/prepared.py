@@ -7,9 +7,13 @@ A prepared statement is a constant with named parameters (`sa.bindparam`), and `
 import sqlite3
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
+
+from claude_hitl_template.store import json_text
+from claude_hitl_template.store.tables import Name, UtcDateTime
 
 _MARK = "prepared"
 
@@ -69,20 +73,42 @@ class Compiled:
         converts = self._converts
         return Rows(
             [
-                make(*(c(v) if c else v for c, v in zip(converts, row, strict=True)))
+                make(*[c(v) if c else v for c, v in zip(converts, row, strict=True)])
                 for row in cursor.fetchall()
             ],
             cursor.rowcount,
         )
 
     def _bound(self, given: Mapping[str, Any]) -> list[Any]:
-        values = ((given.get(name, constant), convert) for name, constant, convert in self._binds)
-        return [convert(value) if convert else value for value, convert in values]
+        return [
+            convert(given.get(name, constant)) if convert else given.get(name, constant)
+            for name, constant, convert in self._binds
+        ]
+
+
+def _utc_text(value: datetime | None) -> str | None:
+    return (
+        None if value is None else value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+    )
+
+
+def _utc(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+# What SQLAlchemy's own conversions do for these types on SQLite, in one call instead of three.
+_CONVERSIONS: Mapping[type, tuple[_Convert, _Convert]] = {
+    Name: (None, None),
+    UtcDateTime: (_utc_text, _utc),
+    sa.JSON: (json_text.dumps, lambda text: None if text is None else json_text.loads(text)),
+}
 
 
 def _to_database(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> _Convert:
-    return kind.dialect_impl(dialect).bind_processor(dialect)
+    known = _CONVERSIONS.get(type(kind))
+    return known[0] if known else kind.dialect_impl(dialect).bind_processor(dialect)
 
 
 def _from_database(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect) -> _Convert:
-    return kind.dialect_impl(dialect).result_processor(dialect, None)
+    known = _CONVERSIONS.get(type(kind))
+    return known[1] if known else kind.dialect_impl(dialect).result_processor(dialect, None)

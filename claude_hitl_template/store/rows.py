@@ -1,9 +1,9 @@
 """How records are rows: documents, pages, and what all statements share."""
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from functools import cache
+from typing import Any, Protocol, TypeAliasType, get_args
 
 import sqlalchemy as sa
 from pydantic import BaseModel
@@ -13,10 +13,6 @@ from claude_hitl_template.store import statements
 from claude_hitl_template.store.filters import Order
 
 SLOW = "slow"  # an execution option of statements that may scan a table, or return much of one
-
-
-def to_json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 class Executor(Protocol):
@@ -67,14 +63,32 @@ def document(noun: BaseModel) -> dict[str, Any]:
 def _put_back(noun: BaseModel, document: dict[str, Any]) -> None:
     """Adds the unknown fields that `stored` kept: a model that forbids extra fields does not serialise them."""
     document.update(noun.model_extra or {})
-    for name, field in type(noun).model_fields.items():
-        value, stored = getattr(noun, name), document[field.serialization_alias or name]
+    for name, key in _holding_records(type(noun)):
+        value, stored = getattr(noun, name), document[key]
         if isinstance(value, BaseModel):
             _put_back(value, stored)
         elif isinstance(value, tuple):
             for part, its in zip(value, stored, strict=True):  # pyright: ignore[reportUnknownVariableType]
                 if isinstance(part, BaseModel):
                     _put_back(part, its)
+
+
+@cache
+def _holding_records(kind: type[BaseModel]) -> tuple[tuple[str, str], ...]:
+    """The fields that may hold other records, each with its key in the document."""
+    return tuple(
+        (name, field.serialization_alias or name)
+        for name, field in kind.model_fields.items()
+        if _may_be_record(field.annotation)
+    )
+
+
+def _may_be_record(annotation: Any) -> bool:
+    if isinstance(annotation, TypeAliasType):
+        return _may_be_record(annotation.__value__)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(map(_may_be_record, get_args(annotation)))
 
 
 def of_workspace(column: sa.ColumnElement[str], workspace_id: str | None) -> list[sa.ColumnElement[bool]]:

@@ -88,23 +88,25 @@ class SessionAggregate:
 
     async def append(self, drafts: Sequence[Draft]) -> list[Event]:
         """Gives each new event the next seq. An id that is in the log already is passed over."""
-        known = await self.tx.known_events(self.session.id, [d.id for d in drafts])
-        fresh: list[Event] = []
+        given: dict[str, Draft] = {}
         for draft in drafts:
-            if draft.id in known:
-                continue
-            known.add(draft.id)
-            processed = None if draft.queued else self.now
-            fresh.append(
-                Event(
-                    seq=self.session.next_seq + len(fresh),
-                    id=draft.id,
-                    type=draft.type,
-                    payload=draft.payload,
-                    created_at=self.now,
-                    processed_at=processed,
-                )
+            given.setdefault(draft.id, draft)
+        known = await self.tx.known_events(self.session.id, list(given))
+        return await self.append_new(*[draft for id_, draft in given.items() if id_ not in known])
+
+    async def append_new(self, *drafts: Draft) -> list[Event]:
+        """As `append`, for events whose ids were made in this transaction, or are known not to be in the log."""
+        fresh = [
+            Event(
+                seq=seq,
+                id=draft.id,
+                type=draft.type,
+                payload=draft.payload,
+                created_at=self.now,
+                processed_at=None if draft.queued else self.now,
             )
+            for seq, draft in enumerate(drafts, self.session.next_seq)
+        ]
         self.set(next_seq=self.session.next_seq + len(fresh))
         await self.tx.add_events(self.session.id, fresh)
         return fresh
@@ -113,14 +115,14 @@ class SessionAggregate:
         """Sets the status `running`, through `rescheduling` if an owner was lost."""
         if rescheduled:
             check_session_transition(self.session.status, "rescheduling")
-            await self.append([events.status_rescheduled()])
+            await self.append_new(events.status_rescheduled())
             tell_session(self.tx, "session.status_rescheduled", self.session, self.now)
         elif self.session.status == "running":
             return
         check_session_transition("rescheduling" if rescheduled else self.session.status, "running")
         since = self.session.running_since or self.now
         self.set(status="running", stop_reason=None, running_since=since)
-        await self.append([events.status_running()])
+        await self.append_new(events.status_running())
         tell_session(self.tx, "session.status_run_started", self.session, self.now)
 
     async def idle(self, stop_reason: dict[str, Any]) -> None:
@@ -128,7 +130,7 @@ class SessionAggregate:
         self._tell_idle(stop_reason)
         self._stop_clock()
         self.set(status="idle", stop_reason=stop_reason, waits_for_room=False)
-        await self.append([events.status_idle(stop_reason)])
+        await self.append_new(events.status_idle(stop_reason))
 
     def _tell_idle(self, stop_reason: dict[str, Any]) -> None:
         """Tells that it stopped, not that it waits for one call less."""
@@ -145,7 +147,7 @@ class SessionAggregate:
         check_session_transition(self.session.status, "terminated")
         self._stop_clock()
         self.set(status="terminated", stop_reason=None, waits_for_room=False)
-        await self.append([events.draft("session.status_terminated")])
+        await self.append_new(events.draft("session.status_terminated"))
         tell_session(self.tx, "session.status_terminated", self.session, self.now)
 
     def _stop_clock(self) -> None:

@@ -64,6 +64,14 @@ class SqlTx(NoticesSql):
         self.changed_approvals: list[Approval] = []
         self.drafts: list[Draft] = []
         self.told: list[Notice] = []
+        self._unwritten: list[dict[str, Any]] = []  # events
+
+    async def flush(self) -> None:
+        """Writes what was only noted so far: all new events of a transaction are one statement, which also what reads
+        events writes first."""
+        rows, self._unwritten = self._unwritten, []
+        if rows:
+            await self._c.execute(statements.ADD_EVENTS, rows)
 
     # -- keys
 
@@ -113,12 +121,14 @@ class SqlTx(NoticesSql):
         return [stored(Principal, row) for row in await self._all(sa.select(principals.c.doc))]
 
     async def people(self, principal_ids: Sequence[str]) -> dict[str, Principal]:
+        if not principal_ids:
+            return {}
         if len(principal_ids) == 1:
             rows = await self._all(self._locked(statements.PRINCIPAL, read=True), key=principal_ids[0])
         else:
             t = principals.c  # in one order, so that no two transactions wait for each other
             query = sa.select(t.doc).where(t.id.in_(principal_ids)).order_by(t.id)
-            rows = await self._all(self._locked(query, read=True)) if principal_ids else []
+            rows = await self._all(self._locked(query, read=True))
         found = [stored(Principal, row) for row in rows]
         return {one.id: one for one in found}
 
@@ -212,6 +222,7 @@ class SqlTx(NoticesSql):
         await self._upsert(sessions, row)
 
     async def delete_session(self, session_id: str) -> None:
+        await self.flush()
         await self._c.execute(sa.delete(events).where(events.c.session_id == session_id))
         await self._keep_decisions(session_id)
         await self.delete_notices_of(session_id)
@@ -307,15 +318,15 @@ class SqlTx(NoticesSql):
     # -- events
 
     async def add_events(self, session_id: str, fresh: Sequence[Event]) -> None:
-        if fresh:
-            rows = [{"session_id": session_id, **event.model_dump()} for event in fresh]
-            await self._c.execute(statements.ADD_EVENTS, rows)
+        self._unwritten += [{"session_id": session_id, **vars(event)} for event in fresh]
 
     async def event(self, session_id: str, event_id: str) -> Event | None:
+        await self.flush()
         row = await self._one(statements.ONE_EVENT, key=session_id, event_id=event_id)
         return _event(row) if row else None
 
     async def known_events(self, session_id: str, ids: Sequence[str]) -> set[str]:
+        await self.flush()
         found: set[str] = set()
         for some in batched(ids, MOST_IDS):
             given: dict[str, Any] = {f"id{number}": one for number, one in enumerate(some)}
@@ -333,6 +344,7 @@ class SqlTx(NoticesSql):
         types: Sequence[str],
         created: TimeRange,
     ) -> list[Event]:
+        await self.flush()
         t = events.c
         if not types and after is not None and order == "asc" and created == TimeRange():
             rows = await self._all(statements.NEXT_EVENTS, key=session_id, after=after, most=limit)
@@ -348,9 +360,11 @@ class SqlTx(NoticesSql):
         return [_event(row) for row in await self._all(query)]
 
     async def queued(self, session_id: str) -> list[Event]:
+        await self.flush()
         return [_event(row) for row in await self._all(statements.QUEUED, key=session_id)]
 
     async def set_processed(self, session_id: str, event_id: str, at: datetime) -> None:
+        await self.flush()
         await self._c.execute(statements.SET_PROCESSED, {"key": session_id, "event_id": event_id, "at": at})
 
     # -- approvals

@@ -17,9 +17,10 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from claude_hitl_template.errors import Unavailable
+from claude_hitl_template.store import json_text
 from claude_hitl_template.store.backend import Tx
 from claude_hitl_template.store.prepared import Compiled, is_prepared
-from claude_hitl_template.store.rows import SLOW, to_json
+from claude_hitl_template.store.rows import SLOW
 from claude_hitl_template.store.sql import SqlTx
 
 BUSY_TIMEOUT_MS = 10_000
@@ -99,7 +100,9 @@ class SqliteBackend:
             connection, group = await self._joined()
             try:
                 with _savepoint(connection):
-                    yield SqlTx(_Inline(connection, self._disk, self._compiled))
+                    tx = SqlTx(_Inline(connection, self._disk, self._compiled))
+                    yield tx
+                    await tx.flush()
             except Exception as error:  # noqa: BLE001 - raised below
                 failed = error
             finally:
@@ -211,7 +214,8 @@ class _Inline:
 def _engine(url: str) -> sa.Engine:
     engine = sa.create_engine(
         url,
-        json_serializer=to_json,
+        json_serializer=json_text.dumps,
+        json_deserializer=json_text.loads,
         poolclass=sa.pool.NullPool,
         isolation_level="AUTOCOMMIT",  # transactions are begun and ended here, not by SQLAlchemy
         connect_args={"check_same_thread": False},

@@ -10,9 +10,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from claude_hitl_template.store.backend import OPEN
 from claude_hitl_template.store.prepared import prepared
 from claude_hitl_template.store.tables import (
+    Name,
     approvals,
     audit_entries,
     audit_heads,
+    channels,
     events,
     policies,
     principals,
@@ -58,6 +60,14 @@ WORKSPACE = _by(workspaces.c.id, workspaces.c.doc)
 PRINCIPAL = _by(principals.c.id, principals.c.doc)
 POLICY = _by(policies.c.workspace_id, policies.c.doc)
 SESSION = _by(sessions.c.id, sessions.c.doc)
+# Of a workspace's own channels, and of those of all workspaces (`everywhere`).
+WANTED_KINDS = prepared(
+    sa.select(channels.c.kinds)
+    .where(
+        channels.c.workspace_id.in_([sa.bindparam("key", type_=Name), sa.bindparam("everywhere", type_=Name)])
+    )
+    .distinct()
+)
 AUDIT_HEAD = _by(audit_heads.c.workspace_id, audit_heads.c.seq, audit_heads.c.hash)
 APPROVAL = _by(approvals.c.id, approvals.c.doc)
 APPROVAL_OF_EVENT, APPROVAL_OF_CALL = (

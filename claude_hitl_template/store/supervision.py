@@ -57,7 +57,7 @@ class SupervisorRules(StoreBase):
         async with self._changing(session_id, "give_up") as unit:
             unit.set(lease=None)
             if unit.session.status in ("running", "rescheduling"):
-                await unit.append([events.session_error(message)])
+                await unit.append_new(events.session_error(message))
                 await unit.break_off()
 
     async def tell_waiting(self, session_id: str, epoch: int, message: str) -> None:

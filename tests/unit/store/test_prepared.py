@@ -1,15 +1,14 @@
 """A prepared statement gives the same rows on its short way as through SQLAlchemy."""
 
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from claude_hitl_template.store import statements
+from claude_hitl_template.store import json_text, statements
 from claude_hitl_template.store.prepared import Compiled, is_prepared, prepared
-from claude_hitl_template.store.rows import to_json
 from claude_hitl_template.store.tables import events, metadata
 
 AT = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -29,7 +28,7 @@ ROWS = [
 
 @pytest.fixture
 def connection() -> Any:
-    engine = sa.create_engine("sqlite://", json_serializer=to_json)
+    engine = sa.create_engine("sqlite://", json_serializer=json_text.dumps)
     with engine.connect() as connection:
         metadata.create_all(connection)
         yield connection
@@ -54,6 +53,15 @@ def test_rows_are_written_and_read_the_same_both_ways(connection: sa.Connection)
     assert [row._asdict() for row in short] == ROWS
     assert short == connection.execute(query, given).all()
     assert short.first() == short[0]
+
+
+def test_times_are_the_same_text_both_ways_for_they_are_compared_as_text(connection: sa.Connection) -> None:
+    whole = AT.replace(microsecond=0).astimezone(timezone(timedelta(hours=9)))
+    rows = [{**ROWS[0], "created_at": whole}, {**ROWS[1], "created_at": whole}]
+    Compiled(statements.ADD_EVENTS, list(ROWS[0]), connection.dialect).execute(raw(connection), rows[:1])
+    connection.execute(statements.ADD_EVENTS, rows[1:])
+    texts = raw(connection).execute("SELECT created_at FROM events").fetchall()
+    assert texts == [("2030-01-02 03:04:05.000000",)] * 2
 
 
 def test_a_statement_without_rows_says_how_many_it_changed(connection: sa.Connection) -> None:
