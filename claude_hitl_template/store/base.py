@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from claude_hitl_template import fault_points
 from claude_hitl_template.domain.audit.signing import Signer
-from claude_hitl_template.domain.models import Approval, Session
+from claude_hitl_template.domain.models import Approval, Event, Session
 from claude_hitl_template.errors import InvalidInput, StoreUnreachable
 from claude_hitl_template.files.blob_store import FileArea
 from claude_hitl_template.store.backend import Backend, Tx
@@ -18,16 +18,16 @@ from claude_hitl_template.store.outbox import post
 from claude_hitl_template.store.recording import append
 from claude_hitl_template.store.sealing import Sealer
 from claude_hitl_template.store.session_aggregate import SessionAggregate
-from claude_hitl_template.store.signals import Note, Previews, RecentChanges, Signals
+from claude_hitl_template.store.signals import Note, Previews, RecentChanges, RecentEvents, Signals
 
 SUPERVISED = "supervised"
 APPROVALS = "approvals"
 NOTICES = "notices"
-_WAKES = "wake:"
+_LOGS, _WAKES = "log:", "wake:"
 
 
 def log_topic(session_id: str) -> str:
-    return f"log:{session_id}"
+    return f"{_LOGS}{session_id}"
 
 
 def preview_topic(session_id: str) -> str:
@@ -61,9 +61,11 @@ class StoreBase:
         self._limits, self._sealer = limits, sealer
         self._signals = Signals()
         self._previews = Previews()
+        self._recent = RecentEvents()
         self._approvals = RecentChanges()
         self._contents: dict[str, frozenset[str]] = {}  # what manifests name, the one used last at the end
-        self._drivers: dict[str, int] = {}  # the epochs of leases, as far as they were looked up
+        # The epoch of a lease and the session's revision, as far as they were looked up.
+        self._drivers: dict[str, tuple[int, int]] = {}
         self._mark = 0  # of the last message to all ledgers in which `supervised()` changed; 0: not known
         if backend.relay is not None:
             backend.relay.deliver = self._deliver
@@ -77,6 +79,7 @@ class StoreBase:
         `point` names the write in fault_points.py.
         """
         before = after = None
+        appended: Sequence[Event] = ()
         try:
             async with self._writing(point) as tx:
                 now = self._clock()
@@ -86,13 +89,15 @@ class StoreBase:
                     unit = await SessionAggregate.load_owned(tx, session_id, epoch, now)
                 before = unit.session
                 yield unit
-                after = unit.session if unit.session is before else await unit.save()
+                appended = unit.appended
+                after = await unit.save()
         except (StoreUnreachable, asyncio.CancelledError):
             # The write may have been kept; a repeated one would change and announce nothing.
             if before and after:
+                self._forget(after.id)
                 self._announce(before, after)
             raise
-        self._announce(before, after)
+        self._announce(before, after, appended)
 
     @asynccontextmanager
     async def _writing(self, point: str) -> AsyncGenerator[Tx]:
@@ -120,14 +125,40 @@ class StoreBase:
     async def _check_driver(self, session_id: str, epoch: int) -> None:
         """Raises StaleOwner unless `epoch` is the session's present lease; another ledger's change may be missed for as
         long as its message takes."""
-        if self._drivers.get(session_id) != epoch:
-            async with self._reading() as tx:
-                await SessionAggregate.load_owned(tx, session_id, epoch, self._clock())
-            self._drivers[session_id] = epoch
+        await self._known_revision(session_id, epoch)
 
-    def _announce(self, before: Session | None, after: Session) -> None:
-        if after.lease is None or after.lease.epoch != self._drivers.get(after.id):
-            self._drivers.pop(after.id, None)
+    async def _known_revision(self, session_id: str, epoch: int) -> int:
+        """The session's revision, which is at least that of its last change at this ledger. Raises as `_check_driver`."""
+        known = self._drivers.get(session_id)
+        if known is None or known[0] != epoch:
+            self._drivers[session_id] = epoch, -1  # so that what is announced meanwhile is not lost
+            try:
+                async with self._reading() as tx:
+                    unit = await SessionAggregate.load_owned(tx, session_id, epoch, self._clock())
+            except BaseException:
+                self._drivers.pop(session_id, None)
+                raise
+            self._note_driver(unit.session)
+            known = epoch, unit.session.revision
+        return known[1]
+
+    def _note_driver(self, session: Session) -> None:
+        """Changes may be announced in another order than they were made: the latest counts."""
+        known, lease = self._drivers.get(session.id), session.lease
+        if lease is None:
+            self._drivers.pop(session.id, None)
+        elif known is not None:
+            self._drivers[session.id] = max(known, (lease.epoch, session.revision))
+
+    def _forget(self, session_id: str) -> None:
+        """What this ledger knows of a session may not be what is stored."""
+        self._drivers.pop(session_id, None)
+        self._recent.forget(session_id)
+
+    def _announce(self, before: Session | None, after: Session, appended: Sequence[Event] = ()) -> None:
+        """`appended`: the events between the two."""
+        self._note_driver(after)
+        self._recent.add(after.id, appended)
         if after.lease is None:
             self._previews.forget(after.id)
             if before is None or before.lease is not None:
@@ -166,6 +197,11 @@ class StoreBase:
             )  # else the supervisor is woken by the message, which has the new version
         self._post(["wake", topic])
 
+    @property
+    def _hears_of_all(self) -> bool:
+        """Whether this ledger hears of what other ledgers change."""
+        return self._backend.relay is None or self._backend.relay.connected
+
     def _post(self, note: Note) -> None:
         if self._backend.relay is not None:
             self._backend.relay.post(note)
@@ -174,12 +210,14 @@ class StoreBase:
         if not mark:
             self._mark = 0
             self._drivers.clear()
+            self._recent.forget_all()
             self._approvals.forget()
             self._signals.wake_all()
         for note in notes:
             match note:
                 case ["wake", str(topic)]:
-                    self._drivers.pop(topic.removeprefix(_WAKES), None)
+                    if not own:
+                        self._forget(topic.removeprefix(_WAKES).removeprefix(_LOGS))
                     self._mark = mark if topic == SUPERVISED else self._mark
                     if not own or topic == SUPERVISED:
                         self._signals.wake(topic)
@@ -188,7 +226,7 @@ class StoreBase:
                     self._signals.wake(preview_topic(session_id))
                 case ["forget", str(session_id)] if not own:
                     self._previews.forget(session_id)
-                    self._drivers.pop(session_id, None)
+                    self._forget(session_id)
                 case ["approval", int(position), dict(change)] if not own:
                     self._approvals.add(change, position)
                     self._signals.wake(APPROVALS)

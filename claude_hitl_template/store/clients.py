@@ -173,6 +173,7 @@ class ClientRules(StoreBase):
             tell_session(tx, "session.deleted", unit.session, unit.now)
             tx.changed_approvals += gone
         # An owner and streams that still wait find the session gone.
+        self._forget(session_id)
         self._announce(None, unit.session)
 
     # -- what clients send
@@ -309,23 +310,36 @@ class ClientRules(StoreBase):
         if previews is not None:
             self._previews.want(session_id, timeout_s + STREAM_PAUSE_S)
         start = self._previews.now() if previews == NOW else previews
+        self._recent.want(session_id, timeout_s + STREAM_PAUSE_S)
         with self._signals.listen(*topics) as listener:
             while True:
                 found = await self._events_after(session_id, workspace_id, after)
                 deltas, position = self._previews.after(session_id, start)
-                if found or deltas or not await listener.wait(max(deadline - time.monotonic(), 0)):
+                if found or deltas:
+                    return found, deltas, position
+                if not await listener.wait(max(deadline - time.monotonic(), 0)):
+                    self._recent.forget(session_id)  # so that nothing is missed for longer than this
                     return found, deltas, position
 
     async def _events_after(self, session_id: str, workspace_id: str | None, after: int) -> list[Event]:
+        recent = self._recent.after(session_id, workspace_id, after) if self._hears_of_all else None
+        if recent is not None:
+
+            async def kept(after: int | None, count: int) -> list[Event]:
+                return [event for event in recent if event.seq > (after or 0)][:count]
+
+            return (await fill(kept, _seq, after, EVENTS_AT_ONCE))[0]
         async with self._reading() as tx:
-            await SessionAggregate.load(tx, session_id, self._clock(), workspace_id=workspace_id)
+            unit = await SessionAggregate.load(tx, session_id, self._clock(), workspace_id=workspace_id)
 
             async def fetch(after: int | None, count: int) -> list[Event]:
                 return await tx.events(
                     session_id, after=after, limit=count, order="asc", types=(), created=TimeRange()
                 )
 
-            return (await fill(fetch, _seq, after, EVENTS_AT_ONCE))[0]
+            found = (await fill(fetch, _seq, after, EVENTS_AT_ONCE))[0]
+        self._recent.know(session_id, unit.session.workspace_id, unit.session.next_seq - 1)
+        return found
 
     async def list_approvals(
         self,

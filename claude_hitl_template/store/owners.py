@@ -49,22 +49,7 @@ LEASE_S = 15.0  # a third of it passes between two renewals; see session.RENEW_S
 class OwnerRules(StoreBase):
     async def snapshot(self, session_id: str, epoch: int) -> Snapshot:
         async with self._reading() as tx:
-            unit = await SessionAggregate.load_owned(tx, session_id, epoch, self._clock())
-            turn = unit.session.turn
-            unreported_refusals = [
-                await tx.approval(approval_id) for approval_id in unit.session.unreported_refusals
-            ]
-            stored = await stored_policy(tx, unit.session.workspace_id)
-            return Snapshot(
-                session=unit.session,
-                turn_event=await tx.event(session_id, turn) if turn else None,
-                queued=tuple(await tx.queued(session_id)),
-                approvals=tuple(await tx.open_approvals(session_id)),
-                unreported_refusals=tuple(approval for approval in unreported_refusals if approval),
-                at=unit.now,
-                policy=stored.policy,
-                policy_version=stored.version,
-            )
+            return await _snapshot(await SessionAggregate.load_owned(tx, session_id, epoch, self._clock()))
 
     async def find_approval(self, session_id: str, epoch: int, call_id: str) -> Approval | None:
         async with self._reading() as tx:
@@ -99,9 +84,7 @@ class OwnerRules(StoreBase):
 
     async def wait_session(self, session_id: str, epoch: int, revision: int, *, timeout_s: float) -> Snapshot:
         with self._signals.listen(wake_topic(session_id)) as listener:
-            async with self._reading() as tx:
-                unit = await SessionAggregate.load_owned(tx, session_id, epoch, self._clock())
-            if unit.session.revision == revision:
+            if await self._known_revision(session_id, epoch) == revision:
                 await listener.wait(timeout_s)
             found = await self.snapshot(session_id, epoch)
             if self._is_fresh(found.session.lease):
@@ -296,7 +279,8 @@ class OwnerRules(StoreBase):
                     await _finish(unit, dict(stop_reason))
                 elif how == "broken off":
                     await unit.break_off()
-        return await self.snapshot(session_id, epoch)
+                await unit.save()
+            return await _snapshot(unit)
 
     async def release(self, session_id: str, epoch: int) -> bool:
         async with self._changing(session_id, "release") as unit:
@@ -353,6 +337,22 @@ class OwnerRules(StoreBase):
     async def _check_scope(self, tx: Tx, scope: str, epoch: int | None) -> None:
         if epoch is not None:
             await SessionAggregate.load_owned(tx, scope, epoch, self._clock())
+
+
+async def _snapshot(unit: SessionAggregate) -> Snapshot:
+    tx, session = unit.tx, unit.session
+    unreported_refusals = [await tx.approval(approval_id) for approval_id in session.unreported_refusals]
+    stored = await stored_policy(tx, session.workspace_id)
+    return Snapshot(
+        session=session,
+        turn_event=await tx.event(session.id, session.turn) if session.turn else None,
+        queued=tuple(await tx.queued(session.id)),
+        approvals=tuple(await tx.open_approvals(session.id)),
+        unreported_refusals=tuple(approval for approval in unreported_refusals if approval),
+        at=unit.now,
+        policy=stored.policy,
+        policy_version=stored.version,
+    )
 
 
 async def _speaks_for(unit: SessionAggregate, given: Mapping[str, Any]) -> Approval | None:

@@ -45,10 +45,12 @@ def host_opened(allowed: Approval) -> str:
 
 
 class SessionAggregate:
-    """A session under change. Call `save` once at the end; until then nothing of the session itself is written."""
+    """A session under change. Until `save` nothing of the session itself is written."""
 
     def __init__(self, tx: Tx, session: Session, now: datetime) -> None:
         self.tx, self.session, self.now = tx, session, now
+        self.appended: list[Event] = []
+        self._stored = session
 
     @classmethod
     async def load(
@@ -82,8 +84,11 @@ class SessionAggregate:
         self.set(revision=self.session.revision + 1)
 
     async def save(self) -> Session:
-        self.set(updated_at=self.now)
-        await self.tx.put_session(self.session)
+        """Writes the session if it changed."""
+        if self.session is not self._stored:
+            self.set(updated_at=self.now)
+            await self.tx.put_session(self.session)
+            self._stored = self.session
         return self.session
 
     async def append(self, drafts: Sequence[Draft]) -> list[Event]:
@@ -109,6 +114,7 @@ class SessionAggregate:
         ]
         self.set(next_seq=self.session.next_seq + len(fresh))
         await self.tx.add_events(self.session.id, fresh)
+        self.appended += fresh
         return fresh
 
     async def run(self, *, rescheduled: bool = False) -> None:

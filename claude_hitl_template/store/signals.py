@@ -2,11 +2,15 @@
 
 import asyncio
 import time
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from claude_hitl_template.domain.models import Event
+
 CHANGES_KEPT = 5000  # of all approvals; a reader is rarely more than a few behind
+EVENTS_KEPT = 100  # of one session, until they are asked for
 PREVIEWS_KEPT = 1000  # of one session; who streams is rarely more than a few behind
 # ["wake", topic], ["preview", session id, position, delta], ["forget", session id] or ["approval", position, change]
 type Note = list[Any]
@@ -100,6 +104,74 @@ class RecentChanges:
     def _now(self) -> int:
         self._newest = max(self._newest + 1, time.time_ns() // 1000)
         return self._newest
+
+
+@dataclass
+class _Followed:
+    """The events of a session behind `first`. They are complete once `workspace_id` is known, from a read of the store."""
+
+    until: float  # time.monotonic()
+    workspace_id: str | None = None
+    first: int = 0
+    events: list[Event] = field(default_factory=list[Event])
+
+    @property
+    def last(self) -> int:
+        return self.events[-1].seq if self.events else self.first
+
+
+class RecentEvents:
+    """The events that followers have yet to ask for, of sessions that are followed: so following reads no database. What may
+    have a gap is forgotten, and read from the store.
+    """
+
+    def __init__(self) -> None:
+        self._followed: OrderedDict[str, _Followed] = OrderedDict()  # whose follower asked last, at the end
+
+    def want(self, session_id: str, for_s: float) -> None:
+        """Someone is about to read the session's events, and asks again within `for_s`: keeps what is committed meanwhile."""
+        now = time.monotonic()
+        while self._followed and next(iter(self._followed.values())).until < now:
+            self._followed.popitem(last=False)
+        found = self._followed.setdefault(session_id, _Followed(now))
+        found.until = max(found.until, now + for_s)
+        self._followed.move_to_end(session_id)
+
+    def know(self, session_id: str, workspace_id: str, last: int) -> None:
+        """The store was read after `want`, and had the session's events up to `last`."""
+        found = self._followed.get(session_id)
+        if found is not None and found.workspace_id is None:
+            events, found.events = found.events, []
+            found.workspace_id, found.first = workspace_id, last
+            self.add(session_id, [event for event in events if event.seq > last])
+
+    def after(self, session_id: str, workspace_id: str | None, seq: int) -> list[Event] | None:
+        """The events behind `seq`, and forgets those before; None if they have to be read."""
+        found = self._followed.get(session_id)
+        if found is None or found.workspace_id is None or workspace_id not in (None, found.workspace_id):
+            return None
+        if not found.first <= seq <= found.last:
+            return None
+        found.events, found.first = [event for event in found.events if event.seq > seq], seq
+        return list(found.events)
+
+    def add(self, session_id: str, events: Sequence[Event]) -> None:
+        """Events that were committed."""
+        found = self._followed.get(session_id)
+        if found is None:
+            return
+        for event in events:
+            is_next = found.workspace_id is None or event.seq == found.last + 1
+            if not is_next or len(found.events) == EVENTS_KEPT:
+                self.forget(session_id)
+                return
+            found.events.append(event)
+
+    def forget(self, session_id: str) -> None:
+        self._followed.pop(session_id, None)
+
+    def forget_all(self) -> None:
+        self._followed.clear()
 
 
 class Previews:

@@ -80,7 +80,7 @@ class SqlTx(NoticesSql):
         await self._c.execute(self._insert(api_keys).values(row).on_conflict_do_nothing())
 
     async def find_key(self, secret_hash: str) -> ApiKey | None:
-        row = await self._one(sa.select(api_keys.c.doc).where(api_keys.c.secret_hash == secret_hash))
+        row = await self._one(statements.KEY_OF_SECRET, key=secret_hash)
         return stored(ApiKey, row) if row else None
 
     async def key(self, key_id: str) -> ApiKey | None:

@@ -11,6 +11,7 @@ from claude_hitl_template.store.backend import OPEN
 from claude_hitl_template.store.prepared import prepared
 from claude_hitl_template.store.tables import (
     Name,
+    api_keys,
     approvals,
     audit_entries,
     audit_heads,
@@ -56,6 +57,7 @@ EVENT = (
     events.c.processed_at,
     events.c.payload,
 )
+KEY_OF_SECRET = _by(api_keys.c.secret_hash, api_keys.c.doc)
 WORKSPACE = _by(workspaces.c.id, workspaces.c.doc)
 PRINCIPAL = _by(principals.c.id, principals.c.doc)
 POLICY = _by(policies.c.workspace_id, policies.c.doc)

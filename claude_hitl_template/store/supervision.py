@@ -132,6 +132,7 @@ class SupervisorRules(StoreBase):
                 return False
             await tx.delete_session(session_id)
             tell_session(tx, "session.deleted", session, self._clock())
+        self._forget(session_id)
         self._announce(None, session)
         return True
 
