@@ -456,12 +456,22 @@ async def _queue(unit: SessionAggregate, message: UserMessage, by: Actor) -> lis
         unit.set(last_sender=by.principal_id)
     if unit.session.asked:
         unit.set(asked=0, asked_at=())
-    queued = await unit.append_new(events.draft("user.message", queued=True, content=content))
+    begins = _can_begin(unit.session)
+    draft = events.draft("user.message", queued=not begins, content=content)
+    [sent] = await unit.append_new(draft)
+    if begins:
+        unit.begin_turn(sent.id)
     waits = (unit.session.stop_reason or {}).get("type") == "requires_action"
     if not (waits and await unit.holds_up()):  # a message while a call waits is queued behind its turn
         await unit.run()
     unit.wake()
-    return queued
+    return [sent]
+
+
+def _can_begin(session: Session) -> bool:
+    """Whether a message that comes now is its owner's next work: the owner need not write that it begins with it."""
+    rests = session.status == "idle" and session.stop_reason == events.END_TURN
+    return rests and session.lease is not None and session.turn is None
 
 
 async def _interrupt(unit: SessionAggregate) -> list[Event]:

@@ -212,7 +212,7 @@ class OwnerRules(StoreBase):
             if event_id not in {e.id for e in await unit.tx.queued(session_id)}:
                 raise NotWaiting(f"message {event_id} is no longer queued")
             await unit.tx.set_processed(session_id, event_id, unit.now)
-            unit.set(turn=event_id, turn_base=unit.session.manifests)
+            unit.begin_turn(event_id)
 
     async def claim(
         self, session_id: str, epoch: int, call_id: str, run_digest: str, *, claim_id: str

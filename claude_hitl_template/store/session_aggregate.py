@@ -117,6 +117,10 @@ class SessionAggregate:
         self.appended += fresh
         return fresh
 
+    def begin_turn(self, event_id: str) -> None:
+        """From now on this message, which is queued no more, is being worked on."""
+        self.set(turn=event_id, turn_base=self.session.manifests)
+
     async def run(self, *, rescheduled: bool = False) -> None:
         """Sets the status `running`, through `rescheduling` if an owner was lost."""
         if rescheduled:

@@ -129,7 +129,7 @@ class RecentEvents:
         self._followed: OrderedDict[str, _Followed] = OrderedDict()  # whose follower asked last, at the end
 
     def want(self, session_id: str, for_s: float) -> None:
-        """Someone is about to read the session's events, and asks again within `for_s`: keeps what is committed meanwhile."""
+        """Someone is about to read the session's events, and again within `for_s`: keeps what is committed meanwhile."""
         now = time.monotonic()
         while self._followed and next(iter(self._followed.values())).until < now:
             self._followed.popitem(last=False)

@@ -1071,6 +1071,29 @@ async def test_interrupting_before_a_turn_begins_drops_its_message(store: CoreSt
     assert (now.queued, now.session.status, now.session.interrupted) == ((), "idle", False)
 
 
+async def test_a_message_to_an_owner_that_rests_begins_its_turn(store: CoreStore):
+    session_id = await begun(store)
+    await end(store, session_id)
+    [first, second] = await send(store, session_id, message("first"), message("second"))
+    assert (first.processed_at is None, second.processed_at is None) == (False, True)
+    now = await store.snapshot(session_id, 1)
+    assert (now.session.status, now.turn_event, now.queued) == ("running", first, (second,))
+    await store.begin_turn(session_id, 1, first.id)  # an owner that was started for it may say so
+    ended = await end(store, session_id, end_id="another")
+    assert (ended.status, ended.turn) == ("running", None)
+    await store.begin_turn(session_id, 1, second.id)
+
+
+async def test_an_interrupt_with_a_message_to_an_owner_that_rests_drops_the_message(store: CoreStore):
+    session_id = await begun(store)
+    await end(store, session_id)
+    [said, _] = await send(store, session_id, message("first"), INTERRUPT)
+    now = await store.snapshot(session_id, 1)
+    assert (now.session.turn, now.session.interrupted, now.queued) == (said.id, True, ())
+    ended = await end(store, session_id, end_id="another")
+    assert (ended.status, ended.stop_reason, ended.turn) == ("idle", events.END_TURN, None)
+
+
 async def test_interrupting_a_turn_is_left_to_its_owner(store: CoreStore):
     session_id = await begun(store)
     await send(store, session_id, INTERRUPT)
