@@ -1,8 +1,9 @@
 """Starts owners for sessions when there is room, reuses them, and keeps spare ones ready. Does not use Ray."""
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ WARM_AGAIN_S, WARM_AGAIN_MOST_S = 5.0, 600.0  # between two failed tries to star
 ROOM_S = 0.5  # between two capacity checks; an owner that ends frees its share within a second or two
 CALM_S = 2.0  # after a session got an owner: its first calls need the CPU more than the next CLI
 QUEUE_S = 5.0  # a session that waits longer for its turn to start reports it
+START_S = 1.5  # what an owner's start takes, until one is measured
 REST_S = 60.0  # an owner whose session parked is kept for so long, beyond the spare owners
 MOST_SESSIONS = 50  # that one owner drives, one after another: bounds what its process may leak
 
@@ -54,7 +56,11 @@ class _Waiter:
     workspace_id: str
     environment: Environment
     decided: bool
+    turn: asyncio.Task[Any]
     given: asyncio.Future[Owner]
+
+    def takes(self, owner: Owner) -> bool:
+        return not self.given.done() and owner.fits(self.workspace_id, self.environment)
 
 
 class OwnerPool:
@@ -73,6 +79,7 @@ class OwnerPool:
         queue_s: float = QUEUE_S,
         rest_s: float = REST_S,
         calm_s: float = CALM_S,
+        start_s: float = START_S,
     ) -> None:
         self._settings, self._host, self._on_wait = settings, host, on_wait
         self._queue_s, self._rest_s, self._calm_s = queue_s, rest_s, calm_s
@@ -94,6 +101,8 @@ class OwnerPool:
         # Owners that were requested and do not answer yet; the host's capacity may not include them.
         self._coming = 0
         self._waiters: deque[_Waiter] = deque()
+        self._returned: tuple[float, Owner] | None = None  # the last owner that a waiter was given, and when
+        self._start_s = start_s  # of the last start
         # By the session's id: until a prepared CLI has ended, its folders are not another owner's.
         self._clearing: dict[str, asyncio.Task[None]] = {}
         self._queue = asyncio.Lock()  # sessions that wait for room get it in the order in which they asked
@@ -129,10 +138,11 @@ class OwnerPool:
         await self._keep(replace(owner, workspace_id=workspace_id, driven=owner.driven + 1, prepared=None))
 
     async def _keep(self, owner: Owner) -> None:
-        if owner.driven < MOST_SESSIONS and not self._host.contains(owner.environment):
+        if self._is_reusable(owner):
             for waiter in sorted(self._waiters, key=lambda waiter: not waiter.decided):
-                if not waiter.given.done() and owner.fits(waiter.workspace_id, waiter.environment):
+                if waiter.takes(owner):
                     waiter.given.set_result(owner)
+                    self._returned = self._now(), owner
                     return
             if len(self._spares) < self._settings.spare_owners:
                 self._spares.append(owner)
@@ -141,6 +151,27 @@ class OwnerPool:
                 self._resting.append((self._now() + self._rest_s, owner))
                 return
         await self._host.end(owner.name)
+
+    def _is_reusable(self, owner: Owner) -> bool:
+        return owner.driven < MOST_SESSIONS and not self._host.contains(owner.environment)
+
+    @property
+    def queued(self) -> list[_Waiter]:
+        """The sessions that wait for their turn to start."""
+        if self._starts is None or not self._starts.locked():
+            return []
+        return [waiter for waiter in self._waiters if not waiter.turn.done()]
+
+    def wanted(self, idle: Iterable[Owner]) -> list[Owner]:
+        """Returns which of these owners should park their sessions for those that wait for their turn to start: the end of
+        a CLI costs a tenth of an owner's start."""
+        queued, wanted = self.queued, list[Owner]()
+        for owner in filter(self._is_reusable, idle):
+            waiter = next((waiter for waiter in queued if waiter.takes(owner)), None)
+            if waiter is not None:
+                queued.remove(waiter)
+                wanted.append(owner)
+        return wanted
 
     async def tend_spares(self) -> None:
         """Starts a missing spare; one at a time, and none while a session starts, which needs the CPU. Ends owners that have
@@ -265,10 +296,10 @@ class OwnerPool:
     ) -> Owner | None:
         """Starts an owner when it is the session's turn and there is room, or takes one that is given back before that."""
         turns, decided = await self._turns(), session.deferred is not None
-        waiter = _Waiter(session.workspace_id, environment, decided, asyncio.Future())
         turn = asyncio.create_task(turns.acquire())
+        waiter = _Waiter(session.workspace_id, environment, decided, turn, asyncio.Future())
         try:
-            while await self._may_start(session, turn, waiter):
+            while await self._may_start(session, waiter):
                 if waiter.given.done():
                     return waiter.given.result()
                 try:
@@ -286,12 +317,13 @@ class OwnerPool:
             if not turn.cancelled():
                 turns.release()
 
-    async def _may_start(self, session: Session, turn: asyncio.Task[Any], waiter: _Waiter) -> bool:
+    async def _may_start(self, session: Session, waiter: _Waiter) -> bool:
         """Waits for a turn and for room, or for an owner. Returns False if the session no longer needs one."""
         self._waiters.append(waiter)
         try:
-            if not await self._turn_comes(session, turn, waiter):
+            if not await self._turn_comes(session, waiter):
                 return False
+            await self._while_owners_return(waiter)
             if waiter.given.done():
                 return True
             await self._host.check(waiter.environment)
@@ -299,16 +331,27 @@ class OwnerPool:
         finally:
             self._waiters.remove(waiter)  # from here on it is given none
 
-    async def _turn_comes(self, session: Session, turn: asyncio.Task[Any], waiter: _Waiter) -> bool:
+    async def _turn_comes(self, session: Session, waiter: _Waiter) -> bool:
         """Waits for either, and reports that after QUEUE_S. Returns False if the session no longer needs an owner."""
         while True:
             done, _ = await asyncio.wait(
-                {turn, waiter.given}, timeout=self._queue_s, return_when=asyncio.FIRST_COMPLETED
+                {waiter.turn, waiter.given}, timeout=self._queue_s, return_when=asyncio.FIRST_COMPLETED
             )
             if done:
                 return True
             if not await self._on_wait(session, f"{self._taking} sessions start at once", None):
                 return False
+
+    async def _while_owners_return(self, waiter: _Waiter) -> None:
+        """Waits for an owner while one is given back in less time than a start takes, which would delay the others by as
+        much. A session that nobody decided on does so for QUEUE_S at most: others are served first."""
+        deadline = math.inf if waiter.decided else self._now() + self._queue_s
+        while self._returned is not None and not waiter.given.done():
+            at, owner = self._returned
+            left_s = min(at + self._start_s, deadline) - self._now()
+            if left_s <= 0 or not owner.fits(waiter.workspace_id, waiter.environment):
+                return
+            await asyncio.wait({waiter.given}, timeout=left_s)
 
     async def _turns(self) -> asyncio.Semaphore:
         """Limits concurrent starts to the number of CPUs; more would slow each other down until they time out."""
@@ -320,10 +363,12 @@ class OwnerPool:
     async def _create(self, name: str, environment: Environment, early: Assignment | None = None) -> Owner:
         """Starts an owner. Raises CannotStart, or TimeoutError if it does not answer in time."""
         self._coming += 1
+        began = self._now()
         try:
             await self._host.start(name, environment, self.share, early)
         finally:
             self._coming -= 1
+        self._start_s = self._now() - began
         if environment.image == self._spare_environment.image:
             self._warm_up.succeeded()
         return Owner(name, environment)
@@ -347,7 +392,7 @@ class OwnerPool:
                 await self._end_spares()
                 if not await self._on_wait(session, lack, self._now() - began):
                     return False
-                await asyncio.sleep(ROOM_S)
+                await asyncio.wait({waiter.given}, timeout=ROOM_S)
         return True
 
     async def _has_room(self) -> bool:

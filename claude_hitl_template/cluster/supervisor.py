@@ -6,7 +6,7 @@ It is level-triggered: a lost signal delays it by one tick. It does not use Ray;
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import batched
@@ -41,6 +41,7 @@ from claude_hitl_template.workspace.sync import WorkspaceLocation
 
 log = structlog.get_logger()
 TICK_S = 1.0
+QUEUE_TICK_S = 0.25  # while sessions wait for their turn to start; the store does not report that one is idle
 TIDY_S = 600.0
 LEFT_S = 20.0  # everything of a deleted session is removed from this machine within twice this
 RUN_DIR = Path("/tmp/claude-hitl")  # noqa: S108 - in a container, which is one session's alone
@@ -90,6 +91,7 @@ class Supervisor:
         self._silent_s = silent_s
         self._code = code_version()
         self._attending: dict[str, asyncio.Task[None]] = {}
+        self._owners: dict[str, Owner] = {}  # by name: those that drive a session, with its workspace
         self._leftovers, self._left_s = Leftovers(settings), left_s
         self._seen: set[str] = set()  # sessions that may have a folder here, and were in the store
         self._pool = OwnerPool(settings, host, self._on_wait)
@@ -172,7 +174,9 @@ class Supervisor:
                 if not self._draining:
                     await self._pool.tend_spares()
                     await self._prepared.tend()
-                version = await self._store.wait_supervised(version, timeout_s=TICK_S)
+                    await self._make_way(sessions)
+                tick_s = QUEUE_TICK_S if self._pool.queued else TICK_S
+                version = await self._store.wait_supervised(version, timeout_s=tick_s)
             except HitlError as error:
                 log.warning("supervisor cannot reach the store", why=str(error))
                 await asyncio.sleep(TICK_S)
@@ -325,10 +329,12 @@ class Supervisor:
             await fault_points.reach("own.after")
             if acquired.epoch == FIRST_EPOCH:
                 self._prepared.note(acquired)
+            self._owners[owner.name] = replace(owner, workspace_id=session.workspace_id)
             ended = await self._ended(acquired, owner)
             parked = ended == PARKED
             log.info("owner ended", session=session.id, epoch=acquired.epoch, how=ended)
         finally:
+            self._owners.pop(owner.name, None)
             await self._let_go(owner, acquired, parked=parked)
 
     async def _let_go(self, owner: Owner, session: Session | None, *, parked: bool) -> None:
@@ -403,6 +409,15 @@ class Supervisor:
                 said = f"no room for the session yet: {reason}. It starts as soon as there is some"
             await self._store.tell_waiting(session.id, current.epoch, said)
         return True
+
+    async def _make_way(self, sessions: Sequence[Supervised]) -> None:
+        """Asks idle sessions to park, those that have been idle longest first, for sessions that would take their owners."""
+        idle = sorted(
+            (s.updated_at, s.lease.holder) for s in sessions if s.lease is not None and s.status == "idle"
+        )
+        owners = [self._owners[holder] for _, holder in idle if holder in self._owners]
+        for owner in self._pool.wanted(owners):
+            await self._host.make_room(owner.name)
 
     async def _make_room(self) -> bool:
         """Asks the session that has been idle longest to park. Returns False if none is idle."""

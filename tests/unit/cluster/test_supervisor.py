@@ -37,6 +37,7 @@ ROOM = Capacity(8.0, 2**40, 8.0, 2**40)
 FULL = replace(ROOM, free_cpus=0.0)
 IMAGE = "registry.example/worker:1"
 TICKS = 50
+LONG_S = 600.0
 
 
 @dataclass
@@ -497,18 +498,25 @@ class Park(Fake):
     rest: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def drive(self, name: str, assignment: Assignment) -> str:
-        assert self.store is not None
         session = assignment.session
         self.alive[name] = session.id, session.epoch
         self.assigned.append(assignment)
+        await self.work(session)
+        assert self.store is not None
+        await self.store.release(session.id, session.epoch)
+        return "parked"
+
+    async def work(self, session: Session) -> None:
         await self.rest.wait()
+        await self.turn(session)
+
+    async def turn(self, session: Session) -> None:
+        assert self.store is not None
         [message] = (await self.store.snapshot(session.id, session.epoch)).queued
         await self.store.begin_turn(session.id, session.epoch, message.id)
         await self.store.end_turn(
             session.id, session.epoch, [], end_id=session.id, usage=Usage(), stop_reason={"type": "end_turn"}
         )
-        await self.store.release(session.id, session.epoch)
-        return "parked"
 
     async def capacity(self) -> Capacity:
         return replace(self.room, free_cpus=self.room.cpus - len(self.alive))
@@ -585,6 +593,78 @@ async def test_an_owner_rests_for_a_time_beside_the_spare_for_its_own_workspace_
     await asyncio.sleep(0.06)  # it is time itself that ends it
     await pool.tend_spares()
     assert host.ended == ["third", "second"]
+
+
+@dataclass
+class Warm(Park):
+    """A host of which one owner gets ready. It keeps its session after a turn, until it is asked to park."""
+
+    async def start(
+        self, name: str, environment: Environment, share: Share, early: Assignment | None = None
+    ) -> None:
+        if self.started:
+            await asyncio.Event().wait()
+        await super().start(name, environment, share, early)
+
+    async def work(self, session: Session) -> None:
+        self.rest.clear()
+        await self.turn(session)
+        await self.rest.wait()
+
+    async def make_room(self, name: str) -> None:
+        await super().make_room(name)
+        self.rest.set()
+
+
+async def test_an_idle_session_gives_its_owner_to_one_that_waits_for_its_turn_to_start(
+    store: Flaky, supervise: Make
+) -> None:
+    warm = Warm(replace(ROOM, cpus=2.0), store=store)
+    supervise(warm, session_cpus=0.25)
+    await several(store, [KEY])
+    await until(lambda: len(warm.assigned) == 1)
+    await several(store, [KEY] * 4)  # two of them start, and two wait for that
+    await until(lambda: len(warm.assigned) == 3)
+    assert set(warm.asked_for_room) == set(warm.started)
+    last = warm.assigned[-1].session.id
+    idle = await until_session(store, last, lambda session: session.status == "idle")
+    assert idle.lease is not None  # nothing waits for its owner
+
+
+class FailsLater(Fake):
+    """A host on which owners do not start, as it turns out in a while."""
+
+    def __init__(self) -> None:
+        super().__init__(replace(ROOM, cpus=2.0))
+        self.known, self.tried = asyncio.Event(), 0
+
+    async def start(
+        self, name: str, environment: Environment, share: Share, early: Assignment | None = None
+    ) -> None:
+        self.tried += 1
+        await self.known.wait()
+        raise CannotStart("it does not start")
+
+
+async def test_no_owner_is_started_while_others_are_given_back_sooner(store: Flaky, tmp_path: Path) -> None:
+    host = FailsLater()
+    pool = OwnerPool(
+        Settings(data_dir=tmp_path, spare_owners=0), host, _waits, queue_s=LONG_S, start_s=LONG_S
+    )
+    sessions = [await create(store) for _ in range(4)]
+    taking = [asyncio.create_task(pool.take(one, Environment())) for one in sessions]
+    await until(lambda: host.tried == 2)
+    free = Owner("free", Environment())
+    await pool.give_back(free, KEY)
+    assert await taking[2] == replace(free, workspace_id=KEY, driven=1)
+    host.known.set()
+    await asyncio.wait(taking[:2])
+    for _ in range(TICKS):  # the turn of the last one comes
+        await asyncio.sleep(0)
+    assert host.tried == 2
+    await pool.give_back(free, KEY)
+    assert await taking[3] == replace(free, workspace_id=KEY, driven=1)
+    assert [type(one.exception()) for one in taking[:2]] == [CannotStart, CannotStart]
 
 
 async def test_a_session_that_waits_for_its_turn_to_start_says_so(
