@@ -276,8 +276,9 @@ def environment_of(config: SandboxConfig) -> dict[str, str]:
 
 def _is_seen(config: SandboxConfig, folder: str) -> bool:
     """Whether a folder of the operator's PATH is there in the sandbox."""
-    places = (Path("/usr"), *(Path("/", name) for name in SYSTEM), *config.readable, *config.writable)
-    return folder.startswith("/") and any(Path(folder).is_relative_to(place) for place in places)
+    places = {Path("/usr"), *(Path("/", name) for name in SYSTEM), *config.readable, *config.writable}
+    path = Path(folder)
+    return path.is_absolute() and not places.isdisjoint((path, *path.parents))
 
 
 def _arguments(config: SandboxConfig, places: SandboxPaths, wrap: Bubblewrap) -> Iterator[str]:

@@ -23,7 +23,6 @@ from ray.util import list_named_actors
 
 from claude_hitl_template import code_version
 from claude_hitl_template.claude.limits import DiskUse, over_memory
-from claude_hitl_template.cluster.containers import runtime_env
 from claude_hitl_template.cluster.ledger_line import Line, reach
 from claude_hitl_template.cluster.owner_host import Assignment, Share
 from claude_hitl_template.config import logs
@@ -184,6 +183,8 @@ def create_actor(
         "memory": share.memory_bytes,
     }
     if contained:
+        from claude_hitl_template.cluster.containers import runtime_env  # noqa: PLC0415 - no owner needs it
+
         options["runtime_env"] = runtime_env(str(environment.image))
     return _actor_class().options(**options).remote(log_level, None if contained else ledger)
 

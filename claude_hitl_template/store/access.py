@@ -13,12 +13,14 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
-from claude_hitl_template.config.secret_files import SigningKey
 from claude_hitl_template.errors import Unauthorized
 from claude_hitl_template.store.notifying import Couriers
 from claude_hitl_template.store.protocol import Clients, Owners, Reachable, Store, Supervision, Windows
+
+if TYPE_CHECKING:  # an owner has no key, and needs no settings
+    from claude_hitl_template.config.secret_files import SigningKey
 
 type Role = Literal["ingress", "supervisor", "courier", "owner", "window"]
 type Send = Callable[[str, tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
@@ -60,7 +62,7 @@ class Capability:
 class Authority:
     """Issues and checks capabilities. It cannot be pickled, so it stays in its process."""
 
-    def __init__(self, key: SigningKey) -> None:
+    def __init__(self, key: "SigningKey") -> None:
         self._key = key
 
     def ingress(self) -> str:
