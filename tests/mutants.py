@@ -110,7 +110,7 @@ MUTANTS = {
     ),
     "events_repeat": _mutant(
         "test_the_same_event_id_is_committed_once",
-        ("store.session_aggregate", "SessionAggregate.append", "if draft.id in known:", "if False:"),
+        ("store.session_aggregate", "SessionAggregate.append", "if id_ not in known", ""),
     ),
     "nobody_is_told": _mutant(
         "test_a_decision_wakes_the_owner",
