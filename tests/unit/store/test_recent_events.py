@@ -1,4 +1,4 @@
-"""What followers are told from memory is what the store has, without a gap; else they have to read it."""
+"""What followers get from memory is what the store has, without a gap; else they have to read it."""
 
 from datetime import UTC, datetime
 
@@ -23,7 +23,7 @@ def known(last: int = 5) -> RecentEvents:
     return recent
 
 
-def test_what_is_committed_after_the_store_was_read_is_told_from_memory():
+def test_what_is_committed_after_the_store_was_read_comes_from_memory():
     recent = known()
     assert recent.after("s", "w", 5) == []
     recent.add("s", events(6, 7))
@@ -32,7 +32,7 @@ def test_what_is_committed_after_the_store_was_read_is_told_from_memory():
     assert recent.after("s", None, 7) == events(8)
 
 
-def test_what_is_committed_while_the_store_is_read_is_neither_lost_nor_told_twice():
+def test_what_is_committed_while_the_store_is_read_is_neither_lost_nor_repeated():
     recent = RecentEvents()
     recent.want("s", 60.0)
     recent.add("s", events(5, 6))
