@@ -103,6 +103,7 @@ class OwnerPool:
         self._waiters: deque[_Waiter] = deque()
         self._returned: tuple[float, Owner] | None = None  # the last owner that a waiter was given, and when
         self._start_s = start_s  # of the last start
+        self._hoping: list[_Waiter] = []  # those that do not start an owner while others are given back
         # By the session's id: until a prepared CLI has ended, its folders are not another owner's.
         self._clearing: dict[str, asyncio.Task[None]] = {}
         self._queue = asyncio.Lock()  # sessions that wait for room get it in the order in which they asked
@@ -157,10 +158,13 @@ class OwnerPool:
 
     @property
     def queued(self) -> list[_Waiter]:
-        """The sessions that wait for their turn to start."""
-        if self._starts is None or not self._starts.locked():
-            return []
-        return [waiter for waiter in self._waiters if not waiter.turn.done()]
+        """The sessions that wait for their turn to start, or for an owner although it has come."""
+        locked = self._starts is not None and self._starts.locked()
+        return [
+            waiter
+            for waiter in self._waiters
+            if waiter in self._hoping or (locked and not waiter.turn.done())
+        ]
 
     def wanted(self, idle: Iterable[Owner]) -> list[Owner]:
         """Returns which of these owners should park their sessions for those that wait for their turn to start: the end of
@@ -323,7 +327,11 @@ class OwnerPool:
         try:
             if not await self._turn_comes(session, waiter):
                 return False
-            await self._while_owners_return(waiter)
+            self._hoping.append(waiter)
+            try:
+                await self._while_owners_return(waiter)
+            finally:
+                self._hoping.remove(waiter)
             if waiter.given.done():
                 return True
             await self._host.check(waiter.environment)
@@ -344,7 +352,7 @@ class OwnerPool:
 
     async def _while_owners_return(self, waiter: _Waiter) -> None:
         """Waits for an owner while one is given back in less time than a start takes, which would delay the others by as
-        much. A session that nobody decided on does so for QUEUE_S at most: others are served first."""
+        much. One without a decision does so for QUEUE_S at most: others are served first."""
         deadline = math.inf if waiter.decided else self._now() + self._queue_s
         while self._returned is not None and not waiter.given.done():
             at, owner = self._returned

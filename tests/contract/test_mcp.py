@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from anthropic.types.beta import BetaManagedAgentsSession
-from mcp.server.mcpserver import MCPServer
+from mcp.server.fastmcp import FastMCP
 
 from tests.contract.test_anthropic_sdk import Client, check_event, scripted, strictly
 from tests.contract.test_session import house, model_url
@@ -27,8 +27,8 @@ class Notes:
     added: list[str] = field(default_factory=list[str])
     cleared: int = 0
 
-    def build(self) -> MCPServer:
-        server = MCPServer(SERVER)
+    def build(self) -> FastMCP:
+        server = FastMCP(SERVER, stateless_http=True)
 
         @server.tool()
         def add(text: str) -> str:
@@ -48,7 +48,7 @@ class Notes:
 @pytest.fixture
 def notes(list_private: Callable[[str], None]) -> Iterator[Notes]:
     found = Notes()
-    with loopback(found.build().streamable_http_app(stateless_http=True)) as address:
+    with loopback(found.build().streamable_http_app()) as address:
         found.url = f"{address}/mcp"
         list_private(found.url)
         yield found

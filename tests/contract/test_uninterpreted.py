@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from mcp.server.mcpserver import MCPServer
+from mcp.server.fastmcp import FastMCP
 
 from claude_hitl_template.domain.events import UserMessage
 from claude_hitl_template.domain.models import Networking
@@ -181,7 +181,7 @@ async def test_commands_that_only_concern_the_conversation_stay(tmp_path: Path, 
 
 @pytest.fixture
 def shelf() -> Iterator[tuple[str, list[str]]]:
-    server, read = MCPServer("shelf"), list[str]()
+    server, read = FastMCP("shelf", stateless_http=True), list[str]()
 
     @server.resource("note://secret")
     def secret() -> str:
@@ -193,7 +193,7 @@ def shelf() -> Iterator[tuple[str, list[str]]]:
         read.append("prompt")
         return SECRET
 
-    with loopback(server.streamable_http_app(stateless_http=True)) as address:
+    with loopback(server.streamable_http_app()) as address:
         yield f"{address}/mcp", read
 
 
