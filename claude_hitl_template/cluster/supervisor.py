@@ -42,6 +42,7 @@ from claude_hitl_template.workspace.sync import WorkspaceLocation
 log = structlog.get_logger()
 TICK_S = 1.0
 QUEUE_TICK_S = 0.25  # while sessions wait for their turn to start; the store does not report that one is idle
+RETURN_S = 5.0  # in which an owner without a lease returns, on a busy machine, too
 TIDY_S = 600.0
 LEFT_S = 20.0  # everything of a deleted session is removed from this machine within twice this
 RUN_DIR = Path("/tmp/claude-hitl")  # noqa: S108 - in a container, which is one session's alone
@@ -362,7 +363,7 @@ class Supervisor:
             watch = LeaseWatch(self._lease_s)
             while not driving.done():
                 await asyncio.wait({driving}, timeout=self._look_s)
-                if not driving.done() and await self._lease_lost(session, watch):
+                if not driving.done() and await self._lease_lost(session, watch, driving):
                     return "lease lost"
             return driving.result()
         except OwnerLost as error:
@@ -371,12 +372,15 @@ class Supervisor:
             driving.cancel()
             await asyncio.wait({driving})
 
-    async def _lease_lost(self, session: Session, watch: LeaseWatch) -> bool:
+    async def _lease_lost(self, session: Session, watch: LeaseWatch, driving: asyncio.Task[str]) -> bool:
         asked_at = time.monotonic()
         lease = (await self._store.get_session(session.id)).lease
         took_s = time.monotonic() - asked_at
         away_s = took_s if took_s > SLOW_STORE_S else 0.0  # the owner could not renew the lease either
-        return lease is None or lease.epoch != session.epoch or watch.lapsed(lease, away_s=away_s)
+        if lease is None:  # the owner has just given it up, and is about to return
+            await asyncio.wait({driving}, timeout=RETURN_S)
+            return not driving.done()
+        return lease.epoch != session.epoch or watch.lapsed(lease, away_s=away_s)
 
     async def _owner(self, session: Session) -> Owner | None:
         """Returns a started owner; None if none could be started, which the session's log explains."""

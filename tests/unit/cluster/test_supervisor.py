@@ -596,6 +596,40 @@ async def test_an_owner_rests_for_a_time_beside_the_spare_for_its_own_workspace_
 
 
 @dataclass
+class Lingers(Park):
+    """A host whose owners return a while after they gave their lease up."""
+
+    back: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def drive(self, name: str, assignment: Assignment) -> str:
+        how = await super().drive(name, assignment)
+        await self.back.wait()
+        return how
+
+
+async def test_an_owner_that_gave_its_lease_up_and_is_about_to_return_is_used_again(
+    store: Flaky, supervise: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lingers, get_session, seen = Lingers(store=store), store.get_session, asyncio.Event()
+
+    async def get(session_id: str, workspace_id: str | None = None) -> Session:
+        found = await get_session(session_id, workspace_id)
+        if found.lease is None and lingers.assigned:
+            seen.set()
+        return found
+
+    monkeypatch.setattr(store, "get_session", get)
+    lingers.rest.set()
+    supervise(lingers, lease_s=0.2)
+    await several(store, [KEY])
+    await seen.wait()
+    lingers.back.set()
+    await several(store, [KEY])
+    await until(lambda: len(lingers.assigned) == 2)
+    assert len(lingers.started) == 1
+
+
+@dataclass
 class Warm(Park):
     """A host of which one owner gets ready. It keeps its session after a turn, until it is asked to park."""
 
@@ -662,6 +696,7 @@ async def test_no_owner_is_started_while_others_are_given_back_sooner(store: Fla
     for _ in range(TICKS):  # the turn of the last one comes
         await asyncio.sleep(0)
     assert host.tried == 2
+    assert pool.wanted([free]) == [free]  # an idle one is asked for meanwhile
     await pool.give_back(free, KEY)
     assert await taking[3] == replace(free, workspace_id=KEY, driven=1)
     assert [type(one.exception()) for one in taking[:2]] == [CannotStart, CannotStart]
