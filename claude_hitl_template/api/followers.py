@@ -15,7 +15,7 @@ from claude_hitl_template.store.protocol import NOW
 
 KEPT = 1000  # messages of one session; a stream further behind reads the log itself
 KEPT_BYTES = 8 * 1024**2  # of their frames
-GATHER_S = 0.0003  # for each stream: less than it costs to send it one message
+GATHER_S = 0.0001  # for each stream: about what it costs to send it one message
 ASK_S = 30.0  # timeout of one call of the ledger, which answers at once if there are messages
 
 type WaitEvents = Callable[..., Awaitable[tuple[list[Event], list[dict[str, Any]], int]]]
