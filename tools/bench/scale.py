@@ -98,10 +98,10 @@ class ScaleMeasurement:
 def _queries(client: Client, parked_sessions: Sequence[Waiting]) -> Iterator[tuple[str, Query]]:
     """The listings to measure. Finding the last page first reads every page once and checks that no entry is missing."""
     pending = {"states[]": "pending"}
-    cursor = _last_page(client, "/v1/approvals", CALLS * len(parked_sessions), **pending)
+    last = _last_page(client, "/v1/approvals", CALLS * len(parked_sessions), **pending)
     yield "20 pending approvals", ("/v1/approvals", {"limit": 20, **pending})
     yield "100 pending approvals", ("/v1/approvals", {"limit": PAGE, **pending})
-    yield "100 pending approvals, last page", ("/v1/approvals", {"limit": PAGE, "page": cursor, **pending})
+    yield "100 pending approvals, last page", ("/v1/approvals", {"limit": PAGE, **last, **pending})
     anything = {"states[]": [state.value for state in ApprovalState]}
     yield (
         "approvals of one session",
@@ -110,27 +110,27 @@ def _queries(client: Client, parked_sessions: Sequence[Waiting]) -> Iterator[tup
     yield "100 approvals in any state", ("/v1/approvals", {"limit": PAGE, **anything})
     yield "approvals that ran, none", ("/v1/approvals", {"states[]": "succeeded"})
     yield "100 sessions", ("/v1/sessions", {"limit": PAGE})
-    cursor = _last_page(client, "/v1/sessions", len(parked_sessions))
-    yield "100 sessions, last page", ("/v1/sessions", {"limit": PAGE, "page": cursor})
+    last = _last_page(client, "/v1/sessions", len(parked_sessions))
+    yield "100 sessions, last page", ("/v1/sessions", {"limit": PAGE, **last})
     yield "running sessions, none", ("/v1/sessions", {"statuses[]": "running"})
     yield "sessions of another agent, none", ("/v1/sessions", {"agent_id": "another"})
     yield "100 sessions of a time, none", ("/v1/sessions", {"created_at[lt]": "2020-01-01T00:00:00Z"})
 
 
-def _last_page(client: Client, path: str, expected: int, **filters: Any) -> str:
-    """Its cursor. Raises EngineError when the pages have not what they should."""
+def _last_page(client: Client, path: str, expected: int, **filters: Any) -> dict[str, str]:
+    """The parameter with its cursor; {} if it is the first. Raises EngineError when the pages have not what they should."""
     seen: set[str] = set()
-    cursor, page, count = "", None, 0
+    page, count = dict[str, str](), 0
     while True:
-        answer = client.get(path, limit=PAGE, **filters, **({"page": page} if page else {}))
+        answer = client.get(path, limit=PAGE, **filters, **page)
         seen |= {item["id"] for item in answer["data"]}
         count += len(answer["data"])
-        cursor, page = page or cursor, answer["next_page"]
-        if page is None:
+        if answer["next_page"] is None:
             break
+        page = {"page": answer["next_page"]}
     if not len(seen) == count >= expected:
         raise EngineError(f"{path} has {count} entries, {len(seen)} different ones, instead of {expected}")
-    return cursor
+    return page
 
 
 def _listed(client: Client, query: Query) -> None:
