@@ -24,13 +24,17 @@ class Leftovers:
 
     def sessions(self) -> set[str]:
         """Returns the ids of sessions that have a folder, or a record of its saved state, on this machine."""
-        return {path.name for folder in self._of_sessions for path in _in(folder)}
+        of_owners = {_session_of(path) for path in _in(self._of_owners)}
+        return of_owners | {path.name for folder in self._of_sessions for path in _in(folder)}
 
     def remove(self, session_ids: Collection[str]) -> None:
         """Removes all folders and files of these sessions from this machine."""
         for session_id in session_ids:
             for folder in self._of_sessions:
                 _remove(folder / session_id)
+        for path in _in(self._of_owners):
+            if _session_of(path) in session_ids:
+                _remove(path)
 
     def remove_owners(self, leased: Collection[str]) -> set[str]:
         """Removes the folders of owners, named SESSION-EPOCH, that have no lease: they hold the transcript. Returns the ids
@@ -40,7 +44,7 @@ class Leftovers:
             with contextlib.suppress(OSError):  # already removed
                 if path.name not in leased and time.time() - path.stat().st_mtime > self._run_kept_s:
                     _remove(path)
-                    removed.add(path.name.rpartition("-")[0])
+                    removed.add(_session_of(path))
         return removed
 
     def remove_empty(self, session_ids: Collection[str]) -> None:
@@ -52,6 +56,11 @@ class Leftovers:
 
 def _in(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+
+
+def _session_of(path: Path) -> str:
+    """The session of an owner's folder."""
+    return path.name.rpartition("-")[0]
 
 
 def _remove(path: Path) -> None:

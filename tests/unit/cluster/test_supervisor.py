@@ -838,14 +838,17 @@ async def test_a_deleted_session_leaves_no_folder_and_what_other_stores_have_her
         (tmp_path / "workspaces" / name / "notes.txt").write_text("private")
         (tmp_path / "saved").mkdir(exist_ok=True)
         (tmp_path / "saved" / name).write_text("{}")
+        (tmp_path / "run" / f"{name}-1" / "config").mkdir(parents=True)  # of an owner that was ended just now
     supervise(left_s=0.05)
     await until(lambda: store.looked > 0)
     await store.delete_session(session.id, KEY)
-    await until(lambda: not (tmp_path / "saved" / session.id).exists())
+    await until(lambda: not (tmp_path / "run" / f"{session.id}-1").exists())
     assert not (tmp_path / "workspaces" / session.id).exists()
+    assert not (tmp_path / "saved" / session.id).exists()
     for name in (kept.id, "sesn_of_another_store"):
         assert (tmp_path / "workspaces" / name / "notes.txt").read_text() == "private"
         assert (tmp_path / "saved" / name).exists()
+        assert (tmp_path / "run" / f"{name}-1").exists()
 
 
 async def test_the_folder_of_an_owner_that_was_killed_is_removed_and_that_of_one_at_work_is_not(
