@@ -7,35 +7,23 @@ The proxy imports this, so it imports little. `RAY_SERVE_HTTP_PROXY_CALLBACK_IMP
 """
 
 import asyncio
-import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 
 import aiohttp
 from starlette.middleware import Middleware
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from yarl import URL
 
 from claude_hitl_template.cluster import HTTP_SOCKETS, ROUTE
+from claude_hitl_template.model.http1 import Headers, end_to_end
 
-log = logging.getLogger("ray.serve")
-
-# RFC 9110, 7.6.1; and what the ingress may believe only when it comes from here.
-_HOP = {
-    b"connection",
-    b"keep-alive",
-    b"proxy-connection",
-    b"te",
-    b"trailer",
-    b"transfer-encoding",
-    b"upgrade",
-}
-_NOT_SENT_ON = _HOP | {b"expect", b"x-forwarded-for", b"x-forwarded-proto"}
+# What the ingress may believe only when it comes from here.
+_NOT_SENT_ON = ("expect", "x-forwarded-for", "x-forwarded-proto")
 RESTART_S = 30.0  # in which Serve replaces an ingress that was killed, on a busy machine, too
 POLL_S = 0.1
 _LINE_BYTES = 64 * 1024  # of the answer's headers
@@ -96,7 +84,7 @@ class _Request:
     """A client's request, as it is sent on."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
-        self.receive, self._read = receive, asyncio.Event()
+        self.scope, self.receive, self._read = scope, receive, asyncio.Event()
         self.method: str = scope["method"]
         self.url = URL.build(
             scheme="http",
@@ -105,8 +93,8 @@ class _Request:
             query_string=scope["query_string"].decode("ascii"),
             encoded=True,
         )
-        sent = [(name, value) for name, value in scope["headers"] if name not in _NOT_SENT_ON]
-        self.headers = [(name.decode("ascii"), value.decode("ascii")) for name, value in sent]
+        given = end_to_end(_text(scope["headers"]))
+        self.headers = [(name, value) for name, value in given if name not in _NOT_SENT_ON]
         self.headers.append(("x-forwarded-proto", scope["scheme"]))
         if scope.get("client"):
             self.headers.append(("x-forwarded-for", scope["client"][0]))
@@ -158,7 +146,8 @@ async def _exchange(path: str, request: _Request, send: Send) -> None:
     begun = False
     try:
         async with _client(path) as client, request.sent_by(client) as answer:
-            headers = [(n.lower(), v) for n, v in answer.raw_headers if n.lower() not in _HOP]
+            given = end_to_end(_text(answer.raw_headers))
+            headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given]
             begun = True
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             async for chunk in answer.content.iter_any():
@@ -169,23 +158,21 @@ async def _exchange(path: str, request: _Request, send: Send) -> None:
     except aiohttp.ClientError:  # which has repeated an idempotent request already
         if begun:
             return  # the answer has no end, so uvicorn closes the connection and the client sees that
-        log.warning("an ingress ended in the middle of a request: %s %s", request.method, request.url.path)
-        await _away(request, send)
+        from claude_hitl_template.api.request_ids import with_request_ids  # noqa: PLC0415  (hardly ever needed)
+
+        await with_request_ids(_away)(request.scope, request.receive, send)
 
 
-async def _away(request: _Request, send: Send) -> None:
+async def _away(scope: Scope, receive: Receive, send: Send) -> None:
     """The API's error for a request that may or may not have taken effect."""
-    from claude_hitl_template.domain.models import new_id  # noqa: PLC0415  (hardly ever needed)
+    from claude_hitl_template.api.problems import problem  # noqa: PLC0415
 
-    request_id = new_id("req")
     message = "the service ended in the middle of this request; repeat it, with the same Idempotency-Key"
-    body = {
-        "type": "error",
-        "error": {"type": "overloaded_error", "message": message},
-        "request_id": request_id,
-    }
-    answer = JSONResponse(body, 503, {"retry-after": "1", "request-id": request_id})
-    await answer({"type": "http", "method": request.method}, request.receive, send)
+    await problem(503, "overloaded_error", message, {"retry-after": "1"})(scope, receive, send)
+
+
+def _text(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
 
 
 def _is_ours(scope: Scope) -> bool:

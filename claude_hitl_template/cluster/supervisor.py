@@ -416,22 +416,15 @@ class Supervisor:
 
     async def _make_way(self, sessions: Sequence[Supervised]) -> None:
         """Asks idle sessions to park, those that have been idle longest first, for sessions that would take their owners."""
-        idle = sorted(
-            (s.updated_at, s.lease.holder) for s in sessions if s.lease is not None and s.status == "idle"
-        )
-        owners = [self._owners[holder] for _, holder in idle if holder in self._owners]
+        owners = [self._owners[holder] for holder in _idle_holders(sessions) if holder in self._owners]
         for owner in self._pool.wanted(owners):
             await self._host.make_room(owner.name)
 
     async def _make_room(self) -> bool:
         """Asks the session that has been idle longest to park. Returns False if none is idle."""
-        resting = [
-            (s.updated_at, s.lease.holder)
-            for s in await self._store.supervised()
-            if s.lease is not None and s.status == "idle"
-        ]
+        resting = _idle_holders(await self._store.supervised())
         if resting:
-            await self._host.make_room(min(resting)[1])
+            await self._host.make_room(resting[0])
         return bool(resting)
 
     # -- what an owner is given
@@ -502,6 +495,12 @@ class Supervisor:
             exclude=settings.excluded,
             max_bytes=settings.max_workspace_bytes,
         )
+
+
+def _idle_holders(sessions: Sequence[Supervised]) -> list[str]:
+    """The owners of idle sessions; that of the one that has been idle longest is first."""
+    idle = [(s.updated_at, s.lease.holder) for s in sessions if s.lease is not None and s.status == "idle"]
+    return [holder for _, holder in sorted(idle)]
 
 
 def _own_addresses(settings: Settings) -> tuple[str, ...]:

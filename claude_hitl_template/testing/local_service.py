@@ -25,6 +25,7 @@ from claude_hitl_template.api.app import Service, build_app
 from claude_hitl_template.api.model_endpoint import build_model_app
 from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.sandbox import default_sandbox
+from claude_hitl_template.cluster import ROUTE
 from claude_hitl_template.cluster.supervisor import Supervisor
 from claude_hitl_template.config.secret_files import SecretFiles, SigningKey, hash_api_key, push_key_pem
 from claude_hitl_template.config.settings import Settings
@@ -59,7 +60,6 @@ from claude_hitl_template.testing.local_host import LocalOwnerHost
 from claude_hitl_template.testing.memory_backend import MemoryBackend
 from claude_hitl_template.testing.signed_in import SignedIn
 
-ROUTE = "/claude-hitl"
 OPERATOR_KEY = "operator-key-for-tests"
 STREAMS_END_S = 1  # how long uvicorn waits for open event streams, which do not end by themselves
 Backing = Literal["sqlite", "memory"]

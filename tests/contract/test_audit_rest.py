@@ -13,13 +13,13 @@ from typing import Any
 import httpx
 import pytest
 
+from claude_hitl_template.cluster import ROUTE
 from claude_hitl_template.config.secret_files import hash_api_key
 from claude_hitl_template.domain.audit.receipts import verify_receipt
 from claude_hitl_template.domain.audit.signing import keys_of_jwks
 from claude_hitl_template.domain.audit.verification import verify
 from claude_hitl_template.domain.people import Principal
 from claude_hitl_template.testing.clock import FakeClock
-from claude_hitl_template.testing.local_service import ROUTE
 from claude_hitl_template.testing.threaded import Threaded, serve_in_thread
 from tests.contract.asking import ask_for, create
 
