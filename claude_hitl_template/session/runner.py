@@ -228,11 +228,8 @@ class SessionRunner:
     async def _take_turn(self) -> None:
         session = self._now.session
         if session.interrupted:
-            await self._end_turn(TurnEnd(interrupted=True))
-            if self._engine is None and session.deferred is not None:
-                # The transcript still has the call: a resumed CLI asks for it again, and the gate must deny it.
-                await self._store.defer(self._id, self._epoch, session.deferred)
-                await self._refresh()
+            # A transcript that still has a parked call: a resumed CLI asks for it again, and the gate must deny it.
+            await self._end_turn(TurnEnd(interrupted=True), how="dropped" if self._engine is None else "over")
             return
         try:
             await self._begin_turn()

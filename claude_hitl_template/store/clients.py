@@ -469,9 +469,13 @@ async def _queue(unit: SessionAggregate, message: UserMessage, by: Actor) -> lis
 
 
 def _can_begin(session: Session) -> bool:
-    """Whether a message that comes now is its owner's next work: the owner need not write that it begins with it."""
+    """Whether a message that comes now is its owner's next work: the owner need not write that it begins with it.
+
+    An owner that has yet to end an interrupted turn, or to have a parked call denied, does that first.
+    """
     rests = session.status == "idle" and session.stop_reason == events.END_TURN
-    return rests and session.lease is not None and session.turn is None
+    unfinished = session.interrupted or session.turn is not None or session.deferred is not None
+    return rests and session.lease is not None and not unfinished
 
 
 async def _interrupt(unit: SessionAggregate) -> list[Event]:

@@ -275,7 +275,8 @@ class OwnerRules(StoreBase):
                 await _append(unit, drafts)
                 await _append_transcript(unit, transcript)
                 unit.set(last_end=end_id, usage=unit.session.usage.plus(usage), recoveries=0)
-                if how == "over":
+                if how in ("over", "dropped"):
+                    unit.set(deferred=unit.session.deferred if how == "dropped" else None)
                     await _finish(unit, dict(stop_reason))
                 elif how == "broken off":
                     await unit.break_off()
@@ -442,7 +443,6 @@ async def _finish(unit: SessionAggregate, stop_reason: dict[str, Any]) -> None:
     refused = tuple(i for i in unit.session.refused_hosts if i in unreported_refusals)
     unit.set(
         turn=None,
-        deferred=None,
         interrupted=False,
         unreported_refusals=unreported_refusals,
         refused_hosts=refused,

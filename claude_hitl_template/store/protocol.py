@@ -48,7 +48,7 @@ from claude_hitl_template.store.administration import Administration
 from claude_hitl_template.store.filters import Order, TimeRange
 from claude_hitl_template.store.notifying import Channels, Couriers
 
-type TurnEnding = Literal["over", "parked", "broken off"]
+type TurnEnding = Literal["over", "dropped", "parked", "broken off"]
 NOW = -1  # position after the newest preview
 OWN_KEY = "\n"  # prefix of generated keys; a client's header cannot begin with it
 type Inbound = UserMessage | UserInterrupt | UserToolConfirmation
@@ -572,8 +572,9 @@ class Owners(Reachable, SavedBlobs, Protocol):
         """Ends the engine's work on the turn. `stop_reason` applies if no work is left.
 
         "over": the engine finished it. After `retries_exhausted` the session rests; queued messages and decisions
-        wait for the next message. "parked": the turn continues after a decision; only usage is recorded. "broken
-        off": the engine cannot work; the next message resumes the turn.
+        wait for the next message. "dropped": the same for a turn that no engine worked on since its call was parked:
+        the engine still asks for that call when it resumes. "parked": the turn continues after a decision; only usage
+        is recorded. "broken off": the engine cannot work; the next message resumes the turn.
         `end_id` is new for each end; repeating it has no effect. `transcript`: as in `commit`.
         """
         ...

@@ -1094,6 +1094,32 @@ async def test_an_interrupt_with_a_message_to_an_owner_that_rests_drops_the_mess
     assert (ended.status, ended.stop_reason, ended.turn) == ("idle", events.END_TURN, None)
 
 
+async def test_a_message_after_an_interrupt_waits_until_the_owner_ended_the_turn(store: CoreStore):
+    session_id = await asking(store)
+    await send(store, session_id, INTERRUPT)
+    [sent] = await send(store, session_id, message("instead"))
+    now = await store.snapshot(session_id, 1)
+    assert (now.session.status, now.session.interrupted, now.queued) == ("running", True, (sent,))
+    ended = await end(store, session_id)
+    assert (ended.status, ended.turn, ended.interrupted) == ("running", None, False)
+    assert (await store.snapshot(session_id, 1)).queued == (sent,)
+
+
+async def test_a_message_waits_until_the_call_of_a_dropped_turn_was_denied(store: CoreStore):
+    session_id = await asking(store)
+    await store.defer(session_id, 1, "t1")
+    await end(store, session_id, how="parked")
+    await send(store, session_id, said("t1"))
+    await send(store, session_id, INTERRUPT)
+    ended = await end(store, session_id, end_id="dropped", how="dropped")
+    assert (ended.status, ended.turn, ended.interrupted, ended.deferred) == ("idle", None, False, "t1")
+    [sent] = await send(store, session_id, message("instead"))
+    assert (await store.snapshot(session_id, 1)).queued == (sent,)
+    ended = await end(store, session_id, end_id="denied")
+    assert (ended.status, ended.turn, ended.deferred) == ("running", None, None)
+    assert (await store.snapshot(session_id, 1)).queued == (sent,)
+
+
 async def test_interrupting_a_turn_is_left_to_its_owner(store: CoreStore):
     session_id = await begun(store)
     await send(store, session_id, INTERRUPT)
