@@ -61,15 +61,18 @@ def bench(
     )  # ended from outside, it still ends what it started
     parts = only or list(Part)
     made = Bench(rounds, sessions, parts, storms=storm or [STORM], on_postgres=postgres)
-    made.run()
-    console().print(table(made.measures, earlier))
+    try:
+        made.run()
+    finally:  # after a failure, what was measured before it
+        measures = [measure for measure in made.measures if measure.ours]
+        console().print(table(measures, earlier))
+        if json_file is not None:
+            figures = {**made.facts, "measures": [measure.as_json() for measure in measures]}
+            json_file.write_text(json.dumps(figures, indent=2) + "\n")
     if Part.CROWD in parts:
         typer.echo(
             f"The {sessions} parked sessions were made in the store, without running their CLIs; all else ran for real."
         )
-    if json_file is not None:
-        figures = {**made.facts, "measures": [measure.as_json() for measure in made.measures]}
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def _earlier(file: Path) -> dict[str, float]:

@@ -23,8 +23,10 @@ from claude_hitl_template.domain.people import Actor
 from claude_hitl_template.errors import EngineError, Unavailable
 from claude_hitl_template.store.core import CoreStore
 from tools.bench import contenders, figures, watchers
+from tools.bench.__main__ import app as bench_command
 from tools.bench.figures import Compare, Measure
 from tools.bench.parked_load import CALLS, footprint, make_parked_load, opened
+from tools.bench.run import Bench
 from tools.bench.service_fixture import temporary_settings
 from tools.bench.usage import CpuUse
 
@@ -264,3 +266,16 @@ async def test_watchers_say_how_late_an_event_arrived() -> None:
 )
 def test_wrong_arguments_start_nothing(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, ["bench", *arguments]).exit_code != 0
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(bench: Bench) -> None:
+        bench.measures += [measure([1, 2]), measure([])]
+        raise Unavailable("it died", "start it again")
+
+    monkeypatch.setattr(Bench, "run", fail)
+    file = tmp_path / "figures.json"
+    result = CliRunner().invoke(bench_command, ["--json", str(file)])
+    assert isinstance(result.exception, Unavailable)
+    assert "1.5 / 1.9" in result.output
+    assert figures.p50_by_name(json.loads(file.read_bytes())) == {"what": 1.5}
