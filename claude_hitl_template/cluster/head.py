@@ -7,14 +7,20 @@ and passes no choice of the dashboard's modules on. A cluster that was started b
 """
 
 import argparse
+import re
+import shutil
 import signal
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 from ray._private import services
 from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._private.node import Node
@@ -26,6 +32,10 @@ MODULES = ("UsageStatsHead", "JobHead", "ServeHead", "StateHead", "ReportHead", 
 PATIENCE_S = 120.0  # an application that is not healthy by then may need the dashboard to be understood
 POLL_S = 0.5
 WATCH_S = 1.0
+TIDY_S = 60.0
+KEPT_WORKERS = 200  # ended ones whose log files stay: five files and some 12 KiB each
+KEPT_STARTS = 5  # earlier ones whose folders stay
+WORKERS_LOG = re.compile(r".*[-_](?P<pid>\d+)\.(out|err|log)(\.\d+)?")  # also those of drivers
 ASKED_TO = (
     0,
     signal.SIGTERM,
@@ -64,22 +74,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ensure_token_if_auth_enabled(create_token_if_missing=False)
     head = Head(params(given), head=True, shutdown_at_exit=True, spawn_reaper=True)
     print(f"Ray runs at {head.address}", flush=True)
-    ended = watch(head, lambda: is_healthy(given.rest_after))
+    remove_old_starts(Path(head.get_session_dir_path()))
+    logs = Path(head.get_logs_dir_path())
+    ended = watch(head, lambda: is_healthy(given.rest_after), lambda: remove_old_logs(logs))
     head.kill_all_processes(check_alive=False, allow_graceful=False)
     sys.exit(f"ended unexpectedly: {', '.join(ended)}; its logs are in {head.get_logs_dir_path()}")
 
 
-def watch(head: Head, healthy: Callable[[], bool]) -> list[str]:
-    """Starts the rest when the service is healthy, or after PATIENCE_S; returns what ended unexpectedly."""
+def watch(head: Head, healthy: Callable[[], bool], tidy: Callable[[], None]) -> list[str]:
+    """Starts the rest when the service is healthy, or after PATIENCE_S, and calls `tidy` every TIDY_S; returns what ended
+    unexpectedly."""
     deadline, started = time.monotonic() + PATIENCE_S, False
+    tidied = time.monotonic()
     while not (
         ended := [kind for kind, process in head.dead_processes() if process.returncode not in ASKED_TO]
     ):
         if not started and (healthy() or time.monotonic() > deadline):
             head.start_the_rest()
             started = True
+        if time.monotonic() > tidied + TIDY_S:
+            tidy()
+            tidied = time.monotonic()
         time.sleep(WATCH_S if started else POLL_S)
     return ended
+
+
+def remove_old_logs(logs: Path) -> None:
+    """Removes the log files of ended workers, apart from those of the KEPT_WORKERS that wrote last. Ray keeps all."""
+    of_workers = defaultdict[int, list[Path]](list)
+    for folder in (logs, logs / "events", logs / "export_events"):
+        for path in folder.glob("*"):
+            if (found := WORKERS_LOG.fullmatch(path.name)) and path.is_file():
+                of_workers[int(found["pid"])].append(path)
+    ended = [paths for pid, paths in of_workers.items() if not psutil.pid_exists(pid)]
+    ended.sort(key=lambda paths: max(map(_written, paths)), reverse=True)
+    for paths in ended[KEPT_WORKERS:]:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def remove_old_starts(session: Path) -> None:
+    """Removes the folders of earlier starts next to this one's, apart from the last KEPT_STARTS. Ray keeps all."""
+    earlier = sorted(path for path in session.parent.glob("session_2*") if path.name < session.name)
+    for path in earlier[:-KEPT_STARTS]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _written(path: Path) -> float:
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,7 +1,9 @@
 """Ray's head: which of Ray's processes it starts, and when its dashboard."""
 
+import os
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -78,15 +80,65 @@ def test_the_dashboard_is_started_once_when_the_service_is_healthy(monkeypatch: 
     monkeypatch.setattr(head, "WATCH_S", 0.0)
     answers = [False, True]
     node = Watched(0, -15, 1)  # those that SIGTERM ended were asked to
-    assert head.watch(node, lambda: answers.pop(0)) == ["process 1"]
+    assert head.watch(node, lambda: answers.pop(0), lambda: None) == ["process 1"]
     assert (answers, node.rests) == ([], 1)
 
 
 def test_the_dashboard_comes_in_the_end_without_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "PATIENCE_S", 0.0)
     node = Watched(1)
-    head.watch(node, lambda: False)
+    head.watch(node, lambda: False, lambda: None)
     assert node.rests == 1
+
+
+def test_the_log_folder_is_tidied_while_the_head_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "WATCH_S", 0.0)
+    monkeypatch.setattr(head, "TIDY_S", -1.0)
+    node, tidied = Watched(1), list[int]()
+    head.watch(node, lambda: True, lambda: tidied.append(node.looks))
+    assert tidied == [1, 2]
+
+
+def logs_of(folder: Path, pid: int, written: float) -> list[Path]:
+    """The five files that Ray writes for a worker, and one that it rotated."""
+    (folder / "events").mkdir(exist_ok=True)
+    (folder / "export_events").mkdir(exist_ok=True)
+    names = (
+        f"worker-{pid:056x}-01000000-{pid}.out", f"worker-{pid:056x}-01000000-{pid}.err",
+        f"python-core-worker-{pid:056x}_{pid}.log", f"python-core-worker-{pid:056x}_{pid}.log.1",
+        f"events/event_CORE_WORKER_{pid}.log", f"export_events/event_EXPORT_TASK_{pid}.log",
+    )  # fmt: skip
+    for path in (paths := [folder / name for name in names]):
+        path.write_text("a line\n")
+        os.utime(path, (written, written))
+    return paths
+
+
+def test_the_log_files_of_ended_workers_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "KEPT_WORKERS", 2)
+    highest = int(Path("/proc/sys/kernel/pid_max").read_text())
+    runs = logs_of(tmp_path, os.getpid(), written=1)  # the oldest of all
+    ended = [logs_of(tmp_path, highest + number, written=number + 10) for number in (3, 1, 2)]
+    others = [
+        tmp_path / name
+        for name in ("raylet.out", "gcs_server.err", "dashboard_agent.log", "events/event_GCS.log")
+    ]
+    for path in others:
+        path.write_text("a line\n")
+    head.remove_old_logs(tmp_path)
+    left = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*runs, *ended[0], *ended[2], *others}
+    head.remove_old_logs(tmp_path / "missing")
+
+
+def test_the_folders_of_earlier_starts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "KEPT_STARTS", 2)
+    names = [f"session_2026-11-{day:02}_10-00-00_000000_{day}" for day in (28, 1, 2, 29, 3)]
+    for name in names:
+        (tmp_path / name / "logs").mkdir(parents=True)
+    (tmp_path / "session_latest").symlink_to(names[0])
+    head.remove_old_starts(tmp_path / names[0])
+    assert {path.name for path in tmp_path.iterdir()} == {*(names[i] for i in (0, 2, 3, 4)), "session_latest"}
 
 
 def test_only_an_answer_of_200_is_healthy() -> None:
