@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +40,7 @@ from claude_hitl_template.claude.messages import Reader
 from claude_hitl_template.claude.outlets import Outlets
 from claude_hitl_template.claude.report import report_server
 from claude_hitl_template.claude.sandbox import LAUNCHER, SandboxConfig, default_sandbox
+from claude_hitl_template.claude.starts import turn_to_start
 from claude_hitl_template.claude.transcripts import TranscriptStore
 from claude_hitl_template.claude.user_text import COMMANDS, MENTIONS_OFF, as_said, usable_commands
 from claude_hitl_template.domain import missing_dependency
@@ -90,7 +92,8 @@ class CliConfig:
     """Configuration of the CLI. `token` is valid for the model endpoint at `model_url` only.
 
     With `layers`, the image's settings, commands, skills and plugins are in force; without, no settings file is read.
-    Without a `sandbox`, the agent has all permissions of this process.
+    Without a `sandbox`, the agent has all permissions of this process. In `starts` the CLIs of a machine take turns in
+    starting; without, one starts at once.
     """
 
     workspace: Path
@@ -100,6 +103,7 @@ class CliConfig:
     cli_path: Path | None = None
     layers: Layers | None = None
     sandbox: SandboxConfig | None = field(default_factory=default_sandbox)
+    starts: Path | None = None
 
     @property
     def cli(self) -> Path:
@@ -264,7 +268,8 @@ class CliEngine:
             self._bound.hold_to(await asyncio.to_thread(self._config.layers.settle, self._config.config_dir))
         try:
             await self._open_outlets()
-            await self._connect(resume=resume, plan_mode=plan_mode)
+            async with turn_to_start(self._config.starts) if self._config.starts else nullcontext():
+                await self._connect(resume=resume, plan_mode=plan_mode)
         except BaseException:
             await self._close_outlets()
             raise

@@ -189,6 +189,7 @@ def _cli_config(assignment: Assignment) -> CliConfig:
     return CliConfig(
         workspace=folder,
         config_dir=assignment.home / "config",
+        starts=assignment.home.parent / ".starts",
         model_url=assignment.model_url,
         token=assignment.token,
         cli_path=assignment.cli_path,
