@@ -273,7 +273,11 @@ class OwnerPool:
         try:
             await self._host.check(environment)
             if await self._has_room():
-                self._spares.append(await self._create(name, environment))
+                owner = await self._create(name, environment)
+                if len(self._spares) < self._settings.spare_owners:
+                    self._spares.append(owner)
+                else:  # one that was given back meanwhile is the spare
+                    await self._keep(owner)
                 return
         except (CannotStart, TimeoutError) as error:
             self._warm_up.failed()

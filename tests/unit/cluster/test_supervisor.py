@@ -574,6 +574,19 @@ async def test_sessions_one_after_another_start_no_owner_but_the_first_two(
     assert host.ended == []
 
 
+@dataclass
+class Slow(Fake):
+    """A host whose owners are ready when `ready` is set."""
+
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def start(
+        self, name: str, environment: Environment, share: Share, early: Assignment | None = None
+    ) -> None:
+        await super().start(name, environment, share, early)
+        await self.ready.wait()
+
+
 async def test_an_owner_rests_for_a_time_beside_the_spare_for_its_own_workspace_alone(
     store: Flaky, tmp_path: Path
 ) -> None:
@@ -593,6 +606,24 @@ async def test_an_owner_rests_for_a_time_beside_the_spare_for_its_own_workspace_
     await asyncio.sleep(0.06)  # it is time itself that ends it
     await pool.tend_spares()
     assert host.ended == ["third", "second"]
+
+
+async def test_an_owner_that_is_given_back_while_a_spare_starts_leaves_no_second_spare(
+    tmp_path: Path,
+) -> None:
+    host, going = Slow(), asyncio.all_tasks()
+    pool = OwnerPool(Settings(data_dir=tmp_path, spare_owners=1), host, _waits, rest_s=0.05)
+    await pool.tend_spares()
+    await until(lambda: bool(host.started))
+    host.alive["back"] = None
+    await pool.give_back(Owner("back", Environment()), KEY)
+    host.ready.set()
+    await asyncio.gather(*(asyncio.all_tasks() - going))
+    assert host.ended == []
+    await asyncio.sleep(0.06)  # it is time itself that ends it
+    await pool.tend_spares()
+    assert host.ended == host.started
+    assert set(host.alive) == {"back"}
 
 
 @dataclass
