@@ -26,11 +26,14 @@ from claude_hitl_template.domain.audit.verification import verify
 from claude_hitl_template.domain.canonical_json import digest
 from claude_hitl_template.domain.events import UserInterrupt
 from claude_hitl_template.domain.models import Agent, Environment, Usage, new_id, utcnow
-from claude_hitl_template.domain.people import Actor, Principal, Role, Workspace
+from claude_hitl_template.domain.notices import APPROVAL_KINDS, Channel, Settled
+from claude_hitl_template.domain.people import SERVICE, Actor, Principal, Role, Workspace
+from claude_hitl_template.domain.policy.tiers import WorkspacePolicy
 from claude_hitl_template.domain.sign_in import ProviderUser
 from claude_hitl_template.errors import InternalError
 from claude_hitl_template.files.manifest import CHUNK_BYTES, Manifest, SavedFile, blob_name
 from claude_hitl_template.store.access import OPENED, Authority
+from claude_hitl_template.store.notifying import Couriers
 from claude_hitl_template.store.owners import LEASE_S
 from claude_hitl_template.store.protocol import Call, Clients, Owners, Supervision
 from claude_hitl_template.store.supervision import EXISTING
@@ -55,7 +58,9 @@ SMALL = frozenset({
     "add_browser_session", "find_browser_session", "list_browser_sessions", "end_browser_sessions",
     "note_failed_sign_in", "put_provider_user", "list_audit", "begin_export", "export_audit", "audit_keys",
     "approval_receipt", "tell_waiting", "drop_lease", "supervised", "existing", "wait_supervised", "expire_due", "retire",
-    "ping", "list_waiting", "get_waiting", "list_same_calls", "wait_approvals",
+    "ping", "list_waiting", "get_waiting", "list_same_calls", "wait_approvals", "get_policy", "set_policy",
+    "add_channel", "get_channel", "list_channels", "change_channel", "channel_secret", "remove_channel",
+    "send_test", "take_deliveries", "settle_delivery", "list_deliveries", "redeliver", "note_reader",
 })  # fmt: skip
 METHODS = frozenset().union(*OPENED.values())
 
@@ -73,6 +78,8 @@ class Weighed:
             return self._reached(Clients, capability=self._authority.ingress())
         if method in OPENED["supervisor"]:
             return self._reached(Supervision, capability=self._authority.supervisor())
+        if method in OPENED["courier"]:
+            return self._reached(Couriers, capability=self._authority.courier())
         given = signature(getattr(Owners, method)).bind(self, *args, **kwargs).arguments
         session_id = given.get("session_id") or given.get("scope") or given["key"]["scope"]
         return self._reached(Owners, capability=self._authority.owner(session_id, given["epoch"]))
@@ -224,6 +231,17 @@ async def some_calls(store: Any, sid: str, epoch: int, key_id: str) -> None:
     assert again == [decided]
     claimed = await store.claim(sid, epoch, "a", digest(edited), claim_id="claim")
     assert claimed.run_input == edited
+    ann = await store.add_principal(
+        Principal(
+            id=new_id("user"), kind="user", name="ann", created_at=utcnow(), roles={key_id: (Role.APPROVER,)}
+        )
+    )
+    looking = await store.claim_approval(
+        opened[1].id, key_id, seconds=60, by=Actor(principal_id=ann.id, name="ann")
+    )
+    assert looking.input == calls[1].input
+    handed = await store.delegate_approval(opened[1].id, key_id, principal_id=ann.id, by=Actor(name="ann"))
+    assert handed.input == calls[1].input
     await store.hold(sid, epoch, "b")
     await store.defer(sid, epoch, None)
     assert [a.call_id for a in await store.lost_calls(sid, epoch)] == ["b"]
@@ -310,6 +328,7 @@ async def the_end(store: Any, sid: str, epoch: int, key_id: str) -> None:
     assert (await store.archive_session(sid, key_id)).archived_at
     await store.delete_session(sid, key_id)
     old = await make(store, key_id)
+    await store.reserve((await store.get_session(old)).but(id=new_id("sesn")), lasts_s=60)
     await store.archive_session(old, key_id)
     await keys_and_what_is_kept(store)
     assert await store.expire_due() == 0
@@ -329,11 +348,31 @@ async def keys_and_what_is_kept(store: Any) -> None:
     await people(store)
 
 
+async def channels(store: Any, workspace_id: str) -> None:
+    channel = Channel(
+        id="chan_1", workspace_id=workspace_id, kind="webhook", kinds=APPROVAL_KINDS, created_at=utcnow()
+    )
+    assert await store.add_channel(channel, {"signing": "s"}) == channel
+    assert await store.list_channels(workspace_id) == [await store.get_channel(channel.id, workspace_id)]
+    changed = await store.change_channel(channel.id, workspace_id, {"kinds": APPROVAL_KINDS[:1]})
+    assert changed == await store.get_channel(channel.id, workspace_id)
+    assert await store.channel_secret(channel.id) == {"signing": "s"}
+    test = await store.send_test(channel.id, workspace_id, notice_id="ntc_1")
+    [parcel] = await store.take_deliveries(limit=10)
+    await store.settle_delivery(parcel.delivery_ids, parcel.attempt, Settled(state="sent"))
+    assert [d.id for d in (await store.list_deliveries(workspace_id, limit=10)).data] == [test.id]
+    assert (await store.redeliver(test.id, workspace_id)).state == "pending"
+    await store.remove_channel(channel.id, workspace_id)
+
+
 async def people(store: Any) -> None:
     made = await store.add_workspace(Workspace(id=new_id("wrkspc"), name="payments", created_at=utcnow()))
     changed = await store.change_workspace(made.id, {"separation_of_duties": True})
     assert await store.get_workspace(made.id) == changed
     assert changed in await store.list_workspaces()
+    await store.set_policy(made.id, WorkspacePolicy(), by=SERVICE)
+    assert (await store.get_policy(made.id)).policy == WorkspacePolicy()
+    await channels(store, made.id)
     user = await store.add_principal(
         Principal(
             id=new_id("user"), kind="user", name="eve", created_at=utcnow(), roles={made.id: (Role.VIEWER,)}
@@ -350,9 +389,10 @@ async def people(store: Any) -> None:
     assert (await store.find_browser_session("token hash", seen_s=60)).session == session
     assert await store.list_browser_sessions(user.id) == [session]
     await store.end_browser_sessions(user.id)
-    await store.note_failed_sign_in("attempt_1", user.id, way="password", network="192.0.2.0")
+    await store.note_failed_sign_in(user.id, network="192.0.2.0")
     known = ProviderUser(external_id="https://idp.example.org#1", issuer_host="idp.example.org", name="zoe")
     assert (await store.put_provider_user(known)).name == "zoe"
+    await store.note_reader(user.id)
 
 
 async def test_every_call_of_the_store_gets_through_at_its_largest_size(store: Weighed) -> None:
