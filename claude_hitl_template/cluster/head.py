@@ -3,7 +3,7 @@
     python -m claude_hitl_template.cluster.head --head --temp-dir=... --port=... ...
 
 `ray start` imports every command of Ray, and keeps that in memory; waits for the dashboard before it starts anything else;
-and passes no choice of the dashboard's modules on. A cluster that was started by `ray start` works the same.
+passes no choice of the dashboard's modules on; and keeps all logs. A cluster that was started by `ray start` works the same.
 """
 
 import argparse

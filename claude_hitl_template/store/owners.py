@@ -275,8 +275,9 @@ class OwnerRules(StoreBase):
                 await _append(unit, drafts)
                 await _append_transcript(unit, transcript)
                 unit.set(last_end=end_id, usage=unit.session.usage.plus(usage), recoveries=0)
+                if how == "over":
+                    unit.set(deferred=None)
                 if how in ("over", "dropped"):
-                    unit.set(deferred=unit.session.deferred if how == "dropped" else None)
                     await _finish(unit, dict(stop_reason))
                 elif how == "broken off":
                     await unit.break_off()

@@ -21,9 +21,8 @@ def killed_and_gone_on(one: BenchService, *, owner: bool) -> float:
     with conversation(one.client, SLOW) as ours:
         ours.until(lambda event: event["type"] == "span.model_request_start")
         one.until_spare()
-        of_session = one.processes_of(
-            ours.transcript_id
-        )  # a sandbox's processes are between the owner and its CLI
+        of_session = one.processes_of(ours.transcript_id)
+        # A sandbox's processes are between the owner and its CLI.
         killed = (min if owner else max)(of_session, key=lambda process: len(process.parents()))
         began = time.perf_counter()
         killed.kill()

@@ -1,4 +1,4 @@
-"""Ray's head: which of Ray's processes it starts, and when its dashboard."""
+"""Ray's head: which of Ray's processes it starts, when its dashboard, and which logs stay."""
 
 import os
 from dataclasses import dataclass
