@@ -126,14 +126,15 @@ def _around(*names: str) -> tuple[str, ...]:
 
 
 # The conversations of the fast tier, which have each point once. In each, the life after a death at one point reaches the
-# next one. After a death at one of UNASKED it may not, so these are alone.
+# next one. After a death at one of UNASKED it may not, so these are alone. One at open_calls.after_commit is the last of
+# its conversation: the transcript is written at the same time, so the next life may resume it or begin a new one.
 SHARED: tuple[tuple[str, Literal["allow", "deny"], tuple[str, ...]], ...] = (
-    ("sqlite", "deny", (*_around("create_session", "acquire"), "spawn.before")),
+    ("sqlite", "deny", (*_around("create_session", "acquire"), "spawn.before", "open_calls.after_commit")),
     ("postgres", "allow", ("spawn.after", *_around("begin_turn"), "flush.before")),
     ("sqlite", "allow", (*_around("commit"), "flush.after", "drop_lease.before_commit")),
     ("postgres", "deny", ("defer.before_commit", "drop_lease.after_commit", *_around("send_events"))),
-    ("sqlite", "deny", ("open_calls.after_commit", *_around("resume"))),
-    ("postgres", "allow", ("defer.after_commit", "run.before", *_around("claim"))),
+    ("sqlite", "deny", ("defer.after_commit", *_around("resume"))),
+    ("postgres", "allow", ("run.before", *_around("claim"))),
     ("postgres", "deny", (*_around("save_workspace"), *_around("end_turn"))),
     ("sqlite", "allow", ("park.before", "run.after", "park.after")),
     ("postgres", "deny", _around("release")),

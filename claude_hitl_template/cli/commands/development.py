@@ -37,21 +37,27 @@ def clean(
 ) -> None:
     """Deletes caches, Ray's old logs and, after confirmation, the data folder: all sessions, approvals, files and keys."""
     settings = Settings.load()
-    run_record.check_idle(settings, "nothing was deleted")
-    for path in (ROOT / name for name in CACHES if IN_CHECKOUT):
-        if path.exists():
-            _delete(path)
+    refusal = "nothing was deleted"
+    run_record.check_idle(settings, refusal)
     if settings.secrets_dir.is_dir():
         with run_record.alone(settings):
-            run_record.check_idle(settings, "the data folder was not deleted")
+            run_record.check_idle(settings, refusal)
+            _delete_caches()
             _clean_data(settings, yes=yes)
         return
+    _delete_caches()
     _delete_ray_folder(settings)
     if settings.data_dir.exists():
         raise ConfigError(
             f"{settings.data_dir} does not look like a data folder of this service; it was not deleted",
             "check HITL_DATA_DIR",
         )
+
+
+def _delete_caches() -> None:
+    for path in (ROOT / name for name in CACHES if IN_CHECKOUT):
+        if path.exists():
+            _delete(path)
 
 
 def _clean_data(settings: Settings, *, yes: bool) -> None:
@@ -168,4 +174,6 @@ def _delete(path: Path) -> None:
         else:
             path.unlink()
     except OSError as error:
-        raise ConfigError(f"{path} cannot be deleted: {error.strerror}", "correct its permissions") from error
+        raise ConfigError(
+            f"{path} cannot be deleted: {error.strerror}", "end what writes to it, or correct its permissions"
+        ) from error

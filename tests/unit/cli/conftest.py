@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from claude_hitl_template.cli.commands import workspaces
+from claude_hitl_template.cli.commands import development, workspaces
 from claude_hitl_template.cli.host.ports import free_ports
 from claude_hitl_template.config.secret_files import prepare
 from claude_hitl_template.config.settings import Settings, variable
@@ -54,6 +54,14 @@ def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         return Settings.load()
 
     return make
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own project folder, so that no other run loses its caches."""
+    (tmp_path / "project" / ".ruff_cache").mkdir(parents=True)
+    monkeypatch.setattr(development, "ROOT", tmp_path / "project")
+    return tmp_path / "project"
 
 
 @pytest.fixture(scope="module")

@@ -114,14 +114,6 @@ def test_a_data_folder_that_cannot_be_written_stops_up(make_settings: Make, tmp_
     assert "Traceback" not in result.stderr
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The test's own project folder, so that no other run loses its caches."""
-    (tmp_path / "project" / ".ruff_cache").mkdir(parents=True)
-    monkeypatch.setattr(development, "ROOT", tmp_path / "project")
-    return tmp_path / "project"
-
-
 def test_clean_keeps_the_data_unless_told(
     make_settings: Make, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,8 @@ from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.errors import ConfigError
 from tests.unit.cli.heads import in_checkout, started
 
+pytestmark = pytest.mark.usefixtures("project")  # of which `clean` deletes the caches
+
 type Make = Callable[..., Settings]
 
 
@@ -169,7 +171,9 @@ def hold(settings: Settings, checkout: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_command_of_another_checkout_at_work_is_not_disturbed(make_settings: Make, tmp_path: Path) -> None:
+def test_a_command_of_another_checkout_at_work_is_not_disturbed(
+    make_settings: Make, tmp_path: Path, project: Path
+) -> None:
     settings = make_settings()
     prepare(settings)
     (tmp_path / "first" / "claude_hitl_template").mkdir(parents=True)
@@ -178,6 +182,7 @@ def test_a_command_of_another_checkout_at_work_is_not_disturbed(make_settings: M
         for command in COMMANDS.values():
             with pytest.raises(ConfigError, match=f"process {holder.pid}"):
                 command(settings)
+        assert (project / ".ruff_cache").exists()
     finally:
         holder.communicate(b"\n")
     with run_record.alone(settings):
