@@ -21,6 +21,7 @@ ROOM_S = 0.5  # between two capacity checks; an owner that ends frees its share 
 CALM_S = 2.0  # after a session got an owner: its first calls need the CPU more than the next CLI
 QUEUE_S = 5.0  # a session that waits longer for its turn to start reports it
 START_S = 1.5  # what an owner's start takes, until one is measured
+CLI_SHARE = 0.5  # what the start of a session's CLI takes after that, of an owner's start
 REST_S = 60.0  # an owner whose session parked is kept for so long, beyond the spare owners
 MOST_SESSIONS = 50  # that one owner drives, one after another: bounds what its process may leak
 
@@ -102,7 +103,7 @@ class OwnerPool:
         self._coming = 0
         self._waiters: deque[_Waiter] = deque()
         self._returned: tuple[float, Owner] | None = None  # the last owner that a waiter was given, and when
-        self._start_s = start_s  # of the last start
+        self._start_s = start_s  # of the last start outside a container
         self._hoping: list[_Waiter] = []  # those that do not start an owner while others are given back
         # By the session's id: until a prepared CLI has ended, its folders are not another owner's.
         self._clearing: dict[str, asyncio.Task[None]] = {}
@@ -129,7 +130,14 @@ class OwnerPool:
         try:
             if clearing := self._clearing.get(session.id):
                 await asyncio.wait({clearing})
-            return await self._spare(session, environment) or await self._next(session, environment, early)
+            turns = await self._turns()
+            spare = await self._spare(session, environment)
+            if spare is None:
+                return await self._next(session, environment, early)
+            if spare.prepared != session.id and not turns.locked():
+                await turns.acquire()
+                self._end_turn(turns, starts_cli=True)
+            return spare
         finally:
             self._taking -= 1
             self._calm_at = self._now() + self._calm_s
@@ -178,12 +186,12 @@ class OwnerPool:
         return wanted
 
     async def tend_spares(self) -> None:
-        """Starts a missing spare; one at a time, and none while a session starts, which needs the CPU. Ends owners that have
-        rested for long."""
+        """Starts a missing spare; one at a time, and none while a session starts, which needs the CPU, or while others give
+        back their owners. Ends owners that have rested for long."""
         while self._resting and self._resting[0][0] <= self._now():
             await self._host.end(self._resting.popleft()[1].name)
         wanted = len(self._spares) < self._settings.spare_owners and not self._warm_up.left_s
-        if wanted and not self._busy:
+        if wanted and not self._busy and self._return_due is None:
             self._warming = asyncio.create_task(self._warm())
             self._warming.add_done_callback(self._warmed)
 
@@ -306,16 +314,19 @@ class OwnerPool:
         turns, decided = await self._turns(), session.deferred is not None
         turn = asyncio.create_task(turns.acquire())
         waiter = _Waiter(session.workspace_id, environment, decided, turn, asyncio.Future())
+        started: Owner | None = None
         try:
             while await self._may_start(session, waiter):
                 if waiter.given.done():
                     return waiter.given.result()
                 try:
-                    return await self._create(_new_name(), environment, early)
+                    started = await self._create(_new_name(), environment, early)
                 except TimeoutError as error:
                     if await self._has_room():
                         limit = f"{self._settings.start_timeout_s:g} s (HITL_START_TIMEOUT_S)"
                         raise CannotStart(await self._host.why_late(environment, limit)) from error
+                else:
+                    return started
             if waiter.given.done():
                 await self._keep(waiter.given.result())
             return None
@@ -323,7 +334,7 @@ class OwnerPool:
             turn.cancel()
             await asyncio.wait({turn})
             if not turn.cancelled():
-                turns.release()
+                self._end_turn(turns, starts_cli=started is not None and early is None)
 
     async def _may_start(self, session: Session, waiter: _Waiter) -> bool:
         """Waits for a turn and for room, or for an owner. Returns False if the session no longer needs one."""
@@ -358,12 +369,20 @@ class OwnerPool:
         """Waits for an owner while one is given back in less time than a start takes, which would delay the others by as
         much. One without a decision does so for QUEUE_S at most: others are served first."""
         deadline = math.inf if waiter.decided else self._now() + self._queue_s
-        while self._returned is not None and not waiter.given.done():
-            at, owner = self._returned
-            left_s = min(at + self._start_s, deadline) - self._now()
+        while (due := self._return_due) is not None and not waiter.given.done():
+            at, owner = due
+            left_s = min(at, deadline) - self._now()
             if left_s <= 0 or not owner.fits(waiter.workspace_id, waiter.environment):
                 return
             await asyncio.wait({waiter.given}, timeout=left_s)
+
+    @property
+    def _return_due(self) -> tuple[float, Owner] | None:
+        """Until when an owner should be given back if they still are in less time than a start takes, and the last one
+        that a waiting session was given. None if they are not."""
+        if self._returned is None or self._returned[0] + self._start_s <= self._now():
+            return None
+        return self._returned[0] + self._start_s, self._returned[1]
 
     async def _turns(self) -> asyncio.Semaphore:
         """Limits concurrent starts to the number of CPUs; more would slow each other down until they time out."""
@@ -371,6 +390,12 @@ class OwnerPool:
             at_once = max(2, int((await self._host.capacity()).cpus))
             self._starts = self._starts or asyncio.Semaphore(at_once)  # another session may have been faster
         return self._starts
+
+    def _end_turn(self, turns: asyncio.Semaphore, *, starts_cli: bool) -> None:
+        """Lets another session start, at once or after about the time that the start of a CLI takes: it keeps a CPU busy,
+        too, and most owners that are back by then need no other one to be started."""
+        delay_s = self._start_s * CLI_SHARE if starts_cli else 0.0
+        asyncio.get_running_loop().call_later(delay_s, turns.release)
 
     async def _create(self, name: str, environment: Environment, early: Assignment | None = None) -> Owner:
         """Starts an owner. Raises CannotStart, or TimeoutError if it does not answer in time."""
@@ -380,7 +405,8 @@ class OwnerPool:
             await self._host.start(name, environment, self.share, early)
         finally:
             self._coming -= 1
-        self._start_s = self._now() - began
+        if not self._host.contains(environment):
+            self._start_s = self._now() - began
         if environment.image == self._spare_environment.image:
             self._warm_up.succeeded()
         return Owner(name, environment)

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.takes_long("a process imports Ray and a part of the service")
+
 OURS = "claude_hitl_template"
 SDK, DATABASE = {"claude_agent_sdk", "mcp"}, {"sqlalchemy", "alembic", "psycopg"}
 PAGES = {"kodosumi", "jinja2", f"{OURS}.api.app", f"{OURS}.inbox.app", f"{OURS}.cluster.ingress"}

@@ -731,6 +731,34 @@ async def test_no_owner_is_started_while_others_are_given_back_sooner(store: Fla
     await pool.give_back(free, KEY)
     assert await taking[3] == replace(free, workspace_id=KEY, driven=1)
     assert [type(one.exception()) for one in taking[:2]] == [CannotStart, CannotStart]
+    await pool.tend_spares()
+    assert host.tried == 2  # and no spare one is
+
+
+@pytest.mark.parametrize(("prepared", "starts"), [(False, 1), (True, 2)])
+async def test_a_session_whose_cli_starts_in_a_spare_owner_counts_among_those_that_start(
+    store: Flaky, tmp_path: Path, prepared: bool, starts: int
+) -> None:
+    host, spare = FailsLater(), Owner("spare", Environment())
+    pool = OwnerPool(
+        Settings(data_dir=tmp_path, spare_owners=1), host, _waits, queue_s=LONG_S, calm_s=0, start_s=LONG_S
+    )
+    host.alive["spare"] = None
+    await pool.give_back(spare, KEY)
+    sessions = [await create(store) for _ in range(3)]
+    if prepared:
+        pool.prepare(sessions[0])
+    first = await pool.take(sessions[0], Environment())
+    assert first is not None
+    assert first.name == "spare"
+    taking = [asyncio.create_task(pool.take(one, Environment())) for one in sessions[1:]]
+    await until(lambda: host.tried == starts)
+    for _ in range(TICKS):
+        await asyncio.sleep(0)
+    assert host.tried == starts
+    for task in taking:
+        task.cancel()
+    await asyncio.wait(taking)
 
 
 async def test_a_session_that_waits_for_its_turn_to_start_says_so(
@@ -929,6 +957,7 @@ async def test_an_owner_that_is_done_ends_its_watch() -> None:
     assert ended.is_set()
 
 
+@pytest.mark.takes_long("a process imports most of the service")
 def test_the_supervisor_and_the_local_service_know_no_ray() -> None:
     code = (
         "import sys\n"
