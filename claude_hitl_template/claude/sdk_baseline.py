@@ -130,6 +130,8 @@ class SdkBaseline:
             "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
             "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
             "CLAUDE_CODE_DISABLE_TERMINAL_TITLE": "1",
+            # As in a sandbox: a first command waits for what the user's shell profile runs.
+            "HOME": str(self._folder("home")),
             **({"IS_SANDBOX": "1"} if os.getuid() == 0 else {}),
         }
 

@@ -16,7 +16,7 @@ from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import step
 from claude_hitl_template.cli.host import postgres, service
 from claude_hitl_template.cli.host.ports import free_ports
-from claude_hitl_template.cli.host.processes import temp_dir
+from claude_hitl_template.cli.host.processes import private_dir
 from claude_hitl_template.config import network
 from claude_hitl_template.config.secret_files import prepare, read_ray_token
 from claude_hitl_template.config.settings import Settings
@@ -65,7 +65,7 @@ def temporary_settings() -> Generator[Settings]:
         yield settings
     finally:
         postgres.local(settings).stop("immediate")
-        for left in (folder, temp_dir(settings)):
+        for left in (folder, private_dir(settings)):
             shutil.rmtree(left, ignore_errors=True)
 
 
