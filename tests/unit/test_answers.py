@@ -11,6 +11,7 @@ import pytest_asyncio
 import structlog
 from structlog.testing import capture_logs
 
+from claude_hitl_template.api import auth
 from claude_hitl_template.api.app import Service, build_app
 from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.config.secret_files import SecretFiles, hash_api_key
@@ -229,7 +230,10 @@ async def test_a_stranger_is_not_told_which_commit_runs(http: httpx.AsyncClient)
     assert (await http.get("/v1/version")).json() == FACTS
 
 
-async def test_a_decision_over_rest_is_one_call_of_the_ledger(http: httpx.AsyncClient, watched: Watched):
+async def test_a_decision_over_rest_is_one_call_of_the_ledger(
+    http: httpx.AsyncClient, watched: Watched, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(auth, "REMEMBER_S", 600.0)
     approval_id = await asked(watched)
     await http.get("/v1/version")  # the key is known from now on
     for _ in range(2):  # the same decision again, too
