@@ -133,7 +133,7 @@ class OwnerPool:
             turns = await self._turns()
             spare = await self._spare(session, environment)
             if spare is None:
-                return await self._next(session, environment, early)
+                return await self._next(turns, session, environment, early)
             if spare.prepared != session.id and not turns.locked():
                 await turns.acquire()
                 self._end_turn(turns, starts_cli=True)
@@ -191,7 +191,7 @@ class OwnerPool:
         while self._resting and self._resting[0][0] <= self._now():
             await self._host.end(self._resting.popleft()[1].name)
         wanted = len(self._spares) < self._settings.spare_owners and not self._warm_up.left_s
-        if wanted and not self._busy and self._return_due is None:
+        if wanted and not self._busy and self._return_due_in_s <= 0:
             self._warming = asyncio.create_task(self._warm())
             self._warming.add_done_callback(self._warmed)
 
@@ -308,25 +308,30 @@ class OwnerPool:
     # -- starting
 
     async def _next(
-        self, session: Session, environment: Environment, early: Assignment | None
+        self,
+        turns: asyncio.Semaphore,
+        session: Session,
+        environment: Environment,
+        early: Assignment | None,
     ) -> Owner | None:
         """Starts an owner when it is the session's turn and there is room, or takes one that is given back before that."""
-        turns, decided = await self._turns(), session.deferred is not None
+        decided = session.deferred is not None
         turn = asyncio.create_task(turns.acquire())
         waiter = _Waiter(session.workspace_id, environment, decided, turn, asyncio.Future())
-        started: Owner | None = None
+        starts_cli = False
         try:
             while await self._may_start(session, waiter):
                 if waiter.given.done():
                     return waiter.given.result()
                 try:
-                    started = await self._create(_new_name(), environment, early)
+                    owner = await self._create(_new_name(), environment, early)
                 except TimeoutError as error:
                     if await self._has_room():
                         limit = f"{self._settings.start_timeout_s:g} s (HITL_START_TIMEOUT_S)"
                         raise CannotStart(await self._host.why_late(environment, limit)) from error
                 else:
-                    return started
+                    starts_cli = early is None
+                    return owner
             if waiter.given.done():
                 await self._keep(waiter.given.result())
             return None
@@ -334,7 +339,7 @@ class OwnerPool:
             turn.cancel()
             await asyncio.wait({turn})
             if not turn.cancelled():
-                self._end_turn(turns, starts_cli=started is not None and early is None)
+                self._end_turn(turns, starts_cli=starts_cli)
 
     async def _may_start(self, session: Session, waiter: _Waiter) -> bool:
         """Waits for a turn and for room, or for an owner. Returns False if the session no longer needs one."""
@@ -369,20 +374,18 @@ class OwnerPool:
         """Waits for an owner while one is given back in less time than a start takes, which would delay the others by as
         much. One without a decision does so for QUEUE_S at most: others are served first."""
         deadline = math.inf if waiter.decided else self._now() + self._queue_s
-        while (due := self._return_due) is not None and not waiter.given.done():
-            at, owner = due
-            left_s = min(at, deadline) - self._now()
-            if left_s <= 0 or not owner.fits(waiter.workspace_id, waiter.environment):
+        while self._returned is not None and not waiter.given.done():
+            left_s = min(self._return_due_in_s, deadline - self._now())
+            if left_s <= 0 or not self._returned[1].fits(waiter.workspace_id, waiter.environment):
                 return
             await asyncio.wait({waiter.given}, timeout=left_s)
 
     @property
-    def _return_due(self) -> tuple[float, Owner] | None:
-        """Until when an owner should be given back if they still are in less time than a start takes, and the last one
-        that a waiting session was given. None if they are not."""
-        if self._returned is None or self._returned[0] + self._start_s <= self._now():
-            return None
-        return self._returned[0] + self._start_s, self._returned[1]
+    def _return_due_in_s(self) -> float:
+        """Seconds within which the next owner should be given back, if they are in less time than a start takes; none are
+        left if they are not."""
+        last = -math.inf if self._returned is None else self._returned[0]
+        return last + self._start_s - self._now()
 
     async def _turns(self) -> asyncio.Semaphore:
         """Limits concurrent starts to the number of CPUs; more would slow each other down until they time out."""
@@ -392,8 +395,8 @@ class OwnerPool:
         return self._starts
 
     def _end_turn(self, turns: asyncio.Semaphore, *, starts_cli: bool) -> None:
-        """Lets another session start, at once or after about the time that the start of a CLI takes: it keeps a CPU busy,
-        too, and most owners that are back by then need no other one to be started."""
+        """Lets another session start, at once or after about the time that the start of a CLI takes: that keeps a CPU busy,
+        too, and a session that waits until then may be given an owner instead."""
         delay_s = self._start_s * CLI_SHARE if starts_cli else 0.0
         asyncio.get_running_loop().call_later(delay_s, turns.release)
 
