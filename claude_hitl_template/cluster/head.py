@@ -6,6 +6,14 @@
 passes no choice of the dashboard's modules on; and keeps all logs. A cluster that was started by `ray start` works the same.
 """
 
+# ruff: noqa: E402 - Ray reads variables when it is imported
+import os
+
+# For the workers that are forked off this process: they are of any job, and end with it.
+OF_A_WORKER = {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": str(os.getpid())}
+if __name__ == "__main__":
+    os.environ.update(OF_A_WORKER)
+
 import argparse
 import re
 import shutil
@@ -26,6 +34,8 @@ from ray._private.authentication.authentication_token_setup import ensure_token_
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 from ray._private.resource_isolation_config import ResourceIsolationConfig
+
+from claude_hitl_template.cluster import fork_server, worker
 
 # Each is a process. The others show Ray Data, Ray Train, and what a Prometheus and a Grafana that are not here have.
 MODULES = ("UsageStatsHead", "JobHead", "ServeHead", "StateHead", "ReportHead", "NodeHead", "EventHead")
@@ -71,6 +81,11 @@ class Head(Node):  # pyright: ignore[reportUntypedBaseClass]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Starts the head's processes, and stays until one of them ends unexpectedly, or a signal ends this one."""
     given = parse(arguments)
+    for name in OF_A_WORKER:
+        os.environ.pop(name, None)
+    panel = fork_server.OF_THE_PANEL if given.panel else ()
+    fork_server.start(given.fork_server, (*fork_server.MODULES, *panel), worker.default_worker())
+    os.environ[worker.SOCKET] = str(given.fork_server)
     ensure_token_if_auth_enabled(create_token_if_missing=False)
     head = Head(params(given), head=True, shutdown_at_exit=True, spawn_reaper=True)
     print(f"Ray runs at {head.address}", flush=True)
@@ -138,6 +153,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--num-cpus", type=int)
     parser.add_argument(
+        "--fork-server", type=Path, required=True, help="path of the socket at which workers are forked"
+    )
+    parser.add_argument("--panel", action="store_true", help="whether the panel will run")
+    parser.add_argument(
         "--rest-after", required=True, help="address that answers once the service is healthy"
     )
     return parser.parse_args(arguments)
@@ -156,6 +175,7 @@ def params(given: argparse.Namespace) -> RayParams:
         dashboard_port=given.dashboard_port,
         dashboard_agent_listen_port=0,
         temp_dir=given.temp_dir,
+        worker_path=worker.__file__,
         num_cpus=given.num_cpus,
         no_monitor=True,  # it adds and removes hosts
         include_log_monitor=False,  # pyright: ignore[reportArgumentType]  it sends what workers print to drivers

@@ -165,6 +165,17 @@ def strays(settings: Settings) -> list[psutil.Process]:
     return [p for p in psutil.process_iter() if p.pid != os.getpid() and is_ours(settings, p)]
 
 
+def of_session(leader: int) -> list[psutil.Process]:
+    """All processes of the operating system's session that `leader` began, even if their parent has ended."""
+
+    def is_of_it(process: psutil.Process) -> bool:
+        with suppress(ProcessLookupError):
+            return os.getsid(process.pid) == leader
+        return False
+
+    return [process for process in psutil.process_iter() if is_of_it(process)]
+
+
 def end(processes: list[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):

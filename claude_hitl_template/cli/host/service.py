@@ -26,6 +26,7 @@ from claude_hitl_template.cli.host.processes import (
     end,
     intruder,
     node_address,
+    of_session,
     private_dir,
     ray_environment,
     strays,
@@ -209,7 +210,7 @@ def stop(settings: Settings) -> Stopped:
     except KeyboardInterrupt:
         undrain(settings)
         raise
-    family = [process, *process.children(recursive=True)] if process else []
+    family = [process, *process.children(recursive=True), *of_session(process.pid)] if process else []
     family = list({p.pid: p for p in [*family, *_strays(settings)]}.values())
     try:
         for member in family:
@@ -276,8 +277,9 @@ def _start_ray(settings: Settings) -> None:
         f"--port={settings.ray_port}", f"--ray-client-server-port={settings.ray_client_port}",
         f"--dashboard-host={settings.host}", f"--dashboard-port={settings.dashboard_port}",
         f"--node-ip-address={node_address(settings)}", f"--temp-dir={temp_dir(settings)}",
-        f"--rest-after={settings.base_url}/v1/health",
+        f"--rest-after={settings.base_url}/v1/health", f"--fork-server={private_dir(settings) / 'fork.sock'}",
         *([f"--num-cpus={settings.ray_num_cpus}"] if settings.ray_num_cpus else []),
+        *(["--panel"] if settings.panel else []),
     ]  # fmt: skip
     with (settings.logs_dir / "ray.log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603

@@ -15,12 +15,18 @@ from claude_hitl_template.config.settings import Settings
 
 
 @contextmanager
-def started(settings: Settings) -> Generator[subprocess.Popen[bytes]]:
-    """Starts a process that looks like a head with these settings, recorded by the checkout in `run_record.CHECKOUT`."""
+def started(settings: Settings, code: str = "") -> Generator[subprocess.Popen[bytes]]:
+    """Starts a process that looks like a head with these settings, recorded by the checkout in `run_record.CHECKOUT`.
+
+    `code`: what it does before it waits for its end.
+    """
     options = ["--head", f"--temp-dir={temp_dir(settings)}"]
     marks = {"HITL_CLUSTER": str(temp_dir(settings)), "HITL_DATA_DIR": str(settings.data_dir)}
     head = subprocess.Popen(
-        [sys.executable, "-c", "input()", *options], stdin=subprocess.PIPE, env={**os.environ, **marks}
+        [sys.executable, "-c", f"{code}\ninput()", *options],
+        stdin=subprocess.PIPE,
+        env={**os.environ, **marks},
+        start_new_session=True,
     )
     try:
         known = service.fingerprints(settings) if settings.secrets_dir.joinpath("signing").exists() else {}

@@ -185,6 +185,20 @@ def test_stopping_ends_strays_and_nothing_else(make_settings: Make, free_port: i
             process.communicate()
 
 
+def test_stopping_ends_what_the_head_s_processes_left(make_settings: Make, tmp_path: Path) -> None:
+    settings = make_settings()
+    prepare(settings)
+    note = tmp_path / "left"
+    os.mkfifo(note)
+    leave = f"sleep 600 & echo $! > {note}"  # as a worker, whose fork server was killed
+    with started(settings, f"import subprocess; subprocess.run(['sh', '-c', {leave!r}])") as head:
+        left = psutil.Process(int(note.read_text()))
+        psutil.wait_procs(psutil.Process(head.pid).children())
+        assert left.ppid() != head.pid
+        service.stop(settings)
+        assert not left.is_running()
+
+
 def test_a_stop_that_is_interrupted_leaves_nothing_half_ended(
     running: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

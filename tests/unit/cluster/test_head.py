@@ -18,6 +18,7 @@ from claude_hitl_template.cluster import head
 OPTIONS = [
     "--head", "--port=6379", "--ray-client-server-port=10001", "--dashboard-port=8265", "--node-ip-address=127.0.0.2",
     "--dashboard-host=127.0.0.1", "--temp-dir=/nowhere", "--rest-after=http://127.0.0.1:8001/",
+    "--fork-server=/nowhere/fork.sock",
 ]  # fmt: skip
 
 
