@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ray._raylet import setproctitle  # pyright: ignore[reportAttributeAccessIssue]
+import ray.actor
+from ray._raylet import ActorClassID, UniqueID, setproctitle  # pyright: ignore[reportAttributeAccessIssue]
 
 from claude_hitl_template.cluster.worker import READY, become
 
@@ -87,11 +88,38 @@ def start(path: Path, modules: Sequence[str], program: str) -> None:
 
 
 def preload(modules: Sequence[str]) -> None:
+    """Imports modules without using Ray's generator of random numbers: forked processes would all go on with its state."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # else NumPy starts a thread, which no forked process has
     gc.disable()  # imports leave no garbage
-    for name in modules:
-        import_module(name)
+    ray.actor.ActorClassID = _ActorClassIds  # pyright: ignore[reportPrivateImportUsage]
+    try:
+        for name in modules:
+            import_module(name)
+    finally:
+        ray.actor.ActorClassID = ActorClassID  # pyright: ignore[reportPrivateImportUsage]
     gc.freeze()
+    if _forked_id() == _forked_id():
+        sys.exit("no worker is forked: all would give the same ids")
+
+
+class _ActorClassIds:
+    """Gives the ids of classes that are decorated as they are imported."""
+
+    @staticmethod
+    def from_random() -> ActorClassID:
+        return ActorClassID(os.urandom(ActorClassID.size()))
+
+
+def _forked_id() -> bytes:
+    """The first id that a process gives that is forked now."""
+    reading, writing = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.write(writing, UniqueID.from_random().binary())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(pid, 0)
+    with open(reading, "rb") as pipe:
+        return pipe.read()
 
 
 def code_on_disk() -> dict[Path, int]:

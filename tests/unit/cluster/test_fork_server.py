@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from claude_hitl_template.cluster import worker
+from claude_hitl_template.cluster.fork_server import MODULES, OF_THE_PANEL
 
 # What a worker runs here, in place of Ray's program. It says what it was started with, and does what it is told.
 PROGRAM = """
@@ -46,6 +47,7 @@ SERVER = """
     sys.stdin.read()
 """
 PATIENCE_S = 30.0
+ALL_MODULES = (*MODULES, *OF_THE_PANEL)
 FORKED = (worker.NO_RUNTIME_ENV, "--an=argument")
 
 
@@ -188,6 +190,17 @@ def test_no_worker_is_forked_off_a_process_with_threads(tmp_path: Path) -> None:
     starts = "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()"
     with serving(tmp_path, starts) as server:
         assert not server.run(*FORKED)[0]["preloaded"]
+
+
+def test_no_worker_is_forked_that_would_give_the_ids_of_another(tmp_path: Path) -> None:
+    with serving(tmp_path, "from ray._raylet import UniqueID; UniqueID.from_random()") as server:
+        assert not server.run(*FORKED)[0]["preloaded"]
+
+
+def test_what_is_imported_for_workers_lets_them_be_forked(tmp_path: Path) -> None:
+    imports = f"from claude_hitl_template.cluster.fork_server import preload; preload({ALL_MODULES!r})"
+    with serving(tmp_path, imports) as server:
+        assert server.run(*FORKED)[0]["preloaded"]
 
 
 def test_a_worker_waits_for_the_imports(tmp_path: Path) -> None:
