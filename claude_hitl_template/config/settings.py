@@ -293,9 +293,9 @@ class Settings(BaseSettings):
         1,
         ge=0,
         le=64,
-        description="Idle owner processes kept ready for the next session that wakes (about 100 MB each); a start "
-        "then takes one second instead of four. For five minutes after a new session one of them also has the CLI of the "
-        "next one ready (130 MB).",
+        description="Idle owner processes kept ready for the next session that wakes (20 MB each, or 100 where they are not "
+        "forked); a start then takes half a second instead of one and a half. For five minutes after a new session one of "
+        "them also has the CLI of the next one ready (130 MB).",
     )
     start_timeout_s: Seconds = Field(
         60.0,

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from claude_hitl_template.cli.host.processes import family
+from claude_hitl_template.cluster import fork_server
 from claude_hitl_template.cluster.head import MODULES
 from tests.acceptance.browser import Panel
 from tests.integration.harness import KEY, Service, command_line
@@ -85,14 +87,16 @@ def test_a_call_is_shown_and_allowed_and_its_file_offered(panel: Panel) -> None:
 
 
 def test_no_process_runs_that_nothing_uses(service: Service):
-    running = [
-        command_line(process) for process in [service.head(), *service.head().children(recursive=True)]
-    ]
+    running = [command_line(process) for process in family(service.head())]
 
     def runs(name: str) -> bool:
         return any(name in line for line in running)
 
     assert runs("gcs_server")
+    server = next(p for p in family(service.head()) if fork_server.TITLE in command_line(p))
+    workers = [line for p in server.children() if (line := command_line(p)).startswith("ray::")]
+    kinds = ("ServeController", "ProxyActor", "Ledger", "Ingress", "Supervisor", "ClaudeSessionActor")
+    assert [kind for kind in kinds if not any(kind in line for line in workers)] == []
     assert [name for name in MODULES if name != "UsageStatsHead" and not runs(f"ray-dashboard-{name}")] == []
     unused = ("log_monitor", "autoscaler", "DataHead", "TrainHead", "MetricsHead", "ray.scripts")
     assert [name for name in unused if runs(name)] == []
@@ -119,7 +123,7 @@ def test_no_secret_is_in_a_log_or_a_command_line(service: Service):
     for path in logs:
         text = path.read_text(errors="replace")
         assert not [secret for secret in secrets if secret in text], path
-    for process in [service.head(), *service.head().children(recursive=True)]:
+    for process in family(service.head()):
         shown = " ".join(process.cmdline())
         assert not [secret for secret in secrets if secret in shown]
         environment = " ".join(process.environ().values())

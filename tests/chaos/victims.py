@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import psutil
 
+from claude_hitl_template.cli.host.processes import family
 from claude_hitl_template.domain.models import transcript_id
 from tests.integration.harness import Service, command_line
 
@@ -17,6 +18,7 @@ PROCESSES = {
     "supervisor": "ServeReplica:claude-hitl:Supervisor",
     "Serve controller": "ray::ServeController",
     "proxy": "ray::ProxyActor",
+    "fork server": "claude-hitl: fork server",
     "raylet": "raylet/raylet",
     "GCS": "gcs/gcs_server",
 }
@@ -87,7 +89,7 @@ class Victims:
 
     def _family(self) -> Iterable[psutil.Process]:
         with suppress(psutil.Error, OSError):
-            return self._service.head().children(recursive=True)
+            return family(self._service.head())
         return ()
 
 

@@ -15,6 +15,7 @@ import httpx
 import psutil
 
 from claude_hitl_template.cli.host.ports import free_ports
+from claude_hitl_template.cli.host.processes import family
 from claude_hitl_template.config.secret_files import operator_key
 from claude_hitl_template.config.settings import Settings
 from claude_hitl_template.domain.models import ApprovalState, transcript_id
@@ -115,7 +116,7 @@ class Service:
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Returns the processes of this service's cluster whose command line contains `name`."""
-        return [p for p in self.head().children(recursive=True) if name in command_line(p)]
+        return [p for p in family(self.head()) if name in command_line(p)]
 
     def cli_of(self, session: "Conversation") -> psutil.Process:
         found = wait_for("the session's CLI", lambda: self.processes(session.transcript_id))
@@ -130,10 +131,10 @@ class Service:
         return wait_for(deployment, lambda: self.processes(f"ServeReplica:claude-hitl:{deployment}"))[0]
 
     def kill_everything(self) -> None:
-        family = [self.head(), *self.head().children(recursive=True)]
-        for process in family:
+        running = family(self.head())
+        for process in running:
             kill(process)
-        psutil.wait_procs(family, timeout=30)
+        psutil.wait_procs(running, timeout=30)
 
     # -- REST
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from claude_hitl_template.cluster import fork_server
 from tests.integration.harness import Conversation, Service, kill, wait_for
 
 pytestmark = pytest.mark.slow
@@ -53,6 +54,12 @@ def kill_ray(service: Service, _session: Conversation) -> None:
     service.up()
 
 
+def kill_fork_server_and_owner(service: Service, session: Conversation) -> None:
+    """The next owner cannot be forked."""
+    kill(service.processes(fork_server.TITLE)[0])
+    kill(service.owner_of(session))
+
+
 def kill_process(find: Callable[[Service, Conversation], psutil.Process]) -> Strike:
     def strike(service: Service, session: Conversation) -> None:
         kill(find(service, session))
@@ -68,7 +75,8 @@ STRIKES = {
     "the supervisor": kill_process(lambda service, _: service.replica("Supervisor")),
     "the Serve controller": kill_process(lambda service, _: service.processes("ray::ServeController")[0]),
     "the proxy": kill_process(lambda service, _: service.processes("ray::ProxyActor")[0]),
-    "the whole of Ray": kill_ray,
+    "the fork server and the actor": kill_fork_server_and_owner,
+    "the whole of Ray": kill_ray,  # the next one has a fork server again
 }
 
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from claude_hitl_template.cli.host.panel import SERVER, SPOOLER
+from claude_hitl_template.cli.host.processes import family
 from tests.integration.harness import KEY, PATIENCE_S, Conversation, Service, kill, wait_for
 
 pytestmark = pytest.mark.slow
@@ -89,9 +90,9 @@ def test_no_secret_is_in_a_command_line_an_environment_a_log_or_a_file_of_ray(
     }
     assert secrets["api-key"] == KEY
     secrets["login"] = browser.cookies["kodosumi_jwt"]
-    family = [service.head(), *service.head().children(recursive=True), *kodosumi(service).values()]
-    assert len(family) > 8
-    places = {f"process {p.pid}": "\n".join([*p.cmdline(), *p.environ().values()]) for p in family}
+    running = [*family(service.head()), *kodosumi(service).values()]
+    assert len(running) > 8
+    places = {f"process {p.pid}": "\n".join([*p.cmdline(), *p.environ().values()]) for p in running}
     for path in ("/api/v0/runtime_envs", "/api/v0/actors?detail=1", "/api/serve/applications/", "/api/jobs/"):
         places[path] = service.dashboard(path).text
     ray = Path(service.hitl("status", "--json").stdout.split('"temp_dir": "')[1].split('"')[0])

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from claude_hitl_template.cli.host.processes import family
 from tests.integration.harness import Service, wait_for
 
 pytestmark = pytest.mark.slow
@@ -55,9 +56,9 @@ def test_after_down_and_up_everything_goes_on(parking: Service):
     talking.decide(talking.until_asked())
     assert talking.until_idle()["type"] == "end_turn"
     before = session.events()
-    family = [parking.head(), *parking.head().children(recursive=True)]
+    running = family(parking.head())
     parking.down()
-    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not [p for p in running if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert not _left(parking.root)
     parking.up()
     assert session.events() == before

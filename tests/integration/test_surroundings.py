@@ -16,6 +16,7 @@ import pytest
 
 from claude_hitl_template.claude.sandbox import SandboxConfig, fixed
 from claude_hitl_template.cli.host.ports import is_free
+from claude_hitl_template.cli.host.processes import family
 from tests.integration.harness import Service, command_line, script
 from tests.recording import refusing_proxy
 
@@ -93,7 +94,7 @@ def test_the_token_is_in_no_command_line_environment_or_log(one: Surrounded) -> 
     session = service.start_session(script("env; cat /proc/self/environ", "sleep 5"))
     session.decide(session.until_asked())
     session.until_asked()
-    processes = [service.head(), *service.head().children(recursive=True)]
+    processes = family(service.head())
     places = {f"process {p.pid}": "\n".join([*p.cmdline(), *p.environ().values()]) for p in processes}
     ray = Path(json.loads(service.hitl("status", "--json").stdout)["ray"]["temp_dir"])
     for path in [*(service.root / "data" / "logs").iterdir(), *(ray / "session_latest" / "logs").rglob("*")]:

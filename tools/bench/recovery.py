@@ -3,12 +3,10 @@ everything died right after it."""
 
 import time
 
-import psutil
-
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import step
 from claude_hitl_template.cli.host import service
-from claude_hitl_template.cli.host.processes import end, strays
+from claude_hitl_template.cli.host.processes import end, family, strays
 from claude_hitl_template.config.secret_files import operator_key
 from claude_hitl_template.errors import ConfigError
 from tools.bench.contenders import CALL, SLOW, conversation, started_after
@@ -72,5 +70,4 @@ def _drain(one: BenchService) -> None:
 def _kill(one: BenchService) -> None:
     """Kills every process of the cluster with SIGKILL; a database that is not part of it stays."""
     head = service.ray_process(one.settings)
-    family: list[psutil.Process] = [head, *head.children(recursive=True)] if head else []
-    end([*family, *strays(one.settings)])
+    end([*(family(head) if head else []), *strays(one.settings)])

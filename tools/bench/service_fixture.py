@@ -16,7 +16,7 @@ from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.common import step
 from claude_hitl_template.cli.host import postgres, service
 from claude_hitl_template.cli.host.ports import free_ports
-from claude_hitl_template.cli.host.processes import private_dir
+from claude_hitl_template.cli.host.processes import family, private_dir
 from claude_hitl_template.config import network
 from claude_hitl_template.config.secret_files import prepare, read_ray_token
 from claude_hitl_template.config.settings import Settings
@@ -116,7 +116,7 @@ class BenchService:
     def processes(self) -> list[psutil.Process]:
         """All processes below Ray's head: the service, its owners and their CLIs."""
         head = service.ray_process(self.settings)
-        return head.children(recursive=True) if head else []
+        return family(head) if head else []
 
     def _idle(self) -> set[str]:
         """Owners without a session. Their names do not tell, for an owner keeps the name it had as a spare."""

@@ -165,15 +165,20 @@ def strays(settings: Settings) -> list[psutil.Process]:
     return [p for p in psutil.process_iter() if p.pid != os.getpid() and is_ours(settings, p)]
 
 
-def of_session(leader: int) -> list[psutil.Process]:
-    """All processes of the operating system's session that `leader` began, even if their parent has ended."""
+def family(head: psutil.Process) -> list[psutil.Process]:
+    """`head`, which began a session of the operating system; all below it; and what is left in that session of processes
+    below it that have ended. Raises psutil.NoSuchProcess."""
+    found = {process.pid: process for process in (head, *head.children(recursive=True))}
+    for process in psutil.process_iter():
+        if process.pid not in found and _session(process) == head.pid:
+            found |= {each.pid: each for each in (process, *process.children(recursive=True))}
+    return list(found.values())
 
-    def is_of_it(process: psutil.Process) -> bool:
-        with suppress(ProcessLookupError):
-            return os.getsid(process.pid) == leader
-        return False
 
-    return [process for process in psutil.process_iter() if is_of_it(process)]
+def _session(process: psutil.Process) -> int | None:
+    with suppress(ProcessLookupError):
+        return os.getsid(process.pid)
+    return None
 
 
 def end(processes: list[psutil.Process]) -> None:

@@ -24,9 +24,9 @@ from claude_hitl_template.cli.host import panel, postgres, run_record
 from claude_hitl_template.cli.host.ports import check_address, check_free
 from claude_hitl_template.cli.host.processes import (
     end,
+    family,
     intruder,
     node_address,
-    of_session,
     private_dir,
     ray_environment,
     strays,
@@ -210,16 +210,16 @@ def stop(settings: Settings) -> Stopped:
     except KeyboardInterrupt:
         undrain(settings)
         raise
-    family = [process, *process.children(recursive=True), *of_session(process.pid)] if process else []
-    family = list({p.pid: p for p in [*family, *_strays(settings)]}.values())
+    found = [*(family(process) if process else []), *_strays(settings)]
+    members = list({member.pid: member for member in found}.values())
     try:
-        for member in family:
+        for member in members:
             with suppress(psutil.NoSuchProcess):
                 member.send_signal(signal.SIGTERM)
-        psutil.wait_procs(family, timeout=TERM_S)
+        psutil.wait_procs(members, timeout=TERM_S)
     finally:  # also when interrupted: a half-stopped Ray does not answer and blocks the next start
-        end(family)
-    ended = len(family)
+        end(members)
+    ended = len(members)
     while found := _strays(settings):  # what was being started meanwhile
         end(found)
         ended += len(found)

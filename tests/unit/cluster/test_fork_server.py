@@ -20,7 +20,7 @@ import pytest
 from claude_hitl_template.cluster import worker
 from claude_hitl_template.cluster.fork_server import MODULES, OF_THE_PANEL
 
-# What a worker runs here, in place of Ray's program. It says what it was started with, and does what it is told.
+# What a worker runs here, in place of Ray's program. It says what it was started with, and does what its arguments say.
 PROGRAM = """
     import json, os, subprocess, sys
     print(json.dumps({
