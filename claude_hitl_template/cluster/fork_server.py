@@ -52,12 +52,13 @@ ENDED_FIRST = "1000"  # when memory is short, as Ray has it for its workers
 
 @dataclass(frozen=True)
 class Request:
-    """What a worker starts with: standard input, output and error, its arguments, environment and folder."""
+    """What a worker starts with. `files`: standard input, output and error. `group`: of processes, its sender's."""
 
     files: list[int]
     arguments: list[str]
     environment: dict[str, str]
     folder: str
+    group: int
 
 
 def start(path: Path, modules: Sequence[str], program: str) -> None:
@@ -149,7 +150,7 @@ def serve(listening: socket.socket, code: dict[Path, int]) -> Request:
             connection, _ = listening.accept()
             with connection:
                 request = _read(connection) if can_fork(code) else None
-                if request is not None and (pid := _fork(connection)) is not None:
+                if request is not None and (pid := _fork(connection, request)) is not None:
                     if pid == 0:
                         signal.set_wakeup_fd(-1)
                         ended.close()
@@ -180,7 +181,7 @@ def _read(connection: socket.socket) -> Request | None:
         return None
 
 
-def _fork(connection: socket.socket) -> int | None:
+def _fork(connection: socket.socket, request: Request) -> int | None:
     """As `os.fork`; None if there is no room for another process."""
     try:
         pid = os.fork()
@@ -188,7 +189,10 @@ def _fork(connection: socket.socket) -> int | None:
         print(f"no worker was forked: {error}", flush=True)
         return None
     if pid:
-        with suppress(OSError):  # its sender has ended
+        with suppress(OSError):  # the sender has ended
+            # Ray ends this group when the worker has ended: while that lives, no other group has its id.
+            os.setpgid(pid, request.group)
+        with suppress(OSError):
             connection.sendall(b".")
     return pid
 
@@ -196,14 +200,14 @@ def _fork(connection: socket.socket) -> int | None:
 def _take_on(request: Request) -> None:
     """Makes this process, a forked one, as if it had been started by the sender of the request."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.setpgid(0, 0)
     for number, file in enumerate(request.files):
         os.dup2(file, number)
     _close(request.files)
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.folder)
-    Path("/proc/self/oom_score_adj").write_text(ENDED_FIRST)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(ENDED_FIRST)
     gc.enable()
 
 

@@ -83,9 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parse(arguments)
     for name in OF_A_WORKER:
         os.environ.pop(name, None)
-    panel = fork_server.OF_THE_PANEL if given.panel else ()
-    fork_server.start(given.fork_server, (*fork_server.MODULES, *panel), worker.default_worker())
-    os.environ[worker.SOCKET] = str(given.fork_server)
+    if sys.platform == "linux":  # elsewhere processes that are forked and not replaced are not safe
+        panel = fork_server.OF_THE_PANEL if given.panel else ()
+        fork_server.start(given.fork_server, (*fork_server.MODULES, *panel), worker.default_worker())
+        os.environ[worker.SOCKET] = str(given.fork_server)
     ensure_token_if_auth_enabled(create_token_if_missing=False)
     head = Head(params(given), head=True, shutdown_at_exit=True, spawn_reaper=True)
     print(f"Ray runs at {head.address}", flush=True)

@@ -25,8 +25,8 @@ def default_worker() -> str:
 
 
 def is_forked(path: str, arguments: list[str]) -> bool:
-    """Whether the fork server at `path` has forked a worker with these arguments, and this process's environment, folder and
-    open files. False: it was not asked.
+    """Whether the fork server at `path` has forked a worker with these arguments, and this process's environment, folder,
+    open files and group. False: it was not asked.
 
     Raises OSError if the server is lost in between: a worker that it may have forked has this one's id.
     """
@@ -39,7 +39,7 @@ def is_forked(path: str, arguments: list[str]) -> bool:
         except OSError:
             return False
         socket.send_fds(server, [b"."], [0, 1, 2])
-        server.sendall(marshal.dumps((arguments, dict(os.environ), os.getcwd())))
+        server.sendall(marshal.dumps((arguments, dict(os.environ), os.getcwd(), os.getpgrp())))
         server.shutdown(socket.SHUT_WR)
         if not server.recv(1):
             raise ConnectionResetError("the fork server did not say that it forked a worker")

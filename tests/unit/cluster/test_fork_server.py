@@ -25,7 +25,7 @@ PROGRAM = """
     import json, os, subprocess, sys
     print(json.dumps({
         "name": __name__, "arguments": sys.argv, "imports from": sys.path[0], "environment": dict(os.environ),
-        "folder": os.getcwd(), "parent": os.getppid(), "group": os.getpgrp() == os.getpid(), "pid": os.getpid(),
+        "folder": os.getcwd(), "parent": os.getppid(), "group": os.getpgrp(), "pid": os.getpid(),
         "preloaded": "preloaded" in sys.modules, "ended first": open("/proc/self/oom_score_adj").read(),
         "files": sorted(os.listdir("/proc/self/fd"))[:-1],
     }), flush=True)
@@ -68,7 +68,7 @@ class Server:
         with self.started(*arguments, **environment) as process:
             printed, _ = process.communicate(said)
         first, *others = printed.splitlines()
-        return json.loads(first), others
+        return {**json.loads(first), "started": process.pid}, others
 
     @contextmanager
     def started(self, *arguments: str, **environment: str) -> Generator[subprocess.Popen[str]]:
@@ -87,6 +87,7 @@ class Server:
             text=True,
             env=given,
             cwd=self.folder,
+            process_group=0,
         ) as process:
             yield process
 
@@ -139,7 +140,7 @@ def test_a_forked_worker_is_as_if_it_had_been_started(server: Server) -> None:
         worker.SOCKET: str(server.folder / "socket"),
         "SOME": "é\udcff",
     }
-    assert (forked["group"], forked["ended first"].strip()) == (True, "1000")
+    assert (forked["group"], forked["ended first"].strip()) == (forked["started"], "1000")
     assert forked["files"] == ["0", "1", "2"]
     assert printed == ["from standard input"]
     assert (forked["parent"], forked["preloaded"]) == (server.itself.pid, True)
