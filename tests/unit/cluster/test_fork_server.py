@@ -226,7 +226,7 @@ def test_requests_that_are_none_do_not_stop_it(server: Server) -> None:
                 client.shutdown(socket.SHUT_WR)
             assert client.recv(1) == b""  # not forked
     assert server.run(*FORKED)[0]["preloaded"]
-    assert server.itself.num_fds() == files
+    until(lambda: server.itself.num_fds() <= files)  # it closes those of a worker after that has begun
 
 
 def test_what_a_worker_leaves_is_ended(server: Server) -> None:
