@@ -22,6 +22,7 @@ from rich.table import Table
 from claude_hitl_template.cli.common import console, step
 from claude_hitl_template.cli.host.processes import authenticate, node_address, temp_dir
 from claude_hitl_template.cli.run import run
+from claude_hitl_template.cluster import worker
 from claude_hitl_template.config.settings import Settings
 from tools.bench.contenders import CALL, TEXT, conversation
 from tools.bench.service_fixture import BenchService, command, running_service, temporary_settings, wait_for
@@ -32,7 +33,12 @@ WARM_UP = 2  # sessions before the first measurement, so that one-time costs are
 GONE_S = 60.0  # what a deleted session had on the machine is removed within this time
 IDLE_OWNERS = "ray::ClaudeSessionActor"
 PARTS = ("Ledger", "Ingress", "Supervisor")
-NATIVE = {"GCS": "gcs_server", "raylet": "raylet/raylet", "agent": "dashboard/agent.py"}
+OTHERS = {
+    "GCS": "gcs_server",
+    "raylet": "raylet/raylet",
+    "agent": "dashboard/agent.py",
+    "fork server": worker.TITLE,
+}
 EXPORTED = b"fun"  # Ray's namespace of the classes and functions that were sent to its workers
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -115,7 +121,7 @@ def measured(one: BenchService) -> dict[str, float]:
 def _processes(one: BenchService) -> Iterator[tuple[str, psutil.Process]]:
     for part in PARTS:
         yield part, one.replica(part)
-    for name, sign in NATIVE.items():
+    for name, sign in OTHERS.items():
         # The raylet's command line has the agent's in it.
         found = [p for p in one.processes() if sign in command(p).split(" --")[0]]
         yield from ((name, process) for process in found[:1])

@@ -24,7 +24,7 @@ import psutil
 import ray.actor
 from ray._raylet import ActorClassID, UniqueID, setproctitle  # pyright: ignore[reportAttributeAccessIssue]
 
-from claude_hitl_template.cluster.worker import READY, become
+from claude_hitl_template.cluster.worker import READY, TITLE, become
 
 # With all that they import.
 MODULES = (
@@ -43,7 +43,6 @@ MODULES = (
 )
 OF_THE_PANEL = ("claude_hitl_template.panel.entries", "claude_hitl_template.panel.flow")
 PACKAGE = Path(__file__).parent.parent
-TITLE = "claude-hitl: fork server"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 REQUEST_S = 5.0  # a request is complete within this
 PIECE_BYTES = 64 * 1024

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 SOCKET = "HITL_FORK_SERVER"  # the variable that names the fork server's socket
 NO_RUNTIME_ENV = "--runtime-env-hash=0"  # an argument of Ray's; other workers may have code of their own
 READY = b"ready"
+TITLE = "claude-hitl: fork server"  # of its process
 PATIENCE_S = 30.0  # the first workers are asked for while the fork server still imports
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from claude_hitl_template.cli.host.processes import family
-from claude_hitl_template.cluster import fork_server
+from claude_hitl_template.cluster import worker
 from claude_hitl_template.cluster.head import MODULES
 from tests.acceptance.browser import Panel
 from tests.integration.harness import KEY, Service, command_line
@@ -93,7 +93,7 @@ def test_no_process_runs_that_nothing_uses(service: Service):
         return any(name in line for line in running)
 
     assert runs("gcs_server")
-    server = next(p for p in family(service.head()) if fork_server.TITLE in command_line(p))
+    server = next(p for p in family(service.head()) if worker.TITLE in command_line(p))
     workers = [line for p in server.children() if (line := command_line(p)).startswith("ray::")]
     kinds = ("ServeController", "ProxyActor", "Ledger", "Ingress", "Supervisor", "ClaudeSessionActor")
     assert [kind for kind in kinds if not any(kind in line for line in workers)] == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from claude_hitl_template.cluster import fork_server
+from claude_hitl_template.cluster import worker
 from tests.integration.harness import Conversation, Service, kill, wait_for
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def kill_ray(service: Service, _session: Conversation) -> None:
 
 def kill_fork_server_and_owner(service: Service, session: Conversation) -> None:
     """The next owner cannot be forked."""
-    kill(service.processes(fork_server.TITLE)[0])
+    kill(service.processes(worker.TITLE)[0])
     kill(service.owner_of(session))
 
 
