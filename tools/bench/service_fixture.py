@@ -120,7 +120,7 @@ class BenchService:
 
     def _idle(self) -> set[str]:
         """Owners without a session. Their names do not tell, for an owner keeps the name it had as a spare."""
-        url = f"{self.settings.own_dashboard}/api/v0/actors"
+        url = f"{self.settings.own_dashboard}/api/v0/actors?limit=10000"
         headers = {"authorization": f"Bearer {read_ray_token(self.settings)}"}
         answer = network.request("GET", url, headers=headers, timeout=30).raise_for_status().json()
         alive = [a for a in answer["data"]["result"]["result"] if a["state"] == "ALIVE"]
