@@ -123,7 +123,10 @@ def _forked_id() -> bytes:
 
 
 def code_on_disk() -> dict[Path, int]:
-    """When each file of this package was changed, and when others were installed; nanoseconds."""
+    """When each file of this package was changed, and when others were installed; nanoseconds.
+
+    Each worker waits for it: `code_version`, which reads the files, takes nine times as long.
+    """
     installed = Path(psutil.__file__).parent.parent
     return {path: path.stat().st_mtime_ns for path in (installed, *PACKAGE.rglob("*.py"))}
 
@@ -148,18 +151,21 @@ def serve(listening: socket.socket, code: dict[Path, int]) -> Request:
         if listening in ready:
             connection, _ = listening.accept()
             with connection:
-                request = _read(connection) if can_fork(code) else None
-                if request is not None and (pid := _fork(connection, request)) is not None:
-                    if pid == 0:
-                        signal.set_wakeup_fd(-1)
-                        ended.close()
-                        wake.close()
-                        return request
+                request = _read(connection) if _can_fork(code) else None
+                if request is None:
+                    continue
+                pid = _fork(connection, request)
+                if pid == 0:
+                    signal.set_wakeup_fd(-1)
+                    ended.close()
+                    wake.close()
+                    return request
+                _close(request.files)
+                if pid is not None:
                     workers.add(pid)
-                _close(request.files if request else ())
 
 
-def can_fork(code: dict[Path, int]) -> bool:
+def _can_fork(code: dict[Path, int]) -> bool:
     with suppress(FileNotFoundError):  # a file that has just been removed
         return code_on_disk() == code and len(os.listdir("/proc/self/task")) == 1
     return False

@@ -114,7 +114,7 @@ class BenchService:
         return wait_for(f"the {deployment}", find)
 
     def processes(self) -> list[psutil.Process]:
-        """All processes below Ray's head: the service, its owners and their CLIs."""
+        """Ray's head and all processes below it: the service, its owners and their CLIs."""
         head = service.ray_process(self.settings)
         return family(head) if head else []
 

@@ -78,5 +78,4 @@ def _idle(one: BenchService, new: New) -> None:
 
 def _running(one: BenchService) -> set[psutil.Process]:
     """All processes of the service: the panel's, Ray's head, and those below it, some of which rename themselves."""
-    head = service.ray_process(one.settings)
-    return {*strays(one.settings), *one.processes(), *([head] if head else [])}
+    return {*strays(one.settings), *one.processes()}

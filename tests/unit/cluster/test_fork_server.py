@@ -9,7 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,15 +254,9 @@ def test_a_worker_that_fails_ends(server: Server) -> None:
 
 
 def test_many_workers_at_once_are_forked_once_each(server: Server) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, worker.__file__, worker.NO_RUNTIME_ENV, str(number)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(server.folder), worker.SOCKET: str(server.folder / "socket")},
-        )
-        for number in range(20)
-    ]  # fmt: skip
-    found = [json.loads(process.communicate()[0].splitlines()[0]) for process in processes]
+    with ExitStack() as running:
+        processes = [running.enter_context(server.started(*FORKED, str(number))) for number in range(20)]
+        found = [json.loads(process.communicate()[0].splitlines()[0]) for process in processes]
     assert [one["arguments"][-1] for one in found] == [str(number) for number in range(20)]
     assert len({one["pid"] for one in found}) == 20
     assert all(one["preloaded"] for one in found)
