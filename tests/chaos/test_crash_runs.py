@@ -40,8 +40,10 @@ POINTS = [
     *(f"{step}.{when}" for step in STEPS for when in ("before", "after")),
 ]
 # Points before the approval is durable: the transcript may contain a call without an approval, and the CLI reports to the
-# model that the call was interrupted. The model may go on without it.
-UNASKED = ("open_calls.before_commit", "append_transcript.before_commit", "append_transcript.after_commit")
+# model that the call was interrupted. The model may go on without it. A timer saves what was heard: on a slow machine it
+# may run out between the model's answer and the approval.
+ALONE = ("open_calls.before_commit", "append_transcript.before_commit", "append_transcript.after_commit")
+UNASKED = (*ALONE, "flush.before", "commit.before_commit", "commit.after_commit", "flush.after")
 # Not reached in a conversation; struck in lives (runs of a process) without a CLI.
 STORE_POINTS = [
     point for point in fault_points.POINTS if point not in POINTS and point not in ("own.before", "own.after")
@@ -126,7 +128,7 @@ def _around(*names: str) -> tuple[str, ...]:
 
 
 # The conversations of the fast tier, which have each point once. In each, the life after a death at one point reaches the
-# next one. After a death at one of UNASKED it may not, so these are alone. One at open_calls.after_commit is the last of
+# next one. After a death at one of ALONE it may not. One at open_calls.after_commit is the last of
 # its conversation: the transcript is written at the same time, so the next life may resume it or begin a new one.
 SHARED: tuple[tuple[str, Literal["allow", "deny"], tuple[str, ...]], ...] = (
     ("sqlite", "deny", (*_around("create_session", "acquire"), "spawn.before", "open_calls.after_commit")),
@@ -140,7 +142,7 @@ SHARED: tuple[tuple[str, Literal["allow", "deny"], tuple[str, ...]], ...] = (
     ("postgres", "deny", _around("release")),
     *(
         (backing, "allow" if backing == "sqlite" else "deny", (point,))
-        for backing, point in zip(("sqlite", "postgres", "sqlite"), UNASKED, strict=True)
+        for backing, point in zip(("sqlite", "postgres", "sqlite"), ALONE, strict=True)
     ),
 )
 WRITES_AT_ONCE = 8
@@ -277,7 +279,7 @@ def test_a_conversation_is_taken_up_wherever_its_process_died(case: Case, played
     assert [str(violation) for violation in judge(record)] == []
     assert {s.stop_reason["type"] for s in record.sessions if s.stop_reason} == {"end_turn"}
     assert len(record.runs) <= (case.decision == "allow")
-    unasked = case.point in UNASKED and not record.approvals and not record.runs
+    unasked = {*played.strikes} & {*UNASKED} and not record.approvals and not record.runs
     assert record.acknowledged or unasked
     assert case.decision == "allow" or UPLOADED in [file["path"] for file in saved]
 
