@@ -128,8 +128,8 @@ def _around(*names: str) -> tuple[str, ...]:
 
 
 # The conversations of the fast tier, which have each point once. In each, the life after a death at one point reaches the
-# next one. After a death at one of ALONE it may not. One at open_calls.after_commit is the last of
-# its conversation: the transcript is written at the same time, so the next life may resume it or begin a new one.
+# next one. After a death at one of ALONE it may not. One at open_calls.after_commit is the last of its conversation: the
+# transcript is written at the same time, so the next life may resume it or begin a new one.
 SHARED: tuple[tuple[str, Literal["allow", "deny"], tuple[str, ...]], ...] = (
     ("sqlite", "deny", (*_around("create_session", "acquire"), "spawn.before", "open_calls.after_commit")),
     ("postgres", "allow", ("spawn.after", *_around("begin_turn"), "flush.before")),
