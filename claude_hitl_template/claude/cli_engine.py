@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -67,6 +67,7 @@ SET_BY_SDK = ("CLAUDE_AGENT_SDK_VERSION",)  # always set, independent of the env
 # The CLI asks the model again after 0.5, 1, 2, 4, 8, 16 and 32 s, or when a `retry-after` of up to a minute says:
 # a model that cannot be reached ends the turn after 65 to 80 s, and one that limits the rate after 7 minutes at most.
 MODEL_RETRIES = 7
+BUSY_S = 2.0  # after its start a CLI is counted as busy for so long at most
 RESPONSE_S = 5.0  # of a CLI that waits for its session; it takes a few milliseconds
 START_TIMEOUT_S = 45.0  # it takes a third of a second, or a few seconds on a busy machine
 VERSION_TIMEOUT_S = 15.0
@@ -235,6 +236,8 @@ class CliEngine:
         self._floor = floor if gate is None else gate.floor
         self._client: ClaudeSDKClient | None = None
         self._commands = COMMANDS
+        # Among the CLIs that start. It is kept until the CLI asks the model or runs a call: so far it keeps a CPU busy.
+        self._place = ExitStack()
         self._outlets = self._make_outlets()
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._watching: asyncio.Task[None] | None = None
@@ -269,8 +272,12 @@ class CliEngine:
             self._bound.hold_to(await asyncio.to_thread(self._config.layers.settle, self._config.config_dir))
         try:
             await self._open_outlets()
-            async with turn_to_start(self._config.starts) if self._config.starts else nullcontext():
+            starts = self._config.starts
+            async with turn_to_start(starts) if starts else nullcontext(ExitStack()) as place:
                 await self._connect(resume=resume, plan_mode=plan_mode)
+                if self._gate is not None and self._outlets is not None:
+                    self._place.enter_context(place.pop_all())
+                    asyncio.get_running_loop().call_later(BUSY_S, self._place.close)
         except BaseException:
             await self._close_outlets()
             raise
@@ -349,6 +356,7 @@ class CliEngine:
 
     async def stop(self) -> None:
         client, self._client = self._client, None
+        self._place.close()
         if client is None:
             return
         ending = asyncio.create_task(self._end(client))
@@ -387,6 +395,7 @@ class CliEngine:
             token=config.token,
             servers=[str(server["url"]) for server in self._session.agent.mcp_servers.values()],
             hosts=None if self._gate is None else self._gate.hosts,
+            on_request=self._place.close,
         )
 
     async def _open_outlets(self) -> None:
@@ -521,6 +530,7 @@ class CliEngine:
             runs = given if answer.run_input is None else answer.run_input
             if name == "WebFetch" and self._outlets is not None:
                 self._outlets.egress.open(use.call_id, str(runs.get("url", "")))
+            self._place.close()
             return PermissionResultAllow(updated_input=runs)
         return PermissionResultDeny(message=answer.message)
 

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from claude_hitl_template.claude import sandbox
@@ -21,7 +21,7 @@ PLACEHOLDER_KEY = "the-owner-has-the-token"
 class Outlets:
     """The sockets of one CLI's sandbox. Call `open` first, and always `close`.
 
-    Without `hosts` and a token, nothing gets out until `bind`.
+    Without `hosts` and a token, nothing gets out until `bind`. `on_request` is called when the CLI asks the model.
     """
 
     def __init__(
@@ -35,11 +35,16 @@ class Outlets:
         token: str,
         servers: Iterable[str],
         hosts: HostGate | None,
+        on_request: Callable[[], None],
     ) -> None:
         self._config = config
         self._places = SandboxPaths(run, workspace, cli)
         self._model = ModelSocket(
-            url, token, Budget(config.requests, config.model_bytes), config.model_sockets
+            url,
+            token,
+            Budget(config.requests, config.model_bytes),
+            config.model_sockets,
+            on_request=on_request,
         )
         self._injector = Injector(config.credentials, run)
         servers = servers if hosts is not None and hosts.allows_mcp_servers else ()

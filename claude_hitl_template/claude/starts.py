@@ -1,4 +1,4 @@
-"""Lets no more CLIs start at once on a machine than it has CPUs: a start keeps a CPU busy, and takes a third more of it
+"""Lets no more CLIs start at once on a machine than it has CPUs: a start keeps a CPU busy, and takes half as much again
 where many share two."""
 
 import asyncio
@@ -14,15 +14,16 @@ PATIENCE_S = 10.0  # after which a CLI is started all the same: those that start
 
 
 @asynccontextmanager
-async def turn_to_start(folder: Path) -> AsyncGenerator[None]:
-    """Waits until fewer processes than this machine has CPUs are in this context with the same folder.
+async def turn_to_start(folder: Path) -> AsyncGenerator[contextlib.ExitStack]:
+    """Waits until fewer CLIs than this machine has CPUs have a place in this folder, and yields one.
 
-    The place of a process that dies is free at once: it is a lock that the kernel releases.
+    The place is free at the end of the context, unless `pop_all` moved it; then when that is closed. That of a process
+    that dies is free at once: it is a lock that the kernel releases.
     """
-    with contextlib.ExitStack() as files:
+    with contextlib.ExitStack() as place:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(_take(_open(folder, files)), PATIENCE_S)
-        yield
+            await asyncio.wait_for(_take(_open(folder, place)), PATIENCE_S)
+        yield place
 
 
 def _open(folder: Path, files: contextlib.ExitStack) -> list[int]:

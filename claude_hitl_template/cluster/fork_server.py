@@ -26,8 +26,10 @@ from ray._raylet import ActorClassID, UniqueID, setproctitle  # pyright: ignore[
 
 from claude_hitl_template.cluster.worker import READY, TITLE, become
 
-# With all that they import.
+# With all that they import; and what libraries import only when they are first used.
 MODULES = (
+    "anyio._backends._asyncio",
+    "httpcore",
     "ray.serve._private.controller",
     "ray.serve._private.proxy",
     "ray.serve._private.replica",

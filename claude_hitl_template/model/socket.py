@@ -9,7 +9,7 @@ import contextlib
 import json
 import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,10 +60,20 @@ class ModelSocket:
         token: What the endpoint takes for a key. Without one every request is refused.
         budget: Of each turn.
         sockets: The folder with the endpoint's unix sockets, if it may be on this machine; they are tried first.
+        on_request: Called for each request that is relayed, before its body is read.
     """
 
-    def __init__(self, url: str, token: str, budget: Budget, sockets: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        budget: Budget,
+        sockets: Path | None = None,
+        *,
+        on_request: Callable[[], None] = lambda: None,
+    ) -> None:
         self._url, self.token, self._budget, self._sockets = url.rstrip("/"), token, budget, sockets
+        self._on_request = on_request
         self._local: dict[Path, httpx.AsyncClient] = {}
         self._requests = self._bytes = 0
         self._connections = Connections(self._converse)
@@ -124,6 +134,7 @@ class ModelSocket:
 
     async def _exchange(self, client: ClientConnection, target: str, headers: Headers) -> None:
         self._requests += 1
+        self._on_request()
         try:
             response = await self._response(target, self._headers(headers), self._counted(client.body()))
         except httpx.TransportError as error:

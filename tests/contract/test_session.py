@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -12,6 +14,7 @@ from typing import Any, cast
 import psutil
 import pytest
 
+from claude_hitl_template.claude import cli_engine, starts
 from claude_hitl_template.claude.cli_engine import CliConfig, CliEngine, is_plan_folder
 from claude_hitl_template.claude.layers import Layers
 from claude_hitl_template.claude.sandbox import SandboxConfig, default_sandbox
@@ -64,6 +67,7 @@ class House:
     cli_path: Path | None = None
     layers: Layers | None = None
     floor: Floor = BUILT_IN
+    starts: Path | None = None
     patience_s: float = WAIT_S
     sandbox: SandboxConfig | None = field(default_factory=default_sandbox)
     runs: Callable[[SessionRunner], Coroutine[Any, Any, None]] = SessionRunner.run
@@ -87,6 +91,7 @@ class House:
             cli_path=self.cli_path,
             layers=self.layers,
             sandbox=self.sandbox,
+            starts=self.starts,
         )
         transcripts = TranscriptStore(self.store, session.id, epoch=session.epoch, any_folder=True)
         runner = SessionRunner(
@@ -249,6 +254,48 @@ async def test_an_allow_comes_to_something_though_the_store_was_away_when_it_was
     else:
         assert approval.state.value == "succeeded"
     assert (h.workspace / "hello.txt").exists() is not committed
+
+
+def has_place(folder: Path) -> bool:
+    """Whether a CLI has the first place among those that start."""
+    with (folder / "0").open("ab") as place, contextlib.suppress(BlockingIOError):
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    return True
+
+
+async def test_a_cli_counts_as_starting_until_it_asks_the_model_or_runs_a_call(
+    tmp_path: Path, model_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(cli_engine, "BUSY_S", 600.0)
+    monkeypatch.setattr(starts, "PATIENCE_S", 600.0)
+    seen = list[tuple[str, bool]]()
+
+    def seeing(name: str) -> None:
+        step = getattr(CliEngine, name)
+
+        async def seen_step(*given: Any) -> Any:
+            seen.append((name, has_place(tmp_path / "starts")))
+            result = await step(*given)
+            seen.append((f"after {name}", has_place(tmp_path / "starts")))
+            return result
+
+        monkeypatch.setattr(CliEngine, name, seen_step)
+
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting")
+    h.starts = tmp_path / "starts"
+    seeing("say")
+    seeing("_hook")
+    seeing("_can_use_tool")
+    await h.drive()
+    assert seen == [("say", True), ("after say", True), ("_hook", False), ("after _hook", False)]
+    seen.clear()
+    await h.confirm((await h.until_idle())["event_ids"][0])
+    await h.drive()
+    places = [("_hook", True), ("after _hook", True), ("_can_use_tool", True), ("after _can_use_tool", False)]
+    assert seen == places
+    assert (h.workspace / "hello.txt").exists()
 
 
 async def test_a_denied_call_never_runs_and_the_model_is_told_why(tmp_path: Path, model_url: str):
