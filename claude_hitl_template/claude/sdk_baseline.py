@@ -11,6 +11,8 @@ token), and is answered with {"cli"}, the CLI's version; then `do` is one of
 - `fresh`: another CLI says `prompt`; answers {"seconds"} from before its start to the first message of the model
 - `asks`: another CLI says `prompt`, which makes one gated call, `times` times; answers {"waiting_s"}, from before its start
   until the first call waits, and {"results_s"}, for each call the time from its permission to its result
+- `storm`: `count` other CLIs say `prompt`, which makes one gated call, `at_once` of them at once; answers {"seconds"} until
+  the last call is allowed
 
 The options are those of `claude.cli` wherever they could matter for time, without its gate and its transcript store.
 """
@@ -63,6 +65,9 @@ class SdkBaseline:
             case "asks":
                 self._settle_s = asked["settle_s"]
                 return await self._asks(asked["prompt"], asked["times"])
+            case "storm":
+                self._settle_s = 0.0
+                return {"seconds": await self._storm(asked["prompt"], asked["count"], asked["at_once"])}
             case other:
                 raise ValueError(f"{other!r} is nothing that can be done")
 
@@ -92,6 +97,19 @@ class SdkBaseline:
                         waiting.append(self._asked - began)
                         results.append(time.perf_counter() - self._answered)
         return {"waiting_s": waiting[0], "results_s": results}
+
+    async def _storm(self, prompt: str, count: int, at_once: int) -> float:
+        places, began = asyncio.Semaphore(at_once), time.perf_counter()
+
+        async def one(number: int) -> None:
+            folder = self._folder(f"storm-{number}")
+            async with places, ClaudeSDKClient(replace(self._options(), cwd=folder)) as client:
+                await client.query(prompt)
+                async for _ in client.receive_response():
+                    pass
+
+        await asyncio.gather(*map(one, range(count)))
+        return self._answered - began
 
     async def _allow(
         self, _name: str, given: dict[str, Any], _context: ToolPermissionContext

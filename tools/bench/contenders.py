@@ -1,6 +1,7 @@
 """The two sides of the comparison, each with one session that is awake: ours over REST, and the SDK alone."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -162,6 +163,11 @@ class SdkConversation:
         call's result."""
         found = self.ask({"do": "asks", "prompt": prompt, "times": times, "settle_s": SETTLE_S})
         return found["waiting_s"], found["results_s"]
+
+    def storm(self, count: int) -> float:
+        """With as many other CLIs, a CPU each at once: seconds until the last one's call is allowed."""
+        asked = {"do": "storm", "prompt": CALL, "count": count, "at_once": os.cpu_count() or 1}
+        return self.ask(asked)["seconds"]
 
     def call(self) -> float:
         """Seconds from the callback's answer to the start of the tool."""

@@ -6,9 +6,10 @@ import os
 import platform
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -110,7 +111,7 @@ class Bench:
                 if Part.ASKS in self._parts:
                     parked_asks(one, self._new, self._slow, spare=True)
                 for count in self._storms if Part.STORM in self._parts else ():
-                    storm(one, self._new, count)
+                    storm(one, partial(_alone, one), self._new, count)
                 if Part.RECOVERY in self._parts:
                     self._recovery(one)
         if parked is not None:
@@ -208,9 +209,8 @@ class Bench:
     def _hot(self, one: BenchService) -> None:
         with step("Measuring turns and decisions of hot sessions"), conversation(one.client, TEXT) as ours:
             ours.until_rest()
-            token = mint(read_signing_key(one.settings).secret, ours.id, FIRST_EPOCH)
             folder = one.settings.data_dir / "bare"
-            alone = partial(bare, model_url=f"{one.settings.base_url}/model", token=token)
+            alone = _alone(one, ours.id)
             with alone(folder / "one") as theirs:
                 self.facts["versions"]["claude-code"] = theirs.cli_version
                 one.until_spare()
@@ -283,6 +283,12 @@ class Bench:
 
 def _key_hash(settings: Settings) -> str:
     return hash_api_key(read_api_key(settings))
+
+
+def _alone(one: BenchService, session_id: str) -> Callable[[Path], AbstractContextManager[SdkConversation]]:
+    """Connects the SDK alone, in a folder, with the token of a session that is awake."""
+    token = mint(read_signing_key(one.settings).secret, session_id, FIRST_EPOCH)
+    return partial(bare, model_url=f"{one.settings.base_url}/model", token=token)
 
 
 def _create(one: BenchService, memory_mib: list[float] | None = None) -> float:

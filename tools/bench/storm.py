@@ -11,9 +11,10 @@ import psutil
 
 from claude_hitl_template.cli.common import step
 from tools.bench.asks import decide
-from tools.bench.contenders import CALL, message, started_after
+from tools.bench.contenders import CALL, TEXT, conversation, message, started_after
 from tools.bench.figures import Measure
 from tools.bench.service_fixture import BenchService, command, wait_for
+from tools.bench.together import OpenBare
 from tools.bench.usage import CpuUse
 
 CLIENTS = 8
@@ -26,8 +27,14 @@ CLI = ("bwrap", "claude_agent_sdk/_bundled")
 type New = Callable[..., Measure]
 
 
-def storm(one: BenchService, new: New, count: int) -> None:
-    last = new(f"{count} parked calls allowed at once: last tool began after", "s", "p50", LAST_S.get(count))
+def storm(one: BenchService, alone: Callable[[str], OpenBare], new: New, count: int) -> None:
+    """`alone` connects the SDK alone, with the token of a session."""
+    last = new(
+        f"{count} parked calls allowed at once: last tool began after (bare: CLIs alone)",
+        "s",
+        "p50",
+        LAST_S.get(count),
+    )
     cpu = new(f"processor time of a wake-up beyond the CLI's, {count} at once", "s", "p50", MOST_CPU_S)
     with step(f"Making {count} sessions with a parked call"):
         sessions = _parked_sessions(one, count)
@@ -46,6 +53,11 @@ def storm(one: BenchService, new: New, count: int) -> None:
     cpu.ours.append(used.seconds() / count)
     for session_id in sessions:
         one.client.delete(f"/v1/sessions/{session_id}")
+    with step(f"Starting {count} CLIs without the service"), conversation(one.client, TEXT) as awake:
+        awake.until_rest()
+        with alone(awake.id)(one.settings.data_dir / "bare") as theirs:
+            one.until_spare()
+            last.bare.append(theirs.storm(count))
 
 
 def _parked_sessions(one: BenchService, count: int) -> dict[str, str]:
