@@ -9,7 +9,7 @@ token), and is answered with {"cli"}, the CLI's version; then `do` is one of
 - `call`: the same with a prompt that makes one gated call, which is allowed `settle_s` after it was asked about;
   answers {"answered_ns"}, the time of the answer since the epoch
 - `fresh`: another CLI says `prompt`; answers {"seconds"} from before its start to the first message of the model
-- `asks`: another CLI says `prompt`, which makes one gated call, `times` times; answers {"waiting_s"}, from before its start
+- `asks`: another CLI says `prompts`, each of which makes one gated call; answers {"waiting_s"}, from before its start
   until the first call waits, and {"results_s"}, for each call the time from its permission to its result
 - `storm`: `count` other CLIs say `prompt`, which makes one gated call, `at_once` of them at once; answers {"seconds"} until
   the last call is allowed
@@ -64,7 +64,7 @@ class SdkBaseline:
                 return {"seconds": await self._fresh(asked["prompt"])}
             case "asks":
                 self._settle_s = asked["settle_s"]
-                return await self._asks(asked["prompt"], asked["times"])
+                return await self._asks(asked["prompts"])
             case "storm":
                 self._settle_s = 0.0
                 return {"seconds": await self._storm(asked["prompt"], asked["count"], asked["at_once"])}
@@ -87,10 +87,10 @@ class SdkBaseline:
                     return time.perf_counter() - began
         raise ValueError("the turn ended without a message of the model")
 
-    async def _asks(self, prompt: str, times: int) -> dict[str, Any]:
+    async def _asks(self, prompts: list[str]) -> dict[str, Any]:
         began, waiting, results = time.perf_counter(), list[float](), list[float]()
         async with ClaudeSDKClient(replace(self._options(), cwd=self._folder("fresh"))) as client:
-            for _ in range(times):
+            for prompt in prompts:
                 await client.query(prompt)
                 async for message in client.receive_response():
                     if isinstance(message, UserMessage):  # the call's result

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from claude_hitl_template.cli.common import step
 from tools.bench.contenders import (
     CALL,
+    READ,
     SETTLE_S,
     SdkConversation,
     confirmation,
@@ -14,7 +15,7 @@ from tools.bench.contenders import (
 from tools.bench.figures import Measure
 from tools.bench.service_fixture import BenchService
 
-HOT_CALLS = 2
+HOT = {"first command": CALL, "second command": CALL, "later command that writes no file": READ}
 TO_WAITING_X, WITHOUT_SPARE_MS = 1.0, 1500
 HOT_MORE_MS = 40
 PARKED_MS = {True: 600, False: 1500}
@@ -24,15 +25,14 @@ type New = Callable[..., Measure]
 
 
 def hot_asks(one: BenchService, theirs: SdkConversation, new: New, rounds: int) -> None:
-    """A new session, spare owner ready, that asks for two calls; the SDK alone does the same in a new CLI."""
+    """A new session, spare owner ready, that asks for calls; the SDK alone does the same in a new CLI."""
     waiting = new("create to waiting for a decision, spare owner ready", "ms", "ratio of p50", TO_WAITING_X)
     results = [
-        new(f"allow to tool result, hot, {which} command", "ms", "difference of p50", HOT_MORE_MS)
-        for which in ("first", "second")
+        new(f"allow to tool result, hot, {which}", "ms", "difference of p50", HOT_MORE_MS) for which in HOT
     ]
     with step("Measuring new sessions that ask for calls"):
         for number in range(rounds + 1):  # the first one warms up
-            measured_s = _ours(one), theirs.asks(CALL, HOT_CALLS)
+            measured_s = _ours(one), theirs.asks([*HOT.values()])
             for side, (waiting_s, results_s) in zip(("ours", "bare"), measured_s, strict=True):
                 if number:
                     getattr(waiting, side).append(waiting_s * MS)
@@ -44,15 +44,16 @@ def _ours(one: BenchService) -> tuple[float, list[float]]:
     """Seconds until the first call waits, and for each call from its decision to its result."""
     one.until_spare()
     began = time.perf_counter()
-    with conversation(one.client, CALL) as ours:
+    first, *later = HOT.values()
+    with conversation(one.client, first) as ours:
         event_id = ours.until_asked()
         waiting_s, results_s = time.perf_counter() - began, list[float]()
-        for left in reversed(range(HOT_CALLS)):
+        for prompt in (*later, None):
             time.sleep(SETTLE_S)
             results_s.append(ours.result(event_id))
             ours.until_rest()
-            if left:
-                ours.say(CALL)
+            if prompt is not None:
+                ours.say(prompt)
                 event_id = ours.until_asked()
     return waiting_s, results_s
 

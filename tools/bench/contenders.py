@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,22 @@ def _paced(delay_s: float) -> str:
 
 PACED = _paced(0.02)  # about a second: what a quick answer of a real model takes
 SLOW = _paced(0.15)  # long enough to be killed in the middle of it
-CALL = f"""```scenario
-- text: "[offline model] A command that says when it began."
+
+
+def _command(command: str) -> str:
+    return f"""```scenario
+- text: "[offline model] A command."
   tools:
     - name: Bash
       input:
-        command: "date +%s%N > {BEGAN}"
+        command: "{command}"
         description: Say when
 - text: "Done."
 ```"""
+
+
+CALL = _command(f"date +%s%N > {BEGAN}")  # it says when it began
+READ = _command("date +%s%N")  # the CLI takes longer to look at a command that writes a file
 
 
 class Conversation:
@@ -158,10 +165,10 @@ class SdkConversation:
     def fresh(self) -> float:
         return self.ask({"do": "fresh", "prompt": TEXT})["seconds"]
 
-    def asks(self, prompt: str, times: int) -> tuple[float, list[float]]:
+    def asks(self, prompts: Sequence[str]) -> tuple[float, list[float]]:
         """In another CLI: seconds from before its start until the first call waits, and from each permission to the
         call's result."""
-        found = self.ask({"do": "asks", "prompt": prompt, "times": times, "settle_s": SETTLE_S})
+        found = self.ask({"do": "asks", "prompts": prompts, "settle_s": SETTLE_S})
         return found["waiting_s"], found["results_s"]
 
     def storm(self, count: int) -> float:
