@@ -20,7 +20,7 @@ from tools.bench.usage import CpuUse
 CLIENTS = 8
 LAST_S = {25: 15, 100: 45}
 MOST_CPU_S = 1.0
-LOOK_S = 0.25
+LOOK_S = 2.0  # a look takes some 50 ms of a CPU
 STORM_S = 600.0
 CLI = ("bwrap", "claude_agent_sdk/_bundled")
 
@@ -83,7 +83,7 @@ def _rests(one: BenchService, session_id: str) -> bool | None:
 
 @contextmanager
 def _watched(one: BenchService) -> Generator[CpuUse]:
-    """Looks at the processes often, so that those that end are counted."""
+    """Looks at the processes now and then, so that those that end are counted."""
     used, over = CpuUse(lambda: _without_cli(one.processes())), threading.Event()
 
     def watch() -> None:
