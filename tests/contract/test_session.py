@@ -298,6 +298,25 @@ async def test_a_cli_counts_as_starting_until_it_asks_the_model_or_runs_a_call(
     assert (h.workspace / "hello.txt").exists()
 
 
+async def test_a_cli_that_does_neither_soon_no_longer_counts_as_starting(
+    tmp_path: Path, model_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(cli_engine, "BUSY_S", 0.0)
+    say = CliEngine.say
+
+    async def say_later(*given: Any) -> None:
+        while has_place(tmp_path / "starts"):
+            await asyncio.sleep(0.01)
+        await say(*given)
+
+    monkeypatch.setattr(CliEngine, "say", say_later)
+    h = await house(tmp_path, model_url, "Write hello.txt with a greeting")
+    h.starts = tmp_path / "starts"
+    await h.drive()
+    assert (await h.until_idle())["type"] == "requires_action"
+
+
 async def test_a_denied_call_never_runs_and_the_model_is_told_why(tmp_path: Path, model_url: str):
     h = await house(tmp_path, model_url, "Write hello.txt with a greeting")
     await h.drive()
