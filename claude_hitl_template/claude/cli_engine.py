@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -236,7 +236,8 @@ class CliEngine:
         self._floor = floor if gate is None else gate.floor
         self._client: ClaudeSDKClient | None = None
         self._commands = COMMANDS
-        # Among the CLIs that start. It is kept until the CLI asks the model or runs a call: so far it keeps a CPU busy.
+        # Among the CLIs that start. It is kept until the CLI asks the model or runs a call, which a resumed one may do
+        # before it is connected: so far it keeps a CPU busy.
         self._place = ExitStack()
         self._outlets = self._make_outlets()
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
@@ -272,15 +273,16 @@ class CliEngine:
             self._bound.hold_to(await asyncio.to_thread(self._config.layers.settle, self._config.config_dir))
         try:
             await self._open_outlets()
-            starts = self._config.starts
-            async with turn_to_start(starts) if starts else nullcontext(ExitStack()) as place:
-                await self._connect(resume=resume, plan_mode=plan_mode)
-                if self._gate is not None and self._outlets is not None:
-                    self._place.enter_context(place.pop_all())
-                    asyncio.get_running_loop().call_later(BUSY_S, self._place.close)
+            if self._config.starts is not None:
+                self._place.enter_context(await turn_to_start(self._config.starts))
+            await self._connect(resume=resume, plan_mode=plan_mode)
         except BaseException:
+            self._place.close()
             await self._close_outlets()
             raise
+        # Without a gate it has nothing to do yet; without outlets nothing shows when it asks the model.
+        counted_s = 0.0 if self._gate is None or self._outlets is None else BUSY_S
+        asyncio.get_running_loop().call_later(counted_s, self._place.close)
 
     async def _connect(self, *, resume: bool, plan_mode: bool) -> None:
         client = ClaudeSDKClient(self._options(resume=resume, plan_mode=plan_mode))

@@ -5,25 +5,23 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 POLL_S = 0.01
 PATIENCE_S = 10.0  # after which a CLI is started all the same: those that start may have been stopped
 
 
-@asynccontextmanager
-async def turn_to_start(folder: Path) -> AsyncGenerator[contextlib.ExitStack]:
-    """Waits until fewer CLIs than this machine has CPUs have a place in this folder, and yields one.
+async def turn_to_start(folder: Path) -> contextlib.ExitStack:
+    """Waits until fewer CLIs than this machine has CPUs have a place in this folder.
 
-    The place is free at the end of the context, unless `pop_all` moved it; then when that is closed. That of a process
-    that dies is free at once: it is a lock that the kernel releases.
+    Returns:
+        The place, which is free when it is closed. That of a process that dies is free at once: it is a lock that the
+        kernel releases.
     """
     with contextlib.ExitStack() as place:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(_take(_open(folder, place)), PATIENCE_S)
-        yield place
+        return place.pop_all()
 
 
 def _open(folder: Path, files: contextlib.ExitStack) -> list[int]:

@@ -277,24 +277,22 @@ async def test_a_cli_counts_as_starting_until_it_asks_the_model_or_runs_a_call(
 
         async def seen_step(*given: Any) -> Any:
             seen.append((name, has_place(tmp_path / "starts")))
-            result = await step(*given)
-            seen.append((f"after {name}", has_place(tmp_path / "starts")))
-            return result
+            return await step(*given)
 
         monkeypatch.setattr(CliEngine, name, seen_step)
 
     h = await house(tmp_path, model_url, "Write hello.txt with a greeting")
     h.starts = tmp_path / "starts"
-    seeing("say")
-    seeing("_hook")
-    seeing("_can_use_tool")
+    for step in ("say", "_hook", "_can_use_tool", "_after"):
+        seeing(step)
     await h.drive()
-    assert seen == [("say", True), ("after say", True), ("_hook", False), ("after _hook", False)]
+    assert seen == [("say", True), ("_hook", False)]
     seen.clear()
     await h.confirm((await h.until_idle())["event_ids"][0])
     await h.drive()
-    places = [("_hook", True), ("after _hook", True), ("_can_use_tool", True), ("after _can_use_tool", False)]
-    assert seen == places
+    if seen[0][0] == "_hook":  # a CLI may resume a call before its hooks are registered
+        assert seen.pop(0)[1]
+    assert seen == [("_can_use_tool", True), ("_after", False)]
     assert (h.workspace / "hello.txt").exists()
 
 

@@ -16,7 +16,7 @@ import asyncio, pathlib, sys
 from claude_hitl_template.claude.starts import turn_to_start
 
 async def hold():
-    async with turn_to_start(pathlib.Path(sys.argv[1])):
+    with await turn_to_start(pathlib.Path(sys.argv[1])):
         print("started", flush=True)
         await asyncio.sleep(600)
 
@@ -35,7 +35,7 @@ async def test_no_more_start_at_once_than_there_are_cpus(tmp_path: Path) -> None
 
     async def start() -> None:
         nonlocal at_once, most
-        async with turn_to_start(tmp_path / "starts"):
+        with await turn_to_start(tmp_path / "starts"):
             at_once += 1
             most = max(most, at_once)
             await asyncio.sleep(0.005)
@@ -47,19 +47,18 @@ async def test_no_more_start_at_once_than_there_are_cpus(tmp_path: Path) -> None
 
 async def test_a_start_that_fails_or_is_cancelled_gives_up_its_place(tmp_path: Path) -> None:
     async def stay() -> None:
-        async with turn_to_start(tmp_path):
+        with await turn_to_start(tmp_path):
             await asyncio.Event().wait()
 
     staying = asyncio.create_task(stay())
     await asyncio.sleep(0)
     for _ in range(3):
-        with pytest.raises(ValueError, match="no CLI"):
-            async with turn_to_start(tmp_path):
-                raise ValueError("no CLI")
+        with pytest.raises(ValueError, match="no CLI"), await turn_to_start(tmp_path):
+            raise ValueError("no CLI")
     staying.cancel()
     with pytest.raises(asyncio.CancelledError):
         await staying
-    async with turn_to_start(tmp_path), turn_to_start(tmp_path):
+    with await turn_to_start(tmp_path), await turn_to_start(tmp_path):
         pass
 
 
@@ -73,7 +72,7 @@ async def test_the_place_of_a_process_that_was_killed_is_free(
     assert holder.stdout.readline() == "started\n"
 
     async def start() -> None:
-        async with turn_to_start(tmp_path):
+        with await turn_to_start(tmp_path):
             pass
 
     starting = asyncio.create_task(start())
@@ -89,5 +88,5 @@ async def test_a_start_does_not_wait_for_ever_for_one_that_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(starts, "PATIENCE_S", 0.05)
-    async with turn_to_start(tmp_path), turn_to_start(tmp_path), turn_to_start(tmp_path):
+    with await turn_to_start(tmp_path), await turn_to_start(tmp_path), await turn_to_start(tmp_path):
         pass
