@@ -80,7 +80,7 @@ class SdkBaseline:
 
     async def _fresh(self, prompt: str) -> float:
         began = time.perf_counter()
-        async with ClaudeSDKClient(replace(self._options(), cwd=self._folder("fresh"))) as client:
+        async with self._another("fresh") as client:
             await client.query(prompt)
             async for message in client.receive_response():
                 if isinstance(message, AssistantMessage):
@@ -89,7 +89,7 @@ class SdkBaseline:
 
     async def _asks(self, prompts: list[str]) -> dict[str, Any]:
         began, waiting, results = time.perf_counter(), list[float](), list[float]()
-        async with ClaudeSDKClient(replace(self._options(), cwd=self._folder("fresh"))) as client:
+        async with self._another("fresh") as client:
             for prompt in prompts:
                 await client.query(prompt)
                 async for message in client.receive_response():
@@ -102,14 +102,17 @@ class SdkBaseline:
         places, began = asyncio.Semaphore(at_once), time.perf_counter()
 
         async def one(number: int) -> None:
-            folder = self._folder(f"storm-{number}")
-            async with places, ClaudeSDKClient(replace(self._options(), cwd=folder)) as client:
+            async with places, self._another(f"storm-{number}") as client:
                 await client.query(prompt)
                 async for _ in client.receive_response():
                     pass
 
         await asyncio.gather(*map(one, range(count)))
         return self._answered - began
+
+    def _another(self, folder: str) -> ClaudeSDKClient:
+        """Another CLI, which works in a folder of its own."""
+        return ClaudeSDKClient(replace(self._options(), cwd=self._folder(folder)))
 
     async def _allow(
         self, _name: str, given: dict[str, Any], _context: ToolPermissionContext

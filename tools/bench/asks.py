@@ -8,6 +8,7 @@ from tools.bench.contenders import (
     CALL,
     READ,
     SETTLE_S,
+    Conversation,
     SdkConversation,
     confirmation,
     conversation,
@@ -47,15 +48,19 @@ def _ours(one: BenchService) -> tuple[float, list[float]]:
     first, *later = HOT.values()
     with conversation(one.client, first) as ours:
         event_id = ours.until_asked()
-        waiting_s, results_s = time.perf_counter() - began, list[float]()
-        for prompt in (*later, None):
-            time.sleep(SETTLE_S)
-            results_s.append(ours.result(event_id))
-            ours.until_rest()
-            if prompt is not None:
-                ours.say(prompt)
-                event_id = ours.until_asked()
+        waiting_s, results_s = time.perf_counter() - began, [_result(ours, event_id)]
+        for prompt in later:
+            ours.say(prompt)
+            results_s.append(_result(ours, ours.until_asked()))
     return waiting_s, results_s
+
+
+def _result(ours: Conversation, event_id: str) -> float:
+    """Seconds from the decision on a call that has waited for a while to its result; returns when the turn is over."""
+    time.sleep(SETTLE_S)
+    result_s = ours.result(event_id)
+    ours.until_rest()
+    return result_s
 
 
 def parked_asks(one: BenchService, new: New, rounds: int, *, spare: bool) -> None:

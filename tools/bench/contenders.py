@@ -14,12 +14,15 @@ import psutil
 
 from claude_hitl_template.cli.client import Client
 from claude_hitl_template.cli.terminal.follow import Frame, WireEvent, frames
+from claude_hitl_template.config.secret_files import read_signing_key
 from claude_hitl_template.domain.models import transcript_id
 from claude_hitl_template.errors import EngineError, Unavailable
-from tools.bench.service_fixture import PATIENCE_S, wait_for
+from claude_hitl_template.model.tokens import mint
+from tools.bench.service_fixture import PATIENCE_S, BenchService, wait_for
 
 SETTLE_S = 0.3  # between a question and its answer, so that what the question caused is over
 BEGAN = "began"
+FIRST_EPOCH = 1  # of a session that never lost its owner
 TEXT = """```scenario
 - text: "[offline model] A short answer, as a script has it."
 ```"""
@@ -203,13 +206,13 @@ class SdkConversation:
 
 
 @contextmanager
-def bare(folder: Path, model_url: str, token: str) -> Generator[SdkConversation]:
-    """The SDK alone, connected. `token` opens the model endpoint."""
+def bare(one: BenchService, session_id: str, folder: Path) -> Generator[SdkConversation]:
+    """The SDK alone, connected. The token of the session, which must be awake, opens the model endpoint."""
     place = {
         "workspace": str(folder / "workspace"),
         "config_dir": str(folder / "config"),
-        "model_url": model_url,
-        "token": token,
+        "model_url": f"{one.settings.base_url}/model",
+        "token": mint(read_signing_key(one.settings).secret, session_id, FIRST_EPOCH),
     }
     command = [sys.executable, "-m", "claude_hitl_template.claude.sdk_baseline"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603

@@ -6,10 +6,9 @@ import os
 import platform
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,9 +16,8 @@ import psutil
 from claude_hitl_template import __version__, code_version
 from claude_hitl_template.cli.common import step
 from claude_hitl_template.cli.host import postgres
-from claude_hitl_template.config.secret_files import hash_api_key, prepare, read_api_key, read_signing_key
+from claude_hitl_template.config.secret_files import hash_api_key, prepare, read_api_key
 from claude_hitl_template.config.settings import Settings
-from claude_hitl_template.model.tokens import mint
 from tools.bench import Part
 from tools.bench.asks import hot_asks, parked_asks
 from tools.bench.contenders import (
@@ -49,7 +47,6 @@ from tools.bench.streams import watched_turns
 from tools.bench.together import cpu_of_turns, turns_together
 
 STARTS_SHARE = 4
-FIRST_EPOCH = 1  # of a session that never lost its owner
 WAKE_P95_MS = 3000
 TURN_X = {TEXT: 1.6, PACED: 1.05}
 MIB = 1024 * 1024
@@ -111,7 +108,7 @@ class Bench:
                 if Part.ASKS in self._parts:
                     parked_asks(one, self._new, self._slow, spare=True)
                 for count in self._storms if Part.STORM in self._parts else ():
-                    storm(one, partial(_alone, one), self._new, count)
+                    storm(one, self._new, count)
                 if Part.RECOVERY in self._parts:
                     self._recovery(one)
         if parked is not None:
@@ -210,7 +207,7 @@ class Bench:
         with step("Measuring turns and decisions of hot sessions"), conversation(one.client, TEXT) as ours:
             ours.until_rest()
             folder = one.settings.data_dir / "bare"
-            alone = _alone(one, ours.id)
+            alone = partial(bare, one, ours.id)
             with alone(folder / "one") as theirs:
                 self.facts["versions"]["claude-code"] = theirs.cli_version
                 one.until_spare()
@@ -283,12 +280,6 @@ class Bench:
 
 def _key_hash(settings: Settings) -> str:
     return hash_api_key(read_api_key(settings))
-
-
-def _alone(one: BenchService, session_id: str) -> Callable[[Path], AbstractContextManager[SdkConversation]]:
-    """Connects the SDK alone, in a folder, with the token of a session that is awake."""
-    token = mint(read_signing_key(one.settings).secret, session_id, FIRST_EPOCH)
-    return partial(bare, model_url=f"{one.settings.base_url}/model", token=token)
 
 
 def _create(one: BenchService, memory_mib: list[float] | None = None) -> float:

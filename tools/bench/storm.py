@@ -11,24 +11,22 @@ import psutil
 
 from claude_hitl_template.cli.common import step
 from tools.bench.asks import decide
-from tools.bench.contenders import CALL, TEXT, conversation, message, started_after
+from tools.bench.contenders import CALL, TEXT, bare, conversation, message, started_after
 from tools.bench.figures import Measure
 from tools.bench.service_fixture import BenchService, command, wait_for
-from tools.bench.together import OpenBare
 from tools.bench.usage import CpuUse
 
 CLIENTS = 8
 LAST_S = {25: 15, 100: 45}
 MOST_CPU_S = 1.0
-LOOK_S = 2.0  # a look takes 9 ms of a CPU, of two that are busy
+LOOK_S = 2.0  # a look takes 9 ms of a CPU
 STORM_S = 600.0
 CLI = ("bwrap", "claude_agent_sdk/_bundled")
 
 type New = Callable[..., Measure]
 
 
-def storm(one: BenchService, alone: Callable[[str], OpenBare], new: New, count: int) -> None:
-    """`alone` connects the SDK alone, with the token of a session."""
+def storm(one: BenchService, new: New, count: int) -> None:
     last = new(
         f"{count} parked calls allowed at once: last tool began after (bare: CLIs alone)",
         "s",
@@ -55,7 +53,7 @@ def storm(one: BenchService, alone: Callable[[str], OpenBare], new: New, count: 
         one.client.delete(f"/v1/sessions/{session_id}")
     with step(f"Starting {count} CLIs without the service"), conversation(one.client, TEXT) as awake:
         awake.until_rest()
-        with alone(awake.id)(one.settings.data_dir / "bare") as theirs:
+        with bare(one, awake.id, one.settings.data_dir / "bare") as theirs:
             one.until_spare()
             last.bare.append(theirs.storm(count))
 
