@@ -23,12 +23,15 @@ def started(settings: Settings, code: str = "") -> Generator[subprocess.Popen[by
     options = ["--head", f"--temp-dir={temp_dir(settings)}"]
     marks = {"HITL_CLUSTER": str(temp_dir(settings)), "HITL_DATA_DIR": str(settings.data_dir)}
     head = subprocess.Popen(
-        [sys.executable, "-c", f"{code}\ninput()", *options],
+        [sys.executable, "-c", f"print(flush=True)\n{code}\ninput()", *options],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         env={**os.environ, **marks},
         start_new_session=True,
     )
     try:
+        if head.stdout is not None:
+            head.stdout.readline()  # before its program has begun, its command line may be empty
         known = service.fingerprints(settings) if settings.secrets_dir.joinpath("signing").exists() else {}
         run_record.write(settings, head.pid, known)
         yield head
