@@ -22,7 +22,7 @@ from rich.table import Table
 from claude_hitl_template.cli.common import console, step
 from claude_hitl_template.cli.host.processes import authenticate, node_address, temp_dir
 from claude_hitl_template.cli.run import run
-from claude_hitl_template.cluster import worker
+from claude_hitl_template.cluster import setup_worker
 from claude_hitl_template.config.settings import Settings
 from tools.bench.contenders import CALL, TEXT, conversation
 from tools.bench.service_fixture import BenchService, command, running_service, temporary_settings, wait_for
@@ -37,7 +37,7 @@ OTHERS = {
     "GCS": "gcs_server",
     "raylet": "raylet/raylet",
     "agent": "dashboard/agent.py",
-    "fork server": worker.TITLE,
+    "fork server": setup_worker.TITLE,
 }
 EXPORTED = b"fun"  # Ray's namespace of the classes and functions that were sent to its workers
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -1,38 +1,43 @@
-"""Forks Ray's workers off a process that has imported what they need.
+"""Forks Ray's workers off processes that have imported what they need.
 
 A worker that imports Ray and the service for itself takes a second of a CPU, and has 70 to 150 MiB of its own; a forked
-one has the modules already, and shares their memory. Ray starts `worker.py` in a worker's place, which asks here. It
-becomes the worker itself where nothing answers, in a runtime environment, and when the code on disk has changed.
+one has the modules already, and shares their memory. The server imports libraries only, and forks a process for each code
+that is asked for (a deployed package, or the checkout), which imports that code and forks its workers (`forking.py`). Ray
+starts `setup_worker.py` in a worker's place, which asks here.
 """
 
-import ctypes
 import gc
+import importlib
 import marshal
 import os
 import select
-import signal
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import psutil
-import ray.actor
-from ray._raylet import ActorClassID, UniqueID, setproctitle  # pyright: ignore[reportAttributeAccessIssue]
+from ray._raylet import setproctitle  # pyright: ignore[reportAttributeAccessIssue]
 
-from claude_hitl_template.cluster.worker import READY, TITLE, become
+from claude_hitl_template.cluster import forking
+from claude_hitl_template.cluster.setup_worker import PIECE_BYTES, READY, TITLE, become
 
-# With all that they import; and what libraries import only when they are first used.
+# With all that they import: what MODULES import, and what libraries import only when they are first used.
+LIBRARIES = (
+    "ray.serve._private.controller", "ray.serve._private.proxy", "ray.serve._private.replica",
+    "aiosmtplib", "anyio._backends._asyncio", "argon2", "authlib.oidc.core", "authlib.oidc.discovery",
+    "claude_agent_sdk", "cryptography.fernet", "fsspec.core", "fsspec.implementations.local", "httpcore", "jinja2",
+    "markdown_it", "packaging.utils", "py_vapid", "pydantic.v1", "pydantic_settings", "rfc8785", "socksio",
+    "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.sqlite", "sqlalchemy.ext.asyncio", "sqlite3.dbapi2",
+    "standardwebhooks", "structlog", "tree_sitter", "tree_sitter_bash",
+)  # fmt: skip
+LIBRARIES_OF_THE_PANEL = (
+    "advanced_alchemy.extensions.litestar", "bson", "fastapi.templating", "jose.jwt", "litestar", "markdown",
+    "ray.util.queue",
+)  # fmt: skip
 MODULES = (
-    "anyio._backends._asyncio",
-    "httpcore",
-    "ray.serve._private.controller",
-    "ray.serve._private.proxy",
-    "ray.serve._private.replica",
     "claude_hitl_template.cluster.actor",
     "claude_hitl_template.cluster.ingress",
     "claude_hitl_template.cluster.ledger",
@@ -44,202 +49,209 @@ MODULES = (
     "claude_hitl_template.store.sqlite",
 )
 OF_THE_PANEL = ("claude_hitl_template.panel.entries", "claude_hitl_template.panel.flow")
+
 PACKAGE = Path(__file__).parent.parent
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-REQUEST_S = 5.0  # a request is complete within this
-PIECE_BYTES = 64 * 1024
-ENDED_FIRST = "1000"  # when memory is short, as Ray has it for its workers
+OURS = PACKAGE.name
+OWN_VARIABLES = ("PYTHONPATH", "HITL_", "KODO_")  # how names begin that no library reads when it is imported
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a worker starts with. `files`: standard input, output and error. `group`: of processes, its sender's."""
+class Code:
+    """`folder`: of a deployed package, "" for the checkout; `variables`: those of its runtime environment."""
 
-    files: list[int]
-    arguments: list[str]
-    environment: dict[str, str]
-    folder: str
-    group: int
+    folder: str = ""
+    variables: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def package(self) -> Path:
+        return Path(self.folder, OURS) if self.folder else PACKAGE
+
+    def on_disk(self) -> dict[Path, int]:
+        """When each of its files was changed; nanoseconds since the epoch.
+
+        Each worker waits for it: `code_version`, which reads the files, takes nine times as long.
+        """
+        return {path: path.stat().st_mtime_ns for path in self.package.rglob("*.py")}
 
 
-def start(path: Path, modules: Sequence[str], program: str) -> None:
+@dataclass(frozen=True)
+class CodeServer:
+    """A process that forks workers. `path`: of its socket; `ended`: a file that can be read when it has ended."""
+
+    path: Path
+    pid: int
+    ended: int
+    on_disk: dict[Path, int]
+
+
+def start(path: Path, program: str, *, panel: bool) -> None:
     """Forks the server off this process, which must have a single thread. It ends with this process.
 
     Args:
         path: Of the socket that is made.
-        modules: What the server imports.
         program: What the workers run.
+        panel: Whether they need what the panel imports.
     """
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        path.chmod(0o600)
-        listening.listen(128)
+    for old in path.parent.glob(f"{path.name}*"):
+        old.unlink()
+    with listening_at(path) as listening:
         gc.freeze()  # the collector writes to objects, which takes their memory out of what is shared
         parent = os.getpid()
         if os.fork() > 0:
             return
-        _end_with(parent)
+        forking.end_with(parent)
         setproctitle(TITLE)
-        code = code_on_disk()
-        preload(modules)
-        request = serve(listening, code)
-    _take_on(request)
+        forking.preload([*LIBRARIES, *(LIBRARIES_OF_THE_PANEL if panel else ())])
+        code, workers = Servers(path).serve(listening)
+    with workers:
+        load(code, panel=panel)
+        request = forking.fork_workers(workers)
+    if request is None:
+        os._exit(0)
+    forking.take_on(request)
     become(program, request.arguments)
     sys.exit()
 
 
-def preload(modules: Sequence[str]) -> None:
-    """Imports modules without using Ray's generator of random numbers: forked processes would all go on with its state."""
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # else NumPy starts a thread, which no forked process has
-    gc.disable()  # imports leave no garbage
-    ray.actor.ActorClassID = _ActorClassIds  # pyright: ignore[reportPrivateImportUsage]
-    try:
-        for name in modules:
-            import_module(name)
-    finally:
-        ray.actor.ActorClassID = ActorClassID  # pyright: ignore[reportPrivateImportUsage]
-    gc.freeze()
-    if _forked_id() == _forked_id():
-        sys.exit("no worker is forked: all would give the same ids")
+def listening_at(path: Path) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path))
+    path.chmod(0o600)
+    listening.listen(128)
+    return listening
 
 
-class _ActorClassIds:
-    """Gives the ids of classes that are decorated as they are imported."""
+class Servers:
+    """The processes that fork workers, one for each code that is in use. `path`: of the server's own socket."""
 
-    @staticmethod
-    def from_random() -> ActorClassID:
-        return ActorClassID(os.urandom(ActorClassID.size()))
+    def __init__(self, path: Path) -> None:
+        self._path, self._installed, self._made = path, installed(), 0
+        self._current = dict[Code, CodeServer]()
+        self._former = list[CodeServer]()  # they have workers, and their code has changed since
+
+    def serve(self, listening: socket.socket) -> tuple[Code, socket.socket]:
+        """Answers each request for a code with the path of the socket at which its workers are forked, or with nothing.
+
+        Returns in new processes alone, with the code that each is to import, and its socket.
+        """
+        first = self._find_or_fork(Code())  # the first workers need it, and it takes a while
+        if isinstance(first, socket.socket):
+            return Code(), first
+        while True:
+            running = [*self._current.values(), *self._former]
+            ready, _, _ = select.select([listening, *(one.ended for one in running)], [], [])
+            for one in running:
+                if one.ended in ready:
+                    self._forget(one)
+            if listening in ready:
+                connection, _ = listening.accept()
+                with connection:
+                    code = _read(connection)
+                    if code is None:
+                        continue
+                    found = self._find_or_fork(code)
+                    if isinstance(found, socket.socket):
+                        return code, found
+                    with suppress(OSError):  # the one who asked has ended
+                        connection.sendall(os.fsencode(found or ""))
+
+    def _find_or_fork(self, code: Code) -> Path | socket.socket | None:
+        """The path of the socket of the process that has this code as it is on disk; in a new one, its socket. None: workers
+        are to import the code themselves."""
+        with _noted():
+            on_disk = code.on_disk()
+            self._check(code)
+            found = self._current.get(code)
+            if found is None or found.on_disk != on_disk:
+                return self._fork(code, on_disk)
+            return found.path
+        return None
+
+    def _check(self, code: Code) -> None:
+        """Raises ValueError if a worker that is forked would not be as if it had been started."""
+        if installed() != self._installed:
+            raise ValueError("packages were installed after this started")
+        if not forking.has_one_thread():
+            raise ValueError("a library has started a thread")
+        for name, value in code.variables:
+            if not name.startswith(OWN_VARIABLES) and os.environ.get(name) != value:
+                raise ValueError(f"a library may read {name} when it is imported")
+        if code.folder:
+            if not code.package.is_dir():
+                raise ValueError(f"{code.folder} has no {OURS}")
+            loaded = {name.partition(".")[0] for name in sys.modules}
+            if hidden := sorted(_modules_in(Path(code.folder)) & loaded - {OURS, "sitecustomize"}):
+                raise ValueError(f"{code.folder} has a module {hidden[0]}, as a library has")
+
+    def _fork(self, code: Code, on_disk: dict[Path, int]) -> Path | socket.socket:
+        self._made += 1
+        path = self._path.with_name(f"{self._path.name}.{self._made}")
+        workers, parent = listening_at(path), os.getpid()
+        if (pid := os.fork()) == 0:
+            forking.end_with(parent)
+            for one in (*self._current.values(), *self._former):
+                os.close(one.ended)
+            return workers
+        workers.close()
+        if before := self._current.get(code):
+            before.path.unlink(missing_ok=True)
+            self._former.append(before)
+        self._current[code] = CodeServer(path, pid, os.pidfd_open(pid), on_disk)
+        return path
+
+    def _forget(self, ended: CodeServer) -> None:
+        os.waitpid(ended.pid, 0)
+        os.close(ended.ended)
+        if ended in self._former:
+            self._former.remove(ended)
+        else:
+            ended.path.unlink(missing_ok=True)
+            self._current = {code: one for code, one in self._current.items() if one != ended}
 
 
-def _forked_id() -> bytes:
-    """The first id that a process gives that is forked now."""
-    reading, writing = os.pipe()
-    if (pid := os.fork()) == 0:
-        os.write(writing, UniqueID.from_random().binary())
-        os._exit(0)
-    os.close(writing)
-    os.waitpid(pid, 0)
-    with open(reading, "rb") as pipe:
-        return pipe.read()
+def load(code: Code, *, panel: bool) -> None:
+    """Imports the code, in the place of that which this process began with."""
+    setproctitle(f"{TITLE}, {Path(code.folder).name or 'the checkout'}")
+    for name in [name for name in sys.modules if name.partition(".")[0] == OURS]:
+        del sys.modules[name]
+    if code.folder:
+        before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        os.environ.update(code.variables)
+        os.chdir(code.folder)
+        own = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        sys.path[:] = [code.folder, *own, *(path for path in sys.path[1:] if path not in before)]
+        importlib.invalidate_caches()
+    its = importlib.import_module(f"{OURS}.cluster.fork_server")
+    if not Path(its.__file__ or "").is_relative_to(code.package):
+        sys.exit(f"no worker is forked: {code.package} is not what is imported from {code.folder}")
+    forking.preload([*its.MODULES, *(its.OF_THE_PANEL if panel else ())])
 
 
-def code_on_disk() -> dict[Path, int]:
-    """When each file of this package was changed, and when others were installed; nanoseconds.
-
-    Each worker waits for it: `code_version`, which reads the files, takes nine times as long.
-    """
-    installed = Path(psutil.__file__).parent.parent
-    return {path: path.stat().st_mtime_ns for path in (installed, *PACKAGE.rglob("*.py"))}
+def installed() -> int:
+    """When packages were last installed or removed; nanoseconds since the epoch."""
+    return Path(psutil.__file__).parent.parent.stat().st_mtime_ns
 
 
-def serve(listening: socket.socket, code: dict[Path, int]) -> Request:
-    """Forks a process for each request, as long as the code on disk is `code`. Returns in those processes alone.
-
-    A connection that is closed at once means that its process becomes the worker.
-    """
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    workers = set[int]()
-    ended, wake = socket.socketpair()  # can be read when a child has ended
-    for one in (ended, wake):
-        one.setblocking(False)
-    signal.set_wakeup_fd(wake.fileno())
-    signal.signal(signal.SIGCHLD, _do_nothing)
-    while True:
-        ready, _, _ = select.select([listening, ended], [], [])
-        if ended in ready:
-            ended.recv(PIECE_BYTES)
-            _reap(workers)
-        if listening in ready:
-            connection, _ = listening.accept()
-            with connection:
-                request = _read(connection) if _can_fork(code) else None
-                if request is None:
-                    continue
-                pid = _fork(connection, request)
-                if pid == 0:
-                    signal.set_wakeup_fd(-1)
-                    ended.close()
-                    wake.close()
-                    return request
-                _close(request.files)
-                if pid is not None:
-                    workers.add(pid)
+def _modules_in(folder: Path) -> set[str]:
+    packages = {path.parent.name for path in folder.glob("*/__init__.py")}
+    return packages | {path.stem for path in folder.glob("*.py")}
 
 
-def _can_fork(code: dict[Path, int]) -> bool:
-    with suppress(FileNotFoundError):  # a file that has just been removed
-        return code_on_disk() == code and len(os.listdir("/proc/self/task")) == 1
-    return False
-
-
-def _read(connection: socket.socket) -> Request | None:
-    """None if its sender has ended."""
-    files: list[int] = []
-    try:
-        connection.settimeout(REQUEST_S)
+def _read(connection: socket.socket) -> Code | None:
+    """None if it is not a request."""
+    with _noted():
+        connection.settimeout(forking.REQUEST_S)
         connection.sendall(READY)
-        _, files, _, _ = socket.recv_fds(connection, 1, 3)
         message = b"".join(iter(lambda: connection.recv(PIECE_BYTES), b""))
-        return Request(files, *marshal.loads(message))  # noqa: S302 - from worker.py, on a socket for this user
-    except (OSError, EOFError, ValueError, TypeError) as error:
-        print(f"no worker was forked: {error}", flush=True)
-        _close(files)
-        return None
+        folder, variables = marshal.loads(message)  # noqa: S302 - from setup_worker.py, on a socket for this user
+        return Code(os.fspath(folder), tuple(sorted(dict[str, str](variables).items())))
+    return None
 
 
-def _fork(connection: socket.socket, request: Request) -> int | None:
-    """As `os.fork`; None if there is no room for another process."""
+@contextmanager
+def _noted() -> Generator[None]:
+    """Logs an error on the way to a worker that is not forked: it starts as Ray has it."""
     try:
-        pid = os.fork()
-    except OSError as error:
-        print(f"no worker was forked: {error}", flush=True)
-        return None
-    if pid:
-        with suppress(OSError):  # the sender has ended
-            # Ray ends this group when the worker has ended: while that lives, no other group has its id.
-            os.setpgid(pid, request.group)
-        with suppress(OSError):
-            connection.sendall(b".")
-    return pid
-
-
-def _take_on(request: Request) -> None:
-    """Makes this process, a forked one, as if it had been started by the sender of the request."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number, file in enumerate(request.files):
-        os.dup2(file, number)
-    _close(request.files)
-    os.environ.clear()
-    os.environ.update(request.environment)
-    os.chdir(request.folder)
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(ENDED_FIRST)
-    gc.enable()
-
-
-def _close(files: Sequence[int]) -> None:
-    for file in files:
-        os.close(file)
-
-
-def _end_with(parent: int) -> None:
-    """Has the kernel end this process when its parent ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _do_nothing(*_: Any) -> None:
-    """A signal that is not handled wakes nothing."""
-
-
-def _reap(workers: set[int]) -> None:
-    """Forgets the workers that have ended, and ends what they left: their children are this process's now."""
-    with suppress(ChildProcessError):
-        while pid := os.waitpid(-1, os.WNOHANG)[0]:
-            workers.discard(pid)
-    for child in psutil.Process().children():
-        if child.pid not in workers:
-            with suppress(psutil.Error):
-                child.kill()
+        yield
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        print(f"no worker is forked: {error}", flush=True)

@@ -35,7 +35,7 @@ from ray._private.node import Node
 from ray._private.parameter import RayParams
 from ray._private.resource_isolation_config import ResourceIsolationConfig
 
-from claude_hitl_template.cluster import fork_server, worker
+from claude_hitl_template.cluster import fork_server, setup_worker
 
 # Each is a process. The others show Ray Data, Ray Train, and what a Prometheus and a Grafana that are not here have.
 MODULES = ("UsageStatsHead", "JobHead", "ServeHead", "StateHead", "ReportHead", "NodeHead", "EventHead")
@@ -84,9 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in OF_A_WORKER:
         os.environ.pop(name, None)
     if sys.platform == "linux":  # elsewhere processes that are forked and not replaced are not safe
-        panel = fork_server.OF_THE_PANEL if given.panel else ()
-        fork_server.start(given.fork_server, (*fork_server.MODULES, *panel), worker.default_worker())
-        os.environ[worker.SOCKET] = str(given.fork_server)
+        fork_server.start(given.fork_server, setup_worker.rays_own("default_worker.py"), panel=given.panel)
+        os.environ[setup_worker.SOCKET] = str(given.fork_server)
     ensure_token_if_auth_enabled(create_token_if_missing=False)
     head = Head(params(given), head=True, shutdown_at_exit=True, spawn_reaper=True)
     print(f"Ray runs at {head.address}", flush=True)
@@ -176,7 +175,8 @@ def params(given: argparse.Namespace) -> RayParams:
         dashboard_port=given.dashboard_port,
         dashboard_agent_listen_port=0,
         temp_dir=given.temp_dir,
-        worker_path=worker.__file__,
+        worker_path=setup_worker.__file__,
+        setup_worker_path=setup_worker.__file__,
         num_cpus=given.num_cpus,
         no_monitor=True,  # it adds and removes hosts
         include_log_monitor=False,  # pyright: ignore[reportArgumentType]  it sends what workers print to drivers

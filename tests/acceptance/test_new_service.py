@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from claude_hitl_template.cli.host.processes import family
-from claude_hitl_template.cluster import worker
+from claude_hitl_template.cluster import setup_worker
 from claude_hitl_template.cluster.head import MODULES
 from tests.acceptance.browser import Panel
 from tests.integration.harness import KEY, Service, command_line
@@ -93,8 +93,9 @@ def test_no_process_runs_that_nothing_uses(service: Service):
         return any(name in line for line in running)
 
     assert runs("gcs_server")
-    server = next(p for p in family(service.head()) if worker.TITLE in command_line(p))
-    workers = [line for p in server.children() if (line := command_line(p)).startswith("ray::")]
+    server = next(p for p in family(service.head()) if setup_worker.TITLE in command_line(p))
+    forked = [child for one in server.children() for child in one.children()]
+    workers = [line for p in forked if (line := command_line(p)).startswith("ray::")]
     kinds = ("ServeController", "ProxyActor", "Ledger", "Ingress", "Supervisor", "ClaudeSessionActor")
     assert [kind for kind in kinds if not any(kind in line for line in workers)] == []
     assert [name for name in MODULES if name != "UsageStatsHead" and not runs(f"ray-dashboard-{name}")] == []

@@ -8,7 +8,7 @@ from contextlib import suppress
 import psutil
 
 from claude_hitl_template.cli.host.processes import family
-from claude_hitl_template.cluster import worker
+from claude_hitl_template.cluster import setup_worker
 from claude_hitl_template.domain.models import transcript_id
 from tests.integration.harness import Service, command_line
 
@@ -19,7 +19,7 @@ PROCESSES = {
     "supervisor": "ServeReplica:claude-hitl:Supervisor",
     "Serve controller": "ray::ServeController",
     "proxy": "ray::ProxyActor",
-    "fork server": worker.TITLE,
+    "fork server": setup_worker.TITLE,
     "raylet": "raylet/raylet",
     "GCS": "gcs/gcs_server",
 }

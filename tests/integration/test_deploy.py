@@ -20,8 +20,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from claude_hitl_template.cli.host.ports import free_ports
+from claude_hitl_template.cluster import setup_worker
 from claude_hitl_template.config.build_info import python_minor
-from tests.integration.harness import KEY, Conversation, Service, script, wait_for
+from tests.integration.harness import KEY, Conversation, Service, command_line, script, wait_for
 from tests.integration.trees import CODE, Tree, addresses, applications, empty, status
 from tests.serving import loopback
 
@@ -139,8 +140,8 @@ def asking(cluster: Service) -> Generator[list[str]]:
 
 
 def code_of(process: psutil.Process) -> str:
-    """Returns the package whose code a worker of Ray runs."""
-    return process.environ().get("PYTHONPATH", "")
+    """Returns the folder of the package whose code a worker of Ray runs."""
+    return process.cwd()
 
 
 def test_a_changed_tree_is_live_and_every_side_says_which_it_is(
@@ -189,6 +190,16 @@ def test_what_waits_while_a_deploy_comes_is_decided_and_runs_with_the_new_code(
     now = code_of(cluster.owner_of(session))
     assert serving(cluster)["package"] in now
     assert now != second.code_before
+
+
+def test_the_workers_of_a_package_are_forked_off_one_process_that_has_its_code(
+    cluster: Service, second: Second
+) -> None:
+    assert second.said
+    servers = {cluster.replica(name).parent() for name in ("Ledger", "Ingress", "Supervisor")}
+    (server,) = servers
+    assert server is not None
+    assert command_line(server).strip() == f"{setup_worker.TITLE}, hitl-{serving(cluster)['package']}"
 
 
 def test_up_on_the_cluster_leaves_what_was_deployed(cluster: Service, second: Second) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from claude_hitl_template.cluster import worker
-from tests.integration.harness import Conversation, Service, kill, wait_for
+from claude_hitl_template.cluster import setup_worker
+from tests.integration.harness import Conversation, Service, command_line, kill, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def kill_ray(service: Service, _session: Conversation) -> None:
 
 def kill_fork_server_and_owner(service: Service, session: Conversation) -> None:
     """The next owner cannot be forked."""
-    kill(service.processes(worker.TITLE)[0])
+    kill(service.processes(setup_worker.TITLE)[0])
     kill(service.owner_of(session))
 
 
@@ -67,6 +67,16 @@ def kill_process(find: Callable[[Service, Conversation], psutil.Process]) -> Str
     return strike
 
 
+def kill_server_of_its_code_and_owner(service: Service, session: Conversation) -> None:
+    """The next owner is forked by another one."""
+    owner = service.owner_of(session)
+    forks = owner.parent()
+    assert forks is not None
+    assert setup_worker.TITLE in command_line(forks)
+    kill(forks)
+    kill(owner)
+
+
 STRIKES = {
     "the CLI": kill_process(lambda service, session: service.cli_of(session)),
     "the actor": kill_process(lambda service, session: service.owner_of(session)),
@@ -75,6 +85,7 @@ STRIKES = {
     "the supervisor": kill_process(lambda service, _: service.replica("Supervisor")),
     "the Serve controller": kill_process(lambda service, _: service.processes("ray::ServeController")[0]),
     "the proxy": kill_process(lambda service, _: service.processes("ray::ProxyActor")[0]),
+    "what forks its workers and the actor": kill_server_of_its_code_and_owner,
     "the fork server and the actor": kill_fork_server_and_owner,
     "the whole of Ray": kill_ray,  # the next one has a fork server again
 }
