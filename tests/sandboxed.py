@@ -25,7 +25,7 @@ def sandboxed(folder: Path, command: str, config: SandboxConfig) -> "Generator[s
     places = sandbox.make_sandbox_paths(folder / "run", workspace, SHELL)
     Injector(config.credentials, places.run).make()
     (folder / "config").mkdir()
-    inside = sandbox.environment_of(config)
+    inside = {**sandbox.environment_of(config), **sandbox.JAVASCRIPT}
     plan = sandbox.plan_of(config, places, groups.make(config.limits))
     environment = {
         **os.environ,

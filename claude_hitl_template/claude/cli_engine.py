@@ -199,7 +199,7 @@ def launch_environment(config: CliConfig, outlets: Outlets | None = None) -> dic
         "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
         "CLAUDE_CODE_DISABLE_TERMINAL_TITLE": "1",
         "CLAUDE_CODE_MAX_RETRIES": str(MODEL_RETRIES),
-        "BUN_JSC_numberOfGCMarkers": "1",  # with two threads that collect garbage, a short life takes a tenth more of a CPU
+        **sandbox.JAVASCRIPT,
         **FIXED,
         "CLAUDE_AGENT_SDK_CLIENT_APP": "claude-hitl",
         # Set by the SDK if they are not there already: an operator's own values would stay.

@@ -19,9 +19,8 @@ TITLE = "claude-hitl: fork server"  # how the titles of its processes begin
 PIECE_BYTES = 64 * 1024
 PATIENCE_S = 30.0  # the first workers are asked for while the fork server still imports
 
-type Code = tuple[
-    str, dict[str, str]
-]  # a package's folder, "" for the checkout that Ray was started from; its variables
+# The folder of a package, "" for the checkout that Ray was started from, and the variables of its runtime environment.
+type Code = tuple[str, dict[str, str]]
 
 
 def rays_own(program: str) -> str:
@@ -37,10 +36,8 @@ def code_of(arguments: list[str]) -> tuple[Code, list[str]] | None:
 
     None if its runtime environment is more than a folder and variables: another Python, a container, a command before it.
     """
-    if NO_RUNTIME_ENV in arguments:
-        return ("", {}), arguments
     if arguments[:1] != [__file__]:
-        return None
+        return (("", {}), arguments) if NO_RUNTIME_ENV in arguments else None
     import json  # noqa: PLC0415 - slow
 
     given = dict(word.split("=", 1) for word in arguments if word.startswith((CONTEXT, LANGUAGE)))
@@ -77,7 +74,7 @@ def is_forked(server: str, code: Code, arguments: list[str]) -> bool:
             path = b"".join(iter(lambda: asked.recv(PIECE_BYTES), b""))
             if not path:
                 return False
-            _connect(forking, path.decode())
+            _connect(forking, os.fsdecode(path))
         except OSError:
             return False
         socket.send_fds(forking, [b"."], [0, 1, 2])

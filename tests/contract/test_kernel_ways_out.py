@@ -61,3 +61,4 @@ def test_a_command_sees_none_of_the_cli_s_variables_in_its_scopes_own_process(tm
     assert "CLAUDE_CONFIG_DIR" in said
     assert "ANTHROPIC" not in said
     assert "CLAUDE_CODE_SHELL_PREFIX" not in said
+    assert "BUN_JSC" not in said
