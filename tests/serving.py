@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from claude_hitl_template.cluster.local_sockets import KEEP_ALIVE_S
 from claude_hitl_template.model.endpoint import Upstream, build_router
 
 
@@ -56,7 +57,9 @@ def model_app(upstream: Upstream, verify: Callable[[str], Awaitable[None]] = _an
 
 def _server(app: Any, **options: bool) -> uvicorn.Server:
     # Simulated failures would fill the log with the tracebacks of broken connections.
-    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1, **options)  # type: ignore[arg-type]
+    config = uvicorn.Config(
+        app, log_level="critical", timeout_graceful_shutdown=1, timeout_keep_alive=KEEP_ALIVE_S, **options
+    )  # type: ignore[arg-type]
     return uvicorn.Server(config)
 
 

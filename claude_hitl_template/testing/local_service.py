@@ -26,6 +26,7 @@ from claude_hitl_template.api.model_endpoint import build_model_app
 from claude_hitl_template.api.request_ids import with_request_ids
 from claude_hitl_template.claude.sandbox import default_sandbox
 from claude_hitl_template.cluster import ROUTE
+from claude_hitl_template.cluster.local_sockets import KEEP_ALIVE_S
 from claude_hitl_template.cluster.supervisor import Supervisor
 from claude_hitl_template.config.secret_files import SecretFiles, SigningKey, hash_api_key, push_key_pem
 from claude_hitl_template.config.settings import Settings
@@ -325,7 +326,11 @@ def _mounted(api: ASGIApp, store: Clients, signing_key: SigningKey) -> ASGIApp:
 @asynccontextmanager
 async def _serving(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[None]:
     config = uvicorn.Config(
-        app, log_level="critical", timeout_graceful_shutdown=STREAMS_END_S, lifespan="off"
+        app,
+        log_level="critical",
+        timeout_graceful_shutdown=STREAMS_END_S,
+        timeout_keep_alive=KEEP_ALIVE_S,  # as Serve's proxy has it
+        lifespan="off",
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
