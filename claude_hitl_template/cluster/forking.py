@@ -123,7 +123,7 @@ def _read(connection: socket.socket) -> Request | None:
         connection.sendall(READY)
         _, files, _, _ = socket.recv_fds(connection, 1, 3)
         message = b"".join(iter(lambda: connection.recv(PIECE_BYTES), b""))
-        return Request(files, *marshal.loads(message))  # noqa: S302 - from worker.py, on a socket for this user
+        return Request(files, *marshal.loads(message))  # noqa: S302 - from setup_worker.py, on a socket for this user
     except (OSError, EOFError, ValueError, TypeError) as error:
         print(f"no worker was forked: {error}", flush=True)
         _close(files)
