@@ -13,8 +13,7 @@ import os
 import select
 import socket
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import psutil
 from ray._raylet import setproctitle  # pyright: ignore[reportAttributeAccessIssue]
 
 from claude_hitl_template.cluster import forking
-from claude_hitl_template.cluster.setup_worker import PIECE_BYTES, READY, TITLE, become
+from claude_hitl_template.cluster.setup_worker import READY, TITLE, become, read_to_end
 
 # With all that they import: what MODULES import, and what libraries import only when they are first used.
 LIBRARIES = (
@@ -158,7 +157,7 @@ class Servers:
     def _find_or_fork(self, code: Code) -> Path | socket.socket | None:
         """The path of the socket of the process that has this code as it is on disk; in a new one, its socket. None: workers
         are to import the code themselves."""
-        with _noted():
+        with forking.noted():
             on_disk = code.on_disk()
             self._check(code)
             found = self._current.get(code)
@@ -239,19 +238,9 @@ def _modules_in(folder: Path) -> set[str]:
 
 def _read(connection: socket.socket) -> Code | None:
     """None if it is not a request."""
-    with _noted():
+    with forking.noted():
         connection.settimeout(forking.REQUEST_S)
         connection.sendall(READY)
-        message = b"".join(iter(lambda: connection.recv(PIECE_BYTES), b""))
-        folder, variables = marshal.loads(message)  # noqa: S302 - from setup_worker.py, on a socket for this user
+        folder, variables = marshal.loads(read_to_end(connection))  # noqa: S302 - from setup_worker.py, on a socket for this user
         return Code(os.fspath(folder), tuple(sorted(dict[str, str](variables).items())))
     return None
-
-
-@contextmanager
-def _noted() -> Generator[None]:
-    """Logs an error on the way to a worker that is not forked: it starts as Ray has it."""
-    try:
-        yield
-    except (OSError, EOFError, ValueError, TypeError) as error:
-        print(f"no worker is forked: {error}", flush=True)

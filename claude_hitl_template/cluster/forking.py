@@ -8,8 +8,8 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ import psutil
 import ray.actor
 from ray._raylet import ActorClassID, UniqueID  # pyright: ignore[reportAttributeAccessIssue]
 
-from claude_hitl_template.cluster.setup_worker import PIECE_BYTES, READY
+from claude_hitl_template.cluster.setup_worker import PIECE_BYTES, READY, read_to_end
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 REQUEST_S = 5.0  # a request is complete within this
@@ -118,25 +118,21 @@ def fork_workers(listening: socket.socket) -> Request | None:
 def _read(connection: socket.socket) -> Request | None:
     """None if its sender has ended."""
     files: list[int] = []
-    try:
+    with noted():
         connection.settimeout(REQUEST_S)
         connection.sendall(READY)
         _, files, _, _ = socket.recv_fds(connection, 1, 3)
-        message = b"".join(iter(lambda: connection.recv(PIECE_BYTES), b""))
+        message = read_to_end(connection)
         return Request(files, *marshal.loads(message))  # noqa: S302 - from setup_worker.py, on a socket for this user
-    except (OSError, EOFError, ValueError, TypeError) as error:
-        print(f"no worker was forked: {error}", flush=True)
-        _close(files)
-        return None
+    _close(files)
+    return None
 
 
 def _fork(connection: socket.socket, request: Request) -> int | None:
     """As `os.fork`; None if there is no room for another process."""
-    try:
+    pid = None
+    with noted():
         pid = os.fork()
-    except OSError as error:
-        print(f"no worker was forked: {error}", flush=True)
-        return None
     if pid:
         with suppress(OSError):  # the sender has ended
             # Ray ends this group when the worker has ended: while that lives, no other group has its id.
@@ -158,6 +154,15 @@ def take_on(request: Request) -> None:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(ENDED_FIRST)
     gc.enable()
+
+
+@contextmanager
+def noted() -> Generator[None]:
+    """Logs an error on the way to a worker that is not forked: it starts as Ray has it."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        print(f"no worker is forked: {error}", flush=True)
 
 
 def _close(files: Sequence[int]) -> None:

@@ -13,7 +13,10 @@ from importlib.util import find_spec
 
 SOCKET = "HITL_FORK_SERVER"  # the variable that names the fork server's socket
 NO_RUNTIME_ENV = "--runtime-env-hash=0"  # an argument of Ray's
-CONTEXT, LANGUAGE = "--serialized-runtime-env-context=", "--language="  # what a runtime environment is
+CONTEXT, LANGUAGE = (
+    "--serialized-runtime-env-context",
+    "--language",
+)  # options that say what a runtime environment is
 READY = b"ready"
 TITLE = "claude-hitl: fork server"  # how the titles of its processes begin
 PIECE_BYTES = 64 * 1024
@@ -40,19 +43,19 @@ def code_of(arguments: list[str]) -> tuple[Code, list[str]] | None:
         return (("", {}), arguments) if NO_RUNTIME_ENV in arguments else None
     import json  # noqa: PLC0415 - slow
 
-    given = dict(word.split("=", 1) for word in arguments if word.startswith((CONTEXT, LANGUAGE)))
-    context = json.loads(given.get(CONTEXT[:-1], "{}"))
+    given = dict(word.split("=", 1) for word in arguments if "=" in word)
+    context = json.loads(given.get(CONTEXT, "{}"))
     variables = context.get("env_vars") or {}
     match context.get("command_prefix"):
         case ["cd", folder, "&&"]:
             simple = (
-                given.get(LANGUAGE[:-1]) == "PYTHON"
+                given.get(LANGUAGE) == "PYTHON"
                 and context.get("py_executable") == sys.executable
                 and not context.get("override_worker_entrypoint")
                 and os.path.isdir(folder)
                 and not any("$" in value for value in variables.values())
             )
-            its_own = [word for word in arguments[1:] if not word.startswith((CONTEXT, LANGUAGE))]
+            its_own = [word for word in arguments[1:] if word.partition("=")[0] not in (CONTEXT, LANGUAGE)]
             return ((folder, variables), its_own) if simple else None
         case _:
             return None
@@ -71,7 +74,7 @@ def is_forked(server: str, code: Code, arguments: list[str]) -> bool:
             _connect(asked, server)
             asked.sendall(marshal.dumps(code))
             asked.shutdown(socket.SHUT_WR)
-            path = b"".join(iter(lambda: asked.recv(PIECE_BYTES), b""))
+            path = read_to_end(asked)
             if not path:
                 return False
             _connect(forking, os.fsdecode(path))
@@ -83,6 +86,10 @@ def is_forked(server: str, code: Code, arguments: list[str]) -> bool:
         if not forking.recv(1):
             raise ConnectionResetError("the fork server did not say that it forked a worker")
         return True
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(PIECE_BYTES), b""))
 
 
 def _connect(connection: socket.socket, path: str) -> None:

@@ -397,11 +397,6 @@ def test_a_worker_waits_for_the_imports(tmp_path: Path) -> None:
     assert json.loads(printed.splitlines()[0])["code"] == "checkout"
 
 
-def asked_for(server: Server, message: bytes) -> bytes:
-    """What the server answers to a request for a code."""
-    return answer(str(server.folder / "socket"), message)
-
-
 def answer(path: str, message: bytes) -> bytes:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
@@ -425,16 +420,16 @@ NO_REQUESTS = (
 
 
 def test_requests_that_are_none_do_not_stop_it(server: Server) -> None:
-    forking = asked_for(server, marshal.dumps(("", {}))).decode()
-    for path in (str(server.folder / "socket"), forking):
-        process = server.itself if path != forking else psutil.Process(server.run(*FORKED)[0]["parent"])
+    own = str(server.folder / "socket")
+    forking = answer(own, marshal.dumps(("", {}))).decode()
+    forks = psutil.Process(server.run(*FORKED)[0]["parent"])
+    for path, process in ((own, server.itself), (forking, forks)):
         files = process.num_fds()
         for message in NO_REQUESTS:
             assert answer(path, message) == b""
         assert server.run(*FORKED)[0]["code"] == "checkout"
-        until(
-            lambda process=process, files=files: process.num_fds() <= files
-        )  # it closes those of a worker later
+        # It closes those of a worker later.
+        until(lambda process=process, files=files: process.num_fds() <= files)
 
 
 def test_what_a_worker_leaves_is_ended(server: Server) -> None:
