@@ -5,6 +5,7 @@ import pwd
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,15 +95,25 @@ class LocalPostgres:
         return True
 
     def stop(self, how: str = "fast") -> bool:
-        """Ends the server; False when it did not run."""
+        """Ends the server and waits until its processes have gone; False when it did not run. Raises ConfigError."""
         if self.pid() is None:
             return False
+        running = self._processes()
         self._run("pg_ctl", "stop", "-D", self._cluster, "-m", how, "-w", "-t", START_S)
+        # pg_ctl waits for the file with the number only, and the server deletes that before it exits.
+        until = time.monotonic() + START_S
+        while any(_works_in(process, self._cluster) for process in running):
+            if time.monotonic() > until:
+                raise ConfigError("the local Postgres does not end", f"read {self.log_path}")
+            time.sleep(0.01)
         return True
+
+    def _processes(self) -> list[psutil.Process]:
+        return [process for process in psutil.process_iter() if _works_in(process, self._cluster)]
 
     def _forget_dead(self) -> None:
         """A new server takes the number of a dead one for life if a zombie or, after a restart, another process has it."""
-        if not any(_works_in(p, self._cluster) for p in psutil.process_iter()):
+        if not self._processes():
             (self._cluster / "postmaster.pid").unlink(missing_ok=True)
 
     def _make(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from claude_hitl_template.cli.commands import backup, development, starting, status
 from claude_hitl_template.cli.commands.doctor import checkout_check, environment_check
-from claude_hitl_template.cli.host import run_record, service
+from claude_hitl_template.cli.host import postgres, run_record, service
 from claude_hitl_template.cli.host.postgres import LocalPostgres
 from claude_hitl_template.cli.host.processes import strays
 from claude_hitl_template.cli.terminal import chat
@@ -240,6 +240,25 @@ def test_a_postgres_that_has_the_number_of_ours_by_now_is_not_ours(tmp_path: Pat
         assert other.poll() is None
     finally:
         other.communicate(b"\n")
+
+
+def test_a_postgres_has_ended_when_stop_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pg_ctl returns once the file with the number has gone, and the server deletes that before it exits."""
+    folder = tmp_path / "data" / "cluster"
+    folder.mkdir(parents=True)
+    (tmp_path / "postgres").symlink_to(sys.executable)
+    program = tmp_path / "postgres", "-c", "input()"
+    with subprocess.Popen(program, stdin=subprocess.PIPE, cwd=folder) as process:
+        number = folder / "postmaster.pid"
+        number.write_text(f"{process.pid}\n{folder}\n0\n5432\n")
+        pg_ctl = tmp_path / "pg_ctl"
+        pg_ctl.write_text(f"#!/bin/sh\nrm {number}\n(sleep 0.5; kill {process.pid}) >/dev/null 2>&1 &\n")
+        pg_ctl.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.setattr(postgres, "server_account", postgres.Account)
+        assert LocalPostgres(tmp_path / "data", tmp_path / "password").stop()
+        assert not number.exists()
+        assert process.poll() is not None
 
 
 # -- a checkout that was moved
