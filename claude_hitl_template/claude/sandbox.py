@@ -62,10 +62,9 @@ OF_THE_SYSTEM = (
     "PATH", "HOME", "PWD", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TERM", "TMPDIR", "SHLVL",
     "LC_ALL", "LC_COLLATE", "LC_CTYPE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME",
 )  # fmt: skip
-# The CLI's JavaScript engine, most of whose lives are short: one thread collects garbage, not two; code is compiled when it
-# has run twice as often as by default, and optimized when twenty times as often. Measured in docs/benchmark.md.
+# The CLI's JavaScript engine, most of whose lives are short: code is compiled when it has run twice as often as by default,
+# and optimized when twenty times as often. Measured in docs/benchmark.md.
 JAVASCRIPT = {
-    "BUN_JSC_numberOfGCMarkers": "1",
     "BUN_JSC_thresholdForJITAfterWarmUp": "10000",
     "BUN_JSC_thresholdForOptimizeAfterWarmUp": "20000",
 }
