@@ -57,13 +57,17 @@ class LocalPostgres:
 
     def pid(self) -> int | None:
         """The server's process; None when it does not run."""
+        server = self._server()
+        return None if server is None else server.pid
+
+    def _server(self) -> psutil.Process | None:
         try:
             process = psutil.Process(int((self._cluster / "postmaster.pid").read_text().split()[0]))
             # Its number may be another server's by now, which pg_ctl would end.
             runs = process.name() == "postgres" and _works_in(process, self._cluster)
         except (OSError, ValueError, IndexError, psutil.Error):
             return None
-        return process.pid if runs else None
+        return process if runs else None
 
     @property
     def url(self) -> str:
@@ -95,25 +99,22 @@ class LocalPostgres:
         return True
 
     def stop(self, how: str = "fast") -> bool:
-        """Ends the server and waits until its processes have gone; False when it did not run. Raises ConfigError."""
-        if self.pid() is None:
+        """Ends the server and waits until its process has gone; False when it did not run. Raises ConfigError."""
+        server = self._server()
+        if server is None:
             return False
-        running = self._processes()
         self._run("pg_ctl", "stop", "-D", self._cluster, "-m", how, "-w", "-t", START_S)
         # pg_ctl waits for the file with the number only, and the server deletes that before it exits.
         until = time.monotonic() + START_S
-        while any(_works_in(process, self._cluster) for process in running):
+        while _works_in(server, self._cluster):
             if time.monotonic() > until:
                 raise ConfigError("the local Postgres does not end", f"read {self.log_path}")
             time.sleep(0.01)
         return True
 
-    def _processes(self) -> list[psutil.Process]:
-        return [process for process in psutil.process_iter() if _works_in(process, self._cluster)]
-
     def _forget_dead(self) -> None:
         """A new server takes the number of a dead one for life if a zombie or, after a restart, another process has it."""
-        if not self._processes():
+        if not any(_works_in(p, self._cluster) for p in psutil.process_iter()):
             (self._cluster / "postmaster.pid").unlink(missing_ok=True)
 
     def _make(self) -> None:
