@@ -295,6 +295,8 @@ class CliEngine:
                 retryable=False,
             ) from error
         except (ClaudeSDKError, OSError, RuntimeError) as error:
+            if why := self._over_memory():
+                raise EngineError(why, retryable=False) from error
             status = error.exit_code if isinstance(error, ProcessError) else None
             if sandbox.refused(self._stderr):
                 why = f"no sandbox can be made for the session: {self._stderr[-1]}. {sandbox.FIX}"
@@ -336,7 +338,7 @@ class CliEngine:
                 f"a message of the Claude Code CLI is not understood: {error}", retryable=False
             ) from error
         except (ClaudeSDKError, OSError) as error:
-            if why := self._outlets.over_memory() if self._outlets else None:
+            if why := self._over_memory():
                 raise EngineError(why, retryable=False) from error
             raise EngineError(f"the Claude Code CLI ended: {error}{self._last_words()}") from error
         raise EngineError(f"the Claude Code CLI ended without a message{self._last_words()}")
@@ -412,6 +414,10 @@ class CliEngine:
             raise EngineError(
                 f"the session's sandbox cannot be prepared: {error}", retryable=False
             ) from error
+
+    def _over_memory(self) -> str | None:
+        """Why the kernel ended a process of the sandbox, if it did."""
+        return None if self._outlets is None else self._outlets.over_memory()
 
     async def _watch_memory(self, outlets: Outlets) -> None:
         """The kernel ends a process of its own choice: the turn must not go on as if its command had only failed."""

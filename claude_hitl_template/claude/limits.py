@@ -11,6 +11,7 @@ import re
 import resource
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,10 @@ PREFIX = "hitl-"
 TASKS_PER_PROCESS, TASKS_OF_THE_CLI = 4, 128
 # The kernel ends a process at its limit without a reason, so that the watch gets to see too much memory first.
 MEMORY_ABOVE_SHARE = 1.25
+# Below this part of its share, what a session wrote is not why a disk fills.
+WRITTEN_PART = 8
+# The clock of a file system is up to this much behind.
+FILE_CLOCK_TICK_NS = 20_000_000
 # Before it, the number of tasks counted for a user of the machine, whatever the namespace.
 TASKS_COUNT_BY_NAMESPACE = (5, 14)
 CGROUP, MOUNTINFO = Path("/proc/self/cgroup"), Path("/proc/self/mountinfo")
@@ -73,28 +78,34 @@ class DiskUse:
     """What a session's folders use of the disk. They are measured only after the disk filled by half of the session's share
     (or of what was free): a look at the disk as a whole is all that a session costs otherwise.
 
-    A session that is over its share when it starts may go on, and remove files, as long as the disk does not fill again.
+    A session that is over its share at the first look may go on, and remove files, whatever others write meanwhile: it is
+    over only when it also wrote a part of its share since.
     """
 
     def __init__(self, folders: Iterable[Path], share_bytes: int) -> None:
         self._folders, self._most = tuple(folders), share_bytes
         self._least: int | None = None  # bytes of the disk that were used since the last measurement
-        self._room = 0
+        self._room = self._may_write = 0
+        self._since_ns = 0  # of the first look
 
     def over(self) -> str | None:
         """Why the session is stopped, for its log. Blocking."""
         used, free = self._disk()
         if self._least is None:
+            self._since_ns = time.time_ns() - FILE_CLOCK_TICK_NS
             self._least, self._room = used, min(self._most, free)
+            self._may_write = self._room // WRITTEN_PART
             if free < self._most:  # a session takes most of it at most: the service needs the rest
-                self._most = min(self._most, self._measured() + free * 9 // 10)
+                self._most = min(self._most, self._measured()[0] + free * 9 // 10)
             return None
         self._least = min(self._least, used)
         if used - self._least < self._room / 2:
             return None
-        measured, self._least = self._measured(), used
+        (measured, written), self._least = self._measured(), used
         if measured <= self._most:
             self._room = min(self._most - measured, free)
+            return None
+        if written <= self._may_write:
             return None
         return (
             f"the session's files take {size(measured)} of the disk, and {size(self._most)} are the most "
@@ -109,15 +120,18 @@ class DiskUse:
         disks = {folder.stat().st_dev: shutil.disk_usage(folder) for folder in self._there()}.values()
         return sum(disk.used for disk in disks), min((disk.free for disk in disks), default=0)
 
-    def _measured(self) -> int:
-        """Bytes on the disk of the files in the folders; links are not followed."""
-        found = 0
+    def _measured(self) -> tuple[int, int]:
+        """Bytes on the disk of the files in the folders, and of those that changed since the first look; links are not
+        followed."""
+        found = written = 0
         for folder in self._there():
             for _, _, names, descriptor in os.fwalk(folder, follow_symlinks=False):
                 for name in names:
                     with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                        found += os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_blocks * 512
-        return found
+                        file = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                        found += file.st_blocks * 512
+                        written += file.st_blocks * 512 if file.st_ctime_ns > self._since_ns else 0
+        return found, written
 
 
 def counts_by_namespace(release: str) -> bool:

@@ -100,7 +100,7 @@ def _imported(name: str) -> Any:
 async def watch(runner: "SessionRunner", share: Share, folders: Iterable[Path]) -> None:
     """Stops a session that uses more than its share, before the machine's other sessions run out of it. Its files are in the
     folders."""
-    disk = DiskUse(folders, share.disk_bytes)
+    disk, ready = DiskUse(folders, share.disk_bytes), runner.workspace_ready
     while True:
         memory_bytes, processes = await asyncio.to_thread(_used)
         if memory_bytes > share.memory_bytes:
@@ -111,9 +111,13 @@ async def watch(runner: "SessionRunner", share: Share, folders: Iterable[Path]) 
                 f"the session had {processes} processes, and {share.processes} are its share (HITL_SESSION_PROCESSES): "
                 "they were stopped. Send a message to go on",
             )
-        elif why := await asyncio.to_thread(disk.over):
+        elif ready.is_set() and (why := await asyncio.to_thread(disk.over)):
             await _stop_for(runner, why)
-        await asyncio.sleep(WATCH_S)
+        if ready.is_set():
+            await asyncio.sleep(WATCH_S)
+        else:
+            with contextlib.suppress(TimeoutError):  # the first look is before anything runs
+                await asyncio.wait_for(ready.wait(), WATCH_S)
 
 
 async def _stop_for(runner: "SessionRunner", reason: str) -> None:

@@ -106,6 +106,7 @@ class SessionRunner:
         self._heard = _queue()
         self._works = False  # whether an event is being processed
         self._releasing = False
+        self._stopped: EngineError | None = None
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._hearing: asyncio.Task[None] | None = None
         self._turn = Turn()
@@ -135,10 +136,16 @@ class SessionRunner:
         self._gate.end_hot_window()
         self._woken.set()
 
+    @property
+    def workspace_ready(self) -> asyncio.Event:
+        """Set once the session's folder has what was saved of it: what changes from then on is the session's work."""
+        return self._workspace.ready
+
     def stop_for(self, reason: str) -> None:
         """Breaks the turn off with this reason and loses none of its events. The process must not be used again."""
         self.make_room()
-        self._hear_of(EngineError(reason, retryable=False))
+        self._stopped = EngineError(reason, retryable=False)
+        self._hear_of(self._stopped)
 
     # -- what the store says
 
@@ -234,7 +241,8 @@ class SessionRunner:
         try:
             await self._begin_turn()
             await self._hear_turn()
-        except EngineError as error:
+        except EngineError as why:
+            error = self._stopped or why  # its processes were ended for it, in the middle of a start as well
             await self._stop_engine()
             if error.retryable:
                 await self._save()
@@ -244,7 +252,7 @@ class SessionRunner:
     async def _begin_turn(self) -> None:
         """Starts the turn: replay a deferred call, continue, remind, or send the next queued message."""
         self._gate.new_turn()
-        self._turn = Turn()
+        self._turn, self._stopped = Turn(), None
         fresh = self._engine is None
         self._note_unsaved(await self._workspace.restore(self._now.session, self._show_progress))
         resumed = await self._start_engine() if fresh else False
@@ -320,6 +328,8 @@ class SessionRunner:
         await fault_points.reach(f"{step}.before")
         await engine.start(resume=resume, plan_mode=session.agent.permission_mode == "plan")
         await fault_points.reach(f"{step}.after")
+        if self._stopped is not None:
+            raise self._stopped
         self._heard = _queue()
         self._hearing = self._in_background(self._hear(engine, self._heard))
         return resume

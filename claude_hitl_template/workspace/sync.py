@@ -62,7 +62,7 @@ class Workspace:
         self._id, self._epoch = session.id, session.epoch
         self._get_blobs = functools.partial(store.get_blobs, session_id=self._id, epoch=self._epoch)
         self._base = SavedState(session.workspace, manifests.EMPTY, {})
-        self._ready = False
+        self.ready = asyncio.Event()
         self._taken: tuple[str, ...] = ()
         self._reported: tuple[str, ...] = ()
         self._saving = asyncio.Lock()
@@ -85,7 +85,7 @@ class Workspace:
         A folder that is still there and based on that is kept as it is: it may hold more than could be saved. Raises
         EngineError with the fix; Unavailable.
         """
-        if self._ready:
+        if self.ready.is_set():
             return await self._take(session)
         try:
             self._base = await self._kept(session.workspace) or await self._restored(session, progress)
@@ -93,7 +93,7 @@ class Workspace:
             raise _broken(f"its folder {self.folder} cannot be written ({error.strerror})") from error
         except (NotFound, InvalidInput) as error:
             raise _broken(str(error)) from error
-        self._ready = True
+        self.ready.set()
         return await self._take(session)
 
     async def _kept(self, name: str | None) -> SavedState | None:
@@ -168,7 +168,7 @@ class Workspace:
 
         Without a change nothing is asked of the store. Raises StaleOwner, nothing else: the turn goes on.
         """
-        if not self._ready:
+        if not self.ready.is_set():
             return []
         async with self._saving:
             try:

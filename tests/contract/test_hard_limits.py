@@ -1,6 +1,7 @@
 """An approved command can exhaust only its own session's resources: a fork bomb, open files, memory. In real sandboxes."""
 
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -183,9 +184,11 @@ async def test_a_session_whose_command_the_kernel_ended_for_its_memory_is_stoppe
     assert "HITL_SESSION_MEMORY_BYTES" in await why_it_was_stopped(h)
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
 async def test_a_session_whose_files_fill_the_disk_is_stopped_with_the_reason_and_can_remove_them(
-    tmp_path: Path, model_url: str
+    tmp_path: Path, model_url: str, elsewhere: bool
 ):
+    """On another machine as well, where its files are written again before it can remove any."""
     h = await approved(
         tmp_path,
         model_url,
@@ -193,6 +196,8 @@ async def test_a_session_whose_files_fill_the_disk_is_stopped_with_the_reason_an
         HardLimits(disk_bytes=40 * MIB),
     )
     assert "HITL_SESSION_DISK_BYTES" in await why_it_was_stopped(h)
+    if elsewhere:
+        shutil.rmtree(h.workspace)
     await h.send(user(script({"tools": [bash("rm large*")]}, {"text": "They are gone."})))
     await h.drive()
     assert (await h.until_idle())["type"] == "end_turn"

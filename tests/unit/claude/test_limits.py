@@ -2,6 +2,7 @@
 
 import os
 import resource
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,6 +88,23 @@ def test_where_less_than_its_share_is_free_a_session_takes_most_of_it_at_most(
     assert use.over() is None
     disk.write("two", 5)
     assert "12.0 MiB" in (use.over() or "")
+
+
+def test_a_session_that_starts_over_its_share_is_not_stopped_for_what_others_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It is there to remove files. What it writes itself counts."""
+    disk = Disk(tmp_path, monkeypatch)
+    disk.write("before", 30)
+    time.sleep(2 * limits.FILE_CLOCK_TICK_NS / 1e9)
+    use = DiskUse([tmp_path], 16 * MIB)
+    assert use.over() is None
+    disk.write("its transcript", 1)
+    for _ in range(5):
+        disk.used += 100 * MIB  # by others
+        assert use.over() is None
+    disk.write("copy", 9)
+    assert "40.0 MiB" in (use.over() or "")
 
 
 def test_hard_limits_are_above_the_share_so_that_the_watch_gives_the_reason():

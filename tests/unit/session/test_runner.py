@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,12 @@ from claude_hitl_template.testing.memory_backend import MemoryBackend
 from claude_hitl_template.workspace.sync import WorkspaceLocation
 
 KEY = "key_test"
+
+
+async def no_wait() -> None:
+    pass
+
+
 type Play = Callable[["Scripted", int], AsyncIterator[EngineEvent]]
 
 
@@ -44,9 +50,11 @@ class Scripted:
     count: int = 0
     stopped: bool = False
     refuses_interrupts: bool = False
+    starts: Callable[[], Awaitable[None]] = no_wait
     interrupted: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def start(self, *, resume: bool, plan_mode: bool) -> None: ...
+    async def start(self, *, resume: bool, plan_mode: bool) -> None:
+        await self.starts()
 
     async def say(self, message_uuid: str, content: list[dict[str, Any]]) -> None:
         self.count += 1
@@ -75,10 +83,11 @@ class House:
     play: Play
     engines: list[Scripted] = field(default_factory=list[Scripted])
     refuses_interrupts: bool = False
+    starts: Callable[[], Awaitable[None]] = no_wait
 
     def runner(self, session: Session, idle_timeout_s: float = 0) -> SessionRunner:
         def make(_session: Session, gate: Gate) -> Scripted:
-            made = Scripted(self.play, gate, refuses_interrupts=self.refuses_interrupts)
+            made = Scripted(self.play, gate, refuses_interrupts=self.refuses_interrupts, starts=self.starts)
             self.engines.append(made)
             return made
 
@@ -233,6 +242,34 @@ async def test_an_engine_that_is_not_listened_to_is_not_read_without_end(tmp_pat
     driving.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await driving
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_session_that_is_stopped_while_its_engine_starts_says_why(tmp_path: Path, ends: bool):
+    """Its processes are ended with it: that the engine did not start, if it did not, is not the reason."""
+
+    async def play(_engine: Scripted, _number: int) -> AsyncIterator[EngineEvent]:
+        yield TurnEnd()
+
+    h = await house(tmp_path, play)
+    runner = h.runner(await h.store.acquire(h.session.id, "own", lease_s=60))
+
+    async def starts() -> None:
+        assert runner.workspace_ready.is_set()
+        runner.stop_for("over its share")
+        if ends:
+            raise EngineError("exit code -9")
+
+    h.starts = starts
+    assert not runner.workspace_ready.is_set()
+    await runner.run()
+    assert await h.stop_reason() == "retries_exhausted"
+    [said] = await h.log("session.error")
+    assert said["error"]["message"] == "over its share"
+    h.starts = no_wait
+    await h.send(user("go on"))
+    await h.drive()
+    assert await h.stop_reason() == "end_turn"
 
 
 async def test_an_owner_that_gives_its_lease_up_is_not_told_that_it_was_taken_over(
