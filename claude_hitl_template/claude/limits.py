@@ -26,8 +26,6 @@ TASKS_PER_PROCESS, TASKS_OF_THE_CLI = 4, 128
 MEMORY_ABOVE_SHARE = 1.25
 # Below this part of its share, what a session wrote is not why a disk fills.
 WRITTEN_PART = 8
-# The clock of a file system is up to this much behind.
-FILE_CLOCK_TICK_NS = 20_000_000
 # Before it, the number of tasks counted for a user of the machine, whatever the namespace.
 TASKS_COUNT_BY_NAMESPACE = (5, 14)
 CGROUP, MOUNTINFO = Path("/proc/self/cgroup"), Path("/proc/self/mountinfo")
@@ -92,7 +90,7 @@ class DiskUse:
         """Why the session is stopped, for its log. Blocking."""
         used, free = self._disk()
         if self._least is None:
-            self._since_ns = time.time_ns() - FILE_CLOCK_TICK_NS
+            self._since_ns = time.time_ns()
             self._least, self._room = used, min(self._most, free)
             self._may_write = self._room // WRITTEN_PART
             if free < self._most:  # a session takes most of it at most: the service needs the rest
@@ -129,8 +127,10 @@ class DiskUse:
                 for name in names:
                     with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                         file = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-                        found += file.st_blocks * 512
-                        written += file.st_blocks * 512 if file.st_ctime_ns > self._since_ns else 0
+                        taken = file.st_blocks * 512
+                        found += taken
+                        if file.st_ctime_ns > self._since_ns:
+                            written += taken
         return found, written
 
 

@@ -100,7 +100,10 @@ def _imported(name: str) -> Any:
 async def watch(runner: "SessionRunner", share: Share, folders: Iterable[Path]) -> None:
     """Stops a session that uses more than its share, before the machine's other sessions run out of it. Its files are in the
     folders."""
-    disk, ready = DiskUse(folders, share.disk_bytes), runner.workspace_ready
+    await (
+        runner.workspace_ready.wait()
+    )  # nothing of the session runs before, and it did not write what is restored
+    disk = DiskUse(folders, share.disk_bytes)
     while True:
         memory_bytes, processes = await asyncio.to_thread(_used)
         if memory_bytes > share.memory_bytes:
@@ -111,13 +114,9 @@ async def watch(runner: "SessionRunner", share: Share, folders: Iterable[Path]) 
                 f"the session had {processes} processes, and {share.processes} are its share (HITL_SESSION_PROCESSES): "
                 "they were stopped. Send a message to go on",
             )
-        elif ready.is_set() and (why := await asyncio.to_thread(disk.over)):
+        elif why := await asyncio.to_thread(disk.over):
             await _stop_for(runner, why)
-        if ready.is_set():
-            await asyncio.sleep(WATCH_S)
-        else:
-            with contextlib.suppress(TimeoutError):  # the first look is before anything runs
-                await asyncio.wait_for(ready.wait(), WATCH_S)
+        await asyncio.sleep(WATCH_S)
 
 
 async def _stop_for(runner: "SessionRunner", reason: str) -> None:
